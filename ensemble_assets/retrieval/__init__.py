@@ -1,0 +1,1 @@
+"""Exact top-k, fusion and evaluation: pure functions on arrays and frames."""

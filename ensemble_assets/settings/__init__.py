@@ -1,0 +1,6 @@
+"""Settings: every option, and how its value is found. The only part that reads the process environment."""
+
+from ensemble_assets.settings.options import Settings, flatten, options
+from ensemble_assets.settings.resolution import Origin, Resolved, resolve
+
+__all__ = ["Origin", "Resolved", "Settings", "flatten", "options", "resolve"]

@@ -1,0 +1,176 @@
+"""Every option: its default, unit, accepted values and environment name.
+
+Options are fields of the frozen section classes below; the command line, the Launchpad, ``docs/configuration.md`` and
+the manifest are all made from them. How values are found is ``resolution``'s part, parsing one value is ``values``'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensemble_assets.core.registry import PROFILES
+from ensemble_assets.settings.values import Option, option, option_of
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models run."""
+
+    profile: str = option(
+        "embedded", "named choice of models, see docs/models.md", choices=(*PROFILES, "custom"), env="EMBEDDER_PROFILE"
+    )
+    ensemble: tuple[str, ...] = option(
+        (), "dense models, the first is the primary one; empty: the profile's", env="EMBEDDER_ENSEMBLE_MODELS"
+    )
+    sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
+    rerank: str = option("", "CrossEncoder; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
+    file: str = option("", "YAML file that defines models for profile custom", env="EMBEDDER_MODELS_FILE")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are read and written. Relative paths start at the working directory."""
+
+    chunked_dir: str = option("corpora", "folder with one sub-folder per collection", env="EMBEDDER_CHUNKED_DIR")
+    output_dir: str = option("output", "bundles land in <output_dir>/<collection>/", env="EMBEDDER_OUTPUT_DIR")
+    artifacts_dir: str = option(
+        "", "stage artefacts (path or fsspec URL); empty: <output_dir>/.artifacts", env="EMBEDDER_ARTIFACTS_DIR"
+    )
+    key_file: str = option(
+        "", "key of the query hashes; empty: one per user, made on first use", env="EMBEDDER_KEY_FILE"
+    )
+    lock_dir: str = option("", "machine-wide folder of device locks; empty: a folder that all users share")
+    cache_dir: str = option("", "measured batch sizes and compiled models; empty: the user's cache folder")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How chunk files are read."""
+
+    min_tokens: int = option(
+        0, "chunks with fewer tokens are skipped and counted; 50: the old loader", unit="tokens", low=0
+    )
+    max_record_mb: int = option(64, "a single record above this is refused", unit="MB", low=1, high=1024)
+    collection_priority: float = option(0.5, "exported as collection_priority", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Where queries and judgements come from."""
+
+    file: str = option("", "JSONL or TSV; empty: queries.jsonl or queries.tsv beside the chunks, else derived probes")
+    qrels: str = option("", "TREC or BEIR judgements; empty: qrels beside the chunks, if any")
+    judged_only: bool = option(True, "with qrels, keep only the queries that have judgements")
+    derived_limit: int = option(
+        50, "most probes derived from headings when there is no query file", low=1, high=100_000
+    )
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Learned sparse vectors."""
+
+    top_k: int = option(256, "terms kept per chunk", unit="terms", low=1, high=100_000)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """First-stage lists and how they are merged."""
+
+    depth: int = option(100, "candidates taken from each first-stage list", low=1, high=10_000)
+    method: str = option("rrf", "how lists are fused", choices=("rrf", "minmax", "dbsf", "zscore"))
+    rrf_k: int = option(60, "constant of reciprocal rank fusion", low=1)
+    dense_weight: float = option(0.5, "weight of the dense list; the sparse list gets the rest", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """CrossEncoder over the fused candidates."""
+
+    depth: int = option(
+        20, "fused candidates per query that the CrossEncoder scores", unit="candidates", low=1, high=1000
+    )
+    weight: float = option(
+        0.35, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class Device:
+    """Devices and memory."""
+
+    ceiling_gb: float = option(12.0, "most memory in use on any GPU, all processes counted", unit="10^9 bytes", low=0.5)
+    lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
+    batch_tokens: int = option(8192, "padded tokens per batch to start with", unit="tokens", low=64)
+    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
+    dtype: str = option("auto", "weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
+
+
+@dataclass(frozen=True)
+class Export:
+    """The bundle."""
+
+    prefix: str = option("ultimate_embeddings_v4", "start of every file name of the bundle")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics switch and name space."""
+
+    enabled: bool = option(True, "whether metrics are recorded", env="EMBEDDER_METRICS_ENABLED")
+    namespace: str = option("rag", "start of every metric name", env="EMBEDDER_METRICS_NAMESPACE")
+
+
+@dataclass(frozen=True)
+class Checks:
+    """Limits of the gates."""
+
+    sparse_coverage_warn: float = option(
+        0.95, "share of chunks with a sparse vector under which a check warns", low=0.0, high=1.0
+    )
+    sparse_coverage_error: float = option(0.8, "share under which it fails", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options, resolved; made by ``resolve``. Sections are attributes, toggles stand at the top."""
+
+    enable_sparse: bool = option(True, "learned sparse vectors", env="EMBEDDER_ENABLE_SPARSE")
+    enable_rerank: bool = option(True, "CrossEncoder reranking", env="EMBEDDER_ENABLE_RERANK")
+    models: Models = field(default_factory=Models)
+    paths: Paths = field(default_factory=Paths)
+    chunks: Chunks = field(default_factory=Chunks)
+    queries: Queries = field(default_factory=Queries)
+    sparse: Sparse = field(default_factory=Sparse)
+    fusion: Fusion = field(default_factory=Fusion)
+    rerank: Rerank = field(default_factory=Rerank)
+    device: Device = field(default_factory=Device)
+    export: Export = field(default_factory=Export)
+    metrics: Metrics = field(default_factory=Metrics)
+    checks: Checks = field(default_factory=Checks)
+
+
+def options() -> dict[str, Option]:
+    """Every option by its dotted key, in the order of the classes above."""
+    return dict(_walk(Settings))
+
+
+def _walk(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Option]]:
+    hints = {f.name: f for f in dataclasses.fields(cls)}
+    for name, f in hints.items():
+        if f.default_factory is not dataclasses.MISSING:
+            yield from _walk(f.default_factory, f"{name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + name, option_of(f, prefix + name)
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """Values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key in options():
+        section, _, name = key.rpartition(".")
+        flat[key] = getattr(getattr(settings, section) if section else settings, name)
+    return flat
