@@ -106,6 +106,9 @@ class Device:
     lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
     batch_tokens: int = option(8192, "padded tokens per batch to start with", unit="tokens", low=64)
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
+    host_budget_gb: float = option(
+        4.0, "most host memory that one table of a collection may take", unit="10^9 bytes", low=0.1
+    )
     dtype: str = option("auto", "weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
 
 

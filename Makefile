@@ -1,0 +1,54 @@
+# Two commands for most people: `make run` (demo, end to end) and `make test`.
+PYTHON ?= python3
+# Plain `torch` brings a CUDA build of several gigabytes; this one is enough for hosts without a GPU.
+# For a CUDA build: make install TORCH=torch
+TORCH ?= torch==2.13.*
+BIN := .venv/bin
+HOME_DIR := $(CURDIR)/.dagster_home
+OUTPUT_DIR ?= output
+CHUNKED_DIR ?= $(if $(wildcard corpora),corpora,ensemble_assets/sample)
+PORT ?= 3000
+
+.DEFAULT_GOAL := help
+.PHONY: help install run ui test lint test-nightly test-gpu clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
+
+install: .venv/.installed  ## a virtual environment with everything, in .venv
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	touch $@
+
+$(HOME_DIR)/dagster.yaml: dagster.yaml
+	mkdir -p $(HOME_DIR)
+	cp dagster.yaml $@
+
+run: install $(HOME_DIR)/dagster.yaml  ## the demo collection through every stage
+	DAGSTER_HOME=$(HOME_DIR) $(BIN)/ensemble-assets demo --output-dir $(OUTPUT_DIR)
+	@echo "The bundle is in $(OUTPUT_DIR)/pydoc. To look at the run in the browser: make ui, then http://127.0.0.1:$(PORT)"
+
+ui: install $(HOME_DIR)/dagster.yaml  ## the Dagster UI on 127.0.0.1
+	DAGSTER_HOME=$(HOME_DIR) EMBEDDER_CHUNKED_DIR=$(abspath $(CHUNKED_DIR)) EMBEDDER_OUTPUT_DIR=$(abspath $(OUTPUT_DIR)) \
+		$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## linters, types, import contracts and the test suite
+	$(BIN)/python -m pytest -m "not nightly and not gpu and not ui"
+
+test-nightly: install  ## thousands of simulated runs
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"
+
+test-gpu: install  ## the same promises on real CUDA devices; skips where there are none
+	$(BIN)/python -m pytest -m gpu -rs ensemble_assets_tests/gpu
+
+clean:  ## everything that the other targets made
+	rm -rf .venv .dagster_home output

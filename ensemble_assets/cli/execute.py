@@ -1,0 +1,132 @@
+"""Materialises collections through Dagster in this process: instance, partitions, one run each."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from ensemble_assets.build import build_definitions
+from ensemble_assets.cli.live import ConsoleProgress
+from ensemble_assets.core.collections import find_collections
+from ensemble_assets.core.errors import InputError
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.orchestration.resources import settings_run_config
+from ensemble_assets.settings import Resolved, flatten, resolve
+from ensemble_assets.settings.layers import process_environment
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run: collection names (all if empty) and option overrides with the names of their sources."""
+
+    collections: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CollectionOutcome:
+    """How one collection's run ended."""
+
+    collection: str
+    succeeded: bool
+    bundle: Path
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+
+
+def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[CollectionOutcome]:
+    """Runs the pipeline for each collection; one that fails does not stop the others.
+
+    Raises:
+        SettingsError: before anything runs, for a value that is not accepted.
+        InputError: if a named collection does not exist.
+    """
+    resolved = resolve(request.overrides, override_sources=request.sources)
+    names = _collection_names(resolved, request.collections)
+    with _instance() as instance:
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), names)
+        definitions = build_definitions(progress=progress)
+        typed = flatten(resolved.settings)
+        config = settings_run_config({key: typed[key] for key in request.overrides}, request.sources)
+        config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
+        return [_run_one(name, definitions, instance, config, (resolved, progress)) for name in names]
+
+
+def _run_one(
+    name: str,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    config: dict[str, Any],
+    told: tuple[Resolved, ConsoleProgress],
+) -> CollectionOutcome:
+    resolved, progress = told
+    job = definitions.resolve_job_def(RETRIEVAL_BUNDLE)
+    with _quiet_dagster():
+        result = job.execute_in_process(partition_key=name, instance=instance, raise_on_error=False, run_config=config)
+    stages = progress.records.get(name, [])
+    return CollectionOutcome(
+        collection=name,
+        succeeded=result.success,
+        bundle=Path(resolved.settings.paths.output_dir) / name,
+        stages=stages,
+        checks=[
+            {"check": check.check_name, "passed": check.passed, "severity": check.severity.value}
+            for check in result.get_asset_check_evaluations()
+        ],
+        provenance=resolved.provenance("enable_sparse", "enable_rerank"),
+        error=next((str(s["reason"]) for s in stages if s.get("status") == "failed"), ""),
+    )
+
+
+def _collection_names(resolved: Resolved, wanted: tuple[str, ...]) -> list[str]:
+    root = Path(resolved.settings.paths.chunked_dir)
+    found = [collection.name for collection in find_collections(root)]
+    missing = [name for name in wanted if name not in found]
+    if missing or not found:
+        what = f"there is no collection {missing[0]!r}" if missing else "there are no collections"
+        raise InputError(
+            str(root),
+            f"{what} (found: {', '.join(found) or 'none'})",
+            "Give --chunked-dir a folder of collection folders",
+        )
+    return list(wanted) or found
+
+
+@contextmanager
+def _instance() -> Iterator[dg.DagsterInstance]:
+    """The instance of DAGSTER_HOME, or a private one that is gone afterwards."""
+    if process_environment().get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="ensemble-assets-") as folder,
+            dg.DagsterInstance.local_temp(folder) as instance,
+        ):
+            yield instance
+
+
+@contextmanager
+def _quiet_dagster() -> Iterator[None]:
+    """Dagster's own log lines go to its event log only; the terminal shows progress and the summary."""
+    logger = logging.getLogger("dagster")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,37 @@
+"""The command group, and how errors become exit codes: 0 done, 1 a stage or gate failed, 2 bad usage or settings."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ensemble_assets import __version__
+from ensemble_assets.cli.run_command import demo, run
+from ensemble_assets.core.errors import EnsembleError, SettingsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def commands() -> None:
+    """Turn chunked documents and queries into retrieval artifacts."""
+
+
+commands.add_command(run)
+commands.add_command(demo)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``ensemble-assets``."""
+    try:
+        code = commands.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        click.echo("Stopped.", err=True)
+        code = 1
+    except EnsembleError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = 2 if isinstance(error, SettingsError) else 1
+    sys.exit(code or 0)

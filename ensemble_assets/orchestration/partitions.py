@@ -1,0 +1,11 @@
+"""Collections as dynamic partitions: one partition per collection, shared by all assets."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+COLLECTIONS = dg.DynamicPartitionsDefinition(name="collection")
+"""One partition key per collection folder."""
+
+ONE_COLLECTION_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=1)
+"""A broken collection fails its own run only, and checks keep their partition."""

@@ -1,0 +1,92 @@
+"""The frame around every stage: where it writes, what it records, and what Dagster is told. No stage logic.
+
+``stage_run`` opens a version folder, collects events and reports progress; ``finish`` seals the artefact and turns its
+record into a materialisation. If the stage raises, the unfinished folder is discarded and nothing was published.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from ensemble_assets.core.artefacts import Artefact, ArtefactWriter
+from ensemble_assets.core.errors import EnsembleError
+from ensemble_assets.core.events import EventLog
+from ensemble_assets.orchestration.io_managers import open_store
+from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.settings import Resolved, Settings
+
+
+@dataclass
+class StageRun:
+    """One stage of one collection, while it runs."""
+
+    stage: str
+    collection: str
+    run_id: str
+    resolved: Resolved
+    writer: ArtefactWriter
+    events: EventLog = field(default_factory=EventLog)
+    started: float = field(default_factory=time.perf_counter)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> Settings:
+        """The resolved settings."""
+        return self.resolved.settings
+
+    def finish(
+        self, facts: Mapping[str, Any], metadata: Mapping[str, Any], rows: int | None = None
+    ) -> dg.MaterializeResult[Artefact]:
+        """Seals what was written and describes it to Dagster.
+
+        Args:
+            facts: the stage record; scalars of it become plottable metadata.
+            metadata: pictures and tables.
+            rows: what Dagster shows as the row count.
+        """
+        seconds = time.perf_counter() - self.started
+        self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
+        self.facts["events"] = [event.as_json() for event in self.events.events]
+        artefact = self.writer.seal(self.facts)
+        shown = {name: value for name, value in facts.items() if isinstance(value, (int, float, str))}
+        row_count = {"dagster/row_count": rows} if rows is not None else {}
+        return dg.MaterializeResult(
+            value=artefact,
+            metadata={"wall_seconds": seconds, **shown, **row_count, **metadata},
+            data_version=dg.DataVersion(artefact.version),
+        )
+
+
+@contextmanager
+def stage_run(
+    context: dg.AssetExecutionContext, form: SettingsForm, progress: Progress, stage: str
+) -> Iterator[StageRun]:
+    """Opens a stage for the step's collection; every outcome is reported to ``progress``.
+
+    Raises:
+        dagster.Failure: for an ``EnsembleError``, with its message as it is and without retries.
+    """
+    resolved = form.resolved()
+    collection = context.partition_key
+    asset = context.asset_key.path[-1]
+    writer = open_store(resolved.settings).begin(collection, asset)
+    run = StageRun(stage, collection, context.run_id, resolved, writer)
+    progress.stage_started(stage, collection)
+    try:
+        yield run
+    except BaseException as error:
+        writer.discard()
+        seconds = round(time.perf_counter() - run.started, 4)
+        reason = str(error) if isinstance(error, EnsembleError) else type(error).__name__
+        facts = {"stage": stage, "status": "failed", "wall_seconds": seconds, "reason": reason}
+        progress.stage_finished(stage, collection, facts)
+        if isinstance(error, EnsembleError):
+            raise dg.Failure(description=str(error), allow_retries=False) from None
+        raise
+    progress.stage_finished(stage, collection, run.facts)
