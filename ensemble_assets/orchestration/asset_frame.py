@@ -1,0 +1,31 @@
+"""What all assets have in common: partitions, IO manager, owners, code version. One decorator, so that none differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION_PER_RUN
+
+OWNERS = ["team:retrieval"]
+GPU_POOL = "gpu"
+"""Admission to devices; its one slot comes from dagster.yaml. The lease is what keeps devices exclusive."""
+
+
+def collection_asset(
+    *, group: str, kinds: set[str], code_version: str, pool: str | None = None, deps: list[str] | None = None
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """An asset with one partition per collection that hands on sealed artefacts."""
+    return dg.asset(
+        partitions_def=COLLECTIONS,
+        backfill_policy=ONE_COLLECTION_PER_RUN,
+        io_manager_key="artefacts",
+        group_name=group,
+        kinds=kinds,
+        owners=OWNERS,
+        code_version=code_version,
+        pool=pool,
+        deps=deps,
+    )
