@@ -40,6 +40,11 @@ class StageRun:
         """The resolved settings."""
         return self.resolved.settings
 
+    @property
+    def host_budget_bytes(self) -> int:
+        """Most host memory that one frame may take."""
+        return int(self.settings.device.host_budget_gb * 1e9)
+
     def finish(
         self, facts: Mapping[str, Any], metadata: Mapping[str, Any], rows: int | None = None
     ) -> dg.MaterializeResult[Artefact]:

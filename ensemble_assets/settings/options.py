@@ -64,6 +64,9 @@ class Queries:
     file: str = option("", "JSONL or TSV; empty: queries.jsonl or queries.tsv beside the chunks, else derived probes")
     qrels: str = option("", "TREC or BEIR judgements; empty: qrels beside the chunks, if any")
     judged_only: bool = option(True, "with qrels, keep only the queries that have judgements")
+    ids_are_public: bool = option(
+        False, "query ids are not personal, show them as they are; else ids that look like text are hashed"
+    )
     derived_limit: int = option(
         50, "most probes derived from headings when there is no query file", low=1, high=100_000
     )
@@ -104,12 +107,12 @@ class Device:
 
     ceiling_gb: float = option(12.0, "most memory in use on any GPU, all processes counted", unit="10^9 bytes", low=0.5)
     lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
-    batch_tokens: int = option(8192, "padded tokens per batch to start with", unit="tokens", low=64)
+    batch_tokens: int = option(4096, "padded tokens per batch to start with", unit="tokens", low=64)
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
     host_budget_gb: float = option(
         4.0, "most host memory that one table of a collection may take", unit="10^9 bytes", low=0.1
     )
-    dtype: str = option("auto", "weights and activations", choices=("auto", "float32", "bfloat16", "float16"))
+    precision: str = option("auto", "of weights and activations", choices=("auto", "fp32", "bf16", "fp16"))
 
 
 @dataclass(frozen=True)

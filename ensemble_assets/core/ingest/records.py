@@ -1,0 +1,257 @@
+"""What a reader hands over, what can be wrong with it, and the report that counts it.
+
+The table of reasons is the whole policy for input that is imperfect but usable; input that is not usable raises
+``InputError`` where it is met. Reading files and building frames live elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Effect = Literal["skipped", "changed", "noticed"]
+
+MAX_PLACES = 20
+"""Places kept per reason; the count goes on."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that is counted instead of refused.
+
+    Attributes:
+        code: name in reports and manifests.
+        effect: ``skipped`` (the record is not a row), ``changed`` (a row, but not as it was read) or ``noticed``
+            (a file, a link or a judgement; no record is touched).
+        words: completes the sentence "3 times: ...".
+        why: why this is counted and not refused.
+    """
+
+    code: str
+    effect: Effect
+    words: str
+    why: str
+
+
+REASONS: Mapping[str, Reason] = MappingProxyType(
+    {
+        reason.code: reason
+        for reason in (
+            Reason("empty_text", "skipped", "the text is empty or blank", "nothing can be embedded"),
+            Reason("below_min_tokens", "skipped", "fewer tokens than chunks.min_tokens", "the setting asks for it"),
+            Reason("duplicate_record", "skipped", "the same id with the same content again", "no information is lost"),
+            Reason(
+                "duplicate_chunk_id",
+                "changed",
+                "a chunk_id came again; '#2', '#3', ... was appended to it",
+                "the old loader kept such rows; ids must be unique here",
+            ),
+            Reason(
+                "nul_in_text",
+                "changed",
+                "NUL characters in a text became spaces",
+                "databases and C libraries end a string there; the rest of the text is good",
+            ),
+            Reason(
+                "lone_surrogate",
+                "changed",
+                "half characters (lone surrogates) became U+FFFD",
+                "a cut emoji; it cannot be written as UTF-8, the rest of the text is good",
+            ),
+            Reason(
+                "non_finite_number",
+                "changed",
+                "NaN or Infinity in metadata became null",
+                "JSON has no such numbers; strict readers of the bundle would refuse the whole file",
+            ),
+            Reason(
+                "duplicate_json_key",
+                "changed",
+                "a key stands twice in one JSON object; the last value was kept",
+                "the old loader did so; the JSON standard leaves it open",
+            ),
+            Reason(
+                "metadata_conflict",
+                "changed",
+                "a key stands beside and inside 'metadata'; the one inside was kept",
+                "the inner one was put there as metadata on purpose",
+            ),
+            Reason("text_cut", "changed", "the text is longer than the contract allows and was cut", "contract"),
+            Reason(
+                "id_changed",
+                "changed",
+                "blanks or control characters in an id became '_'",
+                "run and qrels files are separated by blanks",
+            ),
+            Reason(
+                "unusable_chunk_id",
+                "changed",
+                "metadata.chunk_id is no short text or number; the place was taken as id",
+                "the old loader did not look at it",
+            ),
+            Reason(
+                "unusable_token_count",
+                "changed",
+                "metadata.token_count is not a count; it was estimated from the words",
+                "it only feeds min_tokens and reports",
+            ),
+            Reason(
+                "text_beside_container",
+                "noticed",
+                "an object has a list of chunks and a text of its own, which is not a chunk",
+                "the old loader took the list",
+            ),
+            Reason("empty_file", "noticed", "the file has no records", "an empty list or file says so on purpose"),
+            Reason(
+                "other_format_ignored",
+                "noticed",
+                "a chunk file of a format that was not chosen",
+                "chunks.format is set",
+            ),
+            Reason(
+                "exported_file",
+                "noticed",
+                "a file of an export bundle lies among the chunk files",
+                "the output folder is the input folder; the bundle's points are not chunks",
+            ),
+            Reason(
+                "hidden_file", "noticed", "a chunk file whose name begins with a dot", "editors and macOS leave them"
+            ),
+            Reason(
+                "repeated_link",
+                "noticed",
+                "a symbolic link to a file or folder that is read anyway",
+                "reading it twice would double its chunks",
+            ),
+            Reason("unjudged_query", "skipped", "the query has no judgement in the qrels", "another split's query"),
+            Reason(
+                "unknown_query",
+                "noticed",
+                "a judgement names a query that is not in the queries",
+                "another split's line",
+            ),
+            Reason(
+                "unknown_chunk",
+                "noticed",
+                "a judgement names a chunk that is not in the collection",
+                "a skipped or removed chunk; recall counts it as missed only if it is kept",
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was met: a file relative to the input folder and, where known, its 0-based record or line."""
+
+    source: str
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One chunk as it stands in a file, before any preparation.
+
+    Attributes:
+        text: as read; may be empty.
+        metadata: the chunk's own metadata, keys in file order; values are JSON values.
+        source: POSIX path relative to the collection folder.
+        position: 0-based record (JSON list, Parquet row) or line (JSONL) in ``source``.
+        given_id: the id of formats whose ids must be unique (BEIR, JSONL, Parquet); None for legacy chunk files,
+            where ``metadata.chunk_id`` is taken.
+    """
+
+    text: str
+    metadata: dict[str, Any]
+    source: str
+    position: int
+    given_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadReport:
+    """What reading a collection, a queries file or qrels came to. Holds places and counts, never text.
+
+    Attributes:
+        files: files read.
+        records: records met; always ``rows`` plus the counts of the reasons with effect ``skipped``.
+        rows: rows of the resulting frame.
+        counts: how often each reason of ``REASONS`` was met; only those that were.
+        places: the first ``MAX_PLACES`` places per reason.
+    """
+
+    files: int = 0
+    records: int = 0
+    rows: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """Records that did not become a row."""
+        return sum(count for code, count in self.counts.items() if REASONS[code].effect == "skipped")
+
+    def warnings(self) -> list[str]:
+        """One sentence per reason that was met, fit for a manifest: how often, what, and where first."""
+        return [
+            f"{count} times: {REASONS[code].words} ({REASONS[code].effect}), first in {_words(self.places[code][0])}"
+            for code, count in self.counts.items()
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary for asset metadata and artefact facts."""
+        return {
+            "files": self.files,
+            "records": self.records,
+            "rows": self.rows,
+            "skipped": self.skipped,
+            "reasons": dict(self.counts),
+            "places": {code: [[p.source, p.position] for p in places] for code, places in self.places.items()},
+        }
+
+
+def record_place(source: str, position: int) -> str:
+    """A record in words, for errors and reports: records and lines are counted from 1 there."""
+    return f"{source}, record {position + 1}"
+
+
+def _words(place: Place) -> str:
+    return place.source if place.position is None else record_place(place.source, place.position)
+
+
+@dataclass
+class Tally:
+    """Collects what a ``ReadReport`` says, while files are being read."""
+
+    files: int = 0
+    records: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[Place]] = field(default_factory=dict)
+
+    def note(self, code: str, source: str, position: int | None = None, times: int = 1) -> None:
+        """Count ``times`` occurrences of a reason at one place.
+
+        Raises:
+            KeyError: if ``code`` is not in ``REASONS``; a programming error.
+        """
+        if times <= 0:
+            return
+        self.counts[REASONS[code].code] += times
+        kept = self.places.setdefault(code, [])
+        if len(kept) < MAX_PLACES:
+            kept.append(Place(source, position))
+
+    def report(self, rows: int) -> ReadReport:
+        """The finished report; reasons in the order of ``REASONS``."""
+        met = [code for code in REASONS if self.counts[code]]
+        return ReadReport(
+            files=self.files,
+            records=self.records,
+            rows=rows,
+            counts=MappingProxyType({code: self.counts[code] for code in met}),
+            places=MappingProxyType({code: tuple(self.places[code]) for code in met}),
+        )

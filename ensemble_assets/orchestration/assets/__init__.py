@@ -1,0 +1,1 @@
+"""The assets, one file each, in pipeline order: inputs, first stage, ranking, bundle."""

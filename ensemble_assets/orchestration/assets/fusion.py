@@ -1,0 +1,58 @@
+"""Asset ``fused_candidates``: exact dense and sparse top-k, fused into one list of candidates per query."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import dagster as dg
+
+from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.core.records import StageRecord
+from ensemble_assets.orchestration.asset_frame import collection_asset
+from ensemble_assets.orchestration.first_stage import first_stage_runs
+from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
+
+
+@collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="1")
+def fused_candidates(
+    context: dg.AssetExecutionContext,
+    settings: SettingsForm,
+    progress: dg.ResourceParam[Progress],
+    chunks: Artefact,
+    queries: Artefact,
+    dense_embeddings: Artefact,
+    sparse_vectors: Artefact,
+) -> dg.MaterializeResult[Artefact]:
+    """Candidates per query with the rank and score that each first-stage list gave them."""
+    with stage_run(context, settings, progress, "fusion") as run:
+        options, started = run.settings.fusion, time.perf_counter()
+        ids = queries.frame("queries", columns=["public_id"])["public_id"].to_list()
+        runs = first_stage_runs(dense_embeddings, sparse_vectors, ids, options.depth)
+        # Twice the share, so that equal shares leave the textbook score 1 / (k + rank) of RRF as it is.
+        weights = {"dense": 2 * options.dense_weight, "sparse": 2 * (1 - options.dense_weight)}
+        method = METHODS[options.method](options.rrf_k) if options.method == "rrf" else METHODS[options.method]()
+        candidates = fuse(
+            [RankedList(name, ranked, weights[name] if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
+            chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
+            method,
+            query_order=ids,
+        )
+        run.writer.frame("candidates", candidates)
+        for name, ranked in runs.items():
+            run.writer.frame(f"run.{name}", ranked)
+        record = StageRecord("fusion", "completed", items=len(ids), seconds=time.perf_counter() - started, device="cpu")
+        facts = {
+            **asdict(record),
+            "unit": "queries",
+            "method": options.method,
+            "parameters": dict(method.parameters),
+            "lists": list(runs),
+            "dense_share": options.dense_weight,
+            "candidates": candidates.height,
+        }
+        picture = histogram(candidates["score"].to_numpy(), "Fused scores", "")
+        return run.finish(facts, {"fused_scores": picture}, rows=candidates.height)

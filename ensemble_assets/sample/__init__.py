@@ -1,0 +1,11 @@
+"""The demo collection: passages of Python's language reference with hand-written queries and judgements.
+
+``SAMPLE_FOLDER`` is a chunked-dir with the one collection ``DEMO_COLLECTION``; ``passages`` and ``build`` make its chunks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SAMPLE_FOLDER = Path(__file__).resolve().parent
+DEMO_COLLECTION = "pydoc"
