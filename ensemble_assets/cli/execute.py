@@ -15,13 +15,16 @@ import dagster as dg
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.cli.live import ConsoleProgress
-from ensemble_assets.core.collections import find_collections
+from ensemble_assets.core.collections import choose, discover
 from ensemble_assets.core.errors import InputError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.settings import Resolved, flatten, resolve
 from ensemble_assets.settings.layers import process_environment
+
+
+_PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,10 @@ def _run_one(
 
 def _collection_names(resolved: Resolved, wanted: tuple[str, ...]) -> list[str]:
     root = Path(resolved.settings.paths.chunked_dir)
-    found = [collection.name for collection in find_collections(root)]
-    missing = [name for name in wanted if name not in found]
-    if missing or not found:
-        what = f"there is no collection {missing[0]!r}" if missing else "there are no collections"
-        raise InputError(
-            str(root),
-            f"{what} (found: {', '.join(found) or 'none'})",
-            "Give --chunked-dir a folder of collection folders",
-        )
-    return list(wanted) or found
+    found = discover(root).collections
+    if not found:
+        raise InputError(str(root), "has no folder with chunk files", "Give --chunked-dir the folder of the collections")
+    return [collection.name for collection in choose(found, wanted)]
 
 
 @contextmanager
@@ -113,7 +110,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
     else:
         with (
             tempfile.TemporaryDirectory(prefix="ensemble-assets-") as folder,
-            dg.DagsterInstance.local_temp(folder) as instance,
+            dg.DagsterInstance.local_temp(folder, overrides=_PRIVATE_INSTANCE) as instance,
         ):
             yield instance
 

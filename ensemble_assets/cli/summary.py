@@ -10,6 +10,7 @@ from rich.table import Table
 from ensemble_assets.cli.execute import CollectionOutcome
 
 _COLUMNS = ("stage", "status", "seconds", "items/s", "peak memory", "fallbacks", "toggle", "source")
+_PLAIN_WIDTH = 140
 _TOGGLES = {"sparse": "enable_sparse", "rerank": "enable_rerank"}
 
 
@@ -38,11 +39,12 @@ def _json_stage(facts: dict[str, Any]) -> dict[str, Any]:
 
 def print_summary(outcomes: list[CollectionOutcome]) -> None:
     """Prints one table per collection and where its bundle is."""
-    console = Console(highlight=False)
+    terminal = Console(highlight=False)
+    console = terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
     for outcome in outcomes:
         table = Table(title=f"{outcome.collection}: {'done' if outcome.succeeded else 'FAILED'}", title_justify="left")
         for column in _COLUMNS:
-            table.add_column(column, justify="right" if column in _COLUMNS[2:6] else "left")
+            table.add_column(column, justify="right" if column in _COLUMNS[2:6] else "left", no_wrap=True)
         toggles = {row["key"]: row for row in outcome.provenance}
         for facts in outcome.stages:
             table.add_row(*_cells(facts, toggles.get(_TOGGLES.get(facts["stage"], ""), {})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,20 @@ def collection_asset(
     *, group: str, kinds: set[str], code_version: str, pool: str | None = None, deps: list[str] | None = None
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """An asset with one partition per collection that hands on sealed artefacts."""
-    return dg.asset(
-        partitions_def=COLLECTIONS,
-        backfill_policy=ONE_COLLECTION_PER_RUN,
-        io_manager_key="artefacts",
-        group_name=group,
-        kinds=kinds,
-        owners=OWNERS,
-        code_version=code_version,
-        pool=pool,
-        deps=deps,
-    )
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy is beta; chosen knowingly
+            return dg.asset(
+                partitions_def=COLLECTIONS,
+                backfill_policy=ONE_COLLECTION_PER_RUN,
+                io_manager_key="artefacts",
+                group_name=group,
+                kinds=kinds,
+                owners=OWNERS,
+                code_version=code_version,
+                pool=pool,
+                deps=deps,
+            )(function)
+
+    return decorate

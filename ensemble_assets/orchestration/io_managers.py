@@ -3,8 +3,6 @@
 What an artefact is and how it is stored is ``core.artefacts`` and ``core.artefact_store``.
 """
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ensemble_assets.core.artefact_store import ArtefactStore

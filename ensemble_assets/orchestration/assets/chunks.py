@@ -1,7 +1,5 @@
 """Asset ``chunks``: a collection's files as one frame, with a report of everything that was left out or changed."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact

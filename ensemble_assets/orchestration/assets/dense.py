@@ -1,7 +1,5 @@
 """Asset ``dense_embeddings``: unit vectors of chunks and queries, one model after another on all devices."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact

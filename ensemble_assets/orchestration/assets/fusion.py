@@ -1,7 +1,5 @@
 """Asset ``fused_candidates``: exact dense and sparse top-k, fused into one list of candidates per query."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import asdict
 

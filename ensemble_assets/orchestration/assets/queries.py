@@ -1,7 +1,5 @@
 """Asset ``queries``: the collection's queries and judgements. The only artefact that holds query text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg

@@ -1,0 +1,36 @@
+"""Assembles the Dagster definitions. The only assembler: the code location, the command line and tests all call it."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from ensemble_assets.orchestration.assets import ALL_ASSETS
+from ensemble_assets.orchestration.io_managers import ArtefactIOManager
+from ensemble_assets.orchestration.jobs import default_jobs
+from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_form
+from ensemble_assets.settings import resolve
+
+_STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
+"""One step at a time, each in its own process: its end returns all memory, and devices are exclusive anyway."""
+
+
+def build_definitions(*, progress: Progress | None = None) -> dg.Definitions:
+    """Assets, jobs and resources.
+
+    Args:
+        progress: hears when stages begin and end; the command line passes one.
+
+    Raises:
+        SettingsError: if the configuration of this process holds a value that is not accepted.
+    """
+    settings = settings_form(resolve().settings).configure_at_launch()
+    return dg.Definitions(
+        assets=list(ALL_ASSETS),
+        jobs=list(default_jobs),
+        resources={
+            "settings": settings,
+            "artefacts": ArtefactIOManager(settings=settings),
+            "progress": progress or SilentProgress(),
+        },
+        executor=dg.multiprocess_executor.configured(_STEP_PROCESSES),
+    )

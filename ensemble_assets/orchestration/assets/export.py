@@ -1,0 +1,55 @@
+"""Asset ``export_bundle``: everything as the files that vector databases and older programs load."""
+
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+
+from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.export.bundle import write_bundle
+from ensemble_assets.orchestration.asset_frame import collection_asset
+from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs, ranked_lists
+from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
+from ensemble_assets.orchestration.pictures import bars, table
+from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.stage_run import stage_run
+
+
+@collection_asset(group="bundles", kinds={"json", "numpy"}, code_version="1")
+def export_bundle(
+    context: dg.AssetExecutionContext,
+    settings: SettingsForm,
+    progress: dg.ResourceParam[Progress],
+    chunks: Artefact,
+    queries: Artefact,
+    dense_embeddings: Artefact,
+    sparse_vectors: Artefact,
+    fused_candidates: Artefact,
+    reranked_candidates: Artefact,
+) -> dg.MaterializeResult[Artefact]:
+    """The bundle in ``<output_dir>/<collection>/``, written whole or not at all."""
+    upstream = Upstream(chunks, queries, dense_embeddings, sparse_vectors, fused_candidates, reranked_candidates)
+    with stage_run(context, settings, progress, "export") as run:
+        clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
+        bundle = write_bundle(
+            Path(run.settings.paths.output_dir),
+            bundle_inputs(upstream, run.collection, run.settings, clock),
+            lambda written: manifest_inputs(upstream, run, clock, written),
+            ranked_lists(upstream),
+        )
+        sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
+        facts = {
+            "status": "completed",
+            "items": int(chunks.index["files"]["chunks.parquet"]["rows"]),
+            "unit": "chunks",
+            "files": len(bundle.files),
+            "bundle_bytes": sum(sizes.values()),
+            "skipped_files": dict(bundle.written.skipped),
+        }
+        seconds = {stage: float(artefact.facts["wall_seconds"]) for stage, artefact in upstream.by_stage().items()}
+        pictures = {
+            "bundle": dg.MetadataValue.path(str(bundle.folder.absolute())),
+            "contents": table([{"file": name, "bytes": size} for name, size in sizes.items()]),
+            "stage_seconds": bars(list(seconds), list(seconds.values()), "Seconds per stage", "s"),
+        }
+        return run.finish(facts, pictures, rows=facts["items"])

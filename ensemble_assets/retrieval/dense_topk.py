@@ -1,0 +1,238 @@
+"""Exact inner-product top-k over dense vectors, in tiles of bounded memory, for one model or several at once.
+
+Two steps per tile. A float32 matrix product finds every row that could belong to the k best, with the worst-case
+rounding error of that product as margin. Those few rows are scored again in float64, one pair at a time in a fixed
+order, and rounded once to float32. The scores that come out therefore depend on nothing but the two vectors: not on
+the tile size, the number of threads, the BLAS library's kernels or the row's place in the matrix; identical rows tie
+exactly.
+
+Encoding and storing vectors belong to other parts. There is no approximate search here: below ten million rows the
+exact one is affordable, and a quality gate over it needs no tolerance band.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.core.errors import ArtefactError, MemoryBudgetError, StageError
+from ensemble_assets.retrieval.mapped_pages import drop_resident_pages
+from ensemble_assets.retrieval.topk import BestSoFar, TopK, check_depth
+
+DEFAULT_TILE_BYTES = 256 * 1024 * 1024
+
+_BYTES_PER_CELL = 72  # float32 scores, partition copy and mask, and all temporaries when every cell is a candidate
+_BYTES_PER_KEPT = 48  # one kept place of one query, merged and sorted
+_RESCORE_BYTES = 4 * 1024 * 1024  # pairs scored in float64 at a time; stays in cache
+_QUERIES_AT_ONCE = 1024
+_ROWS_WORTH_A_PRODUCT = 256
+_UNIT_ROUNDOFF = 2.0**-24  # of float32
+_SMALLEST_NORMAL = 2.0**-126  # of float32; products below it may be flushed to zero
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """One model's vectors and its weight in the combined score.
+
+    Attributes:
+        name: model slug, for messages.
+        documents: ``[n_rows, dim] float32``, unit rows when scores are to be cosines; may be memory-mapped.
+        queries: ``[n_queries, dim] float32``, the same.
+        weight: positive; the combined score is the weighted mean of the models' inner products, which is the inner
+            product of the concatenated, sqrt(weight)-scaled vectors.
+    """
+
+    name: str
+    documents: NDArray[np.float32]
+    queries: NDArray[np.float32]
+    weight: float = 1.0
+
+
+def dense_topk(models: Sequence[DenseModel], k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
+    """The k rows with the highest score for every query.
+
+    The score of a pair is ``float32(sum_m share_m * sum_i float64(document_i) * float64(query_i))``, the inner sums in
+    numpy's pairwise order; it differs from the real value by at most half a unit in the last place of float32, plus
+    1e-13 relative to the sum of the products' magnitudes. Order: score descending, then row ascending.
+
+    Args:
+        models: one or more, over the same rows and the same queries.
+        k: rows per query, cut to the number of rows there are.
+        tile_bytes: upper bound on the working memory in bytes, besides the inputs, the result (12 bytes per place) and
+            4 MiB.
+
+    Returns:
+        ``[n_queries, min(k, n_rows)]``, every place filled.
+
+    Raises:
+        ArtefactError: if shapes or types do not fit together, or a vector is not finite.
+        StageError: if ``k`` or a weight is not positive.
+        MemoryBudgetError: if ``tile_bytes`` does not hold one row for one query.
+    """
+    shares = _checked_shares(models)
+    n_rows, n_queries = len(models[0].documents), len(models[0].queries)
+    check_depth(k, n_rows)
+    k = min(k, max(n_rows, 1))
+    best = BestSoFar(n_queries, k)
+    if not n_rows or not n_queries:
+        return best.result()
+    search = _Search(models, shares, best)
+    rows_at_once, queries_at_once = _tile_shape(n_rows, n_queries, k, len(models), tile_bytes)
+    for start in range(0, n_rows, rows_at_once):
+        stop = min(start + rows_at_once, n_rows)
+        search.load_tile(start, stop)
+        for first in range(0, n_queries, queries_at_once):
+            search.visit(first, min(first + queries_at_once, n_queries))
+        for model in models:
+            drop_resident_pages(model.documents)
+    return best.result()
+
+
+class _Search:
+    """One tile of rows after the other against all queries."""
+
+    def __init__(self, models: Sequence[DenseModel], shares: NDArray[np.float64], best: BestSoFar) -> None:
+        self.models = models
+        self.shares = shares
+        self.best = best
+        self.query_norms = [_norms_above(model.queries, model.name, "query", 0) for model in models]
+        self.start = 0
+        self.documents: list[NDArray[np.float32]] = []
+        self.document_norms: list[float] = []
+
+    def load_tile(self, start: int, stop: int) -> None:
+        """Make rows ``start`` to ``stop`` the current tile."""
+        self.start = start
+        self.documents = [model.documents[start:stop] for model in self.models]
+        self.document_norms = [
+            float(_norms_above(tile, model.name, "row", start).max())
+            for tile, model in zip(self.documents, self.models, strict=True)
+        ]
+
+    def visit(self, first: int, last: int) -> None:
+        """Offer what queries ``first`` to ``last`` find in the current tile."""
+        approximate = self._approximate(first, last)
+        floors = self._floors(approximate, first, last)
+        cells = np.flatnonzero(approximate >= floors[:, None])
+        queries, columns = np.divmod(cells, approximate.shape[1])
+        queries += first
+        scores = self._exact(queries, columns)
+        self.best.offer(queries, scores, columns + self.start)
+
+    def _approximate(self, first: int, last: int) -> NDArray[np.float32]:
+        """Float32 scores of all pairs of the tile, ``[last - first, n_tile]``."""
+        if len(self.models) == 1:
+            return self.models[0].queries[first:last] @ self.documents[0].T
+        total = np.zeros((last - first, len(self.documents[0])), dtype=np.float32)
+        for share, model, documents in zip(self.shares, self.models, self.documents, strict=True):
+            total += (model.queries[first:last] * np.float32(share)) @ documents.T
+        return total
+
+    def _floors(self, approximate: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
+        """Approximate score below which a row cannot be among the k best, ``[last - first] float32``."""
+        margin = self._error_bounds(first, last)
+        floors = self.best.floors(first, last).astype(np.float64) - margin
+        k = self.best.k
+        unfilled = np.flatnonzero(np.isneginf(floors))
+        if len(unfilled) and approximate.shape[1] > k:
+            kth = np.partition(approximate[unfilled], -k, axis=1)[:, -k]
+            # The k rows at or above kth have real scores at or above kth - margin; others may exceed that by margin.
+            floors[unfilled] = kth - 2 * margin[unfilled]
+        return floors.astype(np.float32)
+
+    def _error_bounds(self, first: int, last: int) -> NDArray[np.float64]:
+        """How far an approximate score can be from the exact one, ``[last - first] float64``.
+
+        |fl(x.y) - x.y| <= n u / (1 - n u) |x| |y| for any order of summation (Higham, Accuracy and Stability of
+        Numerical Algorithms, 3.1), n products of unit roundoff u. A few n more for weights, their sum and comparisons,
+        twice the whole for the rounding of the norms, and what flushing tiny products to zero can lose.
+        """
+        bound = np.zeros(last - first)
+        for share, queries, documents, model in zip(
+            self.shares, self.query_norms, self.document_norms, self.models, strict=True
+        ):
+            dimension = model.documents.shape[1]
+            rounding = 2 * (dimension + 8 * len(self.models)) * _UNIT_ROUNDOFF
+            bound += share * rounding * queries[first:last] * documents + dimension * _SMALLEST_NORMAL
+        return bound
+
+    def _exact(self, queries: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of pairs (query number, tile row), each computed alone in float64, ``[n_pairs] float32``."""
+        total = np.zeros(len(queries))
+        for share, documents, model in zip(self.shares, self.documents, self.models, strict=True):
+            step = max(1, _RESCORE_BYTES // (20 * documents.shape[1]))
+            for start in range(0, len(queries), step):
+                pairs = slice(start, start + step)
+                products = documents[columns[pairs]].astype(np.float64)
+                products *= model.queries[queries[pairs]]
+                total[pairs] += share * products.sum(axis=1)
+        return total.astype(np.float32)
+
+
+def _checked_shares(models: Sequence[DenseModel]) -> NDArray[np.float64]:
+    """Weights divided by their sum, after the arrays were found to fit together."""
+    if not models:
+        raise StageError("dense search needs at least one model; none was given. Configure a dense model")
+    shapes = (len(models[0].documents), len(models[0].queries))
+    for model in models:
+        for role, array in (("documents", model.documents), ("queries", model.queries)):
+            if array.ndim != 2 or array.dtype != np.float32 or not array.shape[1]:
+                raise ArtefactError(
+                    f"{model.name}: {role} are {array.dtype} of shape {array.shape}; expected float32 [n, dim]. "
+                    "Materialise the embeddings again"
+                )
+        if model.documents.shape[1] != model.queries.shape[1]:
+            raise ArtefactError(
+                f"{model.name}: documents have {model.documents.shape[1]} dimensions and queries "
+                f"{model.queries.shape[1]}. Encode both with the same model"
+            )
+        if (len(model.documents), len(model.queries)) != shapes:
+            raise ArtefactError(
+                f"{model.name}: {len(model.documents)} rows and {len(model.queries)} queries; {models[0].name} has "
+                f"{shapes[0]} and {shapes[1]}. Materialise the embeddings of all models for the same collection"
+            )
+        if not (np.isfinite(model.weight) and model.weight > 0):
+            raise StageError(
+                f"{model.name}: weight {model.weight}; expected a positive number. Correct or leave it out"
+            )
+    weights = np.array([model.weight for model in models], dtype=np.float64)
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
+def _tile_shape(n_rows: int, n_queries: int, k: int, n_models: int, tile_bytes: int) -> tuple[int, int]:
+    """Rows and queries of one tile: as many queries as leave room for a worthwhile number of rows."""
+    per_cell = _BYTES_PER_CELL + (4 if n_models > 1 else 0)
+    queries = min(n_queries, _QUERIES_AT_ONCE)
+    while True:
+        rows = (tile_bytes // queries - k * _BYTES_PER_KEPT) // per_cell
+        if rows >= min(n_rows, _ROWS_WORTH_A_PRODUCT) or queries == 1:
+            break
+        queries = (queries + 1) // 2
+    if rows < 1:
+        raise MemoryBudgetError(
+            f"dense top-{k} needs at least {k * _BYTES_PER_KEPT + per_cell} bytes of working memory; tile_bytes is "
+            f"{tile_bytes}. Raise tile_bytes"
+        )
+    return min(rows, n_rows), queries
+
+
+def _norms_above(vectors: NDArray[np.float32], name: str, what: str, first: int) -> NDArray[np.float64]:
+    """Euclidean norms, or slightly more where squares underflow, ``[n] float64``.
+
+    Raises:
+        ArtefactError: if a vector is not finite (or so large that its squares are not).
+    """
+    with np.errstate(over="ignore"):
+        squares = np.einsum("nd,nd->n", vectors, vectors).astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
+        raise ArtefactError(
+            f"{name}: the vector of {what} {first + int(bad[0])} is not finite ({len(bad)} such in this tile). "
+            "Materialise the embeddings again"
+        )
+    norms: NDArray[np.float64] = np.sqrt(squares + vectors.shape[1] * _SMALLEST_NORMAL)
+    return norms

@@ -1,0 +1,123 @@
+"""Measures ranked lists against relevance judgements with ir-measures: per query and on average.
+
+Comparing two measurements is ``significance`` and ``gates``; which runs and judgements are used is the caller's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import ir_measures
+import polars as pl
+
+from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.core.frames import QRELS, conform
+
+MEASURES: Mapping[str, ir_measures.measures.Measure] = MappingProxyType(
+    {
+        "nDCG@10": ir_measures.nDCG @ 10,
+        "MRR@10": ir_measures.RR @ 10,
+        "recall@100": ir_measures.R @ 100,
+        "MAP": ir_measures.AP,
+    }
+)
+"""What is measured. nDCG has linear gain (the relevance grade itself); relevant means a grade of at least 1."""
+
+_RANKED = ["public_id", "rank", "chunk_id"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measured quality of one or several runs over the same judged queries.
+
+    Attributes:
+        per_query: ``public_id, run, measure`` (String), ``value`` (Float64, 0 to 1); runs as given, measures as in
+            ``MEASURES``, queries in the order of the judgements.
+        summary: ``run, measure`` (String), ``mean`` (Float64), ``queries`` (UInt32, how many the mean is over).
+        queries: judged queries with at least one relevant chunk; all runs are measured on exactly these.
+        without_relevant: judged queries left out because none of their judgements is relevant.
+        not_retrieved: per run, queries for which it has no list; they count as 0.
+    """
+
+    per_query: pl.DataFrame
+    summary: pl.DataFrame
+    queries: int
+    without_relevant: int
+    not_retrieved: Mapping[str, int]
+
+    def values(self, run: str, measure: str = "nDCG@10") -> pl.DataFrame:
+        """``public_id, value`` of one run and one measure: what the gates compare."""
+        chosen = (pl.col("run") == run) & (pl.col("measure") == measure)
+        return self.per_query.filter(chosen).select("public_id", "value")
+
+
+def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluation:
+    """Measure every run on every query that has a relevant judgement.
+
+    The order of a list is its ``rank`` column, not its scores: evaluation programs break score ties by document id,
+    which is not the order that users get.
+
+    Args:
+        runs: by name; columns ``public_id, rank, chunk_id`` at least (CANDIDATES, RERANKED, or RUN with chunk ids).
+            Queries without judgements are ignored.
+        qrels: QRELS of the queries that were run; restrict it to them, since a judged query without a list counts as 0.
+
+    Raises:
+        ArtefactError: if a frame lacks a column, a list has a chunk or a rank twice, or a pair is judged twice.
+    """
+    judged = conform(qrels, QRELS, "the relevance judgements")
+    if judged.select("public_id", "chunk_id").is_duplicated().any():
+        raise ArtefactError("the relevance judgements judge a query and chunk twice. Remove one of the two lines")
+    relevant = judged.filter(pl.col("relevance") > 0)["public_id"].unique(maintain_order=True)
+    kept = judged.filter(pl.col("public_id").is_in(relevant.implode()))
+    gains = _nested(kept.with_columns(pl.col("relevance").clip(lower_bound=0)), "relevance")
+    frames, missing = [], {}
+    for name, run in runs.items():
+        ranked = _checked(run, name).filter(pl.col("public_id").is_in(relevant.implode()))
+        missing[name] = len(relevant) - ranked["public_id"].n_unique()
+        frames.append(_measured(name, ranked, gains, relevant))
+    per_query = pl.concat(frames) if frames else _measured("", pl.DataFrame(), {}, relevant).clear()
+    summary = per_query.group_by("run", "measure", maintain_order=True).agg(
+        pl.col("value").mean().alias("mean"), pl.len().alias("queries")
+    )
+    return Evaluation(per_query, summary, len(relevant), judged["public_id"].n_unique() - len(relevant), missing)
+
+
+def _measured(name: str, ranked: pl.DataFrame, gains: dict[str, dict[str, int]], relevant: pl.Series) -> pl.DataFrame:
+    """Values of one run, one row per relevant query and measure."""
+    found: dict[tuple[str, str], float] = {}
+    if len(ranked) and gains:
+        lists = _nested(ranked.with_columns(-pl.col("rank").cast(pl.Float64)), "rank")
+        titles = {measure: title for title, measure in MEASURES.items()}
+        for metric in ir_measures.iter_calc(list(MEASURES.values()), gains, lists):
+            found[metric.query_id, titles[metric.measure]] = metric.value
+    keys = [(query, measure) for measure in MEASURES for query in relevant]
+    return pl.DataFrame(
+        {
+            "public_id": [query for query, _ in keys],
+            "run": [name] * len(keys),
+            "measure": [measure for _, measure in keys],
+            "value": [found.get(key, 0.0) for key in keys],
+        },
+        schema={"public_id": pl.String, "run": pl.String, "measure": pl.String, "value": pl.Float64},
+    )
+
+
+def _nested(frame: pl.DataFrame, value: str) -> dict[str, dict[str, int]]:
+    """``{query: {chunk: value}}``, as ir-measures takes judgements and lists."""
+    nested: dict[str, dict[str, int]] = {}
+    for public_id, chunk_id, number in frame.select("public_id", "chunk_id", value).iter_rows():
+        nested.setdefault(public_id, {})[chunk_id] = number
+    return nested
+
+
+def _checked(run: pl.DataFrame, name: str) -> pl.DataFrame:
+    absent = [column for column in _RANKED if column not in run.columns]
+    if absent:
+        raise ArtefactError(f"the {name} run lacks {', '.join(absent)}. Add chunk ids to it before it is evaluated")
+    for column in ("chunk_id", "rank"):
+        if run.select("public_id", column).is_duplicated().any():
+            raise ArtefactError(f"the {name} run has a {column} twice for one query. Materialise it again")
+    return run.select(_RANKED)

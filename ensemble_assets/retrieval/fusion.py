@@ -1,0 +1,232 @@
+"""Combines ranked lists of one or several searches into one list of candidates per query.
+
+``METHODS`` is the table of fusion methods; each says what one list contributes to a chunk's fused score. The fused
+score is the weighted sum of the contributions; a list that does not have the chunk contributes nothing, i.e. 0. Every
+contribution is at least 0 and grows with the list's own order, so "not found" never beats "found". Searching and
+reranking belong to other modules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import polars as pl
+
+from ensemble_assets.core.errors import ArtefactError, SettingsError
+from ensemble_assets.core.frames import CANDIDATES, RUN, conform
+from ensemble_assets.retrieval.runs import with_chunk_ids
+
+_KEY = ["public_id", "row"]
+_QUERY, _BEST = ".query", ".best"  # working columns; the dot keeps them apart from "<list name>_rank"
+_SCORE = pl.col("score").cast(pl.Float64)
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """One search's ranked lists over all queries.
+
+    Attributes:
+        name: what its columns are called (``dense``, ``sparse``).
+        run: a RUN frame; empty when that search is off.
+        weight: at least 0; a list of weight 0 brings no candidates, only its rank and score columns.
+    """
+
+    name: str
+    run: pl.DataFrame
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class FusionMethod:
+    """What one list contributes to the fused score of its chunks.
+
+    Attributes:
+        name: as in settings and the manifest.
+        contribution: expression over one RUN frame's ``rank`` and ``score``, at least 0.
+        convex: whether weights are divided by their sum, so that fused scores stay in the contribution's range.
+        parameters: what the manifest records.
+    """
+
+    name: str
+    contribution: pl.Expr
+    convex: bool
+    parameters: Mapping[str, float]
+
+
+def rrf(k: float = 60) -> FusionMethod:
+    """Reciprocal rank fusion, ``1 / (k + rank)`` (Cormack, Clarke, Buettcher, SIGIR 2009). Ignores scores.
+
+    Raises:
+        SettingsError: if ``k`` is negative or not finite.
+    """
+    if not (math.isfinite(k) and k >= 0):
+        raise SettingsError(f"fusion: rrf k is {k}; expected a number of at least 0, usually 60")
+    return FusionMethod("rrf", 1 / (k + pl.col("rank").cast(pl.Float64)), convex=False, parameters={"k": k})
+
+
+def minmax() -> FusionMethod:
+    """``(score - min) / (max - min)`` per query and list (Bruch et al., arXiv 2210.11934, convex combination).
+
+    A list's last chunk gets 0, the same as a chunk that the list does not have; where all scores are equal, each gets
+    1.
+    """
+    low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
+    contribution = pl.when(high > low).then((_SCORE - low) / (high - low)).otherwise(1.0)
+    return FusionMethod("minmax", contribution, convex=True, parameters={})
+
+
+def dbsf() -> FusionMethod:
+    """Distribution-based score fusion: ``(score - (mean - 3 std)) / (6 std)`` per query and list, as Qdrant does it.
+
+    ``std`` is the sample standard deviation; where all scores are equal, each gets 0.5. Scores further than
+    3 std above the mean exceed 1 and are not clipped; those further below are clipped to 0 so that found beats not
+    found.
+    """
+    low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
+    mean, std = _SCORE.mean().over("public_id"), _SCORE.std(ddof=1).over("public_id")
+    spread = (_SCORE - mean) / (6 * std) + 0.5
+    contribution = pl.when(high > low).then(spread.clip(lower_bound=0.0)).otherwise(0.5)
+    return FusionMethod("dbsf", contribution, convex=True, parameters={"standard_deviations": 3})
+
+
+def zscore() -> FusionMethod:
+    """``(score - min) / std`` per query and list: the z-score, shifted so that the list's last chunk gets 0.
+
+    ``std`` is the population standard deviation. Without the shift, a chunk that a list does not have would be treated
+    as the list's average chunk and beat the lower half of what was found. The shift is the same for all chunks of a
+    list, so where every list has every chunk the order is that of plain z-scores. Where all scores are equal, each
+    gets 0.
+    """
+    low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
+    std = _SCORE.std(ddof=0).over("public_id")
+    contribution = pl.when(high > low).then((_SCORE - low) / std).otherwise(0.0)
+    return FusionMethod("zscore", contribution, convex=True, parameters={})
+
+
+METHODS: Mapping[str, Callable[..., FusionMethod]] = MappingProxyType(
+    {"rrf": rrf, "minmax": minmax, "dbsf": dbsf, "zscore": zscore}
+)
+"""Fusion methods by name; ``rrf`` takes ``k``, the others nothing."""
+
+
+def fuse(
+    lists: Sequence[RankedList],
+    chunk_ids: pl.Series,
+    method: FusionMethod,
+    *,
+    depth: int | None = None,
+    query_order: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Candidates of every query: fused score descending, then best single rank, then chunk id.
+
+    Args:
+        lists: at least one; names differ. The order does not matter.
+        chunk_ids: ``[n_chunks] String`` in collection order.
+        method: from ``METHODS``.
+        depth: candidates kept per query; all when None.
+        query_order: public ids in the order of the result; by default the order of the lists, taken by name.
+
+    Returns:
+        CANDIDATES, plus ``<name>_rank`` and ``<name>_score`` for lists called other than dense and sparse. The columns
+        of dense and sparse are null when there is no such list. Scores are compared as stored, in float32.
+
+    Raises:
+        ArtefactError: if a list is not a RUN frame, has a chunk twice for one query, a rank of 0, or a score that is
+            not finite, or names a row or query outside the collection.
+        SettingsError: if names, weights or ``depth`` cannot be used.
+    """
+    lists = sorted(lists, key=lambda each: each.name)
+    shares = _shares(lists, method)
+    if depth is not None and depth < 1:
+        raise SettingsError(f"fusion: depth is {depth}; expected at least 1")
+    contributions = [_contributions(each, share, method) for each, share in zip(lists, shares, strict=True)]
+    order = _query_numbers(contributions, query_order)
+    found = [frame.select(_KEY) for frame, share in zip(contributions, shares, strict=True) if share > 0]
+    fused = pl.concat(found).unique().join(order, on="public_id", how="left")
+    _check_known(fused)
+    for contribution in contributions:
+        fused = fused.join(contribution, on=_KEY, how="left")
+    ranked = _ranked(with_chunk_ids(fused, chunk_ids), [each.name for each in lists if each.weight > 0])
+    if depth is not None:
+        ranked = ranked.filter(pl.col("rank") <= depth)
+    return _candidates(ranked, [each.name for each in lists])
+
+
+def _ranked(fused: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """With fused ``score`` and ``rank``, in the order of the result; ``names`` are the lists that count."""
+    scored = fused.with_columns(
+        pl.sum_horizontal([pl.col(_part(name)).fill_null(0.0) for name in names]).cast(pl.Float32).alias("score"),
+        pl.min_horizontal([f"{name}_rank" for name in names]).alias(_BEST),
+    )
+    ordered = scored.sort(_QUERY, "score", _BEST, "chunk_id", descending=[False, True, False, False])
+    return ordered.with_columns((pl.int_range(pl.len(), dtype=pl.UInt32).over(_QUERY) + 1).alias("rank"))
+
+
+def _part(name: str) -> str:
+    return f".part.{name}"
+
+
+def _shares(lists: Sequence[RankedList], method: FusionMethod) -> list[float]:
+    """The weight of each list, divided by their sum where the method is convex."""
+    names = [each.name for each in lists]
+    if not names or len(set(names)) != len(names) or not all(names):
+        raise SettingsError(f"fusion: lists are called {names}; expected at least one, each with its own name")
+    weights = [each.weight for each in lists]
+    total = sum(weights)
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not total > 0:
+        stated = ", ".join(f"{each.name}={each.weight}" for each in lists)
+        raise SettingsError(f"fusion: weights are {stated}; expected numbers of at least 0, one of them positive")
+    return [weight / total for weight in weights] if method.convex else weights
+
+
+def _contributions(ranked: RankedList, share: float, method: FusionMethod) -> pl.DataFrame:
+    """One list as ``public_id, row, <name>_rank, <name>_score`` and its weighted contribution."""
+    run = conform(ranked.run, RUN, f"the {ranked.name} list")
+    problems = {
+        "an empty cell": sum(run.null_count().row(0)) > 0,
+        "a score that is not finite": not run["score"].is_finite().all(),
+        "a rank of 0": bool((run["rank"] == 0).any()),
+        "a chunk twice for one query": bool(run.select(_KEY).is_duplicated().any()),
+    }
+    wrong = [problem for problem, present in problems.items() if present]
+    if wrong:
+        raise ArtefactError(f"the {ranked.name} list has {' and '.join(wrong)}. Materialise that search again")
+    return run.select(
+        *_KEY,
+        pl.col("rank").alias(f"{ranked.name}_rank"),
+        pl.col("score").alias(f"{ranked.name}_score"),
+        (share * method.contribution).alias(_part(ranked.name)),
+    )
+
+
+def _query_numbers(contributions: Sequence[pl.DataFrame], query_order: Sequence[str] | None) -> pl.DataFrame:
+    """Every query's ``public_id`` and its place in the result."""
+    if query_order is None:
+        ids = pl.concat([frame["public_id"] for frame in contributions]).unique(maintain_order=True)
+    else:
+        ids = pl.Series("public_id", query_order, dtype=pl.String)
+        if ids.is_duplicated().any():
+            raise ArtefactError("a query id occurs twice in the queries. Materialise the queries again")
+    return pl.DataFrame({"public_id": ids}).with_row_index(_QUERY)
+
+
+def _check_known(fused: pl.DataFrame) -> None:
+    unknown = fused.filter(pl.col(_QUERY).is_null())["public_id"].n_unique()
+    if unknown:
+        raise ArtefactError(
+            f"ranked lists hold {unknown} queries that are not among the queries. "
+            "Materialise queries and searches of the same input"
+        )
+
+
+def _candidates(fused: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """The columns of CANDIDATES, absent lists as nulls, then those of further lists."""
+    absent = [
+        pl.lit(None, dtype=dtype).alias(column) for column, dtype in CANDIDATES.items() if column not in fused.columns
+    ]
+    further = [f"{name}_{what}" for name in names for what in ("rank", "score") if f"{name}_{what}" not in CANDIDATES]
+    fused = fused.with_columns(absent)
+    return conform(fused, CANDIDATES, "the fused candidates").hstack(fused.select(further))

@@ -1,0 +1,125 @@
+"""The k best of many scored rows, kept tile by tile: the result type, and the packed keys that make its order exact.
+
+A (score, row) pair is one unsigned 64-bit key: the high half falls as the score rises, the low half is the row.
+Ascending key order is then "score descending, row ascending", so the result does not depend on how the rows were cut
+into tiles. Computing scores belongs to ``dense_topk`` and ``sparse_topk``; frames and files to ``runs``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.core.errors import StageError
+
+NO_ROW = np.uint32(0xFFFFFFFF)
+"""Row number of the unfilled places of a :class:`TopK`; a collection can hold fewer rows than this."""
+
+_NO_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)
+_SIGN = np.uint32(0x80000000)
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best rows of every query: score descending, then row ascending.
+
+    Attributes:
+        rows: ``[n_queries, k] uint32``; ``NO_ROW`` in places that are not filled.
+        scores: ``[n_queries, k] float32``; ``-inf`` in places that are not filled.
+        filled: ``[n_queries] int64``, places filled per query, always the first ones.
+    """
+
+    rows: NDArray[np.uint32]
+    scores: NDArray[np.float32]
+    filled: NDArray[np.int64]
+
+
+def pack(scores: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """One sortable key per (score, row): a smaller key is a better place.
+
+    Args:
+        scores: ``[n] float32``, finite. ``-0.0`` counts as ``0.0``.
+        rows: ``[n]``, below ``NO_ROW``.
+
+    Returns:
+        ``[n] uint64``.
+    """
+    bits = (scores + np.float32(0)).view(np.uint32)
+    falling = np.where(bits & _SIGN, bits, ~bits & _MAGNITUDE)
+    return (falling.astype(np.uint64) << np.uint64(32)) | rows.astype(np.uint64)
+
+
+def unpack(keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """Scores and rows of keys from :func:`pack`, in the shape of ``keys``."""
+    falling = (keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(falling & _SIGN, falling, ~falling & _MAGNITUDE)
+    return bits.view(np.float32), keys.astype(np.uint32)
+
+
+class BestSoFar:
+    """The k best rows seen so far for every query, as sorted keys ``[n_queries, k] uint64``."""
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.k = k
+        self._keys = np.full((n_queries, k), _NO_KEY, dtype=np.uint64)
+
+    def floors(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Score of the k-th best row of queries ``start`` to ``stop``, ``[stop - start] float32``.
+
+        ``-inf`` where fewer than k rows were seen. Rows seen later only get in with a higher score, or with the same
+        score and a smaller row.
+        """
+        last = self._keys[start:stop, -1]
+        return np.where(last == _NO_KEY, np.float32(-np.inf), unpack(last)[0])
+
+    def offer(self, queries: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Take candidates of several queries into account.
+
+        Args:
+            queries: ``[n] int64``, ascending: which query each candidate is for.
+            scores: ``[n] float32``, finite.
+            rows: ``[n] int64``; a row is offered at most once per query.
+        """
+        if not len(queries):
+            return
+        starts = np.concatenate([[0], np.flatnonzero(queries[1:] != queries[:-1]) + 1])
+        counts = np.diff(starts, append=len(queries))
+        affected = queries[starts]
+        merged = np.full((len(affected), self.k + int(counts.max())), _NO_KEY, dtype=np.uint64)
+        merged[:, : self.k] = self._keys[affected]
+        # Where each candidate goes in ``merged`` seen as one long array: behind the kept ones of its own query.
+        homes = np.arange(len(affected)) * merged.shape[1] + self.k - starts
+        merged.reshape(-1)[np.arange(len(queries)) + np.repeat(homes, counts)] = pack(scores, rows)
+        merged.sort(axis=1)
+        self._keys[affected] = merged[:, : self.k]
+
+    def offer_one(self, query: int, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+        """Take candidates of one query into account: ``scores`` and ``rows`` are ``[n]``, as for :meth:`offer`."""
+        if len(rows):
+            merged = np.concatenate([self._keys[query], pack(scores, rows)])
+            merged.sort()
+            self._keys[query] = merged[: self.k]
+
+    def result(self) -> TopK:
+        """What was kept."""
+        scores, rows = unpack(self._keys)
+        empty = self._keys == _NO_KEY
+        scores[empty] = -np.inf
+        return TopK(rows, scores, np.count_nonzero(~empty, axis=1).astype(np.int64))
+
+
+def check_depth(k: int, n_rows: int) -> None:
+    """Refuse a depth below 1 and a collection whose rows do not fit the keys.
+
+    Raises:
+        StageError: naming the number and what is accepted.
+    """
+    if k < 1:
+        raise StageError(f"top-k was asked for {k} rows per query; expected at least 1. Correct the candidate depth")
+    if n_rows >= int(NO_ROW):
+        raise StageError(
+            f"top-k over {n_rows} rows: at most {int(NO_ROW) - 1} rows fit one collection. Split the collection"
+        )
