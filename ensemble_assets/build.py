@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from ensemble_assets.orchestration.assets import ALL_ASSETS
+from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.io_managers import ArtefactIOManager
 from ensemble_assets.orchestration.jobs import default_jobs
 from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_form
@@ -14,10 +15,11 @@ _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
 """One step at a time, each in its own process: its end returns all memory, and devices are exclusive anyway."""
 
 
-def build_definitions(*, progress: Progress | None = None) -> dg.Definitions:
+def build_definitions(*, progress: Progress | None = None, computing: Computing | None = None) -> dg.Definitions:
     """Assets, jobs and resources.
 
     Args:
+        computing: what stages compute with; tests pass one with other model factories.
         progress: hears when stages begin and end; the command line passes one.
 
     Raises:
@@ -31,6 +33,7 @@ def build_definitions(*, progress: Progress | None = None) -> dg.Definitions:
             "settings": settings,
             "artefacts": ArtefactIOManager(settings=settings),
             "progress": progress or SilentProgress(),
+            "computing": computing or Computing(),
         },
         executor=dg.multiprocess_executor.configured(_STEP_PROCESSES),
     )

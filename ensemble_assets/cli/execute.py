@@ -23,7 +23,6 @@ from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.settings import Resolved, flatten, resolve
 from ensemble_assets.settings.layers import process_environment
 
-
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 
 
@@ -97,7 +96,9 @@ def _collection_names(resolved: Resolved, wanted: tuple[str, ...]) -> list[str]:
     root = Path(resolved.settings.paths.chunked_dir)
     found = discover(root).collections
     if not found:
-        raise InputError(str(root), "has no folder with chunk files", "Give --chunked-dir the folder of the collections")
+        raise InputError(
+            str(root), "has no folder with chunk files", "Give --chunked-dir the folder of the collections"
+        )
     return [collection.name for collection in choose(found, wanted)]
 
 

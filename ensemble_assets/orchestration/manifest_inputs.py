@@ -87,7 +87,7 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
     loaded = bool(facts["models"])
     return RerankRun(
         executed=facts["pairs_scored"] > 0,
-        status="completed" if facts["status"] == "partial" else facts["status"],
+        status=facts["status"],
         model_name=facts["model"],
         loaded=loaded,
         requested_device="auto",

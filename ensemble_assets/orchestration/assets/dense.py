@@ -4,7 +4,7 @@ import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.computing import compute_context
+from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import bars
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
@@ -16,6 +16,7 @@ def dense_embeddings(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
     progress: dg.ResourceParam[Progress],
+    computing: dg.ResourceParam[Computing],
     chunks: Artefact,
     queries: Artefact,
 ) -> dg.MaterializeResult[Artefact]:
@@ -28,8 +29,9 @@ def dense_embeddings(
             texts["text"],
             queries.frame("queries", columns=["text"])["text"],
             choose_models(run.settings.models).dense,
-            compute_context(run),
+            computing.context(run),
             chunk_ids=texts["chunk_id"],
+            **computing.factory("dense"),
         )
         for model in result.models:
             run.writer.array(f"chunks.{model.spec.slug}", model.chunks)

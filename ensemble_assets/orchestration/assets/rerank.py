@@ -1,0 +1,45 @@
+"""Asset ``reranked_candidates``: a CrossEncoder over the fused candidates, mixed with the first stage's score."""
+
+import dagster as dg
+import polars as pl
+
+from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
+from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.orchestration.model_choice import choose_models
+from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.stage_run import stage_run
+
+
+@collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="1", pool=GPU_POOL)
+def reranked_candidates(
+    context: dg.AssetExecutionContext,
+    settings: SettingsForm,
+    progress: dg.ResourceParam[Progress],
+    computing: dg.ResourceParam[Computing],
+    chunks: Artefact,
+    queries: Artefact,
+    fused_candidates: Artefact,
+) -> dg.MaterializeResult[Artefact]:
+    """Every fused candidate in its final order; the fused order, flagged, where the reranker did not run."""
+    from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
+
+    with stage_run(context, settings, progress, "rerank") as run:
+        result = rerank_candidates(
+            fused_candidates.frame("candidates"),
+            chunks.frame("chunks", columns=["text"])["text"],
+            queries.frame("queries", columns=["public_id", "text"]),
+            choose_models(run.settings.models).rerank,
+            computing.context(run),
+            RerankOptions(run.settings.enable_rerank, run.settings.rerank.depth, run.settings.rerank.weight),
+            **computing.factory("rerank"),
+        )
+        run.writer.frame("reranked", result.reranked)
+        run.writer.frame("queries", result.queries)
+        record = result.record.as_json()
+        facts = {**record, **record["facts"], "unit": "pairs"}
+        moved = result.reranked["fused_rank"].cast(pl.Int64) - result.reranked["rank"].cast(pl.Int64)
+        scored = result.reranked["reranked"].to_numpy()
+        picture = histogram(moved.to_numpy()[scored], "Places moved up by reranking", "places")
+        return run.finish(facts, {"places_moved": picture}, rows=result.reranked.height)
