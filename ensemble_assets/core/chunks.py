@@ -110,8 +110,6 @@ class _Builder:
             self.tally.note("empty_text", source, position)
             return
         prepared = prepare_text(raw, self.max_tokens)
-        if prepared.cut:
-            self.tally.note("text_cut", source, position)
         metadata = self._metadata(record)
         if len(raw.encode()) + len(metadata.encode()) > self.limits.record_bytes:
             raise too_large(record_place(source, position), self.limits)
@@ -138,6 +136,8 @@ class _Builder:
     def finish(self) -> tuple[pl.DataFrame, ReadReport]:
         self._close_slice()
         frame = with_unique_ids(pl.concat(self.slices), self.tally)
+        for source, position in frame.filter("cut").select("source", "position").iter_rows():
+            self.tally.note("text_cut", source, position)
         frame = frame.drop("given").with_row_index("row")
         return conform(frame, CHUNKS, "chunks"), self.tally.report(frame.height)
 

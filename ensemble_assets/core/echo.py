@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_WEIGHT = 1e15
 
 
@@ -97,7 +99,7 @@ def term_index(term: str) -> int:
 
 
 def _is_text(term: Any) -> TypeGuard[str]:
-    return isinstance(term, str) and not any("\ud800" <= c <= "\udfff" for c in term)
+    return isinstance(term, str) and (term.isascii() or not _SURROGATE.search(term))
 
 
 def _is_weight(weight: Any) -> TypeGuard[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def enrich(own: Mapping[str, Any], chunk: ChunkRow, collection: CollectionFacts)
     metadata: Metadata = dict(own)
     known = _Known(chunk, collection, sparse_echo(own.get("sparse_features")))
     for key, apply, rule in _RULES:
-        apply(metadata, key, rule(metadata, known))
+        apply(metadata, key, rule, known)
     return Enriched(metadata, known.echo)
 
 
@@ -80,34 +81,35 @@ class _Known(NamedTuple):
 
 
 _Rule = Callable[[Metadata, _Known], Any]
-_Apply = Callable[[Metadata, str, Any], None]
+_Apply = Callable[[Metadata, str, _Rule, _Known], None]
 
 
-def _always(metadata: Metadata, key: str, value: Any) -> None:
-    metadata[key] = value
+def _always(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    metadata[key] = rule(metadata, known)
 
 
-def _if_absent(metadata: Metadata, key: str, value: Any) -> None:
-    metadata.setdefault(key, value)
+def _if_absent(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    if key not in metadata:
+        metadata[key] = rule(metadata, known)
 
 
-def _if_known(metadata: Metadata, key: str, value: Any) -> None:
-    if value:
+def _if_known(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    if value := rule(metadata, known):
         metadata[key] = value
 
 
-def _if_known_and_absent(metadata: Metadata, key: str, value: Any) -> None:
-    if value:
-        metadata.setdefault(key, value)
+def _if_known_and_absent(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    if key not in metadata:
+        _if_known(metadata, key, rule, known)
 
 
-def _if_empty(metadata: Metadata, key: str, value: Any) -> None:
-    if value and not metadata.get(key):
-        metadata[key] = value
+def _if_empty(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    if not metadata.get(key):
+        _if_known(metadata, key, rule, known)
 
 
-def _or_removed(metadata: Metadata, key: str, value: Any) -> None:
-    if value is None:
+def _or_removed(metadata: Metadata, key: str, rule: _Rule, known: _Known) -> None:
+    if (value := rule(metadata, known)) is None:
         metadata.pop(key, None)
     else:
         metadata[key] = value
@@ -176,7 +178,12 @@ def _document_id(metadata: Metadata, _: _Known) -> str | None:
 
 def _path(value: Any) -> PurePosixPath:
     """POSIX rules on every host, so that two machines write the same bytes: a backslash is part of a name."""
-    return PurePosixPath(str(value))
+    return _posix_path(str(value))
+
+
+@lru_cache(maxsize=1 << 12)
+def _posix_path(text: str) -> PurePosixPath:
+    return PurePosixPath(text)
 
 
 # Order is the contract's; a rule may read what the rules before it have set.

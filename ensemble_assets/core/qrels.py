@@ -102,7 +102,7 @@ def _parse(line: str, layout: _Layout, where: str) -> tuple[str, str, int]:
 
 
 def _relevance(field: str, where: str) -> int:
-    if re.fullmatch(r"[+-]?\d{1,10}(\.0*)?", field):
+    if re.fullmatch(r"[+-]?[0-9]{1,10}(\.0*)?", field):
         relevance = int(field.partition(".")[0])
         if relevance in _INT32:
             return relevance

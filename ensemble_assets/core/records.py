@@ -31,9 +31,7 @@ class ModelFacts:
     @classmethod
     def of(cls, spec: ModelSpec, files: ModelFiles) -> ModelFacts:
         """The facts of a model that is on this machine."""
-        return cls(
-            spec.slug, spec.hf_model_id, files.revision, files.fingerprint, spec.dimension, spec.max_tokens
-        )
+        return cls(spec.slug, spec.hf_model_id, files.revision, files.fingerprint, spec.dimension, spec.max_tokens)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ documents exported twice, which would double every chunk. Naming the format (``c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -70,12 +69,31 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
-    """Whether a folder has a chunk file, in itself or (``deep``) below; links to folders are not followed."""
-    for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if deep and not name.startswith(".")]
-        relative = Path(here).relative_to(folder)
-        if any(not n.startswith(".") and format_of((relative / n).as_posix()) is not None for n in names):
-            return True
+    """Whether a folder has a chunk file, in itself or (``deep``) below; no file is opened.
+
+    Linked folders and sub-folders that cannot be listed count as read: reading the collection says what is wrong there.
+    """
+    seen: set[Path] = set()
+    waiting = [(folder, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        real = here.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = list(here.iterdir())
+        except OSError:
+            if prefix:
+                return True
+            continue
+        for path in entries:
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                waiting.extend([(path, f"{prefix}{path.name}/")] if deep else [])
+            elif format_of(prefix + path.name) is not None:
+                return True
     return False
 
 

@@ -1,7 +1,8 @@
 """Readers of the formats whose records carry an id: BEIR ``corpus.jsonl``, plain JSONL and Parquet.
 
-All three agree on the keys: an id under ``chunk_id``, ``_id`` or ``id`` (the first that is there; none: the place is
-the id), ``text``, and metadata under ``metadata`` or in all remaining keys, or both. The id is put into the metadata as
+All three agree on the keys: an id under ``chunk_id``, ``_id`` or ``id`` (the first that is there and not null; in BEIR
+``_id`` comes first; none: the place is the id), ``text``, and metadata under ``metadata`` or in all remaining keys, or
+both. The id is put into the metadata as
 ``chunk_id`` where that key is free, so that an exported point can be traced back. In ``corpus.jsonl`` the text is title
 and text with a blank between them, as BEIR embeds them; the title stays in the metadata.
 """
@@ -22,6 +23,7 @@ from ensemble_assets.core.ingest.json_values import JsonReader, json_type, objec
 from ensemble_assets.core.ingest.records import RawRecord, Tally, record_place
 
 ID_KEYS = ("chunk_id", "_id", "id")
+BEIR_ID_KEYS = ("_id", "id", "chunk_id")
 _ROWS_AT_ONCE = 16384
 _TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
@@ -48,7 +50,7 @@ def read_beir_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterato
         text = text_value(item.get("text"), "text", where)
         if "text" in item and title:
             item["text"] = f"{title} {text}" if text else title
-        yield keyed_record(item, file.source, position, tally)
+        yield keyed_record(item, file.source, position, tally, BEIR_ID_KEYS)
 
 
 def _objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
@@ -70,8 +72,10 @@ def _objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tupl
         tally.note("empty_file", file.source)
 
 
-def keyed_record(item: dict[str, Any], source: str, position: int, tally: Tally) -> RawRecord:
-    """One record from an object with an id, a text and metadata.
+def keyed_record(
+    item: dict[str, Any], source: str, position: int, tally: Tally, id_keys: tuple[str, ...] = ID_KEYS
+) -> RawRecord:
+    """One record from an object with an id, a text and metadata; takes ``item`` apart.
 
     Raises:
         InputError: if ``text`` is missing, or a key has the wrong type.
@@ -81,14 +85,14 @@ def keyed_record(item: dict[str, Any], source: str, position: int, tally: Tally)
         raise InputError(where, "has no 'text'", "Give every record a 'text'; an empty one is skipped and counted")
     text = text_value(item.pop("text"), "text", where)
     given = object_value(item.pop("metadata", None), "metadata", where)
-    id_key = next((key for key in ID_KEYS if item.get(key) is not None), None)
+    item = {key: value for key, value in item.items() if key not in id_keys or value is not None}
+    id_key = next((key for key in id_keys if key in item), None)
     if id_key is not None:
         given_id = _id_value(item.pop(id_key), id_key, where)
     elif given.get("chunk_id") is not None:
         given_id = _id_value(given["chunk_id"], "metadata.chunk_id", where)
     else:
         given_id = place_id(source, position)
-    item.pop("chunk_id", None)
     beside = {"chunk_id": given_id, **item}
     conflicts = sum(1 for key, value in beside.items() if key in given and given[key] != value)
     tally.note("metadata_conflict", source, position, conflicts)

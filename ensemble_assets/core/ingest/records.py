@@ -252,6 +252,6 @@ class Tally:
             files=self.files,
             records=self.records,
             rows=rows,
-            counts=MappingProxyType({code: self.counts[code] for code in met}),
-            places=MappingProxyType({code: tuple(self.places[code]) for code in met}),
+            counts={code: self.counts[code] for code in met},
+            places={code: tuple(self.places[code]) for code in met},
         )

@@ -1,0 +1,145 @@
+"""The manifest sections of the two optional stages: what ``rerank_run`` and ``sparse_run`` say, as plain records.
+
+The contract repeats some facts inside ``payload``; they are given once here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RerankRun:
+    """What the rerank stage did.
+
+    Attributes:
+        status: ``completed``, ``fallback`` or ``failed``.
+        loaded: whether the model was loaded.
+        requested_device: as configured.
+        device: as used.
+        device_fallback: why another device was used than the one requested.
+        fallback_count: queries that kept their fused order.
+        fallback_reason: why, as a fixed word.
+        fallback_source: where it arose (``model``, ``inference``, ``budget``).
+        latency_ms: milliseconds of the stage.
+        gpu_peak_gb: peak device memory, 10⁹ bytes.
+        batch_size: pairs in the largest batch.
+        top_k_candidates: fused candidates per query that were offered.
+        rerank_top_k: depth that was asked for.
+        initial_candidate_count: candidates before reranking, over all queries.
+        candidate_ids: chunk ids of the first query's reranked list, in order.
+        scores: their final scores.
+        more: additive facts of the payload (query count, depth reached, query id and hash).
+    """
+
+    executed: bool
+    status: str
+    model_name: str
+    loaded: bool
+    requested_device: str
+    device: str
+    run_id: str
+    latency_ms: float
+    gpu_peak_gb: float
+    batch_size: int
+    top_k_candidates: int
+    rerank_top_k: int
+    initial_candidate_count: int
+    candidate_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    device_fallback: str | None = None
+    fallback_count: int = 0
+    fallback_reason: str | None = None
+    fallback_source: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The section ``rerank_run``."""
+        state = {
+            "requested": self.requested_device,
+            "resolved": self.device,
+            "fallback_applied": self.device_fallback is not None,
+            **_if_given(fallback_reason=self.device_fallback),
+        }
+        payload = {
+            "run_id": self.run_id,
+            "latency_ms": self.latency_ms,
+            "gpu_peak_gb": self.gpu_peak_gb,
+            "batch_size": self.batch_size,
+            "top_k_candidates": self.top_k_candidates,
+            "rerank_top_k": self.rerank_top_k,
+            "result_count": len(self.candidate_ids),
+            "initial_candidate_count": self.initial_candidate_count,
+            "candidate_ids": list(self.candidate_ids),
+            "scores": list(self.scores),
+        }
+        return {
+            "enabled": True,
+            "executed": self.executed,
+            "status": self.status,
+            "model_name": self.model_name,
+            "loaded": self.loaded,
+            "device": self.device,
+            "device_state": state,
+            "fallback_count": self.fallback_count,
+            **_if_given(fallback_reason=self.fallback_reason, fallback_source=self.fallback_source),
+            "payload": {**payload, **{key: value for key, value in self.more.items() if key not in payload}},
+        }
+
+
+@dataclass(frozen=True)
+class SparseRun:
+    """What the sparse stage did.
+
+    Attributes:
+        models: slugs that were asked for.
+        vectors_total: chunks.
+        vectors_available: chunks with a vector, live or from metadata.
+        devices: device by model.
+        fallback_count: chunks whose vector is mapped from metadata terms, or that have none after inference failed.
+        fallback_reason: why, as a fixed word.
+        latency_ms: milliseconds of the stage.
+        success: whether inference finished, fallbacks included.
+        more: additive facts of the payload.
+    """
+
+    executed: bool
+    models: tuple[str, ...]
+    vectors_total: int
+    vectors_available: int
+    devices: Mapping[str, str]
+    run_id: str
+    latency_ms: float
+    success: bool
+    fallback_count: int = 0
+    fallback_reason: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The section ``sparse_run``; its payload holds the same facts again, as the contract has it."""
+        facts: dict[str, Any] = {
+            "enabled": True,
+            "executed": self.executed,
+            "models": list(self.models),
+            "model_names": list(self.models),
+            "vectors": {
+                "total": self.vectors_total,
+                "available": self.vectors_available,
+                "coverage_ratio": self.vectors_available / self.vectors_total if self.vectors_total else 0.0,
+            },
+            "devices": dict(self.devices),
+            "fallback_used": self.fallback_count > 0,
+            "fallback_count": self.fallback_count,
+            **_if_given(fallback_reason=self.fallback_reason),
+            "latency_ms": self.latency_ms,
+            "run_id": self.run_id,
+            "success": self.success,
+            "device": next(iter(self.devices.values()), ""),
+        }
+        return {**facts, "payload": {**facts, **{k: v for k, v in self.more.items() if k not in facts}}}
+
+
+def _if_given(**values: str | None) -> dict[str, str]:
+    return {key: value for key, value in values.items() if value is not None}
