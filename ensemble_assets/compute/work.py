@@ -6,12 +6,15 @@ the data types and the two protocols between them, and nothing that computes.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from ensemble_assets.core.errors import StageError
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,15 @@ class ForwardFactory(Protocol):
         identity: model slug, fingerprint and dtype; the key under which working batch sizes are remembered.
     """
 
-    outputs: Mapping[str, OutputSpec]
-    identity: str
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """Known before loading."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Model slug, fingerprint and dtype."""
+        ...
 
     def load(self, device: str) -> Forward:
         """Load onto ``device`` (``"cpu"``, ``"cuda:0"``).
@@ -107,3 +117,26 @@ class ForwardFactory(Protocol):
 
 class DeviceOutOfMemoryError(Exception):
     """One batch did not fit into a device's memory. Carries numbers only; the batch itself is the caller's."""
+
+
+class ModelFailedError(StageError):
+    """A model raised something else than out-of-memory on a batch.
+
+    The original exception's message may quote the input, so only ``failure_word`` of it is kept, as ``reason``.
+    """
+
+    def __init__(self, model: str, reason: str, size: int, longest: int) -> None:
+        super().__init__(f"{model}: the model failed on a batch of {size} rows of up to {longest} tokens ({reason})")
+        self.model = model
+        self.reason = reason
+        self.size = size
+        self.longest = longest
+
+    def __reduce__(self) -> tuple[type[ModelFailedError], tuple[str, str, int, int]]:
+        """So that workers can send it to their parent."""
+        return ModelFailedError, (self.model, self.reason, self.size, self.longest)
+
+
+def failure_word(error: BaseException) -> str:
+    """The name of an exception's class if Python itself has it, else that of its nearest base: never its message."""
+    return next(kind.__name__ for kind in type(error).__mro__ if hasattr(builtins, kind.__name__))

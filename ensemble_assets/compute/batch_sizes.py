@@ -1,0 +1,143 @@
+"""How large a batch may be: what the memory model, past successes and past failures allow. Pure arithmetic.
+
+Keeping this between runs is ``batch_memory``'s part; which rows make the batch is ``controller``'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ensemble_assets.compute.memory_model import Observation, PeakModel
+from ensemble_assets.compute.work import Batch
+
+_BELOW_FAILURE = 0.93
+_REGROWTH = 1.15
+_PATIENCE = 32  # successes before a size that failed is thought to be worth another try; doubles with every failure
+
+
+@dataclass(frozen=True)
+class SizeSettings:
+    """Limits of a batch, in padded tokens.
+
+    Attributes:
+        initial_tokens: size of the first batches where nothing is known.
+        growth: a probe may be this many times the largest that worked.
+        share: no batch is more than this share of all tokens,
+        saturation_tokens: unless it is smaller than this, where devices would not be busy.
+        max_tokens: no batch is larger, whatever the memory; None for no such limit.
+        max_rows: the same in rows.
+        redo_allowance: once a size has failed, larger ones than have worked are tried only while all that was redone
+            stays within this share of all tokens.
+    """
+
+    initial_tokens: int = 4096
+    growth: float = 2.0
+    share: float = 1 / 40
+    saturation_tokens: int = 16384
+    max_tokens: int | None = None
+    max_rows: int | None = None
+    redo_allowance: float = 0.03
+
+
+@dataclass(frozen=True)
+class SizeMemory:
+    """What is known about batch sizes of one model on one kind of device.
+
+    Attributes:
+        observations: peaks of batches, for the memory model.
+        worked_tokens: most padded tokens that went through.
+        worked_square: most tokens times longest that went through.
+        failed_tokens: fewest padded tokens that did not fit although nobody else took memory; 0 if none failed.
+    """
+
+    observations: tuple[Observation, ...] = ()
+    worked_tokens: int = 0
+    worked_square: int = 0
+    failed_tokens: int = 0
+
+
+class BatchSizes:
+    """Learns from every batch and says how large the next may be.
+
+    Args:
+        settings: the limits.
+        total_tokens: tokens of all work.
+        memory: what earlier runs learned.
+    """
+
+    def __init__(self, settings: SizeSettings, total_tokens: int, memory: SizeMemory | None = None) -> None:
+        known = memory or SizeMemory()
+        self.model = PeakModel(known.observations)
+        self._settings = settings
+        self._total = total_tokens
+        self._worked_tokens = known.worked_tokens
+        self._worked_square = known.worked_square
+        self._failed_tokens = float(known.failed_tokens or math.inf)
+        self._bound = self._failed_tokens * _BELOW_FAILURE
+        self._patience = _PATIENCE
+        self._successes = 0
+        self._surprises = 0
+
+    def memory(self) -> SizeMemory:
+        """What is worth keeping for the next run."""
+        failed = 0 if math.isinf(self._failed_tokens) else int(self._failed_tokens)
+        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, failed)
+
+    def need(self, longest: int) -> float:
+        """Predicted peak of a single row in bytes, error included; 0 where nothing is known."""
+        return self.model.predict(longest, longest) * (1 + self.model.error) if self.model.known else 0.0
+
+    def allowed_tokens(self, longest: int, available_bytes: int, redone_tokens: int, probe: bool) -> float:
+        """The largest batch of rows up to ``longest`` that may be tried now, in padded tokens; may be under one row.
+
+        Args:
+            longest: tokens of the longest row.
+            available_bytes: what the device's allocator may hold.
+            redone_tokens: tokens that had to be computed again so far.
+            probe: whether the batch may be larger than what has worked.
+        """
+        settings = self._settings
+        tokens = max(float(settings.saturation_tokens), settings.share * self._total)
+        if settings.max_tokens is not None:
+            tokens = min(tokens, settings.max_tokens)
+        growth = settings.growth if probe and self._worked_tokens else 1.0
+        known = min(self._worked_tokens, self._worked_square / longest)
+        tokens = min(tokens, growth * max(known, settings.initial_tokens))
+        if self.model.known:
+            tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
+        return min(tokens, self._below_failure(redone_tokens))
+
+    def worked(self, batch: Batch, peak_bytes: int) -> None:
+        """A batch went through."""
+        self.model.observe(batch.tokens, batch.longest, peak_bytes)
+        self._worked_tokens = max(self._worked_tokens, batch.tokens)
+        self._worked_square = max(self._worked_square, batch.tokens * batch.longest)
+        self._surprises = 0
+        self._successes += 1
+        if self._successes >= self._patience:
+            self._successes = 0
+            self._failed_tokens *= _REGROWTH
+        self._bound = min(self._bound * _REGROWTH, self._failed_tokens * _BELOW_FAILURE)
+
+    def failed(self, batch: Batch) -> None:
+        """A batch did not fit although nobody else had taken memory.
+
+        If its size had worked before, once is taken for chance (fragmentation, a driver's whim); twice in a row is not.
+        """
+        known = batch.tokens <= self._worked_tokens and batch.tokens * batch.longest <= self._worked_square
+        self._surprises += 1
+        if known and self._surprises < 2:
+            return
+        self._failed_tokens = min(self._failed_tokens, batch.tokens)
+        self._bound = batch.tokens / 2
+        self._worked_tokens = min(self._worked_tokens, max(batch.tokens // 2, 1)) if known else self._worked_tokens
+        self._successes = 0
+        self._patience *= 2
+
+    def _below_failure(self, redone_tokens: int) -> float:
+        """What past failures allow: a size that has not worked is worth trying only if its loss can be afforded."""
+        if math.isinf(self._bound):
+            return self._bound
+        affordable = redone_tokens + self._bound <= self._settings.redo_allowance * self._total
+        return self._bound if affordable else min(self._bound, max(self._worked_tokens, 1))

@@ -1,0 +1,144 @@
+"""What the dense, sparse and rerank stages are given to work with: devices, a runner, precision, events, tokens.
+
+No stage looks any of this up by itself, so tests and the orchestration hand in what they want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ensemble_assets.compute.batch_plan import DEFAULT_BATCH_TOKENS
+from ensemble_assets.compute.engine import EngineResult, run
+from ensemble_assets.compute.lease_shape import Lease, LeaseMaker, local_lease
+from ensemble_assets.compute.loading import Runtime
+from ensemble_assets.compute.tokenise import TokenCache
+from ensemble_assets.compute.work import (
+    DeviceOutOfMemoryError,
+    ForwardFactory,
+    ModelFailedError,
+    TokenTable,
+    failure_word,
+)
+from ensemble_assets.core.errors import (
+    DeviceError,
+    LeaseTimeoutError,
+    MemoryBudgetError,
+    ModelUnavailableError,
+    StageError,
+)
+from ensemble_assets.core.events import EventLog, EventSink
+from ensemble_assets.core.model_files import ModelFiles, locate
+from ensemble_assets.core.records import ModelFacts, StageRecord, StageStatus
+from ensemble_assets.core.registry import ModelSpec
+
+FactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime], ForwardFactory]
+"""Makes the factory of a complete spec; the stages' default is the torch one."""
+
+
+class Runner(Protocol):
+    """Anything that takes a token table through a model on leased devices."""
+
+    def __call__(
+        self,
+        table: TokenTable,
+        factory: ForwardFactory,
+        *,
+        lease: Lease,
+        batch_tokens: int,
+        events: EventSink,
+        folder: Path | None = None,
+    ) -> EngineResult:
+        """Run every row; see ``run``."""
+        ...
+
+
+@dataclass(frozen=True)
+class ComputeContext:
+    """What a stage computes with.
+
+    Attributes:
+        lease: called once per model, held while it is on a device.
+        runner: takes batches through a model.
+        runtime: precision and threads.
+        batch_tokens: padded tokens per batch to begin with.
+        events: where the stage reports.
+        tokens: shared by stages in one process, so that a vocabulary's ids are made once.
+        locate: finds a model's files.
+        folder: stage outputs are memory-mapped below it; None keeps them in memory.
+    """
+
+    lease: LeaseMaker = local_lease
+    runner: Runner = run
+    runtime: Runtime = field(default_factory=Runtime)
+    batch_tokens: int = DEFAULT_BATCH_TOKENS
+    events: EventSink = field(default_factory=EventLog)
+    tokens: TokenCache = field(default_factory=TokenCache)
+    locate: Callable[[ModelSpec], ModelFiles] = locate
+    folder: Path | None = None
+
+    def run(
+        self, stage: str, spec: ModelSpec, table: TokenTable, factory: ForwardFactory, part: str = "all"
+    ) -> EngineResult:
+        """Lease, run the table through the model, give the devices back.
+
+        Args:
+            stage: ``dense``, ``sparse`` or ``rerank``.
+            spec: the model, for names.
+            table: the rows.
+            factory: how to run the model.
+            part: tells two runs of one stage and model apart, where outputs go to a folder.
+
+        Raises:
+            EnsembleError: what the lease, loading and the device may raise.
+            DeviceOutOfMemoryError: if the weights do not fit.
+        """
+        folder = self.folder / stage / spec.slug / part if self.folder is not None else None
+        with self.lease(model=spec.slug, stage=stage) as lease:
+            return self.runner(
+                table,
+                factory,
+                lease=lease,
+                batch_tokens=self.batch_tokens,
+                events=self.events,
+                folder=folder,
+            )
+
+
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (ModelUnavailableError, "model_unavailable"),
+    (DeviceOutOfMemoryError, "out_of_memory"),
+    (MemoryBudgetError, "out_of_memory"),
+    (LeaseTimeoutError, "lease_timeout"),
+    (DeviceError, "device_failed"),
+    (StageError, "stage_failed"),
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """A short fixed word for why a stage fell back, safe as a metric label: never the exception's message."""
+    if isinstance(error, ModelFailedError):
+        return error.reason
+    return next((word for kind, word in _REASONS if isinstance(error, kind)), failure_word(error))
+
+
+def record_of(
+    stage: str,
+    status: StageStatus,
+    spec: ModelSpec,
+    files: ModelFiles,
+    result: EngineResult,
+) -> StageRecord:
+    """The part of a stage's record that a run of one model determines."""
+    return StageRecord(
+        stage=stage,
+        status=status,
+        models=(ModelFacts.of(spec, files),),
+        device=result.device,
+        precision=result.precision,
+        tokens=result.tokens,
+        peak_bytes=result.peak_bytes,
+        precision_redone=result.precision_redone,
+    )

@@ -1,0 +1,155 @@
+"""The host as a device: its memory is the device's memory, the resident set is what is used.
+
+On a GPU every process counts against the ceiling. A host is shared by design, so here only this program's own memory
+does; what others leave free, and the control group's limit, bound it from the other side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import platform
+import resource
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
+from ensemble_assets.compute.devices.host_memory import host_memory
+from ensemble_assets.core.errors import DeviceError
+
+
+def _host_uuid() -> str:
+    """A stable name for this host that does not give its machine id away (machine-id(5) asks for that)."""
+    for source in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with suppress(OSError):
+            identity = Path(source).read_text().strip()
+            if identity:
+                return "cpu-" + hashlib.sha256(f"ensemble-assets {identity}".encode()).hexdigest()[:16]
+    return "cpu-" + hashlib.sha256(platform.node().encode()).hexdigest()[:16]
+
+
+def tree_resident_bytes() -> int:
+    """Resident memory of this process and all its descendants."""
+    process = psutil.Process()
+    total = 0
+    for member in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += int(member.memory_info().rss)
+    return total
+
+
+@dataclass(frozen=True)
+class CpuDevice:
+    """The processors and memory of this host, as one device.
+
+    Attributes:
+        threads: compute threads that each worker may start; 0 leaves the libraries' own choice.
+    """
+
+    threads: int = 0
+    uuid: str = field(default_factory=_host_uuid)
+
+    @property
+    def name(self) -> str:
+        """Architecture and number of usable cores."""
+        return f"{platform.machine()} CPU, {len(psutil.Process().cpu_affinity() or [0])} cores"
+
+    @property
+    def kind(self) -> str:
+        """All hosts of one architecture are taken as alike."""
+        return f"cpu-{platform.machine()}"
+
+    @property
+    def torch_device(self) -> str:
+        """Always the CPU."""
+        return "cpu"
+
+    @property
+    def total_bytes(self) -> int:
+        """Physical memory, or the control group's limit where that is less."""
+        return host_memory().total
+
+    @property
+    def frees_late(self) -> bool:
+        """The kernel takes memory back before a process is gone."""
+        return False
+
+    def memory(self) -> MemoryReading:
+        """What this process and its descendants hold, and what the host or the control group could still give."""
+        return MemoryReading(used=tree_resident_bytes(), free=host_memory().available)
+
+    def holders(self) -> tuple[int, ...]:
+        """Nobody in particular: a host's memory is everyone's."""
+        return ()
+
+    def environment(self) -> Mapping[str, str]:
+        """The thread count, which OpenMP and MKL read once, when they are loaded."""
+        if not self.threads:
+            return {}
+        return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+
+    def open(self) -> DeviceSession:
+        """This process's memory is the device's: nothing needs to be loaded."""
+        return CpuSession()
+
+
+class CpuSession:
+    """Host memory as one process sees it: its anonymous memory, interpreter and libraries included.
+
+    Pages of mapped files (weights, token tables, results) are left out: the kernel takes those back when it needs them.
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None)
+
+    def memory(self) -> MemoryReading:
+        """This process's anonymous memory, and what could still be had."""
+        return MemoryReading(used=_status("RssAnon"), free=host_memory().available)
+
+    def reserved_bytes(self) -> int:
+        """This process's anonymous memory."""
+        return _status("RssAnon")
+
+    def limit_allocations(self, cap_bytes: int | None) -> None:
+        """Lets the kernel refuse memory beyond the cap (``RLIMIT_DATA``: private writable memory, since Linux 4.7).
+
+        A refused allocation is a ``MemoryError`` in numpy and a ``RuntimeError`` in torch, in place of the kernel
+        killing some process when the host runs out.
+        """
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if cap_bytes is None:
+            wanted = most
+        else:
+            wanted = _status("VmData") + max(0, cap_bytes - self.reserved_bytes())
+            wanted = wanted if most < 0 else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+
+    def begin_peak(self) -> None:
+        """Resets the kernel's own high-water mark (proc(5), ``clear_refs``), which no sampler can miss."""
+        self.release_cache()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_bytes(self) -> int:
+        """The high-water mark, less the mapped files that are resident now."""
+        return max(0, _status("VmHWM") - _status("RssFile") - _status("RssShmem"))
+
+    def release_cache(self) -> None:
+        """Has the C library return freed memory to the kernel, where it can."""
+        trim = getattr(self._libc, "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def _status(name: str) -> int:
+    """A field of ``/proc/self/status`` in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise DeviceError(
+        f"/proc/self/status has no {name}, so host memory cannot be watched. Linux 4.7 or later is needed"
+    )

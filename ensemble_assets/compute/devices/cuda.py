@@ -1,0 +1,160 @@
+"""NVIDIA GPUs: NVML for what all processes use, torch for what this one allocates. Documented calls only, kept thin.
+
+NVML comes from ``nvidia-ml-py`` and needs no CUDA context, so the parent process may list and watch GPUs without
+holding any of their memory. Only ``open`` makes a context, and only workers call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
+from ensemble_assets.core.errors import DeviceError
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The NVML module, initialised for the block (NVML counts its users, so nesting is fine)."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _memory(nvml: Any, handle: Any) -> MemoryReading:
+    reading = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return MemoryReading(used=int(reading.used), free=int(reading.free))
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """One GPU, named by its UUID: indices mean different things to NVML, CUDA and each process."""
+
+    uuid: str
+    name: str
+    total_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """The product name: GPUs of one product behave alike."""
+        return self.name
+
+    @property
+    def torch_device(self) -> str:
+        """A worker sees only its own GPU, which is therefore the first."""
+        return "cuda:0"
+
+    @property
+    def frees_late(self) -> bool:
+        """The driver cleans up after the process."""
+        return True
+
+    def memory(self) -> MemoryReading:
+        """Memory in use by all processes, from NVML."""
+        with _nvml() as nvml:
+            return _memory(nvml, nvml.nvmlDeviceGetHandleByUUID(self.uuid))
+
+    def holders(self) -> tuple[int, ...]:
+        """Compute processes that NVML knows on this GPU (inside a container the ids can be those of the host)."""
+        with _nvml() as nvml:
+            running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(self.uuid))
+        return tuple(int(process.pid) for process in running)
+
+    def environment(self) -> Mapping[str, str]:
+        """Shows the worker this GPU alone, and keeps its allocator from fragmenting under changing batch shapes."""
+        return {"CUDA_VISIBLE_DEVICES": self.uuid, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+    def open(self) -> DeviceSession:
+        """Make the CUDA context and load cuBLAS, so that what they cost is measured before the first batch."""
+        import torch
+
+        try:
+            torch.cuda.set_device(self.torch_device)
+            side = torch.ones((256, 256), device=self.torch_device, dtype=torch.float16)
+            torch.mm(side, side)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceError(
+                f"{self.name} ({self.uuid}) could not be opened ({type(error).__name__}). Check nvidia-smi, and that "
+                "the installed torch is a CUDA build for this driver"
+            ) from error
+        del side
+        torch.cuda.empty_cache()
+        return CudaSession(self)
+
+
+class CudaSession:
+    """A GPU as its worker sees it: one process, one visible device, torch's caching allocator."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()  # stays initialised as long as the worker: it is asked many times a second
+        self._nvml = pynvml
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        self._cuda = torch.cuda
+        self._visible_bytes = int(torch.cuda.get_device_properties(0).total_memory)
+
+    def memory(self) -> MemoryReading:
+        """NVML's reading: every process, context and library counted."""
+        return _memory(self._nvml, self._handle)
+
+    def reserved_bytes(self) -> int:
+        """Bytes that torch's caching allocator holds."""
+        return int(self._cuda.memory_reserved())
+
+    def limit_allocations(self, cap_bytes: int | None) -> None:
+        """Sets torch's allocator cap, a fraction of the visible memory.
+
+        An allocation that would pass it raises ``torch.OutOfMemoryError`` after the allocator's own cache was freed.
+        """
+        share = 1.0 if cap_bytes is None else cap_bytes / self._visible_bytes
+        self._cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
+
+    def begin_peak(self) -> None:
+        """Resets torch's peak counters."""
+        self._cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int:
+        """The peak of allocated (not merely cached) bytes."""
+        return int(self._cuda.max_memory_allocated())
+
+    def release_cache(self) -> None:
+        """Returns cached blocks to the driver."""
+        self._cuda.empty_cache()
+
+
+def list_cuda_devices() -> tuple[CudaDevice, ...]:
+    """Every GPU that NVML knows, in PCI bus order.
+
+    Raises:
+        DeviceError: if NVML cannot be used; the message says why, in words.
+    """
+    try:
+        import pynvml
+    except ImportError as error:
+        raise DeviceError("the package nvidia-ml-py is not installed, so GPUs cannot be seen") from error
+    try:
+        with _nvml() as nvml:
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+            return tuple(_describe(nvml, handle) for handle in handles)
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"no NVIDIA driver answers (NVML: {error})") from error
+
+
+def _describe(nvml: Any, handle: Any) -> CudaDevice:
+    def text(value: str | bytes) -> str:
+        return value.decode() if isinstance(value, bytes) else value
+
+    return CudaDevice(
+        uuid=text(nvml.nvmlDeviceGetUUID(handle)),
+        name=text(nvml.nvmlDeviceGetName(handle)),
+        total_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+    )

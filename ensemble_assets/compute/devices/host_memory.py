@@ -1,0 +1,111 @@
+"""How much memory this process may use on its host: physical memory, and every control group above it.
+
+Reads ``/proc`` and the cgroup file systems (v1 and v2). What the memory is used for, and by whom, is not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes that exist for this process, bytes that it could still take, and what set the limit, in words."""
+
+    total: int
+    available: int
+    limited_by: str
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Names of one cgroup version's files."""
+
+    limit: str
+    usage: str
+    reclaimable: str
+
+
+_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files("memory.max", "memory.current", "inactive_file")
+
+
+def host_memory(root: Path = Path("/")) -> HostMemory:
+    """The tightest of physical memory and all control groups.
+
+    File cache that the kernel would give back counts as available, as ``MemAvailable`` does for the whole host.
+
+    Args:
+        root: where ``proc`` and the cgroup mounts are; tests give a folder.
+    """
+    physical = psutil.virtual_memory()
+    total, available, limited_by = int(physical.total), int(physical.available), "physical memory"
+    for group, files in _groups(root):
+        limit = _number(group / files.limit)
+        if limit is None or limit >= _UNLIMITED:
+            continue
+        left = max(0, limit - (_number(group / files.usage) or 0) + _reclaimable(group, files))
+        available = min(available, left)
+        if limit < total:
+            total, limited_by = limit, "a control group (container limit)"
+    return HostMemory(total, available, limited_by)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
+    """Folders of this process's memory control group and of all groups above it, up to the mount."""
+    for mount, mount_root, files in _mounts(root):
+        path = _membership(root, files)
+        if path is None:
+            continue
+        below = Path(path).is_relative_to(mount_root) and ".." not in Path(path).parts
+        relative = Path(path).relative_to(mount_root) if below else Path()
+        inside = mount / relative
+        for folder in (inside, *inside.parents):
+            yield folder, files
+            if folder == mount:
+                break
+
+
+def _mounts(root: Path) -> Iterator[tuple[Path, str, _Files]]:
+    """Mount point, the path inside the hierarchy that is mounted there, and the version's file names."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        fields, _, rest = line.partition(" - ")
+        kind, *_, options = rest.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(" ")[-1].split(",")):
+            columns = fields.split(" ")
+            yield root / columns[4].lstrip("/"), columns[3], _V2 if kind == "cgroup2" else _V1
+
+
+def _membership(root: Path, files: _Files) -> str | None:
+    """This process's path in the memory hierarchy."""
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if (files is _V2 and number == "0") or (files is _V1 and "memory" in controllers.split(",")):
+            return path
+    return None
+
+
+def _reclaimable(group: Path, files: _Files) -> int:
+    for line in _lines(group / "memory.stat"):
+        name, _, value = line.partition(" ")
+        if name == files.reclaimable:
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    text = next(iter(_lines(path)), "max").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,109 @@
+"""How much memory a batch takes: ``peak = a + b·tokens + c·tokens·longest + d·rows``, fitted while it runs.
+
+``a`` is what the weights and the like take, ``b`` what every padded token takes, ``c`` what attention takes where it is
+not fused, ``d`` what every row takes (a sparse encoder keeps a number per vocabulary entry). Only the fit is here; what
+is planned with it is ``controller``'s part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KEPT_PER_CLASS = 8
+_CERTAIN = 6  # observations after which the fit's own residuals say how far it may be off
+_LEAST_ERROR, _EARLY_ERROR = 0.01, 0.05
+_UNITS = np.array([1.0, 1e4, 1e6, 1e2])  # brings the four columns to a like size
+_TIE_BREAK = np.array([0.0, 0.0, 1e-3, 1e-3])  # where batches are too alike to tell, tokens explain them
+
+
+class Observation(NamedTuple):
+    """The peak that one batch had: padded tokens, tokens of its longest row, bytes."""
+
+    tokens: int
+    longest: int
+    peak_bytes: int
+
+
+class PeakModel:
+    """An online non-negative least-squares fit over the last few observations of every size class.
+
+    A size class is a power of two in tokens and in length; keeping some of each means that the fit is not forgotten
+    where the work currently is not. Coefficients cannot be negative, so a larger batch is never predicted to take less.
+    The solver is SciPy's (Lawson & Hanson 1974, chapter 23).
+    """
+
+    def __init__(self, observations: Iterable[Observation] = ()) -> None:
+        self._classes: dict[tuple[int, int], deque[Observation]] = {}
+        self._fit: NDArray[np.float64] | None = None
+        self._error: float | None = None
+        for seen in observations:
+            self.observe(*seen)
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What the fit stands on."""
+        return tuple(seen for kept in self._classes.values() for seen in kept)
+
+    @property
+    def known(self) -> bool:
+        """Whether at least one real batch was observed (the loaded model alone does not tell what tokens take)."""
+        return any(tokens for tokens, _ in self._classes)
+
+    def observe(self, tokens: int, longest: int, peak_bytes: int) -> None:
+        """Learn from one batch; ``tokens = 0`` tells what the loaded model takes before any batch (last word counts)."""
+        size_class = (tokens.bit_length(), longest.bit_length())
+        kept = self._classes.setdefault(size_class, deque(maxlen=_KEPT_PER_CLASS if tokens else 1))
+        kept.append(Observation(tokens, longest, peak_bytes))
+        self._fit = self._error = None
+
+    @property
+    def coefficients(self) -> NDArray[np.float64]:
+        """``[4] float64``: bytes, bytes per token, per token and position, per row."""
+        if self._fit is None:
+            self._fit = _fit(self.observations)
+        return self._fit
+
+    @property
+    def error(self) -> float:
+        """The share by which a large batch may take more than predicted, by the worst one that is kept.
+
+        Small batches are left out: allocators round up, which is much of little.
+        """
+        if self._error is None:
+            seen = self.observations
+            large = max((one.tokens for one in seen), default=0) / 2
+            relevant = [one for one in seen if one.tokens >= large]
+            over = [one.peak_bytes / max(self.predict(one.tokens, one.longest), 1.0) - 1.0 for one in relevant]
+            self._error = max(_LEAST_ERROR if len(relevant) >= _CERTAIN else _EARLY_ERROR, *over, 0.0)
+        return self._error
+
+    def predict(self, tokens: int, longest: int) -> float:
+        """Expected peak in bytes."""
+        return float(_features(tokens, longest) @ self.coefficients)
+
+    def tokens_within(self, limit_bytes: float, longest: int) -> float:
+        """The most padded tokens whose peak, error included, stays within the limit; may be infinite or negative."""
+        base, per_token, per_square, per_row = self.coefficients
+        slope = float(per_token + per_square * longest + per_row / longest)
+        room = limit_bytes / (1.0 + self.error) - float(base)
+        return room / slope if slope > 0 else (float("inf") if room >= 0 else -1.0)
+
+
+def _features(tokens: int, longest: int) -> NDArray[np.float64]:
+    return np.array([1.0, tokens, tokens * longest, tokens / max(longest, 1)])
+
+
+def _fit(observations: Iterable[Observation]) -> NDArray[np.float64]:
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
+
+    rows = [_features(seen.tokens, seen.longest) / _UNITS for seen in observations]
+    targets = [float(seen.peak_bytes) for seen in observations]
+    if not rows:
+        return np.zeros(4)
+    solution, _ = nnls(np.vstack([*rows, np.diag(_TIE_BREAK)]), np.array([*targets, 0.0, 0.0, 0.0, 0.0]))
+    return np.asarray(solution / _UNITS, np.float64)

@@ -1,0 +1,149 @@
+"""A token table through a model on all leased devices: what ``engine.run`` does on one, with the same result.
+
+Equal rows are computed once, rows that are not finite are done again in fp32, batch sizes are remembered between runs.
+Workers, batches and memory are other modules' parts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.compute.batch_memory import BatchMemory
+from ensemble_assets.compute.engine import NO_TOKENS, NOT_FINITE, EngineResult, HasFullPrecision, first_equal_rows
+from ensemble_assets.compute.execute import Outputs
+from ensemble_assets.compute.in_process import InProcess
+from ensemble_assets.compute.leases import Lease
+from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, TokenTable
+from ensemble_assets.compute.work_folder import create_outputs, save_table, take_outputs, work_folder
+from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.compute.workers import WorkerPool
+from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.core.events import EventSink
+
+_COPIED_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """How a table is taken through a model.
+
+    Attributes:
+        workers: processes, batches, memory limits.
+        batch_memory: file of batch sizes that worked before; None remembers nothing.
+        work_folder: where arrays lie meanwhile; None is beside the results, or the system's temporary folder.
+    """
+
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
+    batch_memory: Path | None = None
+    work_folder: Path | None = None
+
+
+def run_parallel(
+    table: TokenTable,
+    factory: ForwardFactory,
+    lease: Lease,
+    settings: ParallelSettings,
+    events: EventSink,
+    output_folder: Path | None = None,
+) -> EngineResult:
+    """Run every row of ``table`` through the model on all devices of the lease.
+
+    The same rows in the same batches give the same bits, whatever device and order; other batches (another device
+    size, a failure on the way) change results only by rounding, as any change of padding does.
+
+    Args:
+        table: ``n`` rows.
+        factory: the model; every worker loads it.
+        lease: devices that are ours.
+        settings: how to run.
+        events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
+        output_folder: outputs become memory-mapped ``<output>.npy`` files in it, when all rows are done; None returns
+            them in memory.
+
+    Raises:
+        ModelUnavailableError: if the model cannot be loaded.
+        DeviceOutOfMemoryError: if its weights do not fit.
+        DeviceError: if other programs keep the memory of every device.
+        StageError: if no worker is left.
+    """
+    started = time.perf_counter()
+    same_as = first_equal_rows(table)
+    first = np.flatnonzero(same_as == np.arange(len(table)))
+    rows = first[table.lengths[first] > 0]
+    failed = dict.fromkeys(first[table.lengths[first] == 0].tolist(), NO_TOKENS)
+    with work_folder(settings.work_folder or output_folder) as folder:
+        outputs = create_outputs(folder, factory.outputs, len(table))
+        job = _Job(table, outputs, lease, folder, settings, events)
+        done = job.run(factory, rows) if len(rows) else PassResult()
+        failed |= done.failed
+        failed |= job.redo_in_fp32(factory, done.not_finite)
+        for values in outputs.values():
+            values[sorted(failed)] = 0
+        _copy_repeats(outputs, same_as)
+        taken = take_outputs(folder, list(outputs), output_folder)
+    return EngineResult(
+        outputs=taken,
+        failed_rows={row: failed[source] for row, source in enumerate(same_as.tolist()) if source in failed},
+        seconds=time.perf_counter() - started,
+        tokens=int(table.lengths[rows].sum()),
+        peak_bytes=done.peak_bytes,
+        precision_redone=len(done.not_finite),
+        distinct_rows=len(first),
+        device=", ".join(device.name for device in lease.devices) if len(rows) else "none",
+        precision=done.precision,
+    )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One table on one lease."""
+
+    table: TokenTable
+    outputs: Outputs
+    lease: Lease
+    folder: Path
+    settings: ParallelSettings
+    events: EventSink
+
+    def run(self, factory: ForwardFactory, rows: NDArray[np.int64]) -> PassResult:
+        """Take rows through one model; batch sizes are recalled before and kept afterwards."""
+        known = BatchMemory(self.settings.batch_memory)
+        kind = "+".join(sorted({device.kind for device in self.lease.devices}))
+        with self._pool(factory) as pool:
+            result = pool.run(self.table.lengths, rows, known.recall(factory.identity, kind))
+        known.keep(factory.identity, kind, result.sizes)
+        return result
+
+    def redo_in_fp32(self, factory: ForwardFactory, rows: list[int]) -> dict[int, str]:
+        """Compute rows that were not finite again in fp32; the rows that failed for good."""
+        if not rows:
+            return {}
+        self.events.emit("mitigation.precision", rows=len(rows), precision="fp32")
+        if not isinstance(factory, HasFullPrecision):
+            return dict.fromkeys(rows, NOT_FINITE)
+        try:
+            again = self.run(factory.full_precision(), np.array(sorted(rows), np.int64))
+        except (ModelUnavailableError, DeviceOutOfMemoryError):
+            return dict.fromkeys(rows, NOT_FINITE)
+        return dict.fromkeys(again.not_finite, NOT_FINITE) | again.failed
+
+    def _pool(self, factory: ForwardFactory) -> WorkerPool | InProcess:
+        workers = self.settings.workers
+        if workers.workers_per_device == 0:
+            return InProcess(self.lease.devices[0], factory, self.table, self.outputs, workers, self.events)
+        if not (self.folder / "table-ids.npy").exists():
+            save_table(self.folder, self.table)
+        return WorkerPool(self.lease, factory, self.folder, workers, self.events)
+
+
+def _copy_repeats(outputs: Outputs, same_as: NDArray[np.int64]) -> None:
+    repeats = np.flatnonzero(same_as != np.arange(len(same_as)))
+    for start in range(0, len(repeats), _COPIED_AT_ONCE):
+        some = repeats[start : start + _COPIED_AT_ONCE]
+        for values in outputs.values():
+            values[some] = values[same_as[some]]

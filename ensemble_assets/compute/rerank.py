@@ -1,0 +1,218 @@
+"""The rerank stage: a CrossEncoder over each query's best fused candidates.
+
+All queries' pairs are one work list, ordered by length; what a query gets depends on its own pairs only. A query of
+which any pair could not be scored keeps its fused order, since half a scored list cannot be ordered fairly. How scores
+are mixed is ``interpolation``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
+from ensemble_assets.compute.engine import EngineResult
+from ensemble_assets.compute.forward_rerank import RerankFactory
+from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT, final_order
+from ensemble_assets.compute.model_config import complete_spec
+from ensemble_assets.compute.token_tables import TokenBodies, pair_table
+from ensemble_assets.compute.tokenise import Vocabulary, tokenise_bodies, vocabulary
+from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.core.frames import CANDIDATES, conform
+from ensemble_assets.core.records import StageRecord, StageStatus
+from ensemble_assets.core.registry import ModelSpec
+
+DEFAULT_DEPTH = 20
+FEATURE_DISABLED = "feature_disabled"
+
+
+@dataclass(frozen=True)
+class RerankOptions:
+    """What is wanted.
+
+    Attributes:
+        enabled: False keeps the fused order, without counting that as a fallback.
+        depth: candidates per query that are scored.
+        weight: the CrossEncoder's share in the final score.
+    """
+
+    enabled: bool = True
+    depth: int = DEFAULT_DEPTH
+    weight: float = DEFAULT_WEIGHT
+
+
+@dataclass(frozen=True)
+class RerankResult:
+    """What the rerank stage made.
+
+    Attributes:
+        reranked: a ``RERANKED`` frame: every candidate of every query.
+        queries: one row per query that has candidates: ``public_id``, ``depth`` (UInt32, pairs scored), ``reranked``
+            (Boolean) and ``reason`` (String, why not; null where it was).
+        record: the stage's run.
+    """
+
+    reranked: pl.DataFrame
+    queries: pl.DataFrame
+    record: StageRecord
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """What is to be scored: a row of ``head`` each, whose ``_at`` is its place among all candidates."""
+
+    head: pl.DataFrame
+    chunks: pl.Series
+    queries: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A logit per pair, NaN in queries that failed; why they did; and the run's record."""
+
+    logits: NDArray[np.float32]
+    failed: dict[str, str]
+    record: StageRecord
+    largest_batch: int
+
+
+def rerank_candidates(
+    candidates: pl.DataFrame,
+    chunks: pl.Series,
+    queries: pl.DataFrame,
+    spec: ModelSpec,
+    context: ComputeContext,
+    options: RerankOptions = RerankOptions(),
+    *,
+    make_factory: FactoryMaker = RerankFactory,
+) -> RerankResult:
+    """Rerank every query's first ``depth`` candidates; the rest keep their fused order below them.
+
+    Args:
+        candidates: a ``CANDIDATES`` frame.
+        chunks: all chunk texts; ``row`` of the candidates points into them.
+        queries: a frame with ``public_id`` and ``text``.
+        spec: the CrossEncoder.
+        context: what to compute with.
+        options: switch, depth and weight.
+        make_factory: how to run the model.
+
+    Raises:
+        SettingsError: if depth or weight is out of range.
+        ArtefactError: if the candidates are not what they should be.
+    """
+    if options.depth < 1:
+        raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
+    started = time.perf_counter()
+    candidates = conform(candidates, CANDIDATES, "fused candidates")
+    head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
+    reason = "" if options.enabled else FEATURE_DISABLED
+    scored: _Scored | None = None
+    if options.enabled and head.height:
+        try:
+            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory)
+        except SettingsError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
+            reason = reason_of(error)
+    logits = np.full(candidates.height, np.nan, np.float32)
+    if scored:
+        logits[head["_at"].to_numpy()] = scored.logits
+    with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
+    outcome = _outcome(with_logits, scored.failed if scored else {}, reason)
+    record = _record(outcome, scored, options, spec)
+    for why, count in record.fallback_reasons.items():
+        context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
+    reranked = final_order(with_logits, options.weight)
+    return RerankResult(reranked, outcome, replace(record, seconds=time.perf_counter() - started))
+
+
+def _score(pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker) -> _Scored:
+    files = context.locate(spec)
+    spec = complete_spec(spec, files)
+    known = vocabulary(files)
+    head = pairs.head
+    asked = pairs.queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
+    query_bodies = context.tokens.bodies(asked["text"], known, spec.max_tokens, spec.query_prefix)
+    chunk_bodies, chunk_at = _chunk_bodies(head, pairs.chunks, known, spec, context)
+    numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
+    query_at = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")["_query"]
+    rows = np.stack([query_at.to_numpy().astype(np.int64), chunk_at], axis=1)
+    table = pair_table(query_bodies, chunk_bodies, rows, known.template, spec.max_tokens)
+    result = context.run("rerank", spec, table, make_factory(spec, files, context.runtime))
+    failed = _failed_queries(head, result)
+    full = query_bodies.full_lengths[rows[:, 0]] + chunk_bodies.full_lengths[rows[:, 1]]
+    record = replace(
+        record_of("rerank", "completed", spec, files, result),
+        items=len(table),
+        truncated=int(table.truncated.sum()),
+        tokens_dropped=int(full.sum()) + len(table) * known.template.pair_specials - int(table.offsets[-1]),
+    )
+    bad = head["public_id"].is_in(list(failed)).to_numpy()
+    return _Scored(np.where(bad, np.float32(np.nan), result.outputs["logit"]), failed, record, result.largest_batch)
+
+
+def _chunk_bodies(
+    head: pl.DataFrame, chunks: pl.Series, known: Vocabulary, spec: ModelSpec, context: ComputeContext
+) -> tuple[TokenBodies, NDArray[np.int64]]:
+    """Token ids of the candidates' chunks, and where each pair's chunk stands in them.
+
+    All chunks' ids where an encoder with this vocabulary has made them already, else only those that are needed.
+    """
+    rows = head["row"].to_numpy().astype(np.int64)
+    held = context.tokens.held(chunks, known, spec.max_tokens, spec.document_prefix)
+    if held is not None:
+        return held, rows
+    distinct, at = np.unique(rows, return_inverse=True)
+    bodies = tokenise_bodies(chunks.gather(distinct), known, spec.max_tokens, spec.document_prefix)
+    return bodies, at.astype(np.int64)
+
+
+def _failed_queries(head: pl.DataFrame, result: EngineResult) -> dict[str, str]:
+    """Queries with a pair that failed, and why (the reason of their best-ranked such pair)."""
+    failed: dict[str, str] = {}
+    for pair in sorted(result.failed_rows):
+        failed.setdefault(head["public_id"][pair], result.failed_rows[pair])
+    return failed
+
+
+def _outcome(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str) -> pl.DataFrame:
+    """What became of every query."""
+    counted = with_logits.group_by("public_id", maintain_order=True).agg(
+        pl.col("rerank_score").count().cast(pl.UInt32).alias("depth")
+    )
+    reason = pl.Series("reason", [failed.get(one, whole_reason) or None for one in counted["public_id"]], pl.String)
+    return counted.with_columns(reason.is_null().alias("reranked"), reason)
+
+
+def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions, spec: ModelSpec) -> StageRecord:
+    done = int(outcome["reranked"].sum())
+    reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
+    fell_back = sum(reasons.values())
+    status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
+    facts: dict[str, int | float | str | bool] = {
+        "model": spec.slug,
+        "queries": outcome.height,
+        "query_count": outcome.height,
+        "queries_reranked": done,
+        "pairs_scored": int(outcome["depth"].sum()),
+        "depth": options.depth,
+        "requested_depth": options.depth,
+        "reached_depth": options.depth if done == outcome.height else 0,
+        "weight": options.weight,
+        "largest_batch": scored.largest_batch if scored else 0,
+    }
+    if fell_back:
+        facts["fallback_source"] = "runtime" if scored else "load"
+    return replace(
+        scored.record if scored else StageRecord("rerank", status),
+        status=status if options.enabled else "feature_disabled",
+        fallback_count=fell_back,
+        fallback_reasons=reasons,
+        facts=facts,
+    )

@@ -1,0 +1,57 @@
+"""How a pass of rows through a model is run, and what comes out of it, whoever runs it. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ensemble_assets.compute.batch_sizes import SizeMemory
+from ensemble_assets.compute.ceiling import Ceiling
+from ensemble_assets.compute.controller import ControllerSettings
+from ensemble_assets.compute.dispatch import Patience
+from ensemble_assets.compute.outcomes import Finished
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How workers run.
+
+    Attributes:
+        controller: how batches are planned.
+        ceiling: memory limits of every device.
+        patience: how long to wait for what.
+        workers_per_device: processes on each device. More than one only pays on CPUs, where they share the ceiling;
+            0 computes in this process, on the first device, which must be a CPU.
+        load_seconds: a worker that has not loaded its model after so long is given up.
+        sampler_seconds: period of the memory sampler.
+    """
+
+    controller: ControllerSettings = field(default_factory=ControllerSettings)
+    ceiling: Ceiling = field(default_factory=Ceiling)
+    patience: Patience = field(default_factory=Patience)
+    workers_per_device: int = 1
+    load_seconds: float = 900.0
+    sampler_seconds: float = 0.05
+
+
+@dataclass
+class PassResult:
+    """What one model did to some rows.
+
+    Attributes:
+        failed: row -> why.
+        not_finite: rows with a NaN or an infinity.
+        peak_bytes: most memory in use on any of the devices, all processes counted.
+        precision: what was computed in.
+        sizes: what was learned about batch sizes.
+    """
+
+    failed: dict[int, str] = field(default_factory=dict)
+    not_finite: list[int] = field(default_factory=list)
+    peak_bytes: int = 0
+    precision: str = "none"
+    sizes: SizeMemory = field(default_factory=SizeMemory)
+
+    def take(self, finished: Finished) -> None:
+        """Count one batch in."""
+        self.not_finite += finished.not_finite
+        self.peak_bytes = max(self.peak_bytes, finished.headroom.used)
