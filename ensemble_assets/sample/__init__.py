@@ -1,6 +1,7 @@
 """The demo collection: passages of Python's language reference with hand-written queries and judgements.
 
-``SAMPLE_FOLDER`` is a chunked-dir with the one collection ``DEMO_COLLECTION``; ``passages`` and ``build`` make its chunks.
+``SAMPLE_FOLDER`` is a chunked-dir with the one collection ``DEMO_COLLECTION``; its chunks are made by ``passages`` and
+``build``.
 """
 
 from __future__ import annotations

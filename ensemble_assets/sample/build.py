@@ -141,7 +141,7 @@ def write_collection(folder: Path, topics: dict[str, str]) -> int:
 
 def main() -> int:
     """Writes the committed files anew and says how many chunks they hold."""
-    from pydoc_data.topics import topics  # noqa: PLC0415  # half a megabyte that only this command needs
+    from pydoc_data.topics import topics  # half a megabyte that only this command needs
 
     if not platform.python_version().startswith(f"{SOURCE_VERSION}."):
         sys.stderr.write(f"The judgements belong to Python {SOURCE_VERSION}; check them after building with another.\n")

@@ -54,7 +54,7 @@ def count_tokens(text: str) -> int:
 
 
 def passages(topic: str) -> list[Passage]:
-    """The passages of one topic, in order; every word of its sections is in exactly one of them. Table borders are dropped.
+    """The passages of one topic, in order: every word of its sections once, table borders dropped.
 
     Args:
         topic: plain text as in ``pydoc_data.topics``: headings underlined with ``*``, ``=``, ``-`` or ``~``.
@@ -111,9 +111,9 @@ def _units(body: str) -> list[_Unit]:
 
 def _entry_name(paragraph: str) -> str:
     """``str.join()`` for ``str.join(iterable)``, the line itself for a debugger command; empty for prose."""
-    if paragraph.endswith((".", ":", ",")) or len(paragraph.split("\n")[0]) > 60:
+    if paragraph.endswith((".", ":", ",")) or len(paragraph.split("\n", maxsplit=1)[0]) > 60:
         return ""
-    line = paragraph.split("\n")[0]
+    line = paragraph.split("\n", maxsplit=1)[0]
     signature = re.match(r"(?:class )?([\w.]{4,})\(", line)
     return f"{signature[1]}()" if signature else line
 
