@@ -1,0 +1,55 @@
+"""A synthetic run that reports everything the allow-list knows: every span, attribute, event and fact."""
+
+from __future__ import annotations
+
+from ensemble_assets.core.events import Value
+from ensemble_assets.telemetry.admission import declare
+from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.tracing import RunTelemetry
+
+RUN_ID = "8fc48f76-2e94-424c-8001-054d624414a6"
+MODEL, REVISION, COLLECTION = "all-minilm-l6-v2", "0.1.0", "docling"
+DECLARED = declare(collection=(COLLECTION,), model=(MODEL,), revision=(REVISION,))
+_WORDS = (
+    MODEL, REVISION, COLLECTION, RUN_ID, "cpu", "dense", "active", "model_error", "metadata", "sla", "fp32",
+    "completed", "rrf", "ValueError", "journal",
+)  # fmt: skip
+_OWN = {"run_id", "collection", "stage", "status", "latency_seconds", "dropped_attributes"}
+
+
+def sample(name: str) -> Value:
+    """A value that field ``name`` accepts."""
+    candidates: tuple[Value, ...] = (3, 0.5, True, *_WORDS)
+    return next(value for value in candidates if FIELDS[name].check(value, DECLARED) is not None)
+
+
+def facts(names: frozenset[str]) -> dict[str, Value]:
+    return {name: sample(name) for name in sorted(names)}
+
+
+def attributes(span: str) -> dict[str, Value]:
+    return facts(SPANS[span].attributes - _OWN - {"attempt"})
+
+
+def telemetry(options: TelemetryOptions | None = None) -> RunTelemetry:
+    return RunTelemetry(RUN_ID, COLLECTION, {MODEL: REVISION}, options)
+
+
+def report_everything(run: RunTelemetry) -> None:
+    """Opens every span with every attribute and emits every event with every fact."""
+    for stage in STAGES:
+        with run.stage(stage, **attributes(f"rag.{stage}")) as span:
+            span.set(not_on_the_list=1)
+            for name, spec in EVENTS.items():
+                span.emit(name, **facts(spec.facts))
+            worker = {k: v for k, v in attributes(f"rag.{stage}.worker").items() if k != "worker"}
+            with span.worker(0, **worker):
+                pass
+            if stage in MODEL_STAGES:
+                model = {k: v for k, v in attributes(f"rag.{stage}.model").items() if k != "model"}
+                with span.model(MODEL, **model) as child:
+                    worker = {k: v for k, v in attributes(f"rag.{stage}.worker").items() if k != "worker"}
+                    with child.worker(0, **worker):
+                        pass
+    run.finish_run(0.0)

@@ -1,0 +1,1 @@
+"""Tests of ensemble_assets.training."""
