@@ -31,7 +31,9 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, unit: str) -
 
 
 def table(rows: Sequence[dict[str, str | int | float | bool | None]], limit: int = 20) -> dg.MetadataValue:
-    """A table of at most ``limit`` rows."""
+    """A table of at most ``limit`` rows; words where there are none."""
+    if not rows:
+        return dg.MetadataValue.md("nothing to report")
     return dg.MetadataValue.table([dg.TableRecord(row) for row in rows[:limit]])
 
 

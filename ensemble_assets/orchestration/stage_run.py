@@ -7,9 +7,11 @@ record into a materialisation. If the stage raises, the unfinished folder is dis
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -75,23 +77,36 @@ def stage_run(
     """Opens a stage for the step's collection; every outcome is reported to ``progress``.
 
     Raises:
-        dagster.Failure: for an ``EnsembleError``, with its message as it is and without retries.
+        dagster.Failure: in place of any exception, with words that are safe to store; an ``EnsembleError`` is not
+            retried.
     """
     resolved = form.resolved()
     collection = context.partition_key
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
-    run = StageRun(stage, collection, context.run_id, resolved, writer)
+    run = StageRun(stage, collection, context.run.run_id, resolved, writer)
     progress.stage_started(stage, collection)
     try:
         yield run
     except BaseException as error:
         writer.discard()
         seconds = round(time.perf_counter() - run.started, 4)
-        reason = str(error) if isinstance(error, EnsembleError) else type(error).__name__
+        reason = failure_words(stage, error)
         facts = {"stage": stage, "status": "failed", "wall_seconds": seconds, "reason": reason}
         progress.stage_finished(stage, collection, facts)
-        if isinstance(error, EnsembleError):
-            raise dg.Failure(description=str(error), allow_retries=False) from None
+        if isinstance(error, Exception):
+            raise dg.Failure(reason, allow_retries=not isinstance(error, EnsembleError)) from None
         raise
     progress.stage_finished(stage, collection, run.facts)
+
+
+def failure_words(stage: str, error: BaseException) -> str:
+    """What may be shown of an error: our own messages as they are; of any other its type and where it arose.
+
+    Messages of foreign exceptions may quote a text, so they go no further than this process.
+    """
+    if isinstance(error, EnsembleError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
+    return f"{stage}: unexpected {type(error).__name__} ({places}). This is a fault of the program; please report it"

@@ -1,0 +1,156 @@
+"""Default-on, fallback and opt-out, in every combination, through Dagster on fast doubles."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
+from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
+
+SPARSE = {
+    "on": ({}, {}, "completed"),
+    "off": ({"enable_sparse": False}, {}, "feature_disabled"),
+    "some chunks fail": ({}, {"sparse": sparse_double(fault=lambda row: row in {3, 8})}, "partial"),
+    "all fail": ({}, {"sparse": sparse_double(fault=always)}, "fallback"),
+    "model missing": ({}, {"sparse": sparse_double(missing=True)}, "fallback"),
+}
+RERANK = {
+    "on": ({}, {}, "completed"),
+    "off": ({"enable_rerank": False}, {}, "feature_disabled"),
+    "model missing": ({}, {"rerank": rerank_double(missing=True)}, "fallback"),
+    "raises midway": ({}, {"rerank": rerank_double(fault=lambda row: row == 25)}, "partial"),
+    "raises always": ({}, {"rerank": rerank_double(fault=always)}, "fallback"),
+}
+
+
+@pytest.mark.parametrize(("sparse", "rerank"), list(itertools.product(SPARSE, RERANK)))
+def test_every_combination_gives_a_whole_bundle(pipeline: Pipeline, sparse: str, rerank: str) -> None:
+    (sparse_options, sparse_model, sparse_status) = SPARSE[sparse]
+    (rerank_options, rerank_model, rerank_status) = RERANK[rerank]
+    pipeline.computing = Computing({**fast_factories(), **sparse_model, **rerank_model})
+    outcome = pipeline.run({**sparse_options, **rerank_options})
+
+    assert outcome.succeeded, outcome.error
+    assert outcome.artefact("sparse_vectors").facts["status"] == sparse_status
+    assert outcome.artefact("reranked_candidates").facts["status"] == rerank_status
+    manifest = outcome.manifest()
+    assert manifest["feature_toggles"]["enable_sparse"] is (sparse != "off")
+    assert manifest["feature_toggles"]["enable_rerank"] is (rerank != "off")
+    assert ("sparse_run" in manifest) is (sparse != "off")
+    assert ("rerank_run" in manifest) is (rerank != "off")
+    assert len(outcome.points()) == 20
+    assert "canary-4711" not in (outcome.bundle / "processing_summary.json").read_text()
+
+
+def test_the_default_run_does_everything(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    manifest = outcome.manifest()
+    assert manifest["sparse_run"]["vectors"] == {"total": 20, "available": 20, "coverage_ratio": 1.0}
+    assert manifest["rerank_run"]["executed"] is True
+    assert manifest["rerank_run"]["payload"]["query_count"] == 3
+    assert {point["payload"]["sparse_vector"]["stats"]["source"] for point in outcome.points()} == {"live"}
+
+
+def test_failed_chunks_fall_back_to_their_metadata_terms_in_the_same_index_space(pipeline: Pipeline) -> None:
+    pipeline.computing = Computing({**fast_factories(), "sparse": sparse_double(fault=lambda row: row in {3, 8})})
+    outcome = pipeline.run()
+    source = outcome.artefact("sparse_vectors").array("source")
+    assert np.flatnonzero(source == 2).tolist() == [3, 8]
+    stats = [point["payload"]["sparse_vector"]["stats"] for point in outcome.points()]
+    assert [row for row, stat in enumerate(stats) if stat["source"] == "metadata"] == [3, 8]
+    assert len({stat["index_space"] for stat in stats}) == 1
+    run = outcome.manifest()["sparse_run"]
+    assert (run["fallback_used"], run["fallback_count"], run["executed"]) == (True, 2, True)
+    assert run["fallback_reason"] == "ValueError"
+
+
+def test_a_fallback_chunk_is_found_by_its_term(pipeline: Pipeline) -> None:
+    pipeline.computing = Computing({**fast_factories(), "sparse": sparse_double(fault=lambda row: row == 1)})
+    run = pipeline.run().artefact("fused_candidates").frame("run.sparse")
+    assert 1 in run.filter(run["public_id"] == "q1")["row"].to_list()
+
+
+def test_rerank_off_keeps_the_fused_order_and_flags_it(pipeline: Pipeline) -> None:
+    outcome = pipeline.run({"enable_rerank": False})
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    assert reranked["rank"].to_list() == reranked["fused_rank"].to_list()
+    assert not reranked["reranked"].any()
+    assert not list(outcome.bundle.glob("*_rerank.jsonl"))
+
+
+def test_a_query_whose_pair_failed_keeps_its_fused_order_others_are_reranked(pipeline: Pipeline) -> None:
+    pipeline.computing = Computing({**fast_factories(), "rerank": rerank_double(fault=lambda row: row == 25)})
+    outcome = pipeline.run()
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    by_query = {name: bool(part["reranked"].any()) for (name,), part in reranked.group_by("public_id")}
+    assert sorted(by_query.values()) == [False, True, True]
+    kept = reranked.filter(reranked["public_id"] == next(name for name, done in by_query.items() if not done))
+    assert kept["rank"].to_list() == kept["fused_rank"].to_list()
+    assert outcome.manifest()["rerank_run"]["fallback_count"] == 1
+
+
+def v40_files(outcome: Any) -> dict[str, bytes]:
+    written = ("_embeddings.npy", "_texts.json")
+    return {p.name: p.read_bytes() for p in sorted(outcome.bundle.iterdir()) if p.name.endswith(written)}
+
+
+def test_both_stages_off_is_a_v40_bundle_with_the_manifest(pipeline: Pipeline) -> None:
+    everything = v40_files(pipeline.run())
+    outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False})
+    names = {path.name.removeprefix("ultimate_embeddings_v4_") for path in outcome.bundle.iterdir()}
+    assert names - {"index.faiss"} == {
+        "embeddings.npy", "metadata.json", "processing_summary.json", "qdrant.jsonl", "sparse.jsonl", "stats.json",
+        "texts.json", "upload_script.py",
+    }  # fmt: skip
+    assert v40_files(outcome) == everything
+    assert set(outcome.points()[0]["payload"]["sparse_vector"]["stats"]) == {
+        "weight_norm", "unique_terms", "total_terms", "weighting",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["rrf", "minmax", "dbsf", "zscore"])
+def test_fusion_methods_by_option(pipeline: Pipeline, method: str) -> None:
+    outcome = pipeline.run({"fusion.method": method})
+    assert outcome.succeeded
+    assert outcome.artefact("fused_candidates").facts["method"] == method
+
+
+def test_a_missing_primary_dense_model_is_an_error_that_says_so(pipeline: Pipeline) -> None:
+    from ensemble_assets_tests.orchestration.doubles import dense_double
+
+    pipeline.computing = Computing({**fast_factories(), "dense": dense_double(missing=True)})
+    outcome = pipeline.run()
+    assert not outcome.succeeded
+    failures = [e for e in outcome.result.all_events if e.is_step_failure]
+    assert [f.step_key for f in failures] == ["dense_embeddings"]
+    assert "not here" in str(failures[0].step_failure_data.user_failure_data.description)
+    assert not outcome.bundle.exists()
+
+
+def test_a_failed_run_leaves_the_old_bundle(pipeline: Pipeline) -> None:
+    before = {path.name: path.read_bytes() for path in pipeline.run().bundle.iterdir()}
+    (pipeline.root / "corpora" / "notes" / "notes_chunks.json").write_text("[{")
+    outcome = pipeline.run()
+    assert not outcome.succeeded
+    assert {path.name: path.read_bytes() for path in outcome.bundle.iterdir()} == before
+
+
+def test_without_a_query_file_probes_are_derived_and_said_to_be(pipeline: Pipeline) -> None:
+    for name in ("queries.jsonl", "qrels.tsv"):
+        (pipeline.root / "corpora" / "notes" / name).unlink()
+    outcome = pipeline.run()
+    assert outcome.manifest()["query_source"] == "derived"
+    assert outcome.artefact("queries").facts["items"] > 0
+
+
+def test_plain_numbers_in_metadata_can_be_plotted(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    for event in outcome.result.get_asset_materialization_events():
+        metadata = event.materialization.metadata
+        assert type(metadata["wall_seconds"].value) is float
+        assert isinstance(metadata["dagster/row_count"].value, int)
