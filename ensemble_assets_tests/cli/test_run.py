@@ -1,0 +1,103 @@
+"""The command line: exit codes, messages a user can act on, and a real run on the embedded models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ensemble_assets_tests.orchestration.pipeline import PREFIX, write_collection
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).resolve().parents[2])
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EMBEDDER_") and k != "DAGSTER_HOME"}
+    env = {**inherited, "PYTHONPATH": root, "EMBEDDER_KEY_FILE": str(cwd / "key"), **environment}
+    command = [sys.executable, "-m", "ensemble_assets.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+
+
+@pytest.mark.models
+def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    finished = run("run", "--chunked-dir", "corpora", "--output-dir", "out", "--json", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads(finished.stdout)["collections"][0]
+    assert [stage["stage"] for stage in summary["stages"]] == [
+        "chunks", "queries", "dense", "sparse", "fusion", "rerank", "export",
+    ]  # fmt: skip
+    assert {stage["status"] for stage in summary["stages"]} == {"completed"}
+    assert (tmp_path / "out" / "notes" / f"{PREFIX}_rerank.jsonl").is_file()
+    assert "where is the" not in finished.stdout + finished.stderr
+
+
+@pytest.mark.models
+def test_flags_switch_stages_off_and_the_manifest_says_who_did(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    finished = run(
+        "run", "--chunked-dir", "corpora", "--output-dir", "out", "--disable-rerank", cwd=tmp_path,
+        EMBEDDER_ENABLE_SPARSE="off",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "--disable-rerank" in finished.stdout
+    assert "environment variable EMBEDDER_ENABLE_SPARSE" in finished.stdout
+    toggles = json.loads((tmp_path / "out/notes/processing_summary.json").read_text())["feature_toggles"]
+    assert toggles["sources"]["enable_rerank"] == "--disable-rerank"
+    assert toggles["sources"]["enable_sparse"] == "environment variable EMBEDDER_ENABLE_SPARSE"
+    assert (toggles["enable_rerank"], toggles["enable_sparse"]) == (False, False)
+
+
+def test_broken_input_is_exit_code_1_and_names_file_and_place(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    (tmp_path / "corpora" / "notes" / "more_chunks.json").write_text('[{"text": "fine"},\n {"text": ]')
+    finished = run("run", "--chunked-dir", "corpora", "--output-dir", "out", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert "more_chunks.json" in finished.stdout
+    assert "line 2" in finished.stdout
+    assert "Traceback" not in finished.stdout + finished.stderr
+    assert not (tmp_path / "out" / "notes").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "rerank.depth"], "expected KEY=VALUE"),
+        (["run", "--set", "rerank.detph=3"], "no such option"),
+        (["run", "--set", "rerank.depth=zero"], "expected a whole number"),
+        (["run", "--profile", "huge"], "expected one of embedded"),
+        (["run", "--no-such-flag"], "No such option"),
+        (["walk"], "No such command"),
+    ],
+)
+def test_bad_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
+    finished = run(*arguments, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_missing_folder_and_an_unknown_collection_say_what_is_there(tmp_path: Path) -> None:
+    missing = run("run", "--chunked-dir", "nowhere", cwd=tmp_path)
+    assert (missing.returncode, "nowhere" in missing.stderr) == (1, True)
+    write_collection(tmp_path / "corpora" / "notes")
+    unknown = run("run", "--chunked-dir", "corpora", "--collections", "novels", cwd=tmp_path)
+    assert unknown.returncode == 1
+    assert "novels" in unknown.stderr
+    assert "notes" in unknown.stderr
+
+
+def test_one_broken_collection_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "a")
+    (tmp_path / "corpora" / "a" / "notes_chunks.json").write_text("[{")
+    write_collection(tmp_path / "corpora" / "b")
+    finished = run(
+        "run", "--chunked-dir", "corpora", "--output-dir", "out", "--json", "--disable-sparse", "--disable-rerank",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert finished.returncode == 1
+    by_name = {c["collection"]: c["succeeded"] for c in json.loads(finished.stdout)["collections"]}
+    assert by_name == {"a": False, "b": True}

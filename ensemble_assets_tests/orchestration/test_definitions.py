@@ -1,0 +1,95 @@
+"""The code location: loads fast and light, names what the documentation names, and its files agree with each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from ensemble_assets.build import build_definitions
+from ensemble_assets.orchestration.asset_frame import GPU_POOL
+from ensemble_assets.orchestration.assets import ALL_ASSETS
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.settings import options
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "sentence_transformers", "openvino")
+
+
+def test_importing_the_definitions_imports_no_heavy_library() -> None:
+    code = f"import ensemble_assets.definitions, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert finished.stdout.strip() == "[]"
+
+
+def test_the_definitions_are_loadable() -> None:
+    dg.Definitions.validate_loadable(build_definitions())
+
+
+def test_the_seven_assets_share_partitions_io_manager_and_owners() -> None:
+    names = [asset.key.to_user_string() for asset in ALL_ASSETS]
+    assert names == [
+        "chunks", "queries", "dense_embeddings", "sparse_vectors", "fused_candidates", "reranked_candidates",
+        "export_bundle",
+    ]  # fmt: skip
+    for asset in ALL_ASSETS:
+        spec = next(iter(asset.specs))
+        assert asset.partitions_def == COLLECTIONS
+        assert spec.owners
+        assert spec.code_version
+        assert spec.description
+
+
+def test_the_stages_that_lease_devices_are_in_the_gpu_pool() -> None:
+    pooled = {asset.key.to_user_string() for asset in ALL_ASSETS if asset.op.pool == GPU_POOL}
+    assert pooled == {"dense_embeddings", "sparse_vectors", "reranked_candidates"}
+
+
+def test_the_job_runs_all_assets() -> None:
+    job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
+    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == {
+        asset.key.to_user_string() for asset in ALL_ASSETS
+    }
+
+
+def test_workspace_file_and_code_location_name_the_same_module() -> None:
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())
+    assert workspace["load_from"][0]["python_module"]["module_name"] == "ensemble_assets.definitions"
+    assert "[tool.dg" not in (ROOT / "pyproject.toml").read_text()
+    assert "[tool.dagster" not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_instance_file_loads_and_frees_slots(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
+        assert instance.run_monitoring_enabled
+        assert not instance.telemetry_enabled
+        instance.event_log_storage.initialize_concurrency_limit_to_default(GPU_POOL)
+        assert instance.event_log_storage.get_concurrency_info(GPU_POOL).slot_count == 1
+
+
+def test_the_launchpad_form_has_every_option_with_its_default() -> None:
+    resource = build_definitions().get_repository_def().get_top_level_resources()["settings"]
+    fields = resource.config_schema.as_field().config_type.fields  # type: ignore[union-attr]
+    shown = set()
+    for name, field in fields.items():
+        inner = getattr(field.config_type, "fields", None)
+        shown |= {f"{name}.{key}" for key in inner} if inner else {name}
+        assert not field.is_required
+    assert set(options()) <= shown
+
+
+def test_a_value_of_the_wrong_type_is_refused_before_the_run_starts() -> None:
+    import pytest
+
+    job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
+    config = {"resources": {"settings": {"config": {"rerank": {"depth": "many"}}}}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), ["x"])
+        with pytest.raises(dg.DagsterInvalidConfigError, match="depth"):
+            job.execute_in_process(partition_key="x", instance=instance, run_config=config)
