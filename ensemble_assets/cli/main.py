@@ -7,6 +7,7 @@ import sys
 import click
 
 from ensemble_assets import __version__
+from ensemble_assets.cli.machine_commands import doctor, leases
 from ensemble_assets.cli.run_command import demo, run
 from ensemble_assets.core.errors import EnsembleError, SettingsError
 
@@ -17,8 +18,8 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-commands.add_command(run)
-commands.add_command(demo)
+for command in (run, demo, doctor, leases):
+    commands.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
