@@ -10,7 +10,7 @@ CHUNKED_DIR ?= $(if $(wildcard corpora),corpora,ensemble_assets/sample)
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint test-nightly test-gpu clean
+.PHONY: help install run ui test lint test-nightly test-gpu pictures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
@@ -49,6 +49,10 @@ test-nightly: install  ## thousands of simulated runs
 
 test-gpu: install  ## the same promises on real CUDA devices; skips where there are none
 	$(BIN)/python -m pytest -m gpu -rs ensemble_assets_tests/gpu
+
+pictures: install  ## the screenshots in docs/pictures (needs Chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
+	$(BIN)/python -m ensemble_assets_tests.ui.pictures
 
 clean:  ## everything that the other targets made
 	rm -rf .venv .dagster_home output
