@@ -52,7 +52,7 @@ def doctor() -> int:
             f"Bundles are written to {settings.paths.output_dir}, stage artefacts to {artefact_base(settings.paths)}.",
             f"Device locks are in {lock_folder(settings.paths)}.",
             f"The key of query hashes is {key_file(settings.paths)}.",
-            f"Dagster's instance is {environment.get('DAGSTER_HOME') or 'private to each run: DAGSTER_HOME is not set'}.",
+            f"Dagster's instance is {environment.get('DAGSTER_HOME') or 'private to each run (no DAGSTER_HOME)'}.",
         ],
     }
     for title, lines in sections.items():

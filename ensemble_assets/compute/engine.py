@@ -6,7 +6,6 @@ modules; whatever runs batches has ``context.Runner``'s shape, so that stages do
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections import deque
@@ -77,6 +76,15 @@ class HasFullPrecision(Protocol):
 
     def full_precision(self) -> ForwardFactory:
         """The same model in fp32."""
+        ...
+
+
+@runtime_checkable
+class HasRelease(Protocol):
+    """A forward that can give its memory back at once: networks are in reference cycles and would wait for a sweep."""
+
+    def release(self) -> None:
+        """Drop the weights; the forward is of no use afterwards."""
         ...
 
 
@@ -167,8 +175,10 @@ class _Pass:
         try:
             self._run(forward, deque(batches))
         finally:
+            if isinstance(forward, HasRelease):
+                forward.release()
             del forward
-            _free(self.device)
+            _free_cache(self.device)
 
     def _run(self, forward: Forward, todo: deque[Batch]) -> None:
         strikes = 0
@@ -288,8 +298,7 @@ def _memory_now(device: str) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _free(device: str) -> None:
-    gc.collect()
+def _free_cache(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 

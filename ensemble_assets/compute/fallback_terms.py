@@ -3,11 +3,16 @@
 A term becomes the tokens that the model's own tokenizer makes of it, so that the fallback lies in the model's index
 space and live queries find it. Rules, and why:
 
-* A term's weight is shared equally by its tokens: a word that falls into four pieces is not worth four words.
-* A token that several terms have gets the largest of their weights, as SPLADE takes the maximum over positions: a
-  common piece such as ``##s`` would otherwise outweigh every word.
-* The vector is scaled to ``NORM_SHARE`` of the median L2 norm of the live vectors: term frequencies and SPLADE weights
-  have nothing in common but direction, and equal norms put both kinds of chunk on one scale.
+* A term weighs sqrt(its weight) * idf, the idf (as in BM25) over the terms of the collection's metadata: metadata holds
+  raw term frequencies, ``the`` among them, where SPLADE has hardly any weight on common words.
+* A term of k tokens gives each of them 1 / sqrt(k) of that, so that its share in the vector's length stays the same.
+* A token that several terms have gets the largest of their weights, as SPLADE takes the maximum over positions.
+* The vector is scaled to the median L2 norm of the live vectors: both kinds of chunk are then on one scale.
+
+Measured with SPLADE-tiny and each text's 20 most frequent words as terms, on 1,200 SciFact documents and its 300 test
+queries, nDCG@10: all chunks live 0.754; one in ten fallen back 0.746 (with the weights as they are, split evenly:
+0.718), every second 0.693 (0.546), all 0.675 (0.508). Scaling up the norm finds more fallen chunks and loses as many
+live ones. The rules were chosen on these queries, so expect a little less elsewhere.
 
 Deciding which chunks need this is ``sparse``.
 """
@@ -15,8 +20,10 @@ Deciding which chunks need this is ``sparse``.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,9 +33,6 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.sparse_rows import SparseRow
 from ensemble_assets.compute.tokenise import Vocabulary, tokenise_bodies
 from ensemble_assets.core.echo import usable_terms
-
-NORM_SHARE = 1.0
-"""Norm of a fallback vector relative to the live vectors'."""
 
 _MOST_TOKENS = 512
 """Tokens of one term, or of one query, that count."""
@@ -134,18 +138,50 @@ def metadata_terms(metadata: str | None) -> list[tuple[str, float]]:
     return [(term, weight) for term, weight in usable_terms(features) if weight > 0]
 
 
-def metadata_rows(metadata: Sequence[str | None], space: TermSpace, norm: float) -> list[SparseRow]:
+@dataclass(frozen=True)
+class Rarity:
+    """How rare terms are in a collection's metadata.
+
+    Attributes:
+        counts: term -> chunks that have it.
+        total: chunks that were looked at.
+    """
+
+    counts: Mapping[str, int]
+    total: int
+
+    @classmethod
+    def of(cls, metadata: Iterable[str | None]) -> Rarity:
+        """Count over the given chunks."""
+        counts: Counter[str] = Counter()
+        total = 0
+        for text in metadata:
+            total += 1
+            counts.update({term for term, _ in metadata_terms(text)})
+        return cls(counts, total)
+
+    def idf(self, term: str) -> float:
+        """ln(1 + (N - n + 0.5) / (n + 0.5)), positive (Robertson and Zaragoza 2009, in Lucene's variant)."""
+        count = min(self.counts.get(term, 0), self.total)
+        return math.log(1.0 + (self.total - count + 0.5) / (count + 0.5))
+
+
+def metadata_rows(metadata: Sequence[str | None], space: TermSpace, rarity: Rarity, norm: float) -> list[SparseRow]:
     """One vector per chunk from its metadata terms, of L2 norm ``norm``; empty where there is nothing usable."""
     terms = [metadata_terms(text) for text in metadata]
     flat = iter(space.indices([term for chunk in terms for term, _ in chunk]))
-    return [_row([(next(flat), weight) for _, weight in chunk], norm) for chunk in terms]
+    rows = []
+    for chunk in terms:
+        weighed = [(next(flat), math.sqrt(weight) * rarity.idf(term)) for term, weight in chunk]
+        rows.append(_row(weighed, norm))
+    return rows
 
 
 def _row(pieces: Sequence[tuple[NDArray[np.int32], float]], norm: float) -> SparseRow:
     weights: dict[int, float] = {}
     for indices, weight in pieces:
         for index in indices.tolist():
-            weights[index] = max(weights.get(index, 0.0), weight / len(indices))
+            weights[index] = max(weights.get(index, 0.0), weight / math.sqrt(len(indices)))
     chosen = sorted(weights)
     values = np.array([weights[index] for index in chosen], np.float64)
     length = float(np.sqrt((values * values).sum()))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModel
 
-from ensemble_assets.compute.loading import ForwardSettings, Inputs, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.errors import ModelUnavailableError
 

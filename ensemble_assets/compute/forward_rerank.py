@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from ensemble_assets.compute.loading import ForwardSettings, Inputs, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.errors import ModelUnavailableError
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForMaskedLM
 
-from ensemble_assets.compute.loading import ForwardSettings, Inputs, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.errors import ModelUnavailableError
 
@@ -85,6 +86,11 @@ class SparseForward(TorchForward):
         # a NaN stays (it compares false here too), so that the engine sees it
         index = torch.where(kept == 0, -1, index).to(torch.int32)
         return {"index": index, "weight": kept, "active": active}
+
+    def release(self) -> None:
+        """Drop the weights at once, those of the detached output layer too."""
+        super().release()
+        self._decoder.to(device="meta")
 
     def _largest_logits(self, states: torch.Tensor) -> torch.Tensor:
         """The largest logit of every vocabulary entry, ``[batch, vocabulary] float32``."""

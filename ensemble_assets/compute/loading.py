@@ -1,4 +1,4 @@
-"""Weights from files onto a device, and what every torch forward shares: precision, inputs, errors without text.
+"""Weights from files onto a device, and what every torch forward shares: precision and errors without text.
 
 The three kinds of model are ``forward_dense``, ``forward_sparse`` and ``forward_rerank``. Planning and retrying batches
 is the engine's business; completing a spec from a model's own configuration is ``model_config``.
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from ensemble_assets.compute.padding import Inputs, padded_inputs
 from ensemble_assets.compute.work import (
     Batch,
     DeviceOutOfMemoryError,
@@ -182,53 +183,6 @@ def kernels(runtime: Runtime, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """One padded batch on its device.
-
-    Attributes:
-        ids: ``[batch, longest] int64``, padded on the right.
-        mask: ``[batch, longest] bool``, True on tokens.
-        lengths: ``[batch] int64``.
-        types: ``[batch, longest] int64`` token types, or None for single texts.
-        padded: whether any position is padding.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    lengths: torch.Tensor
-    types: torch.Tensor | None
-    padded: bool
-
-    def keywords(self, takes_types: bool) -> dict[str, torch.Tensor]:
-        """What a transformers model is called with; no mask where nothing is padded, which is faster."""
-        words = {"input_ids": self.ids}
-        if self.padded:
-            words["attention_mask"] = self.mask.long()
-        if takes_types and self.types is not None:
-            words["token_type_ids"] = self.types
-        return words
-
-
-def padded_inputs(table: TokenTable, batch: Batch, pad_id: int, device: str) -> Inputs:
-    """The batch's rows as tensors on ``device``."""
-    starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
-    columns = np.arange(batch.longest)
-    mask = columns < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, np.int64)
-    ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
-    types: NDArray[np.int64] | None = None
-    if table.second_from is not None:
-        types = ((columns >= table.second_from[batch.rows][:, None]) & mask).astype(np.int64)
-    return Inputs(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(mask).to(device),
-        torch.from_numpy(lengths).to(device),
-        None if types is None else torch.from_numpy(types).to(device),
-        padded=not mask.all(),
-    )
-
-
 class TorchForward:
     """What the three forwards share; subclasses say in ``compute`` what a batch's inputs become."""
 
@@ -264,6 +218,10 @@ class TorchForward:
         if isinstance(failure, DeviceOutOfMemoryError) and self._device.startswith("cuda"):
             torch.cuda.empty_cache()
         raise failure
+
+    def release(self) -> None:
+        """Drop the weights at once; the forward is of no use afterwards."""
+        self.network.to(device="meta")
 
     def run_network(self, inputs: Inputs) -> Any:
         """The network's output object for a batch."""

@@ -8,11 +8,12 @@ is planned with it is ``controller``'s part.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+Coefficients = tuple[float, float, float, float]
 
 _KEPT_PER_CLASS = 8
 _CERTAIN = 6  # observations after which the fit's own residuals say how far it may be off
@@ -39,7 +40,7 @@ class PeakModel:
 
     def __init__(self, observations: Iterable[Observation] = ()) -> None:
         self._classes: dict[tuple[int, int], deque[Observation]] = {}
-        self._fit: NDArray[np.float64] | None = None
+        self._fit: Coefficients | None = None
         self._error: float | None = None
         for seen in observations:
             self.observe(*seen)
@@ -62,8 +63,8 @@ class PeakModel:
         self._fit = self._error = None
 
     @property
-    def coefficients(self) -> NDArray[np.float64]:
-        """``[4] float64``: bytes, bytes per token, per token and position, per row."""
+    def coefficients(self) -> Coefficients:
+        """Bytes, bytes per token, per token and position, per row."""
         if self._fit is None:
             self._fit = _fit(self.observations)
         return self._fit
@@ -77,33 +78,34 @@ class PeakModel:
         if self._error is None:
             seen = self.observations
             large = max((one.tokens for one in seen), default=0) / 2
-            relevant = [one for one in seen if one.tokens >= large]
-            over = [one.peak_bytes / max(self.predict(one.tokens, one.longest), 1.0) - 1.0 for one in relevant]
-            self._error = max(_LEAST_ERROR if len(relevant) >= _CERTAIN else _EARLY_ERROR, *over, 0.0)
+            over = [
+                one.peak_bytes / max(self.predict(one.tokens, one.longest), 1.0) - 1.0
+                for one in seen
+                if one.tokens >= large
+            ]
+            self._error = max(_LEAST_ERROR if len(over) >= _CERTAIN else _EARLY_ERROR, *over, 0.0)
         return self._error
 
     def predict(self, tokens: int, longest: int) -> float:
         """Expected peak in bytes."""
-        return float(_features(tokens, longest) @ self.coefficients)
+        base, per_token, per_square, per_row = self.coefficients
+        return base + tokens * (per_token + per_square * longest + per_row / max(longest, 1))
 
     def tokens_within(self, limit_bytes: float, longest: int) -> float:
         """The most padded tokens whose peak, error included, stays within the limit; may be infinite or negative."""
         base, per_token, per_square, per_row = self.coefficients
-        slope = float(per_token + per_square * longest + per_row / longest)
-        room = limit_bytes / (1.0 + self.error) - float(base)
+        slope = per_token + per_square * longest + per_row / longest
+        room = limit_bytes / (1.0 + self.error) - base
         return room / slope if slope > 0 else (float("inf") if room >= 0 else -1.0)
 
 
-def _features(tokens: int, longest: int) -> NDArray[np.float64]:
-    return np.array([1.0, tokens, tokens * longest, tokens / max(longest, 1)])
-
-
-def _fit(observations: Iterable[Observation]) -> NDArray[np.float64]:
+def _fit(observations: Sequence[Observation]) -> Coefficients:
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-    rows = [_features(seen.tokens, seen.longest) / _UNITS for seen in observations]
-    targets = [float(seen.peak_bytes) for seen in observations]
-    if not rows:
-        return np.zeros(4)
-    solution, _ = nnls(np.vstack([*rows, np.diag(_TIE_BREAK)]), np.array([*targets, 0.0, 0.0, 0.0, 0.0]))
-    return np.asarray(solution / _UNITS, np.float64)
+    if not observations:
+        return (0.0, 0.0, 0.0, 0.0)
+    tokens, longest, peaks = np.array(observations, np.float64).T
+    columns = np.stack([np.ones(len(peaks)), tokens, tokens * longest, tokens / np.maximum(longest, 1)], axis=1)
+    solution, _ = nnls(np.vstack([columns / _UNITS, np.diag(_TIE_BREAK)]), np.concatenate([peaks, np.zeros(4)]))
+    base, per_token, per_square, per_row = (solution / _UNITS).tolist()
+    return (base, per_token, per_square, per_row)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.dense import dropped_tokens
 from ensemble_assets.compute.fallback_terms import (
-    NORM_SHARE,
     CollectionSpace,
+    Rarity,
     TermSpace,
     VocabularySpace,
     metadata_rows,
@@ -39,6 +39,8 @@ from ensemble_assets.core.records import StageRecord, StageStatus
 from ensemble_assets.core.registry import ModelSpec
 
 _UNPRUNED_BYTES = 128 << 20
+_CHUNKS_FOR_RARITY = 20_000
+"""Chunks, evenly spaced, whose metadata is read to see which terms are common."""
 
 Fact = int | float | str | bool
 
@@ -108,10 +110,10 @@ def encode_sparse(
     Raises:
         SettingsError: if there is no model to try, or its limit leaves no room for a text.
     """
-    if not specs:
-        raise SettingsError("enable_sparse is on, but no sparse model is chosen. Name one in models.sparse")
     if not enabled:
         return _disabled(len(chunks), len(queries), specs)
+    if not specs:
+        raise SettingsError("enable_sparse is on, but no sparse model is chosen. Name one in models.sparse")
     started = time.perf_counter()
     run, unusable = _first_that_runs(chunks, queries, specs, context, top_k, make_factory)
     if run is None:
@@ -131,7 +133,7 @@ def encode_sparse(
 
 
 def _disabled(n_chunks: int, n_queries: int, specs: Sequence[ModelSpec]) -> SparseResult:
-    facts = {"model": specs[0].slug, "dimension": 0, "queries": n_queries}
+    facts: dict[str, Fact] = {"model": specs[0].slug if specs else "", "dimension": 0, "queries": n_queries}
     return SparseResult(
         empty_matrix(n_chunks),
         empty_matrix(n_queries),
@@ -248,8 +250,9 @@ def _without_model(
 
 def _chunk_vectors(outputs: PrunedOutputs, metadata: pl.Series, space: TermSpace) -> SourcedVectors:
     def from_metadata(rows: Sequence[int], live: SparseMatrix) -> list[SparseRow]:
-        norm = NORM_SHARE * float(np.median(live.norms())) if len(live.values) else 1.0
-        return metadata_rows(metadata.gather(list(rows)).to_list(), space, norm)
+        norm = float(np.median(live.norms())) if len(live.values) else 1.0
+        rarity = Rarity.of(metadata.gather_every(1 + len(metadata) // _CHUNKS_FOR_RARITY))
+        return metadata_rows(metadata.gather(list(rows)).to_list(), space, rarity, norm)
 
     return with_sources(outputs, from_metadata)
 

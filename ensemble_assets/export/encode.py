@@ -24,7 +24,7 @@ UNIT_TOLERANCE = 1e-3
 _PLAIN_FROM = 1e-4
 _PLAIN_BELOW = 1e15
 _NOWHERE = np.zeros(0, dtype=np.intp)
-_EXPONENT = re.compile(r"e[-+](?<=[0-9]..)[0-9]")
+_EXPONENT = re.compile(r"[0-9]e[-+][0-9]")
 
 compact = json.JSONEncoder(ensure_ascii=False).encode
 """One line, default separators, non-ASCII characters as they are."""
@@ -77,7 +77,7 @@ def _float_list(values: NDArray[np.float64], unequal: NDArray[np.intp]) -> str:
 def _unequal(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which numbers the fast library writes in another form: those with an exponent in either."""
     size = np.abs(values)
-    return ((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW)
+    return np.asarray(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
 
 
 def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
@@ -96,7 +96,7 @@ def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iter
         _require_unit(rows, what, start)
         release(matrix)
         unequal = _unequal(rows)
-        some = unequal.any(axis=1)
+        some = np.asarray(unequal.any(axis=1))
         for number, row in enumerate(rows):
             yield _float_list(row, np.flatnonzero(unequal[number]) if some[number] else _NOWHERE)
 

@@ -73,7 +73,7 @@ def read_points(lines: IO[str], what: str) -> Iterator[tuple[int, dict[str, Any]
     for number, line in enumerate(lines, start=1):
         cut = line.rfind(_VECTORS_KEY)  # inside a string the quotes would be escaped; after it there are only numbers
         try:
-            head = json.loads(line[:cut] + "}") if cut > 0 and line.endswith("}}\n") else None
+            head: Any = json.loads(line[:cut] + "}") if cut > 0 and line.endswith("}}\n") else None
             point = (head["id"], head["payload"], line[cut + len(_VECTORS_KEY) - 1 : -2])
         except (ValueError, KeyError, TypeError):
             raise ArtefactError(f"{what}, line {number}: is no point of a bundle. Export the bundle again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import resources
 
@@ -20,4 +21,4 @@ def upload_script(bundle: BundleInputs) -> str:
         "POINTS_FILE": bundle.names.of("qdrant.jsonl"),
         "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
     }
-    return _PLACEHOLDER.sub(lambda found: repr(facts[found[1]]), template)
+    return _PLACEHOLDER.sub(lambda found: json.dumps(facts[found[1]], ensure_ascii=False), template)

@@ -72,7 +72,7 @@ def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluatio
         raise ArtefactError("the relevance judgements judge a query and chunk twice. Remove one of the two lines")
     relevant = judged.filter(pl.col("relevance") > 0)["public_id"].unique(maintain_order=True)
     kept = judged.filter(pl.col("public_id").is_in(relevant.implode()))
-    gains = _nested(kept.with_columns(pl.col("relevance").clip(lower_bound=0)), "relevance")
+    gains = _nested(kept, "relevance")
     frames, missing = [], {}
     for name, run in runs.items():
         ranked = _checked(run, name).filter(pl.col("public_id").is_in(relevant.implode()))

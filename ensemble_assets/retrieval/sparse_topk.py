@@ -21,7 +21,7 @@ from ensemble_assets.retrieval.topk import BestSoFar, TopK, check_depth
 
 DEFAULT_TILE_BYTES = 256 * 1024 * 1024
 
-_BYTES_PER_WEIGHT = 28  # posting list in float32, then float64, and a query's copy of the lists it needs
+_BYTES_PER_WEIGHT = 24  # posting lists, and a query's copy of the ones it needs, in float32 and float64
 _BYTES_PER_ROW = 64  # score buffers, mask, candidate rows and keys of one query
 _BYTES_PER_TERM = 8  # posting list offsets
 _WEIGHTS_PER_TILE = 2**31 - 1  # scipy's sparse kernels count in int32
@@ -82,6 +82,7 @@ def sparse_topk(documents: SparseRows, queries: SparseRows, k: int, *, tile_byte
         for query in range(len(terms)):
             row = slice(terms.indptr[query], terms.indptr[query + 1])
             if row.start < row.stop:
+                # A float64 vector makes scipy multiply and add in float64.
                 scores = postings[:, terms.indices[row]] @ terms.values[row].astype(np.float64)
                 _offer(best, query, scores.astype(np.float32), start)
         drop_resident_pages(documents.indices)
@@ -100,7 +101,7 @@ def _offer(best: BestSoFar, query: int, scores: NDArray[np.float32], start: int)
 
 
 def _postings(documents: SparseRows, start: int, stop: int) -> Any:
-    """Documents ``start`` to ``stop`` as a scipy CSC matrix ``[stop - start, dimension] float64``."""
+    """Documents ``start`` to ``stop`` as a scipy CSC matrix ``[stop - start, dimension] float32``."""
     import scipy.sparse  # slow to import, and only this stage needs it
 
     first, last = int(documents.indptr[start]), int(documents.indptr[stop])
@@ -108,8 +109,7 @@ def _postings(documents: SparseRows, start: int, stop: int) -> Any:
     _check_content(indices, values, documents.dimension, f"sparse documents {start} to {stop - 1}")
     indptr = (documents.indptr[start : stop + 1] - first).astype(np.int32)
     shape = (stop - start, documents.dimension)
-    by_term = scipy.sparse.csr_array((values, indices, indptr), shape=shape).tocsc()
-    return scipy.sparse.csc_array((by_term.data.astype(np.float64), by_term.indices, by_term.indptr), shape=shape)
+    return scipy.sparse.csr_array((values, indices, indptr), shape=shape).tocsc()
 
 
 def _sorted_by_term(queries: SparseRows) -> SparseRows:

@@ -1,9 +1,10 @@
 """How much memory and time it takes to write a large bundle.
 
-``python -m ensemble_assets_tests.benchmarks.export_memory --points 1000000 --dim 384 --sparse-terms 64`` makes
-synthetic chunks (metadata as rich as a chunker's, optionally with live sparse vectors), writes the bundle in a process of
-its own and prints one JSON object: peak resident memory (mapped files included), the memory right after the imports,
-seconds by the clock and of the processor, and bytes written.
+``python -m ensemble_assets_tests.benchmarks.export_memory --points 1000000 --dim 384 --sparse-terms 64``
+
+Makes synthetic chunks (metadata as rich as a chunker's, optionally with live sparse vectors), writes the bundle in a
+process of its own and prints one JSON object: peak resident memory (mapped files included), the memory right after the
+imports, seconds by the clock and of the processor, and bytes written.
 """
 
 from __future__ import annotations

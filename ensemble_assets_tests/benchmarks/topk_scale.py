@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--without-plain", action="store_true", help="only this project's searches")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--search", choices=SEARCHES, help=argparse.SUPPRESS)  # a measuring child process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -69,17 +70,22 @@ def searched(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     command = [sys.executable, "-m", __spec__.name, "--folder", str(folder), "--repeats", str(options.repeats)]
     threads = {name: str(options.threads) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
     found = {}
-    for search in SEARCHES:
+    for search in chosen(options):
         child = subprocess.run(
             [*command, "--search", search], env={**os.environ, **threads}, capture_output=True, text=True, check=True
         )
         found[search] = json.loads(child.stdout)
-    for kind in ("dense", "sparse"):
+    for kind in () if options.without_plain else ("dense", "sparse"):
         ours, plain = found[kind], found[f"{kind}_plain"]
         for what in ("seconds", "cpu_seconds", "peak_rss_bytes"):
             ours[f"{what}_to_plain"] = round(ours[what] / plain[what], 3)
         ours["same_rows_as_plain"] = share_of_same_rows(folder, kind)
     return found
+
+
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The searches to measure."""
+    return [search for search in SEARCHES if not (options.without_plain and search.endswith("_plain"))]
 
 
 def growth(figures: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[float]]:
@@ -90,7 +96,8 @@ def growth(figures: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[fl
             round((later[search]["cpu_seconds"] / many) / (earlier[search]["cpu_seconds"] / few), 3)
             for (few, earlier), (many, later) in itertools.pairwise(sizes)
         ]
-        for search in SEARCHES
+        for search in next(iter(figures.values()))
+        if search in SEARCHES
     }
 
 

@@ -34,8 +34,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 def test_the_script_holds_names_only() -> None:
     script = upload_script(bundle_of(CHUNKS, dense('we"ird', unit_rows(7, 4)), collection="@VECTORS@"))
     ast.parse(script)
-    assert "VECTORS = {'we\"ird': 4}" in script
-    assert "COLLECTION = '@VECTORS@_v4_we\"ird'" in script
+    assert 'VECTORS = {"we\\"ird": 4}' in script
+    assert 'COLLECTION = "@VECTORS@_v4_we\\"ird"' in script
     absolute = [word for word in script.split() if re.match(r"['\"(]*/\w", word)]
     assert absolute == []
     assert str(Path.cwd()) not in script

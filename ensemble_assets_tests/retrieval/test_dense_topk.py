@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ensemble_assets.core.errors import ArtefactError, MemoryBudgetError, StageError
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
+from ensemble_assets_tests.retrieval.resident import resident_bytes
 
 LARGEST_TILE = 1 << 20
 
@@ -102,9 +102,10 @@ def test_identical_rows_tie_exactly_wherever_they_lie_and_however_many_threads_r
             np.testing.assert_array_equal(copies, original + 37 * np.arange(len(copies)))
 
 
-def test_rows_closer_than_a_float32_product_can_tell_apart_are_ordered_by_their_real_score():
+@pytest.mark.parametrize("scale", [1, 1e-22])  # the squares of the small ones are 0 in float32
+def test_rows_closer_than_a_float32_product_can_tell_apart_are_ordered_by_their_real_score(scale):
     documents, queries = vectors(1, 3, 768)
-    documents = np.repeat(documents, 500, axis=0)
+    documents = np.repeat(documents * np.float32(scale), 500, axis=0)
     generator = np.random.default_rng(1)
     documents[np.arange(500), generator.integers(0, 768, 500)] *= np.float32(1 + 2e-6)
     models = [DenseModel("m", documents, queries)]
@@ -158,21 +159,6 @@ def test_a_memory_mapped_collection_gives_the_same_and_leaves_no_pages_resident(
     if resident is None:
         pytest.skip("this system does not tell resident pages per file")
     assert resident < documents.nbytes / 10
-
-
-def resident_bytes(path):
-    """Resident bytes of this process's maps of ``path``, from /proc; None where there is no /proc."""
-    try:
-        lines = Path("/proc/self/smaps").read_text().splitlines()
-    except OSError:
-        return None
-    total, inside = 0, False
-    for line in lines:
-        if "-" in line.split(" ", 1)[0]:
-            inside = line.endswith(str(path))
-        elif inside and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 def test_a_copy_on_write_map_keeps_what_was_written_to_it(tmp_path):

@@ -184,6 +184,25 @@ def test_the_result_is_a_candidates_frame_with_columns_for_further_lists():
     assert fused["sparse_rank"].is_null().all()
 
 
+def test_without_a_query_order_queries_and_columns_come_in_the_order_of_the_lists_by_name():
+    lists = [
+        RankedList("title", run_frame({"q3": [(0, 1.0)]})),
+        RankedList("sparse", run_frame({"q1": [(0, 1.0)]})),
+        RankedList("body", run_frame({"q2": [(0, 1.0)], "q3": [(1, 1.0)]})),
+    ]
+    fused = fuse(lists, CHUNK_IDS, rrf())
+    assert fused["public_id"].to_list() == ["q2", "q3", "q3", "q1"]
+    assert fused.columns[-4:] == ["body_rank", "body_score", "title_rank", "title_score"]
+    assert fuse(lists[::-1], CHUNK_IDS, rrf()).equals(fused)
+
+
+def test_dbsf_gives_an_outlier_far_below_the_others_nothing():
+    entries = [(row, 1.0) for row in range(N_CHUNKS - 1)] + [(N_CHUNKS - 1, 0.0)]  # 3.2 standard deviations below
+    fused = fuse([RankedList("dense", run_frame({"q": entries}))], CHUNK_IDS, METHODS["dbsf"]())
+    assert fused["score"].to_list()[-1] == 0
+    assert fused["score"].to_list()[0] == pytest.approx(0.5 + 1 / (6 * math.sqrt(N_CHUNKS)))
+
+
 def test_depth_keeps_the_first_of_every_query():
     run = run_frame({query: [(row, 1.0 - row / 10) for row in range(6)] for query in QUERIES})
     fused = fuse([RankedList("dense", run)], CHUNK_IDS, rrf(), depth=4)

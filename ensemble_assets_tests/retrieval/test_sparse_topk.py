@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.core.errors import ArtefactError, MemoryBudgetError, StageError
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets_tests.retrieval.resident import resident_bytes
 
 LARGEST_TILE = 1 << 20
 
@@ -58,7 +59,7 @@ def searches(draw, weights):
     if documents:
         documents = [documents[i] for i in draw(st.lists(st.integers(0, len(documents) - 1), max_size=40))]
     k = draw(st.integers(1, 45))
-    least = 8 * dimension + 64 * (k + 1) + 28 * 8
+    least = 8 * dimension + 64 * (k + 1) + 24 * 8
     return (
         documents,
         draw(st.lists(row, max_size=5)),
@@ -128,12 +129,31 @@ def test_working_memory_stays_below_tile_bytes(identical):
         assert found.rows[0].tolist() == list(range(10))
 
 
-def test_memory_mapped_arrays_give_the_same(tmp_path):
-    documents, queries = random_rows(500, 100, 20, seed=0), random_rows(5, 100, 10, seed=1)
+def test_the_order_in_which_terms_are_stored_does_not_matter():
+    # 24929 * 673 = 2^24 + 1, so the large product lies half way between two float32 numbers; the two small ones decide,
+    # unless they are added to it one by one.
+    document = [(0, 24929 * 2.0**15), (1, 1.0), (2, 1.0)]
+    query = [(0, 673 * 2.0**14), (1, 1.0), (2, 1.0)]
+    scores = {
+        as_lists(sparse_topk(sparse_rows([document[::step]], 3), sparse_rows([query[::other]], 3), 1))[0][0][1]
+        for step in (1, -1)
+        for other in (1, -1)
+    }
+    assert len(scores) == 1
+
+
+def test_memory_mapped_arrays_give_the_same_and_leave_no_pages_resident(tmp_path):
+    documents, queries = random_rows(20_000, 100, 20, seed=0), random_rows(2, 100, 10, seed=1)
     for name in ("indptr", "indices", "values"):
         np.save(tmp_path / f"{name}.npy", getattr(documents, name))
     mapped = SparseRows(*(np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("indptr", "indices", "values")), 100)
-    assert as_lists(sparse_topk(mapped, queries, 7, tile_bytes=50_000)) == as_lists(sparse_topk(documents, queries, 7))
+    found = sparse_topk(mapped, queries, 7, tile_bytes=1 << 20)
+    assert as_lists(found) == as_lists(sparse_topk(documents, queries, 7))
+    for name in ("indices", "values"):
+        resident = resident_bytes(tmp_path / f"{name}.npy")
+        if resident is None:
+            pytest.skip("this system does not tell resident pages per file")
+        assert resident < documents.values.nbytes / 10
 
 
 def test_an_empty_collection_and_no_queries_give_empty_lists():
@@ -183,7 +203,7 @@ def test_a_depth_below_one_is_refused():
 
 def test_too_small_a_tile_names_the_document_and_what_is_needed():
     documents = sparse_rows([[(0, 1.0)], [(0, 1.0), (1, 1.0), (2, 1.0)]], 4)
-    needed = 8 * 4 + 64 * 2 + 64 + 3 * 28
+    needed = 8 * 4 + 64 * 2 + 64 + 3 * 24
     assert as_lists(sparse_topk(documents, sparse_rows([[(1, 1.0)]], 4), 5, tile_bytes=needed)) == [[(1, 1.0)]]
     with pytest.raises(MemoryBudgetError, match=f"needs {needed} bytes of working memory for document 1; .*Raise"):
         sparse_topk(documents, sparse_rows([[(1, 1.0)]], 4), 5, tile_bytes=needed - 1)

@@ -43,9 +43,6 @@ def report_everything(run: RunTelemetry) -> None:
             span.set(not_on_the_list=1)
             for name, spec in EVENTS.items():
                 span.emit(name, **facts(spec.facts))
-            worker = {k: v for k, v in attributes(f"rag.{stage}.worker").items() if k != "worker"}
-            with span.worker(0, **worker):
-                pass
             if stage in MODEL_STAGES:
                 model = {k: v for k, v in attributes(f"rag.{stage}.model").items() if k != "model"}
                 with span.model(MODEL, **model) as child:

@@ -45,8 +45,8 @@ def _push_into(run: RunTelemetry, stage: str, canary: str, values: dict[str, str
         if stage in MODEL_STAGES:
             with span.model(canary, device=canary), span.worker(3, model=canary):
                 pass
-        with run.worker(stage, 2, model=canary, device=canary):
-            pass
+            with run.worker(stage, 2, model=canary, device=canary):
+                pass
         span.skip(canary)
         raise CanaryError(canary)
 

@@ -121,6 +121,15 @@ def test_a_stage_that_is_off_has_a_skipped_span(run):
     assert metric_values([record]).names() == ()
 
 
+def test_stages_without_models_have_no_model_and_worker_spans(run):
+    with run.stage("fusion") as span:
+        span.replay([Event("device.peak", 1.0, {"device": "cpu", "used_bytes": 5})], worker=0)
+        for opened in (lambda: span.model(MODEL), lambda: span.worker(0), lambda: run.worker("fusion", 0)):
+            with pytest.raises(ValueError, match="dense, sparse, rerank"), opened():
+                pass
+    assert span.record().counts == {"device.peak": 1}
+
+
 def test_an_unknown_stage_is_a_programming_error(run):
     with pytest.raises(ValueError, match="dense, sparse, fusion, rerank, export"), run.stage("embedding"):
         pass
@@ -218,6 +227,19 @@ def test_retries_and_repeats_have_span_ids_of_their_own(tmp_path):
         pass
     assert len({span.start.span_id for span in (a, b, c)}) == 3
     assert same_as_a.start.span_id == a.start.span_id
+
+
+def test_a_retry_that_succeeds_replaces_what_its_failed_tries_measured(tmp_path, run):
+    _case("kill", tmp_path, code=-signal.SIGKILL)
+    with pytest.raises(RuntimeError), run.stage("dense", attempt=1, items=3):
+        raise RuntimeError
+    with run.stage("dense", attempt=2, items=3):
+        pass
+    assert [record.status for record in run.records()] == ["failed", "active", "unfinished"]
+    numbers = metric_values(run.records()).numbers
+    assert [*numbers["stage_items_total"].values()] == [3]
+    assert [*numbers["stage_failures_total"].values()] == [0]
+    assert [*numbers["mitigations_total"].values()] == [1], "what happened in the killed try did happen"
 
 
 def test_telemetry_pickles_as_settings_only(tmp_path, run):

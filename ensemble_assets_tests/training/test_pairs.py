@@ -77,9 +77,7 @@ def test_no_labelled_passage_is_a_negative_and_likely_positives_are_excluded(see
 
 def test_a_query_whose_positive_ranks_too_low_gives_no_label_loss() -> None:
     scores = np.linspace(1, 0, 20, dtype=np.float32)[None]
-    low, high = (
-        mine(0, np.array([0], dtype=np.int32), scores, [frozenset({row})], frozenset(), TOY) for row in (6, 5)
-    )
+    low, high = (mine(0, np.array([0], dtype=np.int32), scores, [frozenset({row})], frozenset(), TOY) for row in (6, 5))
     assert not draw(low, 0, TOY, np.random.default_rng(0)).labelled
     assert draw(high, 0, TOY, np.random.default_rng(0)).labelled
 

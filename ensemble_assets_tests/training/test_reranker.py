@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
-import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,13 @@ from ensemble_assets.training.teacher import Teacher
 pytestmark = pytest.mark.models
 
 TOY = dataclasses.replace(
-    RECIPES["tiny-2x128"], steps=3, queries_per_step=4, passages_per_query=4, hard_passages=2, mid_passages=1, labels_from=0
+    RECIPES["tiny-2x128"],
+    steps=3,
+    queries_per_step=4,
+    passages_per_query=4,
+    hard_passages=2,
+    mid_passages=1,
+    labels_from=0,
 )
 
 
@@ -54,9 +61,9 @@ def test_two_trainings_with_one_seed_give_identical_weights_and_another_seed_oth
 ) -> None:
     digests = []
     for name, seed in (("first", "7"), ("again", "7"), ("other", "8")):
-        own = tmp_path / f"work-{name}"
-        shutil.copytree(work / "encodings", own / "encodings", dirs_exist_ok=True) if (work / "encodings").is_dir() else None
-        assert command(toy_data, own, tmp_path / name, "--steps", "3", "--seed", seed) == 0
+        assert command(toy_data, work, tmp_path / name, "--steps", "3", "--seed", seed) == 0
+        for checkpoint in work.glob("*.safetensors"):
+            checkpoint.unlink()  # otherwise the second training would only read what the first one left
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
@@ -65,12 +72,10 @@ def test_two_trainings_with_one_seed_give_identical_weights_and_another_seed_oth
     assert record["data_files_sha256"]["covidqa/corpus.jsonl"] == corpus
     assert record["recipe"]["steps"] == 3
     assert record["seed"] == 7
-    assert record["libraries"]["torch"] == torch.__version__.split("+")[0] or record["libraries"]["torch"]
+    assert record["libraries"]["torch"] == metadata.version("torch")
 
 
-def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
-    prepared: Prepared, base: Path, tmp_path: Path
-) -> None:
+def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(prepared: Prepared, base: Path, tmp_path: Path) -> None:
     whole, parts = build_student(base, TOY, 1), build_student(base, TOY, 1)
     assert train(whole, prepared, TOY, 1, tmp_path / "whole", silent) == 3
     done = train(parts, prepared, TOY, 1, tmp_path / "parts", silent, seconds=0.0)
@@ -132,7 +137,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_ends_near_zero() -> None:
     rates = [learning_rate(recipe, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert max(rates) == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates[-1] < 0.01
 

@@ -45,9 +45,7 @@ def test_single_texts_are_framed_and_cut(body: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), min_size=1, max_size=6), st.integers(12, 40))
-def test_no_pair_is_longer_than_allowed_and_segments_follow_the_parts(
-    sizes: list[tuple[int, int]], limit: int
-) -> None:
+def test_no_pair_is_longer_than_allowed_and_segments_follow_the_parts(sizes: list[tuple[int, int]], limit: int) -> None:
     from ensemble_assets.training.tokens import SpecialTokens
 
     queries = [np.full(query, 7, dtype=np.int32) for query, _ in sizes]

@@ -32,7 +32,7 @@ def write_set(folder: Path, split: str = "train") -> Path:
     for number, (name, first, second, third) in enumerate(TOPICS):
         texts = (
             f"The {name} is known for its {first}. People who study the {name} measure the {first} every single year.",
-            f"What surrounds the {name} is mostly {second} and {third}. Nobody in the town has ever counted the {third}.",
+            f"What surrounds the {name} is mostly {second} and {third}. Nobody in town has ever counted the {third}.",
         )
         questions = (f"why is the {name} known for {first}", f"how much {third} is around the {name}")
         for part in (0, 1):

@@ -112,7 +112,8 @@ class SimulatedModel:
         """Put the weights on a device that this process has opened."""
         if device not in OPEN_SESSIONS:
             raise DeviceError(f"{device} is not a simulated device that was opened")
-        time.sleep(self.speed.load)
+        if self.speed.load:
+            time.sleep(self.speed.load)
         session = OPEN_SESSIONS[device]
         session.allocate(self.needs.weights)
         return SimulatedForward(self, session)

@@ -1,0 +1,58 @@
+"""Rows of a token table as one padded batch of tensors on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ensemble_assets.compute.work import Batch, TokenTable
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One padded batch on its device.
+
+    Attributes:
+        ids: ``[batch, longest] int64``, padded on the right.
+        mask: ``[batch, longest] bool``, True on tokens.
+        lengths: ``[batch] int64``.
+        types: ``[batch, longest] int64`` token types, or None for single texts.
+        padded: whether any position is padding.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    types: torch.Tensor | None
+    padded: bool
+
+    def keywords(self, takes_types: bool) -> dict[str, torch.Tensor]:
+        """What a transformers model is called with; no mask where nothing is padded, which is faster."""
+        words = {"input_ids": self.ids}
+        if self.padded:
+            words["attention_mask"] = self.mask.long()
+        if takes_types and self.types is not None:
+            words["token_type_ids"] = self.types
+        return words
+
+
+def padded_inputs(table: TokenTable, batch: Batch, pad_id: int, device: str) -> Inputs:
+    """The batch's rows as tensors on ``device``."""
+    starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
+    columns = np.arange(batch.longest)
+    mask = columns < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int64)
+    ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
+    types: NDArray[np.int64] | None = None
+    if table.second_from is not None:
+        types = ((columns >= table.second_from[batch.rows][:, None]) & mask).astype(np.int64)
+    return Inputs(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(mask).to(device),
+        torch.from_numpy(lengths).to(device),
+        None if types is None else torch.from_numpy(types).to(device),
+        padded=not mask.all(),
+    )

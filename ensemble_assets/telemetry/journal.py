@@ -1,0 +1,203 @@
+"""The journal: one JSONL file per run, written line by line as things happen, by every process of the run.
+
+Each line goes to the kernel in one append, so lines of several processes do not mix and a killed process loses nothing
+that it had reported. Reading puts spans together again, also those whose process died before it could end them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble_assets.core.events import Event
+from ensemble_assets.telemetry.admission import Scalar
+from ensemble_assets.telemetry.allow_list import EVENTS
+from ensemble_assets.telemetry.records import SpanRecord, Tally
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def journal_path(folder: Path, run: str) -> Path:
+    """Where a run's journal is; ``run`` is the run id as telemetry shows it."""
+    return folder / f"telemetry-{run}.jsonl"
+
+
+@dataclass(frozen=True)
+class SpanStart:
+    """What is known of a span when it begins; ids as hex digits, ``stage_id`` the span of the stage it belongs to."""
+
+    name: str
+    span_id: str
+    parent_id: str
+    trace_id: str
+    stage_id: str
+    stage: str
+    started_at: float
+
+
+class Journal:
+    """Appends to one run's file. Opened on first use; not shared between processes (each opens its own)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        self._torn = False
+
+    def started(self, start: SpanStart, attributes: Mapping[str, Scalar]) -> None:
+        """A span began."""
+        self._write({"kind": "start", **vars(start), "attributes": dict(attributes)})
+
+    def happened(self, start: SpanStart, event: Event) -> None:
+        """An event on a span."""
+        self._write({"kind": "event", "stage_id": start.stage_id, "span_id": start.span_id, "stage": start.stage,
+                     "name": event.name, "at": event.at, "facts": event.facts})  # fmt: skip
+
+    def ended(self, start: SpanStart, status: str, ended_at: float, attributes: Mapping[str, Scalar]) -> None:
+        """A span ended."""
+        self._write({"kind": "span", **vars(start), "status": status, "ended_at": ended_at,
+                     "attributes": dict(attributes)})  # fmt: skip
+
+    def close(self) -> None:
+        """Closes the file; writing opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps the run's other processes out of a section that uses the same lock (publishing metrics)."""
+        descriptor = self._open()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        return self._descriptor
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        data = _ENCODER.encode(line).encode() + b"\n"
+        if self._torn:  # a full disk cut the last line: start afresh on a new one
+            data = b"\n" + data
+        self._torn = True
+        self._torn = os.write(self._open(), data) != len(data)
+
+
+@dataclass
+class _Unfinished:
+    start: Mapping[str, Any]
+    last_heard: float
+
+
+@dataclass
+class JournalContent:
+    """What a journal says.
+
+    Attributes:
+        spans: in the order in which they ended; spans whose process died come last, with status ``unfinished``.
+        samples: progress events (batches, memory) with the stage they belong to.
+        unreadable: lines that could not be used.
+    """
+
+    spans: list[SpanRecord] = field(default_factory=list)
+    samples: list[tuple[str, Event]] = field(default_factory=list)
+    unreadable: int = 0
+
+
+def read_journal(path: Path, progress: bool = True) -> JournalContent:
+    """Reads a journal, also while others write it. A missing file is an empty journal.
+
+    Args:
+        path: the file.
+        progress: whether progress events are wanted; they are most of the lines, and metrics do not need them.
+    """
+    lines, unreadable = _lines(path, () if progress else _PROGRESS)
+    content = JournalContent(unreadable=unreadable)
+    tallies: dict[str, Tally] = {}
+    open_spans: dict[str, _Unfinished] = {}
+    ended: list[tuple[Mapping[str, Any], str, float]] = []
+    for line in lines:
+        if line["kind"] == "start":
+            open_spans[line["span_id"]] = _Unfinished(line, line["started_at"])
+            if line["stage_id"] == line["span_id"]:
+                tallies[line["span_id"]] = Tally(line["attributes"].get("collection", ""), line["stage"])
+        elif line["kind"] == "event":
+            _take(line, tallies, open_spans, content)
+        elif line["kind"] == "span":
+            open_spans.pop(line["span_id"], None)
+            ended.append((line, line["status"], line["ended_at"]))
+    ended += [(span.start, "unfinished", span.last_heard) for span in open_spans.values()]
+    content.spans = [_record(line, status, at, tallies) for line, status, at in ended]
+    return content
+
+
+def _take(
+    line: Mapping[str, Any],
+    tallies: Mapping[str, Tally],
+    open_spans: Mapping[str, _Unfinished],
+    content: JournalContent,
+) -> None:
+    event = Event(line["name"], line["at"], line["facts"])
+    for heard in (line["span_id"], line["stage_id"]):
+        if heard in open_spans:
+            open_spans[heard].last_heard = max(open_spans[heard].last_heard, event.at)
+    tally = tallies.get(line["stage_id"])
+    if tally is None:
+        return
+    tally.take(event)
+    if event.name in ("device.memory", "batch.done"):
+        content.samples.append((line["stage"], event))
+
+
+def _record(line: Mapping[str, Any], status: str, ended_at: float, tallies: Mapping[str, Tally]) -> SpanRecord:
+    own = tallies.get(line["span_id"])
+    return SpanRecord(
+        **{key: line[key] for key in ("name", "span_id", "parent_id", "trace_id", "stage", "started_at")},
+        status=status,
+        ended_at=ended_at,
+        attributes=line["attributes"],
+        events=tuple(own.events) if own else (),
+        counts=own.counts if own else {},
+        measurements=own.measurements if own else (),
+    )
+
+
+_START_KEYS = frozenset(SpanStart.__dataclass_fields__) | {"attributes"}
+_REQUIRED: Mapping[str, frozenset[str]] = {
+    "start": _START_KEYS,
+    "event": frozenset({"stage_id", "span_id", "stage", "name", "at", "facts"}),
+    "span": _START_KEYS | {"status", "ended_at"},
+}
+
+
+_PROGRESS = tuple(f'"name":"{name}"'.encode() for name, spec in EVENTS.items() if spec.category == "progress")
+
+
+def _lines(path: Path, unwanted: tuple[bytes, ...]) -> tuple[list[dict[str, Any]], int]:
+    if not path.is_file():
+        return [], 0
+    lines, unreadable = [], 0
+    with path.open("rb") as stream:
+        for raw in stream:
+            if any(mark in raw for mark in unwanted):
+                continue
+            try:
+                line = json.loads(raw)
+                usable = _REQUIRED[line["kind"]] <= line.keys() and (line["kind"] != "event" or line["name"] in EVENTS)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                usable = False
+            if usable:
+                lines.append(line)
+            else:
+                unreadable += raw.strip() != b""
+    return lines, unreadable

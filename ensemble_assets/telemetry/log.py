@@ -1,0 +1,41 @@
+"""Log lines for events: the event's name and its admitted facts, nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from ensemble_assets.core.events import Event
+from ensemble_assets.telemetry.admission import Scalar
+from ensemble_assets.telemetry.allow_list import EVENTS, LOG_FIELDS, Category
+
+LOGGER = logging.getLogger("ensemble_assets.telemetry")
+LOGGER.addHandler(logging.NullHandler())  # silent until whoever runs us sets logging up
+
+_LEVELS: Mapping[Category, int] = {
+    "progress": logging.DEBUG,
+    "run": logging.INFO,
+    "lease": logging.INFO,
+    "budget": logging.INFO,
+    "mitigation": logging.WARNING,
+    "fallback": logging.WARNING,
+}
+
+
+def log_event(event: Event, where: Mapping[str, Scalar]) -> None:
+    """Logs an admitted event as ``name field=value ...``.
+
+    Args:
+        event: admitted by the allow-list.
+        where: run, collection and stage.
+    """
+    level = _LEVELS[EVENTS[event.name].category]
+    if LOGGER.isEnabledFor(level):
+        fields = {**where, **event.facts}
+        shown = " ".join(f"{name}={value}" for name, value in fields.items() if name in LOG_FIELDS)
+        LOGGER.log(level, "%s %s", event.name, shown)
+
+
+def log_failure(exporter: str, error: BaseException) -> None:
+    """Says that an exporter failed; the class of the error only, since messages may hold addresses or credentials."""
+    LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s", exporter, type(error).__name__)

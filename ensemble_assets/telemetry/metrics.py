@@ -1,0 +1,225 @@
+"""Metrics: which exist, and how they follow from stage attributes and events. Pure; exports are elsewhere.
+
+There is no second bookkeeping: ``from_event`` and ``from_stage`` turn what spans already carry into measurements, and
+``MetricValues`` adds measurements up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.core.events import Value
+from ensemble_assets.telemetry.admission import Scalar
+from ensemble_assets.telemetry.allow_list import EVENTS, STAGES
+
+Kind = Literal["histogram", "counter", "gauge"]
+Labels = tuple[tuple[str, str], ...]
+
+MAX_SERIES = 200
+"""Most label combinations of one metric in one run; further ones are counted under the value ``other``."""
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0, 10800.0)
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One instrument. Its full name is ``<namespace>_<name>``; all have the label ``collection`` besides ``labels``.
+
+    Attributes:
+        kind: gauges keep the last value of a run, or the highest where ``highest`` is set.
+        labels: allowed labels; each is an allow-listed field with few values.
+        unit: of the value, for OTLP.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...] = ()
+    unit: str = "1"
+    highest: bool = False
+
+    @property
+    def buckets(self) -> tuple[float, ...]:
+        """Upper bounds of histogram buckets, seconds."""
+        return _SECONDS if self.kind == "histogram" else ()
+
+
+_SPECS = (
+    *(
+        MetricSpec(f"{stage}_latency_seconds", "histogram", f"Wall time of the {stage} stage.", unit="s")
+        for stage in STAGES
+    ),
+    MetricSpec("stage_items_total", "counter", "Items that a stage finished.", ("stage",)),
+    MetricSpec("stage_tokens_total", "counter", "Tokens that went through a stage's models.", ("stage",)),
+    MetricSpec(
+        "gpu_peak_bytes", "gauge", "Highest memory in use on a device, all processes counted.", ("stage", "device"),
+        unit="By", highest=True,
+    ),
+    MetricSpec("gpu_lease_wait_seconds", "histogram", "Time waited for a device lease.", ("stage",), unit="s"),
+    MetricSpec("sparse_coverage_ratio", "gauge", "Share of chunks with a sparse vector."),
+    MetricSpec(
+        "sparse_fallback_total", "counter", "Chunks without a live sparse vector.", ("reason", "source")
+    ),
+    MetricSpec(
+        "rerank_fallback_total", "counter", "Queries that kept their fused order.", ("reason", "source")
+    ),
+    MetricSpec("truncated_chunks_total", "counter", "Texts cut to a model's length.", ("stage",)),
+    MetricSpec("precision_fallback_total", "counter", "Rows redone in float32 after non-finite values.", ("stage",)),
+    MetricSpec("mitigations_total", "counter", "Recoveries from memory or device trouble.", ("stage",)),
+    MetricSpec("stage_failures_total", "counter", "Stages that ended with an error.", ("stage",)),
+    MetricSpec("latency_budget_ratio", "gauge", "Measured latency ratio of the run.", ("against",)),
+    MetricSpec("latency_budget_limit_ratio", "gauge", "Limit of that ratio.", ("against",)),
+    MetricSpec("dropped_attributes_total", "counter", "Values that the allow-list kept out.", ("stage",)),
+    MetricSpec("last_run_timestamp_seconds", "gauge", "When the stage last ended, Unix time.", ("stage",), unit="s"),
+)  # fmt: skip
+
+METRICS: MappingProxyType[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
+COMMON_LABEL = "collection"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value for one series of a metric."""
+
+    metric: str
+    labels: Labels
+    value: float
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How one event or attribute becomes a measurement: ``value`` names a fact, or is the constant to add."""
+
+    metric: str
+    value: str | float
+    default: float = 0.0
+
+
+_MITIGATIONS = (name for name, spec in EVENTS.items() if spec.category == "mitigation")
+_EVENT_RULES: Mapping[str, tuple[_Rule, ...]] = {
+    "lease.acquired": (_Rule("gpu_lease_wait_seconds", "wait_seconds"),),
+    "device.peak": (_Rule("gpu_peak_bytes", "used_bytes"),),
+    "fallback.sparse": (_Rule("sparse_fallback_total", "count", default=1),),
+    "fallback.rerank": (_Rule("rerank_fallback_total", "count", default=1),),
+    "budget.measured": (_Rule("latency_budget_ratio", "ratio"), _Rule("latency_budget_limit_ratio", "limit")),
+    **dict.fromkeys(_MITIGATIONS, (_Rule("mitigations_total", 1),)),
+}
+_STAGE_RULES: Mapping[str, _Rule] = {
+    "items": _Rule("stage_items_total", "items"),
+    "tokens": _Rule("stage_tokens_total", "tokens"),
+    "truncated": _Rule("truncated_chunks_total", "truncated"),
+    "precision_redone": _Rule("precision_fallback_total", "precision_redone"),
+    "peak_bytes": _Rule("gpu_peak_bytes", "peak_bytes"),
+    "coverage_ratio": _Rule("sparse_coverage_ratio", "coverage_ratio"),
+    "dropped_attributes": _Rule("dropped_attributes_total", "dropped_attributes"),
+}
+
+
+def from_event(collection: str, stage: str, name: str, facts: Mapping[str, Value]) -> Iterator[Measurement]:
+    """Measurements that an admitted event stands for."""
+    for rule in _EVENT_RULES.get(name, ()):
+        yield from _apply(rule, collection, stage, facts)
+
+
+def from_stage(
+    collection: str, stage: str, status: str, ended_at: float, attributes: Mapping[str, Scalar]
+) -> Iterator[Measurement]:
+    """Measurements that a stage's end stands for: amounts only if it came through, nothing if it did not run or end."""
+    if status not in ("active", "failed"):
+        return
+    if status == "active":
+        for rule in (_STAGE_RULES[name] for name in attributes if name in _STAGE_RULES):
+            yield from _apply(rule, collection, stage, attributes)
+    yield from _apply(_Rule(f"{stage}_latency_seconds", "latency_seconds"), collection, stage, attributes)
+    yield from _apply(_Rule("stage_failures_total", float(status == "failed")), collection, stage, attributes)
+    yield from _apply(_Rule("last_run_timestamp_seconds", ended_at), collection, stage, attributes)
+
+
+def _apply(rule: _Rule, collection: str, stage: str, facts: Mapping[str, Value]) -> Iterator[Measurement]:
+    value = facts.get(rule.value, rule.default or None) if isinstance(rule.value, str) else rule.value
+    if isinstance(value, (int, float)):
+        known = {**facts, "stage": stage}
+        labels = ((name, str(known.get(name, "other"))) for name in METRICS[rule.metric].labels)
+        yield Measurement(rule.metric, ((COMMON_LABEL, collection), *labels), float(value))
+
+
+@dataclass
+class Histogram:
+    """Counts per bucket (the last one open-ended), and the sum of what was observed."""
+
+    counts: list[int]
+    total: float = 0.0
+
+
+@dataclass
+class MetricValues:
+    """Measurements added up per series."""
+
+    numbers: dict[str, dict[Labels, float]] = field(default_factory=dict)
+    histograms: dict[str, dict[Labels, Histogram]] = field(default_factory=dict)
+
+    def add(self, measurements: Iterable[Measurement]) -> None:
+        """Takes measurements in, in the order in which they happened."""
+        for measurement in measurements:
+            spec = METRICS[measurement.metric]
+            if spec.kind == "histogram":
+                self._observe(spec, measurement)
+            else:
+                self._put(spec, measurement)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all metrics that have a value, in the order of the table."""
+        return tuple(name for name in METRICS if name in self.numbers or name in self.histograms)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """Counters and gauges as measurements again, so that sums can be stored and added to others."""
+        for name, series in self.numbers.items():
+            yield from (Measurement(name, labels, value) for labels, value in series.items())
+
+    def _put(self, spec: MetricSpec, measurement: Measurement) -> None:
+        series = self.numbers.setdefault(spec.name, {})
+        labels = _bounded(series, measurement.labels)
+        before = series.get(labels)
+        if before is None:
+            series[labels] = measurement.value
+        elif spec.kind == "counter":
+            series[labels] = before + measurement.value
+        else:
+            series[labels] = max(before, measurement.value) if spec.highest else measurement.value
+
+    def _observe(self, spec: MetricSpec, measurement: Measurement) -> None:
+        series = self.histograms.setdefault(spec.name, {})
+        labels = _bounded(series, measurement.labels)
+        found = series.setdefault(labels, Histogram([0] * (len(spec.buckets) + 1)))
+        found.counts[sum(bound < measurement.value for bound in spec.buckets)] += 1
+        found.total += measurement.value
+
+
+def _bounded(series: Mapping[Labels, object], labels: Labels) -> Labels:
+    if labels in series or len(series) < MAX_SERIES:
+        return labels
+    return tuple((name, "other") for name, _ in labels)
+
+
+def check_namespace(namespace: str) -> str:
+    """The namespace itself.
+
+    Raises:
+        SettingsError: if it cannot start a metric name.
+    """
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", namespace, re.ASCII):
+        raise SettingsError(
+            f"metrics.namespace (EMBEDDER_METRICS_NAMESPACE) is {namespace[:64]!r}; expected letters, digits and _, "
+            "not starting with a digit, such as 'rag'"
+        )
+    return namespace
+
+
+def full_name(namespace: str, metric: str) -> str:
+    """The name that is exported."""
+    return f"{namespace}_{metric}"

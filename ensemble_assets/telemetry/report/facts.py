@@ -1,0 +1,322 @@
+"""What the report shows, taken from a bundle: an allow-list of manifest keys, the ranked lists' numbers, the journal.
+
+Every part may be missing (v4.0 bundles, old manifests, stages that were off); what is missing is left out. Strings are
+shown only if they are words known beforehand: an old manifest may hold a query where nobody expects one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.core.registry import MODELS, PROFILES
+from ensemble_assets.settings.options import options
+from ensemble_assets.telemetry.admission import is_slug
+from ensemble_assets.telemetry.allow_list import FIELDS, STAGES
+from ensemble_assets.telemetry.journal import read_journal
+
+MANIFEST = "processing_summary.json"
+GPU_CEILING_BYTES = 12_000_000_000
+_LAYERS = ("default", "config file", ".env", "environment", "run")
+_SOURCE = re.compile(
+    r"default|earlier materialisation of the stage|--[a-z-]+|[\w.-]+\.ya?ml [a-z_.]+|run config [a-z_.]+"
+    r"|environment variable [A-Z_]+( in \.env)?",
+    re.ASCII,
+)
+_SCHEMA = re.compile(r"v\d{1,2}\.\d{1,2}", re.ASCII)
+_MEASURE = re.compile(r"(nDCG|MRR|RR|MAP|AP|P|recall|R)(@\d{1,4})?", re.ASCII)
+_RUNS = ("dense", "sparse", "fused", "reranked")
+_SECONDS: Mapping[str, tuple[tuple[str, ...], float]] = {
+    "dense": (("dense_run", "seconds"), 1.0),
+    "sparse": (("sparse_run", "latency_ms"), 1e-3),
+    "fusion": (("fusion_run", "seconds"), 1.0),
+    "rerank": (("rerank_run", "payload", "latency_ms"), 1e-3),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the run; numbers are None where nobody recorded them."""
+
+    name: str
+    status: str
+    reason: str = ""
+    seconds: float | None = None
+    items: float | None = None
+    tokens: float | None = None
+    device: str = ""
+    peak_bytes: float | None = None
+    ceiling_bytes: float | None = None
+    fallbacks: float | None = None
+    truncated: float | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory in use on one device over time; ``[n] float64`` seconds and bytes, in order of time."""
+
+    device: str
+    times: NDArray[np.float64]
+    used: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that the report shows.
+
+    Attributes:
+        baseline_seconds: what the dense-only engine takes; None without a stored baseline.
+        limit_ratio: what the whole run may take of it.
+        ratios: further measured ratios by name.
+        scores: finite scores per list (dense, sparse, fused, rerank), ``[n] float64``.
+        moves: fused rank minus final rank of every reranked candidate, ``[n] float64``; up is positive.
+        top_changed: queries whose first candidate changed, and all queries.
+        fallbacks: rows stage, reason, what stands in, how many.
+        toggles: rows option, value, layer, source.
+        quality: mean per run and measure.
+        warnings: how many warnings the manifest has.
+    """
+
+    collection: str
+    generated_at: str
+    schema: str
+    chunks: int | None
+    stages: tuple[Stage, ...]
+    baseline_seconds: float | None = None
+    limit_ratio: float = 1.10
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    memory: tuple[Memory, ...] = ()
+    scores: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    moves: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    top_changed: tuple[int, int] = (0, 0)
+    coverage: Mapping[str, float] = field(default_factory=dict)
+    fallbacks: tuple[tuple[str, str, str, int], ...] = ()
+    toggles: tuple[tuple[str, str, str, str], ...] = ()
+    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: int = 0
+
+
+def read_facts(
+    bundle: Path,
+    journal: Path | None,
+    candidates: pl.DataFrame | None,
+    quality: Mapping[str, Mapping[str, float]] | None,
+) -> Facts:
+    """The facts of a bundle; see ``page.build_report`` for the arguments and errors."""
+    manifest = _manifest(bundle)
+    ranked = list(_ranked_lists(bundle))
+    baseline = _mapping(manifest, "performance_baseline")
+    return Facts(
+        collection=word(manifest.get("collection")) or word(bundle.name) or "collection",
+        generated_at=str(manifest.get("generated_at", ""))[:19] if _is_time(manifest.get("generated_at")) else "",
+        schema=_matching(_SCHEMA, manifest.get("schema_version")) or "v4.0",
+        chunks=_whole(manifest.get("chunk_count")),
+        stages=tuple(_stages(manifest)),
+        baseline_seconds=_number(baseline.get("dense_only_seconds")),
+        limit_ratio=_number(baseline.get("limit_ratio")) or 1.10,
+        ratios={
+            name: value for name in ("vs_sla", "vs_own_dense") if (value := _number(baseline.get(name))) is not None
+        },
+        memory=tuple(_memory(journal)) if journal is not None else (),
+        scores=_scores(ranked, candidates),
+        moves=np.array([move for lists in ranked for move in _moves(lists)], np.float64),
+        top_changed=(sum(_top_changed(lists) for lists in ranked), len(ranked)),
+        coverage=_numbers(_mapping(_mapping(manifest, "sparse_run"), "vectors")),
+        fallbacks=tuple(_fallbacks(manifest)),
+        toggles=tuple(_toggles(manifest)),
+        quality=_quality(quality if quality is not None else manifest.get("quality")),
+        warnings=len(manifest["warnings"]) if isinstance(manifest.get("warnings"), list) else 0,
+    )
+
+
+def word(value: object) -> str:
+    """``value`` if it is a slug, else nothing."""
+    return str(value) if is_slug(value) else ""
+
+
+def _manifest(bundle: Path) -> dict[str, Any]:
+    path = bundle / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{bundle.name}: there is no {MANIFEST} in it. Name a bundle folder that has one") from None
+    except (OSError, ValueError):
+        raise ArtefactError(f"{MANIFEST}: cannot be read as JSON in UTF-8. Export the bundle again") from None
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{MANIFEST}: expected a JSON object. Export the bundle again")
+    return content
+
+
+def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = holder.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53
+    return float(value) if good and isinstance(value, (int, float)) else None
+
+
+def _whole(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None else None
+
+
+def _numbers(mapping: Mapping[str, Any]) -> dict[str, float]:
+    named = {name: _number(mapping.get(name)) for name in ("total", "available", "coverage_ratio")}
+    return {name: number for name, number in named.items() if number is not None}
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", value, re.ASCII) is not None
+
+
+def _stages(manifest: Mapping[str, Any]) -> Iterator[Stage]:
+    spans = _mapping(_mapping(manifest, "telemetry"), "spans")
+    for name in STAGES:
+        span = _mapping(spans, f"rag.{name}")
+        attributes = _mapping(span, "attributes")
+        run = {**_mapping(manifest, f"{name}_run"), **attributes}
+        seconds = _number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
+        if not span and seconds is None:
+            continue
+        yield Stage(
+            name=name,
+            status="skipped"
+            if span.get("status") == "skipped" and seconds is None
+            else _known("outcome", run, "active"),
+            reason=_known("reason", span, "") if seconds is None else "",
+            seconds=seconds,
+            items=_number(run.get("items")),
+            tokens=_number(run.get("tokens")),
+            device=_known("device", run, ""),
+            peak_bytes=_number(run.get("peak_bytes")),
+            ceiling_bytes=_number(attributes.get("ceiling_bytes")),
+            fallbacks=_number(run.get("fallback_count")),
+            truncated=_number(run.get("truncated")),
+        )
+
+
+def _run_seconds(manifest: Mapping[str, Any], stage: str) -> float | None:
+    if stage not in _SECONDS:
+        return None
+    (*holders, name), factor = _SECONDS[stage]
+    section: Mapping[str, Any] = manifest
+    for holder in holders:
+        section = _mapping(section, holder)
+    value = _number(section.get(name))
+    return value * factor if value is not None else None
+
+
+def _known(name: str, holder: Mapping[str, Any], otherwise: str) -> str:
+    plain = FIELDS[name].check(holder.get(name), {})
+    return str(plain) if plain is not None else otherwise
+
+
+def _memory(journal: Path) -> Iterator[Memory]:
+    by_device: dict[str, list[tuple[float, float]]] = {}
+    for _, event in read_journal(journal).samples:
+        device, used = _known("device", event.facts, ""), _number(event.facts.get("used_bytes"))
+        if event.name == "device.memory" and device and used is not None:
+            by_device.setdefault(device, []).append((_number(event.facts.get("sampled_at")) or event.at, used))
+    for device, samples in sorted(by_device.items()):
+        times, used_bytes = np.array(sorted(samples), np.float64).T
+        yield Memory(device, times, used_bytes)
+
+
+def _ranked_lists(bundle: Path) -> Iterator[dict[str, list[float | None]]]:
+    """The numbers of ``<prefix>_rerank.jsonl``, a query at a time; lines that are not of its form are left out."""
+    for path in sorted(bundle.glob("*_rerank.jsonl"))[:1]:
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    names = ("ranks", "fused_ranks", "fused_scores", "rerank_scores")
+                    yield {name: _column(record.get(name)) for name in names}
+
+
+def _column(values: object) -> list[float | None]:
+    return [_number(value) for value in values] if isinstance(values, list) else []
+
+
+def _moves(lists: Mapping[str, list[float | None]]) -> list[float]:
+    rows = zip(lists["ranks"], lists["fused_ranks"], lists["rerank_scores"], strict=False)
+    return [
+        fused - final for final, fused, score in rows if final is not None and fused is not None and score is not None
+    ]
+
+
+def _top_changed(lists: Mapping[str, list[float | None]]) -> bool:
+    return any(final == 1 and fused != 1 for final, fused in zip(lists["ranks"], lists["fused_ranks"], strict=False))
+
+
+def _scores(
+    ranked: list[dict[str, list[float | None]]], candidates: pl.DataFrame | None
+) -> dict[str, NDArray[np.float64]]:
+    columns = {"dense": "dense_score", "sparse": "sparse_score", "fused": "score"}
+    found: dict[str, list[float | None]] = {}
+    if candidates is not None:
+        found = {name: candidates[column].to_list() for name, column in columns.items() if column in candidates.columns}
+    for name, column in (("fused", "fused_scores"), ("rerank", "rerank_scores")):
+        found.setdefault(name, [score for lists in ranked for score in lists[column]])
+    finite = {name: [v for v in values if v is not None and math.isfinite(v)] for name, values in found.items()}
+    return {name: np.array(values, np.float64) for name, values in finite.items() if values}
+
+
+def _fallbacks(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    for stage in ("dense", "sparse", "rerank"):
+        run = _mapping(manifest, f"{stage}_run")
+        reasons = _mapping(run, "fallback_reasons") or _mapping(_mapping(run, "payload"), "fallback_reasons")
+        source = _known("source", {"source": run.get("fallback_source")}, "")
+        counted = {reason: _whole(number) for reason, number in reasons.items()}
+        if not counted and _whole(run.get("fallback_count")):
+            counted = {str(run.get("fallback_reason")): _whole(run["fallback_count"])}
+        for reason, number in counted.items():
+            if number:
+                yield stage, _known("reason", {"reason": reason}, "other"), source, number
+
+
+def _toggles(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    rows = _mapping(manifest, "feature_toggles").get("provenance")
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and isinstance(row.get("key"), str) and row["key"] in options():
+            layer = next((known for known in _LAYERS if known == row.get("layer")), "")
+            yield row["key"], _value(row.get("value")), layer, _matching(_SOURCE, row.get("source"))
+
+
+def _matching(pattern: re.Pattern[str], value: object) -> str:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else ""
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value)) or "the profile's"
+    return value if isinstance(value, str) and value in (*MODELS, *PROFILES) else "set"
+
+
+def _quality(value: object) -> dict[str, dict[str, float]]:
+    given = value if isinstance(value, Mapping) else {}
+    return {
+        run: {
+            name: number
+            for name, mean in given[run].items()
+            if _matching(_MEASURE, name) and (number := _number(mean)) is not None
+        }
+        for run in _RUNS
+        if isinstance(given.get(run), Mapping)
+    }

@@ -1,0 +1,236 @@
+"""A span that is open in this process: takes attributes and events through the allow-list, and has child spans.
+
+Exceptions leave only the name of their class on a span. Opening stages and finishing them is ``tracing``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from random import getrandbits
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from ensemble_assets.core.events import Event, Value
+from ensemble_assets.core.records import StageRecord
+from ensemble_assets.telemetry import ids
+from ensemble_assets.telemetry.admission import Declared, Scalar, admit
+from ensemble_assets.telemetry.allow_list import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
+from ensemble_assets.telemetry.journal import SpanStart
+from ensemble_assets.telemetry.log import log_event
+from ensemble_assets.telemetry.process import ProcessTelemetry, nanoseconds
+from ensemble_assets.telemetry.records import SpanRecord, Tally
+
+
+def error_word(error: BaseException) -> str:
+    """The name of the error's class if the allow-list has it, that of its nearest base that is listed, or ``other``."""
+    return next((base.__name__ for base in type(error).__mro__ if base.__name__ in ERROR_TYPES), "other")
+
+
+def known_stage(stage: str, stages: tuple[str, ...]) -> str:
+    """The stage itself.
+
+    Raises:
+        ValueError: if it is none of ``stages``; a mistake of the caller, not of the user.
+    """
+    if stage not in stages:
+        raise ValueError(f"no such stage here; these are known: {', '.join(stages)}")
+    return stage
+
+
+@dataclass
+class StageState:
+    """What all spans of one stage share."""
+
+    process: ProcessTelemetry
+    declared: Declared
+    tally: Tally
+    identity: dict[str, Scalar]
+    id_parts: tuple[str | int, ...]
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+_FROM_RECORD = (
+    "items", "tokens", "tokens_dropped", "truncated", "device", "precision", "peak_bytes", "precision_redone",
+    "fallback_count",
+)  # fmt: skip
+_STANDS_IN = {"sparse": "metadata", "rerank": "fused_order"}
+
+CURRENT: ContextVar[ActiveSpan | None] = ContextVar("ensemble_assets_span", default=None)
+
+
+class ActiveSpan:
+    """An open span. It is an ``EventSink``; threads may share it."""
+
+    def __init__(self, state: StageState, start: SpanStart, attributes: dict[str, Value]) -> None:
+        self.start = start
+        self._state = state
+        self._clock = time.perf_counter()
+        self._status = "active"
+        self._ended_at = 0.0
+        self._attributes: dict[str, Scalar] = {}
+        self._allowed = SPANS[start.name].attributes
+        self._otel: Span = state.process.start_span(start)
+        self.set(**{**attributes, **state.identity})
+        state.process.journalled(lambda journal: journal.started(start, self._attributes))
+
+    def belongs_to(self, process: ProcessTelemetry) -> bool:
+        """Whether this span was opened there."""
+        return self._state.process is process
+
+    def set(self, /, **attributes: Value) -> None:
+        """Sets attributes; what the allow-list does not know is counted and left out."""
+        admitted, dropped = admit(attributes, self._allowed, FIELDS, self._state.declared)
+        with self._state.lock:
+            self._state.tally.dropped += dropped
+            self._attributes.update(admitted)
+        self._otel.set_attributes(admitted)
+
+    def describe(self, record: StageRecord) -> None:
+        """Takes over what a stage says of itself: amounts, outcome, and fallbacks that no event reported."""
+        facts = {name: value for name, value in record.facts.items() if name in self._allowed}
+        amounts = {name: getattr(record, name) for name in _FROM_RECORD}
+        self.set(**facts, **amounts, outcome=record.status)
+        stands_in = _STANDS_IN.get(self.start.stage, "none")
+        for reason, total in record.fallback_reasons.items():
+            reported = self._state.tally.reported_fallbacks(reason)
+            if total > reported:
+                self.emit(f"fallback.{self.start.stage}", reason=reason, source=stands_in, count=total - reported)
+
+    def emit(self, name: str, /, **facts: Value) -> None:
+        """Records one event now."""
+        self.take(Event(name, time.time(), facts))
+
+    def take(self, event: Event) -> None:
+        """Records an event with its own time; an unknown name or fact is counted and left out."""
+        spec = EVENTS.get(event.name)
+        if spec is None:
+            with self._state.lock:
+                self._state.tally.dropped += 1
+            return
+        facts, dropped = admit(event.facts, spec.facts, FIELDS, self._state.declared)
+        admitted = Event(event.name, event.at, {**facts})
+        with self._state.lock:
+            self._state.tally.dropped += dropped
+            self._state.tally.take(admitted)
+        if spec.category != "progress" and not self._ended_at:
+            self._otel.add_event(event.name, facts, nanoseconds(event.at))
+        self._state.process.journalled(lambda journal: journal.happened(self.start, admitted))
+        log_event(admitted, self._state.identity)
+
+    def replay(self, events: Iterable[Event], /, *, worker: int | None = None, **attributes: Value) -> None:
+        """Takes events over that were recorded elsewhere.
+
+        Args:
+            events: with the times at which they happened.
+            worker: number of the worker process that recorded them; they then get a span of their own.
+            attributes: of that span.
+        """
+        happened = sorted(events, key=lambda event: event.at)
+        if worker is None or self.start.stage not in MODEL_STAGES:
+            for event in happened:
+                self.take(event)
+        elif happened:
+            begin, end = happened[0].at, happened[-1].at
+            span = self._child("worker", begin, getrandbits(64) or 1, {**attributes, "worker": worker})
+            span.replay(happened)
+            span.set(latency_seconds=end - begin)
+            span.end(end)
+
+    @contextmanager
+    def model(self, slug: str, /, **attributes: Value) -> Iterator[ActiveSpan]:
+        """A child span for one model of the stage, current while the block runs.
+
+        Raises:
+            ValueError: if it is a stage without models; a mistake of the caller, not of the user.
+        """
+        state = self._state
+        span_id = ids.span_id(state.process.trace, *state.id_parts, "model", slug)
+        with entered(self._child("model", time.time(), span_id, {**attributes, "model": slug})) as span:
+            yield span
+
+    @contextmanager
+    def worker(self, number: int, /, **attributes: Value) -> Iterator[ActiveSpan]:
+        """A child span for one worker, current while the block runs.
+
+        Raises:
+            ValueError: if it is a stage without models; a mistake of the caller, not of the user.
+        """
+        child = self._child("worker", time.time(), getrandbits(64) or 1, {**attributes, "worker": number})
+        with entered(child) as span:
+            yield span
+
+    def fail(self, error: BaseException) -> None:
+        """Marks the span as failed; keeps the class of the error, never its message."""
+        self._status = "failed"
+        self.set(error_type=error_word(error))
+        self._otel.set_status(Status(StatusCode.ERROR, error_word(error)))
+
+    def skip(self, reason: str) -> None:
+        """Marks the span as skipped."""
+        self._status = "skipped"
+        self.set(reason=reason)
+
+    def end(self, at: float | None = None) -> None:
+        """Ends the span; its record, journal line and OpenTelemetry span are complete then."""
+        self._ended_at = time.time() if at is None else at
+        closing: dict[str, Value] = {"status": self._status}
+        if at is None and self._status != "skipped":
+            closing["latency_seconds"] = time.perf_counter() - self._clock
+        if self._state.tally.dropped and self.start.span_id == self.start.stage_id:
+            closing["dropped_attributes"] = self._state.tally.dropped
+        self.set(**closing)
+        self._otel.end(nanoseconds(self._ended_at))
+        self._state.process.journalled(
+            lambda journal: journal.ended(self.start, self._status, self._ended_at, self._attributes)
+        )
+
+    def record(self) -> SpanRecord:
+        """The span as plain data, now; a span that is still open counts as ending now."""
+        start, tally = self.start, self._state.tally
+        own = start.span_id == start.stage_id
+        with self._state.lock:
+            return SpanRecord(
+                name=start.name,
+                span_id=start.span_id,
+                parent_id=start.parent_id,
+                trace_id=start.trace_id,
+                stage=start.stage,
+                status=self._status,
+                started_at=start.started_at,
+                ended_at=self._ended_at or time.time(),
+                attributes={"status": self._status, **self._attributes},
+                events=tuple(tally.events) if own else (),
+                counts=dict(tally.counts) if own else {},
+                measurements=tally.measurements if own else (),
+            )
+
+    def _child(self, kind: str, at: float, span_id: int, attributes: dict[str, Value]) -> ActiveSpan:
+        start = SpanStart(
+            name=f"rag.{known_stage(self.start.stage, MODEL_STAGES)}.{kind}",
+            span_id=f"{span_id:016x}",
+            parent_id=self.start.span_id,
+            trace_id=self.start.trace_id,
+            stage_id=self.start.stage_id,
+            stage=self.start.stage,
+            started_at=at,
+        )
+        return ActiveSpan(self._state, start, attributes)
+
+
+@contextmanager
+def entered(span: ActiveSpan) -> Iterator[ActiveSpan]:
+    """Makes ``span`` the current one; ends it however the block is left, and marks it failed if by an exception."""
+    token = CURRENT.set(span)
+    try:
+        yield span
+    except BaseException as error:
+        span.fail(error)
+        raise
+    finally:
+        CURRENT.reset(token)
+        span.end()

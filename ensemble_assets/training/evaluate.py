@@ -1,0 +1,188 @@
+"""``python -m ensemble_assets.training.evaluate``: zero-shot figures of a reranker folder, written as JSON.
+
+Three measurements: the development slice of the training sets (the only one that may decide anything), SciFact over
+RRF(dense, sparse) at depth 20, and TREC DL 2019 over BM25's first 100. The arithmetic is ``measure``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT
+from ensemble_assets.core.errors import EnsembleError, InputError
+from ensemble_assets.core.frames import QRELS
+from ensemble_assets.core.model_files import locate
+from ensemble_assets.core.registry import MODELS, FolderSource
+from ensemble_assets.training.collections import (
+    Collection,
+    held_out_passages,
+    read_collection,
+    read_training_sets,
+    split_queries,
+)
+from ensemble_assets.training.measure import (
+    LIST_DEPTH,
+    RERANK_DEPTH,
+    Candidates,
+    PairScorer,
+    first_stage_runs,
+    measured,
+    stage_candidates,
+)
+from ensemble_assets.training.preparation import FirstStage, first_stage
+from ensemble_assets.training.recipe import Recipe
+from ensemble_assets.training.teacher import Teacher, combine
+
+_USE_MAX_TOKENS = MODELS["ensemble-reranker-tiny"].max_tokens
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the sets that are given; returns 0, or 1 where something cannot be read."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    try:
+        figures = measure_all(options)
+    except EnsembleError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    text = json.dumps(figures, indent=2) + "\n"
+    options.output.write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 0
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures by set, for the sets whose folders are given."""
+    teacher, scorer = Teacher(options.work / "encodings"), PairScorer(options.model, _USE_MAX_TOKENS)
+    figures: dict[str, Any] = {
+        "measure": "nDCG@10",
+        "model_fingerprint": fingerprint(options.model),
+        "max_tokens": _USE_MAX_TOKENS,
+        "weight": options.weight,
+    }
+    if options.train:
+        figures["development"] = development(options, teacher, scorer)
+    if options.scifact:
+        figures["scifact"] = scifact(options.scifact, teacher, scorer, options.weight)
+    if options.dl19:
+        figures["trec-dl19"] = dl19(options.dl19, teacher, scorer, options.weight)
+    return figures
+
+
+def fingerprint(folder: Path) -> str:
+    """Identity of a model folder's weights, configuration and tokenizer, so that figures name what they belong to."""
+    spec = dataclasses.replace(MODELS["ensemble-reranker-tiny"], source=FolderSource(str(folder)))
+    return locate(spec).fingerprint
+
+
+def development(options: argparse.Namespace, teacher: Teacher, scorer: PairScorer) -> dict[str, Any]:
+    """The held-out queries of every training set against all its passages, and the mean over sets by weight."""
+    sets: dict[str, dict[str, Any]] = {}
+    for collection in read_training_sets(options.train):
+        _, held_out = split_queries(collection, held_out_passages(collection, options.held_out_share))
+        if held_out:
+            stage = first_stage(collection, held_out, teacher)
+            sets[collection.name] = _fused_then_reranked(stage, scorer, options.weight)
+    weights = next(iter(sets.values()))["reranked"]
+    return {
+        "sets": sets,
+        "mean_over_sets": {
+            weight: round(float(np.mean([one["reranked"][weight] for one in sets.values()])), 4) for weight in weights
+        },
+    }
+
+
+def scifact(folder: Path, teacher: Teacher, scorer: PairScorer, weight: float) -> dict[str, Any]:
+    """SciFact's test queries: dense, sparse, fused, reranked."""
+    collection = read_collection(folder, "test")
+    stage = first_stage(collection, range(len(collection.queries)), teacher)
+    return _fused_then_reranked(stage, scorer, weight)
+
+
+def _fused_then_reranked(stage: FirstStage, scorer: PairScorer, weight: float) -> dict[str, Any]:
+    runs = first_stage_runs(stage)
+    return measured(stage_candidates(stage, runs["fused"]), runs, scorer, RERANK_DEPTH, weight)
+
+
+def dl19(folder: Path, teacher: Teacher, scorer: PairScorer, weight: float) -> dict[str, Any]:
+    """TREC DL 2019: BM25's first 100 reranked by the CrossEncoder, and by the encoders it was distilled from."""
+    collection = read_collection(folder, "test")
+    ranked = _bm25(folder, collection)
+    candidates = Candidates(
+        ranked=ranked,
+        queries=dict(zip(collection.query_ids, collection.queries, strict=True)),
+        passages=collection.passages,
+        qrels=_trec_qrels(folder / "qrels_full_official.txt"),
+    )
+    stage = first_stage(collection, range(len(collection.queries)), teacher)
+    tables = {
+        "dense": stage.dense,
+        "sparse": stage.sparse,
+        "teacher": combine(stage.dense, stage.sparse, 0.5),
+    }
+    rows = {query_id: position for position, query_id in enumerate(collection.query_ids)}
+    others = {"bm25": ranked}
+    for name, table in tables.items():
+        scores = [float(table[rows[query], row]) for query, row in ranked.select("public_id", "row").iter_rows()]
+        ordered = ranked.with_columns(pl.Series("score", scores)).sort("public_id", -pl.col("score"), "rank")
+        ranks = pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("public_id")
+        others[name] = ordered.with_columns(ranks.alias("rank"))
+    return measured(candidates, others, scorer, LIST_DEPTH, weight)
+
+
+def _bm25(folder: Path, collection: Collection) -> pl.DataFrame:
+    path = folder / "candidates" / "bm25.tsv"
+    if not path.is_file():
+        raise InputError(f"{folder.name}/candidates/bm25.tsv", "the file is missing", "Give the folder that has it")
+    rows = {passage_id: row for row, passage_id in enumerate(collection.passage_ids)}
+    frame = pl.read_csv(path, separator="\t", schema_overrides={"query-id": pl.String, "corpus-id": pl.String})
+    return frame.filter(pl.col("query-id").is_in(list(collection.query_ids)) & (pl.col("rank") <= LIST_DEPTH)).select(
+        pl.col("query-id").alias("public_id"),
+        pl.col("rank").cast(pl.UInt32),
+        pl.col("corpus-id").alias("chunk_id"),
+        pl.col("corpus-id").replace_strict(rows, return_dtype=pl.UInt32).alias("row"),
+        pl.col("score").cast(pl.Float32),
+    )
+
+
+def _trec_qrels(path: Path) -> pl.DataFrame:
+    judged = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split()
+        if len(fields) != 4:
+            raise InputError(f"{path.name}, line {number}", "not four fields", "Expected TREC qrels")
+        judged.append((fields[0], fields[2], int(fields[3])))
+    return pl.DataFrame(judged, schema=dict(QRELS), orient="row")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ensemble_assets.training.evaluate", description=main.__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="reranker folder")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--train", type=Path, help="folder of the training sets, for the development slice")
+    parser.add_argument("--scifact", type=Path, help="SciFact in BEIR layout")
+    parser.add_argument("--dl19", type=Path, help="TREC DL 2019 in BEIR layout with candidates/bm25.tsv")
+    parser.add_argument(
+        "--held-out-share",
+        type=float,
+        default=Recipe.held_out_share,
+        help="the recipe's share of passages whose questions are the development slice (default: %(default)s)",
+    )
+    parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help="interpolation (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("build/training"), help="encodings (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

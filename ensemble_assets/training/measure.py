@@ -1,0 +1,158 @@
+"""What a reranker does to a first stage: pair scores, the pipeline's interpolation at several weights, nDCG@10.
+
+Reading evaluation sets and writing figures is ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification
+
+from ensemble_assets.compute.interpolation import final_order
+from ensemble_assets.core.frames import QRELS, RUN
+from ensemble_assets.retrieval.evaluation import evaluate
+from ensemble_assets.retrieval.fusion import RankedList, fuse, rrf
+from ensemble_assets.retrieval.significance import bootstrap_interval
+from ensemble_assets.training.preparation import FirstStage
+from ensemble_assets.training.tokens import load_tokenizer, pad_pairs, row, tokenise
+
+Floats = NDArray[np.float32]
+
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+"""Weights of the CrossEncoder that are reported; 0 is the first stage's order, 1 the CrossEncoder's alone."""
+
+RERANK_DEPTH = 20
+LIST_DEPTH = 100
+
+_PAIRS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Ranked candidates of judged queries, with the texts to rerank them by.
+
+    Attributes:
+        ranked: ``public_id, rank, chunk_id, row, score`` of all first-stage candidates, sorted by query and rank.
+        queries: text per public id.
+        passages: text per row.
+        qrels: QRELS of the same queries.
+    """
+
+    ranked: pl.DataFrame
+    queries: Mapping[str, str]
+    passages: Sequence[str]
+    qrels: pl.DataFrame
+
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Floats]
+
+
+class PairScorer:
+    """A saved CrossEncoder, loaded as anybody would load it, in float32."""
+
+    def __init__(self, folder: Path, max_tokens: int = 256) -> None:
+        self._model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+        self._tokenizer, self._special = load_tokenizer(folder)
+        self._max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Floats:
+        """Logits ``[pairs] float32`` of ``queries[i]`` with ``passages[i]``."""
+        query_table = tokenise(self._tokenizer, queries, self._max_tokens // 2)
+        passage_table = tokenise(self._tokenizer, passages, self._max_tokens)
+        order = np.argsort(query_table.lengths + passage_table.lengths, kind="stable")
+        scores = np.empty(len(order), dtype=np.float32)
+        for start in range(0, len(order), _PAIRS_PER_BATCH):
+            rows = order[start : start + _PAIRS_PER_BATCH]
+            batch = pad_pairs(
+                [row(query_table, int(i)) for i in rows],
+                [row(passage_table, int(i)) for i in rows],
+                self._special,
+                self._max_tokens,
+            )
+            output = self._model(input_ids=batch.ids, attention_mask=batch.attention, token_type_ids=batch.segments)
+            scores[rows] = output.logits[:, 0].numpy()
+        return scores
+
+
+def first_stage_runs(stage: FirstStage) -> dict[str, pl.DataFrame]:
+    """``dense``, ``sparse`` and ``fused`` (RRF, k = 60, of the two lists of 100; all of their passages)."""
+    chunk_ids = pl.Series("chunk_id", stage.collection.passage_ids, dtype=pl.String)
+    runs = {name: run_frame(scores) for name, scores in (("dense", stage.dense), ("sparse", stage.sparse))}
+    fused = fuse([RankedList(name, run) for name, run in runs.items()], chunk_ids, rrf())
+    named = {name: run.with_columns(chunk_ids.gather(run["row"]).alias("chunk_id")) for name, run in runs.items()}
+    return {**named, "fused": fused}
+
+
+def run_frame(scores: Floats) -> pl.DataFrame:
+    """A RUN frame of the first ``LIST_DEPTH`` columns of every row of a score table; public ids are row numbers."""
+    depth = min(LIST_DEPTH, scores.shape[1])
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return pl.DataFrame(
+        {
+            "public_id": [str(query) for query in range(len(scores)) for _ in range(depth)],
+            "rank": np.tile(np.arange(1, depth + 1), len(scores)),
+            "row": order.ravel(),
+            "score": np.take_along_axis(scores, order, axis=1).ravel(),
+        },
+        schema=dict(RUN),
+    )
+
+
+def stage_candidates(stage: FirstStage, fused: pl.DataFrame) -> Candidates:
+    """The fused list with texts and binary judgements."""
+    ids = stage.collection.passage_ids
+    judged = [(str(query), ids[one], 1) for query, rows in enumerate(stage.relevant) for one in sorted(rows)]
+    return Candidates(
+        ranked=fused,
+        queries={str(number): text for number, text in enumerate(stage.queries)},
+        passages=stage.collection.passages,
+        qrels=pl.DataFrame(judged, schema=dict(QRELS), orient="row"),
+    )
+
+
+def with_rerank_scores(candidates: Candidates, scorer: Scorer, depth: int) -> pl.DataFrame:
+    """``ranked`` with ``rerank_score``: the CrossEncoder's logit for the first ``depth`` ranks, null below."""
+    head = candidates.ranked.filter(pl.col("rank") <= depth)
+    scores = scorer(
+        [candidates.queries[public_id] for public_id in head["public_id"]],
+        [candidates.passages[index] for index in head["row"]],
+    )
+    scored = head.select("public_id", "row").with_columns(pl.Series("rerank_score", scores))
+    return candidates.ranked.join(scored, on=["public_id", "row"], how="left", maintain_order="left")
+
+
+def measured(
+    candidates: Candidates, others: Mapping[str, pl.DataFrame], scorer: Scorer, depth: int, default_weight: float
+) -> dict[str, Any]:
+    """nDCG@10 of ``others`` and of the reranked list at every weight, and the paired difference at the default one.
+
+    Returns:
+        ``queries``, ``depth``, ``nDCG@10`` by run, ``reranked`` by weight, and ``difference`` of reranked to first
+        stage with its 95 % bootstrap interval over queries.
+    """
+    scored = with_rerank_scores(candidates, scorer, depth)
+    by_weight = {f"{weight:g}": final_order(scored, weight) for weight in sorted({*WEIGHTS, default_weight})}
+    result = evaluate({**others, **by_weight}, candidates.qrels)
+    means = {name: float(result.values(name)["value"].mean()) for name in (*others, *by_weight)}  # type: ignore[arg-type]
+    difference = result.values(f"{default_weight:g}")["value"].to_numpy() - result.values("0")["value"].to_numpy()
+    low, high = bootstrap_interval(difference)
+    return {
+        "queries": result.queries,
+        "depth": depth,
+        "nDCG@10": {name: round(means[name], 4) for name in others},
+        "reranked": {name: round(means[name], 4) for name in by_weight},
+        "difference": {
+            "weight": default_weight,
+            "mean": round(float(difference.mean()), 4),
+            "interval95": [round(low, 4), round(high, 4)],
+        },
+    }
