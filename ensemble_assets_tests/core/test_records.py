@@ -1,0 +1,58 @@
+"""Stage records are plain data that add up."""
+
+from __future__ import annotations
+
+import json
+
+from ensemble_assets.core.records import ModelFacts, StageRecord, merge_records
+
+ONE = StageRecord(
+    stage="dense",
+    status="completed",
+    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32),),
+    device="cuda:0",
+    precision="fp16",
+    seconds=2.0,
+    tokens=100,
+    items=10,
+    truncated=1,
+    tokens_dropped=5,
+    peak_bytes=700,
+    precision_redone=2,
+    fallback_count=1,
+    fallback_reasons={"out_of_memory": 1},
+)
+
+
+def test_a_record_is_json_with_its_rate():
+    as_json = json.loads(json.dumps(ONE.as_json()))
+    assert as_json["tokens_per_second"] == 50.0
+    assert as_json["models"] == [
+        {
+            "slug": "one",
+            "hf_model_id": "org/one",
+            "revision": "abc",
+            "fingerprint": "f1",
+            "dimension": 8,
+            "max_tokens": 32,
+        }
+    ]
+    assert as_json["fallback_reasons"] == {"out_of_memory": 1}
+
+
+def test_a_record_of_nothing_has_rate_zero():
+    assert StageRecord("sparse", "feature_disabled").as_json()["tokens_per_second"] == 0.0
+
+
+def test_merged_costs_add_up_and_peaks_do_not():
+    two = StageRecord(
+        "dense", "completed", device="cuda:0", precision="fp32", seconds=1.0, tokens=20, items=10, peak_bytes=900
+    )
+    merged = merge_records("dense", "completed", [ONE, two])
+    assert (merged.seconds, merged.tokens, merged.items, merged.peak_bytes) == (3.0, 120, 10, 900)
+    assert (merged.device, merged.precision) == ("cuda:0", "fp16,fp32")
+    assert (merged.fallback_count, merged.fallback_reasons) == (1, {"out_of_memory": 1})
+
+
+def test_merging_nothing_is_a_record_of_nothing():
+    assert merge_records("dense", "completed", []) == StageRecord("dense", "completed")
