@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +11,7 @@ from ensemble_assets.cli.execute import CollectionOutcome, RunRequest, run_colle
 from ensemble_assets.cli.live import ConsoleProgress
 from ensemble_assets.cli.summary import as_json, print_summary
 from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
 from ensemble_assets.settings import options
 
 _FLAG_KEYS = {
@@ -63,9 +63,8 @@ def run(json_output: bool, collections: str | None, assignments: tuple[str, ...]
 @_shared_flags
 def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the pipeline on the sample collection that ships with the package."""
-    sample = Path(__file__).resolve().parents[1] / "sample"
-    overrides, sources = _overrides({**flags, "chunked_dir": str(sample)}, assignments)
-    outcomes = run_collections(RunRequest(("pydoc",), overrides, sources), ConsoleProgress())
+    overrides, sources = _overrides({**flags, "chunked_dir": str(SAMPLE_FOLDER)}, assignments)
+    outcomes = run_collections(RunRequest((DEMO_COLLECTION,), overrides, sources), ConsoleProgress())
     return _report(outcomes, json_output)
 
 

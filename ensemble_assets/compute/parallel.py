@@ -94,9 +94,29 @@ def run_parallel(
         peak_bytes=done.peak_bytes,
         precision_redone=len(done.not_finite),
         distinct_rows=len(first),
-        device=", ".join(device.name for device in lease.devices) if len(rows) else "none",
+        device=",".join(device.torch_device for device in lease.devices) if len(rows) else "none",
         precision=done.precision,
     )
+
+
+@dataclass(frozen=True)
+class ParallelRunner:
+    """``run_parallel`` in the shape that stages call; batch sizes are those of the settings."""
+
+    settings: ParallelSettings
+
+    def __call__(
+        self,
+        table: TokenTable,
+        factory: ForwardFactory,
+        *,
+        lease: Lease,
+        batch_tokens: int,
+        events: EventSink,
+        folder: Path | None = None,
+    ) -> EngineResult:
+        """Run every row; see ``run_parallel``."""
+        return run_parallel(table, factory, lease, self.settings, events, folder)
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ class ArtefactStore:
         base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
         cache: local folder for the copies of a remote base; unused with a local one.
         grace_seconds: how long a replaced version stays for readers that still hold it.
+        budget_bytes: most host memory that one frame of a loaded artefact may take.
     """
 
-    def __init__(self, base: str, cache: Path, grace_seconds: float = 3600.0) -> None:
+    def __init__(self, base: str, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None) -> None:
         self._grace_seconds = grace_seconds
+        self._budget_bytes = budget_bytes
         self._base = UPath(base)
         self._remote = self._base.protocol not in ("", "file", "local")
         self._local = cache / "artefacts" if self._remote else Path(self._base.path).absolute()
@@ -93,7 +95,7 @@ class ArtefactStore:
         folder = self._local / collection / asset / name
         if self._remote and not (folder / INDEX_NAME).is_file():
             self._download(self._home(collection, asset) / name, folder)
-        artefact = open_artefact(folder)
+        artefact = open_artefact(folder, self._budget_bytes)
         artefact.verify()
         return artefact
 

@@ -36,10 +36,12 @@ class Artefact:
     Attributes:
         folder: the version folder.
         index: parsed ``artefact.json``: shapes, types, sizes, content hashes and the facts.
+        budget_bytes: most host memory that one frame of it may take; None for no limit.
     """
 
     folder: Path
     index: Mapping[str, Any]
+    budget_bytes: int | None = None
 
     @property
     def version(self) -> str:
@@ -80,16 +82,18 @@ class Artefact:
         self._entry(f"{name}.parquet")
         return pl.scan_parquet(self.folder / f"{name}.parquet")
 
-    def frame(self, name: str, *, columns: list[str] | None = None, budget_bytes: int | None = None) -> pl.DataFrame:
+    def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
         """The frame in memory, or the named columns of it.
 
         Raises:
-            MemoryBudgetError: if the whole frame was larger in memory than ``budget_bytes`` when it was written.
+            MemoryBudgetError: before anything is read, if these columns were larger in memory than the budget when they
+                were written.
         """
-        entry = self._entry(f"{name}.parquet")
-        if budget_bytes is not None and entry["memory_bytes"] > budget_bytes:
+        sizes = self._entry(f"{name}.parquet")["column_bytes"]
+        needed = sum(sizes[column] for column in (columns or sizes))
+        if self.budget_bytes is not None and needed > self.budget_bytes:
             raise MemoryBudgetError(
-                f"{name}: needs {entry['memory_bytes'] / 1e6:.0f} MB of memory; allowed: {budget_bytes / 1e6:.0f} MB. "
+                f"{name}: needs {needed / 1e6:.1f} MB of host memory; the budget is {self.budget_bytes / 1e6:.1f} MB. "
                 "Raise device.host_budget_gb or split the collection"
             )
         return pl.read_parquet(self.folder / f"{name}.parquet", columns=columns)
@@ -120,8 +124,8 @@ class Artefact:
         return entry
 
 
-def open_artefact(folder: Path) -> Artefact:
-    """The sealed artefact in ``folder``.
+def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
+    """The sealed artefact in ``folder``; see ``Artefact`` for the budget.
 
     Raises:
         ArtefactError: if the folder was never sealed or its index cannot be read.
@@ -134,7 +138,7 @@ def open_artefact(folder: Path) -> Artefact:
         ) from None
     if index.get("format") != _FORMAT:
         raise ArtefactError(f"{folder.name}: artefact format {index.get('format')!r}, this program reads {_FORMAT}")
-    return Artefact(folder, index)
+    return Artefact(folder, index, budget_bytes)
 
 
 class ArtefactWriter:
@@ -142,7 +146,7 @@ class ArtefactWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._memory_bytes: dict[str, int] = {}
+        self._column_bytes: dict[str, dict[str, int]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, values: NDArray[Any]) -> None:
@@ -156,7 +160,8 @@ class ArtefactWriter:
     def frame(self, name: str, values: pl.DataFrame) -> None:
         """Stores a frame as ``<name>.parquet``."""
         values.write_parquet(self.folder / f"{name}.parquet", compression="zstd")
-        self._memory_bytes[f"{name}.parquet"] = int(values.estimated_size())
+        sizes = {column.name: int(column.estimated_size()) for column in values.get_columns()}
+        self._column_bytes[f"{name}.parquet"] = sizes
 
     def seal(self, facts: Mapping[str, Any]) -> Artefact:
         """Syncs every file, writes the index and returns the handle.
@@ -165,7 +170,7 @@ class ArtefactWriter:
             facts: JSON values; no texts.
         """
         files = {
-            path.name: _describe(path, self._memory_bytes.get(path.name))
+            path.name: _describe(path, self._column_bytes.get(path.name))
             for path in sorted(self.folder.iterdir())
             if path.suffix in {".npy", ".parquet"}
         }
@@ -187,7 +192,7 @@ class ArtefactWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _describe(path: Path, memory_bytes: int | None) -> dict[str, Any]:
+def _describe(path: Path, column_bytes: dict[str, int] | None) -> dict[str, Any]:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
     entry: dict[str, Any] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
@@ -198,7 +203,7 @@ def _describe(path: Path, memory_bytes: int | None) -> dict[str, Any]:
     return entry | {
         "rows": int(lazy.select(pl.len()).collect().item()),
         "columns": {name: str(dtype) for name, dtype in lazy.collect_schema().items()},
-        "memory_bytes": memory_bytes,
+        "column_bytes": column_bytes,
     }
 
 

@@ -1,22 +1,31 @@
-"""The resource that stages compute with: context from the settings, shared tokens, and how models are made.
+"""The resource that stages compute with: leased devices, memory limits, shared tokens, and how models are made.
 
-Inert until a step asks: the compute part (and torch with it) is imported then. Tests hand in other model factories.
+Inert until a step asks: the compute part (and torch with it) is imported then, and a lease is taken per model by the
+stage that runs it. Tests hand in other model factories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from ensemble_assets.core.registry import ModelKind
 from ensemble_assets.orchestration.stage_run import StageRun
+from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.settings.options import Device as DeviceOptions
+from ensemble_assets.settings.places import cache_folder, lock_folder
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.context import ComputeContext
+    from ensemble_assets.compute.context import ComputeContext, Runner
+    from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.loading import Precision
+    from ensemble_assets.compute.parallel import ParallelSettings
     from ensemble_assets.compute.tokenise import TokenCache
+
+_CPU_ROWS = 256
+"""Rows per batch on a CPU, where larger batches only take memory: measured in docs/gpu.md."""
 
 
 @dataclass
@@ -25,9 +34,11 @@ class Computing:
 
     Attributes:
         factories: model factories by kind, where they are not the usual torch ones.
+        devices: what is leased, where it is not what the machine has.
     """
 
     factories: Mapping[ModelKind, Callable[..., Any]] = field(default_factory=dict)
+    devices: Sequence[Device] | None = None
 
     @cached_property
     def _tokens(self) -> TokenCache:
@@ -36,14 +47,27 @@ class Computing:
         return TokenCache()
 
     def context(self, run: StageRun) -> ComputeContext:
-        """Devices, precision, threads and the event sink of this stage; token ids shared within the process."""
+        """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process."""
         from ensemble_assets.compute.context import ComputeContext
+        from ensemble_assets.compute.leases import MemoryGate, lease_gpus
         from ensemble_assets.compute.loading import Runtime
 
-        device = run.settings.device
+        options = run.settings.device
+        devices = self._chosen(options)
+        lease = partial(
+            lease_gpus,
+            lock_folder=lock_folder(run.settings.paths),
+            events=run.events,
+            devices=devices,
+            timeout=options.lease_timeout,
+            run=run.run_id,
+            gate=MemoryGate(ceiling_bytes=int(options.ceiling_gb * 1e9)),
+        )
         return ComputeContext(
-            runtime=Runtime(precision=cast("Precision", device.precision), threads=device.threads),
-            batch_tokens=device.batch_tokens,
+            lease=lease,
+            runner=_runner(run, devices),
+            runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads),
+            batch_tokens=options.batch_tokens,
             events=run.events,
             tokens=self._tokens,
         )
@@ -51,3 +75,41 @@ class Computing:
     def factory(self, kind: ModelKind) -> dict[str, Any]:
         """The keyword argument that hands a stage another factory; empty for the usual one."""
         return {"make_factory": self.factories[kind]} if kind in self.factories else {}
+
+    def _chosen(self, options: DeviceOptions) -> Sequence[Device]:
+        from ensemble_assets.compute.devices.discovery import discover_devices
+
+        if self.devices is not None:
+            return self.devices
+        visible = process_environment().get("CUDA_VISIBLE_DEVICES")
+        return discover_devices(visible, threads=options.threads).chosen
+
+
+def _runner(run: StageRun, devices: Sequence[Device]) -> Runner:
+    from ensemble_assets.compute.parallel import ParallelRunner
+
+    return ParallelRunner(parallel_settings(run, devices))
+
+
+def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSettings:
+    """Workers, memory limits and batch sizes as the settings say.
+
+    GPUs get one worker process each and batches as large as memory allows. A CPU computes in this process, with batches
+    of a fixed size.
+    """
+    from ensemble_assets.compute.batch_sizes import SizeSettings
+    from ensemble_assets.compute.ceiling import Ceiling
+    from ensemble_assets.compute.controller import ControllerSettings
+    from ensemble_assets.compute.parallel import ParallelSettings
+    from ensemble_assets.compute.worker_settings import WorkerSettings
+
+    options = run.settings.device
+    on_cpu = all(device.torch_device == "cpu" for device in devices)
+    limits = {"max_tokens": options.batch_tokens, "max_rows": _CPU_ROWS} if on_cpu else {}
+    sizes = SizeSettings(initial_tokens=options.batch_tokens, **limits)
+    workers = WorkerSettings(
+        controller=ControllerSettings(sizes=sizes),
+        ceiling=Ceiling(hard_bytes=int(options.ceiling_gb * 1e9), soft_fraction=options.soft_fraction),
+        workers_per_device=0 if on_cpu else 1,
+    )
+    return ParallelSettings(workers, batch_memory=cache_folder(run.settings.paths) / "batch_sizes.json")

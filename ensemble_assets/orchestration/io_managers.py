@@ -15,7 +15,8 @@ from ensemble_assets.settings.places import artefact_base, cache_folder
 
 def open_store(settings: Settings) -> ArtefactStore:
     """The artefact store that the settings name."""
-    return ArtefactStore(artefact_base(settings.paths), cache_folder(settings.paths))
+    budget = int(settings.device.host_budget_gb * 1e9)
+    return ArtefactStore(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)
 
 
 class ArtefactIOManager(dg.ConfigurableIOManager):

@@ -10,6 +10,7 @@ from ensemble_assets.export.stage_runs import RerankRun, SparseRun
 from ensemble_assets.export.v40 import Written
 from ensemble_assets.orchestration.bundle_inputs import Upstream
 from ensemble_assets.orchestration.model_choice import choose_models
+from ensemble_assets.orchestration.reporting import manifest_section
 from ensemble_assets.orchestration.stage_run import StageRun
 
 _TOGGLE_KEYS = ("enable_rerank", "enable_sparse", "models.sparse")
@@ -27,6 +28,7 @@ def manifest_inputs(upstream: Upstream, run: StageRun, clock: str, written: Writ
         collection=run.collection,
         chunk_count=int(upstream.chunks.facts["items"]),
         toggles=_toggles(upstream, run),
+        telemetry=manifest_section(run.telemetry, run.span.record() if run.span else None, run.settings),
         dense_run={"executed": True, **{name: dense[name] for name in _DENSE_FACTS if name in dense}},
         rerank_run=_rerank_run(upstream, run) if upstream.rerank_on else None,
         sparse_run=_sparse_run(upstream.sparse.facts) if upstream.sparse_on else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact, ArtefactWriter
 from ensemble_assets.core.errors import EnsembleError
-from ensemble_assets.core.events import EventLog
+from ensemble_assets.core.events import EventLog, EventSink
+from ensemble_assets.core.records import StageRecord
 from ensemble_assets.orchestration.io_managers import open_store
+from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.settings import Resolved, Settings
+from ensemble_assets.telemetry.allow_list import EVENTS, STAGES
+from ensemble_assets.telemetry.spans import ActiveSpan
+from ensemble_assets.telemetry.tracing import RunTelemetry
 
 
 @dataclass
@@ -33,33 +38,46 @@ class StageRun:
     run_id: str
     resolved: Resolved
     writer: ArtefactWriter
-    events: EventLog = field(default_factory=EventLog)
+    telemetry: RunTelemetry
+    log: EventLog
+    span: ActiveSpan | None
     started: float = field(default_factory=time.perf_counter)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def events(self) -> EventSink:
+        """Where the stage reports: onto its span, and kept for its artefact's facts."""
+        return self.telemetry.sink(self.log)
 
     @property
     def settings(self) -> Settings:
         """The resolved settings."""
         return self.resolved.settings
 
-    @property
-    def host_budget_bytes(self) -> int:
-        """Most host memory that one frame may take."""
-        return int(self.settings.device.host_budget_gb * 1e9)
-
     def finish(
-        self, facts: Mapping[str, Any], metadata: Mapping[str, Any], rows: int | None = None
+        self,
+        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        rows: int | None = None,
+        record: StageRecord | None = None,
     ) -> dg.MaterializeResult[Artefact]:
-        """Seals what was written and describes it to Dagster.
+        """Seals what was written and describes it to telemetry and Dagster.
 
         Args:
-            facts: the stage record; scalars of it become plottable metadata.
+            facts: further facts; scalars become plottable metadata.
             metadata: pictures and tables.
             rows: what Dagster shows as the row count.
+            record: what the stage says of itself; becomes facts and span attributes.
         """
+        if record is not None:
+            made = record.as_json()
+            more = made.pop("facts")
+            facts = {**made, **more, **facts}
+        if self.span is not None:
+            self._describe(self.span, record, facts)
         seconds = time.perf_counter() - self.started
         self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
-        self.facts["events"] = [event.as_json() for event in self.events.events]
+        self.facts["events"] = [event.as_json() for event in self.log.events if not _is_progress(event.name)]
         artefact = self.writer.seal(self.facts)
         shown = {name: value for name, value in facts.items() if isinstance(value, (int, float, str))}
         row_count = {"dagster/row_count": rows} if rows is not None else {}
@@ -68,6 +86,20 @@ class StageRun:
             metadata={"wall_seconds": seconds, **shown, **row_count, **metadata},
             data_version=dg.DataVersion(artefact.version),
         )
+
+    @staticmethod
+    def _describe(span: ActiveSpan, record: StageRecord | None, facts: Mapping[str, Any]) -> None:
+        if record is not None and record.status == "feature_disabled":
+            span.skip("feature_disabled")
+        elif record is not None:
+            span.describe(record)
+        else:
+            span.set(items=facts["items"], outcome=facts["status"])
+
+
+def _is_progress(event: str) -> bool:
+    """Progress events are as many as batches; they stay in the journal."""
+    return event in EVENTS and EVENTS[event].category == "progress"
 
 
 @contextmanager
@@ -84,13 +116,17 @@ def stage_run(
     collection = context.partition_key
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
-    run = StageRun(stage, collection, context.run.run_id, resolved, writer)
+    telemetry = run_telemetry(context.run.run_id, collection, resolved.settings)
+    opened = telemetry.stage(stage, attempt=context.retry_number) if stage in STAGES else nullcontext()
     progress.stage_started(stage, collection)
+    started = time.perf_counter()
     try:
-        yield run
+        with opened as span:
+            run = StageRun(stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span)
+            yield run
     except BaseException as error:
         writer.discard()
-        seconds = round(time.perf_counter() - run.started, 4)
+        seconds = round(time.perf_counter() - started, 4)
         reason = failure_words(stage, error)
         facts = {"stage": stage, "status": "failed", "wall_seconds": seconds, "reason": reason}
         progress.stage_finished(stage, collection, facts)

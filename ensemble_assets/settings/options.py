@@ -54,6 +54,10 @@ class Chunks:
         0, "chunks with fewer tokens are skipped and counted; 50: the old loader", unit="tokens", low=0
     )
     max_record_mb: int = option(64, "a single record above this is refused", unit="MB", low=1, high=1024)
+    format: str = option(
+        "", "the format to read where a folder has several", choices=("", "chunk_files", "beir", "jsonl", "parquet")
+    )
+    follow_links: bool = option(False, "also read what links lead to outside of the collection's folder")
     collection_priority: float = option(0.5, "exported as collection_priority", low=0.0, high=1.0)
 
 
@@ -106,6 +110,7 @@ class Device:
     """Devices and memory."""
 
     ceiling_gb: float = option(12.0, "most memory in use on any GPU, all processes counted", unit="10^9 bytes", low=0.5)
+    soft_fraction: float = option(0.9, "share of the ceiling that batches are planned to", low=0.1, high=1.0)
     lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
     batch_tokens: int = option(4096, "padded tokens per batch to start with", unit="tokens", low=64)
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
@@ -124,10 +129,12 @@ class Export:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics switch and name space."""
+    """Metrics: switch, name space and exporters. The ``OTEL_*`` variables are read as their standard says."""
 
     enabled: bool = option(True, "whether metrics are recorded", env="EMBEDDER_METRICS_ENABLED")
     namespace: str = option("rag", "start of every metric name", env="EMBEDDER_METRICS_NAMESPACE")
+    textfile_dir: str = option("", "folder that node-exporter's textfile collector reads; empty: no text file")
+    pushgateway: str = option("", "URL of a Prometheus Pushgateway; empty: nothing is pushed")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Option:
     def accepted(self) -> str:
         """What values are accepted, in words."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(choice or "(empty)" for choice in self.choices)
         words = _ACCEPTED[type(self.default)]
         bounds = [f"at least {self.low:g}"] if self.low is not None else []
         bounds += [f"at most {self.high:g}"] if self.high is not None else []

@@ -92,10 +92,15 @@ def test_an_unknown_name_lists_what_is_there(store: ArtefactStore) -> None:
         store.load("docs", "dense_embeddings").array("queries")
 
 
-def test_a_frame_that_does_not_fit_is_refused_before_reading(store: ArtefactStore) -> None:
+def test_a_frame_that_does_not_fit_is_refused_before_reading(store: ArtefactStore, tmp_path: Path) -> None:
     save(store, rows=1000)
-    with pytest.raises(MemoryBudgetError, match="device"):
-        store.load("docs", "dense_embeddings").frame("chunks", budget_bytes=100)
+    base = str(tmp_path / "artefacts")
+    small = ArtefactStore(base, tmp_path, budget_bytes=3_999).load("docs", "dense_embeddings")
+    with pytest.raises(MemoryBudgetError, match=r"device\.host_budget_gb"):
+        small.frame("chunks")
+    assert small.scan("chunks").select("row").head(1).collect().height == 1
+    large = ArtefactStore(base, tmp_path, budget_bytes=4_000).load("docs", "dense_embeddings")
+    assert large.frame("chunks", columns=["row"]).height == 1000
 
 
 def test_unpublished_versions_are_invisible(store: ArtefactStore) -> None:

@@ -23,7 +23,14 @@ def chunks(
         collection = find_collection(run.settings, run.collection)
         limits = ReadLimits(record_bytes=options.max_record_mb * 1_000_000)
         max_tokens = choose_models(run.settings.models).primary.max_tokens
-        frame, report = read_chunks(collection.folder, max_tokens, options.min_tokens, limits=limits)
+        frame, report = read_chunks(
+            collection.folder,
+            max_tokens,
+            options.min_tokens,
+            format_name=options.format or None,
+            follow_links=options.follow_links,
+            limits=limits,
+        )
         run.writer.frame("chunks", frame)
         facts = {
             "status": "completed",

@@ -37,7 +37,6 @@ def dense_embeddings(
             run.writer.array(f"chunks.{model.spec.slug}", model.chunks)
             run.writer.array(f"queries.{model.spec.slug}", model.queries)
         facts = {
-            **result.record.as_json(),
             "unit": "chunks and queries",
             "layout": [
                 {
@@ -53,4 +52,4 @@ def dense_embeddings(
         }
         seconds = [model.record.seconds for model in result.models]
         picture = bars([model.spec.slug for model in result.models], seconds, "Seconds per model", "s")
-        return run.finish(facts, {"model_seconds": picture}, rows=texts.height)
+        return run.finish(facts, {"model_seconds": picture}, rows=texts.height, record=result.record)

@@ -1,7 +1,6 @@
 """Asset ``fused_candidates``: exact dense and sparse top-k, fused into one list of candidates per query."""
 
 import time
-from dataclasses import asdict
 
 import dagster as dg
 
@@ -42,15 +41,19 @@ def fused_candidates(
         run.writer.frame("candidates", candidates)
         for name, ranked in runs.items():
             run.writer.frame(f"run.{name}", ranked)
-        record = StageRecord("fusion", "completed", items=len(ids), seconds=time.perf_counter() - started, device="cpu")
-        facts = {
-            **asdict(record),
-            "unit": "queries",
+        seconds = time.perf_counter() - started
+        numbers = {
+            "queries": len(ids),
+            "candidates": candidates.height,
+            "depth": options.depth,
             "method": options.method,
+        }
+        record = StageRecord("fusion", "completed", items=len(ids), seconds=seconds, device="cpu", facts=numbers)
+        facts = {
+            "unit": "queries",
             "parameters": dict(method.parameters),
             "lists": list(runs),
             "dense_share": options.dense_weight,
-            "candidates": candidates.height,
         }
         picture = histogram(candidates["score"].to_numpy(), "Fused scores", "")
-        return run.finish(facts, {"fused_scores": picture}, rows=candidates.height)
+        return run.finish(facts, {"fused_scores": picture}, rows=candidates.height, record=record)

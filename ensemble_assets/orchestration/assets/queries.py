@@ -27,7 +27,7 @@ def queries(
         options, folder = run.settings.queries, find_collection(run.settings, run.collection).folder
         found = load_queries(
             folder,
-            chunks.frame("chunks", budget_bytes=run.host_budget_bytes),
+            chunks.frame("chunks"),
             load_or_create_key(key_file(run.settings.paths)),
             queries_file=Path(options.file) if options.file else None,
             qrels_file=Path(options.qrels) if options.qrels else None,

@@ -37,9 +37,8 @@ def reranked_candidates(
         )
         run.writer.frame("reranked", result.reranked)
         run.writer.frame("queries", result.queries)
-        record = result.record.as_json()
-        facts = {**record, **record["facts"], "unit": "pairs"}
+        facts = {"unit": "pairs"}
         moved = result.reranked["fused_rank"].cast(pl.Int64) - result.reranked["rank"].cast(pl.Int64)
         scored = result.reranked["reranked"].to_numpy()
         picture = histogram(moved.to_numpy()[scored], "Places moved up by reranking", "places")
-        return run.finish(facts, {"places_moved": picture}, rows=result.reranked.height)
+        return run.finish(facts, {"places_moved": picture}, rows=result.reranked.height, record=result.record)

@@ -46,7 +46,6 @@ def sparse_vectors(
                     run.writer.array(f"{side}.{part}", getattr(matrix, part))
             run.writer.frame("vocabulary", pl.DataFrame({"token": result.words}))
         run.writer.array("source", result.source)
-        record = result.record.as_json()
-        facts = {**record, **record["facts"], "unit": "chunks and queries"}
+        facts = {"unit": "chunks and queries"}
         picture = histogram(result.chunks.counts, "Terms per chunk", "terms")
-        return run.finish(facts, {"terms_per_chunk": picture}, rows=len(result.chunks))
+        return run.finish(facts, {"terms_per_chunk": picture}, rows=len(result.chunks), record=result.record)
