@@ -13,6 +13,7 @@ from ensemble_assets.compute.work import Batch
 
 _BELOW_FAILURE = 0.93
 _REGROWTH = 1.15
+_FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
 _PATIENCE = 32  # successes before a size that failed is thought to be worth another try; doubles with every failure
 
 
@@ -21,7 +22,7 @@ class SizeSettings:
     """Limits of a batch, in padded tokens.
 
     Attributes:
-        initial_tokens: size of the first batches where nothing is known.
+        initial_tokens: size of the first batches where nothing is known; less where that is much of all work.
         growth: a probe may be this many times the largest that worked.
         share: no batch is more than this share of all tokens,
         saturation_tokens: unless it is smaller than this, where devices would not be busy.
@@ -99,11 +100,12 @@ class BatchSizes:
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
+        initial = min(settings.initial_tokens, tokens / _FIRST_PART)
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
         growth = settings.growth if probe and self._worked_tokens else 1.0
         known = min(self._worked_tokens, self._worked_square / longest)
-        tokens = min(tokens, growth * max(known, settings.initial_tokens))
+        tokens = min(tokens, growth * max(known, initial))
         if self.model.known:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
         return min(tokens, self._below_failure(redone_tokens))
@@ -136,8 +138,8 @@ class BatchSizes:
         self._patience *= 2
 
     def _below_failure(self, redone_tokens: int) -> float:
-        """What past failures allow: a size that has not worked is worth trying only if its loss can be afforded."""
+        """What past failures allow: half of what failed, and what has worked; more only if its loss can be afforded."""
         if math.isinf(self._bound):
             return self._bound
         affordable = redone_tokens + self._bound <= self._settings.redo_allowance * self._total
-        return self._bound if affordable else min(self._bound, max(self._worked_tokens, 1))
+        return self._bound if affordable else min(self._bound, max(self._worked_tokens, self._failed_tokens / 2))

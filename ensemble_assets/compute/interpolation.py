@@ -39,8 +39,8 @@ def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
         raise SettingsError(f"rerank.weight is {weight}; expected a number from 0 to 1")
     fused, logit = pl.col("score").cast(pl.Float64), pl.col("rerank_score").cast(pl.Float64)
     mixed = (1.0 - weight) * _minmax(fused) + weight * _minmax(logit).fill_null(0.0)
-    scored = candidates.with_columns(
-        pl.int_range(pl.len()).min().over("public_id").alias("_query"),
+    scored = candidates.with_row_index("_at").with_columns(
+        pl.col("_at").min().over("public_id").alias("_query"),
         pl.col("rerank_score").is_not_null().alias("reranked"),
         pl.when(logit.is_not_null().any().over("public_id")).then(mixed).otherwise(fused).alias("_final"),
     )

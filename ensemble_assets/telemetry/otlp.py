@@ -84,13 +84,16 @@ def otlp_target(variables: Mapping[str, str], signal: Signal) -> OtlpTarget | No
     endpoint = own or (f"{base.rstrip('/')}/v1/{signal}" if transport == "http" else base)
     _check_endpoint(endpoint, signal)
     _check_installed(transport)
+    certificate = _value(variables, signal, "CERTIFICATE")
+    if certificate and not Path(certificate).is_file():
+        raise SettingsError("OTEL_EXPORTER_OTLP_CERTIFICATE names no file; give the path of a CA certificate")
     return OtlpTarget(
         endpoint=endpoint,
         transport=transport,
         headers=_headers(_value(variables, signal, "HEADERS")),
         timeout=_timeout(_value(variables, signal, "TIMEOUT")),
         compression=_choice(variables, signal, "COMPRESSION", "none", _COMPRESSIONS),
-        certificate=_value(variables, signal, "CERTIFICATE"),
+        certificate=certificate,
         delta=variables.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() == "delta",
     )
 

@@ -92,6 +92,8 @@ class ProcessTelemetry:
         self.run = ids.public_run_id(run_id)
         self._failures: list[tuple[str, str]] = []
         self._lost: set[str] = set()
+        folder = options.journal_folder
+        self.journal = Journal(journal_path(folder, self.run)) if folder is not None else None
         self._ids = GivenIds(self.trace)
         resource = otlp.resource(options.otlp, __version__, self.run)
         self._tracers = TracerProvider(
@@ -101,15 +103,10 @@ class ProcessTelemetry:
             id_generator=self._ids,
             span_limits=SpanLimits(max_events=_SPAN_EVENTS),
         )
-        traces = self._target("traces")
-        if traces is not None:
-            exporter = ContainedExporter(otlp.span_exporter(traces), lambda error: self.failed("otlp_traces", error))
-            self._tracers.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+        self._metrics: OtlpMetrics | None = None
+        self.contained("otlp_traces", self._send_spans)
+        self.contained("otlp_metrics", lambda: self._send_metrics(resource))
         self._tracer: Tracer = self._tracers.get_tracer("ensemble_assets", __version__)
-        metrics = self._target("metrics") if options.metrics_enabled else None
-        self._metrics = OtlpMetrics(metrics, options.namespace, resource) if metrics is not None else None
-        folder = options.journal_folder
-        self.journal = Journal(journal_path(folder, self.run)) if folder is not None else None
 
     def start_span(self, start: SpanStart) -> Span:
         """Starts the SDK's span with our ids; its parent may live in another process."""
@@ -165,6 +162,17 @@ class ProcessTelemetry:
         self._tracers.force_flush()
         if self._metrics is not None:
             self.contained("otlp_metrics", self._metrics.send)
+
+    def _send_spans(self) -> None:
+        target = self._target("traces")
+        if target is not None:
+            exporter = ContainedExporter(otlp.span_exporter(target), lambda error: self.failed("otlp_traces", error))
+            self._tracers.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+
+    def _send_metrics(self, resource: Resource) -> None:
+        target = self._target("metrics")
+        if target is not None and self.options.metrics_enabled:
+            self._metrics = OtlpMetrics(target, self.options.namespace, resource)
 
     def _target(self, signal: otlp.Signal) -> otlp.OtlpTarget | None:
         target = otlp.otlp_target(self.options.otlp, signal)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ensemble_assets.core.records import StageRecord
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.admission import Declared, Scalar, admit
 from ensemble_assets.telemetry.allow_list import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
+from ensemble_assets.telemetry.children import ChildSpans
 from ensemble_assets.telemetry.journal import SpanStart
 from ensemble_assets.telemetry.log import log_event
 from ensemble_assets.telemetry.process import ProcessTelemetry, nanoseconds
@@ -51,6 +53,8 @@ class StageState:
     tally: Tally
     identity: dict[str, Scalar]
     id_parts: tuple[str | int, ...]
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    models: Counter[str] = field(default_factory=Counter)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -72,8 +76,11 @@ class ActiveSpan:
         self._clock = time.perf_counter()
         self._status = "active"
         self._ended_at = 0.0
+        self._ended = False
         self._attributes: dict[str, Scalar] = {}
         self._allowed = SPANS[start.name].attributes
+        has_children = start.span_id == start.stage_id and start.stage in MODEL_STAGES
+        self._children = ChildSpans(self) if has_children else None
         self._otel: Span = state.process.start_span(start)
         self.set(**{**attributes, **state.identity})
         state.process.journalled(lambda journal: journal.started(start, self._attributes))
@@ -88,13 +95,16 @@ class ActiveSpan:
         with self._state.lock:
             self._state.tally.dropped += dropped
             self._attributes.update(admitted)
-        self._otel.set_attributes(admitted)
+        if not self._ended:
+            self._otel.set_attributes(admitted)
 
     def describe(self, record: StageRecord) -> None:
         """Takes over what a stage says of itself: amounts, outcome, and fallbacks that no event reported."""
         facts = {name: value for name, value in record.facts.items() if name in self._allowed}
-        amounts = {name: getattr(record, name) for name in _FROM_RECORD}
-        self.set(**facts, **amounts, outcome=record.status)
+        amounts = {name: getattr(record, name) for name in _FROM_RECORD if name in self._allowed}
+        if not record.peak_bytes:
+            amounts.pop("peak_bytes", None)  # 0 says that nobody measured it
+        self.set(**{**amounts, **facts}, outcome=record.status)
         stands_in = _STANDS_IN.get(self.start.stage, "none")
         for reason, total in record.fallback_reasons.items():
             reported = self._state.tally.reported_fallbacks(reason)
@@ -117,10 +127,19 @@ class ActiveSpan:
         with self._state.lock:
             self._state.tally.dropped += dropped
             self._state.tally.take(admitted)
-        if spec.category != "progress" and not self._ended_at:
-            self._otel.add_event(event.name, facts, nanoseconds(event.at))
-        self._state.process.journalled(lambda journal: journal.happened(self.start, admitted))
+            children = None if self._ended else self._children
+            target = children.before(admitted) if children else self
+            target.write(admitted)
+            if children:
+                children.after(admitted)
         log_event(admitted, self._state.identity)
+
+    def write(self, event: Event) -> None:
+        """Puts an admitted and counted event onto this span and into the journal."""
+        if EVENTS[event.name].category != "progress" and not self._ended:
+            plain = {name: value for name, value in event.facts.items() if value is not None}
+            self._otel.add_event(event.name, plain, nanoseconds(event.at))
+        self._state.process.journalled(lambda journal: journal.happened(self.start, event))
 
     def replay(self, events: Iterable[Event], /, *, worker: int | None = None, **attributes: Value) -> None:
         """Takes events over that were recorded elsewhere.
@@ -136,9 +155,8 @@ class ActiveSpan:
                 self.take(event)
         elif happened:
             begin, end = happened[0].at, happened[-1].at
-            span = self._child("worker", begin, getrandbits(64) or 1, {**attributes, "worker": worker})
+            span = self.open_worker(worker, begin, attributes)
             span.replay(happened)
-            span.set(latency_seconds=end - begin)
             span.end(end)
 
     @contextmanager
@@ -148,9 +166,7 @@ class ActiveSpan:
         Raises:
             ValueError: if it is a stage without models; a mistake of the caller, not of the user.
         """
-        state = self._state
-        span_id = ids.span_id(state.process.trace, *state.id_parts, "model", slug)
-        with entered(self._child("model", time.time(), span_id, {**attributes, "model": slug})) as span:
+        with entered(self.open_model(slug, time.time(), attributes)) as span:
             yield span
 
     @contextmanager
@@ -160,9 +176,23 @@ class ActiveSpan:
         Raises:
             ValueError: if it is a stage without models; a mistake of the caller, not of the user.
         """
-        child = self._child("worker", time.time(), getrandbits(64) or 1, {**attributes, "worker": number})
-        with entered(child) as span:
+        with entered(self.open_worker(number, time.time(), attributes)) as span:
             yield span
+
+    def open_model(self, slug: str, at: float, attributes: dict[str, Value]) -> ActiveSpan:
+        """A model's span that the caller ends; its id follows from the stage's, the slug and which time it is."""
+        state = self._state
+        with state.lock:
+            repeated = state.models[slug]
+            state.models[slug] += 1
+        parts = (*state.id_parts, "model", slug, *((repeated,) if repeated else ()))
+        revision = state.revisions.get(slug)
+        given = {"revision": revision, **attributes, "model": slug}
+        return self._child("model", at, ids.span_id(state.process.trace, *parts), given)
+
+    def open_worker(self, number: int, at: float, attributes: dict[str, Value]) -> ActiveSpan:
+        """A worker's span that the caller ends; its id is random."""
+        return self._child("worker", at, getrandbits(64) or 1, {**attributes, "worker": number})
 
     def fail(self, error: BaseException) -> None:
         """Marks the span as failed; keeps the class of the error, never its message."""
@@ -178,12 +208,17 @@ class ActiveSpan:
     def end(self, at: float | None = None) -> None:
         """Ends the span; its record, journal line and OpenTelemetry span are complete then."""
         self._ended_at = time.time() if at is None else at
+        if self._children is not None:
+            with self._state.lock:
+                self._children.end_all(self._ended_at)
         closing: dict[str, Value] = {"status": self._status}
-        if at is None and self._status != "skipped":
-            closing["latency_seconds"] = time.perf_counter() - self._clock
+        if self._status != "skipped":
+            measured = time.perf_counter() - self._clock if at is None else at - self.start.started_at
+            closing["latency_seconds"] = measured
         if self._state.tally.dropped and self.start.span_id == self.start.stage_id:
             closing["dropped_attributes"] = self._state.tally.dropped
         self.set(**closing)
+        self._ended = True
         self._otel.end(nanoseconds(self._ended_at))
         self._state.process.journalled(
             lambda journal: journal.ended(self.start, self._status, self._ended_at, self._attributes)

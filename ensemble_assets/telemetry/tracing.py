@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.core.events import Event, EventLog, Value
+from ensemble_assets.core.registry import MODELS
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.admission import Scalar, declare
 from ensemble_assets.telemetry.allow_list import MODEL_STAGES, STAGES
@@ -37,7 +38,7 @@ class RunTelemetry:
     Args:
         run_id: the Dagster run id; the trace id is made from it.
         collection: the collection (partition); shown as it is if it is a slug, else as a hash.
-        models: revision per model slug; both may then stand in telemetry.
+        models: revision per model slug; both may then stand in telemetry. Slugs of registered models always may.
         options: where telemetry goes; the default writes nothing.
     """
 
@@ -141,7 +142,6 @@ class RunTelemetry:
         span = ActiveSpan(state, SpanStart("rag.run", root, "", f"{process.trace:032x}", root, "", started_at), {})
         if failed is not None:
             span.fail(failed)
-        span.set(latency_seconds=time.time() - started_at)
         span.end(time.time())
         process.flush()
         return span.record()
@@ -203,9 +203,9 @@ class RunTelemetry:
         parts = (f"rag.{stage}", self.collection, attempt, occurrence)
         identity: dict[str, Scalar] = {"run_id": process.run, "collection": self.collection, "stage": stage}
         declared = declare(
-            collection=(self.collection,), model=tuple(self._models), revision=tuple(self._models.values())
+            collection=(self.collection,), model=(*MODELS, *self._models), revision=tuple(self._models.values())
         )
-        state = StageState(process, declared, Tally(self.collection, stage), identity, parts)
+        state = StageState(process, declared, Tally(self.collection, stage), identity, parts, self._models)
         return state, f"{ids.span_id(process.trace, *parts):016x}"
 
     def _root_id(self, process: ProcessTelemetry) -> str:

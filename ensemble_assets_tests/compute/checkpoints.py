@@ -20,7 +20,9 @@ _BERT_LIKE = {**_COMMON, "intermediate_size": 64, "max_position_embeddings": 66}
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**_BERT_LIKE, "pad_token_id": 0},
     "roberta": {**_BERT_LIKE, "pad_token_id": 1, "type_vocab_size": 1},
-    "distilbert": {"vocab_size": len(IDS), "dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "pad_token_id": 0},
+    "distilbert": {
+        "vocab_size": len(IDS), "dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "pad_token_id": 0,
+    },
     "modernbert": {**_COMMON, "intermediate_size": 64, "pad_token_id": 0, "max_position_embeddings": 66},
     "qwen3": {
         **_COMMON, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 66,

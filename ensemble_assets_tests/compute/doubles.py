@@ -179,7 +179,7 @@ def expected_outputs(outputs: Mapping[str, OutputSpec], tokens: list[int]) -> di
             results[name] = np.where(counts[best] > 0, best, -1).astype(np.int32)
         elif name == "weight":
             full = np.log1p(counts)
-            results[name] = full if spec.shape[0] == len(IDS) else np.sort(full)[::-1][: spec.shape[0]].copy()
+            results[name] = np.sort(full)[::-1][: spec.shape[0]].copy() if "index" in outputs else full
     return results
 
 
@@ -201,9 +201,9 @@ def sparse_maker(planted: Faults = NO_FAULTS, journal: Journal | None = None) ->
     """A ``make_factory`` for ``encode_sparse``."""
 
     def make(spec: ModelSpec, files: ModelFiles, runtime: Any, top_k: int) -> DoubleFactory:
-        kept = {"index": OutputSpec((top_k,), "int32")} if top_k else {}
-        weight = {"weight": OutputSpec((top_k or len(IDS),), "float32")}
-        outputs = {**kept, **weight, "active": OutputSpec((), "int32")}
+        places = min(top_k, len(IDS)) or len(IDS)
+        index = {"index": OutputSpec((places,), "int32")} if top_k else {}
+        outputs = {**index, "weight": OutputSpec((places,), "float32"), "active": OutputSpec((), "int32")}
         return DoubleFactory(outputs, planted, "fp32", journal or Journal())
 
     return make

@@ -149,13 +149,13 @@ def steady_worlds(draw: st.DrawFn) -> World:
         SimulatedDevice(uuid=f"SIM-{index}", total_bytes=hard + 4_000 * MB, context_bytes=context)
         for index in range(draw(st.integers(1, 4)))
     )
-    sizes = SizeSettings(initial_tokens=draw(st.sampled_from([512, 4096])))
+    sizes = SizeSettings(initial_tokens=draw(st.sampled_from([512, 4096])), saturation_tokens=1)
     settings = WorkerSettings(ControllerSettings(sizes), ceiling)
     return World(rows, SimulatedModel(needs, seed=draw(st.integers(0, 999))), devices, settings)
 
 
 def ramp_batches(world: World) -> int:
-    """Batches until the size that fills the device has been reached by doubling, and three rounds more."""
-    sizes = world.settings.controller.sizes
-    doublings = math.ceil(math.log2(max(2.0, world.lengths.sum() / 40 / sizes.initial_tokens)))
-    return world.settings.controller.lookahead * (doublings + 3)
+    """Batches until the size that fills the device has been reached by doubling, and five rounds more."""
+    largest = world.settings.controller.sizes.share * float(world.lengths.sum())
+    initial = min(world.settings.controller.sizes.initial_tokens, largest / 8)
+    return world.settings.controller.lookahead * (math.ceil(math.log2(largest / initial)) + 5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import locate
+from ensemble_assets.core.registry import ModelSpec
 from ensemble_assets_tests.compute.checkpoints import checkpoint, one_batch, plain
 from ensemble_assets_tests.compute.doubles import IDS, table_of
 
@@ -24,6 +27,20 @@ ROWS = [[2, *RNG.integers(5, len(IDS), size=length).tolist(), 3] for length in (
 TABLE = table_of(ROWS)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Makes a checkpoint, once per kind and architecture, and says where it is."""
+    known: dict[tuple[str, str], ModelSpec] = {}
+
+    def make(kind: str, model_type: str = "bert", **spec) -> ModelSpec:
+        key = (kind, model_type)
+        if key not in known:
+            known[key] = checkpoint(tmp_path_factory.mktemp("models") / f"{kind}-{model_type}", kind, model_type)
+        return replace(known[key], **spec)
+
+    return make
+
+
 def alone(network, row, **inputs):
     with torch.inference_mode():
         return network(input_ids=torch.tensor([row]), **inputs)
@@ -31,10 +48,10 @@ def alone(network, row, **inputs):
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert", "qwen3"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last_token"])
-def test_dense_vectors_are_pooled_states_of_unit_length(tmp_path, model_type, pooling):
-    spec = checkpoint(tmp_path / "m", "dense", model_type, pooling=pooling)
+def test_dense_vectors_are_pooled_states_of_unit_length(made, model_type, pooling):
+    spec = made("dense", model_type, pooling=pooling)
     got = DenseFactory(spec, locate(spec), RUNTIME).load("cpu")(TABLE, one_batch(TABLE))["vector"]
-    network = plain(tmp_path / "m", "dense")
+    network = plain(locate(spec).folder, "dense")
     for row, tokens in enumerate(ROWS):
         states = alone(network, tokens).last_hidden_state[0].numpy()
         pooled = {"mean": states.mean(axis=0), "cls": states[0], "last_token": states[-1]}[pooling]
@@ -49,11 +66,11 @@ def reference_weights(network, tokens):
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
 @pytest.mark.parametrize("tile", [(1, 7), (16, 1000), (100_000, 16)])
-def test_sparse_weights_equal_the_paper_whatever_the_tiles(tmp_path, model_type, tile, monkeypatch):
+def test_sparse_weights_equal_the_paper_whatever_the_tiles(made, model_type, tile, monkeypatch):
     monkeypatch.setitem(forward_sparse._TILES, "cpu", tile)
-    spec = checkpoint(tmp_path / "m", "sparse", model_type)
+    spec = made("sparse", model_type)
     got = SparseFactory(spec, locate(spec), RUNTIME, 0).load("cpu")(TABLE, one_batch(TABLE))
-    network = plain(tmp_path / "m", "sparse")
+    network = plain(locate(spec).folder, "sparse")
     for row, tokens in enumerate(ROWS):
         expected = reference_weights(network, tokens)
         np.testing.assert_allclose(got["weight"][row], expected, atol=1e-5)
@@ -61,8 +78,8 @@ def test_sparse_weights_equal_the_paper_whatever_the_tiles(tmp_path, model_type,
 
 
 @pytest.mark.parametrize("top_k", [3, 1000])
-def test_pruning_keeps_the_largest_weights(tmp_path, top_k):
-    spec = checkpoint(tmp_path / "m", "sparse")
+def test_pruning_keeps_the_largest_weights(made, top_k):
+    spec = made("sparse")
     full, pruned = (
         SparseFactory(spec, locate(spec), RUNTIME, k).load("cpu")(TABLE, one_batch(TABLE)) for k in (0, top_k)
     )
@@ -78,21 +95,22 @@ def test_pruning_keeps_the_largest_weights(tmp_path, top_k):
         assert pruned["active"][row] == full["active"][row]
 
 
-def test_a_state_that_is_not_finite_shows_in_the_weights(tmp_path):
-    spec = checkpoint(tmp_path / "m", "sparse")
+def test_a_state_that_is_not_finite_shows_in_the_weights(made):
+    spec = made("sparse")
     forward = SparseFactory(spec, locate(spec), RUNTIME, 5).load("cpu")
     with torch.no_grad():
-        forward.network.get_input_embeddings().weight.data = forward.network.get_input_embeddings().weight.clone()
-        forward.network.get_input_embeddings().weight[ROWS[0][1]] = float("nan")
+        table = forward.network.get_input_embeddings()
+        table.weight = torch.nn.Parameter(table.weight.clone())  # apart from the output layer, which is tied to it
+        table.weight[ROWS[0][1]] = float("nan")
     weights = forward(TABLE, one_batch(TABLE))["weight"]
     bad = {row for row, tokens in enumerate(ROWS) if ROWS[0][1] in tokens}
     assert {row for row in range(len(ROWS)) if not np.isfinite(weights[row]).all()} == bad
 
 
-def test_an_architecture_that_changes_its_logits_afterwards_is_refused(tmp_path, monkeypatch):
+def test_an_architecture_that_changes_its_logits_afterwards_is_refused(made, monkeypatch):
     import transformers
 
-    spec = checkpoint(tmp_path / "m", "sparse")
+    spec = made("sparse")
     original = transformers.BertForMaskedLM.forward
 
     def scaled(self, *args, **kwargs):
@@ -106,20 +124,20 @@ def test_an_architecture_that_changes_its_logits_afterwards_is_refused(tmp_path,
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
-def test_logits_equal_plain_sequence_classification(tmp_path, model_type):
-    spec = checkpoint(tmp_path / "m", "rerank", model_type)
+def test_logits_equal_plain_sequence_classification(made, model_type):
+    spec = made("rerank", model_type)
     second = [min(2, len(row)) for row in ROWS]
     table = table_of(ROWS, second_from=second)
     got = RerankFactory(spec, locate(spec), RUNTIME).load("cpu")(table, one_batch(table))["logit"]
-    network = plain(tmp_path / "m", "rerank")
+    network = plain(locate(spec).folder, "rerank")
     for row, tokens in enumerate(ROWS):
         types = torch.tensor([[int(at >= second[row]) for at in range(len(tokens))]])
         inputs = {"token_type_ids": types} if model_type == "bert" else {}
         np.testing.assert_allclose(got[row], alone(network, tokens, **inputs).logits[0, 0].item(), rtol=1e-4, atol=1e-4)
 
 
-def test_half_precision_logits_are_computed_in_float32_by_the_head(tmp_path):
-    spec = checkpoint(tmp_path / "m", "rerank")
+def test_half_precision_logits_are_computed_in_float32_by_the_head(made):
+    spec = made("rerank")
     forward = RerankFactory(spec, locate(spec), Runtime("bf16", 1)).load("cpu")
     assert forward.precision == "bf16"
     assert forward.network.classifier.weight.dtype == torch.float32
@@ -128,9 +146,9 @@ def test_half_precision_logits_are_computed_in_float32_by_the_head(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
-def test_results_do_not_depend_on_the_batches(tmp_path, kind):
+def test_results_do_not_depend_on_the_batches(made, kind):
     factories = {"dense": DenseFactory, "sparse": SparseFactory, "rerank": RerankFactory}
-    spec = checkpoint(tmp_path / "m", kind)
+    spec = made(kind)
     factory = factories[kind](spec, locate(spec), RUNTIME, *([0] if kind == "sparse" else []))
     runs = [run(TABLE, factory, batch_tokens=budget, events=EventLog()).outputs for budget in (1, 40, 10_000)]
     for other in runs[1:]:

@@ -104,6 +104,22 @@ def test_a_dead_receiver_neither_fails_the_stage_nor_is_asked_twice():
     ]
 
 
+def test_an_exporter_that_cannot_be_made_does_not_fail_the_stage(monkeypatch):
+    def broken(_):
+        raise RuntimeError("wrong version of a library")
+
+    monkeypatch.setattr(otlp, "span_exporter", broken)
+    monkeypatch.setattr(otlp, "metric_exporter", broken)
+    run = telemetry(TelemetryOptions(otlp={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"}))
+    with run.stage("fusion", items=2):
+        pass
+    (record,) = run.records()
+    assert record.attributes["items"] == 2
+    assert [event.facts for event in record.events] == [
+        {"exporter": name, "error_type": "RuntimeError"} for name in ("otlp_traces", "otlp_metrics")
+    ]
+
+
 def test_a_receiver_that_refuses_is_reported():
     with http_receiver() as received:
         received.status = 400
@@ -134,7 +150,7 @@ def test_signal_variables_win_over_general_ones():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PROTOCOL", "http/json"), ("COMPRESSION", "brotli"), ("TIMEOUT", "soon"), ("TIMEOUT", "-1"),
-     ("HEADERS", "secret"), ("ENDPOINT", "localhost:4318")],
+     ("HEADERS", "secret"), ("CERTIFICATE", "/no/such/ca.pem"), ("ENDPOINT", "localhost:4318")],
 )  # fmt: skip
 def test_a_wrong_variable_is_named_before_anything_runs(name, value):
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", f"OTEL_EXPORTER_OTLP_{name}": value}

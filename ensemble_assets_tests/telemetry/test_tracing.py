@@ -312,6 +312,16 @@ def test_a_run_id_that_is_no_uuid_does_not_show(tmp_path):
     assert "anna" not in text + run.journal_path.name
 
 
+def test_a_span_that_has_ended_still_takes_what_comes_late_without_a_warning(run, caplog):
+    with run.stage("fusion") as span:
+        pass
+    span.set(items=3)
+    span.emit("device.peak", device="cpu", used_bytes=5)
+    assert span.record().attributes["items"] == 3
+    assert span.record().counts == {"device.peak": 1}
+    assert caplog.text == ""
+
+
 def test_a_failed_run_has_a_failed_root(run):
     record = run.finish_run(time.time() - 2, failed=RuntimeError("secret"))
     assert (record.name, record.status, record.parent_id) == ("rag.run", "failed", "")

@@ -7,7 +7,6 @@ shown only if they are words known beforehand: an old manifest may hold a query 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from ensemble_assets.settings.options import options
 from ensemble_assets.telemetry.admission import is_slug
 from ensemble_assets.telemetry.allow_list import FIELDS, STAGES
 from ensemble_assets.telemetry.journal import read_journal
+from ensemble_assets.telemetry.report.ranked import plain_number, rank_moves, ranked_lists, score_lists, top_changed
 
 MANIFEST = "processing_summary.json"
 GPU_CEILING_BYTES = 12_000_000_000
@@ -114,7 +114,7 @@ def read_facts(
 ) -> Facts:
     """The facts of a bundle; see ``page.build_report`` for the arguments and errors."""
     manifest = _manifest(bundle)
-    ranked = list(_ranked_lists(bundle))
+    ranked = list(ranked_lists(bundle))
     baseline = _mapping(manifest, "performance_baseline")
     return Facts(
         collection=word(manifest.get("collection")) or word(bundle.name) or "collection",
@@ -122,15 +122,17 @@ def read_facts(
         schema=_matching(_SCHEMA, manifest.get("schema_version")) or "v4.0",
         chunks=_whole(manifest.get("chunk_count")),
         stages=tuple(_stages(manifest)),
-        baseline_seconds=_number(baseline.get("dense_only_seconds")),
-        limit_ratio=_number(baseline.get("limit_ratio")) or 1.10,
+        baseline_seconds=plain_number(baseline.get("dense_only_seconds")),
+        limit_ratio=plain_number(baseline.get("limit_ratio")) or 1.10,
         ratios={
-            name: value for name in ("vs_sla", "vs_own_dense") if (value := _number(baseline.get(name))) is not None
+            name: value
+            for name in ("vs_sla", "vs_own_dense")
+            if (value := plain_number(baseline.get(name))) is not None
         },
         memory=tuple(_memory(journal)) if journal is not None else (),
-        scores=_scores(ranked, candidates),
-        moves=np.array([move for lists in ranked for move in _moves(lists)], np.float64),
-        top_changed=(sum(_top_changed(lists) for lists in ranked), len(ranked)),
+        scores=score_lists(ranked, candidates),
+        moves=np.array([move for lists in ranked for move in rank_moves(lists)], np.float64),
+        top_changed=(sum(top_changed(lists) for lists in ranked), len(ranked)),
         coverage=_numbers(_mapping(_mapping(manifest, "sparse_run"), "vectors")),
         fallbacks=tuple(_fallbacks(manifest)),
         toggles=tuple(_toggles(manifest)),
@@ -162,18 +164,13 @@ def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _number(value: object) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53
-    return float(value) if good and isinstance(value, (int, float)) else None
-
-
 def _whole(value: object) -> int | None:
-    number = _number(value)
+    number = plain_number(value)
     return int(number) if number is not None else None
 
 
 def _numbers(mapping: Mapping[str, Any]) -> dict[str, float]:
-    named = {name: _number(mapping.get(name)) for name in ("total", "available", "coverage_ratio")}
+    named = {name: plain_number(mapping.get(name)) for name in ("total", "available", "coverage_ratio")}
     return {name: number for name, number in named.items() if number is not None}
 
 
@@ -187,7 +184,7 @@ def _stages(manifest: Mapping[str, Any]) -> Iterator[Stage]:
         span = _mapping(spans, f"rag.{name}")
         attributes = _mapping(span, "attributes")
         run = {**_mapping(manifest, f"{name}_run"), **attributes}
-        seconds = _number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
+        seconds = plain_number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
         if not span and seconds is None:
             continue
         yield Stage(
@@ -197,13 +194,13 @@ def _stages(manifest: Mapping[str, Any]) -> Iterator[Stage]:
             else _known("outcome", run, "active"),
             reason=_known("reason", span, "") if seconds is None else "",
             seconds=seconds,
-            items=_number(run.get("items")),
-            tokens=_number(run.get("tokens")),
+            items=plain_number(run.get("items")),
+            tokens=plain_number(run.get("tokens")),
             device=_known("device", run, ""),
-            peak_bytes=_number(run.get("peak_bytes")),
-            ceiling_bytes=_number(attributes.get("ceiling_bytes")),
-            fallbacks=_number(run.get("fallback_count")),
-            truncated=_number(run.get("truncated")),
+            peak_bytes=plain_number(run.get("peak_bytes")),
+            ceiling_bytes=plain_number(attributes.get("ceiling_bytes")),
+            fallbacks=plain_number(run.get("fallback_count")),
+            truncated=plain_number(run.get("truncated")),
         )
 
 
@@ -214,7 +211,7 @@ def _run_seconds(manifest: Mapping[str, Any], stage: str) -> float | None:
     section: Mapping[str, Any] = manifest
     for holder in holders:
         section = _mapping(section, holder)
-    value = _number(section.get(name))
+    value = plain_number(section.get(name))
     return value * factor if value is not None else None
 
 
@@ -226,54 +223,12 @@ def _known(name: str, holder: Mapping[str, Any], otherwise: str) -> str:
 def _memory(journal: Path) -> Iterator[Memory]:
     by_device: dict[str, list[tuple[float, float]]] = {}
     for _, event in read_journal(journal).samples:
-        device, used = _known("device", event.facts, ""), _number(event.facts.get("used_bytes"))
+        device, used = _known("device", event.facts, ""), plain_number(event.facts.get("used_bytes"))
         if event.name == "device.memory" and device and used is not None:
-            by_device.setdefault(device, []).append((_number(event.facts.get("sampled_at")) or event.at, used))
+            by_device.setdefault(device, []).append((plain_number(event.facts.get("sampled_at")) or event.at, used))
     for device, samples in sorted(by_device.items()):
         times, used_bytes = np.array(sorted(samples), np.float64).T
         yield Memory(device, times, used_bytes)
-
-
-def _ranked_lists(bundle: Path) -> Iterator[dict[str, list[float | None]]]:
-    """The numbers of ``<prefix>_rerank.jsonl``, a query at a time; lines that are not of its form are left out."""
-    for path in sorted(bundle.glob("*_rerank.jsonl"))[:1]:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    names = ("ranks", "fused_ranks", "fused_scores", "rerank_scores")
-                    yield {name: _column(record.get(name)) for name in names}
-
-
-def _column(values: object) -> list[float | None]:
-    return [_number(value) for value in values] if isinstance(values, list) else []
-
-
-def _moves(lists: Mapping[str, list[float | None]]) -> list[float]:
-    rows = zip(lists["ranks"], lists["fused_ranks"], lists["rerank_scores"], strict=False)
-    return [
-        fused - final for final, fused, score in rows if final is not None and fused is not None and score is not None
-    ]
-
-
-def _top_changed(lists: Mapping[str, list[float | None]]) -> bool:
-    return any(final == 1 and fused != 1 for final, fused in zip(lists["ranks"], lists["fused_ranks"], strict=False))
-
-
-def _scores(
-    ranked: list[dict[str, list[float | None]]], candidates: pl.DataFrame | None
-) -> dict[str, NDArray[np.float64]]:
-    columns = {"dense": "dense_score", "sparse": "sparse_score", "fused": "score"}
-    found: dict[str, list[float | None]] = {}
-    if candidates is not None:
-        found = {name: candidates[column].to_list() for name, column in columns.items() if column in candidates.columns}
-    for name, column in (("fused", "fused_scores"), ("rerank", "rerank_scores")):
-        found.setdefault(name, [score for lists in ranked for score in lists[column]])
-    finite = {name: [v for v in values if v is not None and math.isfinite(v)] for name, values in found.items()}
-    return {name: np.array(values, np.float64) for name, values in finite.items() if values}
 
 
 def _fallbacks(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
@@ -315,7 +270,7 @@ def _quality(value: object) -> dict[str, dict[str, float]]:
         run: {
             name: number
             for name, mean in given[run].items()
-            if _matching(_MEASURE, name) and (number := _number(mean)) is not None
+            if _matching(_MEASURE, name) and (number := plain_number(mean)) is not None
         }
         for run in _RUNS
         if isinstance(given.get(run), Mapping)

@@ -15,9 +15,13 @@ import polars as pl
 
 from ensemble_assets.telemetry.report.facts import GPU_CEILING_BYTES, Facts, Memory, Stage, read_facts
 from ensemble_assets.telemetry.report.style import STYLE
-from ensemble_assets.telemetry.report.svg import Bar, Limit, curve, histogram, horizontal_bars, shown
+from ensemble_assets.telemetry.report.svg import WIDTH, Bar, Limit, curve, histogram, horizontal_bars, shown
 
 Cell = str | float | None
+_RATIOS = {
+    "vs_sla": "Whole run over the plain engine's dense stage",
+    "vs_own_dense": "All stages over this run's dense stage",
+}
 _LISTS = {"dense": "Dense", "sparse": "Sparse", "fused": "Fused", "rerank": "CrossEncoder"}
 
 
@@ -65,7 +69,7 @@ def _head(facts: Facts) -> str:
         "chunks": shown(facts.chunks) if facts.chunks is not None else "not recorded",
         "stages, total": f"{shown(seconds)} s" if ran else "not recorded",
         "fallbacks": shown(fell_back),
-        "warnings": f"{facts.warnings}, see processing_summary.json" if facts.warnings else "none",
+        "warnings in the manifest": shown(facts.warnings),
     }
     written = f"Written {escape(facts.generated_at.replace('T', ' '))}. " if facts.generated_at else ""
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items())
@@ -94,7 +98,7 @@ def _times(facts: Facts) -> str:
         told += f"Total {begin / baseline:.2f} times {named}; the limit is {facts.limit_ratio:.2f}. "
     if not stored:
         told += "No stored baseline of the plain engine: compared with the dense stage of the same run. "
-    told += " ".join(f"{name} {value:.2f}." for name, value in facts.ratios.items())
+    told += " ".join(f"{_RATIOS[name]}: {value:.2f}." for name, value in facts.ratios.items())
     picture = horizontal_bars("times", "Seconds per stage", bars, limits, "s")
     return f"<p>{told}</p>{picture}{_stage_table(facts.stages)}"
 
@@ -140,7 +144,8 @@ def _ceiling(device: str, ceilings: Mapping[str, float | None]) -> float | None:
 
 def _scores(facts: Facts) -> str:
     pictures = [
-        f"<div><h3>{title}</h3>{histogram(f'scores-{name}', f'{title} scores', facts.scores[name], '')}</div>"
+        f"<div><h3>{title}</h3>"
+        f"{histogram(f'scores-{name}', f'{title} scores', facts.scores[name], '', WIDTH // 2)}</div>"
         for name, title in _LISTS.items()
         if name in facts.scores
     ]
@@ -157,7 +162,7 @@ def _moves(facts: Facts) -> str:
         f"{moved:.0%} of the scored candidates moved; the first candidate changed for {changed:,} of {queries:,} "
         "queries. Right of 0: moved up, in ranks."
     )
-    picture = histogram("moves", "Ranks that candidates moved", facts.moves, "ranks", bins=40)
+    picture = histogram("moves", "Ranks that candidates moved", facts.moves, "ranks")
     return f"<p>{told}</p>{picture}"
 
 

@@ -39,7 +39,8 @@ nav a {{ margin-right: 1rem; color: var(--bar); }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 caption {{ text-align: left; color: var(--soft); padding: .3rem 0; }}
-th, td {{ text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); }}
+th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); }}
+th:first-child {{ padding-left: 0; }}
 td.n, th.n {{ text-align: right; }}
 svg {{ display: block; width: 100%; height: auto; margin: .4rem 0 1rem; }}
 svg text {{ fill: var(--ink); font: 12px system-ui, sans-serif; }}

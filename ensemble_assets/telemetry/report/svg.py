@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 640
-_LEFT, _RIGHT, _ROW, _TOP = 130, 90, 26, 34
+_BINS = 24
+_SMALLEST = 1e-9
+_LEFT, _RIGHT, _ROW, _ABOVE_BARS = 130, 90, 26, 34
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Limit:
     at: float
 
 
-def figure(name: str, title: str, description: str, height: float, body: str) -> str:
-    """The frame of every picture: accessible name and description, scales to its place."""
+def figure(name: str, title: str, description: str, size: tuple[float, float], body: str) -> str:
+    """The frame of every picture: accessible name and description, ``size`` (width, height), scales to its place."""
     return (
-        f'<svg role="img" viewBox="0 0 {WIDTH} {height:.0f}" aria-labelledby="{name}-t {name}-d">'
+        f'<svg role="img" viewBox="0 0 {size[0]:.0f} {size[1]:.0f}" aria-labelledby="{name}-t {name}-d">'
         f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>{body}</svg>'
     )
 
@@ -52,12 +54,13 @@ def shown(value: float) -> str:
 
 def horizontal_bars(name: str, title: str, bars: Sequence[Bar], limits: Sequence[Limit], unit: str) -> str:
     """Rows with their label on the left and their length on the right; limits are dashed vertical lines."""
-    extent = max([*(bar.start + bar.length for bar in bars), *(limit.at for limit in limits)], default=0.0) or 1.0
+    extent = _extent([*(bar.start + bar.length for bar in bars), *(limit.at for limit in limits)])
     scale = (WIDTH - _LEFT - _RIGHT) / extent
-    bottom = _TOP + _ROW * len(bars)
+    top = _ABOVE_BARS if limits else 4
+    bottom = top + _ROW * len(bars)
     parts = [_limit_line(limit, _LEFT + limit.at * scale, bottom, row) for row, limit in enumerate(limits)]
     for row, bar in enumerate(bars):
-        x, y = _LEFT + bar.start * scale, _TOP + _ROW * row
+        x, y = _LEFT + bar.start * scale, top + _ROW * row
         width = max(bar.length * scale, 1.0)
         parts.append(
             f'<text x="{_LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(bar.label)}</text>'
@@ -66,7 +69,7 @@ def horizontal_bars(name: str, title: str, bars: Sequence[Bar], limits: Sequence
         )
     told = [f"{bar.label} {shown(bar.length)} {unit}" for bar in bars]
     told += [f"{limit.label} at {shown(limit.at)} {unit}" for limit in limits]
-    return figure(name, title, "; ".join(told), bottom + 8, "".join(parts))
+    return figure(name, title, "; ".join(told), (WIDTH, bottom + 8), "".join(parts))
 
 
 def _limit_line(limit: Limit, x: float, bottom: float, row: int) -> str:
@@ -74,11 +77,11 @@ def _limit_line(limit: Limit, x: float, bottom: float, row: int) -> str:
     anchor = "end" if x > WIDTH * 0.7 else "start"
     return (
         f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 3}" y2="{bottom}"/>'
-        f'<text class="small" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(limit.label)}</text>'
+        f'<text class="small halo" x="{x:.1f}" y="{y}" text-anchor="{anchor}">{escape(limit.label)}</text>'
     )
 
 
-def histogram(name: str, title: str, values: NDArray[np.float64], unit: str, bins: int = 24) -> str:
+def histogram(name: str, title: str, values: NDArray[np.float64], unit: str, width: int = WIDTH) -> str:
     """How values are spread; whole numbers of a small range get one bar each.
 
     Args:
@@ -86,19 +89,20 @@ def histogram(name: str, title: str, values: NDArray[np.float64], unit: str, bin
         title: what is counted.
         values: ``[n] float64``, finite, at least one.
         unit: of the values.
-        bins: bars for other values.
+        width: of the drawing; half for two beside each other, so that letters keep their size.
     """
-    counts, edges = np.histogram(values, _edges(values, bins))
-    height, base = 150, 120
-    step = (WIDTH - 40) / len(counts)
+    edges, inset = _edges(values)
+    counts, _ = np.histogram(values, edges)
+    base = 120
+    step = (width - 40) / len(counts)
     tallest = max(int(counts.max()), 1)
     bars = "".join(
         f'<rect class="bar" x="{20 + i * step:.1f}" y="{base - 95 * n / tallest:.1f}" width="{step * 0.86:.1f}" '
-        f'height="{95 * n / tallest:.1f}"><title>{shown(low)} to {shown(high)}: {n}</title></rect>'
+        f'height="{95 * n / tallest:.1f}"><title>{shown(low + inset)} to {shown(high - inset)}: {n}</title></rect>'
         for i, (n, low, high) in enumerate(zip(counts.tolist(), edges[:-1], edges[1:], strict=True))
     )
     middle = float(np.median(values))
-    x = 20 + (WIDTH - 40) * (middle - edges[0]) / (edges[-1] - edges[0])
+    x = 20 + (width - 40) * (middle - edges[0]) / (edges[-1] - edges[0])
     told = (
         f"{len(values):,} values from {shown(values.min())} to {shown(values.max())} {unit}, median {shown(middle)}, "
         f"tallest bar {tallest:,}"
@@ -106,18 +110,20 @@ def histogram(name: str, title: str, values: NDArray[np.float64], unit: str, bin
     labels = (
         f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="18" y2="{base}"/>'
         f'<text class="small" x="{x:.1f}" y="12" text-anchor="middle">median {shown(middle)}</text>'
-        f'<text class="small" x="20" y="{base + 16}">{shown(edges[0])}</text>'
-        f'<text class="small" x="{WIDTH - 20}" y="{base + 16}" text-anchor="end">'
-        f"{shown(edges[-1])} {escape(unit)}</text>"
+        f'<text class="small" x="20" y="{base + 16}">{shown(edges[0] + inset)}</text>'
+        f'<text class="small" x="{width - 20}" y="{base + 16}" text-anchor="end">'
+        f"{shown(edges[-1] - inset)} {escape(unit)}</text>"
     )
-    return figure(name, title, told, height, bars + labels)
+    return figure(name, title, told, (width, base + 30), bars + labels)
 
 
-def _edges(values: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+def _edges(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Bar edges, and how far inside them the values lie that a bar is named by (whole numbers: half)."""
     low, high = float(values.min()), float(values.max())
-    if np.array_equal(values, np.round(values)) and high - low <= 2 * bins:
-        return np.arange(low - 0.5, high + 1.0, 1.0)
-    return np.linspace(low, high if high > low else low + 1.0, bins + 1)
+    if np.array_equal(values, np.round(values)) and high - low <= 2 * _BINS:
+        return np.arange(low - 0.5, high + 1.0, 1.0), 0.5
+    spread = high - low > 1e-9 * max(1.0, abs(low), abs(high))
+    return np.linspace(low, high if spread else low + 1.0, _BINS + 1), 0.0
 
 
 def curve(
@@ -134,8 +140,8 @@ def curve(
         unit: of the values.
     """
     height, left, base = 190.0, 60.0, 150.0
-    top = 1.05 * max([float(values.max()), *(limit.at for limit in limits)]) or 1.0
-    span = float(times[-1] - times[0]) or 1.0
+    top = 1.05 * _extent([float(values.max()), *(limit.at for limit in limits)])
+    span = _extent([float(times[-1] - times[0])])
     x = left + (WIDTH - left - 20) * (times - times[0]) / span
     y = base - (base - 20) * values / top
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
@@ -157,7 +163,13 @@ def curve(
     told = [f"highest {shown(float(values.max()))} {unit} over {shown(span)} seconds"]
     told += [f"{limit.label} at {shown(limit.at)} {unit}" for limit in limits]
     body = f'{grid}{lines}<polyline class="curve" points="{points}"/>{axis}'
-    return figure(name, title, "; ".join(told), height, body)
+    return figure(name, title, "; ".join(told), (WIDTH, height), body)
+
+
+def _extent(values: Sequence[float]) -> float:
+    """What the axis must reach; 1 where nothing on it can be seen."""
+    largest = max(values, default=0.0)
+    return largest if largest > _SMALLEST else 1.0
 
 
 def _ticks(top: float) -> list[float]:
