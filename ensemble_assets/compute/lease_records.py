@@ -54,7 +54,8 @@ class LeaseRecord:
             process += ", which has ended: a worker it started still holds the device"
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         held = max(0.0, time.time() - self.since)
-        return f"run {self.run or '(none)'}, stage {self.stage}, model {self.model}, {process}, since {since} ({held:.0f} s)"
+        what = f"run {self.run or '(none)'}, stage {self.stage}, model {self.model}"
+        return f"{what}, {process}, since {since} ({held:.0f} s)"
 
     def process_lives(self) -> bool:
         """Whether the process that wrote the record still runs (and is not another one with its id)."""

@@ -17,12 +17,13 @@ from ensemble_assets.compute.batch_memory import BatchMemory
 from ensemble_assets.compute.engine import NO_TOKENS, NOT_FINITE, EngineResult, HasFullPrecision, first_equal_rows
 from ensemble_assets.compute.execute import Outputs
 from ensemble_assets.compute.in_process import InProcess
+from ensemble_assets.compute.lease_shape import Lease as LeaseShape
 from ensemble_assets.compute.leases import Lease
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, TokenTable
 from ensemble_assets.compute.work_folder import create_outputs, save_table, take_outputs, work_folder
 from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings
 from ensemble_assets.compute.workers import WorkerPool
-from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.core.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.core.events import EventSink
 
 _COPIED_AT_ONCE = 8192
@@ -110,12 +111,14 @@ class ParallelRunner:
         table: TokenTable,
         factory: ForwardFactory,
         *,
-        lease: Lease,
+        lease: LeaseShape,
         batch_tokens: int,
         events: EventSink,
         folder: Path | None = None,
     ) -> EngineResult:
         """Run every row; see ``run_parallel``."""
+        if not isinstance(lease, Lease):
+            raise DeviceError("the parallel runner needs devices from lease_gpus")
         return run_parallel(table, factory, lease, self.settings, events, folder)
 
 

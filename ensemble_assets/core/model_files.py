@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.registry import FolderSource, HubSource, ModelSpec, PackageSource
@@ -78,7 +79,11 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = {"repo_id": source.repository, "revision": source.revision, "allow_patterns": list(_HUB_PATTERNS)}
+    wanted: dict[str, Any] = {
+        "repo_id": source.repository,
+        "revision": source.revision,
+        "allow_patterns": list(_HUB_PATTERNS),
+    }
     try:
         folder = Path(snapshot_download(**wanted, local_files_only=True))
     except LocalEntryNotFoundError:

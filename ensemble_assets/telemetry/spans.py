@@ -186,7 +186,7 @@ class ActiveSpan:
             repeated = state.models[slug]
             state.models[slug] += 1
         parts = (*state.id_parts, "model", slug, *((repeated,) if repeated else ()))
-        revision = state.revisions.get(slug)
+        revision = state.revisions.get(slug) or None
         given = {"revision": revision, **attributes, "model": slug}
         return self._child("model", at, ids.span_id(state.process.trace, *parts), given)
 

@@ -5,8 +5,8 @@ A few hundred worlds by default, ten thousand with ``HYPOTHESIS_PROFILE=nightly`
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def devices_do_not_idle_beside_work(world: World, report: SimulationReport) -> N
         mine = [batch for batch in finished_in_order if batch.device == device.uuid]
         if any(batch.outcome in ("lost", "hung") for batch in report.trace):
             continue
-        for one, following in zip(mine, mine[1:], strict=False):
+        for one, following in itertools.pairwise(mine):
             if one.end < following.begin:  # a gap: it can only be that others' batches came back later
                 assert following.begin <= last_begin
                 assert any(

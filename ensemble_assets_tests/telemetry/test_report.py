@@ -217,6 +217,17 @@ def test_the_figures_are_those_of_the_bundle(whole):
         assert text in page, text
 
 
+def test_the_journal_knows_how_long_the_export_took(tmp_path):
+    run = telemetry(TelemetryOptions(journal_folder=tmp_path))
+    with run.stage("export") as span:
+        section = telemetry_section([span.record()])
+        (tmp_path / "processing_summary.json").write_text(json.dumps({"telemetry": section}))
+    (alone,) = read_facts(tmp_path, None, None, None).stages
+    (known,) = read_facts(tmp_path, run.journal_path, None, None).stages
+    assert alone.seconds is None
+    assert known.seconds == span.record().attributes["latency_seconds"]
+
+
 def test_without_a_stored_baseline_the_page_says_what_it_compares_with(bundle):
     manifest = json.loads((bundle / "processing_summary.json").read_text())
     manifest["performance_baseline"] = {}

@@ -209,6 +209,15 @@ def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_repo
     assert expected.items() <= single.items()
 
 
+def test_a_record_sets_only_what_its_span_may_have_and_what_was_measured(run):
+    with run.stage("fusion") as span:
+        span.describe(StageRecord("fusion", "completed", items=20, device="cpu", facts={"depth": 100}))
+    attributes = span.record().attributes
+    assert attributes["items"] == 20
+    assert attributes["depth"] == 100
+    assert not {"tokens", "peak_bytes", "dropped_attributes"} & attributes.keys()
+
+
 def test_peaks_per_device_win_over_the_peak_of_the_stage(run):
     with run.stage("dense", peak_bytes=9, device="cuda:0,cuda:1") as span:
         span.emit("device.peak", device="cuda:0", used_bytes=7)

@@ -42,7 +42,7 @@ def fused_candidates(
         for name, ranked in runs.items():
             run.writer.frame(f"run.{name}", ranked)
         seconds = time.perf_counter() - started
-        numbers = {
+        numbers: dict[str, int | str] = {
             "queries": len(ids),
             "candidates": candidates.height,
             "depth": options.depth,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from ensemble_assets.core.registry import MODELS, PROFILES
 from ensemble_assets.settings.options import options
 from ensemble_assets.telemetry.admission import is_slug
 from ensemble_assets.telemetry.allow_list import FIELDS, STAGES
-from ensemble_assets.telemetry.journal import read_journal
+from ensemble_assets.telemetry.journal import JournalContent, read_journal
+from ensemble_assets.telemetry.records import SpanRecord
 from ensemble_assets.telemetry.report.ranked import plain_number, rank_moves, ranked_lists, score_lists, top_changed
 
 MANIFEST = "processing_summary.json"
@@ -116,12 +117,13 @@ def read_facts(
     manifest = _manifest(bundle)
     ranked = list(ranked_lists(bundle))
     baseline = _mapping(manifest, "performance_baseline")
+    told = read_journal(journal) if journal is not None else JournalContent()
     return Facts(
         collection=word(manifest.get("collection")) or word(bundle.name) or "collection",
         generated_at=str(manifest.get("generated_at", ""))[:19] if _is_time(manifest.get("generated_at")) else "",
         schema=_matching(_SCHEMA, manifest.get("schema_version")) or "v4.0",
         chunks=_whole(manifest.get("chunk_count")),
-        stages=tuple(_stages(manifest)),
+        stages=tuple(_stages(manifest, told.spans)),
         baseline_seconds=plain_number(baseline.get("dense_only_seconds")),
         limit_ratio=plain_number(baseline.get("limit_ratio")) or 1.10,
         ratios={
@@ -129,7 +131,7 @@ def read_facts(
             for name in ("vs_sla", "vs_own_dense")
             if (value := plain_number(baseline.get(name))) is not None
         },
-        memory=tuple(_memory(journal)) if journal is not None else (),
+        memory=tuple(_memory(told)),
         scores=score_lists(ranked, candidates),
         moves=np.array([move for lists in ranked for move in rank_moves(lists)], np.float64),
         top_changed=(sum(top_changed(lists) for lists in ranked), len(ranked)),
@@ -178,11 +180,13 @@ def _is_time(value: object) -> bool:
     return isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", value, re.ASCII) is not None
 
 
-def _stages(manifest: Mapping[str, Any]) -> Iterator[Stage]:
+def _stages(manifest: Mapping[str, Any], ended: Iterable[SpanRecord]) -> Iterator[Stage]:
+    """Stages as the manifest has them; the journal knows more of the one that wrote it."""
     spans = _mapping(_mapping(manifest, "telemetry"), "spans")
+    by_id = {record.span_id: record.attributes for record in ended}
     for name in STAGES:
         span = _mapping(spans, f"rag.{name}")
-        attributes = _mapping(span, "attributes")
+        attributes = {**_mapping(span, "attributes"), **by_id.get(str(span.get("span_id")), {})}
         run = {**_mapping(manifest, f"{name}_run"), **attributes}
         seconds = plain_number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
         if not span and seconds is None:
@@ -220,9 +224,9 @@ def _known(name: str, holder: Mapping[str, Any], otherwise: str) -> str:
     return str(plain) if plain is not None else otherwise
 
 
-def _memory(journal: Path) -> Iterator[Memory]:
+def _memory(journal: JournalContent) -> Iterator[Memory]:
     by_device: dict[str, list[tuple[float, float]]] = {}
-    for _, event in read_journal(journal).samples:
+    for _, event in journal.samples:
         device, used = _known("device", event.facts, ""), plain_number(event.facts.get("used_bytes"))
         if event.name == "device.memory" and device and used is not None:
             by_device.setdefault(device, []).append((plain_number(event.facts.get("sampled_at")) or event.at, used))
