@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from ensemble_assets.orchestration.assets import ALL_ASSETS
+from ensemble_assets.orchestration.assets import ALL_ASSETS, SERVING_ASSETS
+from ensemble_assets.orchestration.checks import ALL_CHECKS
 from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.io_managers import ArtefactIOManager
 from ensemble_assets.orchestration.jobs import default_jobs
@@ -27,7 +28,8 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
     """
     settings = settings_form(resolve().settings).configure_at_launch()
     return dg.Definitions(
-        assets=list(ALL_ASSETS),
+        assets=[*ALL_ASSETS, *SERVING_ASSETS],
+        asset_checks=list(ALL_CHECKS),
         jobs=list(default_jobs),
         resources={
             "settings": settings,

@@ -9,6 +9,8 @@ import click
 from ensemble_assets import __version__
 from ensemble_assets.cli.machine_commands import doctor, leases
 from ensemble_assets.cli.run_command import demo, run
+from ensemble_assets.cli.upload_command import upload
+from ensemble_assets.cli.validate_command import validate
 from ensemble_assets.core.errors import EnsembleError, SettingsError
 
 
@@ -18,7 +20,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases):
+for command in (run, demo, doctor, leases, validate, upload):
     commands.add_command(command)
 
 

@@ -213,8 +213,12 @@ class TokenCache:
     """Token bodies by vocabulary and texts, so that models that share a vocabulary tokenise a column once.
 
     Lives in memory only: token ids are the text in another form.
+
+    Attributes:
+        most_ids: token ids held at most, 4 bytes each; the oldest columns go first, the newest always stays.
     """
 
+    most_ids: int = 64_000_000
     _held: dict[tuple[str, str, str], TokenBodies] = field(default_factory=dict)
 
     def bodies(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
@@ -227,7 +231,10 @@ class TokenCache:
         found = self._held.get(key)
         if found is None or found.cap < max_tokens:
             found = tokenise_bodies(texts, known, max_tokens, prefix)
+            self._held.pop(key, None)
             self._held[key] = found
+            while len(self._held) > 1 and sum(len(bodies.ids) for bodies in self._held.values()) > self.most_ids:
+                del self._held[next(iter(self._held))]
         return found
 
     def held(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies | None:

@@ -55,6 +55,7 @@ def write_bundle(
     bundle: BundleInputs,
     manifest: Callable[[Written], ManifestInputs],
     lists: RankedLists | None = None,
+    verify: Callable[[Path], None] = lambda folder: None,
 ) -> ExportedBundle:
     """Write ``<output>/<collection>/``, replacing the bundle that is there in one step.
 
@@ -66,6 +67,7 @@ def write_bundle(
         bundle: what the v4.0 files are made of; ``sparse`` None when the stage is off.
         manifest: makes the manifest's inputs from what was written (counts, skipped files).
         lists: the ranked lists; None when both stages are off, whose bundle is a v4.0 one.
+        verify: looks at the finished folder before anybody else sees it, and raises if it must not be seen.
 
     Raises:
         ContractError: if anything does not fit together; the folder is then as it was.
@@ -82,5 +84,6 @@ def write_bundle(
         text = manifest_text(build_manifest(manifest(written)))
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
         require_whole(folder, bundle, written.files)
+        verify(folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
     return ExportedBundle(target, files, written)

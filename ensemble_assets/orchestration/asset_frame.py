@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -34,5 +34,28 @@ def collection_asset(
                 pool=pool,
                 deps=deps,
             )(function)
+
+    return decorate
+
+
+def collection_checks(
+    name: str, *, asset: str, descriptions: Mapping[str, str]
+) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
+    """Blocking checks of an asset, one result a check and collection, all made by one step.
+
+    Args:
+        name: of the step.
+        asset: what is checked.
+        descriptions: what each check promises, by name.
+    """
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetChecksDefinition:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.PreviewWarning)  # partitions_def of checks is preview; chosen knowingly
+            specs = [
+                dg.AssetCheckSpec(check, asset=asset, description=text, blocking=True, partitions_def=COLLECTIONS)
+                for check, text in descriptions.items()
+            ]
+            return dg.multi_asset_check(name=name, specs=specs, can_subset=True)(function)
 
     return decorate

@@ -128,6 +128,17 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Qdrant:
+    """Upload into Qdrant. The key of a server comes from the variable QDRANT_API_KEY and is no option."""
+
+    enabled: bool = option(False, "whether asset qdrant_collection uploads the bundle")
+    url: str = option("", "server; empty: embedded storage")
+    path: str = option("", "folder of the embedded storage; empty: <output_dir>/.qdrant")
+    collection: str = option("", "collection in Qdrant; empty: <collection>_v4_<primary model>")
+    batch_size: int = option(128, "points per request", unit="points", low=1, high=10_000)
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Metrics: switch, name space and exporters. The ``OTEL_*`` variables are read as their standard says."""
 
@@ -162,6 +173,7 @@ class Settings:
     rerank: Rerank = field(default_factory=Rerank)
     device: Device = field(default_factory=Device)
     export: Export = field(default_factory=Export)
+    qdrant: Qdrant = field(default_factory=Qdrant)
     metrics: Metrics = field(default_factory=Metrics)
     checks: Checks = field(default_factory=Checks)
 

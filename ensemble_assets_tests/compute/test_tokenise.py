@@ -139,6 +139,19 @@ def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
     assert cache.bodies(texts, first, 20).cap == 20
 
 
+def test_the_cache_lets_go_of_the_oldest_column(tmp_path):
+    known = vocabulary(locate(model_folder(tmp_path / "m")))
+    cache = TokenCache(most_ids=5)
+    first, second, third = (pl.Series([text]) for text in ("alpha beta", "storm flood wind", "a b c d e f"))
+    cache.bodies(first, known, 16)
+    cache.bodies(second, known, 16)
+    assert cache.held(first, known, 16) is not None
+    cache.bodies(third, known, 16)
+    assert cache.held(first, known, 16) is None
+    assert cache.held(second, known, 16) is None
+    assert cache.held(third, known, 16) is not None
+
+
 def test_prefix_is_put_before_every_text(files):
     known = vocabulary(files)
     with_prefix = tokenise_bodies(["alpha", ""], known, 16, prefix="query ")

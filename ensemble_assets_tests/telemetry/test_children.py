@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +71,8 @@ def test_the_same_model_twice_gives_two_spans_of_different_id(run):
 def test_workers_hang_below_their_model_and_their_events_on_them(run):
     events = [
         _lease("acquired", 10.0), _lease("acquired", 10.0, device="cuda:1"),
-        ("worker.started", 11.0, {"device": "cuda:0", "pid": 1}), ("worker.started", 11.5, {"device": "cuda:1", "pid": 2}),
+        ("worker.started", 11.0, {"device": "cuda:0", "pid": 1}),
+        ("worker.started", 11.5, {"device": "cuda:1", "pid": 2}),
         ("mitigation.split", 12.0, {"device": "cuda:1", "rows": 8}),
         ("mitigation.precision", 12.5, {"rows": 2}),
         ("worker.lost", 13.0, {"device": "cuda:1", "reason": "out_of_memory"}),
@@ -83,12 +87,9 @@ def test_workers_hang_below_their_model_and_their_events_on_them(run):
     assert done.attributes["model"] == MODEL
     assert {lost.parent_id, done.parent_id} == {model.span_id}
     text = run.journal_path.read_text().splitlines()
-    where = {
-        name: next(line for line in text if f'"name":"{name}"' in line)
-        for name in ("mitigation.split", "mitigation.precision")
-    }
-    assert f'"span_id":"{lost.span_id}"' in where["mitigation.split"]
-    assert f'"span_id":"{model.span_id}"' in where["mitigation.precision"]
+    for name, owner in (("mitigation.split", lost), ("mitigation.precision", model)):
+        (line,) = (line for line in text if f'"name":"{name}"' in line)
+        assert f'"span_id":"{owner.span_id}"' in line
 
 
 def test_a_worker_that_is_started_again_ends_the_one_before(run):
@@ -100,10 +101,14 @@ def test_a_worker_that_is_started_again_ends_the_one_before(run):
 
 
 def test_a_failed_stage_leaves_no_child_open(run):
-    with pytest.raises(RuntimeError), run.stage("dense") as span:
-        span.emit("lease.acquired", device="cuda:0", model=MODEL)
-        span.emit("worker.started", device="cuda:0")
-        raise RuntimeError
+    def fail():
+        with run.stage("dense") as span:
+            span.emit("lease.acquired", device="cuda:0", model=MODEL)
+            span.emit("worker.started", device="cuda:0")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert {span.name: span.status for span in read_journal(run.journal_path).spans} == {
         "rag.dense.worker": "active", "rag.dense.model": "active", "rag.dense": "failed"
     }  # fmt: skip
@@ -127,16 +132,13 @@ ANY_EVENT = st.tuples(
 
 @given(st.lists(ANY_EVENT, max_size=25))
 def test_any_order_of_events_gives_a_tree_without_open_or_lost_spans(events):
-    run = telemetry()
-    opened = []
-    with run.stage("dense") as stage:
-        for kind in ("open_model", "open_worker"):
-            original = getattr(type(stage), kind)
-            wrapped = lambda self, *given, original=original: opened.append(original(self, *given)) or opened[-1]  # noqa: E731
-            setattr(stage, kind, wrapped.__get__(stage))
-        for at, (name, facts) in enumerate(events):
-            stage.take(Event(name, float(at), facts))
+    with tempfile.TemporaryDirectory() as folder:
+        run = telemetry(TelemetryOptions(journal_folder=Path(folder)))
+        stage, spans = _play(run, [(name, float(at), facts) for at, (name, facts) in enumerate(events)])
     assert stage.record().counts == {name: sum(n == name for n, _ in events) for name, _ in events}
-    assert all(span._ended for span in opened)
-    known = {stage.start.span_id, *(span.start.span_id for span in opened)}
-    assert {span.start.parent_id for span in opened} <= known
+    assert {span.status for span in spans} == {"active"}
+    known = {span.span_id for span in spans}
+    assert len(known) == len(spans)
+    assert {span.parent_id for span in spans} - known == {stage.start.parent_id}
+    workers = [span for span in spans if span.name == "rag.dense.worker"]
+    assert len(workers) == sum(name == "worker.started" for name, _ in events)

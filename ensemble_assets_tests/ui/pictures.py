@@ -41,17 +41,17 @@ def run_demo(home: Path, output: Path) -> None:
 
 
 def asset_graph(tab: Any, url: str, path: Path) -> None:
-    """The whole asset graph."""
-    tab.goto(f"{url}/asset-groups", wait_until="domcontentloaded")
-    tab.get_by_text("export_bundle").first.wait_for(timeout=LOAD_MS)
+    """The seven assets, as what the bundle is made of."""
+    tab.goto(f"{url}/assets/export_bundle?view=lineage&lineageScope=upstream", wait_until="domcontentloaded")
+    tab.get_by_text("chunks", exact=True).first.wait_for(timeout=LOAD_MS)
     tab.wait_for_timeout(4000)
     tab.screenshot(path=str(path))
 
 
 def materialisation(tab: Any, url: str, path: Path) -> None:
-    """One asset's latest materialisation with its metadata."""
-    tab.goto(f"{url}/assets/export_bundle?view=partitions&partition=pydoc", wait_until="domcontentloaded")
-    tab.get_by_text("bundle_bytes").first.wait_for(timeout=LOAD_MS)
+    """One asset's latest materialisation with its metadata; one whose metadata names no folder of this machine."""
+    tab.goto(f"{url}/assets/reranked_candidates?view=partitions&partition=pydoc", wait_until="domcontentloaded")
+    tab.get_by_text("pairs_scored").first.wait_for(timeout=LOAD_MS)
     tab.wait_for_timeout(2000)
     tab.screenshot(path=str(path))
 

@@ -4,6 +4,7 @@ from ensemble_assets.orchestration.assets.chunks import chunks
 from ensemble_assets.orchestration.assets.dense import dense_embeddings
 from ensemble_assets.orchestration.assets.export import export_bundle
 from ensemble_assets.orchestration.assets.fusion import fused_candidates
+from ensemble_assets.orchestration.assets.qdrant import qdrant_collection
 from ensemble_assets.orchestration.assets.queries import queries
 from ensemble_assets.orchestration.assets.rerank import reranked_candidates
 from ensemble_assets.orchestration.assets.sparse import sparse_vectors
@@ -18,3 +19,6 @@ ALL_ASSETS = (
     export_bundle,
 )
 """In pipeline order."""
+
+SERVING_ASSETS = (qdrant_collection,)
+"""What hands a bundle on to another system; not part of the default job."""

@@ -7,8 +7,10 @@ import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.export.bundle import write_bundle
+from ensemble_assets.export.gates.suite import require_gates
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs, ranked_lists
+from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
 from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
 from ensemble_assets.orchestration.pictures import bars, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
@@ -31,11 +33,13 @@ def export_bundle(
     upstream = Upstream(chunks, queries, dense_embeddings, sparse_vectors, fused_candidates, reranked_candidates)
     with stage_run(context, settings, progress, "export") as run:
         clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
+        inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
         bundle = write_bundle(
             Path(run.settings.paths.output_dir),
-            bundle_inputs(upstream, run.collection, run.settings, clock),
+            inputs,
             lambda written: manifest_inputs(upstream, run, clock, written),
             ranked_lists(upstream),
+            lambda folder: require_gates(folder, inputs, limits_of(run.settings), run_queries(upstream)),
         )
         sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
         facts = {
@@ -52,4 +56,4 @@ def export_bundle(
             "contents": table([{"file": name, "bytes": size} for name, size in sizes.items()]),
             "stage_seconds": bars(list(seconds), list(seconds.values()), "Seconds per stage", "s"),
         }
-        return run.finish(facts, pictures, rows=facts["items"])
+        return run.finish(facts, pictures, rows=inputs.count)

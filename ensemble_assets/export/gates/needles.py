@@ -1,0 +1,200 @@
+"""Finds queries in bytes: as they are, in other case, spacing or punctuation, in part, JSON-escaped, or in base64.
+
+Both sides are brought into one canonical form (case folded, words joined by single blanks, nothing else), so that one
+automaton over all queries (Aho and Corasick 1975) finds every variant in one pass. Where to look is ``places``.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+GRAM_WORDS = 6
+"""A run of this many words of a query counts as the query."""
+
+_GRAM_CHARACTERS = 12
+_STRONG_BYTES = 16
+_STRONG_WORDS = 3
+_JOINED_WORDS = 4
+_UNSPACED = (
+    range(0x0E00, 0x1000),
+    range(0x1780, 0x1800),
+    range(0x2E80, 0xAC00),
+    range(0xF900, 0xFB00),
+    range(0x20000, 0x40000),
+)
+"""Scripts without blanks between words; a match there needs no word boundary."""
+
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+_WORD = re.compile(r"\w+")
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(["\\/bfnrt\']))')
+_CONTROL = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
+_BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{4,}(?:(?:\r?\n|\\r\\n|\\n)[A-Za-z0-9+/_-]+)*")
+_LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")
+_LEAST_RUN = 16
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_LEVELS = 4
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query to look for.
+
+    Attributes:
+        label: what messages call it: its public id.
+        text: never shown.
+    """
+
+    label: str
+    text: str
+
+
+def canonical(text: str) -> str:
+    """Words of ``text``, compatibility-normalised, case folded, joined by single blanks."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(_WORD.findall(text.casefold()))
+
+
+class QuerySearch:
+    """One automaton over all queries.
+
+    A query is weak if it says too little to be told from ordinary words: under three words and under 16 bytes. Weak
+    queries are compared with whole JSON strings only (``weak_in``).
+
+    Args:
+        queries: what to look for.
+        public: names that may stand anywhere (chunk ids, file names, collections): a match inside one is no leak.
+    """
+
+    def __init__(self, queries: Sequence[Query], public: Iterable[str] = ()) -> None:
+        import ahocorasick
+
+        self.labels = [query.label for query in queries]
+        self._automaton: Any = ahocorasick.Automaton()
+        self._weak: dict[str, int] = {}
+        longest = 1
+        for number, query in enumerate(queries):
+            for form in _forms(query.text):
+                longest = max(longest, len(form))
+                if form not in self._automaton:
+                    self._automaton.add_word(form, (number, form))
+            whole = canonical(query.text)
+            if whole and not _is_strong(whole):
+                self._weak.setdefault(whole, number)
+        if len(self._automaton):
+            self._automaton.make_automaton()
+        self.overlap = max(1 << 12, 16 * longest)
+        self._public: dict[str, list[tuple[str, int]]] = {}
+        for name in public:
+            self._admit(f" {canonical(name)} ")
+
+    @property
+    def weak(self) -> int:
+        """How many queries are weak."""
+        return len(self._weak)
+
+    def _admit(self, name: str) -> None:
+        self._weak.pop(name.strip(), None)
+        if len(self._automaton):
+            for end, (_, form) in self._automaton.iter(name):
+                places = self._public.setdefault(form, [])
+                if (name, end + 1 - len(form)) not in places:
+                    places.append((name, end + 1 - len(form)))
+
+    def in_bytes(self, data: bytes) -> set[str]:
+        """Labels of the queries in ``data``, in any of the encodings."""
+        if not len(self._automaton):
+            return set()
+        found = set(self._in_views(data))
+        for decoded in _from_base64(data):
+            found.update(self._in_views(decoded))
+        return {self.labels[number] for number in found}
+
+    def weak_in(self, value: str) -> str | None:
+        """Label of the weak query that a JSON string is, if it is one."""
+        number = self._weak.get(canonical(value)) if len(value) < 64 else None
+        return None if number is None else self.labels[number]
+
+    def _in_views(self, data: bytes) -> Iterator[int]:
+        for view in _views(data.decode("utf-8", "replace")):
+            text = f" {canonical(view)} "
+            for end, (number, form) in self._automaton.iter(text):
+                if not self._is_public(text, end + 1 - len(form), form):
+                    yield number
+
+    def _is_public(self, text: str, start: int, form: str) -> bool:
+        return any(
+            text.startswith(name, start - offset) for name, offset in self._public.get(form, ()) if start >= offset
+        )
+
+
+def _is_strong(whole: str) -> bool:
+    return len(whole.split()) >= _STRONG_WORDS or len(whole.encode()) >= _STRONG_BYTES or _unspaced(whole[0])
+
+
+def _forms(text: str) -> Iterator[str]:
+    """The canonical forms that count as the query: all of it, six words in a row, the words joined by ``_``."""
+    for whole in dict.fromkeys((canonical(text), canonical(_PUNCTUATION.sub("", text)))):
+        if whole and _is_strong(whole):
+            yield from _runs(whole)
+
+
+def _runs(whole: str) -> Iterator[str]:
+    words = whole.split()
+    yield _bounded(whole)
+    if len(words) >= _JOINED_WORDS:
+        yield _bounded("_".join(words))
+    for first in range(len(words) - GRAM_WORDS + 1):
+        yield _bounded(" ".join(words[first : first + GRAM_WORDS]))
+    for word in words:
+        if _unspaced(word[0]):
+            for first in range(len(word) - _GRAM_CHARACTERS + 1):
+                yield word[first : first + _GRAM_CHARACTERS]
+
+
+def _bounded(form: str) -> str:
+    return f"{'' if _unspaced(form[0]) else ' '}{form}{'' if _unspaced(form[-1]) else ' '}"
+
+
+def _unspaced(character: str) -> bool:
+    return any(ord(character) in block for block in _UNSPACED)
+
+
+def _views(text: str) -> Iterator[str]:
+    """The text, and what it says once escapes are undone, level by level; percent codes too."""
+    for _ in range(_LEVELS):
+        yield text
+        if "%" in text:
+            yield unquote(text)
+        if "\\" not in text:
+            return
+        text = _unescaped(text)
+
+
+def _unescaped(text: str) -> str:
+    plain = _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)) if m[1] or m[2] else _CONTROL.get(m[3], m[3]), text)
+    if plain.isascii():
+        return plain
+    return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _from_base64(data: bytes) -> Iterator[bytes]:
+    """What the base64 runs of ``data`` say, read from each of the four places in a group where a text may begin."""
+    runs = []
+    for match in _BASE64_RUN.finditer(data):
+        run = _LINE_END.sub(b"", match[0])
+        if len(run) >= _LEAST_RUN:
+            runs.append(run.translate(_URL_SAFE))
+            if run != match[0]:  # perhaps plain lines, not one text in lines: each by itself too
+                lines = _LINE_END.split(match[0])
+                runs += [line.translate(_URL_SAFE) for line in lines if len(line) >= _LEAST_RUN]
+    for skip in range(4):
+        decoded = [base64.b64decode(part + b"A" * (-len(part) % 4)) for part in (run[skip:] for run in runs)]
+        if decoded:
+            yield b"\n".join(decoded)

@@ -1,0 +1,213 @@
+"""Reads the files of a bundle a record at a time for the gates, and goes on where a record is broken.
+
+Parsing only: what a record must hold is the gates' business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.export.manifest import read_manifest
+from ensemble_assets.export.names import MANIFEST_NAME, BundleNames
+from ensemble_assets.export.projection import bundle_names, read_list_items
+
+EXPORT_AGAIN = "Export the bundle again"
+_VECTORS_KEY = ', "vectors": {'
+_NAME = re.compile(r'"((?:[^"\\]|\\.)*)": ')
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder.
+
+    Attributes:
+        folder: where its files are.
+        names: of its files.
+        manifest: with empty sections where it has none; empty where there is no manifest.
+    """
+
+    folder: Path
+    names: BundleNames
+    manifest: dict[str, Any]
+
+    @property
+    def version(self) -> str:
+        """``v4.1`` where the manifest says so, else ``v4.0``."""
+        return str(self.manifest.get("schema_version", "v4.0"))
+
+    @property
+    def sparse_on(self) -> bool:
+        """Whether the sparse stage was on."""
+        return self._toggle("sparse")
+
+    @property
+    def rerank_on(self) -> bool:
+        """Whether the rerank stage was on."""
+        return self._toggle("rerank")
+
+    def path(self, content: str) -> Path:
+        """The file for ``content``, such as ``qdrant.jsonl``."""
+        return self.folder / self.names.of(content)
+
+    def _toggle(self, stage: str) -> bool:
+        toggles = self.manifest.get("feature_toggles")
+        stated = toggles.get(f"enable_{stage}") if isinstance(toggles, dict) else None
+        return bool(stated) if stated is not None else f"{stage}_run" in self.manifest
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line of the points file.
+
+    Attributes:
+        keys: of the object, in order.
+        row: its ``id``, whatever that is.
+        payload: an object, or None where it is none.
+        vectors: the text of the object of vectors.
+    """
+
+    keys: tuple[str, ...]
+    row: Any
+    payload: dict[str, Any] | None
+    vectors: str
+
+    @property
+    def vector_names(self) -> list[str]:
+        """Keys of ``vectors``, in order."""
+        return [str(json.loads(f'"{name}"')) for name in _NAME.findall(self.vectors)]
+
+    def parsed_vectors(self) -> dict[str, Any]:
+        """The vectors as lists; numbers that are not finite among them.
+
+        Raises:
+            ValueError: if the text is no JSON object.
+        """
+        try:
+            parsed: Any = orjson.loads(self.vectors)
+        except orjson.JSONDecodeError:
+            parsed = json.loads(self.vectors)
+        if not isinstance(parsed, dict):
+            raise ValueError("no object")
+        return parsed
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """The bundle in ``folder``.
+
+    Raises:
+        ArtefactError: if it is no bundle folder, or its manifest cannot be read.
+    """
+    manifest = folder / MANIFEST_NAME
+    return Bundle(folder, bundle_names(folder), read_manifest(manifest) if manifest.is_file() else {})
+
+
+def points(bundle: Bundle) -> Iterator[Point | None]:
+    """Every point in file order; None for a line that is none."""
+    with bundle.path("qdrant.jsonl").open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for line in lines:
+            yield parse_point(line)
+
+
+def parse_point(line: str) -> Point | None:
+    """A line of the points file; None if it is no JSON object."""
+    cut = line.rfind(_VECTORS_KEY)  # inside a string the quotes would be escaped; after it there are only numbers
+    if cut > 0 and line.endswith("}}\n"):
+        head = _object(line[:cut] + "}")
+        if head is not None:
+            vectors = line[cut + len(_VECTORS_KEY) - 1 : -2]
+            return Point((*head, "vectors"), head.get("id"), _dict(head.get("payload")), vectors)
+    whole = _object(line)
+    if whole is None:
+        return None
+    return Point(tuple(whole), whole.get("id"), _dict(whole.get("payload")), json.dumps(whole.get("vectors")))
+
+
+def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
+    """Every item of the metadata file; None for one that is no object.
+
+    Raises:
+        ArtefactError: if the file is missing or is not laid out as bundles are.
+    """
+    for item in _list_items(bundle, "metadata.json"):
+        yield _object(item.decode("utf-8", "surrogateescape"))
+
+
+def texts(bundle: Bundle) -> Iterator[Any]:
+    """Every item of the texts file; None for one that is no JSON.
+
+    Raises:
+        ArtefactError: if the file is missing or is not laid out as bundles are.
+    """
+    for item in _list_items(bundle, "texts.json"):
+        yield _value(item.decode("utf-8", "surrogateescape"))
+
+
+def records(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Every line of a JSONL file; None for one that is no object."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for line in lines:
+            yield _object(line)
+
+
+def open_vectors(path: Path) -> NDArray[Any]:
+    """A ``.npy`` file, mapped.
+
+    Raises:
+        ArtefactError: if it cannot be read as an array.
+    """
+    try:
+        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        try:
+            mapped = np.load(path, allow_pickle=False)  # an array without rows cannot be mapped
+        except (OSError, ValueError):
+            raise ArtefactError(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}") from None
+    return mapped
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object.
+
+    Raises:
+        ArtefactError: if it does not.
+    """
+    try:
+        content = _object(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if content is None:
+        raise ArtefactError(f"{path.name}: expected a JSON object. {EXPORT_AGAIN}")
+    return content
+
+
+def _list_items(bundle: Bundle, content: str) -> Iterator[bytes]:
+    path = bundle.path(content)
+    if not path.is_file():
+        raise ArtefactError(f"{path.name}: is missing. {EXPORT_AGAIN}")
+    with path.open("rb") as file:
+        yield from read_list_items(file, path.name)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    return _dict(_value(text))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dict(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,171 @@
+"""All gates by name, and the evidence they need: one table for the exporter, the checks and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensemble_assets.core.errors import ArtefactError, ContractError
+from ensemble_assets.export.gates.alignment import row_alignment
+from ensemble_assets.export.gates.keys import legacy_keys
+from ensemble_assets.export.gates.needles import Query
+from ensemble_assets.export.gates.parity import Original, dense_parity, legacy_projection
+from ensemble_assets.export.gates.places import Place, bundle_places
+from ensemble_assets.export.gates.privacy import no_raw_queries
+from ensemble_assets.export.gates.reading import Bundle, metadata_items, open_bundle
+from ensemble_assets.export.gates.result import Findings, GateResult
+from ensemble_assets.export.gates.stages import (
+    StageCost,
+    costs_of,
+    gpu_ceiling,
+    latency_budget,
+    rerank_fallbacks,
+    sparse_coverage,
+)
+from ensemble_assets.export.gates.vectors import vectors_finite_and_unit
+from ensemble_assets.export.inputs import BundleInputs
+from ensemble_assets.export.v40 import own_metadata
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the gates measure against; ``Checks`` and ``Device`` of the settings."""
+
+    sparse_coverage_warn: float = 0.95
+    sparse_coverage_error: float = 0.8
+    ceiling_bytes: int = 12 * 10**9
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A bundle and what it can be held against.
+
+    Attributes:
+        original: the bundle, and how to get the v4.0 bundle that it extends.
+        limits: of the settings.
+        costs: of the stages, by name.
+        queries: to look for; empty where they are not known.
+        places: what was written beside the bundle, made when it is first needed.
+        public: names that may stand anywhere.
+    """
+
+    original: Original
+    limits: Limits = field(default_factory=Limits)
+    costs: Mapping[str, StageCost] = field(default_factory=dict)
+    queries: tuple[Query, ...] = ()
+    places: Callable[[], Iterable[Place]] = tuple
+    public: Callable[[], Iterable[str]] = tuple
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle."""
+        return self.original.bundle
+
+    @property
+    def inputs(self) -> BundleInputs | None:
+        """What it was made of, where that is known."""
+        return self.original.inputs
+
+
+def _private(evidence: Evidence) -> GateResult:
+    if not evidence.queries:
+        found = Findings("no_raw_queries")
+        found.note("there are no queries to look for (name their file with --queries)")
+        return found.result(queries=0)
+
+    def places() -> Iterator[Place]:
+        yield from bundle_places(evidence.bundle, evidence.inputs)
+        yield from evidence.places()
+
+    return no_raw_queries(evidence.queries, places(), evidence.public())
+
+
+def _coverage(evidence: Evidence) -> GateResult:
+    limits = evidence.limits
+    return sparse_coverage(evidence.bundle, limits.sparse_coverage_warn, limits.sparse_coverage_error)
+
+
+def _latency(evidence: Evidence) -> GateResult:
+    baseline = evidence.bundle.manifest.get("performance_baseline")
+    return latency_budget(evidence.costs, baseline if isinstance(baseline, dict) else {})
+
+
+GATES: Mapping[str, Callable[[Evidence], GateResult]] = {
+    "legacy_keys": lambda evidence: legacy_keys(evidence.bundle),
+    "row_alignment": lambda evidence: row_alignment(evidence.bundle, evidence.inputs),
+    "vectors_finite_and_unit": lambda evidence: vectors_finite_and_unit(evidence.bundle),
+    "legacy_projection": lambda evidence: legacy_projection(evidence.original),
+    "dense_parity": lambda evidence: dense_parity(evidence.original),
+    "sparse_coverage": _coverage,
+    "rerank_fallbacks": lambda evidence: rerank_fallbacks(evidence.bundle),
+    "no_raw_queries": _private,
+    "gpu_ceiling": lambda evidence: gpu_ceiling(evidence.costs, evidence.limits.ceiling_bytes),
+    "latency_budget": _latency,
+}
+"""Every gate by name, in the order in which results are shown."""
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "legacy_keys": "Every v4.0 key has its type and its place in every record.",
+    "row_alignment": "Chunks, vectors, sparse rows and points have the same ids in the same order.",
+    "vectors_finite_and_unit": "Dense rows have norm 1; no number is not finite.",
+    "legacy_projection": "Without what v4.1 adds, the bundle is the v4.0 bundle.",
+    "dense_parity": "Dense content is byte-identical to what v4.0 writes.",
+    "sparse_coverage": "Enough chunks have a sparse vector. Warns below one limit, fails below another.",
+    "rerank_fallbacks": "Queries that were not reranked are flagged, counted and explained. Warns if there are any.",
+    "no_raw_queries": "No query, no form of one and no long part of one is in anything that the run wrote.",
+    "gpu_ceiling": "No stage took more device memory than the ceiling.",
+    "latency_budget": "The stages stay within the budget of the stored baseline. Passes with a note without one.",
+}
+"""One sentence a gate."""
+
+BEFORE_THE_SWAP = ("legacy_keys", "row_alignment", "vectors_finite_and_unit", "sparse_coverage", "no_raw_queries")
+"""What the exporter looks at itself before a bundle takes its place."""
+
+
+def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> None:
+    """The exporter's own look at a finished folder that nobody has seen yet.
+
+    Args:
+        folder: all files of the bundle.
+        inputs: what they were made of.
+        limits: of the settings.
+        queries: of the run.
+
+    Raises:
+        ContractError: if a gate fails with severity ERROR; the bundle that was there before stays.
+    """
+    bundle = open_bundle(folder)
+    evidence = Evidence(
+        Original(bundle, folder, inputs),
+        limits,
+        costs_of(bundle.manifest),
+        queries,
+        public=lambda: public_names(inputs),
+    )
+    for name in BEFORE_THE_SWAP:
+        result = GATES[name](evidence)
+        if result.failed:
+            count = int(result.numbers["problems"])
+            more = f" ({count - 1} more)" if count > 1 else ""
+            raise ContractError(f"gate {name}: {result.problems[0]}{more}. The bundle was not written")
+
+
+def public_names(inputs: BundleInputs) -> Iterator[str]:
+    """Names that may stand anywhere: the collection, its models, its chunks' ids and files."""
+    yield from (inputs.collection, inputs.alias or inputs.collection, *(model.slug for model in inputs.dense))
+    for chunk in inputs.rows():
+        identity = own_metadata(chunk).get("chunk_id")
+        yield from (str(name) for name in (identity, chunk.source) if isinstance(name, (str, int)))
+
+
+def public_names_in(bundle: Bundle) -> Iterator[str]:
+    """The same as far as a bundle says it: its folder, its collection, its chunks' ids and files."""
+    yield from (bundle.folder.resolve().name, str(bundle.manifest.get("collection", "")))
+    try:
+        for metadata in metadata_items(bundle):
+            for key in ("chunk_id", "source_path", "source_file"):
+                if isinstance(value := (metadata or {}).get(key), str):
+                    yield value
+    except ArtefactError:
+        return  # legacy_keys says what is wrong with the file

@@ -1,0 +1,49 @@
+"""The gates of ``export_bundle`` as asset checks: one result a gate and collection, all from one step.
+
+One step, because every step is a process of its own and the gates share what they read. Each can be run by itself.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from ensemble_assets.core.errors import EnsembleError
+from ensemble_assets.export.gates.result import GateResult
+from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
+from ensemble_assets.orchestration.asset_frame import collection_checks
+from ensemble_assets.orchestration.checks.evidence import run_evidence
+from ensemble_assets.orchestration.resources import SettingsForm
+from ensemble_assets.orchestration.stage_run import failure_words
+
+
+@collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)
+def bundle_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm) -> Iterator[dg.AssetCheckResult]:
+    """Every selected gate of the collection's bundle."""
+    resolved = settings.resolved().settings
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    try:
+        with tempfile.TemporaryDirectory(prefix=".gates-", dir=Path(resolved.paths.output_dir)) as scratch:
+            evidence = run_evidence(context, resolved, Path(scratch))
+            for name in (name for name in GATES if name in wanted):
+                yield check_result(GATES[name](evidence))
+    except EnsembleError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    except Exception as error:  # noqa: BLE001 - messages of other libraries may quote a text
+        raise dg.Failure(failure_words("checks", error)) from None
+
+
+def check_result(result: GateResult) -> dg.AssetCheckResult:
+    """A gate's verdict as Dagster shows it; sentences name records and keys, never texts."""
+    lines = [f"- {sentence}" for sentence in result.problems]
+    notes = [f"- {sentence}" for sentence in result.notes]
+    shown = {"details": dg.MetadataValue.md("\n".join(lines))} if lines else {}
+    noted = {"notes": dg.MetadataValue.md("\n".join(notes))} if notes else {}
+    return dg.AssetCheckResult(
+        check_name=result.name,
+        passed=result.passed,
+        severity=dg.AssetCheckSeverity(result.severity),
+        description=result.problems[0] if result.problems else None,
+        metadata={**result.numbers, **shown, **noted},
+    )

@@ -1,0 +1,113 @@
+"""The gates as asset checks: in the job, by partition, blocking, over everything that a run wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ensemble_assets.build import build_definitions
+from ensemble_assets.export.gates.needles import Query
+from ensemble_assets.export.gates.privacy import no_raw_queries
+from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
+from ensemble_assets.orchestration.checks import ALL_CHECKS
+from ensemble_assets.orchestration.checks.evidence import run_places
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets_tests.export.gates.schemas import problems
+from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
+
+CANARY = "where is the river number 0"
+
+
+def evaluations(outcome: Outcome) -> dict[str, dg.AssetCheckEvaluation]:
+    return {check.check_name: check for check in outcome.result.get_asset_check_evaluations()}
+
+
+def test_every_gate_is_a_blocking_check_of_the_job() -> None:
+    specs = [spec for check in ALL_CHECKS for spec in check.check_specs]
+    assert {spec.name for spec in specs} == set(GATES) == set(DESCRIPTIONS)
+    assert all(spec.blocking and spec.partitions_def is not None for spec in specs)
+    job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
+    assert "bundle_gates" in set(job.graph.node_names())
+
+
+def test_a_run_passes_every_gate_for_its_partition_and_its_bundle_fits_the_schemas(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    assert outcome.succeeded, outcome.error
+    checks = evaluations(outcome)
+    assert set(checks) == set(GATES)
+    assert [name for name, check in checks.items() if not check.passed] == []
+    assert {check.partition for check in checks.values()} == {"notes"}
+    assert checks["no_raw_queries"].metadata["queries"].value == 3
+    assert problems(outcome.bundle, "v4.1") == []
+
+    journals = pipeline.root / "output" / ".artifacts" / "telemetry"
+    assert list(journals.iterdir()), "the journal was there to be searched"
+    (journals / "telemetry-planted.jsonl").write_text(json.dumps({"query": CANARY.upper()}), encoding="utf-8")
+    broken = pipeline.run()
+    assert not broken.succeeded, "a failed check of severity ERROR fails the run"
+    assert "no_raw_queries" in evaluations(broken), broken.error
+    leak = evaluations(broken)["no_raw_queries"]
+    assert (leak.passed, leak.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "telemetry-planted.jsonl: holds the text of query q0" in str(leak.description)
+    assert CANARY not in str(leak.metadata).casefold()
+
+
+def test_with_both_stages_off_the_bundle_is_byte_identical_and_passes(pipeline: Pipeline) -> None:
+    outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False})
+    checks = evaluations(outcome)
+    assert all(check.passed for check in checks.values())
+    assert int(checks["dense_parity"].metadata["files_compared"].value) >= 7
+
+
+def test_what_dagster_stores_of_a_run_is_searched(tmp_path: Path) -> None:
+    @dg.op
+    def leaks(context) -> None:
+        context.log.info(f"asked for {CANARY}")
+        print(f"printed: {CANARY}")
+
+    @dg.job
+    def job() -> None:
+        leaks()
+
+    overrides = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
+        result = job.execute_in_process(instance=instance)
+        found = no_raw_queries([Query("q0", CANARY)], run_places(instance, result.run_id))
+    places = " ".join(sentence.split(": ")[0] for sentence in found.problems)
+    assert "event storage" in places
+    assert "compute logs" in places
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_bundle_goes_to_qdrant_where_that_is_configured(pipeline: Pipeline, enabled: bool) -> None:
+    qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+    from ensemble_assets.orchestration.io_managers import open_store
+    from ensemble_assets.orchestration.partitions import COLLECTIONS
+    from ensemble_assets.orchestration.resources import settings_run_config
+    from ensemble_assets.settings import flatten, resolve
+
+    outcome = pipeline.run()
+    overrides = {"paths.output_dir": str(pipeline.root / "output"), "qdrant.enabled": enabled}
+    settings = resolve(overrides).settings
+    typed = flatten(settings)
+    definitions = build_definitions(computing=pipeline.computing)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), ["notes"])
+        result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            partition_key="notes",
+            instance=instance,
+            asset_selection=[dg.AssetKey("qdrant_collection")],
+            run_config=settings_run_config({key: typed[key] for key in overrides}, {}),
+        )
+    assert result.success
+    facts = open_store(settings).load("notes", "qdrant_collection").facts
+    storage = pipeline.root / "output" / ".qdrant"
+    assert facts["status"] == ("completed" if enabled else "feature_disabled")
+    assert storage.exists() is enabled
+    if enabled:
+        client = qdrant_client.QdrantClient(path=str(storage))
+        assert client.count(facts["collection_in_qdrant"]).count == len(outcome.points()) == facts["items"]
+        client.close()
