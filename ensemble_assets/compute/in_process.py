@@ -6,7 +6,6 @@ so on a CPU a process only costs its start. Batches and limits are the same as w
 
 from __future__ import annotations
 
-import gc
 import time
 from types import TracebackType
 
@@ -18,6 +17,7 @@ from ensemble_assets.compute.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.controller import BatchController
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.dispatch import Dispatcher, Measure, Run
+from ensemble_assets.compute.engine import HasRelease
 from ensemble_assets.compute.execute import BatchRunner, Outputs
 from ensemble_assets.compute.outcomes import Finished
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
@@ -76,8 +76,10 @@ class InProcess:
             runner = BatchRunner(self._session, self._guard, forward, self._table, self._outputs)
             self._drive(runner, lengths, rows, memory)
         finally:
+            # The network may sit in a reference cycle; a full collection takes longer than a small batch.
+            if isinstance(forward, HasRelease):
+                forward.release()
             del forward
-            gc.collect()
         return self.result
 
     def _drive(
