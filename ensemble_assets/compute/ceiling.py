@@ -68,7 +68,7 @@ class Headroom:
     Attributes:
         available: batches are planned to this (soft limit).
         cap: the allocator refuses more than this (hard limit).
-        others: what other processes hold, i.e. what could come back by waiting.
+        others: what other processes hold, i.e. what could come back by waiting; 0 if it is within the margin.
         used: memory of the device in use by everybody.
     """
 
@@ -114,6 +114,8 @@ class MemoryGuard:
                 self._cap = cap
             self.peak_used = max(self.peak_used, used)
             others = max(0, outside - self._reserve) + max(0, promised - possible)
+            if others <= self._ceiling.margin_bytes:
+                others = 0  # kernels that this process loaded late look the same
             return Headroom(max(0, min(self._ceiling.soft_bytes - outside, cap)), cap, others, used)
 
     def before_batch(self) -> Headroom:

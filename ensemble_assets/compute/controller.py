@@ -72,7 +72,7 @@ class _Part:
 
     rows: NDArray[np.int64]
     attempts: int = 0  # of a single row that did not fit
-    needs: int = 0  # so many bytes must be available before it is tried again
+    needs: int = 0  # the cap must be so many bytes before it is tried again
 
 
 @dataclass
@@ -219,8 +219,8 @@ class BatchController:
     def _retry_single(self, part: _Part, headroom: Headroom) -> None:
         """Once more in case it was chance; where others hold memory, only after some of that is back."""
         attempts = part.attempts + 1
-        needs = int(headroom.available * _STEP_UP) + 1
-        if headroom.others > 0 and needs <= headroom.available + headroom.others:
+        needs = int(headroom.cap * _STEP_UP) + 1
+        if headroom.others > 0 and needs <= headroom.cap + headroom.others:
             self._parts.appendleft(_Part(part.rows, attempts, needs))
         elif attempts < _SINGLE_ATTEMPTS:
             self._parts.appendleft(_Part(part.rows, attempts))
@@ -274,8 +274,8 @@ class BatchController:
     def _fitting(self, rows: NDArray[np.int64], headroom: Headroom, needs: int) -> int:
         """How many of the rows, longest first, make a batch now; none where memory must come back first."""
         longest = int(self._lengths[rows[0]])
-        short_of = max(needs, int(self.sizes.need(longest)))
-        if headroom.others > 0 and headroom.available < short_of <= headroom.available + headroom.others:
+        least = max(needs, int(self.sizes.need(longest)))  # a single row cannot be split: it may go to the hard limit
+        if headroom.others > 0 and headroom.cap < least <= headroom.cap + headroom.others:
             return 0
         probe = self._planned % self._settings.lookahead == 0
         tokens = self.sizes.allowed_tokens(longest, headroom.available, self.tally.redone_tokens, probe)

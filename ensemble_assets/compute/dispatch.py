@@ -177,7 +177,7 @@ class Dispatcher:
         )
 
     def _is_late(self, lane: _Lane, now: float) -> bool:
-        return lane.running is not None and now - lane.running_since >= self._patience.batch
+        return lane.running is not None and now >= lane.running_since + self._patience.batch
 
     def _hung(self, device: str) -> Action:
         self.lost(device, f"no answer for {self._patience.batch:.0f} s")
@@ -203,7 +203,7 @@ class Dispatcher:
                 f"{lane.headroom.available} were left",
             )
             return Stop(device)
-        if now - lane.measured_at >= self._patience.measure:
+        if now >= lane.measured_at + self._patience.measure:  # as in wakeup, to the last bit
             lane.measured_at = now
             return Measure(device)
         return None

@@ -56,7 +56,7 @@ class PeakModel:
         return any(tokens for tokens, _ in self._classes)
 
     def observe(self, tokens: int, longest: int, peak_bytes: int) -> None:
-        """Learn from one batch; ``tokens = 0`` says what the loaded model takes before any; the last such call counts."""
+        """Learn from one batch; ``tokens = 0`` says what the loaded model takes before any; the last call counts."""
         size_class = (tokens.bit_length(), longest.bit_length())
         kept = self._classes.setdefault(size_class, deque(maxlen=_KEPT_PER_CLASS if tokens else 1))
         kept.append(Observation(tokens, longest, peak_bytes))
