@@ -13,6 +13,7 @@ from ensemble_assets.compute.work import Batch
 
 _BELOW_FAILURE = 0.93
 _REGROWTH = 1.15
+_DRIFT = 1.2  # beyond what has worked, without a probe: rows get shorter from batch to batch
 _FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
 _PATIENCE = 32  # successes before a size that failed is thought to be worth another try; doubles with every failure
 
@@ -96,14 +97,14 @@ class BatchSizes:
             longest: tokens of the longest row.
             available_bytes: what the device's allocator may hold.
             redone_tokens: tokens that had to be computed again so far.
-            probe: whether the batch may be larger than what has worked.
+            probe: whether the batch may be much larger than what has worked.
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
         initial = min(settings.initial_tokens, tokens / _FIRST_PART)
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
-        growth = settings.growth if probe and self._worked_tokens else 1.0
+        growth = (settings.growth if probe else _DRIFT) if self._worked_tokens else 1.0
         known = min(self._worked_tokens, self._worked_square / longest)
         tokens = min(tokens, growth * max(known, initial))
         if self.model.known:

@@ -6,7 +6,7 @@ simulation drive it alike (``dispatch`` decides which device gets a batch, and w
 How the plan is made. Rows go longest first, so batches hardly pad and the last ones are short. A batch gets as many
 rows as the fitted model of peak memory allows within what the device has available, and never more than
 
-* what has worked so far, but for every ``lookahead``-th batch, which probes ``growth`` times that;
+* about what has worked so far, but for every ``lookahead``-th batch, which probes ``growth`` times that;
 * a fixed share of all work: a lost batch costs little, and devices end together;
 * what failed before: the size is halved, then grows back to just below it, and beyond only while all that was redone
   stays within an allowance.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.tokenise import TokenCache
 
 _CPU_ROWS = 256
-"""Rows per batch on a CPU, where larger batches only take memory: measured in docs/gpu.md."""
+"""Rows per batch on a CPU, where larger batches take memory and are no faster."""
 
 
 @dataclass

@@ -64,7 +64,8 @@ is a logit without activation, higher is more relevant.
 
 It is meant to be added to the first stage's scores, each scaled to [0, 1] per query (the first stage's over all of its
 candidates, the logits over the pairs that were scored):
-`final = (1 - w) * minmax(first stage) + w * minmax(logit)` with w = {weight:g}. Alone (w = 1) it is weaker, see below.
+`final = (1 - w) * minmax(first stage) + w * minmax(logit)` with w = {weight:g}. Which w is best
+differs by collection, see below.
 
 ```python
 from sentence_transformers import CrossEncoder
@@ -76,7 +77,7 @@ scores = CrossEncoder("path/to/{name}", max_length={max_tokens}).predict([("quer
 _LIMITS = """## Limits
 
 Trained on short English questions and statements over passages of about 50 to 250 words; not on code, tables or other
-languages. What its teachers get wrong it mostly gets wrong too. Scores of different queries are not comparable.
+languages. Scores of different queries are not comparable: it was trained to order the passages of one query.
 """
 
 
@@ -195,7 +196,8 @@ def _measured(figures: Mapping[str, Any]) -> str:
     lines = [
         "## Measured",
         "",
-        f"{figures['measure']}, from `figures.json`. Zero-shot on SciFact and TREC DL 2019.",
+        f"{figures['measure']}, from `figures.json`. Nothing of SciFact and TREC DL 2019 was trained on here, and",
+        "nothing was chosen by them; both teachers have seen MS MARCO, from which the passages of TREC DL 2019 are.",
         "",
     ]
     named = {"scifact": "SciFact test", "trec-dl19": "TREC DL 2019"}
@@ -211,7 +213,7 @@ def _table(title: str, one: Mapping[str, Any]) -> Iterator[str]:
     difference = one["difference"]
     low, high = difference["interval95"]
     columns = {**one["nDCG@10"], **{f"w={weight}": value for weight, value in one["reranked"].items()}}
-    yield f"**{title}**: {one['queries']} queries, first {one['depth']} reranked; at w = {difference['weight']:g} "
+    yield f"**{title}**: {one['queries']} queries, first {one['depth']} reranked; at w = {difference['weight']:g}"
     yield f"{difference['mean']:+.4f} over the first stage, 95 % interval {low:+.4f} to {high:+.4f}."
     yield ""
     yield f"| {' | '.join(columns)} |"

@@ -61,7 +61,7 @@ class Recipe:
     pool_depth: int = 100
     queries_per_step: int = 32
     micro_batch: int = 64
-    steps: int = 2200
+    steps: int = 2000
     learning_rate: float = 3e-4
     warmup_share: float = 0.05
     weight_decay: float = 0.01

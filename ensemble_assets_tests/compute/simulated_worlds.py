@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,10 +151,3 @@ def steady_worlds(draw: st.DrawFn) -> World:
     sizes = SizeSettings(initial_tokens=draw(st.sampled_from([512, 4096])), saturation_tokens=1)
     settings = WorkerSettings(ControllerSettings(sizes), ceiling)
     return World(rows, SimulatedModel(needs, seed=draw(st.integers(0, 999))), devices, settings)
-
-
-def ramp_batches(world: World) -> int:
-    """Batches until the size that fills the device has been reached by doubling, and five rounds more."""
-    largest = world.settings.controller.sizes.share * float(world.lengths.sum())
-    initial = min(world.settings.controller.sizes.initial_tokens, largest / 8)
-    return world.settings.controller.lookahead * (math.ceil(math.log2(largest / initial)) + 5)

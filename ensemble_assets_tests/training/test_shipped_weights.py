@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ensemble_assets.training.collections import read_training_sets
 from ensemble_assets.training.evaluate import fingerprint
 from ensemble_assets.training.measure import PairScorer
+from ensemble_assets.training.recipe import RECIPES
 
 FOLDER = Path(__file__).resolve().parents[2] / "ensemble_assets" / "weights" / "ensemble-reranker-tiny"
 
@@ -83,6 +84,11 @@ def test_every_relevant_passage_is_first_among_all_twelve() -> None:
     scorer = PairScorer(FOLDER)
     for index, (query, _, _) in enumerate(JUDGED):
         assert int(scorer([query] * len(passages), passages).argmax()) == 2 * index
+
+
+def test_the_recorded_recipe_is_the_row_that_the_command_takes_by_default() -> None:
+    recorded = json.loads((FOLDER / "training.json").read_text())["recipe"]
+    assert recorded == RECIPES[recorded["name"]].as_json()
 
 
 @pytest.mark.shared
