@@ -39,6 +39,7 @@ _LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")
 _LEAST_RUN = 16
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _LEVELS = 4
+_PERCENT = re.compile("%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _views(text: str) -> Iterator[str]:
     """The text, and what it says once escapes are undone, level by level; percent codes too."""
     for _ in range(_LEVELS):
         yield text
-        if "%" in text:
+        if _PERCENT.search(text):
             yield unquote(text)
         if "\\" not in text:
             return
