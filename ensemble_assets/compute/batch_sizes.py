@@ -5,14 +5,17 @@ Keeping this between runs is ``batch_memory``'s part; which rows make the batch 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ensemble_assets.compute.failed_sizes import FailedSizes, Failure
 from ensemble_assets.compute.memory_model import Observation, PeakModel
 from ensemble_assets.compute.work import Batch
 
+_BELOW_FAILURE = 0.93
+_REGROWTH = 1.15
 _DRIFT = 1.2  # beyond what has worked, without a probe: rows get shorter from batch to batch
 _FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
+_PATIENCE = 32  # successes before a size that failed is thought to be worth another try; doubles with every failure
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ class SizeMemory:
         observations: peaks of batches, for the memory model.
         worked_tokens: most padded tokens that went through.
         worked_square: most tokens times longest that went through.
-        failures: the last batches that did not fit although nobody else took memory.
+        failed_tokens: fewest padded tokens that did not fit although nobody else took memory; 0 if none failed.
     """
 
     observations: tuple[Observation, ...] = ()
     worked_tokens: int = 0
     worked_square: int = 0
-    failures: tuple[Failure, ...] = ()
+    failed_tokens: int = 0
 
 
 class BatchSizes:
@@ -72,12 +75,16 @@ class BatchSizes:
         self._total = total_tokens
         self._worked_tokens = known.worked_tokens
         self._worked_square = known.worked_square
-        self._failed = FailedSizes(known.failures)
+        self._failed_tokens = float(known.failed_tokens or math.inf)
+        self._bound = self._failed_tokens * _BELOW_FAILURE
+        self._patience = _PATIENCE
+        self._successes = 0
         self._surprises = 0
 
     def memory(self) -> SizeMemory:
         """What is worth keeping for the next run."""
-        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, self._failed.failures)
+        failed = 0 if math.isinf(self._failed_tokens) else int(self._failed_tokens)
+        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, failed)
 
     def need(self, longest: int) -> float:
         """Predicted peak of a single row in bytes, error included; 0 where nothing is known."""
@@ -102,8 +109,7 @@ class BatchSizes:
         tokens = min(tokens, growth * max(known, initial))
         if self.model.known:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
-        affordable = settings.redo_allowance * self._total - redone_tokens
-        return min(tokens, self._failed.bound(self.model, self._worked_tokens, affordable))
+        return min(tokens, self._below_failure(redone_tokens))
 
     def worked(self, batch: Batch, peak_bytes: int) -> None:
         """A batch went through."""
@@ -111,10 +117,14 @@ class BatchSizes:
         self._worked_tokens = max(self._worked_tokens, batch.tokens)
         self._worked_square = max(self._worked_square, batch.tokens * batch.longest)
         self._surprises = 0
-        self._failed.succeeded(self.model)
+        self._successes += 1
+        if self._successes >= self._patience:
+            self._successes = 0
+            self._failed_tokens *= _REGROWTH
+        self._bound = min(self._bound * _REGROWTH, self._failed_tokens * _BELOW_FAILURE)
 
-    def failed(self, batch: Batch, cap_bytes: int) -> None:
-        """A batch did not fit into ``cap_bytes`` although nobody else had taken memory.
+    def failed(self, batch: Batch) -> None:
+        """A batch did not fit although nobody else had taken memory.
 
         If its size had worked before, once is taken for chance (fragmentation, a driver's whim); twice in a row is not.
         """
@@ -122,6 +132,15 @@ class BatchSizes:
         self._surprises += 1
         if known and self._surprises < 2:
             return
-        if known:
-            self._worked_tokens = batch.tokens // 2
-        self._failed.failed(Failure(batch.tokens, batch.longest, cap_bytes))
+        self._failed_tokens = min(self._failed_tokens, batch.tokens)
+        self._bound = batch.tokens / 2
+        self._worked_tokens = min(self._worked_tokens, max(batch.tokens // 2, 1)) if known else self._worked_tokens
+        self._successes = 0
+        self._patience *= 2
+
+    def _below_failure(self, redone_tokens: int) -> float:
+        """What past failures allow: half of what failed, and what has worked; more only if its loss can be afforded."""
+        if math.isinf(self._bound):
+            return self._bound
+        affordable = redone_tokens + self._bound <= self._settings.redo_allowance * self._total
+        return self._bound if affordable else min(self._bound, max(self._worked_tokens, self._failed_tokens / 2))

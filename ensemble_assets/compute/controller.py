@@ -185,7 +185,7 @@ class BatchController:
         self._events.emit("mitigation.oom", rows=batch.size, tokens=batch.tokens, cap_bytes=headroom.cap)
         squeezed = headroom.others > 0 and headroom.cap < (assignment.predicted_bytes or 0)
         if not squeezed:
-            self.sizes.failed(batch, headroom.cap)
+            self.sizes.failed(batch)
         if batch.size > 1:
             self._split(part, OUT_OF_MEMORY)
         else:
