@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ensemble_assets.compute.batch_plan import DEFAULT_BATCH_TOKENS
-from ensemble_assets.compute.engine import EngineResult, run
+from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease, LeaseMaker, local_lease
 from ensemble_assets.compute.loading import Runtime
+from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.tokenise import TokenCache
 from ensemble_assets.compute.work import (
     DeviceOutOfMemoryError,
@@ -47,11 +47,10 @@ class Runner(Protocol):
         factory: ForwardFactory,
         *,
         lease: Lease,
-        batch_tokens: int,
         events: EventSink,
         folder: Path | None = None,
     ) -> EngineResult:
-        """Run every row; see ``run``."""
+        """Run every row; see ``parallel.run_parallel``."""
         ...
 
 
@@ -63,7 +62,6 @@ class ComputeContext:
         lease: called once per model, held while it is on a device.
         runner: takes batches through a model.
         runtime: precision and threads.
-        batch_tokens: padded tokens per batch to begin with.
         events: where the stage reports.
         tokens: shared by stages in one process, so that a vocabulary's ids are made once.
         locate: finds a model's files.
@@ -71,9 +69,8 @@ class ComputeContext:
     """
 
     lease: LeaseMaker = local_lease
-    runner: Runner = run
+    runner: Runner = field(default_factory=in_process_runner)
     runtime: Runtime = field(default_factory=Runtime)
-    batch_tokens: int = DEFAULT_BATCH_TOKENS
     events: EventSink = field(default_factory=EventLog)
     tokens: TokenCache = field(default_factory=TokenCache)
     locate: Callable[[ModelSpec], ModelFiles] = locate
@@ -97,14 +94,7 @@ class ComputeContext:
         """
         folder = self.folder / stage / spec.slug / part if self.folder is not None else None
         with self.lease(model=spec.slug, stage=stage) as lease:
-            return self.runner(
-                table,
-                factory,
-                lease=lease,
-                batch_tokens=self.batch_tokens,
-                events=self.events,
-                folder=folder,
-            )
+            return self.runner(table, factory, lease=lease, events=self.events, folder=folder)
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (

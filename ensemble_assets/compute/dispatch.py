@@ -17,6 +17,11 @@ from ensemble_assets.compute.work import Batch
 from ensemble_assets.core.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.core.events import EventSink
 
+WORKER_LOST = "worker_lost"  # the process died
+NO_ANSWER = "no_answer"  # it hangs, in a batch or while loading
+DEVICE_FAILED = "device_failed"
+DEVICE_BUSY = "device_busy"  # other programs kept the memory
+
 
 @dataclass(frozen=True)
 class Patience:
@@ -77,6 +82,9 @@ class Dispatcher:
         devices: names of all devices that will join.
         events: where decisions are reported.
         patience: how long to wait.
+
+    Attributes:
+        largest_batch: rows of the largest batch that worked.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Dispatcher:
         self.controller = controller
         self._patience = patience or Patience()
         self._events = events
+        self.largest_batch = 0
         self._expected = set(devices)
         self._lanes: dict[str, _Lane] = {}
         self._ends: dict[str, str] = {}
@@ -121,17 +130,24 @@ class Dispatcher:
         match outcome:
             case Finished():
                 self.controller.finished(outcome.number, outcome.peak_bytes)
+                self.largest_batch = max(self.largest_batch, batch.size)
                 self._report(device, batch, outcome)
             case DidNotFit():
                 self.controller.out_of_memory(outcome.number, outcome.at_failure)
             case _:
                 self.controller.model_failed(outcome.number, outcome.reason)
 
-    def lost(self, device: str, reason: str) -> None:
-        """A device's worker is gone, whatever the reason; others get its batch."""
+    def lost(self, device: str, reason: str, detail: str) -> None:
+        """A device's worker is gone; others get its batch.
+
+        Args:
+            device: whose.
+            reason: for the event: a constant of this module, ``out_of_memory``, or ``failure_word`` of an exception.
+            detail: the same in a few words and numbers, for the error if no other device is left.
+        """
         self._expected.discard(device)
         lane = self._lanes.pop(device, None)
-        self._ends[device] = reason
+        self._ends[device] = detail
         self._events.emit("worker.lost", device=device, reason=reason)
         if lane is not None and lane.running is not None:
             self._events.emit("mitigation.reassigned", device=device, rows=lane.running.batch.size)
@@ -180,7 +196,7 @@ class Dispatcher:
         return lane.running is not None and now >= lane.running_since + self._patience.batch
 
     def _hung(self, device: str) -> Action:
-        self.lost(device, f"no answer for {self._patience.batch:.0f} s")
+        self.lost(device, NO_ANSWER, f"no answer for {self._patience.batch:.0f} s")
         return Stop(device)
 
     def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
@@ -199,6 +215,7 @@ class Dispatcher:
             self._starved = True
             self.lost(
                 device,
+                DEVICE_BUSY,
                 f"other processes held {lane.headroom.others} bytes for {self._patience.memory:.0f} s and "
                 f"{lane.headroom.available} were left",
             )

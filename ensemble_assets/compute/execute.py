@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.ceiling import MemoryGuard
 from ensemble_assets.compute.devices.device import DeviceSession
 from ensemble_assets.compute.outcomes import DidNotFit, Finished, ModelFailed, Outcome
-from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, Forward, ModelFailedError, TokenTable
+from ensemble_assets.compute.work import (
+    Batch,
+    DeviceOutOfMemoryError,
+    Forward,
+    ModelFailedError,
+    TokenTable,
+    failure_word,
+)
 from ensemble_assets.core.errors import DeviceError
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -73,7 +80,7 @@ class BatchRunner:
         except ModelFailedError as error:
             return error.reason, None
         except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
-            return type(error).__name__, None
+            return failure_word(error), None
 
 
 def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:

@@ -22,6 +22,7 @@ from ensemble_assets.compute.execute import BatchRunner, Outputs
 from ensemble_assets.compute.outcomes import Finished
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.core.errors import DeviceError
 from ensemble_assets.core.events import EventSink
 
 
@@ -35,6 +36,9 @@ class InProcess:
         outputs: ``[n, *shape]`` arrays by output name.
         settings: how to run.
         events: where everything that happens is reported.
+
+    Raises:
+        DeviceError: if the device is a GPU: its memory would stay with this process.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class InProcess:
         settings: WorkerSettings,
         events: EventSink,
     ) -> None:
+        if device.torch_device.startswith("cuda"):
+            raise DeviceError(f"{device.name}: a GPU is used by worker processes only. Set workers_per_device to 1")
         self._device = device
         self._events = events
         self._settings = settings
@@ -107,3 +113,4 @@ class InProcess:
                 time.sleep(max(0.0, (dispatcher.wakeup() or 0.0) - time.monotonic()))
         self.result.failed = controller.failed
         self.result.sizes = controller.sizes.memory()
+        self.result.largest_batch = dispatcher.largest_batch

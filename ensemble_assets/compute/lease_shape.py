@@ -1,46 +1,43 @@
-"""What a stage sees of a lease: devices by name. Taking and keeping leases is ``leases``."""
+"""What a stage and its runner see of a lease, and the lease that leases nothing. Taking locks is ``leases``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-
-class LeasedDevice(Protocol):
-    """A device of a lease."""
-
-    @property
-    def torch_device(self) -> str:
-        """Its name as torch takes it."""
-        ...
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.device import Device
 
 
 class Lease(Protocol):
     """Devices that are ours while the lease's ``with`` lasts."""
 
     @property
-    def devices(self) -> Sequence[LeasedDevice]:
+    def devices(self) -> Sequence[Device]:
         """At least one."""
+        ...
+
+    @property
+    def descriptors(self) -> Sequence[int]:
+        """Open lock files; a worker must inherit all of them."""
+        ...
+
+    def abandon(self) -> None:
+        """A worker could not be ended: whoever gives the lease back must leave its locks to that process."""
         ...
 
 
 @dataclass(frozen=True)
-class NamedDevice:
-    """A device known by its torch name only."""
-
-    torch_device: str
-
-
-@dataclass(frozen=True)
 class LocalDevices:
-    """A lease that leases nothing: the named devices, taken as free."""
+    """A lease that leases nothing: the devices, taken as free."""
 
-    devices: tuple[NamedDevice, ...] = (NamedDevice("cpu"),)
+    devices: tuple[Device, ...] = field(default_factory=lambda: (CpuDevice(),))
+    descriptors: tuple[int, ...] = ()
 
-
-LOCAL_DEVICES = LocalDevices()
+    def abandon(self) -> None:
+        """There is no lock."""
 
 
 class LeaseMaker(Protocol):
@@ -53,4 +50,4 @@ class LeaseMaker(Protocol):
 
 def local_lease(*, model: str, stage: str) -> AbstractContextManager[Lease]:
     """The CPU, without a lock."""
-    return nullcontext(LOCAL_DEVICES)
+    return nullcontext(LocalDevices())

@@ -19,7 +19,8 @@ from ensemble_assets.compute.ceiling import MemoryGuard
 from ensemble_assets.compute.controller import Assignment, BatchController, Tally
 from ensemble_assets.compute.devices.simulated import SimulatedDevice, SimulatedSession
 from ensemble_assets.compute.devices.simulated_model import SimulatedForward, SimulatedModel
-from ensemble_assets.compute.dispatch import Dispatcher, Measure, Run
+from ensemble_assets.compute.dispatch import DEVICE_FAILED, Dispatcher, Measure, Run
+from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.outcomes import DidNotFit, Finished, ModelFailed
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.worker_settings import WorkerSettings
@@ -193,7 +194,7 @@ class _Simulation:
         try:
             forward = self._model.load(device.torch_device)
         except DeviceOutOfMemoryError:
-            self._dispatcher.lost(device.uuid, "its model does not fit")
+            self._dispatcher.lost(device.uuid, OUT_OF_MEMORY, "its model does not fit")
             return
         machine = _Machine(session, guard, forward, device.memory().used)
         self._machines[device.uuid] = machine
@@ -261,7 +262,7 @@ class _Simulation:
             self._end(machine, "raised")
             self._dispatcher.outcome(name, ModelFailed(number, error.reason, machine.guard.tick()))
         except DeviceError:
-            self._dispatcher.lost(name, "the device was lost")
+            self._dispatcher.lost(name, DEVICE_FAILED, "the device was lost")
             self._remove(name, "lost")
         else:
             if math.isfinite(pause):

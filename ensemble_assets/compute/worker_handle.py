@@ -60,10 +60,14 @@ class WorkerHandle:
         """Ask it to end."""
         self.send(Leave())
 
-    def end(self, seconds: float = 10.0) -> bool:
-        """Kill it and wait; whether it is gone."""
+    def kill(self) -> None:
+        """Have the kernel end it; does not wait."""
         self.connection.close()
         self._process.kill()
+
+    def end(self, seconds: float = 10.0) -> bool:
+        """Kill it and wait; whether it is gone."""
+        self.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         return self._process.returncode is not None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import signal
-import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,9 +20,11 @@ from typing import Any
 from ensemble_assets.compute.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.controller import Assignment
 from ensemble_assets.compute.devices.device import Device
+from ensemble_assets.compute.engine import HasRelease
 from ensemble_assets.compute.execute import BatchRunner
-from ensemble_assets.compute.work import ForwardFactory
+from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, failure_word
 from ensemble_assets.compute.work_folder import load_table, open_outputs
+from ensemble_assets.core.errors import EnsembleError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -82,11 +85,13 @@ class Failed:
     """The worker cannot go on.
 
     Attributes:
-        error: class name and place in the code.
+        reason: ``failure_word`` of the exception.
+        place: file and line of the code.
         cause: the error itself where its message is safe to show.
     """
 
-    error: str
+    reason: str
+    place: str
     cause: BaseException | None = None
 
 
@@ -107,8 +112,6 @@ def main(descriptor: int, parent: int) -> None:
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         _serve(connection)
-    except (EOFError, BrokenPipeError):
-        pass
     except BaseException as error:  # noqa: BLE001  # the last frame of this process: told to the parent, not printed
         _tell(connection, error)
         os._exit(1)
@@ -125,7 +128,7 @@ def die_with(parent: int) -> None:
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    order: Order = connection.recv()
+    order: Order = _receive(connection)
     used_before = order.device.memory().used
     session = order.device.open()
     guard = MemoryGuard(session, order.ceiling)
@@ -139,24 +142,39 @@ def _serve(connection: Connection[Any, Any]) -> None:
             session, guard, forward, load_table(order.folder), open_outputs(order.folder, list(order.factory.outputs))
         )
         connection.send(Ready(base, reserve, guard.tick(), getattr(forward, "precision", "fp32")))
-        while not isinstance(request := connection.recv(), Leave):
+        while not isinstance(request := _receive(connection), Leave):
             if isinstance(request, Assignment):
                 connection.send(runner.run(request.number, request.batch))
             else:
                 connection.send(Measured(guard.tick()))
+        del runner
+        if isinstance(forward, HasRelease):
+            forward.release()
+        session.release_cache()  # the next lease waits for this memory
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
 
 
-def _tell(connection: Connection[Any, Any], error: BaseException) -> None:
-    from ensemble_assets.compute.work import DeviceOutOfMemoryError
-    from ensemble_assets.core.errors import EnsembleError
-
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    cause = error if isinstance(error, EnsembleError | DeviceOutOfMemoryError) else None
-    if cause is not None:
-        cause.__traceback__ = cause.__cause__ = cause.__context__ = None
+def _receive(connection: Connection[Any, Any]) -> Any:
     try:
-        connection.send(Failed(f"{type(error).__name__}{place}", cause))
-    except (OSError, ValueError, TypeError, AttributeError):
-        sys.exit(1)
+        return connection.recv()
+    except (EOFError, ConnectionError):  # the parent has gone, and nobody is left to tell
+        os._exit(0)
+
+
+def _tell(connection: Connection[Any, Any], error: BaseException) -> None:
+    """The last message; if even that cannot be sent, the parent sees the connection end."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+    with suppress(OSError):
+        connection.send(Failed(failure_word(error), place, _safe_cause(error)))
+
+
+def _safe_cause(error: BaseException) -> BaseException | None:
+    """The error where its message may be shown and it survives the way to the parent."""
+    if not isinstance(error, EnsembleError | DeviceOutOfMemoryError):
+        return None
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    with suppress(Exception):  # an exception with arguments of its own may not unpickle, which would break the parent
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # made one call ago
+        return error if isinstance(copy, type(error)) else None
+    return None

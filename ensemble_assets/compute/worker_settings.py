@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ensemble_assets.compute.batch_sizes import SizeMemory
+from ensemble_assets.compute.batch_sizes import SizeMemory, SizeSettings
 from ensemble_assets.compute.ceiling import Ceiling
 from ensemble_assets.compute.controller import ControllerSettings
 from ensemble_assets.compute.dispatch import Patience
 from ensemble_assets.compute.outcomes import Finished
+
+DEFAULT_BATCH_TOKENS = 4096
+_CPU_BATCH_ROWS = 256
+
+
+def cpu_batches(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> ControllerSettings:
+    """Batches of at most so many padded tokens, however much memory there is: on a CPU larger ones are no faster."""
+    return ControllerSettings(SizeSettings(batch_tokens, max_tokens=batch_tokens, max_rows=_CPU_BATCH_ROWS))
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class PassResult:
         peak_bytes: most memory in use on any of the devices, all processes counted.
         precision: what was computed in.
         sizes: what was learned about batch sizes.
+        largest_batch: rows of the largest batch that worked.
     """
 
     failed: dict[int, str] = field(default_factory=dict)
@@ -50,6 +59,7 @@ class PassResult:
     peak_bytes: int = 0
     precision: str = "none"
     sizes: SizeMemory = field(default_factory=SizeMemory)
+    largest_batch: int = 0
 
     def take(self, finished: Finished) -> None:
         """Count one batch in."""

@@ -18,10 +18,11 @@ from ensemble_assets.compute.batch_sizes import SizeMemory
 from ensemble_assets.compute.ceiling import Ceiling
 from ensemble_assets.compute.controller import BatchController
 from ensemble_assets.compute.devices.device import Device
-from ensemble_assets.compute.dispatch import Dispatcher, Run, Stop
-from ensemble_assets.compute.leases import Lease
+from ensemble_assets.compute.dispatch import DEVICE_FAILED, NO_ANSWER, WORKER_LOST, Dispatcher, Run, Stop
+from ensemble_assets.compute.engine import OUT_OF_MEMORY
+from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.outcomes import Finished
-from ensemble_assets.compute.work import ForwardFactory
+from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory
 from ensemble_assets.compute.worker_handle import WorkerHandle
 from ensemble_assets.compute.worker_process import Failed, Farewell, Look, Measured, Order, Ready
 from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings
@@ -51,6 +52,7 @@ class WorkerPool:
         self._settings = settings
         self._events = events
         self._workers: dict[str, WorkerHandle] = {}
+        self._does_not_fit: DeviceOutOfMemoryError | None = None
         self._started = time.monotonic()
         self.result = PassResult()
 
@@ -85,7 +87,7 @@ class WorkerPool:
 
         Raises:
             ModelUnavailableError: if the model cannot be loaded.
-            DeviceOutOfMemoryError: if its weights do not fit.
+            DeviceOutOfMemoryError: if its weights fit on no device.
             DeviceError: if other programs keep the memory of every device.
             StageError: if no worker is left.
         """
@@ -95,10 +97,11 @@ class WorkerPool:
             self._act(dispatcher)
             failure = dispatcher.failure()
             if failure is not None:
-                raise failure
+                raise self._does_not_fit or failure
             self._listen(dispatcher)
         self.result.failed = controller.failed
         self.result.sizes = controller.sizes.memory()
+        self.result.largest_batch = dispatcher.largest_batch
         return self.result
 
     def _start(self, name: str, device: Device, ceiling: Ceiling) -> None:
@@ -126,15 +129,15 @@ class WorkerPool:
             self._hear(by_connection[connection], dispatcher)  # type: ignore[index]
         if dispatcher.expected and time.monotonic() >= self._started + self._settings.load_seconds:
             for name in sorted(dispatcher.expected):
-                dispatcher.lost(name, f"its model was not loaded after {self._settings.load_seconds:.0f} s")
-                self._end(self._workers[name])
+                detail = f"its model was not loaded after {self._settings.load_seconds:.0f} s"
+                self._lose(self._workers[name], dispatcher, NO_ANSWER, detail)
 
     def _hear(self, worker: WorkerHandle, dispatcher: Dispatcher) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             status = worker.wait(_FAREWELL_SECONDS)
-            self._lose(worker, dispatcher, f"the process died (exit status {status})")
+            self._lose(worker, dispatcher, WORKER_LOST, f"the process died (exit status {status})")
             return
         match message:
             case Ready():
@@ -145,16 +148,27 @@ class WorkerPool:
             case Measured():
                 dispatcher.measured(worker.name, message.headroom)
             case Failed():
-                if message.cause is not None and not isinstance(message.cause, DeviceError):
-                    raise message.cause
-                self._lose(worker, dispatcher, str(message.cause or message.error))
+                self._fail(worker, dispatcher, message)
             case _:
                 dispatcher.outcome(worker.name, message)
                 if isinstance(message, Finished):
                     self.result.take(message)
 
-    def _lose(self, worker: WorkerHandle, dispatcher: Dispatcher, reason: str) -> None:
-        dispatcher.lost(worker.name, reason)
+    def _fail(self, worker: WorkerHandle, dispatcher: Dispatcher, message: Failed) -> None:
+        """What is wrong with the device costs the device; what is wrong with the model ends the stage."""
+        match message.cause:
+            case DeviceOutOfMemoryError():
+                self._does_not_fit = message.cause
+                self._lose(worker, dispatcher, OUT_OF_MEMORY, str(message.cause))
+            case DeviceError():
+                self._lose(worker, dispatcher, DEVICE_FAILED, str(message.cause))
+            case None:
+                self._lose(worker, dispatcher, message.reason, f"{message.reason} at {message.place}")
+            case _:
+                raise message.cause
+
+    def _lose(self, worker: WorkerHandle, dispatcher: Dispatcher, reason: str, detail: str) -> None:
+        dispatcher.lost(worker.name, reason, detail)
         self._end(worker)
 
     def _end(self, worker: WorkerHandle) -> None:
@@ -164,6 +178,8 @@ class WorkerPool:
             self._events.emit("worker.stuck", device=worker.name, pid=worker.pid)
 
     def _end_all(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
         for worker in list(self._workers.values()):
             self._end(worker)
 

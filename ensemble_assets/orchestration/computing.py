@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.parallel import ParallelSettings
     from ensemble_assets.compute.tokenise import TokenCache
 
-_CPU_ROWS = 256
-"""Rows per batch on a CPU, where larger batches take memory and are no faster."""
-
 
 @dataclass
 class Computing:
@@ -67,7 +64,6 @@ class Computing:
             lease=lease,
             runner=_runner(run, devices),
             runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads),
-            batch_tokens=options.batch_tokens,
             events=run.events,
             tokens=self._tokens,
         )
@@ -101,14 +97,13 @@ def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSetti
     from ensemble_assets.compute.ceiling import Ceiling
     from ensemble_assets.compute.controller import ControllerSettings
     from ensemble_assets.compute.parallel import ParallelSettings
-    from ensemble_assets.compute.worker_settings import WorkerSettings
+    from ensemble_assets.compute.worker_settings import WorkerSettings, cpu_batches
 
     options = run.settings.device
     on_cpu = all(device.torch_device == "cpu" for device in devices)
-    limits = {"max_tokens": options.batch_tokens, "max_rows": _CPU_ROWS} if on_cpu else {}
-    sizes = SizeSettings(initial_tokens=options.batch_tokens, **limits)
+    by_memory = ControllerSettings(SizeSettings(options.batch_tokens))
     workers = WorkerSettings(
-        controller=ControllerSettings(sizes=sizes),
+        controller=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
         ceiling=Ceiling(hard_bytes=int(options.ceiling_gb * 1e9), soft_fraction=options.soft_fraction),
         workers_per_device=0 if on_cpu else 1,
     )

@@ -37,6 +37,7 @@ REASONS = (
     "device_busy",  # another process pushed the device over the ceiling
     "lease_timeout",
     "worker_lost",
+    "no_answer",  # a worker hangs
     "stage_failed",
     "budget_exhausted",  # the latency budget was spent
     "no_candidates",

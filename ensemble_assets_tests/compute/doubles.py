@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, OutputSpec, TokenTable
+from ensemble_assets.compute.engine import EngineResult
+from ensemble_assets.compute.lease_shape import LocalDevices
+from ensemble_assets.compute.parallel import in_process_runner
+from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, ForwardFactory, OutputSpec, TokenTable
+from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import ModelFiles
 from ensemble_assets.core.registry import FolderSource, ModelKind, ModelSpec
 
@@ -76,6 +80,18 @@ def table_of(rows: list[list[int]], second_from: list[int] | None = None) -> Tok
     ids = np.array([token for row in rows for token in row], np.int32)
     second = None if second_from is None else np.array(second_from, np.int32)
     return TokenTable(ids, offsets, np.zeros(len(rows), np.bool_), second)
+
+
+def run_here(
+    table: TokenTable,
+    factory: ForwardFactory,
+    batch_tokens: int = 4096,
+    events: EventLog | None = None,
+    folder: Path | None = None,
+) -> EngineResult:
+    """A table through a model in this process, as the CPU of a small host does it."""
+    log = EventLog() if events is None else events
+    return in_process_runner(batch_tokens)(table, factory, lease=LocalDevices(), events=log, folder=folder)
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import transformers
 
 from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.dense import encode_dense
-from ensemble_assets.compute.engine import run
 from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.forward_sparse import SparseFactory
 from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.compute.model_config import complete_spec
+from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.sparse import encode_sparse
 from ensemble_assets.compute.token_tables import pair_table
 from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.core.errors import ModelUnavailableError
-from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets_tests.compute.doubles import run_here
 
 pytestmark = pytest.mark.models
 
@@ -62,7 +62,7 @@ def plain_vectors() -> np.ndarray:
 
 @pytest.mark.parametrize(("precision", "least"), [("auto", 0.9999), ("bf16", 0.999)])
 def test_dense_vectors_equal_sentence_transformers(plain_vectors, precision, least):
-    context = ComputeContext(runtime=Runtime(precision, 1), batch_tokens=700)
+    context = ComputeContext(runner=in_process_runner(700), runtime=Runtime(precision, 1))
     (model,) = encode_dense(pl.Series(TEXTS), pl.Series(QUERIES), [MODELS["all-minilm-l6-v2"]], context).models
     got = np.concatenate([model.chunks, model.queries])
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1.0, atol=1e-5)
@@ -88,7 +88,7 @@ def test_sparse_weights_equal_the_plain_masked_language_model():
     spec = MODELS["splade-tiny"]
     files = locate(spec)
     table = tokenise(TEXTS, files, spec.max_tokens)
-    got = run(table, SparseFactory(spec, files, RUNTIME, 0), batch_tokens=700, events=EventLog()).outputs["weight"]
+    got = run_here(table, SparseFactory(spec, files, RUNTIME, 0), 700).outputs["weight"]
     np.testing.assert_allclose(got, sparse_reference(TEXTS, spec.max_tokens), atol=1e-4)
 
 
@@ -165,6 +165,6 @@ def test_pairs_and_logits_equal_sentence_transformers(reranker):
     for row, (ids, types) in enumerate(zip(inputs["input_ids"], inputs["token_type_ids"], strict=True)):
         assert table.ids[table.offsets[row] : table.offsets[row + 1]].tolist() == ids
         assert [int(at >= table.second_from[row]) for at in range(len(ids))] == types
-    result = run(table, RerankFactory(spec, files, RUNTIME), batch_tokens=700, events=EventLog())
+    result = run_here(table, RerankFactory(spec, files, RUNTIME), 700)
     expected = plain.predict(PAIRS, activation_fn=torch.nn.Identity(), show_progress_bar=False)
     np.testing.assert_allclose(result.outputs["logit"], expected, rtol=1e-4, atol=1e-4)

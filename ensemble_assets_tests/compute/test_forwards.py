@@ -9,17 +9,15 @@ import pytest
 import torch
 
 from ensemble_assets.compute import forward_sparse
-from ensemble_assets.compute.engine import run
 from ensemble_assets.compute.forward_dense import DenseFactory
 from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.forward_sparse import SparseFactory
 from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.core.errors import ModelUnavailableError
-from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import ModelSpec
 from ensemble_assets_tests.compute.checkpoints import checkpoint, one_batch, plain
-from ensemble_assets_tests.compute.doubles import IDS, table_of
+from ensemble_assets_tests.compute.doubles import IDS, run_here, table_of
 
 RUNTIME = Runtime(threads=1)
 RNG = np.random.default_rng(3)
@@ -150,7 +148,7 @@ def test_results_do_not_depend_on_the_batches(made, kind):
     factories = {"dense": DenseFactory, "sparse": SparseFactory, "rerank": RerankFactory}
     spec = made(kind)
     factory = factories[kind](spec, locate(spec), RUNTIME, *([0] if kind == "sparse" else []))
-    runs = [run(TABLE, factory, batch_tokens=budget, events=EventLog()).outputs for budget in (1, 40, 10_000)]
+    runs = [run_here(TABLE, factory, budget).outputs for budget in (1, 40, 10_000)]
     for other in runs[1:]:
         for name, values in runs[0].items():
             np.testing.assert_allclose(other[name], values, atol=1e-5)

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from ensemble_assets.compute.context import ComputeContext
+from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokenise import vocabulary
 from ensemble_assets.core.errors import ArtefactError, SettingsError
@@ -85,13 +86,13 @@ def test_every_query_is_ordered_by_its_own_pairs(tmp_path):
 def test_batches_and_other_queries_do_not_change_a_querys_list(tmp_path):
     alone = rerank(tmp_path, lists={"q1": LISTS["q1"]}).reranked
     for budget in (1, 12, 10_000):
-        together = rerank(tmp_path, context=ComputeContext(batch_tokens=budget)).reranked
+        together = rerank(tmp_path, context=ComputeContext(runner=in_process_runner(budget))).reranked
         assert together.filter(pl.col("public_id") == "q1").equals(alone)
 
 
 def test_pairs_of_all_queries_are_one_work_list_longest_first(tmp_path):
     journal = Journal()
-    rerank(tmp_path, journal=journal, context=ComputeContext(batch_tokens=12))
+    rerank(tmp_path, journal=journal, context=ComputeContext(runner=in_process_runner(12)))
     longest = [batch.longest for batch in journal.batches]
     assert longest == sorted(longest, reverse=True)
     assert len(journal.loaded) == 1
@@ -139,7 +140,7 @@ def test_a_model_that_fails_on_all_pairs_leaves_every_list_fused(tmp_path, plant
 
 
 def test_a_model_that_breaks_midway_leaves_the_unfinished_queries_fused(tmp_path):
-    result = rerank(tmp_path, faults(raises_after=5), context=ComputeContext(batch_tokens=8))
+    result = rerank(tmp_path, faults(raises_after=5), context=ComputeContext(runner=in_process_runner(8)))
     flags = dict(zip(result.queries["public_id"], result.queries["reranked"], strict=True))
     assert not all(flags.values())
     assert all(fused_order(result, query) != flags[query] for query in ("q1", "q2"))

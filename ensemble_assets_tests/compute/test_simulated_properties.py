@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from ensemble_assets.compute.dispatch import DEVICE_BUSY, DEVICE_FAILED, NO_ANSWER
 from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.simulation import SimulationReport, simulate
 from ensemble_assets_tests.compute.simulated_worlds import World, steady_worlds, worlds
@@ -72,15 +73,15 @@ def errors_are_justified(world: World, report: SimulationReport) -> None:
         reason = str(event.facts["reason"])
         others = world.devices[int(str(event.facts["device"]).removeprefix("SIM-"))].others.changes
         faults = world.model.faults
-        if "other processes" in reason:
+        if reason == DEVICE_BUSY:
             assert others
             assert others[-1][1] > 0 or others[-1][0] > event_time_floor(report)
-        elif "no answer" in reason:
+        elif reason == NO_ANSWER:
             assert faults.hangs_at is not None
-        elif "was lost" in reason:
+        elif reason == DEVICE_FAILED:
             assert faults.lost_at is not None
         else:
-            assert reason == "its model does not fit"
+            assert reason == OUT_OF_MEMORY
 
 
 def event_time_floor(report: SimulationReport) -> float:

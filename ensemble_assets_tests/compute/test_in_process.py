@@ -1,4 +1,4 @@
-"""The engine computes every row once, whatever the batches, and isolates what fails."""
+"""A table through a model in this process: every row computed once, whatever the batches, and what fails isolated."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.compute.engine import first_equal_rows, run
-from ensemble_assets.compute.lease_shape import LocalDevices, NamedDevice
+from ensemble_assets.compute.devices.cuda import CudaDevice
+from ensemble_assets.compute.engine import first_equal_rows
+from ensemble_assets.compute.lease_shape import LocalDevices
+from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.work import TokenTable
 from ensemble_assets.core.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.core.events import EventLog
@@ -22,6 +24,7 @@ from ensemble_assets_tests.compute.doubles import (
     Faults,
     expected_outputs,
     faults,
+    run_here,
     table_of,
 )
 
@@ -33,7 +36,7 @@ ROWS = st.lists(st.lists(st.integers(5, 30), min_size=1, max_size=12), max_size=
 def run_rows(rows: list[list[int]], planted: Faults = NO_FAULTS, budget: int = 24, **other):
     events = EventLog()
     factory = DoubleFactory(OUTPUTS, planted, **other)
-    return run(table_of(rows), factory, batch_tokens=budget, events=events), factory.journal, events
+    return run_here(table_of(rows), factory, budget, events), factory.journal, events
 
 
 def check(result, rows: list[list[int]], failed: set[int] = frozenset()) -> None:
@@ -135,7 +138,7 @@ class _WithoutFullPrecision:
 
 
 def test_a_factory_without_fp32_leaves_such_rows_failed():
-    result = run(table_of([[5], [NAN]]), _WithoutFullPrecision(), events=EventLog())
+    result = run_here(table_of([[5], [NAN]]), _WithoutFullPrecision())
     assert result.failed_rows == {1: "not_finite"}
 
 
@@ -147,14 +150,14 @@ class _Unloadable(DoubleFactory):
 
 
 def test_rows_have_failed_where_fp32_cannot_be_loaded():
-    result = run(table_of([[5], [NAN]]), _Unloadable(OUTPUTS, faults(nan="nan")), events=EventLog())
+    result = run_here(table_of([[5], [NAN]]), _Unloadable(OUTPUTS, faults(nan="nan")))
     assert result.failed_rows == {1: "not_finite"}
     assert result.outputs["vector"][0].any()
 
 
 def test_a_model_that_cannot_be_loaded_is_the_callers_error():
     with pytest.raises(ModelUnavailableError):
-        run(table_of([[5]]), _Unloadable(OUTPUTS, precision="fp32"), events=EventLog())
+        run_here(table_of([[5]]), _Unloadable(OUTPUTS, precision="fp32"))
 
 
 class _LosesDevice(DoubleFactory):
@@ -167,7 +170,7 @@ class _LosesDevice(DoubleFactory):
 
 def test_a_lost_device_is_not_split_around():
     with pytest.raises(DeviceError):
-        run(table_of([[5], [6]]), _LosesDevice(OUTPUTS), events=EventLog())
+        run_here(table_of([[5], [6]]), _LosesDevice(OUTPUTS))
 
 
 def test_rows_without_tokens_have_failed_without_a_call():
@@ -179,25 +182,30 @@ def test_rows_without_tokens_have_failed_without_a_call():
 def test_nothing_to_do_loads_nothing():
     empty = TokenTable(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.bool_))
     factory = DoubleFactory(OUTPUTS)
-    result = run(empty, factory, events=EventLog())
+    result = run_here(empty, factory)
     assert (factory.journal.loaded, result.device, result.precision) == ([], "none", "none")
     assert result.outputs["vector"].shape == (0, 8)
 
 
 def test_outputs_in_a_folder_are_memory_mapped_npy_files(tmp_path):
     rows = [[5, 6], [7], [5, 6]]
-    result = run(table_of(rows), DoubleFactory(OUTPUTS), events=EventLog(), folder=tmp_path / "out")
+    result = run_here(table_of(rows), DoubleFactory(OUTPUTS), folder=tmp_path / "out")
     check(result, rows)
     assert isinstance(result.outputs["vector"], np.memmap)
     result.outputs["vector"].flush()
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "vector.npy"), result.outputs["vector"])
 
 
-def test_it_runs_on_the_leased_device_and_says_so():
+def test_it_says_where_it_ran():
     factory = DoubleFactory(OUTPUTS)
-    lease = LocalDevices((NamedDevice("cpu:1"), NamedDevice("cpu:2")))
-    result = run(table_of([[5]]), factory, lease=lease, events=EventLog())
-    assert (factory.journal.loaded, result.device) == (["fp16@cpu:1"], "cpu:1")
+    assert run_here(table_of([[5]]), factory).device == "cpu"
+    assert factory.journal.loaded == ["fp16@cpu"]
+
+
+def test_a_gpu_is_never_computed_on_in_this_process():
+    lease = LocalDevices((CudaDevice("GPU-1", "Tesla T4", 16_000_000_000),))
+    with pytest.raises(DeviceError, match="worker processes only"):
+        in_process_runner()(table_of([[5]]), DoubleFactory(OUTPUTS), lease=lease, events=EventLog())
 
 
 def test_every_batch_is_reported_and_memory_is_looked_at():
