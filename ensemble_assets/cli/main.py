@@ -7,6 +7,7 @@ import sys
 import click
 
 from ensemble_assets import __version__
+from ensemble_assets.cli.baseline_command import baseline
 from ensemble_assets.cli.machine_commands import doctor, leases
 from ensemble_assets.cli.run_command import demo, run
 from ensemble_assets.cli.upload_command import upload
@@ -20,7 +21,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases, validate, upload):
+for command in (run, demo, doctor, leases, validate, upload, baseline):
     commands.add_command(command)
 
 

@@ -52,7 +52,7 @@ def _shared_flags(command: Any) -> Any:
 @_shared_flags
 def run(json_output: bool, collections: str | None, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the whole pipeline for one or more collections, in this process."""
-    overrides, sources = _overrides(flags, assignments)
+    overrides, sources = option_overrides(flags, assignments)
     names = tuple(name.strip() for name in (collections or "").split(",") if name.strip())
     outcomes = run_collections(RunRequest(names, overrides, sources), ConsoleProgress())
     return _report(outcomes, json_output)
@@ -63,12 +63,12 @@ def run(json_output: bool, collections: str | None, assignments: tuple[str, ...]
 @_shared_flags
 def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the pipeline on the sample collection that ships with the package."""
-    overrides, sources = _overrides({**flags, "chunked_dir": str(SAMPLE_FOLDER)}, assignments)
+    overrides, sources = option_overrides({**flags, "chunked_dir": str(SAMPLE_FOLDER)}, assignments)
     outcomes = run_collections(RunRequest((DEMO_COLLECTION,), overrides, sources), ConsoleProgress())
     return _report(outcomes, json_output)
 
 
-def _overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def option_overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     """Option values by dotted key, and the name of each one's source."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}

@@ -31,6 +31,11 @@ def cache_folder(paths: Paths) -> Path:
     return Path(paths.cache_dir) if paths.cache_dir else Path(platformdirs.user_cache_dir(_APP))
 
 
+def baselines_folder(paths: Paths) -> Path:
+    """What was measured or accepted to compare later runs with."""
+    return cache_folder(paths) / "baselines"
+
+
 def artefact_base(paths: Paths) -> str:
     """Stage artefacts: a path or an fsspec URL."""
     return paths.artifacts_dir or str(Path(paths.output_dir) / ".artifacts")

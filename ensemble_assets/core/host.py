@@ -1,0 +1,68 @@
+"""What kind of machine this is, as far as measured times depend on it: processor, cores, library versions.
+
+No names of machines, users or networks. Accelerators are ``compute``'s to see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("numpy", "openvino", "sentence-transformers", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A kind of machine.
+
+    Attributes:
+        cpu: model name of the processor.
+        cores: how many this process may use.
+        accelerators: names of the GPUs that were used, in order; empty on a CPU.
+    """
+
+    cpu: str
+    cores: int
+    accelerators: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits; equal where times are comparable."""
+        return digest(asdict(self))
+
+
+def this_host(accelerators: tuple[str, ...] = ()) -> Host:
+    """The machine that this process runs on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Host(_cpu_model(), cores, accelerators)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the installed libraries that decide how fast models run."""
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(facts: Any) -> str:
+    """16 hex digits over a JSON value."""
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

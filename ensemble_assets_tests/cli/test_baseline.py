@@ -1,0 +1,40 @@
+"""``ensemble-assets baseline sla``: measures, stores, and says what is wrong with what it was given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ensemble_assets_tests.cli.test_run import run
+from ensemble_assets_tests.orchestration.pipeline import write_collection
+
+
+@pytest.mark.models
+def test_the_baseline_of_a_collection_is_measured_and_stored_with_its_provenance(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes", count=5)
+    finished = run(
+        "baseline", "sla", "notes", "--repeats", "2", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache"
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    (said,) = json.loads(finished.stdout)
+    (path,) = (tmp_path / "cache" / "baselines" / "sla").glob("*.json")
+    assert json.loads(path.read_text()) == said
+    assert (said["collection"], said["texts"]) == ("notes", 5)
+    assert said["seconds"] > 0
+    assert len(said["models"][0]["encode_seconds"]) == 2
+    assert {"cpu", "cores"} <= set(said["host"])
+    assert "sentence-transformers" in said["libraries"]
+    assert "The river" not in finished.stdout + finished.stderr + path.read_text()
+
+
+def test_a_collection_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "corpora").mkdir()
+    empty = run("baseline", "sla", cwd=tmp_path)
+    assert (empty.returncode, "--sample" in empty.stderr) == (1, True)
+    write_collection(tmp_path / "corpora" / "notes")
+    unknown = run("baseline", "sla", "novels", cwd=tmp_path)
+    assert unknown.returncode == 1
+    assert "novels" in unknown.stderr
+    assert "notes" in unknown.stderr
