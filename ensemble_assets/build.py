@@ -10,6 +10,7 @@ from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.io_managers import ArtefactIOManager
 from ensemble_assets.orchestration.jobs import default_jobs
 from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_form
+from ensemble_assets.orchestration.run_end import TRACE_SENSORS
 from ensemble_assets.settings import resolve
 
 _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
@@ -31,6 +32,7 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
         assets=[*ALL_ASSETS, *SERVING_ASSETS],
         asset_checks=list(ALL_CHECKS),
         jobs=list(default_jobs),
+        sensors=list(TRACE_SENSORS),
         resources={
             "settings": settings,
             "artefacts": ArtefactIOManager(settings=settings),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ensemble_assets.core.errors import InputError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
+from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
 from ensemble_assets.settings import Resolved, flatten, resolve
 from ensemble_assets.settings.layers import process_environment
 
@@ -74,9 +76,15 @@ def _run_one(
     told: tuple[Resolved, ConsoleProgress],
 ) -> CollectionOutcome:
     resolved, progress = told
-    job = definitions.resolve_job_def(RETRIEVAL_BUNDLE)
+    job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
     with _quiet_dagster():
-        result = job.execute_in_process(partition_key=name, instance=instance, raise_on_error=False, run_config=config)
+        try:
+            result = job.execute_in_process(
+                partition_key=name, instance=instance, raise_on_error=False, run_config=config, run_id=run_id,
+                tags=BY_COMMAND_LINE,
+            )  # fmt: skip
+        finally:
+            end_trace(instance, run_id)
     stages = progress.records.get(name, [])
     return CollectionOutcome(
         collection=name,

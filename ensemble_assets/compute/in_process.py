@@ -72,6 +72,9 @@ class InProcess:
     ) -> None:
         self._sampler.__exit__()
         self._session.limit_allocations(None)
+        self._events.emit("device.peak", device=self._device.uuid, used_bytes=self._guard.peak_used)
+        for at, used in self._sampler.timeline.points:
+            self._events.emit("device.memory", device=self._device.uuid, sampled_at=at, used_bytes=used)
         self.result.peak_bytes = max(self.result.peak_bytes, self._guard.peak_used)
 
     def run(self, lengths: NDArray[np.int64], rows: NDArray[np.int64], memory: SizeMemory | None = None) -> PassResult:

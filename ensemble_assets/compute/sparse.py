@@ -120,8 +120,7 @@ def encode_sparse(
         run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
     of_chunks = _chunk_vectors(run.chunks, metadata, run.space)
     of_queries = _query_vectors(run.queries, queries, run.space)
-    for reason, count in of_chunks.reasons.items():
-        context.events.emit("fallback.sparse", model=run.slug, reason=reason, source="metadata", count=count)
+    _report(run.slug, of_chunks, context)
     words = tuple(run.space.words)
     words += ("",) * (run.dimension - len(words))
     more: dict[str, Fact] = {f"unusable.{slug}": why for slug, why in unusable.items()}
@@ -130,6 +129,15 @@ def encode_sparse(
     return SparseResult(
         of_chunks.matrix, of_queries.matrix, of_chunks.source, of_queries.source, words, run.space.name, record
     )
+
+
+def _report(slug: str, chunks: SourcedVectors, context: ComputeContext) -> None:
+    """Says per reason how many chunks their metadata terms stand in for, and how many nothing does."""
+    for reason, count in chunks.reasons.items():
+        without = chunks.without.get(reason, 0)
+        for source, number in (("metadata", count - without), ("none", without)):
+            if number:
+                context.events.emit("fallback.sparse", model=slug, reason=reason, source=source, count=number)
 
 
 def _disabled(n_chunks: int, n_queries: int, specs: Sequence[ModelSpec]) -> SparseResult:

@@ -54,11 +54,13 @@ class SourcedVectors:
         matrix: one row each.
         source: ``[n] uint8``: 0 no vector, 1 live inference, 2 something that stands in.
         reasons: why rows are not live -> how many, rows without any vector included.
+        without: the same, of the rows without any vector only.
     """
 
     matrix: SparseMatrix
     source: NDArray[np.uint8]
     reasons: dict[str, int]
+    without: dict[str, int]
 
 
 def with_sources(outputs: PrunedOutputs, stand_ins: StandIns) -> SourcedVectors:
@@ -75,4 +77,5 @@ def with_sources(outputs: PrunedOutputs, stand_ins: StandIns) -> SourcedVectors:
     source = np.full(len(matrix), LIVE, np.uint8)
     source[list(why)] = STAND_IN
     source[matrix.counts == 0] = NO_SOURCE
-    return SourcedVectors(matrix, source, dict(Counter(why.values())))
+    without = Counter(reason for row, reason in why.items() if source[row] == NO_SOURCE)
+    return SourcedVectors(matrix, source, dict(Counter(why.values())), dict(without))

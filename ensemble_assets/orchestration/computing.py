@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
-from ensemble_assets.core.registry import ModelKind
+from ensemble_assets.core.model_files import ModelFiles, locate
+from ensemble_assets.core.registry import ModelKind, ModelSpec
 from ensemble_assets.orchestration.stage_run import StageRun
 from ensemble_assets.settings.layers import process_environment
 from ensemble_assets.settings.options import Device as DeviceOptions
@@ -66,6 +67,7 @@ class Computing:
             runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads),
             events=run.events,
             tokens=self._tokens,
+            locate=partial(_located, run),
         )
 
     def factory(self, kind: ModelKind) -> dict[str, Any]:
@@ -79,6 +81,14 @@ class Computing:
             return self.devices
         visible = process_environment().get("CUDA_VISIBLE_DEVICES")
         return discover_devices(visible, threads=options.threads).chosen
+
+
+def _located(run: StageRun, spec: ModelSpec) -> ModelFiles:
+    """A model's files; telemetry may then name its revision."""
+    files = locate(spec)
+    if run.span is not None:
+        run.span.declare_model(spec.slug, files.revision)
+    return files
 
 
 def _runner(run: StageRun, devices: Sequence[Device]) -> Runner:

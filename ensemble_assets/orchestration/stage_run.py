@@ -24,7 +24,7 @@ from ensemble_assets.orchestration.io_managers import open_store
 from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.settings import Resolved, Settings
-from ensemble_assets.telemetry.allow_list import EVENTS, STAGES
+from ensemble_assets.telemetry.allow_list import EVENTS, MODEL_STAGES, STAGES
 from ensemble_assets.telemetry.spans import ActiveSpan
 from ensemble_assets.telemetry.tracing import RunTelemetry
 
@@ -75,6 +75,8 @@ class StageRun:
             facts = {**made, **more, **facts}
         if self.span is not None:
             self._describe(self.span, record, facts)
+            if self.stage in MODEL_STAGES:
+                self.span.set(ceiling_bytes=int(self.settings.device.ceiling_gb * 1e9))
         seconds = time.perf_counter() - self.started
         self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
         self.facts["events"] = [event.as_json() for event in self.log.events if not _is_progress(event.name)]
@@ -94,7 +96,8 @@ class StageRun:
         elif record is not None:
             span.describe(record)
         else:
-            span.set(items=facts["items"], outcome=facts["status"])
+            known = {name: facts[name] for name in ("points", "files", "bytes") if name in facts}
+            span.set(items=facts["items"], outcome=facts["status"], **known)
 
 
 def _is_progress(event: str) -> bool:

@@ -65,12 +65,12 @@ def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
     return Field(meaning, shown, lambda value, _: value if isinstance(value, str) and value in allowed else None)
 
 
-def shape(meaning: str, accepts: str, pattern: str) -> Field:
+def shape(meaning: str, accepts: str, pattern: str, longest: int = MAX_TEXT) -> Field:
     """A short string of one strict shape; for values that have no room for free text."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: object, _: Declared) -> str | None:
-        return value if isinstance(value, str) and len(value) <= MAX_TEXT and compiled.fullmatch(value) else None
+        return value if isinstance(value, str) and len(value) <= longest and compiled.fullmatch(value) else None
 
     return Field(meaning, accepts, check)
 

@@ -79,7 +79,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "stage": word("stage", STAGES),
         "model": declared("model slug", "model"),
         "revision": declared("commit, package version or `local`", "revision"),
-        "device": shape("device, or several joined by commas", "`cpu`, `cuda:N` or a device UUID", _DEVICES),
+        "device": shape("device, or several joined by commas", "`cpu`, `cuda:N` or a device UUID", _DEVICES, 800),
         "worker": count("worker number within the stage"),
         "attempt": count("0 for the first try of the step in this run, 1 for its first retry"),
         # outcome
@@ -100,21 +100,20 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "dropped_attributes": count("names and values that the allow-list kept out"),
         # amounts
         "items": count("chunks (dense, sparse, export), queries (fusion) or pairs (rerank)"),
-        "tokens": count("tokens that went through a model, padding excluded"),
+        "tokens": count("tokens that went through a model, padding excluded; of a batch: padding included"),
         "tokens_dropped": count("tokens lost to the model's limit"),
         "queries": count("queries"),
         "candidates": count("candidates"),
-        "rows": count("rows concerned"),
+        "rows": count("rows concerned; on spans: rows that went through the model, equal texts once"),
         "row": count("row of the chunk or pair"),
         "into": count("rows of the first part after splitting or shrinking"),
         "longest": count("tokens of the longest row"),
         "number": count("number of the batch"),
         "count": count("how many"),
-        "dimension": count("vector width"),
         "truncated": count("texts cut to the model's length"),
         "precision_redone": count("rows computed again in fp32"),
         "fallback_count": count("items for which something stood in"),
-        "points": count("points written"),
+        "points": count("points written, one per chunk"),
         "files": count("files written"),
         "bytes": count("bytes written"),
         "depth": count("candidates per query"),
@@ -124,13 +123,19 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "coverage_ratio": number("share of chunks with a sparse vector, 0 to 1"),
         "ratio": number("measured ratio"),
         "limit": number("limit of that ratio"),
-        "against": word("what the ratio compares with", ("sla", "own_dense")),
+        "against": word(
+            "what the budget compares with: the plain engine's dense stage here (`sla`), or this run's (`own_dense`)",
+            ("sla", "own_dense"),
+            "one of `sla`, `own_dense`",
+        ),
         # time, seconds
         "latency_seconds": number("wall time, seconds"),
         "seconds": number("wall time, seconds"),
         "wait_seconds": number("time waited, seconds"),
         "held_seconds": number("time a lease was held, seconds"),
         "budget_seconds": number("time the stage may take, seconds"),
+        "left_seconds": number("what was left of it when the stage ended, seconds; below 0: it took longer"),
+        "baseline_seconds": number("what the budget is a share of, seconds"),
         "sampled_at": number("when memory was measured, Unix time, seconds"),
         # memory, bytes
         "used_bytes": count("memory in use on the device, all processes, bytes"),
@@ -146,11 +151,12 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
     }
 )
 
-_OWN = frozenset({"run_id", "collection", "stage", "status", "reason", "attempt", "dropped_attributes", "error_type"})
-_STAGE = _OWN | {"items", "latency_seconds", "outcome", "fallback_count", "device", "peak_bytes", "ceiling_bytes"}
-_RECORD = {"tokens", "tokens_dropped", "truncated", "precision", "precision_redone"}
-_MODEL = _OWN | _RECORD | {"model", "revision", "dimension", "items", "device", "peak_bytes", "latency_seconds"}
-_WORKER = _OWN | {"worker", "model", "device", "items", "tokens", "latency_seconds", "peak_bytes"}
+_ROOT = frozenset({"run_id", "status", "error_type", "latency_seconds"})
+_CHILD = _ROOT | {"collection", "stage", "model", "device", "rows", "peak_bytes"}
+_STAGE = _ROOT | {"collection", "stage", "attempt", "dropped_attributes", "reason", "items", "outcome"}
+_RECORD = {"tokens", "tokens_dropped", "truncated", "precision", "precision_redone", "peak_bytes", "ceiling_bytes"}
+_MODELS = _STAGE | _RECORD | {"device", "fallback_count", "queries"}
+_RERANK = {"requested_depth", "reached_depth", "budget_seconds"}
 
 
 @dataclass(frozen=True)
@@ -163,19 +169,20 @@ class SpanSpec:
 
 SPANS: MappingProxyType[str, SpanSpec] = MappingProxyType(
     {
-        "rag.run": SpanSpec("the whole run, the root of the trace", _OWN | {"latency_seconds"}),
-        "rag.dense": SpanSpec("dense embeddings of one collection", _STAGE | _RECORD | {"queries"}),
-        "rag.sparse": SpanSpec(
-            "learned sparse vectors of one collection", _STAGE | _RECORD | {"queries", "coverage_ratio"}
-        ),
+        "rag.run": SpanSpec("the whole run, the root of the trace", _ROOT),
+        "rag.dense": SpanSpec("dense embeddings of one collection", _MODELS),
+        "rag.sparse": SpanSpec("learned sparse vectors of one collection", _MODELS | {"coverage_ratio"}),
         "rag.fusion": SpanSpec("exact top-k and fusion", _STAGE | {"queries", "candidates", "depth", "method"}),
-        "rag.rerank": SpanSpec(
-            "CrossEncoder over the fused candidates",
-            _STAGE | _RECORD | {"queries", "candidates", "requested_depth", "reached_depth", "budget_seconds"},
-        ),
-        "rag.export": SpanSpec("writing the bundle", _STAGE | {"queries", "points", "files", "bytes"}),
-        **{f"rag.{stage}.model": SpanSpec(f"one model of the {stage} stage", _MODEL) for stage in MODEL_STAGES},
-        **{f"rag.{stage}.worker": SpanSpec(f"one worker of the {stage} stage", _WORKER) for stage in MODEL_STAGES},
+        "rag.rerank": SpanSpec("CrossEncoder over the fused candidates", _MODELS | _RERANK),
+        "rag.export": SpanSpec("writing the bundle", _STAGE | {"points", "files", "bytes"}),
+        **{
+            f"rag.{stage}.model": SpanSpec(f"one model of the {stage} stage", _CHILD | {"revision"})
+            for stage in MODEL_STAGES
+        },
+        **{
+            f"rag.{stage}.worker": SpanSpec(f"one worker of the {stage} stage", _CHILD | {"worker"})
+            for stage in MODEL_STAGES
+        },
     }
 )
 
@@ -200,7 +207,7 @@ def _event(category: Category, meaning: str, *facts: str) -> EventSpec:
 
 
 _LEASE = ("device", "stage", "model")
-_FALLBACK = ("model", "reason", "source", "error_type", "count")
+_FALLBACK = ("model", "reason", "source", "count")
 
 EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
     {
@@ -220,36 +227,40 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
             "number",
             "rows",
             "longest",
-            "tokens",
             "seconds",
             "peak_bytes",
             "used_bytes",
         ),
-        "device.memory": _event("progress", "memory in use", "device", "sampled_at", "used_bytes", "ceiling_bytes"),
-        "device.peak": _event("run", "highest memory in use", "device", "used_bytes", "ceiling_bytes"),
-        "mitigation.oom": _event(
-            "mitigation", "a batch did not fit", "device", "rows", "longest", "tokens", "cap_bytes"
-        ),
-        "mitigation.split": _event(
-            "mitigation", "a batch was split and is tried again", "device", "rows", "into", "longest", "reason"
-        ),
-        "mitigation.resized": _event("mitigation", "a waiting batch was made smaller", "device", "rows", "into"),
+        "device.memory": _event("progress", "memory in use", "device", "sampled_at", "used_bytes"),
+        "device.peak": _event("run", "highest memory in use", "device", "used_bytes"),
+        "mitigation.oom": _event("mitigation", "a batch did not fit", "rows", "tokens", "cap_bytes"),
+        "mitigation.split": _event("mitigation", "a batch was split and is tried again", "rows", "into", "reason"),
+        "mitigation.resized": _event("mitigation", "a waiting batch was made smaller", "rows", "into"),
         "mitigation.reassigned": _event("mitigation", "a lost worker's batch went to the others", "device", "rows"),
         "mitigation.back_off": _event(
             "mitigation", "others hold the memory; the stage waits", "device", "others_bytes", "used_bytes"
         ),
         "mitigation.precision": _event(
-            "mitigation", "rows with non-finite values are done again in fp32", "device", "rows", "precision"
+            "mitigation", "rows with non-finite values are done again in fp32", "rows", "precision"
         ),
         "mitigation.row_failed": _event("mitigation", "a single row failed for good", "row", "longest", "reason"),
         "mitigation.gave_up": _event("mitigation", "the model fails on every row it tried", "rows", "reason"),
         "fallback.dense": _event("fallback", "a companion model was left out", *_FALLBACK),
         "fallback.sparse": _event("fallback", "chunks without a live sparse vector", *_FALLBACK),
         "fallback.rerank": _event("fallback", "queries that keep their fused order", *_FALLBACK),
-        "budget.measured": _event("budget", "latency ratio of the run", "against", "ratio", "limit"),
-        "budget.spent": _event(
-            "budget", "rerank stopped at its time limit", "budget_seconds", "requested_depth", "reached_depth"
+        "budget.granted": _event(
+            "budget", "what rerank may take", "against", "baseline_seconds", "budget_seconds", "requested_depth"
         ),
+        "budget.spent": _event(
+            "budget",
+            "rerank is through, or stopped because its time was over",
+            "against",
+            "budget_seconds",
+            "left_seconds",
+            "requested_depth",
+            "reached_depth",
+        ),
+        "budget.measured": _event("budget", "latency ratio of the run", "against", "ratio", "limit"),
         "telemetry.export_failed": _event("run", "an exporter failed; the run goes on", "exporter", "error_type"),
     }
 )

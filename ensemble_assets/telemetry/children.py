@@ -6,6 +6,7 @@ that open children themselves (``ActiveSpan.model``) do not need it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ensemble_assets.core.events import Event, Value
@@ -25,7 +26,10 @@ class ChildSpans:
         self._stage = stage
         self._model: ActiveSpan | None = None
         self._leases = 0
+        self._devices: list[str] = []
         self._workers: dict[Value, ActiveSpan] = {}
+        self._rows: Counter[ActiveSpan] = Counter()
+        self._peaks: dict[ActiveSpan, int] = {}
         self._started = 0
 
     def before(self, event: Event) -> ActiveSpan:
@@ -35,6 +39,9 @@ class ChildSpans:
             self._leases += 1
             if self._model is None:
                 self._model = self._stage.open_model(model, event.at, {})
+                self._devices = []
+            self._devices.append(str(device))
+            self._model.set(device=",".join(self._devices))
         elif event.name == "worker.started":
             self._end_worker(device, event.at)
             parent = self._model or self._stage
@@ -47,8 +54,11 @@ class ChildSpans:
     def after(self, event: Event) -> None:
         """Ends what the event ends."""
         device = event.facts.get("device")
-        if event.name == "device.peak" and device in self._workers:
-            self._workers[device].set(peak_bytes=event.facts.get("used_bytes"))
+        if event.name == "batch.done":
+            self._rows.update(dict.fromkeys(self._around(device), int(event.facts.get("rows") or 0)))
+        elif event.name == "device.peak":
+            for span in self._around(device):
+                self._peaks[span] = max(self._peaks.get(span, 0), int(event.facts.get("used_bytes") or 0))
             self._end_worker(device, event.at)
         elif event.name == "worker.lost":
             self._end_worker(device, event.at)
@@ -62,13 +72,21 @@ class ChildSpans:
         for device in list(self._workers):
             self._end_worker(device, at)
         if self._model is not None:
-            self._model.end(at)
+            self._end(self._model, at)
             self._model = None
+
+    def _around(self, device: Value) -> list[ActiveSpan]:
+        """The open children that something on a device belongs to: its worker and the model."""
+        return [span for span in (self._workers.get(device), self._model) if span is not None]
 
     def _end_worker(self, device: Value, at: float) -> None:
         worker = self._workers.pop(device, None)
         if worker is not None:
-            worker.end(at)
+            self._end(worker, at)
+
+    def _end(self, span: ActiveSpan, at: float) -> None:
+        span.set(rows=self._rows.pop(span, 0), peak_bytes=self._peaks.pop(span, None))
+        span.end(at)
 
     def _slug(self) -> Value:
         return self._model.record().attributes.get("model") if self._model is not None else None

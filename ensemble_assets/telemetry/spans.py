@@ -19,7 +19,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from ensemble_assets.core.events import Event, Value
 from ensemble_assets.core.records import StageRecord
 from ensemble_assets.telemetry import ids
-from ensemble_assets.telemetry.admission import Declared, Scalar, admit
+from ensemble_assets.telemetry.admission import Declared, Scalar, admit, declare
 from ensemble_assets.telemetry.allow_list import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
 from ensemble_assets.telemetry.children import ChildSpans
 from ensemble_assets.telemetry.journal import SpanStart
@@ -57,6 +57,13 @@ class StageState:
     models: Counter[str] = field(default_factory=Counter)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
+    def declare(self, slug: str, revision: str) -> None:
+        """Lets a model's slug and revision through from now on."""
+        with self.lock:
+            self.revisions = {**self.revisions, slug: revision}
+            new = declare(model=(slug,), revision=(revision,))
+            self.declared = {kind: names | new.get(kind, frozenset()) for kind, names in self.declared.items()}
+
 
 _FROM_RECORD = (
     "items", "tokens", "tokens_dropped", "truncated", "device", "precision", "peak_bytes", "precision_redone",
@@ -88,6 +95,10 @@ class ActiveSpan:
     def belongs_to(self, process: ProcessTelemetry) -> bool:
         """Whether this span was opened there."""
         return self._state.process is process
+
+    def declare_model(self, slug: str, revision: str) -> None:
+        """Lets the slug and revision of a model stand on this stage's spans; neither may be a text of anybody."""
+        self._state.declare(slug, revision)
 
     def set(self, /, **attributes: Value) -> None:
         """Sets attributes; what the allow-list does not know is counted and left out."""

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +129,35 @@ class RunTelemetry:
             process.measure(state.tally.measurements)
             process.flush()
 
-    def finish_run(self, started_at: float, failed: BaseException | None = None) -> SpanRecord:
-        """Records the root span, once per run, in whichever process sees the run end.
+    def finish_run(
+        self, started_at: float, failed: BaseException | None = None, ended_at: float | None = None
+    ) -> SpanRecord | None:
+        """Records the root span, once per run, in whichever process sees the run end first.
 
         Args:
             started_at: when the run began, seconds since the epoch.
             failed: what ended it, if it failed.
+            ended_at: when it ended; now, if not given.
+
+        Returns:
+            The span; None if the run's journal already has it.
         """
         process = self._here()
+        with ExitStack() as stack:
+            process.journalled(lambda journal: stack.enter_context(journal.exclusive()))
+            if process.journal is not None and _has_root(process.journal.path):
+                return None
+            return self._end_root(process, started_at, failed, ended_at)
+
+    def _end_root(
+        self, process: ProcessTelemetry, started_at: float, failed: BaseException | None, ended_at: float | None
+    ) -> SpanRecord:
         state = StageState(process, {}, Tally("", ""), {"run_id": process.run}, ())
         root = self._root_id(process)
         span = ActiveSpan(state, SpanStart("rag.run", root, "", f"{process.trace:032x}", root, "", started_at), {})
         if failed is not None:
             span.fail(failed)
-        span.end(time.time())
+        span.end(time.time() if ended_at is None else ended_at)
         process.flush()
         return span.record()
 
@@ -222,6 +237,11 @@ class RunTelemetry:
         for exporter, error_type in process.take_failures():
             span.emit("telemetry.export_failed", exporter=exporter, error_type=error_type)
         self._ended.append(span.record())
+
+
+def _has_root(journal: Path) -> bool:
+    spans = read_journal(journal, progress=False).spans
+    return any(span.name == "rag.run" and span.status != "unfinished" for span in spans)
 
 
 class CurrentSpanSink:

@@ -89,6 +89,16 @@ def test_a_failing_chunk_without_metadata_has_no_vector_and_is_counted(tmp_path)
     assert result.record.fallback_count == 1
 
 
+def test_fallbacks_are_reported_by_what_stands_in(tmp_path):
+    """Chunks without metadata terms are told from those that their terms stand in for."""
+    events = EventLog()
+    result = encode(tmp_path, faults(raises="[CLS]"), events)
+    reported = [(event.facts["source"], event.facts["count"]) for event in events.named("fallback.sparse")]
+    assert reported == [("metadata", 3), ("none", 1)]
+    assert result.source.tolist() == [2, 2, 2, 0]
+    assert result.record.fallback_count == 4
+
+
 def test_not_finite_and_too_large_chunks_fall_back_with_their_reason(tmp_path):
     not_finite = encode(tmp_path, faults(nan="storm", nan_in_fp32_too=True))
     assert not_finite.record.fallback_reasons == {"not_finite": 1}

@@ -77,7 +77,8 @@ class Pipeline:
     root: Path
     computing: Computing = field(default_factory=lambda: Computing(fast_factories()))
 
-    def run(self, options: Mapping[str, Any] | None = None, collection: str = "notes") -> Outcome:
+    def config(self, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The run configuration: this folder's paths and ``options``."""
         overrides = {
             "paths.chunked_dir": str(self.root / "corpora"),
             "paths.output_dir": str(self.root / "output"),
@@ -89,6 +90,10 @@ class Pipeline:
         typed = flatten(resolve(overrides).settings)
         config = settings_run_config({key: typed[key] for key in overrides}, {})
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
+        return config
+
+    def run(self, options: Mapping[str, Any] | None = None, collection: str = "notes") -> Outcome:
+        config = self.config(options)
         job = build_definitions(computing=self.computing).resolve_job_def(RETRIEVAL_BUNDLE)
         with dg.DagsterInstance.ephemeral() as instance:
             instance.add_dynamic_partitions(str(COLLECTIONS.name), [collection])

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS
+from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS, STAGES
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
+_STAGE_SPANS = {f"rag.{stage}" for stage in STAGES}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "telemetry.md"
 
 
@@ -23,8 +24,14 @@ def _table(head: str, rows: list[str]) -> str:
 
 def spans() -> str:
     common = frozenset.intersection(*(spec.attributes for spec in SPANS.values()))
-    rows = [f"`{name}` | {spec.meaning} | {_names(spec.attributes - common)}" for name, spec in SPANS.items()]
-    return f"Every span may have {_names(common)}.\n\n" + _table("span | what it covers | further attributes", rows)
+    stages = frozenset.intersection(*(SPANS[f"rag.{stage}"].attributes for stage in STAGES)) - common
+    rows = [
+        f"`{name}` | {spec.meaning} | {_names(spec.attributes - common - (stages if name in _STAGE_SPANS else set()))}"
+        for name, spec in SPANS.items()
+    ]
+    return f"Every span may have {_names(common)}; a stage's span also {_names(stages)}.\n\n" + _table(
+        "span | what it covers | further attributes", rows
+    )
 
 
 def fields() -> str:

@@ -73,7 +73,10 @@ def test_workers_hang_below_their_model_and_their_events_on_them(run):
         _lease("acquired", 10.0), _lease("acquired", 10.0, device="cuda:1"),
         ("worker.started", 11.0, {"device": "cuda:0", "pid": 1}),
         ("worker.started", 11.5, {"device": "cuda:1", "pid": 2}),
-        ("mitigation.split", 12.0, {"device": "cuda:1", "rows": 8}),
+        ("batch.done", 11.7, {"device": "cuda:1", "rows": 3}),
+        ("batch.done", 11.8, {"device": "cuda:0", "rows": 5}),
+        ("batch.done", 11.9, {"device": "cuda:0", "rows": 2}),
+        ("mitigation.reassigned", 12.0, {"device": "cuda:1", "rows": 8}),
         ("mitigation.precision", 12.5, {"rows": 2}),
         ("worker.lost", 13.0, {"device": "cuda:1", "reason": "out_of_memory"}),
         ("device.peak", 14.0, {"device": "cuda:0", "used_bytes": 7}),
@@ -85,9 +88,11 @@ def test_workers_hang_below_their_model_and_their_events_on_them(run):
     assert (lost.started_at, lost.ended_at, lost.attributes["device"]) == (11.5, 13.0, "cuda:1")
     assert (done.attributes["worker"], done.attributes["peak_bytes"], done.ended_at) == (0, 7, 14.0)
     assert done.attributes["model"] == MODEL
+    assert [span.attributes["rows"] for span in (lost, done, model)] == [3, 7, 10]
+    assert (model.attributes["peak_bytes"], model.attributes["device"]) == (7, "cuda:0,cuda:1")
     assert {lost.parent_id, done.parent_id} == {model.span_id}
     text = run.journal_path.read_text().splitlines()
-    for name, owner in (("mitigation.split", lost), ("mitigation.precision", model)):
+    for name, owner in (("mitigation.reassigned", lost), ("mitigation.precision", model)):
         (line,) = (line for line in text if f'"name":"{name}"' in line)
         assert f'"span_id":"{owner.span_id}"' in line
 

@@ -46,8 +46,9 @@ def export_bundle(
             "status": "completed",
             "items": int(chunks.index["files"]["chunks.parquet"]["rows"]),
             "unit": "chunks",
+            "points": inputs.count,
             "files": len(bundle.files),
-            "bundle_bytes": sum(sizes.values()),
+            "bytes": sum(sizes.values()),
             "skipped_files": dict(bundle.written.skipped),
         }
         seconds = {stage: float(artefact.facts["wall_seconds"]) for stage, artefact in upstream.by_stage().items()}

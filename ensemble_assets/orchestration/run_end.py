@@ -1,0 +1,87 @@
+"""The end of a run: its root span is recorded, so that the trace of a run from the UI or a schedule ends too.
+
+The command line records it as soon as its run is over; for all other runs the sensors here do, when Dagster's daemon
+tells them. Whoever comes second finds it done.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.orchestration.reporting import run_telemetry
+from ensemble_assets.settings import Settings, options, resolve
+
+PARTITION_TAG = "dagster/partition"
+BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
+"""Tags of runs that end their own trace: their relative paths may not be those of the daemon."""
+
+
+def settings_of_run(run: dg.DagsterRun) -> Settings:
+    """The settings that a run had: this process's, with what its run configuration changed.
+
+    Raises:
+        SettingsError: if a value is no longer accepted.
+    """
+    form: Any = run.run_config
+    for name in ("resources", "settings", "config"):
+        form = form.get(name) or {}
+    given: dict[str, object] = {}
+    for key in options():
+        section, _, name = key.rpartition(".")
+        holder = form.get(section, {}) if section else form
+        if isinstance(holder, dict) and name in holder:
+            given[key] = tuple(holder[name]) if isinstance(holder[name], list) else holder[name]
+    return resolve(given).settings
+
+
+def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = False) -> bool:
+    """Records the root span of a run that is over.
+
+    Args:
+        instance: where the run is recorded.
+        run_id: of a run of this code location.
+        only_known: leave it if the run's journal is not where its settings say.
+
+    Returns:
+        Whether it was recorded now; False if it was before, if the run never began, or handled no collection.
+    """
+    record = instance.get_run_record_by_id(run_id)
+    if record is None or record.start_time is None or PARTITION_TAG not in record.dagster_run.tags:
+        return False
+    run = record.dagster_run
+    telemetry = run_telemetry(run_id, run.tags[PARTITION_TAG], settings_of_run(run))
+    if only_known and not (telemetry.journal_path and telemetry.journal_path.is_file()):
+        return False
+    return telemetry.finish_run(record.start_time, _ended_by(run), record.end_time) is not None
+
+
+def _ended_by(run: dg.DagsterRun) -> BaseException | None:
+    """The kind of error that stands for how the run ended; its own error stays with the stage."""
+    if run.status == dg.DagsterRunStatus.SUCCESS:
+        return None
+    return KeyboardInterrupt() if run.status == dg.DagsterRunStatus.CANCELED else dg.Failure()
+
+
+def _sensor(status: dg.DagsterRunStatus) -> dg.SensorDefinition:
+    @dg.run_status_sensor(
+        run_status=status,
+        name=f"trace_end_of_{status.value.lower()}_runs",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Records the root span of the run's trace.",
+    )
+    def end(context: dg.RunStatusSensorContext) -> dg.SkipReason:
+        try:
+            run = context.dagster_run
+            done = end_trace(context.instance, run.run_id, only_known=BY_COMMAND_LINE.items() <= run.tags.items())
+        except SettingsError:
+            return dg.SkipReason("The run's settings are not accepted any more; its trace has no root span.")
+        return dg.SkipReason("Root span recorded." if done else "The trace had ended already.")
+
+    return end
+
+
+TRACE_SENSORS = tuple(
+    _sensor(status)
+    for status in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+)
