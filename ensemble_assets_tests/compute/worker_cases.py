@@ -1,0 +1,182 @@
+"""Models and sinks for tests with real worker processes: importable, since a worker is a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ensemble_assets.compute.batch_sizes import SizeSettings
+from ensemble_assets.compute.controller import ControllerSettings
+from ensemble_assets.compute.devices.simulated import OPEN_SESSIONS, SimulatedDevice
+from ensemble_assets.compute.devices.simulated_model import SimulatedForward, SimulatedModel, expected_vector
+from ensemble_assets.compute.leases import lease_gpus
+from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
+from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, OutputSpec, TokenTable
+from ensemble_assets.compute.worker_settings import WorkerSettings
+from ensemble_assets.core.errors import InputError, ModelUnavailableError
+from ensemble_assets.core.events import EventLog
+from ensemble_assets_tests.compute.doubles import table_of
+
+SECRET = "the secret text"
+
+
+def random_table(rows: int = 200, longest: int = 60, seed: int = 0) -> TokenTable:
+    """Distinct rows of 1 to ``longest`` tokens, in no order."""
+    random = np.random.default_rng(seed)
+    return table_of([[*random.integers(5, 500, random.integers(0, longest)), 1000 + row] for row in range(rows)])
+
+
+def simulated(count: int, **facts: Any) -> tuple[SimulatedDevice, ...]:
+    return tuple(SimulatedDevice(uuid=f"SIM-{number}", **facts) for number in range(count))
+
+
+def fixed_batches(tokens: int = 256) -> ControllerSettings:
+    """One size for all batches: the plan depends on nothing that happens."""
+    return ControllerSettings(SizeSettings(initial_tokens=tokens, max_tokens=tokens))
+
+
+@dataclass(frozen=True)
+class Together(SimulatedModel):
+    """Every worker's first batch waits until each of ``parties`` workers has one: all of them take part.
+
+    Attributes:
+        folder: where workers say that they have begun.
+        parties: how many there are.
+        slow: the device whose batches take ``slow_seconds`` more.
+    """
+
+    folder: Path = Path()
+    parties: int = 1
+    slow: str = ""
+    slow_seconds: float = 0.0
+
+    def load(self, device: str) -> _TogetherForward:
+        super().load(device)
+        return _TogetherForward(self, OPEN_SESSIONS[device])
+
+
+@dataclass(frozen=True)
+class FitsOnOne(Together):
+    """A device on which the weights do not fit counts as having begun: the others go on once it has tried."""
+
+    def load(self, device: str) -> _TogetherForward:
+        try:
+            return super().load(device)
+        except DeviceOutOfMemoryError:
+            (self.folder / f"begun-{OPEN_SESSIONS[device].device.uuid}").touch()
+            raise
+
+
+class _TogetherForward(SimulatedForward):
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        model: Any = self._model
+        (model.folder / f"begun-{self._session.device.uuid}").touch()
+        while len(list(model.folder.glob("begun-*"))) < model.parties:
+            time.sleep(0.002)
+        if self._session.device.uuid == model.slow:
+            time.sleep(model.slow_seconds)
+        return super().__call__(table, batch)
+
+
+@dataclass(frozen=True)
+class Unloadable(SimulatedModel):
+    """Raises while loading, on every device or on one.
+
+    Attributes:
+        error: ``missing``, ``foreign``, ``two arguments``, ``end of file`` or ``hangs``.
+        on: the device; empty for all.
+    """
+
+    error: str = "missing"
+    on: str = ""
+
+    def load(self, device: str) -> SimulatedForward:
+        if not device.endswith(self.on):
+            return super().load(device)
+        if self.error == "hangs":
+            time.sleep(1e6)
+        raise {
+            "missing": ModelUnavailableError("its files are not here"),
+            "foreign": ValueError(SECRET),
+            "two arguments": InputError("a", "b", "c"),
+            "end of file": EOFError(SECRET),
+            "no memory": DeviceOutOfMemoryError("its weights do not fit"),
+        }[self.error]
+
+
+@dataclass(frozen=True)
+class HostMemoryModel:
+    """Takes real host memory: so many bytes per padded token, touched."""
+
+    bytes_per_token: int
+    outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"vector": OutputSpec((4,), "float32")})
+    identity: str = "host-memory"
+
+    def load(self, device: str) -> HostMemoryModel:
+        return self
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        np.ones(batch.tokens * self.bytes_per_token, np.uint8).sum()
+        return {"vector": np.stack([expected_vector(table, int(row)) for row in batch.rows])}
+
+
+@dataclass
+class ActingLog(EventLog):
+    """An event log that does something when an event comes, in the process that planned it.
+
+    Attributes:
+        act: called with (log, name, facts) after each event was kept.
+    """
+
+    act: Callable[[ActingLog, str, Mapping[str, Any]], None] = lambda log, name, facts: None
+
+    def emit(self, name: str, **facts: Any) -> None:
+        super().emit(name, **facts)
+        self.act(self, name, facts)
+
+    def pids(self) -> dict[str, int]:
+        """Worker process by device; the last one started."""
+        return {str(event.facts["device"]): int(event.facts["pid"]) for event in self.named("worker.started")}
+
+
+def kill_after(batches: int, *devices: str) -> Callable[[ActingLog, str, Mapping[str, Any]], None]:
+    """Kills these devices' workers once so many batches are done."""
+
+    def act(log: ActingLog, name: str, facts: Mapping[str, Any]) -> None:
+        if name == "batch.done" and len(log.named("batch.done")) == batches:
+            for device in devices:
+                os.kill(log.pids()[device], signal.SIGKILL)
+
+    return act
+
+
+def run_on(
+    devices: Any, table: TokenTable, model: Any, root: Path, events: EventLog | None = None, **settings: Any
+) -> tuple[Any, EventLog]:
+    """Lease the devices, take the table through the model on one worker each; the result and what was reported."""
+    log = ActingLog() if events is None else events
+    workers = replace(WorkerSettings(fixed_batches()), **settings)
+    with lease_gpus("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease:
+        result = run_parallel(
+            table, model, lease, ParallelSettings(workers, work_folder=root / "work"), log, root / "out"
+        )
+    return result, log
+
+
+def assert_nothing_is_left(log: ActingLog, devices: Any, root: Path) -> None:
+    """No worker process, no held lease, no work folder."""
+    for pid in (int(event.facts["pid"]) for event in log.named("worker.started")):
+        with suppress(psutil.NoSuchProcess):
+            assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    with lease_gpus("m", "dense", lock_folder=root / "locks", events=EventLog(), devices=devices, timeout=0.0):
+        pass
+    assert list((root / "work").iterdir()) == []
