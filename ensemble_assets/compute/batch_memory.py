@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ensemble_assets.compute.batch_sizes import SizeMemory
+from ensemble_assets.compute.failed_sizes import Failure
 from ensemble_assets.compute.memory_model import Observation
 from ensemble_assets.core.atomic import atomic_write
 
@@ -40,8 +41,8 @@ class BatchMemory:
         entry = self._read(self._path).get(_key(identity, kind), {})
         with suppress(TypeError, ValueError, KeyError):
             seen = tuple(Observation(*(int(value) for value in one)) for one in entry["observations"])
-            sizes = {name: int(entry[name]) for name in ("worked_tokens", "worked_square", "failed_tokens")}
-            return SizeMemory(seen, **sizes)
+            failures = tuple(Failure(*(int(value) for value in one)) for one in entry["failures"])
+            return SizeMemory(seen, int(entry["worked_tokens"]), int(entry["worked_square"]), failures)
         return SizeMemory()
 
     def keep(self, identity: str, kind: str, sizes: SizeMemory) -> bool:

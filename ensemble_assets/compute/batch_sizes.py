@@ -5,17 +5,14 @@ Keeping this between runs is ``batch_memory``'s part; which rows make the batch 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from ensemble_assets.compute.failed_sizes import FailedSizes, Failure
 from ensemble_assets.compute.memory_model import Observation, PeakModel
 from ensemble_assets.compute.work import Batch
 
-_BELOW_FAILURE = 0.93
-_REGROWTH = 1.15
 _DRIFT = 1.2  # beyond what has worked, without a probe: rows get shorter from batch to batch
-_FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
-_PATIENCE = 32  # successes before a size that failed is thought to be worth another try; doubles with every failure
+_AT_ONCE = 8  # batches of one size that may be on their way at once, and all of them may not fit
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,13 @@ class SizeMemory:
         observations: peaks of batches, for the memory model.
         worked_tokens: most padded tokens that went through.
         worked_square: most tokens times longest that went through.
-        failed_tokens: fewest padded tokens that did not fit although nobody else took memory; 0 if none failed.
+        failures: the last batches that did not fit although nobody else took memory.
     """
 
     observations: tuple[Observation, ...] = ()
     worked_tokens: int = 0
     worked_square: int = 0
-    failed_tokens: int = 0
+    failures: tuple[Failure, ...] = ()
 
 
 class BatchSizes:
@@ -75,16 +72,12 @@ class BatchSizes:
         self._total = total_tokens
         self._worked_tokens = known.worked_tokens
         self._worked_square = known.worked_square
-        self._failed_tokens = float(known.failed_tokens or math.inf)
-        self._bound = self._failed_tokens * _BELOW_FAILURE
-        self._patience = _PATIENCE
-        self._successes = 0
+        self._failed = FailedSizes(known.failures)
         self._surprises = 0
 
     def memory(self) -> SizeMemory:
         """What is worth keeping for the next run."""
-        failed = 0 if math.isinf(self._failed_tokens) else int(self._failed_tokens)
-        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, failed)
+        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, self._failed.failures)
 
     def need(self, longest: int) -> float:
         """Predicted peak of a single row in bytes, error included; 0 where nothing is known."""
@@ -101,15 +94,28 @@ class BatchSizes:
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
-        initial = min(settings.initial_tokens, tokens / _FIRST_PART)
+        known = max(
+            min(self._worked_tokens, self._worked_square / longest), min(settings.initial_tokens, tokens / _AT_ONCE)
+        )
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
-        growth = (settings.growth if probe else _DRIFT) if self._worked_tokens else 1.0
-        known = min(self._worked_tokens, self._worked_square / longest)
-        tokens = min(tokens, growth * max(known, initial))
+        tokens = min(tokens, known * self._growth(known, redone_tokens, probe))
         if self.model.known:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
-        return min(tokens, self._below_failure(redone_tokens))
+        return min(tokens, self._failed.bound(self.model, self._worked_tokens, self._affordable(redone_tokens, probe)))
+
+    def _growth(self, known: float, redone_tokens: int, probe: bool) -> float:
+        """By how much a batch may exceed what has worked."""
+        if not self._worked_tokens:
+            return 1.0
+        if probe:
+            return self._settings.growth
+        return _DRIFT if known * _DRIFT <= self._affordable(redone_tokens, probe) else 1.0
+
+    def _affordable(self, redone_tokens: int, probe: bool) -> float:
+        """The largest batch that may be lost: one probe is on its way at a time, other batches on every device."""
+        left = self._settings.redo_allowance * self._total - redone_tokens
+        return left if probe else left / _AT_ONCE
 
     def worked(self, batch: Batch, peak_bytes: int) -> None:
         """A batch went through."""
@@ -117,14 +123,10 @@ class BatchSizes:
         self._worked_tokens = max(self._worked_tokens, batch.tokens)
         self._worked_square = max(self._worked_square, batch.tokens * batch.longest)
         self._surprises = 0
-        self._successes += 1
-        if self._successes >= self._patience:
-            self._successes = 0
-            self._failed_tokens *= _REGROWTH
-        self._bound = min(self._bound * _REGROWTH, self._failed_tokens * _BELOW_FAILURE)
+        self._failed.succeeded(self.model)
 
-    def failed(self, batch: Batch) -> None:
-        """A batch did not fit although nobody else had taken memory.
+    def failed(self, batch: Batch, cap_bytes: int) -> None:
+        """A batch did not fit into ``cap_bytes`` although nobody else had taken memory.
 
         If its size had worked before, once is taken for chance (fragmentation, a driver's whim); twice in a row is not.
         """
@@ -132,15 +134,6 @@ class BatchSizes:
         self._surprises += 1
         if known and self._surprises < 2:
             return
-        self._failed_tokens = min(self._failed_tokens, batch.tokens)
-        self._bound = batch.tokens / 2
-        self._worked_tokens = min(self._worked_tokens, max(batch.tokens // 2, 1)) if known else self._worked_tokens
-        self._successes = 0
-        self._patience *= 2
-
-    def _below_failure(self, redone_tokens: int) -> float:
-        """What past failures allow: half of what failed, and what has worked; more only if its loss can be afforded."""
-        if math.isinf(self._bound):
-            return self._bound
-        affordable = redone_tokens + self._bound <= self._settings.redo_allowance * self._total
-        return self._bound if affordable else min(self._bound, max(self._worked_tokens, self._failed_tokens / 2))
+        if known:
+            self._worked_tokens = batch.tokens // 2
+        self._failed.failed(Failure(batch.tokens, batch.longest, cap_bytes))

@@ -11,9 +11,9 @@ rows as the fitted model of peak memory allows within what the device has availa
 * what failed before: the size is halved, then grows back to just below it, and beyond only while all that was redone
   stays within an allowance.
 
-Batch ``k`` is planned from the outcomes of batches up to ``k - lookahead``, as far as those are known. So up to
+Batch ``k`` is planned from the outcomes of batches up to ``k - lookahead``, as far as those are known. So up to half of
 ``lookahead`` devices, and any order of completion, give the same batches, as long as nothing fails and every device has
-the same memory.
+the same memory. ``Tally.out_of_step`` counts where an outcome came too late for that: no device waits for it.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class BatchController:
         self._events.emit("mitigation.oom", rows=batch.size, tokens=batch.tokens, cap_bytes=headroom.cap)
         squeezed = headroom.others > 0 and headroom.cap < (assignment.predicted_bytes or 0)
         if not squeezed:
-            self.sizes.failed(batch)
+            self.sizes.failed(batch, headroom.cap)
         if batch.size > 1:
             self._split(part, OUT_OF_MEMORY)
         else:

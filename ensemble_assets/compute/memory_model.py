@@ -19,7 +19,7 @@ _KEPT_PER_CLASS = 8
 _CERTAIN = 6  # observations after which the fit's own residuals say how far it may be off
 _LEAST_ERROR, _EARLY_ERROR = 0.01, 0.05
 _UNITS = np.array([1.0, 1e4, 1e6, 1e2])  # brings the four columns to a like size
-_TIE_BREAK = np.array([0.0, 0.0, 1e-3, 1e-3])  # where batches are too alike to tell, tokens explain them
+_TIE_BREAK = np.array([0.0, 0.0, 1e-5, 1e-5])  # where batches are too alike to tell, tokens explain them
 
 
 class Observation(NamedTuple):

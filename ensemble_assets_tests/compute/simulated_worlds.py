@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -151,3 +151,18 @@ def steady_worlds(draw: st.DrawFn) -> World:
     sizes = SizeSettings(initial_tokens=draw(st.sampled_from([512, 4096])), saturation_tokens=1)
     settings = WorkerSettings(ControllerSettings(sizes), ceiling)
     return World(rows, SimulatedModel(needs, seed=draw(st.integers(0, 999))), devices, settings)
+
+
+@st.composite
+def troubled_steady_worlds(draw: st.DrawFn) -> World:
+    """Much work on devices that refuse batches from some size on, or now and then for no reason."""
+    world = draw(steady_worlds())
+    needs, mean = world.model.needs, int(world.lengths.mean())
+    full_tokens = (world.room - needs.weights) / (needs.batch_bytes(mean, mean) / mean)
+    faults = draw(
+        st.one_of(
+            st.builds(Faults, out_of_memory_from=st.floats(0.3, 1.0).map(lambda share: int(share * full_tokens) + 1)),
+            st.builds(Faults, out_of_memory_share=st.floats(0.0, 0.005)),
+        )
+    )
+    return replace(world, model=replace(world.model, faults=faults))
