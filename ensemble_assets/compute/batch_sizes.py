@@ -12,7 +12,8 @@ from ensemble_assets.compute.memory_model import Observation, PeakModel
 from ensemble_assets.compute.work import Batch
 
 _DRIFT = 1.2  # beyond what has worked, without a probe: rows get shorter from batch to batch
-_AT_ONCE = 8  # batches of one size that may be on their way at once, and all of them may not fit
+_FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
+_AT_ONCE = 4  # batches of a new size that may be lost together, one on each device
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class BatchSizes:
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
         known = max(
-            min(self._worked_tokens, self._worked_square / longest), min(settings.initial_tokens, tokens / _AT_ONCE)
+            min(self._worked_tokens, self._worked_square / longest), min(settings.initial_tokens, tokens / _FIRST_PART)
         )
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
@@ -110,7 +111,7 @@ class BatchSizes:
             return 1.0
         if probe:
             return self._settings.growth
-        return _DRIFT if known * _DRIFT <= self._affordable(redone_tokens, probe) else 1.0
+        return min(_DRIFT, max(1.0, self._affordable(redone_tokens, probe) / known))
 
     def _affordable(self, redone_tokens: int, probe: bool) -> float:
         """The largest batch that may be lost: one probe is on its way at a time, other batches on every device."""
