@@ -13,7 +13,7 @@ from ensemble_assets.compute.ceiling import Ceiling, Headroom
 from ensemble_assets.compute.controller import Assignment, BatchController, ControllerSettings, Hold
 from ensemble_assets.compute.devices.simulated import OtherProcesses, SimulatedDevice
 from ensemble_assets.compute.devices.simulated_model import Faults, MemoryNeeds, SimulatedModel, Speed
-from ensemble_assets.compute.dispatch import Dispatcher, Measure, Patience, Run, Stop
+from ensemble_assets.compute.dispatch import NO_ANSWER, WORKER_LOST, Dispatcher, Measure, Patience, Run, Stop
 from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.outcomes import DidNotFit, Finished
 from ensemble_assets.compute.simulation import SimulationReport, simulate
@@ -185,7 +185,7 @@ def test_a_device_that_hangs_is_ended_and_its_batch_goes_to_another_at_once() ->
     assert actions[0] == Stop("a")
     assert isinstance(actions[1], Run)
     assert actions[1].assignment.batch.rows.tolist() == runs["a"].batch.rows.tolist()
-    assert [event.name for event in log.named("worker")] == ["worker.lost"]
+    assert [event.facts["reason"] for event in log.named("worker.lost")] == [NO_ANSWER]
 
 
 def test_waiting_for_others_memory_is_bounded_and_ends_in_a_clear_error() -> None:
@@ -219,9 +219,9 @@ def test_work_goes_on_when_others_give_memory_back() -> None:
 def test_the_last_device_lost_is_an_error_that_says_how_each_ended() -> None:
     dispatcher = joined(EventLog())
     dispatcher.decide(0.0)
-    dispatcher.lost("a", "the process died (exit status -9)")
+    dispatcher.lost("a", WORKER_LOST, "the process died (exit status -9)")
     assert dispatcher.failure() is None
-    dispatcher.lost("b", "RuntimeError at model.py:7")
+    dispatcher.lost("b", "RuntimeError", "RuntimeError at model.py:7")
     error = dispatcher.failure()
     assert isinstance(error, StageError)
     assert "exit status -9" in str(error)

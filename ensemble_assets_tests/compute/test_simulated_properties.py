@@ -110,6 +110,11 @@ def devices_do_not_idle_beside_work(world: World, report: SimulationReport) -> N
 
 
 def check_steady_world(world: World) -> None:
+    """Every batch that memory limits uses 85 % of the soft limit, unless one row more would not fit.
+
+    Batches are whole rows: where rows are large, 85 % may lie between two of them. "Would not fit" leaves the 5 % by
+    which the memory model may be off and what the allocator rounds up.
+    """
     report = run(world)
     assert report.error is None
     assert report.crossings == report.blind == []
