@@ -66,7 +66,7 @@ class Architecture:
 
     @property
     def token_flops(self) -> float:
-        """A multiplication and an addition per weight. Attention's products, under a tenth at 400 tokens, are left out."""
+        """A multiplication and an addition per weight. Attention adds under a tenth at 400 tokens."""
         return 2.0 * self.matrix_parameters
 
     @property
