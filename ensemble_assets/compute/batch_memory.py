@@ -39,18 +39,18 @@ class BatchMemory:
         if self._path is None:
             return SizeMemory()
         entry = self._read(self._path).get(_key(identity, kind), {})
-        with suppress(TypeError, ValueError, KeyError):
-            seen = tuple(Observation(*(int(value) for value in one)) for one in entry["observations"])
-            failures = tuple(Failure(*(int(value) for value in one)) for one in entry["failures"])
-            return SizeMemory(seen, int(entry["worked_tokens"]), int(entry["worked_square"]), failures)
+        with suppress(TypeError, ValueError, KeyError, OverflowError):
+            seen = tuple(Observation(*map(_count, one)) for one in entry["observations"])
+            failures = tuple(Failure(*map(_count, one)) for one in entry["failures"])
+            return SizeMemory(seen, _count(entry["worked_tokens"]), _count(entry["worked_square"]), failures)
         return SizeMemory()
 
     def keep(self, identity: str, kind: str, sizes: SizeMemory) -> bool:
-        """Remember; False where another process keeps the file locked (then this run's sizes are forgotten)."""
+        """Remember; False where the file cannot be written or another process keeps it locked."""
         if self._path is None:
             return False
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self._path}.lock", timeout=_LOCK_SECONDS):
                 entries = self._read(self._path)
                 entries[_key(identity, kind)] = {**asdict(sizes), "updated": time.time()}
@@ -58,7 +58,7 @@ class BatchMemory:
                 content = {"version": _VERSION, "entries": {key: entries[key] for key in newest}}
                 with atomic_write(self._path) as file:
                     file.write(json.dumps(content, indent=1).encode())
-        except Timeout:
+        except (Timeout, OSError):  # a hint that is lost costs a few small batches; a run must not
             return False
         return True
 
@@ -75,6 +75,18 @@ class BatchMemory:
 
 def _key(identity: str, kind: str) -> str:
     return f"{identity}|{kind}"
+
+
+def _count(value: Any) -> int:
+    """A whole number that cannot be negative.
+
+    Raises:
+        ValueError: if it is.
+    """
+    number = int(value)
+    if number < 0:
+        raise ValueError
+    return number
 
 
 def _age(entry: dict[str, Any]) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ensemble_assets.compute.batch_memory import BatchMemory
 from ensemble_assets.compute.batch_sizes import BatchSizes, SizeMemory, SizeSettings
 from ensemble_assets.compute.failed_sizes import FailedSizes, Failure
 from ensemble_assets.compute.memory_model import Observation, PeakModel
@@ -105,29 +104,24 @@ def test_one_failure_of_a_size_that_worked_is_chance_two_are_not() -> None:
     assert known.allowed_tokens(100, PLENTY, 0, probe=True) == 4000
 
 
-def test_what_worked_is_remembered_between_runs_per_model_and_kind(tmp_path: Path) -> None:
-    file = BatchMemory(tmp_path / "deep" / "sizes.json")
-    seen = SizeMemory((Observation(4096, 128, 10**9),), 4096, 4096 * 128, (Failure(8192, 128, 2 * 10**9),))
-    assert file.recall("model:fp16", "Tesla T4") == SizeMemory()
-    assert file.keep("model:fp16", "Tesla T4", seen)
-    assert BatchMemory(tmp_path / "deep" / "sizes.json").recall("model:fp16", "Tesla T4") == seen
-    assert file.recall("model:fp32", "Tesla T4") == SizeMemory()
-    assert file.recall("model:fp16", "A100") == SizeMemory()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"version": 99}', '{"version": 1, "entries": {"m|k": 3}}'])
-def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "sizes.json"
-    path.write_text(content)
-    file = BatchMemory(path)
-    assert file.recall("m", "k") == SizeMemory()
-    assert file.keep("m", "k", SizeMemory(worked_tokens=7))
-    assert file.recall("m", "k").worked_tokens == 7
-
-
-def test_the_file_keeps_only_the_latest_models(tmp_path: Path) -> None:
-    file = BatchMemory(tmp_path / "sizes.json")
-    for index in range(70):
-        file.keep(f"model-{index}", "k", SizeMemory(worked_tokens=index + 1))
-    assert file.recall("model-0", "k") == SizeMemory()
-    assert file.recall("model-69", "k").worked_tokens == 70
+@given(
+    st.lists(st.one_of(st.none(), st.integers(100, 100_000)), max_size=200),
+    st.integers(0, 100_000),
+    st.floats(0, 200_000),
+)
+def test_the_bound_after_any_history_is_below_every_failure_that_is_kept(
+    history: list[int | None], worked: int, affordable: float
+) -> None:
+    """None is a success, a number is a size that failed for no known reason."""
+    failed, model = FailedSizes(), PeakModel()
+    for size in history:
+        if size is None:
+            failed.succeeded(model)
+            continue
+        before = failed.bound(model, worked, float("inf"))
+        failed.failed(Failure(size, 100, PLENTY))
+        assert failed.bound(model, worked, float("inf")) <= min(before, size / 2)  # a failure halves
+    bound = failed.bound(model, worked, affordable)
+    kept = [failure.tokens for failure in failed.failures]
+    assert bound <= 0.93 * min(kept, default=float("inf"))
+    assert bound <= max(affordable, worked, min(kept, default=float("inf")) / 2)

@@ -1,0 +1,110 @@
+"""A stand-in for NVML and torch.cuda on a host without a GPU: answers from a table, and writes down every call.
+
+It proves what is asked of the driver, in which order and with which values; not that a GPU answers so. Every name it
+has is checked against the real libraries (``test_cuda``), and ``make test-gpu`` is for real devices.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+T4_BYTES = 15_360 << 20
+
+
+@dataclass
+class Nvidia:
+    """The GPUs, their used bytes, and what was called.
+
+    Attributes:
+        gpus: (UUID, name, total bytes), in PCI bus order.
+        used: by UUID.
+        calls: names and arguments, in order.
+        users: initialisations of NVML less shutdowns.
+        fails: what ``nvmlInit`` raises, if anything.
+        broken: what making a CUDA context raises, if anything.
+    """
+
+    gpus: list[tuple[str, str, int]]
+    used: dict[str, int] = field(default_factory=dict)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    users: int = 0
+    fails: Exception | None = None
+    broken: Exception | None = None
+
+    class NVMLError(Exception):
+        """As pynvml has it."""
+
+    def nvml(self) -> SimpleNamespace:
+        """The module ``pynvml``, as far as it is used."""
+        return SimpleNamespace(
+            NVMLError=self.NVMLError,
+            nvmlInit=self._init,
+            nvmlShutdown=self._shutdown,
+            nvmlDeviceGetCount=lambda: len(self.gpus),
+            nvmlDeviceGetHandleByIndex=lambda index: index,
+            nvmlDeviceGetHandleByUUID=self._by_uuid,
+            nvmlDeviceGetUUID=lambda handle: self.gpus[handle][0],
+            nvmlDeviceGetName=lambda handle: self.gpus[handle][1].encode(),  # bytes, as older versions answered
+            nvmlDeviceGetMemoryInfo=self._memory,
+            nvmlDeviceGetComputeRunningProcesses=lambda handle: [SimpleNamespace(pid=11), SimpleNamespace(pid=22)],
+        )
+
+    def cuda(self) -> SimpleNamespace:
+        """The module ``torch.cuda``, as far as it is used."""
+        names = ("synchronize", "empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats")
+        return SimpleNamespace(
+            **{name: self._recorder(name) for name in names},
+            set_device=self._set_device,
+            get_device_properties=lambda index: SimpleNamespace(total_memory=self.gpus[index][2]),
+            memory_reserved=lambda: 700,
+            max_memory_allocated=lambda: 600,
+        )
+
+    def named(self, name: str) -> list[tuple[Any, ...]]:
+        """Arguments of every call of that name."""
+        return [call[1:] for call in self.calls if call[0] == name]
+
+    def _recorder(self, name: str) -> Any:
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+    def _init(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.users += 1
+
+    def _shutdown(self) -> None:
+        self.users -= 1
+
+    def _by_uuid(self, uuid: str) -> int:
+        assert self.users > 0, "NVML is asked before it was initialised"
+        return [known for known, _, _ in self.gpus].index(uuid)
+
+    def _memory(self, handle: int) -> SimpleNamespace:
+        uuid, _, total = self.gpus[handle]
+        used = self.used.get(uuid, 0)
+        return SimpleNamespace(total=total, used=used, free=total - used)
+
+    def _set_device(self, name: str) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.calls.append(("set_device", name))
+
+
+def two_t4s() -> Nvidia:
+    """What a Kaggle notebook with "GPU T4 x2" has."""
+    return Nvidia([("GPU-aaaa1111", "Tesla T4", T4_BYTES), ("GPU-bbbb2222", "Tesla T4", T4_BYTES)])
+
+
+def install(monkeypatch: pytest.MonkeyPatch, nvidia: Nvidia, cuda_version: str | None = "12.8") -> Nvidia:
+    """Put the stand-in where the device code finds it."""
+    import torch
+
+    monkeypatch.setitem(sys.modules, "pynvml", nvidia.nvml())
+    monkeypatch.setattr(torch, "cuda", nvidia.cuda())
+    monkeypatch.setattr(torch.version, "cuda", cuda_version)
+    return nvidia

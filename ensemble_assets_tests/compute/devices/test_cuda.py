@@ -1,0 +1,113 @@
+"""What is asked of NVML and torch.cuda, call by call. No GPU was there; see ``nvidia`` for what that proves."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import pytest
+import torch
+
+from ensemble_assets.compute.devices.cuda import CudaDevice, CudaSession, list_cuda_devices
+from ensemble_assets.compute.loading import resolve_precision
+from ensemble_assets.core.errors import DeviceError
+from ensemble_assets_tests.compute.devices.nvidia import T4_BYTES, Nvidia, install, two_t4s
+
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def nvidia(monkeypatch: pytest.MonkeyPatch) -> Nvidia:
+    return install(monkeypatch, two_t4s())
+
+
+@pytest.fixture
+def session(nvidia: Nvidia) -> CudaSession:
+    return CudaSession(list_cuda_devices()[0])
+
+
+def test_the_stand_in_has_no_name_that_the_real_libraries_lack() -> None:
+    import pynvml
+
+    for name in vars(two_t4s().nvml()):
+        assert hasattr(pynvml, name), name
+    for name in vars(two_t4s().cuda()):
+        assert hasattr(torch.cuda, name), name
+    fraction, *rest = inspect.signature(torch.cuda.set_per_process_memory_fraction).parameters.values()
+    assert fraction.name == "fraction"
+    assert all(parameter.default is not inspect.Parameter.empty for parameter in rest)
+    assert "including_emulation" in inspect.signature(torch.cuda.is_bf16_supported).parameters
+
+
+def test_gpus_are_listed_by_uuid_name_and_size_and_nvml_is_given_back(nvidia: Nvidia) -> None:
+    assert list_cuda_devices() == (
+        CudaDevice("GPU-aaaa1111", "Tesla T4", T4_BYTES),
+        CudaDevice("GPU-bbbb2222", "Tesla T4", T4_BYTES),
+    )
+    assert nvidia.users == 0
+    assert nvidia.calls == []  # no CUDA context
+
+
+def test_no_driver_is_told_in_words(nvidia: Nvidia) -> None:
+    nvidia.fails = nvidia.NVMLError("Driver Not Loaded")
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver answers \(NVML: Driver Not Loaded\)"):
+        list_cuda_devices()
+
+
+def test_a_missing_package_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(DeviceError, match="nvidia-ml-py is not installed"):
+        list_cuda_devices()
+
+
+def test_memory_is_that_of_all_processes_on_the_named_gpu(nvidia: Nvidia) -> None:
+    nvidia.used = {"GPU-aaaa1111": 5 * GB, "GPU-bbbb2222": 7 * GB}
+    second = list_cuda_devices()[1]
+    assert (second.memory().used, second.memory().free) == (7 * GB, T4_BYTES - 7 * GB)
+    assert second.holders() == (11, 22)
+    assert nvidia.users == 0
+
+
+def test_a_worker_sees_its_own_gpu_only(nvidia: Nvidia) -> None:
+    second = list_cuda_devices()[1]
+    assert second.environment()["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb2222"
+    assert second.torch_device == "cuda:0"
+
+
+def test_a_device_that_cannot_be_opened_says_what_to_check(nvidia: Nvidia) -> None:
+    nvidia.broken = RuntimeError("no kernel image")
+    with pytest.raises(DeviceError, match="nvidia-smi") as caught:
+        list_cuda_devices()[0].open()
+    assert "RuntimeError" in str(caught.value)
+
+
+def test_the_cap_is_a_fraction_of_the_memory_that_torch_sees(session: CudaSession, nvidia: Nvidia) -> None:
+    session.limit_allocations(T4_BYTES // 4)
+    session.limit_allocations(2 * T4_BYTES)
+    session.limit_allocations(-5)
+    session.limit_allocations(None)
+    assert nvidia.named("set_per_process_memory_fraction") == [(0.25,), (1.0,), (0.0,), (1.0,)]
+
+
+def test_what_a_session_measures_and_releases(session: CudaSession, nvidia: Nvidia) -> None:
+    nvidia.used = {"GPU-aaaa1111": 3 * GB}
+    assert session.memory().used == 3 * GB
+    assert (session.reserved_bytes(), session.peak_bytes()) == (700, 600)
+    session.begin_peak()
+    session.release_cache()
+    assert [call[0] for call in nvidia.calls] == ["reset_peak_memory_stats", "empty_cache"]
+    assert nvidia.users == 1  # a worker keeps NVML: the sampler asks twenty times a second
+
+
+@pytest.mark.parametrize(("native", "expected"), [(False, "fp16"), (True, "bf16")])
+def test_emulated_bf16_does_not_count(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    """A T4 answers True unless emulation is left out."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or native
+
+    fake = SimpleNamespace(device=lambda name: nullcontext(), is_bf16_supported=supported)
+    monkeypatch.setattr(torch, "cuda", fake)
+    assert resolve_precision("auto", "cuda:0") == expected
