@@ -1,14 +1,16 @@
 """The rerank stage: a CrossEncoder over each query's best fused candidates.
 
-All queries' pairs are one work list, ordered by length; what a query gets depends on its own pairs only. A query of
-which any pair could not be scored keeps its fused order, since half a scored list cannot be ordered fairly. How scores
-are mixed is ``interpolation``.
+All queries' pairs are one work list, ordered by length; what a query gets depends on its own pairs only. Where time is
+limited the list is cut into slices by rank, best first, and ``latency_budget`` says after each how deep the next one
+goes. A query of which any pair could not be scored keeps its fused order, since half a scored list cannot be ordered
+fairly. How scores are mixed is ``interpolation``.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +18,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.forward_rerank import RerankFactory
+from ensemble_assets.compute.held_model import hold, merge_results
 from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT, final_order
+from ensemble_assets.compute.latency_budget import NO_LIMIT, Allowance
 from ensemble_assets.compute.model_config import complete_spec
-from ensemble_assets.compute.token_tables import TokenBodies, pair_table
+from ensemble_assets.compute.rerank_slices import PairWork, TimeLimit, score_slices
+from ensemble_assets.compute.token_tables import TokenBodies
 from ensemble_assets.compute.tokenise import Vocabulary, tokenise_bodies, vocabulary
 from ensemble_assets.core.errors import SettingsError
 from ensemble_assets.core.frames import CANDIDATES, conform
@@ -39,11 +43,14 @@ class RerankOptions:
         enabled: False keeps the fused order, without counting that as a fallback.
         depth: candidates per query that are scored.
         weight: the CrossEncoder's share in the final score.
+        allowance: what the stage may take, counted from its call; without a limit every candidate down to ``depth`` is
+            scored.
     """
 
     enabled: bool = True
     depth: int = DEFAULT_DEPTH
     weight: float = DEFAULT_WEIGHT
+    allowance: Allowance = NO_LIMIT
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,9 @@ class RerankResult:
 
     Attributes:
         reranked: a ``RERANKED`` frame: every candidate of every query.
-        queries: one row per query that has candidates: ``public_id``, ``depth`` (UInt32, pairs scored), ``reranked``
-            (Boolean) and ``reason`` (String, why not; null where it was).
+        queries: one row per query that has candidates: ``public_id``, ``requested_depth`` (UInt32, candidates that were
+            to be scored), ``reached_depth`` (UInt32, those that were: its best ones), ``reranked`` (Boolean) and
+            ``reason`` (String, why not; null where it was).
         record: the stage's run.
     """
 
@@ -73,10 +81,11 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A logit per pair, NaN in queries that failed; why they did; and the run's record."""
+    """A logit per pair, NaN where there is none; why queries failed; how deep it went; and the run's record."""
 
     logits: NDArray[np.float32]
     failed: dict[str, str]
+    reached: int
     record: StageRecord
     largest_batch: int
 
@@ -90,8 +99,9 @@ def rerank_candidates(
     options: RerankOptions = RerankOptions(),
     *,
     make_factory: FactoryMaker = RerankFactory,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> RerankResult:
-    """Rerank every query's first ``depth`` candidates; the rest keep their fused order below them.
+    """Rerank every query's first ``depth`` candidates, or as many as time allows; the rest stay below, in fused order.
 
     Args:
         candidates: a ``CANDIDATES`` frame.
@@ -99,23 +109,25 @@ def rerank_candidates(
         queries: a frame with ``public_id`` and ``text``.
         spec: the CrossEncoder.
         context: what to compute with.
-        options: switch, depth and weight.
+        options: switch, depth, weight and time.
         make_factory: how to run the model.
+        clock: seconds.
 
     Raises:
-        SettingsError: if depth or weight is out of range.
+        SettingsError: if depth, floor or weight is out of range.
         ArtefactError: if the candidates are not what they should be.
     """
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
-    started = time.perf_counter()
+    started = clock()
     candidates = conform(candidates, CANDIDATES, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
     reason = "" if options.enabled else FEATURE_DISABLED
     scored: _Scored | None = None
     if options.enabled and head.height:
         try:
-            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory)
+            limits = TimeLimit(options.allowance, started, clock)
+            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory, limits)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
@@ -124,15 +136,17 @@ def rerank_candidates(
     if scored:
         logits[head["_at"].to_numpy()] = scored.logits
     with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
-    outcome = _outcome(with_logits, scored.failed if scored else {}, reason)
+    outcome = _outcome(with_logits, scored.failed if scored else {}, reason, options.depth)
     record = _record(outcome, scored, options, spec)
     for why, count in record.fallback_reasons.items():
         context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
     reranked = final_order(with_logits, options.weight)
-    return RerankResult(reranked, outcome, replace(record, seconds=time.perf_counter() - started))
+    return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
 
 
-def _score(pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker) -> _Scored:
+def _score(
+    pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limits: TimeLimit
+) -> _Scored:
     files = context.locate(spec)
     spec = complete_spec(spec, files)
     known = vocabulary(files)
@@ -143,18 +157,22 @@ def _score(pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory
     numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
     query_at = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")["_query"]
     rows = np.stack([query_at.to_numpy().astype(np.int64), chunk_at], axis=1)
-    table = pair_table(query_bodies, chunk_bodies, rows, known.template, spec.max_tokens)
-    result = context.run("rerank", spec, table, make_factory(spec, files, context.runtime))
-    failed = _failed_queries(head, result)
-    full = query_bodies.full_lengths[rows[:, 0]] + chunk_bodies.full_lengths[rows[:, 1]]
+    work = PairWork(head["rank"].to_numpy(), rows, query_bodies, chunk_bodies, known, spec.max_tokens)
+    with hold(context, "rerank", spec, make_factory(spec, files, context.runtime)) as held:
+        slices = score_slices(work, held, limits)
+    result = merge_results(slices.results)
+    failed = _failed_queries(head, slices.failed)
+    done = work.ranks <= slices.reached
+    full = query_bodies.full_lengths[rows[done, 0]] + chunk_bodies.full_lengths[rows[done, 1]]
     record = replace(
         record_of("rerank", "completed", spec, files, result),
-        items=len(table),
-        truncated=int(table.truncated.sum()),
-        tokens_dropped=int(full.sum()) + len(table) * known.template.pair_specials - int(table.offsets[-1]),
+        items=int(done.sum()),
+        truncated=slices.truncated,
+        tokens_dropped=int(full.sum()) + len(full) * known.template.pair_specials - slices.tokens,
     )
     bad = head["public_id"].is_in(list(failed)).to_numpy()
-    return _Scored(np.where(bad, np.float32(np.nan), result.outputs["logit"]), failed, record, result.largest_batch)
+    logits = np.where(bad, np.float32(np.nan), slices.logits)
+    return _Scored(logits, failed, slices.reached, record, result.largest_batch)
 
 
 def _chunk_bodies(
@@ -173,18 +191,19 @@ def _chunk_bodies(
     return bodies, at.astype(np.int64)
 
 
-def _failed_queries(head: pl.DataFrame, result: EngineResult) -> dict[str, str]:
+def _failed_queries(head: pl.DataFrame, failed_pairs: dict[int, str]) -> dict[str, str]:
     """Queries with a pair that failed, and why (the reason of their best-ranked such pair)."""
     failed: dict[str, str] = {}
-    for pair in sorted(result.failed_rows):
-        failed.setdefault(head["public_id"][pair], result.failed_rows[pair])
+    for pair in sorted(failed_pairs):
+        failed.setdefault(head["public_id"][pair], failed_pairs[pair])
     return failed
 
 
-def _outcome(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str) -> pl.DataFrame:
+def _outcome(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
     """What became of every query."""
     counted = with_logits.group_by("public_id", maintain_order=True).agg(
-        pl.col("rerank_score").count().cast(pl.UInt32).alias("depth")
+        (pl.col("rank") <= depth).sum().cast(pl.UInt32).alias("requested_depth"),
+        pl.col("rerank_score").count().cast(pl.UInt32).alias("reached_depth"),
     )
     reason = pl.Series("reason", [failed.get(one, whole_reason) or None for one in counted["public_id"]], pl.String)
     return counted.with_columns(reason.is_null().alias("reranked"), reason)
@@ -200,12 +219,16 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         "queries": outcome.height,
         "query_count": outcome.height,
         "queries_reranked": done,
-        "pairs_scored": int(outcome["depth"].sum()),
+        "pairs_scored": int(outcome["reached_depth"].sum()),
         "depth": options.depth,
         "requested_depth": options.depth,
-        "reached_depth": options.depth if done == outcome.height else 0,
+        "reached_depth": _reached_by_all(outcome, scored, options),
+        "queries_cut_short": outcome.filter(
+            pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
+        ).height,
         "weight": options.weight,
         "largest_batch": scored.largest_batch if scored else 0,
+        **_budget_facts(options.allowance),
     }
     if fell_back:
         facts["fallback_source"] = "runtime" if scored else "load"
@@ -216,3 +239,20 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         fallback_reasons=reasons,
         facts=facts,
     )
+
+
+def _reached_by_all(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions) -> int:
+    """The depth down to which every query's candidates were scored, as far as it has so many; 0 if one fell back."""
+    if not outcome["reranked"].all():
+        return 0
+    cut = outcome.filter(pl.col("reached_depth") < pl.col("requested_depth")).height
+    return scored.reached if scored and cut else options.depth
+
+
+def _budget_facts(allowance: Allowance) -> dict[str, int | float | str | bool]:
+    facts: dict[str, int | float | str | bool] = {"budget": allowance.against, "floor_depth": allowance.floor}
+    if allowance.seconds is not None:
+        facts["budget_seconds"] = round(allowance.seconds, 4)
+    if allowance.reason:
+        facts["budget_reason"] = allowance.reason
+    return facts

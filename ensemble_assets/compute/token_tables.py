@@ -109,6 +109,16 @@ def pair_table(
     return TokenTable(ids, offsets, full_first + full_second > room, second_from)
 
 
+def pair_lengths(
+    queries: TokenBodies, chunks: TokenBodies, pairs: NDArray[np.int64], template: Template, max_tokens: int
+) -> NDArray[np.int64]:
+    """Tokens of every pair of ``pair_table``, special tokens included, ``[n] int64``, without making the table."""
+    room = max_tokens - template.pair_specials
+    full = queries.full_lengths[pairs[:, 0]] + chunks.full_lengths[pairs[:, 1]]
+    kept: NDArray[np.int64] = np.minimum(full, room)
+    return kept + template.pair_specials
+
+
 def longest_first(
     first: NDArray[np.int64], second: NDArray[np.int64], room: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from ensemble_assets.compute.context import ComputeContext
+from ensemble_assets.compute.latency_budget import Allowance
 from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokenise import vocabulary
@@ -106,7 +107,7 @@ def test_only_the_depth_is_scored_and_the_tail_stays_below_in_fused_order(tmp_pa
         assert set(part["row"].to_list()[:2]) == set(rows[:2])
         assert part["row"].to_list()[2:] == rows[2:]
         assert part["reranked"].to_list() == [at < 2 for at in range(len(rows))]
-    assert result.queries.sort("public_id")["depth"].to_list() == [2, 2, 1]
+    assert result.queries.sort("public_id")["reached_depth"].to_list() == [2, 2, 1]
 
 
 def test_a_failing_pair_keeps_its_query_in_fused_order_and_no_other(tmp_path):
@@ -219,3 +220,78 @@ def test_nothing_of_a_text_is_in_records_and_events(tmp_path):
     result = rerank(tmp_path, faults(raises="gamma", message="storm wind"), events)
     told = json.dumps(result.record.as_json()) + repr(events.events)
     assert not [word for word in ("storm", "engine", "gamma", "wind") if word in told]
+
+
+class SlowClock:
+    """Every look at it takes a second, so a slice takes one or two."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def limited(tmp_path, seconds, depth=5, floor=1, events=None, planted=NO_FAULTS):
+    return rerank_candidates(
+        candidates(),
+        CHUNKS,
+        QUERIES,
+        model_folder(tmp_path / "m", "rerank"),
+        ComputeContext(events=events or EventLog()),
+        RerankOptions(depth=depth, weight=1.0, allowance=Allowance("sla", seconds, floor, "")),
+        make_factory=rerank_maker(planted),
+        clock=SlowClock(),
+    )
+
+
+def test_with_time_enough_slices_give_what_one_work_list_gives(tmp_path):
+    whole, sliced = rerank(tmp_path, weight=1.0, depth=5), limited(tmp_path, 1e6)
+    assert sliced.reranked.equals(whole.reranked)
+    assert sliced.queries.equals(whole.queries)
+    assert sliced.record.tokens == whole.record.tokens
+    assert sliced.record.facts["reached_depth"] == whole.record.facts["reached_depth"] == 5
+    assert sliced.record.facts["queries_cut_short"] == 0
+
+
+def test_without_time_the_floor_is_scored_and_the_rest_stays_below_in_fused_order(tmp_path):
+    events = EventLog()
+    result = limited(tmp_path, -1.0, floor=2, events=events)
+    depths = {row["public_id"]: (row["requested_depth"], row["reached_depth"]) for row in result.queries.to_dicts()}
+    assert depths == {"q2": (4, 2), "q1": (5, 2), "q3": (1, 1)}
+    assert result.queries["reranked"].all(), "a prefix was scored: that is no fallback"
+    for query, rows in LISTS.items():
+        part = result.reranked.filter(pl.col("public_id") == query)
+        assert set(part["row"].to_list()[:2]) == set(rows[:2])
+        assert part["row"].to_list()[2:] == rows[2:]
+        assert part["rerank_score"].is_not_null().to_list() == [at < 2 for at in range(len(rows))]
+    facts = result.record.facts
+    assert (facts["requested_depth"], facts["reached_depth"], facts["queries_cut_short"]) == (5, 2, 2)
+    assert (facts["pairs_scored"], facts["budget"], facts["budget_seconds"]) == (5, "sla", -1.0)
+    assert result.record.status == "completed"
+    assert result.record.fallback_count == 0
+    (planned,), (spent,) = events.named("budget.granted"), events.named("budget.spent")
+    assert (planned.facts["budget_seconds"], planned.facts["requested_depth"]) == (-1.0, 5)
+    assert (spent.facts["requested_depth"], spent.facts["reached_depth"]) == (5, 2)
+    assert spent.facts["left_seconds"] < 0
+
+
+def test_what_was_reached_is_a_prefix_of_every_query_and_grows_with_the_time(tmp_path):
+    reached = []
+    for seconds in (1.0, 5.0, 6.0, 8.0, 40.0):
+        result = limited(tmp_path, seconds)
+        reached.append(result.record.facts["reached_depth"])
+        for query in LISTS:
+            part = result.reranked.filter((pl.col("public_id") == query) & pl.col("reranked"))
+            assert sorted(part["fused_rank"].to_list()) == list(range(1, part.height + 1))
+    assert reached == sorted(reached)
+    assert (reached[0], reached[-1]) == (1, 5)
+
+
+def test_a_pair_that_fails_in_a_later_slice_takes_its_query_back_to_fused_order(tmp_path):
+    result = limited(tmp_path, 1e6, planted=faults(raises="gamma"))  # chunk 5, rank 4 of q2
+    assert fused_order(result, "q2")
+    assert not fused_order(result, "q1")
+    assert result.queries.filter(pl.col("public_id") == "q2")["reached_depth"].item() == 0
+    assert result.record.fallback_reasons == {"ValueError": 1}

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.compute.token_tables import join_tables, longest_first, pair_table, take_rows
+from ensemble_assets.compute.token_tables import (
+    Template,
+    TokenBodies,
+    join_tables,
+    longest_first,
+    pair_lengths,
+    pair_table,
+    take_rows,
+)
 from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.core.errors import SettingsError
 from ensemble_assets.core.model_files import ModelFiles, locate
@@ -108,3 +116,20 @@ def test_pairs_are_not_joined(files):
 
 def _rows(table) -> list[list[int]]:
     return [table.ids[a:b].tolist() for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 60)), min_size=1, max_size=20), st.integers(5, 60))
+def test_pair_lengths_are_those_of_the_table_without_making_it(full, max_tokens):
+    template = Template((1,), (2,), (1,), (2,), (2,), True)
+    bodies = [
+        TokenBodies(
+            np.arange(sum(counts), dtype=np.int32),
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            np.array(counts, np.int64),
+            max_tokens,
+        )
+        for counts in zip(*full, strict=True)
+    ]
+    pairs = np.stack([np.arange(len(full)), np.arange(len(full))[::-1]], axis=1).astype(np.int64)
+    table = pair_table(*bodies, pairs, template, max_tokens)
+    assert pair_lengths(*bodies, pairs, template, max_tokens).tolist() == table.lengths.tolist()
