@@ -30,11 +30,15 @@ _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to run: collection names (all if empty) and option overrides with the names of their sources."""
+    """What to run: collection names (all if empty) and option overrides with the names of their sources.
+
+    With ``assets``, only those of the job are materialised, of collections that were run before.
+    """
 
     collections: tuple[str, ...]
     overrides: Mapping[str, Any]
     sources: Mapping[str, str]
+    assets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,14 @@ def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[Coll
         InputError: if a named collection does not exist.
     """
     resolved = resolve(request.overrides, override_sources=request.sources)
-    names = _collection_names(resolved, request.collections)
+    names = list(request.collections) if request.assets else _collection_names(resolved, request.collections)
     with _instance() as instance:
         instance.add_dynamic_partitions(str(COLLECTIONS.name), names)
         definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
         config = settings_run_config({key: typed[key] for key in request.overrides}, request.sources)
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
-        return [_run_one(name, definitions, instance, config, (resolved, progress)) for name in names]
+        return [_run_one(name, definitions, instance, config, (resolved, progress), request.assets) for name in names]
 
 
 def _run_one(
@@ -74,14 +78,16 @@ def _run_one(
     instance: dg.DagsterInstance,
     config: dict[str, Any],
     told: tuple[Resolved, ConsoleProgress],
+    assets: tuple[str, ...],
 ) -> CollectionOutcome:
     resolved, progress = told
+    chosen = [dg.AssetKey(asset) for asset in assets] or None
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
     with _quiet_dagster():
         try:
             result = job.execute_in_process(
                 partition_key=name, instance=instance, raise_on_error=False, run_config=config, run_id=run_id,
-                tags=BY_COMMAND_LINE,
+                tags=BY_COMMAND_LINE, asset_selection=chosen,
             )  # fmt: skip
         finally:
             end_trace(instance, run_id)
@@ -92,7 +98,12 @@ def _run_one(
         bundle=Path(resolved.settings.paths.output_dir) / name,
         stages=stages,
         checks=[
-            {"check": check.check_name, "passed": check.passed, "severity": check.severity.value}
+            {
+                "check": check.check_name,
+                "passed": check.passed,
+                "severity": check.severity.value,
+                "description": check.description,
+            }
             for check in result.get_asset_check_evaluations()
         ],
         provenance=resolved.provenance("enable_sparse", "enable_rerank"),

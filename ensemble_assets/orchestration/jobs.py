@@ -9,7 +9,7 @@ RETRIEVAL_BUNDLE = "retrieval_bundle"
 default_jobs = (
     dg.define_asset_job(
         RETRIEVAL_BUNDLE,
-        selection=dg.AssetSelection.groups("inputs", "first_stage", "ranking", "bundles"),
+        selection=dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality", "bundles"),
         description="Everything, sparse and rerank included, for one collection.",
     ),
 )

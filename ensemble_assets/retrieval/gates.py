@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from ensemble_assets.core.errors import ArtefactError
 from ensemble_assets.retrieval.significance import bootstrap_interval, randomisation_test, smallest_p_value
 
+COMMON_SHARE = 0.8
+"""Share of the queries that two evaluations must have in common to be compared."""
+
 _ROUNDING = 1e-9  # so that a difference of exactly epsilon passes
 
 
@@ -112,6 +115,29 @@ def compare(
         queries=len(differences),
         decided_by="test" if testable else "effect",
     )
+
+
+def compare_common(
+    baseline: pl.DataFrame,
+    current: pl.DataFrame,
+    *,
+    minimum_effect: float = 0.005,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> Verdict:
+    """``compare`` on the queries that both have: a collection may gain and lose a few between two runs.
+
+    Raises:
+        ArtefactError: if fewer than ``COMMON_SHARE`` of either side's queries are common.
+    """
+    common = baseline.select("public_id").join(current.select("public_id"), on="public_id", how="inner")
+    if len(common) < COMMON_SHARE * max(len(baseline), len(current)) or not len(common):
+        raise ArtefactError(
+            f"only {len(common)} queries are both in the baseline ({len(baseline)}) and in this evaluation "
+            f"({len(current)}): too few to compare. Accept a new baseline: ensemble-assets baseline accept BUNDLE"
+        )
+    kept = [frame.join(common, on="public_id", how="semi") for frame in (baseline, current)]
+    return compare(*kept, minimum_effect=minimum_effect, alpha=alpha, seed=seed)
 
 
 def quality_regression(verdict: Verdict, measure: str = "nDCG@10") -> GateResult:

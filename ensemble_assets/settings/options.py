@@ -156,6 +156,18 @@ class Checks:
         0.95, "share of chunks with a sparse vector under which a check warns", low=0.0, high=1.0
     )
     sparse_coverage_error: float = option(0.8, "share under which it fails", low=0.0, high=1.0)
+    quality_severity: str = option(
+        "warn", "what a failed quality gate is; derived probes only ever warn", choices=("warn", "error")
+    )
+    minimum_effect: float = option(
+        0.005, "smallest change of mean nDCG@10 that counts as better or worse than the baseline", low=0.0, high=1.0
+    )
+    alpha: float = option(0.05, "significance level of that comparison", low=0.0, high=1.0)
+    rerank_epsilon: float = option(0.005, "loss of mean nDCG@10 by reranking that is tolerated", low=0.0, high=1.0)
+    fusion_epsilon: float = option(
+        0.0, "loss of mean nDCG@10 against the weakest single list that is tolerated", low=0.0, high=1.0
+    )
+    baselines_dir: str = option("baselines", "folder of the accepted quality baselines, one text file per collection")
 
 
 @dataclass(frozen=True)

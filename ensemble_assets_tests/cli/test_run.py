@@ -28,7 +28,7 @@ def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout)["collections"][0]
     assert [stage["stage"] for stage in summary["stages"]] == [
-        "chunks", "queries", "dense", "sparse", "fusion", "rerank", "export",
+        "chunks", "queries", "dense", "sparse", "fusion", "rerank", "evaluation", "export",
     ]  # fmt: skip
     assert {stage["status"] for stage in summary["stages"]} == {"completed"}
     assert (tmp_path / "out" / "notes" / f"{PREFIX}_rerank.jsonl").is_file()

@@ -14,6 +14,7 @@ from ensemble_assets.export.gates.privacy import no_raw_queries
 from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
 from ensemble_assets.orchestration.checks import ALL_CHECKS
 from ensemble_assets.orchestration.checks.evidence import run_places
+from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets_tests.export.gates.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
@@ -27,17 +28,18 @@ def evaluations(outcome: Outcome) -> dict[str, dg.AssetCheckEvaluation]:
 
 def test_every_gate_is_a_blocking_check_of_the_job() -> None:
     specs = [spec for check in ALL_CHECKS for spec in check.check_specs]
-    assert {spec.name for spec in specs} == set(GATES) == set(DESCRIPTIONS)
+    assert {spec.name for spec in specs} == {*GATES, *QUALITY_DESCRIPTIONS}
+    assert set(GATES) == set(DESCRIPTIONS)
     assert all(spec.blocking and spec.partitions_def is not None for spec in specs)
     job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
-    assert "bundle_gates" in set(job.graph.node_names())
+    assert {"bundle_gates", "quality_gates"} <= set(job.graph.node_names())
 
 
 def test_a_run_passes_every_gate_for_its_partition_and_its_bundle_fits_the_schemas(pipeline: Pipeline) -> None:
     outcome = pipeline.run()
     assert outcome.succeeded, outcome.error
     checks = evaluations(outcome)
-    assert set(checks) == set(GATES)
+    assert set(checks) == {*GATES, *QUALITY_DESCRIPTIONS}
     assert [name for name, check in checks.items() if not check.passed] == []
     assert {check.partition for check in checks.values()} == {"notes"}
     assert checks["no_raw_queries"].metadata["queries"].value == 3

@@ -30,11 +30,11 @@ def test_the_definitions_are_loadable() -> None:
     dg.Definitions.validate_loadable(build_definitions())
 
 
-def test_the_seven_assets_share_partitions_io_manager_and_owners() -> None:
+def test_the_eight_assets_share_partitions_io_manager_and_owners() -> None:
     names = [asset.key.to_user_string() for asset in ALL_ASSETS]
     assert names == [
         "chunks", "queries", "dense_embeddings", "sparse_vectors", "fused_candidates", "reranked_candidates",
-        "export_bundle",
+        "evaluation", "export_bundle",
     ]  # fmt: skip
     for asset in ALL_ASSETS:
         spec = next(iter(asset.specs))

@@ -1,7 +1,8 @@
-"""The assets, one file each, in pipeline order: inputs, first stage, ranking, bundle."""
+"""The assets, one file each, in pipeline order: inputs, first stage, ranking, quality, bundle."""
 
 from ensemble_assets.orchestration.assets.chunks import chunks
 from ensemble_assets.orchestration.assets.dense import dense_embeddings
+from ensemble_assets.orchestration.assets.evaluation import evaluation
 from ensemble_assets.orchestration.assets.export import export_bundle
 from ensemble_assets.orchestration.assets.fusion import fused_candidates
 from ensemble_assets.orchestration.assets.qdrant import qdrant_collection
@@ -16,6 +17,7 @@ ALL_ASSETS = (
     sparse_vectors,
     fused_candidates,
     reranked_candidates,
+    evaluation,
     export_bundle,
 )
 """In pipeline order."""

@@ -1,6 +1,7 @@
-"""Asset checks: the gates of the bundle, partition-aware and blocking."""
+"""Asset checks: the gates of the bundle and of its quality, partition-aware and blocking."""
 
 from ensemble_assets.orchestration.checks.bundle import bundle_gates
+from ensemble_assets.orchestration.checks.quality import quality_gates
 
-ALL_CHECKS = (bundle_gates,)
+ALL_CHECKS = (bundle_gates, quality_gates)
 """Every check of the code location."""

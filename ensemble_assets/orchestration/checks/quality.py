@@ -1,0 +1,122 @@
+"""The gates of ``evaluation`` as asset checks: against the accepted baseline, and of each list against its parts.
+
+Verdicts are ``retrieval.gates``; here are only severities, words and where the baseline is. Probe queries judge
+themselves, so their gates never do more than warn.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.core.errors import ArtefactError, EnsembleError
+from ensemble_assets.core.quality_baseline import read_quality_baseline
+from ensemble_assets.orchestration.asset_frame import collection_checks
+from ensemble_assets.orchestration.io_managers import open_store
+from ensemble_assets.orchestration.quality import FINAL_RUN, GATED_MEASURE
+from ensemble_assets.orchestration.resources import SettingsForm
+from ensemble_assets.retrieval.gates import (
+    GateResult,
+    compare_common,
+    fusion_not_worse,
+    quality_regression,
+    rerank_not_worse,
+)
+from ensemble_assets.settings import Settings
+
+_SINGLES = ("dense", "sparse")
+
+QUALITY_DESCRIPTIONS: Mapping[str, str] = {
+    "quality_regression": "the final list is not worse than the accepted baseline of the collection",
+    "rerank_not_worse": "reranking does not lose more than checks.rerank_epsilon of the fused quality",
+    "fusion_not_worse": "the fused list is at least as good as the weakest single list",
+}
+
+
+@collection_checks("quality_gates", asset="evaluation", descriptions=QUALITY_DESCRIPTIONS)
+def quality_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm) -> Iterator[dg.AssetCheckResult]:
+    """Every selected gate of the collection's quality."""
+    resolved = settings.resolved().settings
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    try:
+        measured = open_store(resolved).load(context.partition_key, "evaluation")
+        gates = quality_results(measured, context.partition_key, resolved)
+        for name in (name for name in gates if name in wanted):
+            yield _check_result(name, gates[name], measured, resolved)
+    except EnsembleError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+
+
+def quality_results(measured: Artefact, collection: str, settings: Settings) -> dict[str, Callable[[], GateResult]]:
+    """The gates of an evaluation by name, each still to be run."""
+    per_query = measured.frame("per_query").filter(pl.col("measure") == GATED_MEASURE)
+    lists = {
+        str(run): frame.select("public_id", "value") for (run,), frame in per_query.group_by("run", maintain_order=True)
+    }
+    return {
+        "quality_regression": functools.partial(_regression, measured, lists, collection, settings),
+        "rerank_not_worse": functools.partial(_rerank, lists, settings),
+        "fusion_not_worse": functools.partial(_fusion, lists, settings),
+    }
+
+
+def _regression(
+    measured: Artefact, lists: Mapping[str, pl.DataFrame], collection: str, settings: Settings
+) -> GateResult:
+    accepted = read_quality_baseline(Path(settings.checks.baselines_dir), collection)
+    if accepted is None:
+        return GateResult(
+            "quality_regression",
+            True,
+            {},
+            "no baseline is accepted; record one: ensemble-assets baseline accept BUNDLE",
+        )
+    if accepted.judged != bool(measured.facts["judged"]):
+        kinds = {True: "judgements from a file", False: "derived probes"}
+        raise ArtefactError(
+            f"the accepted baseline is of {kinds[accepted.judged]}, this evaluation of "
+            f"{kinds[bool(measured.facts['judged'])]}. Accept a new one: ensemble-assets baseline accept BUNDLE"
+        )
+    checks = settings.checks
+    verdict = compare_common(
+        accepted.values(FINAL_RUN), lists[FINAL_RUN], minimum_effect=checks.minimum_effect, alpha=checks.alpha
+    )
+    return quality_regression(verdict)
+
+
+def _rerank(lists: Mapping[str, pl.DataFrame], settings: Settings) -> GateResult:
+    return rerank_not_worse(lists["fused"], lists[FINAL_RUN], epsilon=settings.checks.rerank_epsilon)
+
+
+def _fusion(lists: Mapping[str, pl.DataFrame], settings: Settings) -> GateResult:
+    singles = {name: lists[name] for name in _SINGLES if name in lists}
+    return fusion_not_worse(lists["fused"], singles, epsilon=settings.checks.fusion_epsilon)
+
+
+def _check_result(
+    name: str, gate: Callable[[], GateResult], measured: Artefact, settings: Settings
+) -> dg.AssetCheckResult:
+    """A gate's verdict as Dagster shows it; nothing to judge passes with a note."""
+    if measured.facts["status"] == "no_judgements":
+        result = GateResult(name, True, {}, "there are no judgements for these queries; nothing was compared")
+    else:
+        try:
+            result = gate()
+        except ArtefactError as error:
+            result = GateResult(name, False, {}, str(error))
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=result.passed,
+        severity=severity(bool(measured.facts["judged"]), settings),
+        description=result.message,
+        metadata={**result.numbers, "judgements": "file" if measured.facts["judged"] else "derived probes"},
+    )
+
+
+def severity(judged: bool, settings: Settings) -> dg.AssetCheckSeverity:
+    """As set with judgements from a file; WARN with derived probes."""
+    wanted = settings.checks.quality_severity if judged else "warn"
+    return dg.AssetCheckSeverity(wanted.upper())
