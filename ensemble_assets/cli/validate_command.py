@@ -14,12 +14,12 @@ from ensemble_assets.core.ingest.files import InputFile
 from ensemble_assets.core.ingest.records import Tally
 from ensemble_assets.core.queries import read_queries
 from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.parity import Original
 from ensemble_assets.export.gates.places import Place, file_place, folder_places
+from ensemble_assets.export.gates.projection import Original
 from ensemble_assets.export.gates.reading import Bundle, open_bundle
 from ensemble_assets.export.gates.result import GateResult
 from ensemble_assets.export.gates.stages import costs_of
-from ensemble_assets.export.gates.suite import GATES, Evidence, public_names_in
+from ensemble_assets.export.gates.suite import Evidence, judge, public_names_in
 from ensemble_assets.orchestration.checks.evidence import limits_of
 from ensemble_assets.settings import resolve
 
@@ -52,7 +52,7 @@ def validate(
             places=lambda: _places(search),
             public=lambda: public_names_in(opened),
         )
-        results = [gate(evidence) for gate in GATES.values()]
+        results = list(judge(evidence))
     _report(opened, results, json_output)
     return 1 if any(result.failed for result in results) else 0
 

@@ -8,6 +8,7 @@ byte.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,21 @@ def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
         ContractError: if the installed faiss lays such a file out in another way.
         ImportError: if faiss is not installed.
     """
+    parts = flat_index_parts(vectors)
+    header = next(parts)
+    with path.open("wb") as file:
+        file.write(header)
+        for part in parts:
+            file.write(part)
+
+
+def flat_index_parts(vectors: NDArray[np.float32]) -> Iterator[bytes | memoryview]:
+    """The bytes of that file, a piece at a time; a piece is gone when the next one is asked for.
+
+    Raises:
+        ContractError: if the installed faiss lays such a file out in another way.
+        ImportError: if faiss is not installed.
+    """
     import faiss
 
     empty = bytes(faiss.serialize_index(faiss.IndexFlatIP(vectors.shape[1])))
@@ -36,9 +52,7 @@ def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
             "Install faiss-cpu 1.8 to 1.15, or switch the index off"
         )
     kind, width, _, unused, unused_too, trained, metric, _ = _HEADER.unpack(empty)
-    header = _HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size)
-    with path.open("wb") as file:
-        file.write(header)
-        for start in range(0, len(vectors), _BLOCK_ROWS):
-            file.write(np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS]).data)
-            release(vectors)
+    yield _HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        yield np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS]).reshape(-1).view(np.uint8).data
+        release(vectors)

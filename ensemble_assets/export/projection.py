@@ -6,6 +6,7 @@ What comes out is, byte for byte, what the v4.0 writer makes of the same chunks 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from ensemble_assets.export.sparse_section import NO_VECTOR, vector_of
 
 _ADDED_STATISTICS = {"sparse_vector_stats": ("live",)}
 _VECTORS_KEY = ', "vectors": {'
+_BLOCK = 1 << 18
+_ITEM_BORDER = re.compile(rb",\n  (?! )")
 
 
 def project_to_v40(bundle: Path, out: Path) -> None:
@@ -86,20 +89,32 @@ def read_list_items(file: IO[bytes], what: str) -> Iterator[bytes]:
     Raises:
         ArtefactError: if the file is not laid out so.
     """
-    first = file.readline().rstrip()
-    if first == b"[]" and not file.read(1):
+    opening, rest = file.read(4), b""
+    if opening.rstrip() == b"[]" and not file.read().strip():
         return
-    item, closed = b"", False
-    for line in file if first == b"[" else ():
-        closed = line.rstrip() == b"]"
-        if closed:
-            break
-        item += line
-        if line[2:3] != b" " and line.rstrip() not in (b"  {", b"  ["):
-            yield item.strip().removesuffix(b",")
-            item = b""
-    if not closed or item or file.read(1):
+    if opening == b"[\n  ":
+        while block := file.read(_BLOCK):
+            *whole, rest = _split_items(rest + block)
+            yield from whole
+    rest = rest.rstrip()
+    if not rest.endswith(b"\n]"):
         raise ArtefactError(f"{what}: is no JSON list with indent 2. Export the bundle again")
+    yield from _split_items(rest[:-2], complete=True)
+
+
+def _split_items(text: bytes, *, complete: bool = False) -> list[bytes]:
+    """The items in ``text``, which begins with one; unless ``complete`` is set, the last may go on.
+
+    Items begin two blanks in, what is inside them further in; strings hold no line end. Objects are told apart by a
+    plain search, because a bundle has gigabytes of them.
+    """
+    if text[:1] != b"{":
+        return _ITEM_BORDER.split(text)
+    first, *others = text.split(b",\n  {")
+    parts = [first, *(b"{" + part for part in others)]
+    if all(part.find(b"\n  }") == len(part) - 4 for part in parts[: None if complete else -1]):
+        return parts
+    return _ITEM_BORDER.split(text)  # empty objects, or items of other types between
 
 
 def restore_echo(metadata: dict[str, Any]) -> dict[str, Any]:

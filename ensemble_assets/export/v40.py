@@ -7,8 +7,9 @@ values become text is ``encode``; the manifest and the files that v4.1 adds are 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
         files.append(names.of("sparse.jsonl"))
     else:
         (folder / names.of("sparse.jsonl")).unlink()
-    (folder / names.of("stats.json")).write_text(_pretty(statistics(bundle, counts)), encoding="utf-8", newline="\n")
+    (folder / names.of("stats.json")).write_bytes(statistics_text(bundle, counts))
     (folder / names.of("upload_script.py")).write_text(upload_script(bundle), encoding="utf-8", newline="\n")
     files.append(names.of("upload_script.py"))
     reason = why_no_flat_index(bundle.flat_index)
@@ -83,13 +84,21 @@ def why_no_flat_index(wanted: bool) -> str | None:
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write ``array`` as ``np.save`` does, a piece at a time, so that a mapped one does not fill the memory."""
-    rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(array), rows):
-            file.write(np.ascontiguousarray(array[start : start + rows]).data)
-            release(array)
+        for part in array_parts(array):
+            file.write(part)
+
+
+def array_parts(array: NDArray[Any]) -> Iterator[bytes | memoryview]:
+    """The bytes that ``np.save`` writes of ``array``; a piece is gone when the next one is asked for."""
+    rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
+    header = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    yield header.getvalue()
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data
+        release(array)
 
 
 class _Record(NamedTuple):
@@ -153,7 +162,7 @@ class _Encoder:
     def __init__(self, bundle: BundleInputs) -> None:
         self._facts = bundle.facts
         self._sparse_of: SparseOf = sparse_vectors(bundle.sparse)
-        self._tail = _payload_tail(bundle)
+        self._tail = payload_tail(bundle)
 
     def record(self, chunk: ChunkRow, dense: str) -> _Record:
         """All there is to write of a chunk.
@@ -173,12 +182,7 @@ class _Encoder:
 
     def _encoded(self, chunk: ChunkRow, enriched: Enriched, vector: SparseVector | None, dense: str) -> _Record:
         metadata, text = enriched.metadata, chunk.text
-        payload = {
-            **metadata,
-            "text_preview": text[:PREVIEW_CHARACTERS],
-            "full_text_length": len(text),
-            **self._tail,
-        }
+        payload = payload_of(metadata, text, self._tail)
         encoded = _with_vector(payload, vector)
         if vector is not None:
             metadata["sparse_vector"] = vector.plain
@@ -190,6 +194,17 @@ class _Encoder:
             echoed=enriched.echo is not None,
             vector=vector,
         )
+
+
+def payload_of(metadata: dict[str, Any], text: str, tail: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's payload, its sparse vector aside: the chunk's metadata, then the point's keys; a later key wins.
+
+    Args:
+        metadata: after enrichment.
+        text: as embedded.
+        tail: of ``payload_tail``.
+    """
+    return {**metadata, "text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text), **tail}
 
 
 def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
     return own
 
 
-def _payload_tail(bundle: BundleInputs) -> dict[str, Any]:
+def payload_tail(bundle: BundleInputs) -> dict[str, Any]:
     """The payload keys after the chunk's own that are the same for every chunk."""
     primary, companions = bundle.primary, bundle.dense[1:]
     model_info: dict[str, Any] = {
@@ -235,18 +250,30 @@ def _with_vector(payload: dict[str, Any], vector: SparseVector | None) -> str:
     """The payload as JSON with ``sparse_vector`` set: where the key stands, else last."""
     if vector is None:
         return compact(payload)
+    before, after = around_vector(payload)
+    return f"{before}{vector.text}{after}"
+
+
+def around_vector(payload: dict[str, Any]) -> tuple[str, str]:
+    """The payload as JSON up to the value of ``sparse_vector``, and from there on: where the key stands, else last."""
+    before, after = split_at_vector(payload)
+    opening = f"{compact(before)[:-1]}, " if before else "{"
+    return f'{opening}"sparse_vector": ', f", {compact(after)[1:]}" if after else "}"
+
+
+def split_at_vector(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands before the key ``sparse_vector`` and what after it."""
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     side = before
-    for key, value in payload.items():
+    for key, item in value.items():
         if key == "sparse_vector":
             side = after
         else:
-            side[key] = value
-    opening = f"{compact(before)[:-1]}, " if before else "{"
-    rest = f", {compact(after)[1:]}" if after else "}"
-    return f'{opening}"sparse_vector": {vector.text}{rest}'
+            side[key] = item
+    return before, after
 
 
-def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+def statistics_text(bundle: BundleInputs, counts: SparseCounts) -> bytes:
+    """The text of ``<prefix>_stats.json``."""
+    return json.dumps(statistics(bundle, counts), indent=2, ensure_ascii=False).encode()

@@ -1,10 +1,10 @@
-"""How much memory and time it takes to write a large bundle.
+"""How much memory and time it takes to write a large bundle, and to look at it with every gate.
 
 ``python -m ensemble_assets_tests.benchmarks.export_memory --points 1000000 --dim 384 --sparse-terms 64``
 
 Makes synthetic chunks (metadata as rich as a chunker's, optionally with live sparse vectors), writes the bundle in a
-process of its own and prints one JSON object: peak resident memory (mapped files included), the memory right after the
-imports, seconds by the clock and of the processor, and bytes written.
+process of its own, judges it in another, and prints one JSON object: for each of the two the peak resident memory
+(mapped files included), the memory right after the imports, seconds by the clock and of the processor; bytes written.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ import numpy as np
 import polars as pl
 
 from ensemble_assets.export.bundle import write_bundle
+from ensemble_assets.export.gates.needles import Query
+from ensemble_assets.export.gates.projection import Original
+from ensemble_assets.export.gates.reading import open_bundle
+from ensemble_assets.export.gates.stages import costs_of
+from ensemble_assets.export.gates.suite import Evidence, judge, public_names
 from ensemble_assets.export.inputs import BundleInputs, DenseModel, LiveSparse, chunk_rows
 from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.stage_runs import SparseRun
 
 _BLOCK = 20_000
 _VOCABULARY = 30_522
+_QUERY_WORDS = "how where when river engine orchard violin harbour glacier lantern market canyon meadow behind".split()
 _CLOCK = "2026-01-02T03:04:05.678901"
 
 
@@ -37,18 +43,22 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--sparse-terms", type=int, default=0, help="entries per live sparse vector; 0 switches it off")
     parser.add_argument("--folder", type=Path, help="where to work; needs about 20 kB per point")
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--queries", type=int, default=1000, help="queries for no_raw_queries to look for")
+    parser.add_argument("--part", choices=("write", "judge"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write:
-        print(json.dumps(_write(options.write)))
+    if options.part:
+        part = _write(options.folder) if options.part == "write" else _judge(options.folder, options.queries)
+        print(json.dumps(part))
         return
+    figures = {"points": options.points, "dim": options.dim, "sparse_terms": options.sparse_terms}
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         _make_inputs(Path(scratch), options.points, options.dim, options.sparse_terms)
-        command = [sys.executable, "-m", __spec__.name, "--write", scratch]
-        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        print(
-            json.dumps({"points": options.points, "dim": options.dim, "sparse_terms": options.sparse_terms, **figures})
-        )
+        for part in ("write", "judge"):
+            command = [sys.executable, "-m", __spec__.name, "--folder", scratch, "--part", part]
+            command += ["--queries", str(options.queries)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            figures[part] = json.loads(done.stdout)
+            print(json.dumps(figures), flush=True)
 
 
 def _make_inputs(folder: Path, points: int, dim: int, terms: int) -> None:
@@ -103,9 +113,9 @@ def _chunk_block(start: int, count: int) -> pl.DataFrame:
     return pl.DataFrame(records, schema=names, orient="row")
 
 
-def _write(folder: Path) -> dict[str, float]:
+def _inputs(folder: Path) -> BundleInputs:
     vectors = np.load(folder / "dense.npy", mmap_mode="r")
-    bundle = BundleInputs(
+    return BundleInputs(
         collection="synthetic",
         rows=chunk_rows(pl.scan_parquet(folder / "chunks" / "*.parquet")),
         count=len(vectors),
@@ -114,6 +124,34 @@ def _write(folder: Path) -> dict[str, float]:
         sparse=_live(folder, len(vectors)),
         flat_index=True,
     )
+
+
+def _judge(folder: Path, count: int) -> dict[str, object]:
+    """Every gate over the bundle, in one pass, as the exporter and the asset checks do."""
+    inputs = _inputs(folder)
+    bundle = open_bundle(folder / "out" / "synthetic")
+    words = np.random.default_rng(1).choice(np.array(_QUERY_WORDS), size=(count, 9))
+    queries = tuple(Query(f"q{number}", " ".join(row)) for number, row in enumerate(words))
+    before, started, processor = _peak_mb(), time.perf_counter(), time.process_time()
+    evidence = Evidence(
+        Original(bundle, folder / "scratch", inputs),
+        costs=costs_of(bundle.manifest),
+        queries=queries,
+        public=lambda: public_names(inputs),
+    )
+    results = list(judge(evidence))
+    return {
+        "peak_rss_mb": _peak_mb(),
+        "rss_after_imports_mb": before,
+        "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - processor, 1),
+        "gates": len(results),
+        "not_passed": [result.name for result in results if not result.passed],
+    }
+
+
+def _write(folder: Path) -> dict[str, float]:
+    bundle = _inputs(folder)
     before, started, processor = _peak_mb(), time.perf_counter(), time.process_time()
     exported = write_bundle(folder / "out", bundle, lambda written: _manifest(bundle))
     seconds = time.perf_counter() - started
@@ -123,7 +161,7 @@ def _write(folder: Path) -> dict[str, float]:
         "rss_after_imports_mb": before,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(time.process_time() - processor, 1),
-        "points_per_second": round(len(vectors) / seconds),
+        "points_per_second": round(bundle.count / seconds),
         "written_gb": round(size / 1e9, 2),
         "has_flat_index": not exported.written.skipped,
     }

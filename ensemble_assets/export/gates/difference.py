@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.export.gates.result import key_shown
 from ensemble_assets.export.projection import read_list_items
 
 CLOCK_KEYS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp", "export_timestamp"})
@@ -27,6 +28,29 @@ def equal_bytes(one: Path, other: Path) -> bool:
     return True
 
 
+def first_unequal_byte(found: Path, parts: Iterable[bytes | memoryview]) -> int | None:
+    """Offset of the first byte at which a file is not ``parts`` one after another; None where it is.
+
+    Args:
+        found: the file.
+        parts: of what it should be.
+    """
+    offset = 0
+    with found.open("rb") as file:
+        for part in parts:
+            wanted, block = bytes(part), file.read(len(part))
+            if block != wanted:
+                return offset + _same_bytes(block, wanted)
+            offset += len(wanted)
+        return offset if file.read(1) else None
+
+
+def _same_bytes(one: bytes, other: bytes) -> int:
+    """How many bytes two texts begin with in common."""
+    unequal = (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    return next(unequal, min(len(one), len(other)))
+
+
 def first_difference(found: Path, expected: Path, ignored: frozenset[str] = frozenset()) -> str | None:
     """A sentence on where ``found`` differs from ``expected``; None if only keys in ``ignored`` do.
 
@@ -40,6 +64,11 @@ def first_difference(found: Path, expected: Path, ignored: frozenset[str] = froz
     if found.suffix in {".json", ".jsonl"} and (sentence := _record_difference(found, expected, ignored)):
         return sentence
     return None if ignored else f"{found.name}: {_byte_difference(found, expected)}"
+
+
+def record_difference(found: Any, expected: Any) -> str:
+    """What to say after the name of a record that is not written as it should be, and where it differs if it does."""
+    return _key_difference(found, expected, frozenset()) or ": the same values in another order or number format"
 
 
 def _record_difference(found: Path, expected: Path, ignored: frozenset[str]) -> str | None:
@@ -99,10 +128,10 @@ def _object_difference(left: dict[str, Any], right: dict[str, Any], ignored: fro
         if key in ignored:
             continue
         if key not in left:
-            return f", key {key!r}: is missing"
+            return f", key {key_shown(key)}: is missing"
         inner = _key_difference(left[key], expected, ignored)
         if inner is not None:
-            return f", key {key!r}{inner}"
+            return f", key {key_shown(key)}{inner}"
     for position, key in enumerate(left):
         if key not in right:  # its name may be anybody's text
             return f", key at position {position}: v4.0 does not have it"
@@ -117,7 +146,4 @@ def _byte_difference(found: Path, expected: Path) -> str:
             if one != other or not one:
                 break
             offset += len(one)
-    same = next(
-        (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )
-    return f"differs from byte {offset + same} on"
+    return f"differs from byte {offset + _same_bytes(one, other)} on"

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any
 
 from ensemble_assets.core.errors import ArtefactError
 from ensemble_assets.core.legacy_metadata import LOADER_KEYS
-from ensemble_assets.export.gates.reading import (
-    EXPORT_AGAIN,
-    Bundle,
-    Point,
-    metadata_items,
-    points,
-    read_object,
-    records,
-    texts,
-)
-from ensemble_assets.export.gates.result import Findings, GateResult
+from ensemble_assets.export.gates.reading import EXPORT_AGAIN, Bundle, Point, read_object
+from ensemble_assets.export.gates.result import Findings, GateResult, key_shown
+from ensemble_assets.export.gates.rows import Row, Walk
 from ensemble_assets.export.gates.shapes import (
     LOADER_KINDS,
     MANIFEST,
@@ -26,31 +17,77 @@ from ensemble_assets.export.gates.shapes import (
     SPARSE_RECORD,
     SPARSE_STATS,
     STATS,
+    fits,
     mismatches,
 )
 
 _POINT_KEYS = ("id", "payload", "vectors")
-_PRIVATE_USE = object()
+_ABSENT = object()
 _CONDITIONAL = {"sparse_vector", "modal_hint", "embedding_modal_hint", "document_id"}
+_REQUIRED = frozenset(LOADER_KEYS) - _CONDITIONAL
+_TAIL_NAMES = tuple(key.name for key in PAYLOAD_TAIL)
 
 
-def legacy_keys(bundle: Bundle) -> GateResult:
+class LegacyKeys:
     """Every v4.0 key with its type and in its order, in every record, not a sample.
 
     A bundle whose manifest says v4.1 must also have all keys that the loader sets; older bundles may lack them.
     """
-    found = Findings("legacy_keys")
-    rows = 0
-    try:
-        for rows, (point, metadata) in enumerate(zip_longest(points(bundle), metadata_items(bundle)), start=1):
-            _add(found, _point_mismatches(bundle, rows - 1, point, metadata))
-    except ArtefactError as error:
-        found.add(str(error))
-    _check_sparse_file(bundle, found)
-    _check_texts(bundle, found)
-    _check_object(bundle.names.of("stats.json"), bundle, found)
-    _add(found, mismatches(bundle.manifest, MANIFEST, "manifest", ordered=False) if bundle.manifest else iter(()))
-    return found.result(records=rows)
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._bundle = walk.bundle
+        self._found = Findings("legacy_keys")
+        self._has_sparse_file = walk.bundle.path("sparse.jsonl").is_file()
+        self._complete = walk.bundle.version == "v4.1"
+        self._sparse_on = walk.bundle.sparse_on
+
+    def see(self, row: Row) -> None:
+        """Look at a row: point, metadata, text and sparse record."""
+        if not self._is_sound(row):
+            _add(self._found, _point_mismatches(self._bundle, row.number, row.point, row.metadata))
+        if row.text_item is not None and not isinstance(row.text, str):
+            kind = type(row.text).__name__
+            name = self._bundle.names.of("texts.json")
+            self._found.add(f"{name}, item {row.number}: expected a string, found {kind}. {EXPORT_AGAIN}")
+        if row.sparse_line is not None:
+            _add(self._found, self._sparse_mismatches(row))
+
+    def _is_sound(self, row: Row) -> bool:
+        """Whether there is nothing to say, found out without making a sentence."""
+        point, metadata = row.point, row.metadata
+        if point is None or metadata is None or point.payload is None or point.keys[:3] != _POINT_KEYS:
+            return False
+        return (
+            type(point.row) is int
+            and fits(point.payload, PAYLOAD_TAIL, ordered=False)
+            and _in_order(point.payload, metadata)
+            and not any(_model_mismatches(point, row.vectors_are_expected, self._walk.vectors.names, ""))
+            and (not self._complete or metadata.keys() >= _REQUIRED)
+            and all(kind.holds(metadata[name]) for name, kind in LOADER_KINDS.items() if name in metadata)
+            and not any(_live_mismatches(point.payload, "", self._sparse_on))
+        )
+
+    def _sparse_mismatches(self, row: Row) -> Iterator[str]:
+        where = f"{self._bundle.names.of('sparse.jsonl')}, line {row.number + 1}"
+        record = row.sparse
+        if record is None:
+            yield f"{where}: is no JSON object"
+            return
+        stats = record.get("stats")
+        if not fits(record, SPARSE_RECORD):
+            yield from mismatches(record, SPARSE_RECORD, where)
+        if isinstance(stats, dict) and stats and not fits(stats, SPARSE_STATS):
+            yield from mismatches(stats, SPARSE_STATS, f"{where}, key 'stats'")
+
+    def result(self) -> GateResult:
+        """The verdict; looks at the statistics and the manifest first."""
+        for sentence in self._walk.problems:
+            self._found.add(sentence)
+        _check_object(self._bundle.names.of("stats.json"), self._bundle, self._found)
+        manifest = self._bundle.manifest
+        _add(self._found, mismatches(manifest, MANIFEST, "manifest", ordered=False) if manifest else iter(()))
+        return self._found.result(records=self._walk.rows)
 
 
 def _add(found: Findings, sentences: Iterator[str]) -> None:
@@ -75,35 +112,44 @@ def _point_mismatches(bundle: Bundle, row: int, point: Point | None, metadata: d
         return
     yield from mismatches(point.payload, PAYLOAD_TAIL, f"{where}, payload", ordered=False)
     yield from _order_mismatches(point.payload, metadata, f"{where}, payload")
-    yield from _model_mismatches(point, f"{where}, payload")
+    yield from _model_mismatches(point, False, [], f"{where}, payload")
     yield from _loader_mismatches(metadata, f"{bundle.names.of('metadata.json')}, item {row}", bundle.version == "v4.1")
     yield from _live_mismatches(point.payload, f"{where}, payload", bundle.sparse_on)
 
 
-def _order_mismatches(payload: dict[str, Any], metadata: dict[str, Any], where: str) -> Iterator[str]:
+def _expected_order(payload: dict[str, Any], metadata: dict[str, Any]) -> list[str]:
     """The chunk's own keys come first, in the order of the metadata file, then the point's."""
     own = list(metadata)
     if own and own[-1] == "sparse_vector":  # a live vector without an echo is added last to both objects
         own.pop()
-    tail = [key.name for key in PAYLOAD_TAIL if key.name in payload]
-    expected = list(dict.fromkeys([*own, *tail]))
-    found = list(payload)
-    if found[: len(expected)] == expected:
+    return list(dict.fromkeys([*own, *(name for name in _TAIL_NAMES if name in payload)]))
+
+
+def _in_order(payload: dict[str, Any], metadata: dict[str, Any]) -> bool:
+    expected = _expected_order(payload, metadata)
+    return list(payload)[: len(expected)] == expected
+
+
+def _order_mismatches(payload: dict[str, Any], metadata: dict[str, Any], where: str) -> Iterator[str]:
+    if _in_order(payload, metadata):
         return
+    expected, found = _expected_order(payload, metadata), list(payload)
     lost = [name for name in expected if name not in payload]
     if lost:
         new = [name for name in found if name not in expected]
         hint = f"; keys that v4.0 does not have: {len(new)}" if new else ""
-        yield f"{where}: key {lost[0]!r} of the chunk's metadata is missing{hint}"
+        yield f"{where}: key {key_shown(lost[0])} of the chunk's metadata is missing{hint}"
     else:
         position = next(i for i, name in enumerate(expected) if found[i] != name)
-        yield f"{where}: expected key {expected[position]!r} at position {position}, found another: keys were reordered"
+        wanted = f"key {key_shown(expected[position])} at position {position}"
+        yield f"{where}: expected {wanted}, found another: keys were reordered"
 
 
-def _model_mismatches(point: Point, where: str) -> Iterator[str]:
+def _model_mismatches(point: Point, expected: bool, written: list[str], where: str) -> Iterator[str]:
+    """What ``payload`` says of models against itself and the vectors, whose names are ``written`` if ``expected``."""
     payload = point.payload or {}
     names, info = payload.get("dense_vector_names"), payload.get("model_info")
-    vectors = point.vector_names
+    vectors = written if expected else point.vector_names
     if isinstance(names, list) and vectors != names:
         yield f"{where}: expected the {len(names)} names of dense_vector_names in vectors, in the same order"
     if isinstance(names, list) and names[:1] != [payload.get("primary_vector_name")]:
@@ -122,8 +168,8 @@ def _model_mismatches(point: Point, where: str) -> Iterator[str]:
 
 def _loader_mismatches(metadata: dict[str, Any], where: str, complete: bool) -> Iterator[str]:
     for name in LOADER_KEYS:
-        value = metadata.get(name, _PRIVATE_USE)
-        if value is _PRIVATE_USE:
+        value = metadata.get(name, _ABSENT)
+        if value is _ABSENT:
             if complete and name not in _CONDITIONAL:
                 yield f"{where}: key {name!r} is missing"
         elif name in LOADER_KINDS and not LOADER_KINDS[name].holds(value):
@@ -138,31 +184,6 @@ def _live_mismatches(payload: dict[str, Any], where: str, sparse_on: bool) -> It
         added = tuple(stats)[len(SPARSE_STATS) :]
         if added[: len(expected)] != expected or (not sparse_on and added):
             yield f"{where}, key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
-
-
-def _check_sparse_file(bundle: Bundle, found: Findings) -> None:
-    path = bundle.path("sparse.jsonl")
-    for number, record in enumerate(records(path) if path.is_file() else (), start=1):
-        where = f"{path.name}, line {number}"
-        if record is None:
-            found.add(f"{where}: is no JSON object. {EXPORT_AGAIN}")
-            continue
-        _add(found, mismatches(record, SPARSE_RECORD, where))
-        stats = record.get("stats")
-        if isinstance(stats, dict) and stats:
-            _add(found, mismatches(stats, SPARSE_STATS, f"{where}, key 'stats'"))
-
-
-def _check_texts(bundle: Bundle, found: Findings) -> None:
-    try:
-        for row, text in enumerate(texts(bundle)):
-            if not isinstance(text, str):
-                kind = type(text).__name__
-                found.add(
-                    f"{bundle.names.of('texts.json')}, item {row}: expected a string, found {kind}. {EXPORT_AGAIN}"
-                )
-    except ArtefactError as error:
-        found.add(str(error))
 
 
 def _check_object(name: str, bundle: Bundle, found: Findings) -> None:

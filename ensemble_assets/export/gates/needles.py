@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
@@ -70,10 +71,11 @@ class QuerySearch:
 
     Args:
         queries: what to look for.
-        public: names that may stand anywhere (chunk ids, file names, collections): a match inside one is no leak.
+        public: gives names that may stand anywhere (chunk ids, file names, collections): a match inside one is no leak.
+            Asked for only when there is a match, because there may be millions.
     """
 
-    def __init__(self, queries: Sequence[Query], public: Iterable[str] = ()) -> None:
+    def __init__(self, queries: Sequence[Query], public: Callable[[], Iterable[str]] = tuple) -> None:
         import ahocorasick
 
         self.labels = [query.label for query in queries]
@@ -91,22 +93,28 @@ class QuerySearch:
         if len(self._automaton):
             self._automaton.make_automaton()
         self.overlap = max(1 << 12, 16 * longest)
-        self._public: dict[str, list[tuple[str, int]]] = {}
-        for name in public:
-            self._admit(f" {canonical(name)} ")
+        self._names = public
+        if self._weak:
+            self._weak = {whole: self._weak[whole] for whole in self._weak.keys() - self._plain_names()}
 
     @property
     def weak(self) -> int:
-        """How many queries are weak."""
+        """How many queries are weak and no public name."""
         return len(self._weak)
 
-    def _admit(self, name: str) -> None:
-        self._weak.pop(name.strip(), None)
-        if len(self._automaton):
-            for end, (_, form) in self._automaton.iter(name):
-                places = self._public.setdefault(form, [])
-                if (name, end + 1 - len(form)) not in places:
-                    places.append((name, end + 1 - len(form)))
+    def _plain_names(self) -> set[str]:
+        """Those of the weak queries that are a public name."""
+        return self._weak.keys() & set(map(canonical, self._names()))
+
+    @cached_property
+    def _public(self) -> dict[str, list[tuple[str, int]]]:
+        """Where in public names the queries' forms stand: by form, the name and the place in it."""
+        found: dict[str, set[tuple[str, int]]] = {}
+        for name in self._names():
+            text = f" {canonical(name)} "
+            for end, (_, form) in self._automaton.iter(text):
+                found.setdefault(form, set()).add((text, end + 1 - len(form)))
+        return {form: sorted(places) for form, places in found.items()}
 
     def in_bytes(self, data: bytes) -> set[str]:
         """Labels of the queries in ``data``, in any of the encodings."""

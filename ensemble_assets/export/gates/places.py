@@ -1,34 +1,26 @@
-"""What a run wrote, as places with blocks of bytes to search: bundles, folders, databases, single texts.
+"""What a run wrote, as places with blocks of bytes to search: folders, files, databases, single texts.
 
-In a bundle the chunks' own texts and metadata may stand where v4.0 has them; those values are left out here, value by
-value and only where they are what the chunk has, so that the same words under any other key are looked at.
+The record files of a bundle hold the chunks' own texts, which may stand there; they are ``remainder``'s business.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.core.legacy_metadata import enrich
-from ensemble_assets.export.gates.reading import Bundle, metadata_items, open_vectors, parse_point, texts
-from ensemble_assets.export.inputs import BundleInputs
-from ensemble_assets.export.v40 import PREVIEW_CHARACTERS, own_metadata
+from ensemble_assets.export.gates.reading import Bundle, open_vectors
 
 _BLOCK = 4 << 20
 _BATCH = 1 << 20
-_SEPARATOR = b"\n_____\n"
+SEAM = b"\n_____\n"
 _FAISS_HEADER = 45
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+RECORD_FILES = ("qdrant.jsonl", "sparse.jsonl", "metadata.json", "texts.json")
 
 
 @dataclass(frozen=True)
@@ -67,146 +59,19 @@ def folder_places(folder: Path) -> Iterator[Place]:
         yield file_place(path, path.relative_to(folder).as_posix())
 
 
-def bundle_places(bundle: Bundle, inputs: BundleInputs | None = None) -> Iterator[Place]:
-    """Everything in a bundle folder but what v4.0 takes from the chunks.
-
-    Args:
-        bundle: the folder.
-        inputs: the chunks; without them ``_metadata.json`` and ``_texts.json`` are taken for what the chunks have.
-    """
-    chunks = _Chunks(bundle, inputs)
-    special: dict[str, Callable[[int], Iterator[bytes]]] = {
-        bundle.names.of("qdrant.jsonl"): lambda overlap: batches(chunks.points()),
-        bundle.names.of("sparse.jsonl"): lambda overlap: batches(chunks.sparse()),
-        bundle.names.of("metadata.json"): lambda overlap: batches(chunks.metadata()),
-        bundle.names.of("texts.json"): lambda overlap: batches(chunks.texts()),
-    }
+def bundle_places(bundle: Bundle) -> Iterator[Place]:
+    """Everything in a bundle folder but its record files."""
+    special = {bundle.names.of(content) for content in RECORD_FILES}
     files = sorted(path for path in bundle.folder.rglob("*") if path.is_file() and not path.is_symlink())
     yield text_place("file names of the bundle", [path.relative_to(bundle.folder).as_posix() for path in files])
     for path in files:
         name = path.relative_to(bundle.folder).as_posix()
-        if name in special:
-            yield Place(name, special[name])
-        elif path.suffix == ".npy":
+        if path.suffix == ".npy":
             yield Place(name, partial(_around_array, path))
         elif name == bundle.names.of("index.faiss"):
             yield Place(name, partial(_around_index, bundle, path))
-        else:
+        elif name not in special:
             yield file_place(path, name)
-
-
-class _Chunks:
-    """The record files of a bundle, a row at a time, without what is the chunk's."""
-
-    def __init__(self, bundle: Bundle, inputs: BundleInputs | None) -> None:
-        self._bundle = bundle
-        self._inputs = inputs
-        live = inputs.sparse if inputs else None
-        self._vocabulary = frozenset(live.vocabulary) if live else None
-
-    def _owned(self) -> Iterator[tuple[dict[str, Any], str | None]]:
-        """Metadata and text that row by row may stand in the bundle."""
-        if self._inputs is None:
-            for metadata, text in zip_longest(metadata_items(self._bundle), texts(self._bundle)):
-                yield metadata or {}, text if isinstance(text, str) else None
-            return
-        facts = self._inputs.facts
-        for chunk in self._inputs.rows():
-            yield enrich(own_metadata(chunk), chunk, facts).metadata, chunk.text
-
-    def points(self) -> Iterator[bytes]:
-        lines = self._lines("qdrant.jsonl")
-        for line, owned in zip_longest(lines, self._owned()):
-            if line is None:
-                continue
-            metadata, text = owned or ({}, None)
-            point = parse_point(line.decode("utf-8", "surrogateescape"))
-            if point is None or point.payload is None:
-                yield line
-                continue
-            allowed = dict(metadata)
-            if text is not None:
-                allowed |= {"text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text)}
-            left = self._left_over(point.payload, allowed)
-            names = b" ".join(_STRING.findall(point.vectors.encode("utf-8", "surrogateescape")))
-            yield _dumped([list(point.keys), point.row if not isinstance(point.row, int) else 0, left]) + b" " + names
-            if len(point.keys) > 3:
-                yield line[line.rfind(b', "vectors": ') :] if b', "vectors": ' in line else line
-
-    def metadata(self) -> Iterator[bytes]:
-        if self._inputs is None:
-            return
-        try:
-            for item, owned in zip_longest(metadata_items(self._bundle), self._owned()):
-                yield _dumped(self._left_over(item or {}, (owned or ({}, None))[0]))
-        except ArtefactError:
-            yield from _read(self._bundle.path("metadata.json"), 1 << 16)
-
-    def texts(self) -> Iterator[bytes]:
-        if self._inputs is None:
-            return
-        try:
-            for item, owned in zip_longest(texts(self._bundle), self._owned()):
-                if owned is None or item != owned[1]:
-                    yield _dumped(item)
-        except ArtefactError:
-            yield from _read(self._bundle.path("texts.json"), 1 << 16)
-
-    def sparse(self) -> Iterator[bytes]:
-        for line, owned in zip_longest(self._lines("sparse.jsonl"), self._owned()):
-            if line is None:
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError:
-                yield line
-                continue
-            if not isinstance(record, dict):
-                yield line
-                continue
-            echo = (owned or ({}, None))[0].get("sparse_vector")
-            yield _dumped(self._vector_left_over(record, echo if isinstance(echo, dict) else {}))
-
-    def _left_over(self, found: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
-        left = {key: value for key, value in found.items() if key not in allowed or not _equal(value, allowed[key])}
-        vector = left.get("sparse_vector")
-        if isinstance(vector, dict):
-            echo = allowed.get("sparse_vector")
-            left["sparse_vector"] = self._vector_left_over(vector, echo if isinstance(echo, dict) else {})
-        return left
-
-    def _vector_left_over(self, vector: dict[str, Any], echo: dict[str, Any]) -> dict[str, Any]:
-        """A sparse vector without numbers, the echo's tokens and the vocabulary's tokens."""
-        left = {key: value for key, value in vector.items() if key not in {"indices", "values", "id"}}
-        tokens, owned = left.get("tokens"), echo.get("tokens")
-        if isinstance(tokens, list):
-            known = self._vocabulary if self._vocabulary is not None else ()
-            rest = [token for token in tokens if not (isinstance(token, str) and (token in known or _is_token(token)))]
-            left["tokens"] = [] if tokens == owned else rest
-        stats, echoed = left.get("stats"), echo.get("stats")
-        if isinstance(stats, dict) and isinstance(echoed, dict):
-            left["stats"] = {key: value for key, value in stats.items() if echoed.get(key) != value}
-        inner = left.get("sparse_vector")
-        if isinstance(inner, dict):
-            left["sparse_vector"] = {key: value for key, value in inner.items() if key not in {"indices", "values"}}
-        return left
-
-    def _lines(self, content: str) -> Iterator[bytes]:
-        with self._bundle.path(content).open("rb") as lines:
-            yield from lines
-
-
-def _is_token(token: str) -> bool:
-    """One word or sign, as vocabularies have them; a text is more."""
-    return len(token) <= 32 and not any(map(str.isspace, token)) and token.isascii() and token.isalnum()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
-
-
-def _dumped(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def batches(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -217,10 +82,10 @@ def batches(parts: Iterator[bytes]) -> Iterator[bytes]:
         held.append(part)
         size += len(part)
         if size >= _BATCH:
-            yield _SEPARATOR.join(held)
+            yield SEAM.join(held)
             held, size = [], 0
     if held:
-        yield _SEPARATOR.join(held)
+        yield SEAM.join(held)
 
 
 def _read(path: Path, overlap: int, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -275,6 +140,6 @@ def _cells(path: Path) -> Iterator[bytes]:
         for name in names:
             quoted = name.replace('"', '""')
             for row in connection.execute(f'select * from "{quoted}"'):  # noqa: S608 - the name is the database's own
-                yield _SEPARATOR.join(cell for cell in row if isinstance(cell, bytes))
+                yield SEAM.join(cell for cell in row if isinstance(cell, bytes))
     finally:
         connection.close()

@@ -3,47 +3,124 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ensemble_assets.export.gates.needles import Query, QuerySearch
-from ensemble_assets.export.gates.places import Place
+from ensemble_assets.export.gates.places import RECORD_FILES, SEAM, Place, bundle_places
+from ensemble_assets.export.gates.remainder import Remainder
 from ensemble_assets.export.gates.result import Findings, GateResult
+from ensemble_assets.export.gates.rows import Row, Walk
 
 _REMEDY = (
     "Remove the file, find what wrote the text (only ids and keyed hashes may leave the queries artefact) and run again"
 )
+_BATCH = 1 << 20
+Names = Callable[[], Iterable[str]]
 
 
-def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: Iterable[str] = ()) -> GateResult:
+def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: Names = tuple) -> GateResult:
     """Search every place for every query.
 
     Args:
         queries: with the labels that messages use.
         places: what was written.
-        public: names that may stand anywhere, such as chunk ids; a query that is one of them is no leak there.
+        public: gives names that may stand anywhere, such as chunk ids; a query that is one of them is no leak there.
     """
-    found = Findings("no_raw_queries")
-    search = QuerySearch(queries, public)
-    searched = size = 0
+    search = _Search(queries, public)
     for place in places:
-        searched += 1
-        strong: set[str] = set()
-        weak: set[str] = set()
-        for block in place.blocks(search.overlap):
-            size += len(block)
-            strong |= search.in_bytes(block)
-            if place.structured and search.weak:
-                weak |= set(_weak(block, search))
-        for label in sorted(strong):
-            found.add(f"{place.name}: holds the text of query {label}, or a long part of it. {_REMEDY}")
-        for label in sorted(weak - strong):
-            found.add(f"{place.name}: a value is the text of query {label}, which is short: perhaps chance", "WARN")
-    if search.weak:
-        found.note(
-            f"{search.weak} queries are under three words and 16 bytes: only whole JSON strings were compared with them"
+        search.look_at(place)
+    return search.result()
+
+
+class NoRawQueries:
+    """The gate over a bundle and what was written beside it."""
+
+    def __init__(
+        self, walk: Walk, queries: Sequence[Query], places: Callable[[], Iterable[Place]], public: Names
+    ) -> None:
+        self._bundle = walk.bundle
+        self._places = places
+        self._remainder = Remainder(walk.inputs)
+        self._search = _Search(queries, public)
+        self._held: dict[str, list[bytes]] = {content: [] for content in RECORD_FILES}
+        self._sizes = dict.fromkeys(RECORD_FILES, 0)
+        self._last = b""
+
+    def see(self, row: Row) -> None:
+        """Take from the row what is to be searched."""
+        if not self._search.queries:
+            return
+        for content, piece in self._remainder.of(row):
+            if piece == self._last:  # most rows leave the same few words
+                continue
+            self._last = piece
+            self._held[content].append(piece)
+            self._sizes[content] += len(piece)
+            if self._sizes[content] >= _BATCH:
+                self._flush(content)
+
+    def _flush(self, content: str) -> None:
+        block = SEAM.join(self._held[content])
+        self._held[content], self._sizes[content] = [], 0
+        self._search.look_into(self._bundle.names.of(content), block)
+
+    def result(self) -> GateResult:
+        """The verdict; searches everything else first."""
+        if self._search.queries:
+            for content in RECORD_FILES:
+                self._flush(content)
+            for place in bundle_places(self._bundle):
+                self._search.look_at(place)
+            for place in self._places():
+                self._search.look_at(place)
+        return self._search.result()
+
+
+class _Search:
+    """Searches block after block and remembers in which place what was found."""
+
+    def __init__(self, queries: Sequence[Query], public: Names) -> None:
+        self.queries = queries
+        self._search = QuerySearch(queries, public) if queries else None
+        self._strong: dict[str, set[str]] = {}
+        self._weak: dict[str, set[str]] = {}
+        self._size = 0
+
+    def look_at(self, place: Place) -> None:
+        """Search a place from one end to the other."""
+        if self._search is not None:
+            for block in place.blocks(self._search.overlap):
+                self.look_into(place.name, block, structured=place.structured)
+
+    def look_into(self, name: str, block: bytes, *, structured: bool = False) -> None:
+        """Search a block of a place."""
+        strong, weak = self._strong.setdefault(name, set()), self._weak.setdefault(name, set())
+        self._size += len(block)
+        if self._search is not None:
+            strong |= self._search.in_bytes(block)
+            if structured and self._search.weak:
+                weak |= set(_weak(block, self._search))
+
+    def result(self) -> GateResult:
+        """What was found, place by place."""
+        found = Findings("no_raw_queries")
+        if self._search is None:
+            found.note("there are no queries to look for (name their file with --queries)")
+            return found.result(queries=0)
+        for name, labels in self._strong.items():
+            for label in sorted(labels):
+                found.add(f"{name}: holds the text of query {label}, or a long part of it. {_REMEDY}")
+            for label in sorted(self._weak[name] - labels):
+                found.add(f"{name}: a value is the text of query {label}, which is short: perhaps chance", "WARN")
+        weak = self._search.weak
+        if weak:
+            found.note(
+                f"{weak} queries are under three words and 16 bytes: only whole JSON strings were compared with them"
+            )
+        return found.result(
+            queries=len(self.queries), places=len(self._strong), bytes_searched=self._size, weak_queries=weak
         )
-    return found.result(queries=len(queries), places=searched, bytes_searched=size, weak_queries=search.weak)
 
 
 def _weak(block: bytes, search: QuerySearch) -> Iterator[str]:

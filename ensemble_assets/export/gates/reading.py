@@ -22,8 +22,8 @@ from ensemble_assets.export.names import MANIFEST_NAME, BundleNames
 from ensemble_assets.export.projection import bundle_names, read_list_items
 
 EXPORT_AGAIN = "Export the bundle again"
-_VECTORS_KEY = ', "vectors": {'
-_NAME = re.compile(r'"((?:[^"\\]|\\.)*)": ')
+_VECTORS_KEY = b', "vectors": {'
+_NAME = re.compile(rb'"((?:[^"\\]|\\.)*)": ')
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Point:
         keys: of the object, in order.
         row: its ``id``, whatever that is.
         payload: an object, or None where it is none.
-        vectors: the text of the object of vectors.
+        vectors: the text of the object of vectors, in UTF-8.
     """
 
     keys: tuple[str, ...]
     row: Any
     payload: dict[str, Any] | None
-    vectors: str
+    vectors: bytes
 
     @property
     def vector_names(self) -> list[str]:
         """Keys of ``vectors``, in order."""
-        return [str(json.loads(f'"{name}"')) for name in _NAME.findall(self.vectors)]
+        return [str(json.loads(b'"' + name + b'"')) for name in _NAME.findall(self.vectors)]
 
     def parsed_vectors(self) -> dict[str, Any]:
         """The vectors as lists; numbers that are not finite among them.
@@ -113,23 +113,24 @@ def open_bundle(folder: Path) -> Bundle:
 
 def points(bundle: Bundle) -> Iterator[Point | None]:
     """Every point in file order; None for a line that is none."""
-    with bundle.path("qdrant.jsonl").open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+    with bundle.path("qdrant.jsonl").open("rb") as lines:
         for line in lines:
             yield parse_point(line)
 
 
-def parse_point(line: str) -> Point | None:
+def parse_point(line: bytes) -> Point | None:
     """A line of the points file; None if it is no JSON object."""
     cut = line.rfind(_VECTORS_KEY)  # inside a string the quotes would be escaped; after it there are only numbers
-    if cut > 0 and line.endswith("}}\n"):
-        head = _object(line[:cut] + "}")
+    if cut > 0 and line.endswith(b"}}\n"):
+        head = parse_object(line[:cut] + b"}")
         if head is not None:
             vectors = line[cut + len(_VECTORS_KEY) - 1 : -2]
             return Point((*head, "vectors"), head.get("id"), _dict(head.get("payload")), vectors)
-    whole = _object(line)
+    whole = parse_object(line)
     if whole is None:
         return None
-    return Point(tuple(whole), whole.get("id"), _dict(whole.get("payload")), json.dumps(whole.get("vectors")))
+    vectors = json.dumps(whole.get("vectors")).encode()
+    return Point(tuple(whole), whole.get("id"), _dict(whole.get("payload")), vectors)
 
 
 def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
@@ -138,25 +139,26 @@ def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
     Raises:
         ArtefactError: if the file is missing or is not laid out as bundles are.
     """
-    for item in _list_items(bundle, "metadata.json"):
-        yield _object(item.decode("utf-8", "surrogateescape"))
-
-
-def texts(bundle: Bundle) -> Iterator[Any]:
-    """Every item of the texts file; None for one that is no JSON.
-
-    Raises:
-        ArtefactError: if the file is missing or is not laid out as bundles are.
-    """
-    for item in _list_items(bundle, "texts.json"):
-        yield _value(item.decode("utf-8", "surrogateescape"))
+    return map(parse_object, list_items(bundle, "metadata.json"))
 
 
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
     """Every line of a JSONL file; None for one that is no object."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        for line in lines:
-            yield _object(line)
+    with path.open("rb") as lines:
+        yield from map(parse_object, lines)
+
+
+def list_items(bundle: Bundle, content: str) -> Iterator[bytes]:
+    """Every item of an indented list, such as ``metadata.json``, as it stands in the file.
+
+    Raises:
+        ArtefactError: if the file is missing or is not laid out as bundles are.
+    """
+    path = bundle.path(content)
+    if not path.is_file():
+        raise ArtefactError(f"{path.name}: is missing. {EXPORT_AGAIN}")
+    with path.open("rb") as file:
+        yield from read_list_items(file, path.name)
 
 
 def open_vectors(path: Path) -> NDArray[Any]:
@@ -182,7 +184,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ArtefactError: if it does not.
     """
     try:
-        content = _object(path.read_text(encoding="utf-8"))
+        content = parse_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
     if content is None:
@@ -190,19 +192,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _list_items(bundle: Bundle, content: str) -> Iterator[bytes]:
-    path = bundle.path(content)
-    if not path.is_file():
-        raise ArtefactError(f"{path.name}: is missing. {EXPORT_AGAIN}")
-    with path.open("rb") as file:
-        yield from read_list_items(file, path.name)
+def parse_object(text: str | bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    return _dict(parse_value(text))
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    return _dict(_value(text))
-
-
-def _value(text: str) -> Any:
+def parse_value(text: str | bytes) -> Any:
+    """A JSON value; None for what is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

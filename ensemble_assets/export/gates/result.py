@@ -10,6 +10,7 @@ from typing import Any, Literal
 Severity = Literal["ERROR", "WARN"]
 
 _KEPT = 20
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _FIXED_WORD = re.compile(r"[A-Za-z]+(?:_[a-z]+)+|[A-Z][A-Za-z]+Error")
 
 
@@ -60,6 +61,11 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and _FIXED_WORD.fullmatch(value):
         return value
     return f"a value of type {type(value).__name__}"
+
+
+def key_shown(name: Any) -> str:
+    """A key as sentences may show it: a name as it is; what reads like a text may be anybody's."""
+    return f"'{name}'" if isinstance(name, str) and _NAME.fullmatch(name) else "with blanks or signs in its name"
 
 
 class Findings:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -26,8 +28,10 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _list_of(words: str, holds: Callable[[Any], bool]) -> Kind:
-    return Kind(f"a list of {words}", lambda value: isinstance(value, list) and all(map(holds, value)))
+def _list_of(words: str, *types: type) -> Kind:
+    """Lists are long: their types are gathered first, then compared."""
+    allowed = frozenset(types)
+    return Kind(f"a list of {words}", lambda value: isinstance(value, list) and allowed.issuperset(map(type, value)))
 
 
 ANY = Kind("any value", lambda value: True)
@@ -36,9 +40,9 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 INTEGER = Kind("an integer", _is_integer)
 NUMBER = Kind("a number", _is_number)
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-TEXTS = _list_of("strings", TEXT.holds)
-INTEGERS = _list_of("integers", _is_integer)
-NUMBERS = _list_of("numbers", _is_number)
+TEXTS = _list_of("strings", str)
+INTEGERS = _list_of("integers", int)
+NUMBERS = _list_of("numbers", int, float)
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,28 @@ MANIFEST = (
     Key("compatibility", OBJECT),
     Key("telemetry", OBJECT),
     Key("performance_baseline", OBJECT, required=False),
-    Key("warnings", _list_of("strings", TEXT.holds)),
+    Key("warnings", _list_of("strings", str)),
 )
 """Types only: a reader fills what a manifest lacks, and sections may stand in any order."""
+
+
+def fits(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool = True) -> bool:
+    """Whether ``mismatches`` has nothing to say, found out without making a sentence."""
+    for key in keys:
+        found = value.get(key.name, _ABSENT)
+        if found is _ABSENT:
+            if key.required:
+                return False
+        elif (
+            not key.kind.holds(found)
+            or (key.inside and not fits(found, key.inside))
+            or (key.each and not all(isinstance(item, dict) and fits(item, key.each) for item in found.values()))
+        ):
+            return False
+    if not ordered:
+        return True
+    expected = [key.name for key in keys if key.name in value]
+    return list(value)[: len(expected)] == expected
 
 
 def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], where: str, *, ordered: bool = True) -> Iterator[str]:

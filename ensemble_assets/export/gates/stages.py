@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.export.gates.reading import EXPORT_AGAIN, Bundle, points, read_object, records
+from ensemble_assets.export.gates.reading import EXPORT_AGAIN, Bundle, read_object, records
 from ensemble_assets.export.gates.result import Findings, GateResult, shown
+from ensemble_assets.export.gates.rows import Row, Walk
 
 DEFAULT_RATIO = 1.1
 """Sparse and rerank may add 10 % to what the dense-only ensemble takes."""
@@ -52,35 +53,44 @@ def costs_of(manifest: Mapping[str, Any]) -> dict[str, StageCost]:
     return {stage: cost for stage, cost in found.items() if f"{stage}_run" in manifest}
 
 
-def sparse_coverage(bundle: Bundle, warn_below: float, error_below: float) -> GateResult:
+class SparseCoverage:
     """Enough chunks have a sparse vector, and every file that says how many says the same.
 
     Args:
-        bundle: the folder.
+        walk: the pass over the bundle.
         warn_below: share of chunks under which it warns.
         error_below: share under which it fails.
     """
-    found = Findings("sparse_coverage")
-    total = available = 0
-    for point in points(bundle):
-        vector = (point.payload or {}).get("sparse_vector") if point else None
-        total += 1
-        available += bool(isinstance(vector, dict) and vector.get("indices"))
-    share = available / total if total else 1.0
-    if not bundle.sparse_on:
-        found.note("the sparse stage was off: vectors are the metadata echo of v4.0, whose coverage has no limit")
-    elif share < error_below:
-        found.add(
-            f"{_covered(available, total)}, under the limit {error_below:g} (checks.sparse_coverage_error). {_SPARSE}"
-        )
-    elif share < warn_below:
-        sentence = f"{_covered(available, total)}, under {warn_below:g} (checks.sparse_coverage_warn). {_SPARSE}"
-        found.add(sentence, "WARN")
-    if bundle.sparse_on:
-        for where, stated in _stated_coverage(bundle):
+
+    def __init__(self, walk: Walk, warn_below: float, error_below: float) -> None:
+        self._walk = walk
+        self._warn_below = warn_below
+        self._error_below = error_below
+        self._total = self._available = 0
+
+    def see(self, row: Row) -> None:
+        """Count the point, and its sparse vector if it has one."""
+        vector = (row.point.payload or {}).get("sparse_vector") if row.point else None
+        self._total += row.line is not None
+        self._available += bool(isinstance(vector, dict) and vector.get("indices"))
+
+    def result(self) -> GateResult:
+        """The verdict."""
+        found, bundle = Findings("sparse_coverage"), self._walk.bundle
+        total, available = self._total, self._available
+        share = available / total if total else 1.0
+        if not bundle.sparse_on:
+            found.note("the sparse stage was off: vectors are the metadata echo of v4.0, whose coverage has no limit")
+        elif share < self._error_below:
+            limit = f"{self._error_below:g} (checks.sparse_coverage_error)"
+            found.add(f"{_covered(available, total)}, under the limit {limit}. {_SPARSE}")
+        elif share < self._warn_below:
+            limit = f"{self._warn_below:g} (checks.sparse_coverage_warn)"
+            found.add(f"{_covered(available, total)}, under {limit}. {_SPARSE}", "WARN")
+        for where, stated in _stated_coverage(bundle) if bundle.sparse_on else ():
             if stated != available:
                 found.add(f"{where} says {shown(stated)} chunks have a sparse vector, {available} do. {EXPORT_AGAIN}")
-    return found.result(total=total, available=available, coverage_ratio=round(share, 6))
+        return found.result(total=total, available=available, coverage_ratio=round(share, 6))
 
 
 _SPARSE = "See sparse_run in the manifest for the reason, then materialise sparse_vectors again"

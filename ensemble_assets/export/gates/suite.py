@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble_assets.core.errors import ArtefactError, ContractError
-from ensemble_assets.export.gates.alignment import row_alignment
-from ensemble_assets.export.gates.keys import legacy_keys
+from ensemble_assets.export.gates.alignment import RowAlignment
+from ensemble_assets.export.gates.keys import LegacyKeys
 from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.parity import Original, dense_parity, legacy_projection
-from ensemble_assets.export.gates.places import Place, bundle_places
-from ensemble_assets.export.gates.privacy import no_raw_queries
+from ensemble_assets.export.gates.parity import DenseParity
+from ensemble_assets.export.gates.places import Place
+from ensemble_assets.export.gates.privacy import NoRawQueries
+from ensemble_assets.export.gates.projection import LegacyProjection, Original
 from ensemble_assets.export.gates.reading import Bundle, metadata_items, open_bundle
-from ensemble_assets.export.gates.result import Findings, GateResult
+from ensemble_assets.export.gates.result import GateResult
+from ensemble_assets.export.gates.rows import RowGate, Walk
 from ensemble_assets.export.gates.stages import (
+    SparseCoverage,
     StageCost,
     costs_of,
     gpu_ceiling,
     latency_budget,
     rerank_fallbacks,
-    sparse_coverage,
 )
-from ensemble_assets.export.gates.vectors import vectors_finite_and_unit
+from ensemble_assets.export.gates.vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.inputs import BundleInputs
 from ensemble_assets.export.v40 import own_metadata
 
@@ -46,8 +48,8 @@ class Evidence:
         limits: of the settings.
         costs: of the stages, by name.
         queries: to look for; empty where they are not known.
-        places: what was written beside the bundle, made when it is first needed.
-        public: names that may stand anywhere.
+        places: gives what was written beside the bundle.
+        public: gives names that may stand anywhere.
     """
 
     original: Original
@@ -68,22 +70,9 @@ class Evidence:
         return self.original.inputs
 
 
-def _private(evidence: Evidence) -> GateResult:
-    if not evidence.queries:
-        found = Findings("no_raw_queries")
-        found.note("there are no queries to look for (name their file with --queries)")
-        return found.result(queries=0)
-
-    def places() -> Iterator[Place]:
-        yield from bundle_places(evidence.bundle, evidence.inputs)
-        yield from evidence.places()
-
-    return no_raw_queries(evidence.queries, places(), evidence.public())
-
-
-def _coverage(evidence: Evidence) -> GateResult:
+def _coverage(walk: Walk, evidence: Evidence) -> RowGate:
     limits = evidence.limits
-    return sparse_coverage(evidence.bundle, limits.sparse_coverage_warn, limits.sparse_coverage_error)
+    return SparseCoverage(walk, limits.sparse_coverage_warn, limits.sparse_coverage_error)
 
 
 def _latency(evidence: Evidence) -> GateResult:
@@ -91,19 +80,20 @@ def _latency(evidence: Evidence) -> GateResult:
     return latency_budget(evidence.costs, baseline if isinstance(baseline, dict) else {})
 
 
-GATES: Mapping[str, Callable[[Evidence], GateResult]] = {
-    "legacy_keys": lambda evidence: legacy_keys(evidence.bundle),
-    "row_alignment": lambda evidence: row_alignment(evidence.bundle, evidence.inputs),
-    "vectors_finite_and_unit": lambda evidence: vectors_finite_and_unit(evidence.bundle),
-    "legacy_projection": lambda evidence: legacy_projection(evidence.original),
-    "dense_parity": lambda evidence: dense_parity(evidence.original),
+_ROW_GATES: Mapping[str, Callable[[Walk, Evidence], RowGate]] = {
+    "legacy_keys": lambda walk, evidence: LegacyKeys(walk),
+    "row_alignment": lambda walk, evidence: RowAlignment(walk),
+    "vectors_finite_and_unit": lambda walk, evidence: VectorsFiniteAndUnit(walk),
+    "legacy_projection": lambda walk, evidence: LegacyProjection(walk, evidence.original),
+    "dense_parity": lambda walk, evidence: DenseParity(walk, evidence.original),
     "sparse_coverage": _coverage,
+    "no_raw_queries": lambda walk, evidence: NoRawQueries(walk, evidence.queries, evidence.places, evidence.public),
+}
+_RUN_GATES: Mapping[str, Callable[[Evidence], GateResult]] = {
     "rerank_fallbacks": lambda evidence: rerank_fallbacks(evidence.bundle),
-    "no_raw_queries": _private,
     "gpu_ceiling": lambda evidence: gpu_ceiling(evidence.costs, evidence.limits.ceiling_bytes),
     "latency_budget": _latency,
 }
-"""Every gate by name, in the order in which results are shown."""
 
 DESCRIPTIONS: Mapping[str, str] = {
     "legacy_keys": "Every v4.0 key has its type and its place in every record.",
@@ -119,8 +109,24 @@ DESCRIPTIONS: Mapping[str, str] = {
 }
 """One sentence a gate."""
 
-BEFORE_THE_SWAP = ("legacy_keys", "row_alignment", "vectors_finite_and_unit", "sparse_coverage", "no_raw_queries")
-"""What the exporter looks at itself before a bundle takes its place."""
+GATES = tuple(DESCRIPTIONS)
+"""Every gate by name, in the order in which results are shown."""
+
+BEFORE_THE_SWAP = tuple(name for name in GATES if name in _ROW_GATES)
+"""What the exporter looks at itself before a bundle takes its place: everything that is in the bundle."""
+
+
+def judge(evidence: Evidence, wanted: Collection[str] = GATES) -> Iterator[GateResult]:
+    """The verdicts of some gates, in the order of ``GATES``. All that look at records share one pass over them."""
+    walk = Walk(evidence.bundle, evidence.inputs)
+    looking = {name: make(walk, evidence) for name, make in _ROW_GATES.items() if name in wanted}
+    if looking:
+        walk.show(looking.values())
+    for name in GATES:
+        if name in looking:
+            yield looking[name].result()
+        elif name in wanted:
+            yield _RUN_GATES[name](evidence)
 
 
 def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> None:
@@ -143,12 +149,11 @@ def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: t
         queries,
         public=lambda: public_names(inputs),
     )
-    for name in BEFORE_THE_SWAP:
-        result = GATES[name](evidence)
+    for result in judge(evidence, BEFORE_THE_SWAP):
         if result.failed:
             count = int(result.numbers["problems"])
             more = f" ({count - 1} more)" if count > 1 else ""
-            raise ContractError(f"gate {name}: {result.problems[0]}{more}. The bundle was not written")
+            raise ContractError(f"gate {result.name}: {result.problems[0]}{more}. The bundle was not written")
 
 
 def public_names(inputs: BundleInputs) -> Iterator[str]:

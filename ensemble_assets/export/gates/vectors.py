@@ -10,29 +10,51 @@ from numpy.typing import NDArray
 
 from ensemble_assets.core.errors import ArtefactError
 from ensemble_assets.export.encode import UNIT_TOLERANCE, release
-from ensemble_assets.export.gates.reading import EXPORT_AGAIN, Bundle, open_vectors, points, records
+from ensemble_assets.export.gates.reading import EXPORT_AGAIN, Bundle, Point, open_vectors
 from ensemble_assets.export.gates.result import Findings, GateResult
+from ensemble_assets.export.gates.rows import Row, Walk
 
 _BLOCK_BYTES = 16 << 20
-_MARKS = ("NaN", "Infinity", "null")
+_MARKS = (b"NaN", b"Infinity", b"null")
 _REMEDY = "Materialise the vectors again, then export"
 
 
-def vectors_finite_and_unit(bundle: Bundle) -> GateResult:
+class VectorsFiniteAndUnit:
     """Every row of every dense array is finite with norm 1 within 1e-3; the vectors in the JSON files are finite."""
-    found = Findings("vectors_finite_and_unit")
-    arrays = sorted(bundle.folder.glob(f"{bundle.names.prefix}_*embeddings.npy"))
-    worst = 0.0
-    for path in arrays:
-        try:
-            worst = max(worst, _check_array(bundle, path.name, found))
-        except ArtefactError as error:
-            found.add(str(error))
-    if not (bundle.folder / bundle.names.vectors()).is_file():
-        found.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
-    _check_points(bundle, found)
-    _check_sparse(bundle, found)
-    return found.result(arrays=len(arrays), largest_norm_error=worst)
+
+    def __init__(self, walk: Walk) -> None:
+        self._bundle = walk.bundle
+        self._found = Findings("vectors_finite_and_unit")
+
+    def see(self, row: Row) -> None:
+        """Look at the vectors of the point and of the sparse record."""
+        point = row.point
+        if point is not None:
+            where = f"{self._bundle.names.of('qdrant.jsonl')}, line {row.number + 1}"
+            if not row.vectors_are_expected and not _finite_lists(point):
+                self._found.add(f"{where}: a dense vector holds a number that is not finite. {_REMEDY}")
+            vector = (point.payload or {}).get("sparse_vector")
+            if isinstance(vector, dict) and not _finite(vector.get("values")):
+                self._found.add(f"{where}: sparse_vector holds a value that is not finite. {_REMEDY}")
+        if row.sparse_line is not None and not row.sparse_is_the_points:
+            vector = (row.sparse or {}).get("sparse_vector")
+            if isinstance(vector, dict) and not _finite(vector.get("values")):
+                where = f"{self._bundle.names.of('sparse.jsonl')}, line {row.number + 1}"
+                self._found.add(f"{where}: a value is not finite. {_REMEDY}")
+
+    def result(self) -> GateResult:
+        """The verdict; looks at the arrays first."""
+        bundle, found = self._bundle, self._found
+        arrays = sorted(bundle.folder.glob(f"{bundle.names.prefix}_*embeddings.npy"))
+        worst = 0.0
+        for path in arrays:
+            try:
+                worst = max(worst, _check_array(bundle, path.name, found))
+            except ArtefactError as error:
+                found.add(str(error))
+        if not (bundle.folder / bundle.names.vectors()).is_file():
+            found.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
+        return found.result(arrays=len(arrays), largest_norm_error=worst)
 
 
 def _check_array(bundle: Bundle, name: str, found: Findings) -> float:
@@ -63,31 +85,17 @@ def _kind_of(row: NDArray[np.float64]) -> str:
     return f"has norm {float(np.linalg.norm(row)):.6g}" if np.isfinite(row).all() else "is not finite"
 
 
-def _check_points(bundle: Bundle, found: Findings) -> None:
-    for row, point in enumerate(points(bundle)):
-        where = f"{bundle.names.of('qdrant.jsonl')}, line {row + 1}"
-        if point is None:
-            continue
-        if any(mark in point.vectors for mark in _MARKS) and not _finite_lists(point.parsed_vectors()):
-            found.add(f"{where}: a dense vector holds a number that is not finite. {_REMEDY}")
-        vector = (point.payload or {}).get("sparse_vector")
-        if isinstance(vector, dict) and not _finite(vector.get("values")):
-            found.add(f"{where}: sparse_vector holds a value that is not finite. {_REMEDY}")
-
-
-def _check_sparse(bundle: Bundle, found: Findings) -> None:
-    path = bundle.path("sparse.jsonl")
-    for number, record in enumerate(records(path) if path.is_file() else (), start=1):
-        vector = (record or {}).get("sparse_vector")
-        if isinstance(vector, dict) and not _finite(vector.get("values")):
-            found.add(f"{path.name}, line {number}: a value is not finite. {_REMEDY}")
-
-
-def _finite_lists(vectors: dict[str, Any]) -> bool:
-    return all(_finite(values) for values in vectors.values())
+def _finite_lists(point: Point) -> bool:
+    if not any(mark in point.vectors for mark in _MARKS):
+        return True
+    try:
+        return all(map(_finite, point.parsed_vectors().values()))
+    except ValueError:
+        return True  # row_alignment says that they are no object
 
 
 def _finite(values: Any) -> bool:
-    if not isinstance(values, list):
+    try:
+        return isinstance(values, list) and all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no number, or one that no float holds
         return False
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

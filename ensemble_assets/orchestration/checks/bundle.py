@@ -11,7 +11,7 @@ import dagster as dg
 
 from ensemble_assets.core.errors import EnsembleError
 from ensemble_assets.export.gates.result import GateResult
-from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
+from ensemble_assets.export.gates.suite import DESCRIPTIONS, judge
 from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.checks.evidence import run_evidence
 from ensemble_assets.orchestration.resources import SettingsForm
@@ -26,8 +26,8 @@ def bundle_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm)
     try:
         with tempfile.TemporaryDirectory(prefix=".gates-", dir=Path(resolved.paths.output_dir)) as scratch:
             evidence = run_evidence(context, resolved, Path(scratch))
-            for name in (name for name in GATES if name in wanted):
-                yield check_result(GATES[name](evidence))
+            for result in judge(evidence, wanted):
+                yield check_result(result)
     except EnsembleError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     except Exception as error:  # noqa: BLE001 - messages of other libraries may quote a text

@@ -11,8 +11,8 @@ import polars as pl
 from ensemble_assets.core.artefacts import INDEX_NAME, Artefact
 from ensemble_assets.core.errors import ArtefactError
 from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.parity import Original
 from ensemble_assets.export.gates.places import Place, file_place, text_place
+from ensemble_assets.export.gates.projection import Original
 from ensemble_assets.export.gates.reading import open_bundle, read_object
 from ensemble_assets.export.gates.stages import StageCost
 from ensemble_assets.export.gates.suite import Evidence, Limits, public_names

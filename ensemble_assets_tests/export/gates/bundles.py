@@ -10,11 +10,11 @@ from typing import Any
 
 from ensemble_assets.export.bundle import write_bundle
 from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.parity import Original
+from ensemble_assets.export.gates.projection import Original
 from ensemble_assets.export.gates.reading import open_bundle
 from ensemble_assets.export.gates.result import GateResult
 from ensemble_assets.export.gates.stages import costs_of
-from ensemble_assets.export.gates.suite import GATES, Evidence, public_names
+from ensemble_assets.export.gates.suite import Evidence, judge, public_names
 from ensemble_assets.export.inputs import BundleInputs
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
 from ensemble_assets_tests.export.runs import RERANK, SPARSE, everything_off, everything_on, lists
@@ -51,7 +51,7 @@ class Made:
             "public": lambda: public_names(self.inputs) if self.inputs else (),
             **evidence,
         }
-        return {name: gate(Evidence(**given)) for name, gate in GATES.items()}
+        return {result.name: result for result in judge(Evidence(**given))}
 
     def lines(self, content: str, change: Callable[[list[Any]], None]) -> None:
         """Rewrite a JSONL file record by record, as the writer writes it."""
