@@ -32,7 +32,22 @@ from ensemble_assets.export.stage_runs import SparseRun
 
 _BLOCK = 20_000
 _VOCABULARY = 30_522
-_QUERY_WORDS = "how where when river engine orchard violin harbour glacier lantern market canyon meadow behind".split()
+_QUERY_WORDS = [
+    "how",
+    "where",
+    "when",
+    "river",
+    "engine",
+    "orchard",
+    "violin",
+    "harbour",
+    "glacier",
+    "lantern",
+    "market",
+    "canyon",
+    "meadow",
+    "behind",
+]
 _CLOCK = "2026-01-02T03:04:05.678901"
 
 
