@@ -25,6 +25,7 @@ from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allow_list import EVENTS, MODEL_STAGES, STAGES
+from ensemble_assets.telemetry.asset_metadata import admitted_metadata
 from ensemble_assets.telemetry.spans import ActiveSpan
 from ensemble_assets.telemetry.tracing import RunTelemetry
 
@@ -85,7 +86,7 @@ class StageRun:
         row_count = {"dagster/row_count": rows} if rows is not None else {}
         return dg.MaterializeResult(
             value=artefact,
-            metadata={"wall_seconds": seconds, **shown, **row_count, **metadata},
+            metadata=admitted_metadata({"wall_seconds": seconds, **shown, **row_count}, metadata),
             data_version=dg.DataVersion(artefact.version),
         )
 

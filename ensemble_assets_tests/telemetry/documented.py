@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS, STAGES
+from ensemble_assets.telemetry.asset_metadata import METADATA, PICTURES
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
 _STAGE_SPANS = {f"rag.{stage}" for stage in STAGES}
@@ -56,8 +57,14 @@ def resource() -> str:
     return _table("attribute | value", [f"`{name}` | {meaning}" for name, meaning in RESOURCE_ATTRIBUTES.items()])
 
 
+def metadata() -> str:
+    rows = [f"`{name}` | {field.meaning} | {field.accepts}" for name, field in METADATA.items()]
+    rows += [f"`{name}` | {meaning} | picture, table or path" for name, meaning in PICTURES.items()]
+    return _table("key | meaning | accepted values", rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    "spans": spans, "names": fields, "events": events, "metrics": metrics, "resource": resource
+    "spans": spans, "names": fields, "events": events, "metrics": metrics, "resource": resource, "metadata": metadata
 }  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def qdrant_collection(
             "collection_in_qdrant": uploaded.collection,
             "sent": uploaded.sent,
             "removed": uploaded.removed,
-            "searches": ", ".join(uploaded.searches),
+            "searches": len(uploaded.searches),
+            "searched_by": list(uploaded.searches),
             "bundle": export_bundle.version,
             "seconds": round(time.perf_counter() - started, 4),
         }

@@ -16,6 +16,7 @@ from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.checks.evidence import run_evidence
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.orchestration.stage_run import failure_words
+from ensemble_assets.telemetry.asset_metadata import admitted_metadata
 
 
 @collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)
@@ -45,5 +46,5 @@ def check_result(result: GateResult) -> dg.AssetCheckResult:
         passed=result.passed,
         severity=dg.AssetCheckSeverity(result.severity),
         description=result.problems[0] if result.problems else None,
-        metadata={**result.numbers, **shown, **noted},
+        metadata=admitted_metadata(result.numbers, {**shown, **noted}),
     )
