@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,25 @@ def test_uploading_again_sends_nothing_and_a_broken_off_upload_goes_on(tmp_path:
     assert client.count(NAME).count == 4
     assert upload_bundle(opened, client, batch_size=2).sent == 3
     assert upload_bundle(opened, client, batch_size=2).sent == 0
+
+
+def test_an_upload_that_was_killed_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, storage = bundle(tmp_path / "b", count=400), tmp_path / "storage"
+    command = [sys.executable, "-m", "ensemble_assets.cli", "upload", str(folder), "--path", str(storage)]
+    with subprocess.Popen([*command, "--batch-size", "2"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while b"\r40 points" not in said:
+            said += process.stderr.read(1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(SystemExit) as ended:
+        main(["upload", str(folder), "--path", str(storage), "--batch-size", "2"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    sent = int(re.search(r"400 points \((\d+) sent", out)[1])
+    assert 0 < sent <= 360, "those of the killed process were not sent again"
+    assert "hybrid" in out
 
 
 def test_a_new_export_replaces_the_old_points_and_leaves_those_of_others(tmp_path: Path, client: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 from ensemble_assets.export.upload import upload_script
 from ensemble_assets.export.v40 import write_v40
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
+from ensemble_assets_tests.export.qdrant_rest import rest_server
 
 TWICE = {"term_weights": [{"term": "a", "weight": 0.5}, {"term": "a", "weight": 0.5}]}
 CHUNKS = [Chunk("a", {"sparse_features": TWICE}), *(Chunk(f"chunk {i}", {"n": i}) for i in range(1, 7))]
@@ -99,3 +100,33 @@ def test_help_needs_no_server(tmp_path: Path) -> None:
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0
     assert all(option in shown.stdout for option in ("--url", "--host", "--port", "--api-key", "--path"))
+
+
+BY_ARGUMENTS = (["--host", "127.0.0.1", "--port", "{port}", "--api-key", "k-4711", "--no-https"], {})
+BY_ENVIRONMENT = (
+    [],
+    {"QDRANT_HOST": "127.0.0.1", "QDRANT_PORT": "{port}", "QDRANT_API_KEY": "k-4711", "QDRANT_HTTPS": "0"},
+)
+BY_URL = (["--url", "http://127.0.0.1:{port}"], {"QDRANT_API_KEY": "k-4711", "QDRANT_HOST": "nowhere.invalid"})
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [BY_ARGUMENTS, BY_ENVIRONMENT, BY_URL], ids="aeu")
+def test_host_port_and_key_reach_the_server_however_they_are_given(
+    arguments: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+    write_v40(tmp_path, bundle_of(CHUNKS, dense("mini", unit_rows(7, 4)), dense("other", unit_rows(7, 3))))
+    with rest_server() as server:
+        filled = {name: value.format(port=server.port) for name, value in environment.items()}
+        done = run(tmp_path, *(word.format(port=server.port) for word in arguments), "--batch-size", "3", **filled)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "uploaded 7 points; collection 'guide_v4_mini' holds 7\n"
+    assert server.keys == {"k-4711"}
+    assert server.requests.count("PUT /collections/guide_v4_mini/points") == 3
+    layout = server.collections["guide_v4_mini"]
+    assert {name: vector["size"] for name, vector in layout["vectors"].items()} == {"mini": 4, "other": 3}
+    assert list(layout["sparse_vectors"]) == ["sparse"]
+    points = server.points["guide_v4_mini"]
+    assert sorted(points) == list(range(7))
+    assert set(points[0]["vector"]) == {"mini", "other", "sparse"}
+    assert points[3]["payload"]["text_preview"] == "chunk 3"
