@@ -27,7 +27,10 @@ def leases(json_output: bool) -> int:
     if json_output:
         click.echo(json.dumps([asdict(record) for record in held], indent=2))
     else:
-        click.echo("\n".join(record.describe() for record in held) or "No device is leased.")
+        click.echo(
+            "\n".join(f"{record.device} ({record.uuid}): {record.describe()}" for record in held)
+            or "No device is leased."
+        )
     return 0
 
 
@@ -38,10 +41,12 @@ def doctor() -> int:
 
     settings = resolve().settings
     environment = process_environment()
+    ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
     sections: dict[str, list[str]] = {
         "Devices": describe_devices(environment.get("CUDA_VISIBLE_DEVICES")),
         "Memory": [
-            f"No device goes above {settings.device.ceiling_gb:g} GB, all processes counted (device.ceiling_gb)."
+            f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
+            f"Batches are planned to {soft} of that (device.soft_fraction).",
         ],
         "Models": _models(settings),
         "Stages": [

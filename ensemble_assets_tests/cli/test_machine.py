@@ -1,0 +1,80 @@
+"""``doctor`` and ``leases``: what a new user reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ensemble_assets.cli.machine_commands import doctor, leases
+from ensemble_assets.compute.devices.simulated import SimulatedDevice
+from ensemble_assets.compute.leases import MemoryGate, lease_gpus
+from ensemble_assets.core.events import EventLog
+from ensemble_assets.settings import options
+from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings from this test only, and a lock folder of its own."""
+    for name in [name for name in os.environ if name.startswith("EMBEDDER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(options()["paths.lock_dir"].env, str(tmp_path / "locks"))
+    return tmp_path / "locks"
+
+
+def printed(command: object, *arguments: str) -> str:
+    done = CliRunner().invoke(command, arguments)  # type: ignore[arg-type]
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_doctor_on_a_dual_t4_host_names_both_and_says_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, two_t4s())
+    monkeypatch.setenv("EMBEDDER_PROFILE", "kaggle-t4x2")
+    text = printed(doctor)
+    assert "GPU 0: Tesla T4, 16.1 GB, GPU-aaaa1111." in text
+    assert "GPU 1: Tesla T4, 16.1 GB, GPU-bbbb2222." in text
+    assert "Stages compute on 2 of 2 GPUs, one worker process each." in text
+    assert "No device goes above 12 GB (device.ceiling_gb): on a GPU all processes count, on a CPU this run." in text
+    assert "Batches are planned to 90% of that" in text
+    assert "from the Hugging Face hub (BAAI/bge-m3), fetched on first use" in text
+
+
+def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia = install(monkeypatch, two_t4s())
+    nvidia.fails = nvidia.NVMLError("Driver Not Loaded")
+    text = printed(doctor)
+    assert "No GPU is used: no NVIDIA driver answers (NVML: Driver Not Loaded)." in text
+    assert "Stages compute on the CPU." in text
+    sections = [line for line in text.splitlines() if line and not line.startswith(" ")]
+    assert sections == ["Devices", "Memory", "Models", "Stages", "Places"]
+    assert all(line.rstrip().endswith((".", ")")) for line in text.splitlines() if line.startswith(" "))
+
+
+def test_doctor_follows_the_settings(monkeypatch: pytest.MonkeyPatch, own_places: Path) -> None:
+    monkeypatch.setenv(options()["device.ceiling_gb"].env, "6.5")
+    monkeypatch.setenv("EMBEDDER_ENABLE_RERANK", "off")
+    text = printed(doctor)
+    assert "No device goes above 6.5 GB" in text
+    assert "reranking is off" in text
+    assert f"Device locks are in {own_places}." in text
+
+
+def test_leases_says_which_device_who_what_for_and_since_when(own_places: Path) -> None:
+    assert printed(leases) == "No device is leased.\n"
+    device, log = SimulatedDevice("SIM-7", "Simulated T4"), EventLog()
+    gate = MemoryGate(needed_bytes=0)
+    with lease_gpus("bge-m3", "dense", lock_folder=own_places, events=log, devices=[device], run="run-42", gate=gate):
+        text = printed(leases)
+        (record,) = json.loads(printed(leases, "--json"))
+    assert text.startswith("Simulated T4 (SIM-7): run run-42, stage dense, model bge-m3, process ")
+    assert f"process {os.getpid()} of user " in text
+    assert "since " in text
+    assert (record["uuid"], record["run"], record["stage"], record["pid"]) == ("SIM-7", "run-42", "dense", os.getpid())
+    assert printed(leases) == "No device is leased.\n"
