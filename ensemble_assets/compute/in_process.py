@@ -55,8 +55,10 @@ class InProcess:
         self._device = device
         self._events = events
         self._settings = settings
+        used_before = device.memory().used
         self._session = device.open()
         self._guard = MemoryGuard(self._session, settings.ceiling.within(device.total_bytes))
+        self._guard.measure_reserve(used_before)
         self._sampler = PeakSampler(self._guard, settings.sampler_seconds)
         self._factory = factory
         self._table = table

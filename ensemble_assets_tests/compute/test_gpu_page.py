@@ -15,8 +15,11 @@ from ensemble_assets.compute.ceiling import Ceiling
 from ensemble_assets.compute.controller import ControllerSettings
 from ensemble_assets.compute.devices.discovery import discover_devices
 from ensemble_assets.compute.dispatch import Patience
+from ensemble_assets.compute.loading import Runtime, load_network
 from ensemble_assets.compute.worker_settings import WorkerSettings
-from ensemble_assets.core.registry import PROFILES
+from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.core.model_files import ModelFiles
+from ensemble_assets.core.registry import MODELS, PROFILES
 from ensemble_assets.settings import Settings, options
 from ensemble_assets.telemetry.allow_list import EVENTS
 from ensemble_assets_tests.benchmarks import dual_t4
@@ -119,6 +122,21 @@ def test_what_the_page_says_of_doctor_is_what_it_prints(monkeypatch: pytest.Monk
     assert any("Stages compute on 2 of 2 GPUs" in sentence for sentence in discover_devices().sentences)
     install(monkeypatch, two_t4s(), cuda_version=None)
     assert any("CPU build" in sentence for sentence in discover_devices().sentences)
+
+
+def test_models_are_loaded_with_sdpa(tmp_path: Path) -> None:
+    asked: dict[str, object] = {}
+
+    class Recorder:
+        @staticmethod
+        def from_pretrained(folder: str, **options: object) -> None:
+            asked.update(options)
+            raise RuntimeError
+
+    with pytest.raises(ModelUnavailableError):
+        load_network(Recorder, MODELS["bge-m3"], ModelFiles(tmp_path, "r", "f"), Runtime(), "cpu")
+    assert asked["attn_implementation"] == "sdpa"
+    assert asked["use_safetensors"] is True
 
 
 def recipe() -> str:

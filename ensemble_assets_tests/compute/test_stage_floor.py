@@ -20,14 +20,15 @@ import pytest
 from ensemble_assets.compute.ceiling import Ceiling
 from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.dense import encode_dense
-from ensemble_assets.compute.devices.simulated import OPEN_SESSIONS, SimulatedDevice
+from ensemble_assets.compute.devices.simulated import OPEN_SESSIONS, OtherProcesses, SimulatedDevice
+from ensemble_assets.compute.dispatch import Patience
 from ensemble_assets.compute.leases import MemoryGate, lease_gpus
 from ensemble_assets.compute.parallel import ParallelRunner, ParallelSettings
 from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.sparse import encode_sparse
 from ensemble_assets.compute.work import Batch, Forward, ForwardFactory, OutputSpec, TokenTable
 from ensemble_assets.compute.worker_settings import WorkerSettings
-from ensemble_assets.core.errors import MemoryBudgetError
+from ensemble_assets.core.errors import DeviceError, MemoryBudgetError
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.frames import CANDIDATES
 from ensemble_assets_tests.compute.doubles import dense_maker, model_folder, rerank_maker, sparse_maker
@@ -84,15 +85,26 @@ class Stage:
         return [event.facts for event in self.log.named(name)]
 
 
+def stage_on(device: SimulatedDevice, folder: Path, patience: Patience) -> Stage:
+    log = EventLog()
+    gate = MemoryGate(needed_bytes=0, settle_seconds=0.0)
+    lease = partial(lease_gpus, lock_folder=folder / "locks", events=log, devices=[device], gate=gate)
+    settings = WorkerSettings(ceiling=CEILING, workers_per_device=0, patience=patience)
+    runner = ParallelRunner(ParallelSettings(settings))
+    return Stage(ComputeContext(lease=lease, runner=runner, events=log), log)
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    log = EventLog()
-    device = SimulatedDevice(total_bytes=4_000 * MB, context_bytes=200 * MB)
-    lease = partial(
-        lease_gpus, lock_folder=tmp_path / "locks", events=log, devices=[device], gate=MemoryGate(needed_bytes=0)
-    )
-    runner = ParallelRunner(ParallelSettings(WorkerSettings(ceiling=CEILING, workers_per_device=0)))
-    return Stage(ComputeContext(lease=lease, runner=runner, events=log), log)
+    return stage_on(SimulatedDevice(total_bytes=4_000 * MB, context_bytes=200 * MB), tmp_path, Patience())
+
+
+@pytest.fixture
+def crowded(tmp_path: Path) -> Stage:
+    """Another program holds nearly all that the ceiling allows, and keeps it."""
+    others = OtherProcesses(((0.0, 850 * MB),))
+    device = SimulatedDevice(total_bytes=4_000 * MB, context_bytes=200 * MB, others=others)
+    return stage_on(device, tmp_path, Patience(memory=0.2, measure=0.05))
 
 
 def metadata(term: str) -> str:
@@ -173,6 +185,29 @@ def test_a_single_row_may_go_to_the_hard_limit_less_the_margin(
     else:
         with pytest.raises(MemoryBudgetError):
             encode(make_factory=on_device(dense_maker()))
+
+
+def test_memory_that_others_keep_is_waited_for_and_then_a_clear_error(crowded: Stage, tmp_path: Path) -> None:
+    spec = model_folder(tmp_path / "m", max_tokens=128)
+    with pytest.raises(DeviceError) as caught:
+        encode_dense(
+            pl.Series([SHORT]), pl.Series(["wind"]), [spec], crowded.context, make_factory=on_device(dense_maker())
+        )
+    assert "other processes held 850000000 bytes for 0 s" in str(caught.value)
+    assert "device.ceiling_gb" in str(caught.value)
+    assert [event["others_bytes"] for event in crowded.named("mitigation.back_off")] == [850 * MB]
+    assert [event["reason"] for event in crowded.named("worker.lost")] == ["device_busy"]
+    assert len(crowded.named("lease.released")) == 1
+
+
+def test_the_sparse_stage_falls_back_where_others_keep_the_memory(crowded: Stage, tmp_path: Path) -> None:
+    spec = model_folder(tmp_path / "m", "sparse", max_tokens=128)
+    terms = pl.Series([metadata("storm")])
+    result = encode_sparse(
+        pl.Series([SHORT]), terms, pl.Series(["wind"]), [spec], crowded.context, make_factory=on_device(sparse_maker())
+    )
+    assert result.source.tolist() == [2]
+    assert result.record.fallback_reasons == {"device_failed": 1}
 
 
 def test_every_batch_that_did_not_fit_was_halved_and_the_rest_is_done_once(stage: Stage, tmp_path: Path) -> None:
