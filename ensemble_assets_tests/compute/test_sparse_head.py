@@ -82,7 +82,7 @@ def problems(draw):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems())
 def test_weights_equal_the_formula_whatever_the_numbers(monkeypatch, path, problem):
-    states, spans, matrix, bias = problem
+    states, _, matrix, bias = problem
     expected = naive(*problem)
     out = encoded(monkeypatch, path, problem)
     # a logit is a sum of terms that may cancel: float64 is exact to a part of their size
