@@ -38,7 +38,8 @@ class MemoryGate:
     """When a device that nobody leases counts as free.
 
     The memory of a process that was killed comes back a little later. So the gate waits until little is used, or until
-    what is used no longer changes (then it belongs to a program that takes no leases) and enough is left.
+    what is used no longer changes (then it belongs to a program that takes no leases) and enough is left. A host's
+    memory is everybody's, and nothing comes back late: there is nothing to wait for before a CPU is granted.
 
     Attributes:
         ceiling_bytes: the device may be used up to this.
@@ -254,12 +255,14 @@ def _unlock(descriptor: int) -> None:
 
 def _wait_for_memory(device: Device, gate: MemoryGate, deadline: float) -> None:
     """Until the device's memory is free, or stays as it is with enough left."""
+    if not device.frees_late:
+        return
     last, since = device.memory().used, time.monotonic()
     while True:
         reading, now = device.memory(), time.monotonic()
         if abs(reading.used - last) > _STEADY_BYTES:
             last, since = reading.used, now
-        settled = not device.frees_late or reading.used <= gate.idle_bytes or now - since >= gate.settle_seconds
+        settled = reading.used <= gate.idle_bytes or now - since >= gate.settle_seconds
         left = min(gate.ceiling_bytes - reading.used, reading.free)
         if left >= gate.needed_bytes and (settled or now >= deadline):
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -22,8 +21,8 @@ def key_file(paths: Paths) -> Path:
 
 
 def lock_folder(paths: Paths) -> Path:
-    """Device locks: one folder for all users of the machine."""
-    return Path(paths.lock_dir) if paths.lock_dir else Path(tempfile.gettempdir()) / "ensemble-assets-leases"
+    """Device locks: one folder for all users of the machine, so ``TMPDIR``, which differs between them, has no say."""
+    return Path(paths.lock_dir or "/tmp/ensemble-assets-leases")  # noqa: S108  # sticky and shared on purpose
 
 
 def cache_folder(paths: Paths) -> Path:
