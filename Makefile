@@ -10,7 +10,7 @@ CHUNKED_DIR ?= $(if $(wildcard corpora),corpora,ensemble_assets/sample)
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint test-nightly test-gpu pictures clean
+.PHONY: help install run ui test lint test-nightly test-kill-points test-gpu pictures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
@@ -44,8 +44,11 @@ lint: install
 test: lint  ## linters, types, import contracts and the test suite
 	$(BIN)/python -m pytest -m "not nightly and not gpu and not ui"
 
-test-nightly: install  ## thousands of simulated runs
+test-nightly: install  ## thousands of simulated runs, and one hundred real ones that are killed
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"
+
+test-kill-points: install  ## only the last: one hundred runs killed at random points
+	$(BIN)/python -m pytest -s -m nightly ensemble_assets_tests/compute/test_kill_points.py
 
 test-gpu: install  ## the same promises on real CUDA devices; skips where there are none
 	$(BIN)/python -m pytest -m gpu -rs ensemble_assets_tests/gpu

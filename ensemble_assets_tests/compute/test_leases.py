@@ -25,7 +25,7 @@ from ensemble_assets.core.errors import DeviceError, LeaseTimeoutError, Settings
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.settings.options import Paths
 from ensemble_assets.settings.places import lock_folder
-from ensemble_assets_tests.compute.worker_cases import simulated
+from ensemble_assets_tests.compute.worker_cases import is_running, simulated, wait_until_dead
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -219,7 +219,7 @@ def test_the_lease_of_a_killed_process_stays_with_the_worker_that_inherited_it(t
         finally:
             child.kill()
         with lease(tmp_path, timeout=60.0):
-            assert not is_running(child)
+            assert wait_until_dead(lambda: [child] if is_running(child) else [])
 
 
 def test_workers_die_with_their_killed_parent_and_only_then_is_the_device_free(tmp_path: Path) -> None:
@@ -230,15 +230,7 @@ def test_workers_die_with_their_killed_parent_and_only_then_is_the_device_free(t
         with lease_gpus(
             "m", "dense", lock_folder=tmp_path / "locks", events=EventLog(), devices=simulated(2), timeout=60.0
         ):
-            assert not any(is_running(worker) for worker in workers)
-
-
-def is_running(process: psutil.Process) -> bool:
-    """Dead but not yet collected by whoever inherited it counts as dead: its files are closed."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+            assert wait_until_dead(lambda: [worker for worker in workers if is_running(worker)])
 
 
 class Clock:

@@ -172,11 +172,27 @@ def run_on(
     return result, log
 
 
+def is_running(process: psutil.Process) -> bool:
+    """Dead but not yet collected by whoever inherited it counts as dead: its memory and files are gone."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_dead(living: Callable[[], Any], seconds: float = 120.0) -> bool:
+    """Whether soon nobody is left; an exit that has begun takes as long as the machine makes it take."""
+    deadline = time.monotonic() + seconds
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not living()
+
+
 def assert_nothing_is_left(log: ActingLog, devices: Any, root: Path) -> None:
     """No worker process, no held lease, no work folder."""
     for pid in (int(event.facts["pid"]) for event in log.named("worker.started")):
         with suppress(psutil.NoSuchProcess):
-            assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            assert not is_running(psutil.Process(pid))
     with lease_gpus("m", "dense", lock_folder=root / "locks", events=EventLog(), devices=devices, timeout=0.0):
         pass
     assert list((root / "work").iterdir()) == []

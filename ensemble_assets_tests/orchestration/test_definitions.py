@@ -63,14 +63,28 @@ def test_workspace_file_and_code_location_name_the_same_module() -> None:
     assert "[tool.dagster" not in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_instance_file_loads_and_frees_slots(tmp_path: Path) -> None:
+def test_the_instance_file_limits_the_gpu_pool_and_watches_runs(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
         assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
+        assert instance.run_monitoring_settings["poll_interval_seconds"] == 60
+        pools = instance.get_concurrency_config().pool_config
+        assert (pools.default_pool_limit, pools.pool_granularity.value) == (1, "op")
         assert not instance.telemetry_enabled
-        instance.event_log_storage.initialize_concurrency_limit_to_default(GPU_POOL)
-        assert instance.event_log_storage.get_concurrency_info(GPU_POOL).slot_count == 1
+
+
+def test_a_run_holds_the_gpu_pool_until_its_slot_is_freed(tmp_path: Path) -> None:
+    """The call is the one that run monitoring makes for a run that crashed."""
+    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        storage = instance.event_log_storage
+        storage.initialize_concurrency_limit_to_default(GPU_POOL)
+        assert storage.get_concurrency_info(GPU_POOL).slot_count == 1
+        assert storage.claim_concurrency_slot(GPU_POOL, "crashed", "dense_embeddings").is_claimed
+        assert not storage.claim_concurrency_slot(GPU_POOL, "waiting", "sparse_vectors").is_claimed
+        storage.free_concurrency_slots_for_run("crashed")
+        assert storage.claim_concurrency_slot(GPU_POOL, "waiting", "sparse_vectors").is_claimed
 
 
 def test_the_launchpad_form_has_every_option_with_its_default() -> None:

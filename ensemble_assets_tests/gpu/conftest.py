@@ -1,0 +1,32 @@
+"""The GPUs of this machine, leased for the whole session; every test skips, with the reason, where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ensemble_assets.compute.devices.cuda import CudaDevice
+from ensemble_assets.compute.devices.discovery import discover_devices
+from ensemble_assets.compute.leases import lease_gpus
+from ensemble_assets.core.events import EventLog
+from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.settings.options import Paths
+from ensemble_assets.settings.places import lock_folder
+
+
+@pytest.fixture(scope="session")
+def gpus() -> Iterator[tuple[CudaDevice, ...]]:
+    """All usable GPUs. The machine's own lease is held meanwhile, so that no run and no test disturb each other."""
+    found = discover_devices(process_environment().get("CUDA_VISIBLE_DEVICES"))
+    chosen = tuple(device for device in found.chosen if isinstance(device, CudaDevice))
+    if not chosen:
+        pytest.skip("no CUDA device: " + " ".join(found.sentences[1:]))
+    with lease_gpus("tests", "gpu-tests", lock_folder=lock_folder(Paths()), events=EventLog(), devices=chosen):
+        yield chosen
+
+
+@pytest.fixture
+def gpu(gpus: tuple[CudaDevice, ...]) -> CudaDevice:
+    """The first one."""
+    return gpus[0]

@@ -1,0 +1,95 @@
+"""Half precision on real devices against fp32 there and on the CPU, with the embedded models.
+
+The limits for half precision are those that the same comparison keeps on a CPU, where it was run; see docs/measured.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ensemble_assets.compute.token_tables import pair_table
+from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.core.model_files import locate
+from ensemble_assets.core.registry import MODELS
+from ensemble_assets_tests.compute.doubles import run_here
+from ensemble_assets_tests.compute.worker_cases import run_on
+
+pytestmark = [pytest.mark.gpu, pytest.mark.models]
+
+TEXTS = [
+    "a",
+    "Aspirin reduces the risk of heart attack in diabetic patients.",
+    "def main():\n    return [x ** 2 for x in range(10)]\n",
+    "naïve café and a table | a | b |",
+    "word " * 300,
+    "antidisestablishmentarianism " * 40,
+]
+QUERIES = ["does aspirin help against heart attacks", "café"]
+SLUGS = {"dense": "all-minilm-l6-v2", "sparse": "splade-tiny", "rerank": "ensemble-reranker-tiny"}
+LIMITS = {
+    "fp32": {"vector": 1e-3, "weight": 1e-2, "logit": 1e-2},  # TF32 is off; what is left is the order of additions
+    "fp16": {"vector": 1e-2, "weight": 0.05, "logit": 0.1},
+    "bf16": {"vector": 5e-2, "weight": 0.3, "logit": 0.6},
+}
+"""Largest difference of a component of a unit vector, of a sparse weight, of a logit."""
+
+
+def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
+    from ensemble_assets.compute.forward_dense import DenseFactory
+    from ensemble_assets.compute.forward_rerank import RerankFactory
+    from ensemble_assets.compute.forward_sparse import SparseFactory
+    from ensemble_assets.compute.loading import Runtime
+    from ensemble_assets.compute.model_config import complete_spec
+
+    files = locate(MODELS[SLUGS[kind]])
+    spec = complete_spec(MODELS[SLUGS[kind]], files)
+    runtime = Runtime(precision, 1)
+    if kind == "dense":
+        return DenseFactory(spec, files, runtime), tokenise(TEXTS, files, spec.max_tokens)
+    if kind == "sparse":
+        return SparseFactory(spec, files, runtime, 0), tokenise(TEXTS, files, spec.max_tokens)
+    known = vocabulary(files)
+    rows = np.array([(query, text) for query in range(len(QUERIES)) for text in range(len(TEXTS))])
+    bodies = [tokenise_bodies(texts, known, spec.max_tokens) for texts in (QUERIES, TEXTS)]
+    return RerankFactory(spec, files, runtime), pair_table(*bodies, rows, known.template, spec.max_tokens)
+
+
+def agree(got: Any, expected: Any, precision: str) -> None:
+    for name, limit in LIMITS[precision].items():
+        if name in expected:
+            np.testing.assert_allclose(got[name], expected[name], rtol=0.0, atol=limit)
+
+
+def has_bf16(gpu: Any) -> bool:
+    """Compute capability 8.0 and later; asked of NVML, since torch would make a context."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        major, _ = pynvml.nvmlDeviceGetCudaComputeCapability(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+    finally:
+        pynvml.nvmlShutdown()
+    return bool(major >= 8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
+def test_the_gpu_agrees_with_fp32_on_the_cpu(gpu, tmp_path, kind, precision):
+    if precision == "bf16" and not has_bf16(gpu):
+        pytest.skip(f"{gpu.name} has no bf16 in hardware")
+    factory, table = factory_and_table(kind, precision)
+    result, _ = run_on((gpu,), table, factory, tmp_path)
+    assert (result.precision, result.failed_rows, result.device) == (precision, {}, gpu.uuid)
+    exact, _ = factory_and_table(kind, "fp32")
+    agree(result.outputs, run_here(table, exact).outputs, precision)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
+def test_automatic_precision_is_half_and_bf16_only_where_it_is_native(gpu, tmp_path, kind):
+    factory, table = factory_and_table(kind, "auto")
+    result, _ = run_on((gpu,), table, factory, tmp_path)
+    assert result.precision == ("bf16" if has_bf16(gpu) else "fp16")
+    assert result.precision_redone == 0
