@@ -12,8 +12,8 @@ from typing import Protocol
 
 from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease, LeaseMaker, local_lease
-from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.compute.parallel import in_process_runner
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.tokenise import TokenCache
 from ensemble_assets.compute.work import (
     DeviceOutOfMemoryError,
@@ -35,7 +35,7 @@ from ensemble_assets.core.records import ModelFacts, StageRecord, StageStatus
 from ensemble_assets.core.registry import ModelSpec
 
 FactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime], ForwardFactory]
-"""Makes the factory of a complete spec; the stages' default is the torch one."""
+"""Makes the factory of a complete spec; the stages' default is ``backends``'."""
 
 
 class Runner(Protocol):

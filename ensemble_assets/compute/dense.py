@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.backends import dense_factory
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.engine import EngineResult
-from ensemble_assets.compute.forward_dense import DenseFactory
 from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.token_tables import TokenBodies, join_tables, single_table
 from ensemble_assets.compute.tokenise import vocabulary
@@ -69,7 +69,7 @@ def encode_dense(
     context: ComputeContext,
     *,
     chunk_ids: pl.Series | None = None,
-    make_factory: FactoryMaker = DenseFactory,
+    make_factory: FactoryMaker = dense_factory,
 ) -> DenseResult:
     """Encode chunks and queries with every model, each alone on the leased devices.
 

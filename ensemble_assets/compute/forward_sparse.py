@@ -16,11 +16,9 @@ from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
 from ensemble_assets.compute.padding import Inputs
+from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.errors import ModelUnavailableError
-
-DEFAULT_TOP_K = 256
-"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256 and drops below."""
 
 _TILES = {"cpu": (512, 2048), "cuda": (16384, 4096)}
 """(tokens, vocabulary entries) of one tile: stays in the CPU's level-2 cache; 128 MiB of fp16 on a GPU."""
@@ -30,23 +28,19 @@ _PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class SparseFactory(TorchFactory):
-    """Makes SPLADE forwards.
-
-    Outputs are ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by
-    falling weight, and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0:
-    ``weight`` ``[batch, vocabulary] float32`` and ``active``.
-    """
+    """Makes SPLADE forwards, with the outputs of ``sparse_outputs``."""
 
     top_k: int = DEFAULT_TOP_K
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        """See the class."""
-        active = {"active": OutputSpec((), "int32")}
-        if self.top_k == 0:
-            return {"weight": OutputSpec((self.spec.dimension,), "float32"), **active}
-        kept = min(self.top_k, self.spec.dimension)
-        return {"index": OutputSpec((kept,), "int32"), "weight": OutputSpec((kept,), "float32"), **active}
+        """See ``sparse_outputs``."""
+        return sparse_outputs(self.spec.dimension, self.top_k)
+
+    @property
+    def identity(self) -> str:
+        """Pruning included."""
+        return f"{super().identity}:{self.top_k}"
 
     def load(self, device: str) -> SparseForward:
         """Load onto ``device``.
@@ -56,7 +50,7 @@ class SparseFactory(TorchFactory):
             DeviceOutOfMemoryError: if the weights do not fit.
         """
         network = load_network(AutoModelForMaskedLM, self.spec, self.files, self.runtime, device)
-        decoder = _detach_decoder(network, self.spec.slug, device)
+        decoder = detach_decoder(network, self.spec.slug, device)
         settings = ForwardSettings(self.spec.slug, self.outputs, self.runtime)
         return SparseForward(network, settings, device, decoder, self.top_k)
 
@@ -70,7 +64,6 @@ class SparseForward(TorchForward):
         super().__init__(network, settings, device)
         self._decoder = decoder
         self._top_k = top_k
-        self._tile = _TILES[device.partition(":")[0]]
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
         """Weights by the formula above, pruned to the largest on the device."""
@@ -78,35 +71,47 @@ class SparseForward(TorchForward):
         if inputs.padded:
             # padding repeats the row's first token: a maximum over duplicates is the maximum
             states = torch.where(inputs.mask.unsqueeze(2), states, states[:, :1])
-        weights = self._largest_logits(states).clamp_(min=0).log1p_()
-        active = (weights > 0).sum(dim=1, dtype=torch.int32)
-        if self._top_k == 0:
-            return {"weight": weights, "active": active}
-        kept, index = torch.topk(weights, min(self._top_k, weights.shape[1]), dim=1)
-        # a NaN stays (it compares false here too), so that the engine sees it
-        index = torch.where(kept == 0, -1, index).to(torch.int32)
-        return {"index": index, "weight": kept, "active": active}
+        return pruned(largest_logits(states, self._decoder.weight, self._decoder.bias), self._top_k)
 
     def release(self) -> None:
         """Drop the weights at once, those of the detached output layer too."""
         super().release()
         self._decoder.to(device="meta")
 
-    def _largest_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """The largest logit of every vocabulary entry, ``[batch, vocabulary] float32``."""
-        batch, longest, _ = states.shape
-        matrix, bias = self._decoder.weight, self._decoder.bias
-        largest = torch.empty(batch, len(matrix), dtype=torch.float32, device=states.device)
-        step, width = max(1, self._tile[0] // longest), self._tile[1]
-        for row in range(0, batch, step):
-            some = states[row : row + step].flatten(0, 1)
-            for left in range(0, len(matrix), width):
-                logits = torch.nn.functional.linear(some, matrix[left : left + width])
-                largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
-        return largest if bias is None else largest.add_(bias.float())
+
+def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The largest logit of every vocabulary entry over a text's tokens, ``[batch, vocabulary] float32``.
+
+    Args:
+        states: ``[batch, tokens, hidden]``, every position a token of its text.
+        matrix: ``[vocabulary, hidden]``, of the same type.
+        bias: ``[vocabulary]``.
+    """
+    batch, longest, _ = states.shape
+    tokens, width = _TILES[states.device.type]
+    largest = torch.empty(batch, len(matrix), dtype=torch.float32, device=states.device)
+    step = max(1, tokens // longest)
+    for row in range(0, batch, step):
+        some = states[row : row + step].flatten(0, 1)
+        for left in range(0, len(matrix), width):
+            logits = torch.nn.functional.linear(some, matrix[left : left + width])
+            largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
+    return largest if bias is None else largest.add_(bias.float())
 
 
-def _detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:
+def pruned(largest: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+    """Largest logits as the outputs of ``SparseFactory``; ``largest`` is overwritten."""
+    weights = largest.clamp_(min=0).log1p_()
+    active = (weights > 0).sum(dim=1, dtype=torch.int32)
+    if top_k == 0:
+        return {"weight": weights, "active": active}
+    kept, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
+    # a NaN stays (it compares false here too), so that the engine sees it
+    index = torch.where(kept == 0, -1, index).to(torch.int32)
+    return {"index": index, "weight": kept, "active": active}
+
+
+def detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:
     """Take the output layer out of the network, which then returns that layer's inputs as its logits.
 
     Checked on a few tokens: an architecture that does more after its output layer (scaling, capping) is refused.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from ensemble_assets.compute.padding import Inputs, padded_inputs
+from ensemble_assets.compute.runtime import Precision, Runtime
 from ensemble_assets.compute.work import (
     Batch,
     DeviceOutOfMemoryError,
@@ -30,23 +31,8 @@ from ensemble_assets.core.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.core.model_files import ModelFiles
 from ensemble_assets.core.registry import HubSource, ModelSpec
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FULL_REVISION = 40
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a model is run.
-
-    Attributes:
-        precision: ``auto`` is fp32 on CPU, bf16 on CUDA devices that have it in hardware, else fp16. Pooling, norms
-            and final logits are fp32 always.
-        threads: CPU threads of one forward; 0 leaves torch's setting alone.
-    """
-
-    precision: Precision = "auto"
-    threads: int = 0
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
@@ -253,16 +239,21 @@ class TorchFactory:
         spec: a complete spec (see ``model_config.complete_spec``).
         files: where its weights are.
         runtime: how to run it.
+        reason: why this backend runs it.
     """
 
     spec: ModelSpec
     files: ModelFiles
-    runtime: Runtime = Runtime()
+    runtime: Runtime = field(default_factory=Runtime)
+    reason: str = "reference"
+
+    backend = "torch"
 
     @property
     def identity(self) -> str:
-        """Slug, fingerprint and precision."""
-        return f"{self.spec.slug}:{self.files.fingerprint}:{self.runtime.precision}"
+        """Slug, fingerprint, pooling, backend and precision."""
+        parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
+        return ":".join(parts)
 
     def full_precision(self) -> Self:
         """The same model in fp32."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ensemble_assets.compute.padded_arrays import padded_arrays
 from ensemble_assets.compute.work import Batch, TokenTable
 
 
@@ -41,18 +40,11 @@ class Inputs:
 
 def padded_inputs(table: TokenTable, batch: Batch, pad_id: int, device: str) -> Inputs:
     """The batch's rows as tensors on ``device``."""
-    starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
-    columns = np.arange(batch.longest)
-    mask = columns < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, np.int64)
-    ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
-    types: NDArray[np.int64] | None = None
-    if table.second_from is not None:
-        types = ((columns >= table.second_from[batch.rows][:, None]) & mask).astype(np.int64)
+    arrays = padded_arrays(table, batch, pad_id)
     return Inputs(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(mask).to(device),
-        torch.from_numpy(lengths).to(device),
-        None if types is None else torch.from_numpy(types).to(device),
-        padded=not mask.all(),
+        torch.from_numpy(arrays.ids).to(device),
+        torch.from_numpy(arrays.mask).to(device),
+        torch.from_numpy(arrays.lengths).to(device),
+        None if arrays.types is None else torch.from_numpy(arrays.types).to(device),
+        padded=arrays.padded,
     )

@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.backends import rerank_factory
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.held_model import hold, merge_results
 from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT, final_order
 from ensemble_assets.compute.latency_budget import NO_LIMIT, Allowance
@@ -98,7 +98,7 @@ def rerank_candidates(
     context: ComputeContext,
     options: RerankOptions = RerankOptions(),
     *,
-    make_factory: FactoryMaker = RerankFactory,
+    make_factory: FactoryMaker = rerank_factory,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RerankResult:
     """Rerank every query's first ``depth`` candidates, or as many as time allows; the rest stay below, in fused order.

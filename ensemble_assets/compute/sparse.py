@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.backends import sparse_factory
 from ensemble_assets.compute.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.dense import dropped_tokens
 from ensemble_assets.compute.fallback_terms import (
@@ -25,10 +26,9 @@ from ensemble_assets.compute.fallback_terms import (
     metadata_rows,
     text_rows,
 )
-from ensemble_assets.compute.forward_sparse import DEFAULT_TOP_K, SparseFactory
-from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.compute.model_config import complete_spec
-from ensemble_assets.compute.sparse_rows import SparseMatrix, SparseRow, empty_matrix, row_of
+from ensemble_assets.compute.runtime import Runtime
+from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
 from ensemble_assets.compute.sparse_sources import LIVE, STAND_IN, PrunedOutputs, SourcedVectors, with_sources
 from ensemble_assets.compute.token_tables import join_tables, single_table, take_rows
 from ensemble_assets.compute.tokenise import vocabulary
@@ -93,7 +93,7 @@ def encode_sparse(
     *,
     enabled: bool = True,
     top_k: int = DEFAULT_TOP_K,
-    make_factory: SparseFactoryMaker = SparseFactory,
+    make_factory: SparseFactoryMaker = sparse_factory,
 ) -> SparseResult:
     """Sparse vectors of chunks and queries.
 

@@ -12,6 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.work import OutputSpec
+
+DEFAULT_TOP_K = 256
+"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256 and drops below."""
+
 _ROWS_AT_ONCE = 4096
 
 
@@ -58,6 +63,20 @@ class SparseMatrix:
         squares = np.square(self.values, dtype=np.float64)
         norms: NDArray[np.float64] = np.sqrt(np.add.reduceat(squares, starts))
         return norms
+
+
+def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
+    """What a SPLADE forward gives.
+
+    ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by falling weight,
+    and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0: ``weight``
+    ``[batch, dimension] float32`` and ``active``.
+    """
+    active = {"active": OutputSpec((), "int32")}
+    if top_k == 0:
+        return {"weight": OutputSpec((dimension,), "float32"), **active}
+    kept = min(top_k, dimension)
+    return {"index": OutputSpec((kept,), "int32"), "weight": OutputSpec((kept,), "float32"), **active}
 
 
 def empty_matrix(rows: int) -> SparseMatrix:

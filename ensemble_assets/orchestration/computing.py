@@ -21,8 +21,8 @@ from ensemble_assets.settings.places import cache_folder, lock_folder
 if TYPE_CHECKING:
     from ensemble_assets.compute.context import ComputeContext, Runner
     from ensemble_assets.compute.devices.device import Device
-    from ensemble_assets.compute.loading import Precision
     from ensemble_assets.compute.parallel import ParallelSettings
+    from ensemble_assets.compute.runtime import Precision
     from ensemble_assets.compute.tokenise import TokenCache
 
 
@@ -48,7 +48,7 @@ class Computing:
         """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process."""
         from ensemble_assets.compute.context import ComputeContext
         from ensemble_assets.compute.leases import MemoryGate, lease_gpus
-        from ensemble_assets.compute.loading import Runtime
+        from ensemble_assets.compute.runtime import Runtime
 
         options = run.settings.device
         devices = self._chosen(options)

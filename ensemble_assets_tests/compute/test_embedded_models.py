@@ -14,9 +14,9 @@ from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.dense import encode_dense
 from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.forward_sparse import SparseFactory
-from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.parallel import in_process_runner
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.sparse import encode_sparse
 from ensemble_assets.compute.token_tables import pair_table
 from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
@@ -88,7 +88,7 @@ def test_sparse_weights_equal_the_plain_masked_language_model():
     spec = MODELS["splade-tiny"]
     files = locate(spec)
     table = tokenise(TEXTS, files, spec.max_tokens)
-    got = run_here(table, SparseFactory(spec, files, RUNTIME, 0), 700).outputs["weight"]
+    got = run_here(table, SparseFactory(spec, files, RUNTIME, top_k=0), 700).outputs["weight"]
     np.testing.assert_allclose(got, sparse_reference(TEXTS, spec.max_tokens), atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from ensemble_assets.compute import forward_sparse
 from ensemble_assets.compute.forward_dense import DenseFactory
 from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.forward_sparse import SparseFactory
-from ensemble_assets.compute.loading import Runtime
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import ModelSpec
@@ -67,7 +67,7 @@ def reference_weights(network, tokens):
 def test_sparse_weights_equal_the_paper_whatever_the_tiles(made, model_type, tile, monkeypatch):
     monkeypatch.setitem(forward_sparse._TILES, "cpu", tile)
     spec = made("sparse", model_type)
-    got = SparseFactory(spec, locate(spec), RUNTIME, 0).load("cpu")(TABLE, one_batch(TABLE))
+    got = SparseFactory(spec, locate(spec), RUNTIME, top_k=0).load("cpu")(TABLE, one_batch(TABLE))
     network = plain(locate(spec).folder, "sparse")
     for row, tokens in enumerate(ROWS):
         expected = reference_weights(network, tokens)
@@ -79,7 +79,7 @@ def test_sparse_weights_equal_the_paper_whatever_the_tiles(made, model_type, til
 def test_pruning_keeps_the_largest_weights(made, top_k):
     spec = made("sparse")
     full, pruned = (
-        SparseFactory(spec, locate(spec), RUNTIME, k).load("cpu")(TABLE, one_batch(TABLE)) for k in (0, top_k)
+        SparseFactory(spec, locate(spec), RUNTIME, top_k=k).load("cpu")(TABLE, one_batch(TABLE)) for k in (0, top_k)
     )
     kept = min(top_k, len(IDS))
     assert pruned["index"].shape == pruned["weight"].shape == (len(ROWS), kept)
@@ -95,7 +95,7 @@ def test_pruning_keeps_the_largest_weights(made, top_k):
 
 def test_a_state_that_is_not_finite_shows_in_the_weights(made):
     spec = made("sparse")
-    forward = SparseFactory(spec, locate(spec), RUNTIME, 5).load("cpu")
+    forward = SparseFactory(spec, locate(spec), RUNTIME, top_k=5).load("cpu")
     with torch.no_grad():
         table = forward.network.get_input_embeddings()
         table.weight = torch.nn.Parameter(table.weight.clone())  # apart from the output layer, which is tied to it

@@ -14,8 +14,9 @@ from ensemble_assets.compute import loading
 from ensemble_assets.compute.forward_dense import DenseFactory
 from ensemble_assets.compute.forward_rerank import RerankFactory
 from ensemble_assets.compute.forward_sparse import SparseFactory
-from ensemble_assets.compute.loading import Runtime, exact_medium, kernels
+from ensemble_assets.compute.loading import exact_medium, kernels
 from ensemble_assets.compute.padding import padded_inputs
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.core.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.core.model_files import locate
