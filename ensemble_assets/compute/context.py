@@ -119,6 +119,7 @@ def record_of(
     status: StageStatus,
     spec: ModelSpec,
     files: ModelFiles,
+    factory: ForwardFactory,
     result: EngineResult,
 ) -> StageRecord:
     """The part of a stage's record that a run of one model determines."""
@@ -128,6 +129,8 @@ def record_of(
         models=(ModelFacts.of(spec, files),),
         device=result.device,
         precision=result.precision,
+        backend=getattr(factory, "backend", "torch"),
+        backend_reason=getattr(factory, "reason", "reference"),
         tokens=result.tokens,
         peak_bytes=result.peak_bytes,
         precision_redone=result.precision_redone,

@@ -119,8 +119,9 @@ def _encode_one(
     query_bodies = context.tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix)
     chunk_table = single_table(chunk_bodies, known.template, spec.max_tokens)
     table = join_tables(chunk_table, single_table(query_bodies, known.template, spec.max_tokens))
+    factory = make_factory(spec, files, context.runtime)
     try:
-        result = context.run("dense", spec, table, make_factory(spec, files, context.runtime))
+        result = context.run("dense", spec, table, factory)
     except DeviceOutOfMemoryError:
         raise MemoryBudgetError(
             f"dense: the weights of {spec.slug} do not fit into the memory they may use. "
@@ -129,7 +130,7 @@ def _encode_one(
     _refuse_failures(result, table, len(chunks), spec, chunk_ids)
     vectors = result.outputs["vector"]
     record = replace(
-        record_of("dense", "completed", spec, files, result),
+        record_of("dense", "completed", spec, files, factory, result),
         seconds=time.perf_counter() - started,
         items=len(table),
         truncated=int(table.truncated.sum()),

@@ -158,14 +158,15 @@ def _score(
     query_at = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")["_query"]
     rows = np.stack([query_at.to_numpy().astype(np.int64), chunk_at], axis=1)
     work = PairWork(head["rank"].to_numpy(), rows, query_bodies, chunk_bodies, known, spec.max_tokens)
-    with hold(context, "rerank", spec, make_factory(spec, files, context.runtime)) as held:
+    factory = make_factory(spec, files, context.runtime)
+    with hold(context, "rerank", spec, factory) as held:
         slices = score_slices(work, held, limits)
     result = merge_results(slices.results)
     failed = _failed_queries(head, slices.failed)
     done = work.ranks <= slices.reached
     full = query_bodies.full_lengths[rows[done, 0]] + chunk_bodies.full_lengths[rows[done, 1]]
     record = replace(
-        record_of("rerank", "completed", spec, files, result),
+        record_of("rerank", "completed", spec, files, factory, result),
         items=int(done.sum()),
         truncated=slices.truncated,
         tokens_dropped=int(full.sum()) + len(full) * known.template.pair_specials - slices.tokens,

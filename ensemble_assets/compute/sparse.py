@@ -189,12 +189,13 @@ def _run_model(
         context.tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix),
     )
     table = join_tables(*(single_table(part, known.template, spec.max_tokens) for part in bodies))
-    result = context.run("sparse", spec, table, make_factory(spec, files, context.runtime, top_k))
+    factory = make_factory(spec, files, context.runtime, top_k)
+    result = context.run("sparse", spec, table, factory)
     failed = dict(result.failed_rows)
     if len(table) and len(failed) == len(table):
         raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
     record = replace(
-        record_of("sparse", "completed", spec, files, result),
+        record_of("sparse", "completed", spec, files, factory, result),
         items=len(table),
         truncated=int(table.truncated.sum()),
         tokens_dropped=dropped_tokens(table, known.template.single_specials, *bodies),

@@ -44,6 +44,8 @@ class StageRecord:
         models: the models that produced output, in order; empty where none did.
         device: where they ran (``cpu``, ``cuda:0``; several joined by commas), or ``none``.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``none``.
+        backend: ``torch``, ``openvino``, or ``none``.
+        backend_reason: why it was chosen, a fixed word.
         seconds: wall time, loading and tokenisation included.
         tokens: tokens that went through the model, padding and repeated texts not counted.
         items: chunks and queries (dense, sparse) or pairs (rerank) that the stage was asked for.
@@ -61,6 +63,8 @@ class StageRecord:
     models: tuple[ModelFacts, ...] = ()
     device: str = "none"
     precision: str = "none"
+    backend: str = "none"
+    backend_reason: str = "none"
     seconds: float = 0.0
     tokens: int = 0
     items: int = 0
@@ -100,6 +104,8 @@ def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord])
         models=tuple(model for part in parts for model in part.models),
         device=_joined(part.device for part in parts),
         precision=_joined(part.precision for part in parts),
+        backend=_joined(part.backend for part in parts),
+        backend_reason=_joined(part.backend_reason for part in parts),
         seconds=sum(part.seconds for part in parts),
         tokens=sum(part.tokens for part in parts),
         items=max((part.items for part in parts), default=0),

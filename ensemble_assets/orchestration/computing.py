@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.context import ComputeContext, Runner
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.parallel import ParallelSettings
-    from ensemble_assets.compute.runtime import Precision
+    from ensemble_assets.compute.runtime import BackendName, Precision
     from ensemble_assets.compute.tokenise import TokenCache
 
 
@@ -64,7 +64,12 @@ class Computing:
         return ComputeContext(
             lease=lease,
             runner=_runner(run, devices),
-            runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads),
+            runtime=Runtime(
+                precision=cast("Precision", options.precision),
+                threads=options.threads,
+                backend=cast("BackendName", run.settings.encoding.backend) if _on_cpu(devices) else "torch",
+                cache_folder=cache_folder(run.settings.paths),
+            ),
             events=run.events,
             tokens=self._tokens,
             locate=partial(_located, run),
@@ -91,6 +96,10 @@ def _located(run: StageRun, spec: ModelSpec) -> ModelFiles:
     return files
 
 
+def _on_cpu(devices: Sequence[Device]) -> bool:
+    return all(device.torch_device == "cpu" for device in devices)
+
+
 def _runner(run: StageRun, devices: Sequence[Device]) -> Runner:
     from ensemble_assets.compute.parallel import ParallelRunner
 
@@ -110,11 +119,10 @@ def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSetti
     from ensemble_assets.compute.worker_settings import WorkerSettings, cpu_batches
 
     options = run.settings.device
-    on_cpu = all(device.torch_device == "cpu" for device in devices)
     by_memory = ControllerSettings(SizeSettings(options.batch_tokens))
     workers = WorkerSettings(
-        controller=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
+        controller=cpu_batches(options.batch_tokens) if _on_cpu(devices) else by_memory,
         ceiling=Ceiling(hard_bytes=int(options.ceiling_gb * 1e9), soft_fraction=options.soft_fraction),
-        workers_per_device=0 if on_cpu else 1,
+        workers_per_device=0 if _on_cpu(devices) else 1,
     )
     return ParallelSettings(workers, batch_memory=cache_folder(run.settings.paths) / "batch_sizes.json")

@@ -121,6 +121,22 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How texts go through models."""
+
+    backend: str = option(
+        "auto", "auto: OpenVINO on a CPU where it is installed, else torch", choices=("auto", "torch", "openvino")
+    )
+    reuse: bool = option(True, "rows that an earlier run computed with the same model and tokens are taken from it")
+    shard_tokens: int = option(
+        0,
+        "tokens that are lost at most when a run is killed; 0: 262,144 on a CPU, 16,777,216 on GPUs",
+        unit="tokens",
+        low=0,
+    )
+
+
+@dataclass(frozen=True)
 class Export:
     """The bundle."""
 
@@ -184,6 +200,7 @@ class Settings:
     fusion: Fusion = field(default_factory=Fusion)
     rerank: Rerank = field(default_factory=Rerank)
     device: Device = field(default_factory=Device)
+    encoding: Encoding = field(default_factory=Encoding)
     export: Export = field(default_factory=Export)
     qdrant: Qdrant = field(default_factory=Qdrant)
     metrics: Metrics = field(default_factory=Metrics)
