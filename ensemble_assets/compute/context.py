@@ -132,6 +132,7 @@ def record_of(
         backend=getattr(factory, "backend", "torch"),
         backend_reason=getattr(factory, "reason", "reference"),
         tokens=result.tokens,
+        reused=result.reused_rows,
         peak_bytes=result.peak_bytes,
         precision_redone=result.precision_redone,
     )

@@ -34,6 +34,7 @@ class EngineResult:
         device: ``cpu`` or the UUIDs of the devices, joined by commas; ``none`` if there was nothing to run.
         precision: what the forward computed in.
         largest_batch: rows of the largest batch that worked.
+        reused_rows: rows whose outputs an earlier run had computed.
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -46,6 +47,7 @@ class EngineResult:
     device: str
     precision: str
     largest_batch: int = 0
+    reused_rows: int = 0
 
 
 @runtime_checkable

@@ -198,7 +198,8 @@ def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
 
 
 def take_rows(table: TokenTable, rows: NDArray[np.int64]) -> TokenTable:
-    """Some rows of a table of single texts, in the given order."""
+    """Some rows of a table, in the given order."""
     counts = table.lengths[rows]
     ids, offsets = _compose([_Ragged(table.ids, table.offsets[:-1][rows], counts)], len(rows))
-    return TokenTable(ids, offsets, table.truncated[rows])
+    second = None if table.second_from is None else table.second_from[rows]
+    return TokenTable(ids, offsets, table.truncated[rows], second)

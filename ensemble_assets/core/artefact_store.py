@@ -50,6 +50,10 @@ class ArtefactStore:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         return ArtefactWriter(home / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}")
 
+    def working_folder(self, collection: str) -> Path:
+        """A local folder for what is kept of a collection between runs; nothing in it is an artefact."""
+        return self._local / collection / ".working"
+
     def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
         """Makes ``artefact`` the current version, in one atomic replacement."""
         name = artefact.folder.name

@@ -48,6 +48,7 @@ class StageRecord:
         backend_reason: why it was chosen, a fixed word.
         seconds: wall time, loading and tokenisation included.
         tokens: tokens that went through the model, padding and repeated texts not counted.
+        reused: items whose result an earlier run had computed.
         items: chunks and queries (dense, sparse) or pairs (rerank) that the stage was asked for.
         truncated: items that lost tokens to the model's limit.
         tokens_dropped: how many tokens they lost.
@@ -68,6 +69,7 @@ class StageRecord:
     seconds: float = 0.0
     tokens: int = 0
     items: int = 0
+    reused: int = 0
     truncated: int = 0
     tokens_dropped: int = 0
     peak_bytes: int = 0
@@ -92,7 +94,7 @@ class StageRecord:
 def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord]) -> StageRecord:
     """One record of several models that ran one after another: costs add up, peaks do not.
 
-    ``items`` is the largest of the parts (each saw the same chunks and queries).
+    ``items`` and ``reused`` are the largest of the parts (each saw the same chunks and queries).
     """
     reasons: dict[str, int] = {}
     for part in parts:
@@ -109,6 +111,7 @@ def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord])
         seconds=sum(part.seconds for part in parts),
         tokens=sum(part.tokens for part in parts),
         items=max((part.items for part in parts), default=0),
+        reused=max((part.reused for part in parts), default=0),
         truncated=sum(part.truncated for part in parts),
         tokens_dropped=sum(part.tokens_dropped for part in parts),
         peak_bytes=max((part.peak_bytes for part in parts), default=0),

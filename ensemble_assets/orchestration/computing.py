@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.runtime import BackendName, Precision
     from ensemble_assets.compute.tokenise import TokenCache
 
+_CPU_SHARD_TOKENS = 1 << 18
+_GPU_SHARD_TOKENS = 1 << 24
+"""Some ten seconds of dense encoding on two cores; a few minutes on a GPU, where workers start anew for every shard."""
+
 
 @dataclass
 class Computing:
@@ -102,8 +106,14 @@ def _on_cpu(devices: Sequence[Device]) -> bool:
 
 def _runner(run: StageRun, devices: Sequence[Device]) -> Runner:
     from ensemble_assets.compute.parallel import ParallelRunner
+    from ensemble_assets.compute.reuse import ReusingRunner
 
-    return ParallelRunner(parallel_settings(run, devices))
+    inner = ParallelRunner(parallel_settings(run, devices))
+    encoding, on_cpu = run.settings.encoding, _on_cpu(devices)
+    if not encoding.reuse:
+        return inner
+    shard_tokens = encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
+    return ReusingRunner(inner, run.working_folder / "rows", shard_tokens, keep_loaded=on_cpu)
 
 
 def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSettings:

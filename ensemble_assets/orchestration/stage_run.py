@@ -51,6 +51,11 @@ class StageRun:
         return self.telemetry.sink(self.log)
 
     @property
+    def working_folder(self) -> Path:
+        """Local, of this collection, kept between runs."""
+        return open_store(self.settings).working_folder(self.collection)
+
+    @property
     def settings(self) -> Settings:
         """The resolved settings."""
         return self.resolved.settings
