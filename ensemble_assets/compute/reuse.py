@@ -169,9 +169,9 @@ class _LoadsOnce:
         return self._full_precision()
 
     def release(self) -> None:
-        if isinstance(self._forward, HasRelease):
-            self._forward.release()
-        self._forward = None
+        forward, self._forward = self._forward, None
+        if forward is not None and isinstance(forward, HasRelease):
+            forward.release()
 
 
 class _Borrowed:
