@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ensemble_assets.compute.openvino_graph import Graph, graph_for
+from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.compute.runtime import Precision, Runtime
 from ensemble_assets.compute.work import ForwardFactory
 from ensemble_assets.core.errors import ModelUnavailableError, SettingsError
@@ -131,6 +132,4 @@ def settled_precision(precision: Precision) -> Precision:
 @lru_cache(maxsize=1)
 def _has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, as OpenVINO sees it."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.openvino_graph import Graph
+from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.compute.padded_arrays import PaddedArrays, padded_arrays
 from ensemble_assets.compute.runtime import Precision, Runtime
 from ensemble_assets.compute.work import (
@@ -115,8 +116,6 @@ class OpenVinoForward:
 
 
 def _compiled(factory: OpenVinoFactory) -> Any:
-    import openvino
-
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": _HINTS[factory.runtime.precision],
         "NUM_STREAMS": 1,
@@ -125,7 +124,7 @@ def _compiled(factory: OpenVinoFactory) -> Any:
     if factory.runtime.threads:
         settings["INFERENCE_NUM_THREADS"] = factory.runtime.threads
     try:
-        return openvino.Core().compile_model(str(factory.graph.path), "CPU", settings)
+        return import_openvino().Core().compile_model(str(factory.graph.path), "CPU", settings)
     except RuntimeError as error:
         raise ModelUnavailableError(
             f"{factory.spec.slug}: OpenVINO could not compile its graph. Remove {factory.graph.folder.name} from the "

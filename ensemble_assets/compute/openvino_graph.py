@@ -1,8 +1,7 @@
 """A model's network as an OpenVINO graph on disk: converted from torch once, checked against it, then read by everyone.
 
 What a graph computes ends before pooling, vocabulary and classification head: those stay in float32 in
-``openvino_forward``. The conversion goes through OpenVINO's frontend and not through ``openvino.convert_model``, which
-reports usage to its makers.
+``openvino_forward``. The conversion goes through OpenVINO's frontend, without its converter (``openvino_import``).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.core.atomic import atomic_folder
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.model_files import ModelFiles
@@ -68,9 +68,7 @@ def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
         ModelUnavailableError: if the network cannot be converted, or the graph does not compute what torch does.
         ImportError: if OpenVINO is not installed.
     """
-    import openvino
-
-    version = openvino.__version__.split("-")[0]
+    version = import_openvino().__version__.split("-")[0]
     folder = cache_folder / "openvino" / f"{spec.slug}-{spec.kind}-{files.fingerprint}-{version}-{_FORMAT}"
     if not (folder / "graph.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +81,6 @@ def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
 
 
 def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
-    import openvino
     import torch
 
     network, head = _BODIES[spec.kind](spec, files)
@@ -101,7 +98,7 @@ def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
         raise ModelUnavailableError(
             f"{spec.slug}: cannot be converted for OpenVINO ({type(error).__name__})"
         ) from error
-    openvino.save_model(model, graph.path, compress_to_fp16=False)
+    import_openvino().save_model(model, graph.path, compress_to_fp16=False)
     if head is not None:
         np.savez(folder / "head.npz", matrix=head[0], bias=head[1])
     _refuse_if_different(spec, network, graph)
@@ -173,10 +170,10 @@ _ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _traced(network: Any, graph: Graph) -> Any:
-    import openvino
     import torch
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    openvino = import_openvino()
+    decoders = import_openvino("openvino.frontend.pytorch.ts_decoder")
 
     class Body(torch.nn.Module):
         """Positional inputs to the network's first output."""
@@ -190,8 +187,8 @@ def _traced(network: Any, graph: Graph) -> Any:
             return states
 
     example = tuple(torch.from_numpy(values) for values in _inputs(graph, (2, 7), seed=0))
-    decoder = TorchScriptPythonDecoder(Body(), example_input=example)
-    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = decoders.TorchScriptPythonDecoder(Body(), example_input=example)
+    frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape({number: openvino.PartialShape([-1, -1]) for number in range(len(example))})
     return model
@@ -199,10 +196,9 @@ def _traced(network: Any, graph: Graph) -> Any:
 
 def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
     """Runs rows of other shapes than the traced one through both."""
-    import openvino
     import torch
 
-    compiled = openvino.Core().compile_model(str(graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = import_openvino().Core().compile_model(str(graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for seed, shape in enumerate(((1, 5), (3, 19))):
         inputs = _inputs(graph, shape, seed)
         words = {name: torch.from_numpy(values) for name, values in zip(_ARGUMENTS, inputs, strict=False)}
