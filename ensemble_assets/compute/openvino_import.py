@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 
 _CONVERTER = "openvino.tools.ovc"
-"""``import openvino`` does without it where it is missing, and sends an event to an analytics service where it is not."""
+"""``import openvino`` does without it where it is missing; where it is not, an event goes to an analytics service."""
 
 
 def import_openvino(part: str = "openvino") -> ModuleType:
