@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.context import Runner
-from ensemble_assets.compute.engine import EngineResult, HasFullPrecision, HasRelease
+from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease
+from ensemble_assets.compute.loaded_once import loaded_once
 from ensemble_assets.compute.row_keys import row_keys
 from ensemble_assets.compute.row_store import open_store, secret_of
 from ensemble_assets.compute.token_tables import take_rows
-from ensemble_assets.compute.work import Batch, Forward, ForwardFactory, OutputSpec, TokenTable
+from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.core.events import EventSink
 
 FORWARD_VERSION = 1
@@ -67,7 +67,7 @@ class ReusingRunner:
         with open_store(self.folder / store_name(factory, lease), factory.outputs) as store:
             missing = np.sort(first[~store.find(keys[first]).known])
             total = _Total()
-            with _loaded_once(factory, self.keep_loaded) as once:
+            with loaded_once(factory) if self.keep_loaded else nullcontext(factory) as once:
                 for rows in shards(table.lengths, missing, self.shard_tokens):
                     part = self.inner(take_rows(table, rows), once, lease=lease, events=events)
                     good = np.setdiff1d(np.arange(len(rows)), list(part.failed_rows))
@@ -75,7 +75,7 @@ class ReusingRunner:
                     store.add(keys[rows[good]], outputs, part.precision)
                     total.take(part, group[rows])
             places = store.find(keys)
-            result = EngineResult(
+            return EngineResult(
                 outputs=store.read(places),
                 failed_rows={row: total.failed[int(group[row])] for row in np.flatnonzero(~places.known).tolist()},
                 seconds=time.perf_counter() - started,
@@ -88,8 +88,6 @@ class ReusingRunner:
                 largest_batch=total.largest_batch,
                 reused_rows=int((~np.isin(group, group[missing])).sum()),
             )
-            store.keep_only(places)
-        return result
 
 
 def store_name(factory: ForwardFactory, lease: Lease) -> str:
@@ -129,58 +127,3 @@ class _Total:
         self.largest_batch = max(self.largest_batch, part.largest_batch)
         self.device = part.device if part.device != "none" else self.device
         self.failed |= {int(groups[row]): reason for row, reason in part.failed_rows.items()}
-
-
-@contextmanager
-def _loaded_once(factory: ForwardFactory, keep: bool) -> Iterator[ForwardFactory]:
-    """The factory; if ``keep``, one that loads its model once and releases it at the end of the block."""
-    if not keep or not isinstance(factory, HasFullPrecision):
-        yield factory
-        return
-    once = _LoadsOnce(factory, factory.full_precision)
-    try:
-        yield once
-    finally:
-        once.release()
-
-
-class _LoadsOnce:
-    """A factory in the process that uses it, whose forward outlives a run."""
-
-    def __init__(self, factory: ForwardFactory, full_precision: Callable[[], ForwardFactory]) -> None:
-        self._factory = factory
-        self._full_precision = full_precision
-        self._forward: Forward | None = None
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        return self._factory.outputs
-
-    @property
-    def identity(self) -> str:
-        return self._factory.identity
-
-    def load(self, device: str) -> Forward:
-        if self._forward is None:
-            self._forward = self._factory.load(device)
-        return _Borrowed(self._forward)
-
-    def full_precision(self) -> ForwardFactory:
-        return self._full_precision()
-
-    def release(self) -> None:
-        forward, self._forward = self._forward, None
-        if forward is not None and isinstance(forward, HasRelease):
-            forward.release()
-
-
-class _Borrowed:
-    """A forward that whoever runs it cannot release."""
-
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self.outputs = forward.outputs
-        self.precision = getattr(forward, "precision", "fp32")
-
-    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[Any]]:
-        return self._forward(table, batch)

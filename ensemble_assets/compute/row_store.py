@@ -26,10 +26,8 @@ from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.atomic import atomic_folder, atomic_write
 
 _IN_MEMORY_BYTES = 64 << 20
-_COMPACTED_ROWS = 262_144
 _SECRET_BYTES = 32
 _FACTS = "shard.json"
-_USED = ".used"
 _FORGOTTEN_SECONDS = 30 * 86_400.0
 
 
@@ -56,19 +54,20 @@ def open_store(folder: Path, outputs: Mapping[str, OutputSpec]) -> Iterator[RowS
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        (folder / _USED).touch()
         yield RowStore(folder, outputs)
     _forget_unused(folder.parent)
 
 
 def _forget_unused(parent: Path) -> None:
-    """Removes stores that nobody has opened for a month: of models and settings that are no longer in use."""
+    """Removes shards and whole stores that nobody has read for a month: of models and texts that are gone."""
     expired = time.time() - _FORGOTTEN_SECONDS
-    for marker in parent.glob(f"*/{_USED}"):
-        with suppress(OSError, Timeout):
-            if marker.stat().st_mtime < expired:
-                with FileLock(marker.parent / ".lock", timeout=0):
-                    shutil.rmtree(marker.parent, ignore_errors=True)
+    for store in sorted(path.parent for path in parent.glob("*/.lock")):
+        with suppress(OSError, Timeout), FileLock(store / ".lock", timeout=0):
+            for facts in store.glob(f"*/{_FACTS}"):
+                if facts.stat().st_mtime < expired:
+                    shutil.rmtree(facts.parent, ignore_errors=True)
+            if (store / ".lock").stat().st_mtime < expired and not list(store.glob("shard-*")):
+                shutil.rmtree(store, ignore_errors=True)
 
 
 def secret_of(folder: Path) -> bytes:
@@ -139,6 +138,7 @@ class RowStore:
         arrays = {name: self._zeros((rows, *spec.shape), spec) for name, spec in self._outputs.items()}
         for number in np.unique(places.shard[places.known]).tolist():
             here = np.flatnonzero(places.shard == number)
+            (self._shards[number].path / _FACTS).touch()
             for name, values in arrays.items():
                 values[here] = _mapped(self._shards[number].path, name)[places.row[here]]
         return arrays
@@ -148,28 +148,6 @@ class RowStore:
         used = np.unique(places.shard[places.known]).tolist()
         facts = [json.loads((self._shards[number].path / _FACTS).read_text(encoding="utf-8")) for number in used]
         return ",".join(sorted({str(fact["precision"]) for fact in facts})) or "none"
-
-    def keep_only(self, places: Places) -> None:
-        """Forgets shards of which no row is used; if most rows of the rest are unused, only the used ones are kept.
-
-        The last thing to do with a store: its rows are elsewhere afterwards.
-        """
-        before, used = list(self._shards), set(np.unique(places.shard[places.known]).tolist())
-        live = np.unique(np.stack([places.shard, places.row])[:, places.known], axis=1)
-        if sum(before[number].index.height for number in used) > 2 * live.shape[1]:
-            self._rewrite(Places(live[0], live[1]))
-            used = set()
-        for number, shard in enumerate(before):
-            if number not in used:
-                shutil.rmtree(shard.path, ignore_errors=True)
-
-    def _rewrite(self, live: Places) -> None:
-        precision = self.precision(live)
-        keys = {number: _mapped(self._shards[number].path, "keys") for number in np.unique(live.shard).tolist()}
-        for start in range(0, len(live.shard), _COMPACTED_ROWS):
-            some = Places(live.shard[start : start + _COMPACTED_ROWS], live.row[start : start + _COMPACTED_ROWS])
-            places = zip(some.shard.tolist(), some.row.tolist(), strict=True)
-            self.add(np.stack([keys[number][row] for number, row in places]), self.read(some), precision)
 
     def _take_in(self, path: Path) -> None:
         """Adds a sealed shard; one that does not hold these outputs is removed."""
