@@ -88,10 +88,14 @@ def test_rows_that_are_not_finite_are_done_again_in_fp32_here_too(spec) -> None:
 def test_the_lease_and_the_model_are_given_back_after_an_error(spec) -> None:
     leases = Leases()
     factory = ReleasingFactory(LOGIT)
-    context = ComputeContext(lease=leases)
-    with pytest.raises(RuntimeError, match="stop"), hold(context, "rerank", spec, factory) as held:
-        held.factory.load("cpu")
-        raise RuntimeError("stop")
+
+    def fail() -> None:
+        with hold(ComputeContext(lease=leases), "rerank", spec, factory) as held:
+            held.factory.load("cpu")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert (leases.given, factory.made.released) == (1, 1)  # type: ignore[attr-defined]
 
 
