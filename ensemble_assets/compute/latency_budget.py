@@ -1,8 +1,7 @@
 """How long rerank may take, and how deep it gets within that: arithmetic and one small state machine, no models.
 
-Two ratios, never mixed up. ``sla`` holds the whole run (dense, sparse, fusion, rerank, export) against the dense-only
-time of the plain script; ``own_dense`` holds dense, sparse, fusion and rerank against the dense stage of the same run.
-Either may be exceeded by a share (10 %), and rerank, which comes last and can stop anywhere, gets what is left.
+The two references are those of ``core.stage_seconds``. Either may be exceeded by a share (10 %), and rerank, which
+comes last and can stop anywhere, gets what the stages before it left.
 """
 
 from __future__ import annotations
@@ -16,41 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.core.stage_seconds import StageSeconds
 
 Against = Literal["sla", "own_dense", "off"]
 
 DEFAULT_FLOOR = 5
 GROWTH = 2.0
 """A slice at most doubles what was scored before, so that its predicted time rests on as much work as it has."""
-
-
-@dataclass(frozen=True)
-class StageSeconds:
-    """Wall seconds of the stages of one run; ``export`` is an estimate where it has not happened yet."""
-
-    dense: float
-    sparse: float = 0.0
-    fusion: float = 0.0
-    rerank: float = 0.0
-    export: float = 0.0
-
-    @property
-    def ranking(self) -> float:
-        """Dense, sparse, fusion and rerank."""
-        return self.dense + self.sparse + self.fusion + self.rerank
-
-    @property
-    def total(self) -> float:
-        """The whole default-on run."""
-        return self.ranking + self.export
-
-    def vs_own_dense(self) -> float | None:
-        """(dense + sparse + fusion + rerank) / dense; None where dense took no time."""
-        return self.ranking / self.dense if self.dense > 0 else None
-
-    def vs_sla(self, plain_dense: float) -> float:
-        """Whole run / dense-only time of the plain script."""
-        return self.total / plain_dense
 
 
 @dataclass(frozen=True)
@@ -62,7 +33,7 @@ class Allowance:
         seconds: for rerank; negative where the stages before it have overspent; None without a limit.
         floor: candidates per query that are scored whatever it takes.
         reference: seconds that the limit is a share of; None without a limit.
-        reason: why there is no limit: ``budget_off`` or ``no_baseline``; empty where there is one.
+        reason: why there is no limit: ``budget_off``, ``no_baseline`` or ``costs_unknown``; empty where there is one.
     """
 
     against: Against = "off"

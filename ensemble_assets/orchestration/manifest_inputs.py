@@ -9,6 +9,7 @@ from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.stage_runs import RerankRun, SparseRun
 from ensemble_assets.export.v40 import Written
 from ensemble_assets.orchestration.bundle_inputs import Upstream
+from ensemble_assets.orchestration.latency import performance_facts
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.reporting import manifest_section
 from ensemble_assets.orchestration.stage_run import StageRun
@@ -20,6 +21,9 @@ _DENSE_FACTS = (
 )  # fmt: skip
 
 
+_DEPTHS = ("requested_depth", "reached_depth", "queries_cut_short")
+
+
 def manifest_inputs(upstream: Upstream, run: StageRun, clock: str, written: Written) -> ManifestInputs:
     """Everything that ``processing_summary.json`` says of this run."""
     dense = upstream.dense.facts
@@ -29,6 +33,7 @@ def manifest_inputs(upstream: Upstream, run: StageRun, clock: str, written: Writ
         chunk_count=int(upstream.chunks.facts["items"]),
         toggles=_toggles(upstream, run),
         telemetry=manifest_section(run.telemetry, run.span.record() if run.span else None, run.settings),
+        performance_baseline=performance_facts(upstream, run),
         dense_run={"executed": True, **{name: dense[name] for name in _DENSE_FACTS if name in dense}},
         rerank_run=_rerank_run(upstream, run) if upstream.rerank_on else None,
         sparse_run=_sparse_run(upstream.sparse.facts) if upstream.sparse_on else None,
@@ -110,6 +115,7 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
             "query_count": facts["query_count"],
             "query_id": first["public_id"][0] if first.height else None,
             "pairs_scored": facts["pairs_scored"],
+            **{name: facts[name] for name in _DEPTHS if name in facts},
             "interpolation_weight": facts["weight"],
             "fallback_reasons": facts["fallback_reasons"],
         },

@@ -103,6 +103,16 @@ class Rerank:
     weight: float = option(
         0.35, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
     )
+    budget: str = option(
+        "sla",
+        "what limits the time of a run: the plain script's dense stage, this run's own dense stage, or nothing; "
+        "see docs/performance.md",
+        choices=("sla", "own_dense", "off"),
+    )
+    budget_share: float = option(0.1, "share by which a run may take longer than that", low=0.0, high=1000.0)
+    floor: int = option(
+        5, "fused candidates per query that are scored whatever it takes", unit="candidates", low=1, high=1000
+    )
 
 
 @dataclass(frozen=True)

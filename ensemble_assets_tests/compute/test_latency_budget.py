@@ -12,10 +12,10 @@ from ensemble_assets.compute.latency_budget import (
     NO_LIMIT,
     Allowance,
     Governor,
-    StageSeconds,
     rerank_allowance,
 )
 from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.core.stage_seconds import StageSeconds
 
 SPENT = StageSeconds(dense=100.0, sparse=4.0, fusion=1.0, export=2.0)
 
@@ -70,6 +70,8 @@ def test_the_two_ratios_differ_in_what_is_counted_and_in_what_it_is_held_against
     assert costs.vs_own_dense() == pytest.approx(16 / 10)
     assert costs.vs_sla(40.0) == pytest.approx(20 / 40)
     assert StageSeconds(dense=0).vs_own_dense() is None
+    assert costs.vs_sla(None) is None
+    assert StageSeconds.of({"dense": 10, "chunks": 99, "rerank": 3}) == StageSeconds(10, rerank=3)
 
 
 def test_without_a_limit_everything_is_one_slice() -> None:

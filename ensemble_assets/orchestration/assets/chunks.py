@@ -5,6 +5,7 @@ import dagster as dg
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.chunks import read_chunks
 from ensemble_assets.core.ingest.files import ReadLimits
+from ensemble_assets.core.latency_baseline import content_fingerprint
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.collections import find_collection
 from ensemble_assets.orchestration.model_choice import choose_models
@@ -13,7 +14,7 @@ from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
-@collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="1")
+@collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="2")
 def chunks(
     context: dg.AssetExecutionContext, settings: SettingsForm, progress: dg.ResourceParam[Progress]
 ) -> dg.MaterializeResult[Artefact]:
@@ -37,6 +38,7 @@ def chunks(
             "items": frame.height,
             "unit": "chunks",
             "alias": collection.alias,
+            "content": content_fingerprint(frame["content_hash"]),
             "skipped": report.skipped,
             "texts_cut": int(frame["cut"].sum()),
             "report": report.as_json(),

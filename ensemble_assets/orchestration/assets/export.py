@@ -11,6 +11,7 @@ from ensemble_assets.export.gates.suite import require_gates
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs, ranked_lists
 from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
+from ensemble_assets.orchestration.latency import final_ratios, report_ratios
 from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
 from ensemble_assets.orchestration.pictures import bars, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
@@ -41,6 +42,8 @@ def export_bundle(
             ranked_lists(upstream),
             lambda folder: require_gates(folder, inputs, limits_of(run.settings), run_queries(upstream)),
         )
+        performance = final_ratios(upstream, run)
+        report_ratios(run, performance)
         sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
         facts = {
             "status": "completed",
@@ -50,6 +53,7 @@ def export_bundle(
             "files": len(bundle.files),
             "bytes": sum(sizes.values()),
             "skipped_files": dict(bundle.written.skipped),
+            "performance": performance,
         }
         seconds = {stage: float(artefact.facts["wall_seconds"]) for stage, artefact in upstream.by_stage().items()}
         pictures = {

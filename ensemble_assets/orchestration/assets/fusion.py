@@ -8,13 +8,14 @@ from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.records import StageRecord
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.first_stage import first_stage_runs
+from ensemble_assets.orchestration.latency import upstream_costs
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import stage_run
 from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 
 
-@collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="1")
+@collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="2")
 def fused_candidates(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
@@ -54,6 +55,7 @@ def fused_candidates(
             "parameters": dict(method.parameters),
             "lists": list(runs),
             "dense_share": options.dense_weight,
+            "upstream": upstream_costs(dense_embeddings, sparse_vectors),
         }
         picture = histogram(candidates["score"].to_numpy(), "Fused scores", "")
         return run.finish(facts, {"fused_scores": picture}, rows=candidates.height, record=record)

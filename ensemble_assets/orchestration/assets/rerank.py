@@ -6,13 +6,14 @@ import polars as pl
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
 from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.orchestration.latency import allowance_of
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
-@collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="1", pool=GPU_POOL)
+@collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="2", pool=GPU_POOL)
 def reranked_candidates(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
@@ -26,13 +27,15 @@ def reranked_candidates(
     from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
 
     with stage_run(context, settings, progress, "rerank") as run:
+        options = run.settings.rerank
+        allowance = allowance_of(run, chunks, fused_candidates)
         result = rerank_candidates(
             fused_candidates.frame("candidates"),
             chunks.frame("chunks", columns=["text"])["text"],
             queries.frame("queries", columns=["public_id", "text"]),
             choose_models(run.settings.models).rerank,
             computing.context(run),
-            RerankOptions(run.settings.enable_rerank, run.settings.rerank.depth, run.settings.rerank.weight),
+            RerankOptions(run.settings.enable_rerank, options.depth, options.weight, allowance),
             **computing.factory("rerank"),
         )
         run.writer.frame("reranked", result.reranked)

@@ -30,7 +30,7 @@ _ASSETS = {
     "fused": "fused_candidates",
     "reranked": "reranked_candidates",
 }
-_COSTED = {"dense": "dense", "sparse": "sparse", "rerank": "reranked"}
+_COSTED = {"dense": "dense", "sparse": "sparse", "fusion": "fused", "rerank": "reranked"}
 _HOLDS_TEXT = {"chunks", "queries"}
 _WORD_BREAK = "\n_____\n"
 
@@ -57,7 +57,10 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
     return Evidence(
         original=Original(bundle, scratch, inputs),
         limits=limits_of(settings),
-        costs={stage: _cost(artefacts[field].facts) for stage, field in _COSTED.items()},
+        costs={
+            **{stage: _cost(artefacts[field].facts) for stage, field in _COSTED.items()},
+            "export": _cost(store.load(collection, "export_bundle").facts),
+        },
         queries=run_queries(upstream),
         places=lambda: _places(context.instance, settings, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
@@ -79,7 +82,7 @@ def run_queries(upstream: Upstream) -> tuple[Query, ...]:
 
 
 def _cost(facts: Mapping[str, object]) -> StageCost:
-    seconds, peak = facts.get("seconds", 0.0), facts.get("peak_bytes", 0)
+    seconds, peak = facts.get("wall_seconds", 0.0), facts.get("peak_bytes", 0)
     return StageCost(
         float(seconds) if isinstance(seconds, (int, float)) else 0.0,
         int(peak) if isinstance(peak, (int, float)) else 0,

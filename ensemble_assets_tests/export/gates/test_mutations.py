@@ -195,10 +195,6 @@ def over_the_ceiling(made: Made) -> None:
     made.document("processing_summary.json", change)
 
 
-def over_the_budget(made: Made) -> None:
-    made.document("processing_summary.json", lambda v: v.update(performance_baseline={"dense_only_seconds": 0.001}))
-
-
 CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (rename_payload_key, "legacy_keys", "line 2, payload: key 'text_preview'"),
     (rename_metadata_key_everywhere, "legacy_keys", "item 1: key 'qdrant_collection' is missing"),
@@ -230,7 +226,6 @@ CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (false_count, "rerank_fallbacks", "fallback_count of the manifest is 0"),
     (lists_of_nobody, "row_alignment", "_rerank.jsonl, line 1"),
     (over_the_ceiling, "gpu_ceiling", "dense: 12.000 GB on cuda:0"),
-    (over_the_budget, "latency_budget", "times the dense-only baseline of 0.001 s"),
 ]
 
 

@@ -1,0 +1,51 @@
+"""Seconds of one run by stage, and the two ratios of the latency budget, which are never mixed up.
+
+``vs_sla`` holds the whole run against the dense-only time of the plain script, measured here beforehand
+(``core.latency_baseline``). ``vs_own_dense`` holds dense, sparse, fusion and rerank against the dense stage of the same
+run. Gates, manifest and governor all compute them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LIMIT_RATIO = 1.1
+"""Sparse and rerank may add 10 % to what the dense-only ensemble takes."""
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Wall seconds of the stages of one run; ``export`` is an estimate where it has not happened yet."""
+
+    dense: float
+    sparse: float = 0.0
+    fusion: float = 0.0
+    rerank: float = 0.0
+    export: float = 0.0
+
+    @classmethod
+    def of(cls, seconds: Mapping[str, float]) -> StageSeconds:
+        """From seconds by stage; a stage that is not named took none, other names are left out."""
+        return cls(**{stage: float(seconds.get(stage, 0.0)) for stage in _STAGES})
+
+    @property
+    def ranking(self) -> float:
+        """Dense, sparse, fusion and rerank."""
+        return self.dense + self.sparse + self.fusion + self.rerank
+
+    @property
+    def total(self) -> float:
+        """The whole default-on run."""
+        return self.ranking + self.export
+
+    def vs_own_dense(self) -> float | None:
+        """(dense + sparse + fusion + rerank) / dense; None where dense took no time."""
+        return self.ranking / self.dense if self.dense > 0 else None
+
+    def vs_sla(self, plain_dense: float | None) -> float | None:
+        """Whole run / dense-only time of the plain script; None where that was not measured."""
+        return self.total / plain_dense if plain_dense else None
+
+
+_STAGES = ("dense", "sparse", "fusion", "rerank", "export")
