@@ -9,6 +9,7 @@ import click
 from ensemble_assets import __version__
 from ensemble_assets.cli.baseline_command import baseline
 from ensemble_assets.cli.machine_commands import doctor, leases
+from ensemble_assets.cli.plan_command import plan
 from ensemble_assets.cli.quality_commands import accept, evaluate
 from ensemble_assets.cli.run_command import demo, run
 from ensemble_assets.cli.upload_command import upload
@@ -22,7 +23,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases, validate, upload, evaluate, baseline):
+for command in (run, demo, doctor, leases, validate, upload, evaluate, baseline, plan):
     commands.add_command(command)
 baseline.add_command(accept)
 

@@ -16,6 +16,7 @@ from ensemble_assets.core.latency_baseline import BaselineKey, SlaBaseline, base
 from ensemble_assets.core.stage_seconds import StageSeconds
 from ensemble_assets.orchestration.bundle_inputs import Upstream
 from ensemble_assets.orchestration.io_managers import open_store
+from ensemble_assets.orchestration.plan_records import compared
 from ensemble_assets.orchestration.stage_run import StageRun
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.places import baselines_folder
@@ -82,6 +83,9 @@ def performance_facts(upstream: Upstream, run: StageRun) -> dict[str, Any]:
         "one_run": len({artefact.facts["run_id"] for artefact in artefacts.values()}) == 1,
         "budget": {"against": against, **{name: reranked[name] for name in _DEPTHS if name in reranked}},
     }
+    prediction = compared(run.settings, str(upstream.chunks.facts["content"]), costs)
+    if prediction is not None:
+        facts["prediction"] = prediction
     facts["measured" if baseline else "not_measured"] = (
         _provenance(baseline) if baseline else _why_none(run.settings, run.collection)
     )
@@ -95,7 +99,9 @@ def final_ratios(upstream: Upstream, run: StageRun) -> dict[str, Any]:
     baseline = _baseline(run.settings, upstream.chunks, fingerprints, str(dense["device"]))
     costs = stage_seconds(upstream, time.perf_counter() - run.started)
     limit = round(1 + run.settings.rerank.budget_share, 6)
-    return {"limit_ratio": limit, **ratios(costs, baseline.seconds if baseline else None)}
+    prediction = compared(run.settings, str(upstream.chunks.facts["content"]), costs)
+    told = {"prediction": prediction} if prediction is not None else {}
+    return {"limit_ratio": limit, **ratios(costs, baseline.seconds if baseline else None), **told}
 
 
 def ratios(costs: StageSeconds, plain_dense: float | None) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Asset ``export_bundle``: everything as the files that vector databases and older programs load."""
 
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs,
 from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
 from ensemble_assets.orchestration.latency import final_ratios, report_ratios
 from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
+from ensemble_assets.orchestration.observed_costs import remember_run
 from ensemble_assets.orchestration.pictures import bars, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import stage_run
@@ -44,6 +46,7 @@ def export_bundle(
         )
         performance = final_ratios(upstream, run)
         report_ratios(run, performance)
+        remember_run(upstream, run, time.perf_counter() - run.started)
         sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
         facts = {
             "status": "completed",

@@ -1,0 +1,22 @@
+"""A stage outside of Dagster, for calibration and benchmarks: the settings and events that computing asks a run for."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from ensemble_assets.core.events import EventLog
+from ensemble_assets.settings import Settings
+from ensemble_assets.telemetry.spans import ActiveSpan
+
+
+@dataclass
+class StandaloneRun:
+    """What ``Computing.context`` needs of a ``StageRun``; nothing is written and nothing reported."""
+
+    stage: str
+    settings: Settings
+    collection: str = "standalone"
+    run_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    events: EventLog = field(default_factory=EventLog)
+    span: ActiveSpan | None = None

@@ -1,0 +1,64 @@
+"""``ensemble-assets plan``: predictions before anything runs, and what the run then says of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ensemble_assets_tests.cli.test_run import run
+from ensemble_assets_tests.orchestration.pipeline import write_collection
+
+STAGES = {"dense", "sparse", "fusion", "rerank", "export"}
+
+
+@pytest.mark.models
+def test_a_plan_is_made_from_a_calibration_and_the_run_records_how_far_it_was_off(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes", count=8)
+    planned = run("plan", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache")
+    assert planned.returncode == 0, planned.stderr
+    (said,) = json.loads(planned.stdout)
+    assert set(said["seconds"]) == STAGES
+    assert all(said["seconds"][stage] > 0 for stage in STAGES)
+    assert said["basis"] | {"export": ""} == dict.fromkeys(STAGES, "calibration") | {"export": ""}
+    assert said["basis"]["export"] == "assumed"
+    assert (said["depth"], said["requested_depth"]) == (20, 20)
+    assert said["vs_sla"] is None
+    assert said["vs_own_dense"] > 1
+    assert not (tmp_path / "output").exists(), "nothing ran"
+
+    finished = run("run", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache")
+    assert finished.returncode == 0, finished.stderr
+    manifest = json.loads((tmp_path / "output" / "notes" / "processing_summary.json").read_text())
+    compared = manifest["performance_baseline"]["prediction"]
+    assert compared["predicted_seconds"] == said["seconds"]
+    actual, predicted = compared["actual_total"], compared["predicted_total"]
+    assert compared["error"] == pytest.approx((predicted - actual) / actual, abs=1e-3)
+    assert compared["within_tolerance"] is (abs(compared["error"]) <= 0.25)
+    assert set(compared["stage_errors"]) == STAGES
+
+    (again,) = json.loads(run("plan", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache").stdout)
+    assert again["basis"] == dict.fromkeys(STAGES, "earlier runs")
+
+
+def test_the_gpu_profile_is_planned_from_published_rates_and_says_that_it_is_an_estimate(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    options = ("plan", "--profile", "kaggle-t4x2")
+    shown = run(*options, cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache", CUDA_VISIBLE_DEVICES="")
+    assert shown.returncode == 0, shown.stderr
+    assert "ESTIMATE for 2 x Tesla T4" in shown.stdout
+    assert "65 TFLOPS" in shown.stdout
+    assert "vs_own_dense" in shown.stdout
+    assert "vs_sla" in shown.stdout
+    made = run(*options, "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache", CUDA_VISIBLE_DEVICES="")
+    (said,) = json.loads(made.stdout)
+    for stage in ("dense", "sparse", "rerank"):
+        assert said["basis"][stage] == "published peak rates, estimated"
+    assert said["vs_sla"] > 0
+
+
+def test_where_there_is_nothing_to_plan_it_says_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "corpora").mkdir()
+    empty = run("plan", cwd=tmp_path)
+    assert (empty.returncode, "--sample" in empty.stderr) == (1, True)
