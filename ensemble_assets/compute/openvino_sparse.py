@@ -1,21 +1,18 @@
-"""SPLADE with its network in OpenVINO and its vocabulary in tiles. The formula is explained in ``forward_sparse``."""
+"""SPLADE with its network in OpenVINO; the output layer is ``sparse_head``'s part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.openvino_forward import Float, OpenVinoFactory, OpenVinoForward
 from ensemble_assets.compute.padded_arrays import PaddedArrays
+from ensemble_assets.compute.sparse_head import SparseHead
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.compute.work import OutputSpec
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -40,30 +37,15 @@ class OpenVinoSparseFactory(OpenVinoFactory):
 
 
 class OpenVinoSparse(OpenVinoForward):
-    """A masked language model whose output layer is applied in tiles."""
+    """A masked language model whose output layer is a ``SparseHead``."""
 
     def __init__(self, factory: OpenVinoSparseFactory, outputs: Mapping[str, OutputSpec], device: str) -> None:
-        import torch
-
         super().__init__(factory, outputs, device)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[factory.runtime.precision]
-        matrix, bias = factory.graph.head()
-        self._matrix: torch.Tensor = torch.from_numpy(matrix).to(dtype)
-        self._bias: torch.Tensor = torch.from_numpy(bias)
-        self._runtime = factory.runtime
-        self._top_k = factory.top_k
+        runtime = factory.runtime
+        self._head = SparseHead(*factory.graph.head(), factory.top_k, runtime.threads, runtime.cache_folder)
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
         """Weights by the formula, pruned to the largest."""
-        import torch
-
-        from ensemble_assets.compute.forward_sparse import largest_logits, pruned
-        from ensemble_assets.compute.loading import kernels
-
-        with torch.inference_mode(), kernels(self._runtime, "cpu"):
-            tensor = torch.from_numpy(states).to(self._matrix.dtype)
-            if arrays.padded:
-                # padding repeats the row's first token: a maximum over duplicates is the maximum
-                tensor = torch.where(torch.from_numpy(arrays.mask).unsqueeze(2), tensor, tensor[:, :1])
-            found = pruned(largest_logits(tensor, self._matrix, self._bias), self._top_k)
-            return {name: values.numpy() for name, values in found.items()}
+        batch, longest, hidden = states.shape
+        spans = np.stack([np.arange(batch) * longest, arrays.lengths], axis=1)
+        return self._head(states.reshape(batch * longest, hidden), spans)
