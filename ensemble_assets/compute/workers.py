@@ -7,16 +7,19 @@ The parent holds no model and no device memory. It plans (``controller``, ``disp
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.batch_sizes import SizeMemory
 from ensemble_assets.compute.ceiling import Ceiling
 from ensemble_assets.compute.controller import BatchController
+from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.dispatch import DEVICE_FAILED, NO_ANSWER, WORKER_LOST, Dispatcher, Run, Stop
 from ensemble_assets.compute.engine import OUT_OF_MEMORY
@@ -52,6 +55,7 @@ class WorkerPool:
         self._settings = settings
         self._events = events
         self._workers: dict[str, WorkerHandle] = {}
+        self._peaks: dict[str, list[int]] = {}
         self._does_not_fit: DeviceOutOfMemoryError | None = None
         self._started = time.monotonic()
         self.result = PassResult()
@@ -62,7 +66,7 @@ class WorkerPool:
                 ceiling = self._settings.ceiling.within(device.total_bytes).shared_by(self._settings.workers_per_device)
                 for index in range(self._settings.workers_per_device):
                     name = device.uuid if self._settings.workers_per_device == 1 else f"{device.uuid}#{index}"
-                    self._start(name, device, ceiling)
+                    self._start(name, _with_its_share(device, self._settings.workers_per_device), ceiling)
         except BaseException:
             self._end_all()
             raise
@@ -199,7 +203,18 @@ class WorkerPool:
                 self._keep(worker.name, message)
 
     def _keep(self, device: str, message: Farewell) -> None:
-        self.result.peak_bytes = max(self.result.peak_bytes, message.peak_used)
+        of_device = self._peaks.setdefault(device.partition("#")[0], [])
+        of_device.append(message.peak_used)
+        on_host = all(leased.torch_device == "cpu" for leased in self._lease.devices)
+        # on a GPU every worker sees the memory of all, on a host only its own
+        self.result.peak_bytes = max(self.result.peak_bytes, sum(of_device) if on_host else message.peak_used)
         self._events.emit("device.peak", device=device, used_bytes=message.peak_used)
         for at, used in message.timeline:
             self._events.emit("device.memory", device=device, sampled_at=at, used_bytes=used)
+
+
+def _with_its_share(device: Device, workers: int) -> Device:
+    """A CPU whose cores several workers share, unless the number of threads was set; any other device as it is."""
+    if workers < 2 or not isinstance(device, CpuDevice) or device.threads:
+        return device
+    return replace(device, threads=max(1, len(psutil.Process().cpu_affinity() or [0]) // workers))

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.lease_shape import LocalDevices
+from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
 from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
+from ensemble_assets.compute.worker_settings import WorkerSettings
+from ensemble_assets.core.events import EventLog
 from ensemble_assets_tests.compute.doubles import IDS, table_of
-from ensemble_assets_tests.compute.worker_cases import fixed_batches, run_on
+from ensemble_assets_tests.compute.worker_cases import AsksItself, fixed_batches, random_table, run_on
 
 CPUS = tuple(CpuDevice(1, f"cpu-{number:016x}") for number in range(2))
 RNG = np.random.default_rng(5)
@@ -52,6 +56,16 @@ class AllThree:
             return {name: values for one in forwards for name, values in one(table, batch).items()}
 
         return forward
+
+
+def test_workers_of_one_cpu_share_its_cores_and_their_memory_adds_up(tmp_path):
+    table, log = random_table(), EventLog()
+    settings = ParallelSettings(WorkerSettings(fixed_batches(), workers_per_device=2), None, tmp_path / "work")
+    result = run_parallel(table, AsksItself(), LocalDevices(), settings, log)
+    processes, threads = (set(column.tolist()) for column in result.outputs["process"].T)
+    assert os.getpid() not in processes
+    assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    assert result.peak_bytes == sum(event.facts["used_bytes"] for event in log.named("device.peak"))
 
 
 @pytest.mark.slow

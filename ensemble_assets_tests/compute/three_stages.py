@@ -19,7 +19,6 @@ import polars as pl
 
 from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.dense import encode_dense
-from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.leases import lease_gpus
 from ensemble_assets.compute.parallel import ParallelRunner, ParallelSettings
 from ensemble_assets.compute.rerank import rerank_candidates
@@ -29,9 +28,9 @@ from ensemble_assets.core.artefact_store import ArtefactStore
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.frames import CANDIDATES
 from ensemble_assets_tests.compute.doubles import WORDS, dense_maker, model_folder, rerank_maker, sparse_maker
-from ensemble_assets_tests.compute.worker_cases import fixed_batches
+from ensemble_assets_tests.compute.worker_cases import fixed_batches, simulated
 
-DEVICES = tuple(CpuDevice(1, f"cpu-{number:016x}") for number in range(2))
+DEVICES = simulated(2)
 STAGES = ("dense", "sparse", "rerank")
 COLLECTION = "notes"
 RANDOM = np.random.default_rng(11)

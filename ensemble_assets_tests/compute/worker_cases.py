@@ -129,6 +129,22 @@ class HostMemoryModel:
         return {"vector": np.stack([expected_vector(table, int(row)) for row in batch.rows])}
 
 
+@dataclass(frozen=True)
+class AsksItself:
+    """Answers for every row in which process it was computed and how many threads that process was given."""
+
+    outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"process": OutputSpec((2,), "int64")})
+    identity: str = "asks-itself"
+
+    def load(self, device: str) -> AsksItself:
+        return self
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        time.sleep(0.01)
+        threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        return {"process": np.tile(np.array([os.getpid(), threads]), (batch.size, 1))}
+
+
 @dataclass
 class ActingLog(EventLog):
     """An event log that does something when an event comes, in the process that planned it.
