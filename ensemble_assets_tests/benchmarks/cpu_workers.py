@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.compute.backends import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.forward_dense import DenseFactory
-from ensemble_assets.compute.forward_rerank import RerankFactory
-from ensemble_assets.compute.forward_sparse import SparseFactory
+from ensemble_assets.compute.forward_sparse import DEFAULT_TOP_K
 from ensemble_assets.compute.lease_shape import LocalDevices
-from ensemble_assets.compute.loading import Runtime
 from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
+from ensemble_assets.compute.runtime import BackendName, Runtime
 from ensemble_assets.compute.token_tables import pair_table
 from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
@@ -36,6 +35,8 @@ from ensemble_assets.compute.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import MODELS
+from ensemble_assets.settings.options import Paths
+from ensemble_assets.settings.places import cache_folder
 
 SAMPLE = Path(__file__).resolve().parents[2] / "ensemble_assets" / "sample" / "pydoc"
 SLUGS = {"dense": "all-minilm-l6-v2", "sparse": "splade-tiny", "rerank": "ensemble-reranker-tiny"}
@@ -49,10 +50,15 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=SLUGS, default=list(SLUGS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--texts", type=int, default=300, help="at most; pairs for rerank")
+    parser.add_argument("--backend", choices=("auto", "torch", "openvino"), default="auto")
     arguments = parser.parse_args()
     texts = sample_texts(arguments.texts)
-    figures = {kind: measure(kind, texts, arguments.repeats) for kind in arguments.kinds}
-    print(json.dumps({"cores": CORES, "load_average": os.getloadavg()[0], **figures}, indent=1))
+    figures = {kind: measure(kind, texts, arguments.repeats, arguments.backend) for kind in arguments.kinds}
+    print(
+        json.dumps(
+            {"cores": CORES, "backend": arguments.backend, "load_average": os.getloadavg()[0], **figures}, indent=1
+        )
+    )
 
 
 def sample_texts(most: int) -> list[str]:
@@ -60,14 +66,14 @@ def sample_texts(most: int) -> list[str]:
     return [chunk["text"] for file in files for chunk in json.loads(file.read_text())][:most]
 
 
-def measure(kind: str, texts: Sequence[str], repeats: int) -> dict[str, Any]:
+def measure(kind: str, texts: Sequence[str], repeats: int, backend: BackendName) -> dict[str, Any]:
     """Arrangements take turns, so that what else the machine does falls on all of them."""
     table = table_of(kind, texts)
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ARRANGEMENTS}
-    factory_of(kind, CORES).load("cpu")  # what this process imports once is not what an arrangement costs
+    factory_of(kind, CORES, backend).load("cpu")  # what this process imports once is not what an arrangement costs
     for _ in range(repeats):
         for name, (workers, threads) in ARRANGEMENTS.items():
-            runs[name].append(one_run(factory_of(kind, threads), table, workers, threads))
+            runs[name].append(one_run(factory_of(kind, threads, backend), table, workers, threads))
     medians = {
         name: {
             "compute": round(statistics.median(run[0] for run in done), 3),
@@ -99,12 +105,13 @@ def one_run(factory: ForwardFactory, table: TokenTable, workers: int, threads: i
     return busy / max(1, workers), result.seconds
 
 
-def factory_of(kind: str, threads: int) -> ForwardFactory:
+def factory_of(kind: str, threads: int, backend: BackendName) -> ForwardFactory:
     files = locate(MODELS[SLUGS[kind]])
-    spec, runtime = complete_spec(MODELS[SLUGS[kind]], files), Runtime(threads=threads)
-    if kind == "dense":
-        return DenseFactory(spec, files, runtime)
-    return SparseFactory(spec, files, runtime) if kind == "sparse" else RerankFactory(spec, files, runtime)
+    spec = complete_spec(MODELS[SLUGS[kind]], files)
+    runtime = Runtime(threads=threads, backend=backend, cache_folder=cache_folder(Paths()))
+    if kind == "sparse":
+        return sparse_factory(spec, files, runtime, DEFAULT_TOP_K)
+    return (dense_factory if kind == "dense" else rerank_factory)(spec, files, runtime)
 
 
 def table_of(kind: str, texts: Sequence[str]) -> TokenTable:

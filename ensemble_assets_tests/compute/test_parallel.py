@@ -73,7 +73,7 @@ def test_one_process_and_two_workers_give_the_same_bits_and_other_batches_nearly
     from ensemble_assets.compute.forward_dense import DenseFactory
     from ensemble_assets.compute.forward_rerank import RerankFactory
     from ensemble_assets.compute.forward_sparse import SparseFactory
-    from ensemble_assets.compute.loading import Runtime
+    from ensemble_assets.compute.runtime import Runtime
     from ensemble_assets.core.model_files import locate
     from ensemble_assets_tests.compute.checkpoints import checkpoint
 
@@ -81,7 +81,7 @@ def test_one_process_and_two_workers_give_the_same_bits_and_other_batches_nearly
     factories = []
     for kind, make in makers.items():
         spec = checkpoint(tmp_path / kind, kind)
-        factories.append(make(spec, locate(spec), Runtime(threads=1), *([0] if kind == "sparse" else [])))
+        factories.append(make(spec, locate(spec), Runtime(threads=1), **({"top_k": 0} if kind == "sparse" else {})))
     table = table_of(ROWS, second_from=[min(2, len(row)) for row in ROWS])
     alone, both = AllThree(tuple(factories), tmp_path), AllThree(tuple(factories), tmp_path, parties=3)
     here, _ = run_on(CPUS[:1], table, alone, tmp_path / "here", controller=fixed_batches(96), workers_per_device=0)

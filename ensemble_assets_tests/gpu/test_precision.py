@@ -41,8 +41,8 @@ def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
     from ensemble_assets.compute.forward_dense import DenseFactory
     from ensemble_assets.compute.forward_rerank import RerankFactory
     from ensemble_assets.compute.forward_sparse import SparseFactory
-    from ensemble_assets.compute.loading import Runtime
     from ensemble_assets.compute.model_config import complete_spec
+    from ensemble_assets.compute.runtime import Runtime
 
     files = locate(MODELS[SLUGS[kind]])
     spec = complete_spec(MODELS[SLUGS[kind]], files)
@@ -50,7 +50,7 @@ def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
     if kind == "dense":
         return DenseFactory(spec, files, runtime), tokenise(TEXTS, files, spec.max_tokens)
     if kind == "sparse":
-        return SparseFactory(spec, files, runtime, 0), tokenise(TEXTS, files, spec.max_tokens)
+        return SparseFactory(spec, files, runtime, top_k=0), tokenise(TEXTS, files, spec.max_tokens)
     known = vocabulary(files)
     rows = np.array([(query, text) for query in range(len(QUERIES)) for text in range(len(TEXTS))])
     bodies = [tokenise_bodies(texts, known, spec.max_tokens) for texts in (QUERIES, TEXTS)]
