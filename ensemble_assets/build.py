@@ -7,10 +7,12 @@ import dagster as dg
 from ensemble_assets.orchestration.assets import ALL_ASSETS, SERVING_ASSETS
 from ensemble_assets.orchestration.checks import ALL_CHECKS
 from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.io_managers import ArtefactIOManager
-from ensemble_assets.orchestration.jobs import default_jobs
-from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_form
+from ensemble_assets.orchestration.io_managers import artefacts
+from ensemble_assets.orchestration.jobs import build_jobs
+from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_resource
 from ensemble_assets.orchestration.run_end import TRACE_SENSORS
+from ensemble_assets.orchestration.schedules import build_schedules
+from ensemble_assets.orchestration.sensors import build_sensors
 from ensemble_assets.settings import resolve
 
 _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
@@ -18,7 +20,7 @@ _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
 
 
 def build_definitions(*, progress: Progress | None = None, computing: Computing | None = None) -> dg.Definitions:
-    """Assets, jobs and resources.
+    """Assets, checks, jobs, schedules, sensors and resources.
 
     Args:
         computing: what stages compute with; tests pass one with other model factories.
@@ -27,15 +29,20 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
     Raises:
         SettingsError: if the configuration of this process holds a value that is not accepted.
     """
-    settings = settings_form(resolve().settings).configure_at_launch()
+    current = resolve().settings
+    assets = [*ALL_ASSETS, *SERVING_ASSETS]
+    specs = [spec for asset in assets for spec in asset.specs]
+    checks = [key for made in ALL_CHECKS for key in made.check_keys]
+    jobs = build_jobs(current)
     return dg.Definitions(
-        assets=[*ALL_ASSETS, *SERVING_ASSETS],
+        assets=assets,
         asset_checks=list(ALL_CHECKS),
-        jobs=list(default_jobs),
-        sensors=list(TRACE_SENSORS),
+        jobs=jobs,
+        schedules=build_schedules(current, {spec.key.path[-1]: spec.code_version or "" for spec in specs}, checks),
+        sensors=[*build_sensors(jobs), *TRACE_SENSORS],
         resources={
-            "settings": settings,
-            "artefacts": ArtefactIOManager(settings=settings),
+            "settings": settings_resource(current),
+            "artefacts": artefacts,
             "progress": progress or SilentProgress(),
             "computing": computing or Computing(),
         },

@@ -6,12 +6,14 @@ uploads the version and loading downloads it once into a local cache. What is in
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from upath import UPath
@@ -86,6 +88,19 @@ class ArtefactStore:
                 if latest == name:
                     raise
                 name = latest
+
+    def facts(self, collection: str, asset: str) -> dict[str, Any] | None:
+        """What the stage recorded of the current version, without looking at its data; None where there is none.
+
+        ``version`` (content hash) and ``folder`` (name of the version folder, which begins with the UTC second at
+        which the stage began) are added.
+        """
+        try:
+            name = self._current(collection, asset)
+            index = json.loads((self._home(collection, asset) / name / INDEX_NAME).read_text(encoding="utf-8"))
+        except (ArtefactError, OSError, ValueError):
+            return None
+        return {**index["facts"], "version": index["version"], "folder": name}
 
     def _current(self, collection: str, asset: str) -> str:
         try:

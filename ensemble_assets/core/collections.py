@@ -41,10 +41,12 @@ class Discovered:
     Attributes:
         collections: sorted by name.
         without_chunks: sub-folders that hold no chunk file, by their own names.
+        refused: why a sub-folder with chunk files is no collection.
     """
 
     collections: tuple[Collection, ...]
     without_chunks: tuple[str, ...]
+    refused: tuple[InputError, ...] = ()
 
 
 def collection_name(alias: str) -> str:
@@ -72,17 +74,31 @@ def collection_names(aliases: Iterable[str]) -> dict[str, str]:
     Raises:
         InputError: as ``collection_name``, and if two folders get the same name; names both.
     """
-    by_name: dict[str, str] = {}
+    names, refused = sort_names(aliases)
+    if refused:
+        raise refused[0]
+    return names
+
+
+def sort_names(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputError]]:
+    """Folder name by collection name, and why the other folders have none; of folders that clash, none has one."""
+    by_name: dict[str, list[str]] = {}
+    refused: list[InputError] = []
     for alias in aliases:
-        name = collection_name(alias)
-        if name in by_name:
-            raise InputError(
-                f"collections {printable(by_name[name])!r} and {printable(alias)!r}",
+        try:
+            by_name.setdefault(collection_name(alias), []).append(alias)
+        except InputError as error:
+            refused.append(error)
+    for name, same in by_name.items():
+        refused += [
+            InputError(
+                f"collections {printable(same[0])!r} and {printable(alias)!r}",
                 f"both get the name {name!r}",
                 "Rename one of the folders",
             )
-        by_name[name] = alias
-    return by_name
+            for alias in same[1:]
+        ]
+    return {name: same[0] for name, same in by_name.items() if len(same) == 1}, refused
 
 
 def discover(chunked_dir: Path) -> Discovered:
@@ -91,8 +107,19 @@ def discover(chunked_dir: Path) -> Discovered:
     Sub-folders whose name begins with a dot are passed over.
 
     Raises:
-        InputError: if ``chunked_dir`` is no folder or cannot be listed, holds chunk files itself, or has sub-folders
-            with chunk files whose names are refused or clash.
+        InputError: as ``survey``, and if a sub-folder with chunk files has a name that is refused or clashes.
+    """
+    found = survey(chunked_dir)
+    if found.refused:
+        raise found.refused[0]
+    return found
+
+
+def survey(chunked_dir: Path) -> Discovered:
+    """As ``discover``, but folders whose names are refused or clash are listed beside the good ones.
+
+    Raises:
+        InputError: if ``chunked_dir`` is no folder, cannot be listed, or holds chunk files itself.
     """
     if not chunked_dir.is_dir():
         raise InputError(str(chunked_dir), "is not a folder", "Set paths.chunked_dir to the folder of the collections")
@@ -110,10 +137,11 @@ def discover(chunked_dir: Path) -> Discovered:
             "Give its parent folder and choose it with --collections",
         )
     by_alias = {path.name: path for path in holding}
-    names = collection_names(by_alias)
+    names, refused = sort_names(by_alias)
     return Discovered(
         collections=tuple(Collection(name, alias, by_alias[alias]) for name, alias in sorted(names.items())),
         without_chunks=tuple(path.name for path in folders if path.name not in by_alias),
+        refused=tuple(refused),
     )
 
 

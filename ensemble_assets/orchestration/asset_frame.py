@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
 
+from ensemble_assets.orchestration.failure_policy import STEP_RETRY
 from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION_PER_RUN
 
 OWNERS = ["team:retrieval"]
 GPU_POOL = "gpu"
 """Admission to devices; its one slot comes from dagster.yaml. The lease is what keeps devices exclusive."""
+
+FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=8), warn_window=timedelta(days=2))
+"""The nightly schedule runs what is stale, the weekly one everything: nothing should be older than a week and a day."""
 
 
 def collection_asset(
@@ -33,6 +38,8 @@ def collection_asset(
                 code_version=code_version,
                 pool=pool,
                 deps=deps,
+                retry_policy=STEP_RETRY,
+                freshness_policy=FRESHNESS,
             )(function)
 
     return decorate

@@ -19,10 +19,11 @@ def open_store(settings: Settings) -> ArtefactStore:
     return ArtefactStore(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)
 
 
-class ArtefactIOManager(dg.ConfigurableIOManager):
+class ArtefactIOManager(dg.IOManager):
     """Publishes a stage's sealed artefact as the partition's current version; loads the current version of an input."""
 
-    settings: dg.ResourceDependency[SettingsForm]
+    def __init__(self, settings: SettingsForm) -> None:
+        self.settings = settings
 
     def handle_output(self, context: dg.OutputContext, obj: Artefact) -> None:
         """Make the sealed version current, in one atomic replacement."""
@@ -38,6 +39,12 @@ class ArtefactIOManager(dg.ConfigurableIOManager):
         """The current version of the upstream asset, verified."""
         store = open_store(self.settings.resolved().settings)
         return store.load(_collection(context), context.asset_key.path[-1])
+
+
+@dg.io_manager(required_resource_keys={"settings"}, description="Sealed artefacts: .npy, Parquet and JSON, by version.")
+def artefacts(context: dg.InitResourceContext) -> ArtefactIOManager:
+    """The IO manager of the code location; where artefacts lie is a setting."""
+    return ArtefactIOManager(context.resources.settings)
 
 
 def _collection(context: dg.OutputContext | dg.InputContext) -> str:

@@ -1,15 +1,86 @@
-"""Jobs: the default-on pipeline. What a job materialises is a selection of assets; how they work is elsewhere."""
+"""Jobs: what can be launched, with defaults that need no run configuration. How assets work is elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
 import dagster as dg
+from upath import UPath
+
+from ensemble_assets.orchestration.resources import settings_run_config
+from ensemble_assets.settings import Settings
+
+AssetJob: TypeAlias = Any
+"""What ``define_asset_job`` returns; Dagster exports no name for it."""
 
 RETRIEVAL_BUNDLE = "retrieval_bundle"
+DENSE_ONLY = "dense_only"
+EVALUATE = "evaluate"
+UPLOAD = "upload"
 
-default_jobs = (
-    dg.define_asset_job(
-        RETRIEVAL_BUNDLE,
-        selection=dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality", "bundles"),
-        description="Everything, sparse and rerank included, for one collection.",
-    ),
-)
+REFERENCE_FOLDER = ".dense_only"
+"""Below the output folder: bundles and artefacts of ``dense_only``, so that it never replaces a bundle in use."""
+
+REASON_TAG = "ensemble/reason"
+TRIGGER_TAG = "ensemble/trigger"
+CONTENT_TAG = "ensemble/content"
+
+_BUNDLE = dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality", "bundles")
+
+
+def build_jobs(settings: Settings) -> list[AssetJob]:
+    """The jobs of the code location.
+
+    Args:
+        settings: effective values of this process; the job ``dense_only`` writes below its output folder.
+    """
+    return [
+        dg.define_asset_job(
+            RETRIEVAL_BUNDLE,
+            selection=_BUNDLE,
+            description="Everything, sparse and rerank included, for one collection.",
+        ),
+        dg.define_asset_job(
+            DENSE_ONLY,
+            selection=_BUNDLE,
+            config=dense_only_config(settings),
+            description=(
+                "The opt-out twin: sparse and rerank off, into its own folder beside the bundles. "
+                "Its seconds and bytes are what later bundles of the collection are compared with."
+            ),
+        ),
+        dg.define_asset_job(
+            UPLOAD,
+            selection=dg.AssetSelection.assets("qdrant_collection"),
+            config=settings_run_config({"qdrant.enabled": True}, {"qdrant.enabled": f"job {UPLOAD}"}),
+            description="The bundle as it is into Qdrant: embedded storage unless a server is set.",
+        ),
+        dg.define_asset_job(
+            EVALUATE,
+            selection=dg.AssetSelection.assets("evaluation"),
+            description="Quality figures and their gates for what was materialised last.",
+        ),
+    ]
+
+
+def reference_paths(settings: Settings) -> dict[str, str]:
+    """Where ``dense_only`` writes, by option key."""
+    paths = settings.paths
+    places = {"paths.output_dir": str(Path(paths.output_dir) / REFERENCE_FOLDER)}
+    if paths.artifacts_dir:
+        places["paths.artifacts_dir"] = str(UPath(paths.artifacts_dir) / REFERENCE_FOLDER)
+    return places
+
+
+def dense_only_config(settings: Settings) -> dict[str, Any]:
+    """The run configuration of ``dense_only``."""
+    values: Mapping[str, Any] = {"enable_sparse": False, "enable_rerank": False, **reference_paths(settings)}
+    return settings_run_config(values, dict.fromkeys(values, f"job {DENSE_ONLY}"))
+
+
+def reason_tags(trigger: str, reasons: Collection[str], content: str | None = None) -> dict[str, str]:
+    """Tags of a run that a sensor or schedule asked for: who asked, and why."""
+    tags = {TRIGGER_TAG: trigger, REASON_TAG: ", ".join(reasons)[:200]}
+    return tags | ({CONTENT_TAG: content} if content else {})

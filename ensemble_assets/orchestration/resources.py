@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import dagster as dg
 from pydantic import Field, create_model
 
+from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.values import Option
 
@@ -20,6 +21,8 @@ def _form_field(option: Option, value: Any) -> tuple[Any, Any]:
     unit = f" [{option.unit}]" if option.unit else ""
     accepted = f" Accepted: {option.accepted}. Environment: {option.env}."
     kind: Any = list[str] if isinstance(option.default, tuple) else type(option.default)
+    if option.choices:  # a closed list, so that the Launchpad itself marks any other word
+        kind = Literal[option.choices]
     shown = list(value) if isinstance(value, tuple) else value
     return kind, Field(default=shown, description=f"{option.help}{unit}.{accepted}")
 
@@ -77,6 +80,31 @@ def settings_form(current: Settings) -> type[SettingsForm]:
     made: type[SettingsForm] = create_model("PipelineSettings", __base__=SettingsForm, **_form_sections(current))  # type: ignore[call-overload]
     made.__doc__ = "All options of the pipeline. Defaults shown are this code location's effective values."
     return made
+
+
+def settings_resource(current: Settings) -> dg.ResourceDefinition:
+    """The settings as the resource of a code location: shown with ``current``, looked through before a run starts.
+
+    Dagster's own check knows types and closed lists of words only. Values out of range, unknown models and broken
+    custom model files are refused when Dagster plans the run, which is before it is stored or queued.
+    """
+    form = settings_form(current)
+
+    def make(context: dg.InitResourceContext) -> SettingsForm:
+        return form(**context.resource_config)
+
+    def looked_through(config: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration as it is.
+
+        Raises:
+            SettingsError: for a value that is not accepted.
+        """
+        choose_models(form(**config).resolved().settings.models)
+        return dict(config)
+
+    schema = form.to_config_schema()
+    inner = dg.ResourceDefinition(make, config_schema=schema, description=form.__doc__)
+    return inner.configured(looked_through, config_schema=schema, description=form.__doc__)
 
 
 def settings_run_config(overrides: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:

@@ -20,9 +20,12 @@ from ensemble_assets.core.artefacts import Artefact, ArtefactWriter
 from ensemble_assets.core.errors import EnsembleError
 from ensemble_assets.core.events import EventLog, EventSink
 from ensemble_assets.core.records import StageRecord
+from ensemble_assets.orchestration.columns import column_metadata
+from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.io_managers import open_store
 from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.staleness import CODE_VERSION
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allow_list import EVENTS, MODEL_STAGES, STAGES
 from ensemble_assets.telemetry.asset_metadata import admitted_metadata
@@ -42,6 +45,8 @@ class StageRun:
     telemetry: RunTelemetry
     log: EventLog
     span: ActiveSpan | None
+    asset: str
+    code_version: str | None = None
     started: float = field(default_factory=time.perf_counter)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -85,13 +90,16 @@ class StageRun:
                 self.span.set(ceiling_bytes=int(self.settings.device.ceiling_gb * 1e9))
         seconds = time.perf_counter() - self.started
         self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
+        self.facts[CODE_VERSION] = self.code_version
         self.facts["events"] = [event.as_json() for event in self.log.events if not _is_progress(event.name)]
         artefact = self.writer.seal(self.facts)
         shown = {name: value for name, value in facts.items() if isinstance(value, (int, float, str))}
         row_count = {"dagster/row_count": rows} if rows is not None else {}
         return dg.MaterializeResult(
             value=artefact,
-            metadata=admitted_metadata({"wall_seconds": seconds, **shown, **row_count}, metadata),
+            metadata=admitted_metadata(
+                {"wall_seconds": seconds, **shown, **row_count}, {**column_metadata(self.asset, artefact), **metadata}
+            ),
             data_version=dg.DataVersion(artefact.version),
         )
 
@@ -118,8 +126,8 @@ def stage_run(
     """Opens a stage for the step's collection; every outcome is reported to ``progress``.
 
     Raises:
-        dagster.Failure: in place of any exception, with words that are safe to store; an ``EnsembleError`` is not
-            retried.
+        dagster.Failure: in place of any exception, with words that are safe to store; ``failure_policy`` says whether
+            the step is tried again.
     """
     resolved = form.resolved()
     collection = context.partition_key
@@ -131,7 +139,10 @@ def stage_run(
     started = time.perf_counter()
     try:
         with opened as span:
-            run = StageRun(stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span)
+            code = context.assets_def.code_versions_by_key.get(context.asset_key)
+            run = StageRun(
+                stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span, asset, code
+            )
             yield run
     except BaseException as error:
         writer.discard()
@@ -140,7 +151,7 @@ def stage_run(
         facts = {"stage": stage, "status": "failed", "wall_seconds": seconds, "reason": reason}
         progress.stage_finished(stage, collection, facts)
         if isinstance(error, Exception):
-            raise dg.Failure(reason, allow_retries=not isinstance(error, EnsembleError)) from None
+            raise dg.Failure(reason, allow_retries=tried_again(error)) from None
         raise
     progress.stage_finished(stage, collection, run.facts)
 

@@ -197,6 +197,24 @@ class Checks:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """Sensors and schedules; read when the code location loads and at every tick, not from the Launchpad.
+
+    The address of the webhook that hears of failed runs is no option, since it may hold a secret: it comes from the
+    variable EMBEDDER_INCIDENT_WEBHOOK.
+    """
+
+    timezone: str = option("UTC", "time zone of the schedules, such as Europe/Berlin")
+    nightly_cron: str = option("0 2 * * *", "when stale collections are run")
+    weekly_cron: str = option("0 4 * * 0", "when every collection is run dense-only and then in full, to compare")
+    settle_seconds: float = option(
+        5.0, "a folder whose files were changed less than this ago waits for the sensor's next tick", unit="seconds",
+        low=0.0,
+    )  # fmt: skip
+    incident_dir: str = option("", "records of failed runs; empty: <output_dir>/.incidents")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All options, resolved; made by ``resolve``. Sections are attributes, toggles stand at the top."""
 
@@ -215,6 +233,7 @@ class Settings:
     qdrant: Qdrant = field(default_factory=Qdrant)
     metrics: Metrics = field(default_factory=Metrics)
     checks: Checks = field(default_factory=Checks)
+    operations: Operations = field(default_factory=Operations)
 
 
 def options() -> dict[str, Option]:

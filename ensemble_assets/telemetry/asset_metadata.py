@@ -55,6 +55,7 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "files": count("files of the bundle"),
         "tokens_per_second": number("tokens over seconds"),
         "alias": _name("folder name of the collection"),
+        "source_fingerprint": shape("content hash of the collection's files", "32 hex digits", "[0-9a-f]{32}"),
         "skipped": count("chunks left out"),
         "texts_cut": count("texts cut at the contract's length"),
         "query_source": word("where the queries came from", ("file", "derived")),
@@ -124,6 +125,8 @@ PICTURES: MappingProxyType[str, str] = MappingProxyType(
         "bundle": "where the bundle is",
         "contents": "files of the bundle with their sizes",
         "stage_seconds": "seconds per stage",
+        "dagster/column_schema": "names and types of the table's columns",
+        "dagster/column_lineage": "which columns a column is made of",
         "details": "what a check found: records and keys, never texts",
         "notes": "what a check did not look at, and why",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,19 @@ class Pipeline:
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
         return config
 
-    def run(self, options: Mapping[str, Any] | None = None, collection: str = "notes") -> Outcome:
+    def run(
+        self,
+        options: Mapping[str, Any] | None = None,
+        collection: str = "notes",
+        instance: dg.DagsterInstance | None = None,
+    ) -> Outcome:
+        """Materialise the collection, recorded on ``instance`` or on one that is gone afterwards."""
         config = self.config(options)
         job = build_definitions(computing=self.computing).resolve_job_def(RETRIEVAL_BUNDLE)
-        with dg.DagsterInstance.ephemeral() as instance:
-            instance.add_dynamic_partitions(str(COLLECTIONS.name), [collection])
+        with nullcontext(instance) if instance else dg.DagsterInstance.ephemeral() as used:
+            used.add_dynamic_partitions(str(COLLECTIONS.name), [collection])
             result = job.execute_in_process(
-                partition_key=collection, instance=instance, run_config=config, raise_on_error=False
+                partition_key=collection, instance=used, run_config=config, raise_on_error=False
             )
         store = ArtefactStore(str(self.root / "output" / ".artifacts"), self.root / "cache")
         return Outcome(result.success, store, self.root / "output" / collection, result, collection)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
+import pytest
 import yaml
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.asset_frame import GPU_POOL
 from ensemble_assets.orchestration.assets import ALL_ASSETS
-from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets.orchestration.columns import LINEAGE, MAIN_TABLES
+from ensemble_assets.orchestration.jobs import DENSE_ONLY, RETRIEVAL_BUNDLE, UPLOAD
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.settings import options
+from ensemble_assets_tests.orchestration.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "sentence_transformers", "openvino")
@@ -42,6 +46,40 @@ def test_the_eight_assets_share_partitions_io_manager_and_owners() -> None:
         assert spec.owners
         assert spec.code_version
         assert spec.description
+
+
+def test_every_asset_says_what_dagster_can_show() -> None:
+    repository = build_definitions().get_repository_def()
+    specs = [spec for asset in repository.assets_defs_by_key.values() for spec in asset.specs]
+    assert len(specs) >= len(ALL_ASSETS) + 1
+    for spec in specs:
+        name = spec.key.to_user_string()
+        assert spec.description, name
+        assert spec.owners == ["team:retrieval"], name
+        assert spec.group_name != "default", name
+        assert spec.kinds, name
+        assert spec.code_version, name
+        assert spec.freshness_policy is not None, name
+        assert spec.partitions_def == COLLECTIONS, name
+
+
+def test_every_materialisation_has_a_data_version_and_tables_have_columns_and_lineage(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    made = {event.asset_key.path[-1]: event.materialization for event in outcome.result.all_events if event.asset_key
+            and event.is_step_materialization}  # fmt: skip
+    assert set(made) == {asset.key.to_user_string() for asset in ALL_ASSETS}
+    for asset, materialization in made.items():
+        assert materialization.tags["dagster/data_version"] == outcome.artefact(asset).version, asset
+        assert materialization.partition == "notes"
+    for asset, table in MAIN_TABLES.items():
+        schema = made[asset].metadata["dagster/column_schema"].value
+        assert {column.name for column in schema.columns} == set(outcome.artefact(asset).frame(table).columns)
+    for asset, sources in LINEAGE.items():
+        lineage = made[asset].metadata["dagster/column_lineage"].value.deps_by_column
+        assert set(lineage) == set(sources), f"{asset} has columns of these names"
+        for dependency in (dep for deps in lineage.values() for dep in deps):
+            origin = dependency.asset_key.path[-1]
+            assert dependency.column_name in outcome.artefact(origin).frame(MAIN_TABLES[origin]).columns
 
 
 def test_the_stages_that_lease_devices_are_in_the_gpu_pool() -> None:
@@ -98,12 +136,32 @@ def test_the_launchpad_form_has_every_option_with_its_default() -> None:
     assert set(options()) <= shown
 
 
-def test_a_value_of_the_wrong_type_is_refused_before_the_run_starts() -> None:
-    import pytest
-
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rerank": {"depth": "many"}}, "depth"),
+        ({"rerank": {"detph": 5}}, "detph"),
+        ({"fusion": {"method": "magic"}}, "not in enum type"),
+        ({"rerank": {"depth": 0}}, "run config rerank.depth: 0 is not accepted.*at least 1"),
+        ({"rerank": {"weight": 1.5}}, "rerank.weight: 1.5 is not accepted.*at most 1"),
+        ({"models": {"ensemble": ["no-such-model"]}}, "no-such-model"),
+    ],
+)
+def test_a_bad_value_is_refused_before_there_is_a_run(config: dict[str, object], message: str) -> None:
     job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
-    config = {"resources": {"settings": {"config": {"rerank": {"depth": "many"}}}}}
     with dg.DagsterInstance.ephemeral() as instance:
         instance.add_dynamic_partitions(str(COLLECTIONS.name), ["x"])
-        with pytest.raises(dg.DagsterInvalidConfigError, match="depth"):
-            job.execute_in_process(partition_key="x", instance=instance, run_config=config)
+        with pytest.raises((dg.DagsterInvalidConfigError, dg.DagsterConfigMappingFunctionError)) as refused:
+            job.execute_in_process(
+                partition_key="x",
+                instance=instance,
+                run_config={"resources": {"settings": {"config": config}}},
+            )
+        assert re.search(message, f"{refused.value} {refused.value.__cause__}")
+        assert instance.get_run_records() == []
+
+
+def test_the_four_jobs_need_no_run_configuration() -> None:
+    definitions = build_definitions()
+    for name in (RETRIEVAL_BUNDLE, DENSE_ONLY, UPLOAD):
+        assert dg.validate_run_config(definitions.resolve_job_def(name), None)

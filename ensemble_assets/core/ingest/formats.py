@@ -64,6 +64,12 @@ def format_of(relative: str) -> str | None:
     return next((known.name for known in FORMATS.values() if fnmatchcase(name, known.pattern)), None)
 
 
+def feeds_collection(relative: str) -> bool:
+    """Whether a path (POSIX, relative to the collection) is one of chunks, queries or judgements."""
+    folder, _, name = relative.rpartition("/")
+    return format_of(relative) is not None or folder.split("/")[0] == "qrels" or _matches(name, NOT_CHUNKS)
+
+
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 

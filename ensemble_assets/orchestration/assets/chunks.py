@@ -4,10 +4,12 @@ import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.chunks import read_chunks
+from ensemble_assets.core.fingerprints import collection_fingerprint
 from ensemble_assets.core.ingest.files import ReadLimits
 from ensemble_assets.core.latency_baseline import content_fingerprint
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.collections import find_collection
+from ensemble_assets.orchestration.discovery import FINGERPRINT
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
@@ -22,6 +24,8 @@ def chunks(
     with stage_run(context, settings, progress, "chunks") as run:
         options = run.settings.chunks
         collection = find_collection(run.settings, run.collection)
+        # Before reading: what changes meanwhile then counts as changed.
+        fingerprint = collection_fingerprint(collection.folder)
         limits = ReadLimits(record_bytes=options.max_record_mb * 1_000_000)
         max_tokens = choose_models(run.settings.models).primary.max_tokens
         frame, report = read_chunks(
@@ -39,6 +43,7 @@ def chunks(
             "unit": "chunks",
             "alias": collection.alias,
             "content": content_fingerprint(frame["content_hash"]),
+            FINGERPRINT: fingerprint,
             "skipped": report.skipped,
             "texts_cut": int(frame["cut"].sum()),
             "report": report.as_json(),

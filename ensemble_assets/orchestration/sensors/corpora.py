@@ -1,0 +1,66 @@
+"""Sensor ``corpora``: folders below the corpora root become partitions, and what changed is run.
+
+What counts as a change is ``orchestration.discovery``.
+"""
+
+import json
+
+import dagster as dg
+
+from ensemble_assets.core.errors import EnsembleError
+from ensemble_assets.orchestration.discovery import CorporaDiff, Seen, diff_corpora, look, read_fingerprints
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, reason_tags
+from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.settings import resolve
+
+
+@dg.sensor(
+    job_name=RETRIEVAL_BUNDLE,
+    minimum_interval_seconds=30,
+    description="Adds a partition for every new folder below paths.chunked_dir and runs what is new or changed.",
+)
+def corpora(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """One run a collection whose content is neither what was read last nor what was asked for last."""
+    settings = resolve().settings
+    try:
+        seen = look(settings)
+    except EnsembleError as error:
+        return dg.SkipReason(str(error))
+    requested = _requested(context.cursor)
+    partitions = set(context.instance.get_dynamic_partitions(str(COLLECTIONS.name)))
+    # Reading what every collection was made of costs a look at its artefact, so only for those not asked for yet.
+    unknown = [name for name, now in seen.fingerprints.items() if requested.get(name) != now]
+    diff = diff_corpora(seen, read_fingerprints(settings, unknown), requested, partitions)
+    for problem in seen.refused:
+        context.log.warning(problem)
+    if diff.removed:
+        context.log.warning(f"Folders are gone, what was made of them stays: {', '.join(diff.removed)}")
+    cursor = json.dumps(dict(sorted(diff.requested.items())))
+    if not (diff.new or diff.to_run):
+        context.update_cursor(cursor)
+        return dg.SkipReason(report(seen, diff))
+    requests = [_request(name, diff, seen) for name in diff.to_run]
+    added = [COLLECTIONS.build_add_request(list(diff.new))] if diff.new else []
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=added, cursor=cursor)
+
+
+def report(seen: Seen, diff: CorporaDiff) -> str:
+    """One line for the UI: how many collections are there, and what needs a person."""
+    parts = [f"{len(seen.fingerprints)} collections, nothing to run"]
+    parts += [f"still being changed: {', '.join(seen.waiting)}"] if seen.waiting else []
+    parts += [f"folder gone: {', '.join(diff.removed)}"] if diff.removed else []
+    return ". ".join([*parts, *seen.refused])
+
+
+def _request(name: str, diff: CorporaDiff, seen: Seen) -> dg.RunRequest:
+    reason = "added" if name in diff.added else "changed"
+    # No run key: content that comes back to what it was earlier must run again. The cursor is what prevents repeats.
+    return dg.RunRequest(partition_key=name, tags=reason_tags("corpora", (reason,), seen.fingerprints[name]))
+
+
+def _requested(cursor: str | None) -> dict[str, str]:
+    try:
+        kept = json.loads(cursor or "{}")
+    except ValueError:
+        return {}
+    return {str(name): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}

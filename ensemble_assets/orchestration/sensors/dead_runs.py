@@ -1,0 +1,90 @@
+"""Sensor ``dead_runs``: a run whose process is gone is marked as failed, so that its slot and its place are free again.
+
+The code server does that for the runs that it started; when it was killed itself, nobody does: Dagster's default
+launcher has no health check. Runs of other machines and containers are left alone.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+import psutil
+
+_STARTED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_CLOCK_SECONDS = 5.0
+_GRACE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class RunProcess:
+    """The process that executes a run.
+
+    Attributes:
+        pid: its number.
+        seen_at: when the run said so, in seconds since the epoch.
+    """
+
+    pid: int
+    seen_at: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; a process that began later has the number of a dead one."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= self.seen_at + _CLOCK_SECONDS
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+
+
+@dg.sensor(
+    name="dead_runs",
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Marks runs as failed whose process on this machine is gone, so that they hold nothing up.",
+)
+def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Never asks for a run itself; ``run_retries`` of the instance does."""
+    ended = end_dead_runs(context.instance)
+    running = "no run is without its process"
+    return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else running)
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs as failed whose process on this machine is gone; their ids."""
+    ended = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_STARTED)):
+        run = record.dagster_run
+        process = run_process(instance, run.run_id) if started_here(run) else None
+        if process is None or process.alive or time.time() - process.seen_at < _GRACE_SECONDS:
+            continue
+        latest = instance.get_run_by_id(run.run_id)  # it may have ended since the list was made
+        if latest is not None and latest.status in _STARTED:
+            instance.report_run_failed(latest, f"The run's process (pid {process.pid}) is gone.")
+            ended.append(run.run_id)
+    return ended
+
+
+def started_here(run: dg.DagsterRun) -> bool:
+    """Whether the run was started by a code server on this machine: one that listens on a socket file, not a port."""
+    try:
+        info = json.loads(run.tags.get(".dagster/grpc_info", "{}"))
+    except ValueError:
+        return False
+    return isinstance(info, dict) and bool(info.get("socket"))
+
+
+def run_process(instance: dg.DagsterInstance, run_id: str) -> RunProcess | None:
+    """The process that executes the run, as its events name it."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
+        event = entry.dagster_event
+        data: Any = event.event_specific_data if event is not None and event.step_key is None else None
+        value = getattr(getattr(data, "metadata", {}).get("pid"), "value", None)
+        if value is not None and str(value).isdigit() and int(value) != os.getpid():
+            return RunProcess(int(value), entry.timestamp)
+    return None

@@ -1,0 +1,30 @@
+"""Sensor ``incidents``: a failed run becomes a short record on disk, and a message to a webhook where one is named."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from ensemble_assets.orchestration.incidents import incident_of, post, write_incident
+from ensemble_assets.settings import resolve
+from ensemble_assets.settings.layers import process_environment
+
+WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
+
+
+@dg.run_failure_sensor(
+    name="incidents",
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description=f"Writes a record without texts for every failed run; posts it where {WEBHOOK_VARIABLE} says.",
+)
+def incidents(context: dg.RunFailureSensorContext) -> None:
+    """The record comes first: a webhook that does not answer loses nothing."""
+    settings = resolve().settings
+    incident = incident_of(context.instance, context.dagster_run)
+    folder = settings.operations.incident_dir or Path(settings.paths.output_dir) / ".incidents"
+    path = write_incident(Path(folder), incident)
+    context.log.info(f"recorded in {path.name}")
+    webhook = process_environment().get(WEBHOOK_VARIABLE)
+    if webhook:
+        problem = post(webhook, incident)
+        if problem:
+            context.log.error(f"{WEBHOOK_VARIABLE}: {problem}; the record {path.name} is written")
