@@ -26,6 +26,7 @@ from ensemble_assets.orchestration.io_managers import open_store
 from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.staleness import CODE_VERSION
+from ensemble_assets.orchestration.step_process import end_with_the_run
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allow_list import EVENTS, MODEL_STAGES, STAGES
 from ensemble_assets.telemetry.asset_metadata import admitted_metadata
@@ -129,6 +130,7 @@ def stage_run(
         dagster.Failure: in place of any exception, with words that are safe to store; ``failure_policy`` says whether
             the step is tried again.
     """
+    end_with_the_run()
     resolved = form.resolved()
     collection = context.partition_key
     asset = context.asset_key.path[-1]

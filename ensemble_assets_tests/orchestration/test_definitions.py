@@ -104,6 +104,10 @@ def test_workspace_file_and_code_location_name_the_same_module() -> None:
 def test_the_instance_file_limits_the_gpu_pool_and_watches_runs(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+<<<<<<< HEAD
+=======
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 30
+>>>>>>> 34aeff4 (A whole deployment under test: daemon, runs, step processes; steps end with their run)
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
         assert instance.run_monitoring_settings["poll_interval_seconds"] == 60

@@ -1,0 +1,1 @@
+"""Tests of a whole deployment: daemon, code server, runs and step processes as an operator has them."""
