@@ -1,4 +1,4 @@
-"""A deployment in a temporary folder: instance on SQLite from the repository's ``dagster.yaml``, daemon, collections."""
+"""A deployment in a temporary folder: SQLite instance from the repository's ``dagster.yaml``, daemon, collections."""
 
 from __future__ import annotations
 
