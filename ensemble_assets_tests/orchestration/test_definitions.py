@@ -15,7 +15,7 @@ from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.asset_frame import GPU_POOL
 from ensemble_assets.orchestration.assets import ALL_ASSETS
 from ensemble_assets.orchestration.columns import LINEAGE, MAIN_TABLES
-from ensemble_assets.orchestration.jobs import DENSE_ONLY, RETRIEVAL_BUNDLE, UPLOAD
+from ensemble_assets.orchestration.jobs import DENSE_ONLY, EVALUATE, RETRIEVAL_BUNDLE, UPLOAD
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.settings import options
 from ensemble_assets_tests.orchestration.pipeline import Pipeline
@@ -104,13 +104,9 @@ def test_workspace_file_and_code_location_name_the_same_module() -> None:
 def test_the_instance_file_limits_the_gpu_pool_and_watches_runs(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-<<<<<<< HEAD
-=======
-        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 30
->>>>>>> 34aeff4 (A whole deployment under test: daemon, runs, step processes; steps end with their run)
         assert instance.run_monitoring_enabled
-        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 60
-        assert instance.run_monitoring_settings["poll_interval_seconds"] == 60
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] == 30
+        assert instance.run_monitoring_settings["poll_interval_seconds"] == 15
         pools = instance.get_concurrency_config().pool_config
         assert (pools.default_pool_limit, pools.pool_granularity.value) == (1, "op")
         assert not instance.telemetry_enabled
@@ -167,5 +163,5 @@ def test_a_bad_value_is_refused_before_there_is_a_run(config: dict[str, object],
 
 def test_the_four_jobs_need_no_run_configuration() -> None:
     definitions = build_definitions()
-    for name in (RETRIEVAL_BUNDLE, DENSE_ONLY, UPLOAD):
+    for name in (RETRIEVAL_BUNDLE, DENSE_ONLY, EVALUATE, UPLOAD):
         assert dg.validate_run_config(definitions.resolve_job_def(name), None)
