@@ -124,6 +124,14 @@ def test_what_the_page_says_of_doctor_is_what_it_prints(monkeypatch: pytest.Monk
     assert any("CPU build" in sentence for sentence in discover_devices().sentences)
 
 
+def test_as_many_simulated_runs_as_the_page_says() -> None:
+    source = (Path(__file__).parent / "test_simulated_properties.py").read_text()
+    counts = [int(count.replace("_", "")) for count in re.findall(r"@settings\(max_examples=([\d_]+)\)", source)]
+    nightly = [count for count in counts if count >= 1000]
+    assert f"`make test` runs {sum(counts) - sum(nightly)} such worlds" in PROSE
+    assert f"`make test-nightly` {sum(nightly):,}." in PROSE
+
+
 def test_models_are_loaded_with_sdpa(tmp_path: Path) -> None:
     asked: dict[str, object] = {}
 
