@@ -74,5 +74,7 @@ def merge_results(parts: list[EngineResult]) -> EngineResult:
         peak_bytes=max(part.peak_bytes for part in parts),
         precision_redone=sum(part.precision_redone for part in parts),
         distinct_rows=sum(part.distinct_rows for part in parts),
+        device=next((part.device for part in reversed(parts) if part.device != "none"), "none"),
         largest_batch=max(part.largest_batch for part in parts),
+        reused_rows=sum(part.reused_rows for part in parts),
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble_assets.compute.context import ComputeContext
+from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.held_model import hold, merge_results
 from ensemble_assets.compute.lease_shape import Lease, LocalDevices
 from ensemble_assets_tests.compute.doubles import LOGIT, DoubleFactory, DoubleForward, Journal, faults, table_of
@@ -111,3 +112,10 @@ def test_on_other_devices_workers_load_the_model_and_the_holder_says_so(spec) ->
 def test_nothing_run_is_nothing_to_merge() -> None:
     with pytest.raises(ValueError, match="nothing"):
         merge_results([])
+
+
+def test_rows_that_an_earlier_run_computed_count_over_all_slices() -> None:
+    ran = EngineResult({}, {}, 1.0, 10, 5, 0, 3, "cpu", "fp32", 3, reused_rows=1)
+    taken = EngineResult({}, {}, 0.1, 0, 0, 0, 2, "none", "fp32", 0, reused_rows=2)
+    merged = merge_results([ran, taken])
+    assert (merged.reused_rows, merged.device, merged.tokens, merged.largest_batch) == (3, "cpu", 10, 3)
