@@ -11,6 +11,14 @@ import pytest
 
 from ensemble_assets.cli import main
 from ensemble_assets_tests.export.gates.bundles import QUERY, everything, plain
+from ensemble_assets_tests.export.golden_cases import CASES, write_case
+
+SAID = {
+    "live_sparse": {"rerank_fallbacks"},
+    "rerank_failed": {"rerank_fallbacks"},
+    "mixed_fallback": {"sparse_coverage"},
+}
+"""Golden bundles of runs that did not go as asked, and the gate that says so."""
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
@@ -30,6 +38,18 @@ def test_bundles_of_the_old_program_are_v40_bundles_without_warnings(
     assert (code, report["version"], report["passed"]) == (0, "v4.0", True)
     assert all(gate["passed"] for gate in report["gates"])
     assert len(report["gates"]) == 10
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_bundles_are_sound_or_the_named_gate_says_why_not(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, write_case(case, tmp_path), "--json")
+    not_passed = {gate["name"] for gate in json.loads(out)["gates"] if not gate["passed"]}
+    assert not_passed - {"latency_budget"} == SAID.get(case, set())
+    assert code == (1 if case == "mixed_fallback" else 0), (
+        "2 of 3 chunks with a vector are too few; the rest are warnings"
+    )
 
 
 def test_a_sound_bundle_gives_0_and_says_what_was_not_looked_at(

@@ -19,7 +19,7 @@ from ensemble_assets.export.bundle import RankedLists, write_bundle
 from ensemble_assets.export.inputs import BundleInputs
 from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets_tests.export.bundles import Chunk, bundle_of, dense, live_sparse
-from ensemble_assets_tests.export.runs import RERANK, SPARSE, everything_off, everything_on, lists
+from ensemble_assets_tests.export.runs import RERANK, SPARSE, everything_off, everything_on, lists, reranked
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -65,10 +65,12 @@ def _cases() -> dict[str, Callable[[], GoldenCase]]:
     full = live_sparse([{"alpha": 1.5}, {"beta": 0.25, "alpha": 2e-5}, {"gamma": 0.75}], [1, 1, 1])
     mixed = live_sparse([{"alpha": 1.0}, {}, {"gamma": 0.75}], [2, 0, 1])
     failed = replace(RERANK, executed=False, status="fallback", loaded=False, fallback_count=2, candidate_ids=())
-    failed = replace(failed, scores=(), fallback_reason="model_missing", fallback_source="model")
+    failed = replace(failed, scores=(), fallback_reason="model_unavailable", fallback_source="load")
     rerank_only = FeatureToggles(True, False)
     whole = replace(SPARSE, vectors_available=3, fallback_count=0, fallback_reason=None)
-    on = everything_on(sparse_run=whole)
+    partly = replace(RERANK, status="partial", fallback_count=1, fallback_reason="budget_exhausted")
+    partly = replace(partly, fallback_source="runtime")
+    on = everything_on(sparse_run=whole, rerank_run=partly)
     return {
         "dense_only": lambda: GoldenCase(PLAIN, _bundle(PLAIN), everything_off()),
         "companions": lambda: GoldenCase(PLAIN, _bundle(PLAIN, True), everything_off()),
@@ -76,12 +78,36 @@ def _cases() -> dict[str, Callable[[], GoldenCase]]:
         "live_sparse": lambda: GoldenCase(RICH, replace(_bundle(RICH), sparse=full), on, lists()),
         "mixed_fallback": lambda: GoldenCase(RICH, replace(_bundle(RICH), sparse=mixed), _sparse_only(), _fused()),
         "rerank_only": lambda: GoldenCase(
-            RICH, _bundle(RICH), everything_on(toggles=rerank_only, sparse_run=None), lists()
+            RICH, _bundle(RICH), everything_on(toggles=rerank_only, sparse_run=None), _reranked()
         ),
         "rerank_failed": lambda: GoldenCase(
-            RICH, _bundle(RICH), everything_on(toggles=rerank_only, sparse_run=None, rerank_run=failed), lists()
+            RICH, _bundle(RICH), everything_on(toggles=rerank_only, sparse_run=None, rerank_run=failed), _not_reranked()
         ),
     }
+
+
+def _reranked() -> RankedLists:
+    """Every query was reranked."""
+    return replace(
+        lists(),
+        reranked=reranked(
+            ("q1", 1, 1, "b", 0.75, 2, 0.25, 3.5),
+            ("q1", 2, 0, "a", 0.5, 1, 0.5, None),
+            ("q2", 1, 2, "c", 0.625, 1, 0.5, 1.25),
+        ),
+    )
+
+
+def _not_reranked() -> RankedLists:
+    """The model was not there: every query keeps its fused order."""
+    return replace(
+        lists(),
+        reranked=reranked(
+            ("q1", 1, 0, "a", 0.5, 1, 0.5, None),
+            ("q1", 2, 1, "b", 0.25, 2, 0.25, None),
+            ("q2", 1, 2, "c", 0.5, 1, 0.5, None),
+        ),
+    )
 
 
 def _fused() -> RankedLists:
