@@ -1,4 +1,4 @@
-"""The table of ``against_plain``: ratios of medians, agreement and memory, as Markdown between two markers of a page."""
+"""The table of ``against_plain``: ratios of medians, agreement and memory, as Markdown between markers of a page."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def _heading(found: dict[str, dict[str, Any]]) -> str:
     items = next((found[name]["items"] for name in ("plain-dense",) if name in found), 0)
     pairs = found.get("plain-rerank", {}).get("items", 0)
     repeats = {one["repeats"] for one in found.values()}
-    versions = ", ".join(
-        f"{name} {libraries[name]}" for name in ("sentence-transformers", "torch") if name in libraries
-    )
+    shown = [name for name in ("sentence-transformers", "torch", "openvino") if name in libraries]
+    versions = ", ".join(f"{name} {libraries[name]}" for name in shown)
     return (
         f"{items:g} chunks, {pairs:g} pairs; medians of {min(repeats, default=0)} runs; {host.cores} cores of "
         f"{host.cpu}; {versions}."
