@@ -94,6 +94,7 @@ class Governor:
     clock: Callable[[], float] = time.perf_counter
     reached: int = 0
     _busy: float = field(default=0.0, init=False)
+    _computed: float = field(default=0.0, init=False)
     _cut: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -115,9 +116,10 @@ class Governor:
         self._cut = depth < wanted
         return depth
 
-    def ran(self, depth: int, seconds: float) -> None:
-        """A slice down to ``depth`` was scored in so many seconds."""
+    def ran(self, depth: int, seconds: float, tokens: float) -> None:
+        """A slice down to ``depth`` took so many seconds; ``tokens`` are those that were computed, not reused."""
         self._busy += seconds
+        self._computed += tokens
         self.reached = depth
 
     def seconds_left(self) -> float:
@@ -127,5 +129,5 @@ class Governor:
         return self.allowance.seconds - (self.clock() - self.started)
 
     def _rate(self) -> float:
-        """Tokens per second so far."""
-        return float(self.work[self.reached]) / self._busy if self._busy > 0 else float("inf")
+        """Tokens per second so far, loading included; infinite where nothing had to be computed."""
+        return self._computed / self._busy if self._busy > 0 and self._computed > 0 else float("inf")

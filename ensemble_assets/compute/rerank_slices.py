@@ -81,7 +81,7 @@ def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResu
         table = work.table(pairs)
         begun = limit.clock()
         result = held.run(table, f"ranks-{governor.reached + 1}-{depth}")
-        governor.ran(depth, limit.clock() - begun)
+        governor.ran(depth, limit.clock() - begun, result.tokens)
         made.logits[pairs] = result.outputs["logit"]
         made.failed |= {int(pairs[row]): reason for row, reason in result.failed_rows.items()}
         made.truncated += int(table.truncated.sum())

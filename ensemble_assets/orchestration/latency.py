@@ -80,6 +80,7 @@ def performance_facts(upstream: Upstream, run: StageRun) -> dict[str, Any]:
         **ratios(costs, baseline.seconds if baseline else None),
         "stage_seconds": {stage: round(getattr(costs, stage), _PLACES) for stage in (*_STAGES, "export")},
         "precision": {stage: str(artefacts[stage].facts.get("precision", "none")) for stage in _STAGES},
+        "reused": {stage: int(artefacts[stage].facts.get("reused", 0)) for stage in _STAGES},
         "one_run": len({artefact.facts["run_id"] for artefact in artefacts.values()}) == 1,
         "budget": {"against": against, **{name: reranked[name] for name in _DEPTHS if name in reranked}},
     }

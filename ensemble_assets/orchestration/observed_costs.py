@@ -26,8 +26,9 @@ def cost_records(settings: Settings) -> CostRecords:
 
 
 def cost_key(settings: Settings, stage: str, models: Sequence[str]) -> str:
-    """What observations hold for: this machine, its libraries, the stage, its models and the device options."""
-    facts = [this_host().fingerprint, library_versions(), stage, list(models), asdict(settings.device)]
+    """What observations hold for: this machine, its libraries, the stage, its models, device and encoding options."""
+    options = {**asdict(settings.device), **asdict(settings.encoding), "reuse": False}
+    facts = [this_host().fingerprint, library_versions(), stage, list(models), options]
     return f"{stage}-{digest(facts)}"
 
 
@@ -51,7 +52,7 @@ def model_work(shapes: Sequence[ModelShape], tokens: float, texts: float) -> flo
 
 
 def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
-    """Keep what every stage of a finished run cost; leaves out those that were off, fell back or are of another run."""
+    """Keep what every stage of a finished run cost, except those that were off, fell back or reused results."""
     observed = {
         "fusion": (float(upstream.fused.facts["queries"]) * _chunks(upstream), _wall(upstream.fused.facts)),
         "export": (_chunks(upstream), export_seconds),
@@ -72,7 +73,8 @@ def _of_models(upstream: Upstream, run: StageRun, stage: str) -> tuple[float, fl
     facts = upstream.by_stage()[stage].facts
     specs = models_of(choose_models(run.settings.models), stage)
     used = [model["slug"] for model in facts["models"]]
-    if facts["status"] != "completed" or used != [spec.slug for spec in specs] or facts["run_id"] != run.run_id:
+    as_asked = facts["status"] == "completed" and used == [spec.slug for spec in specs]
+    if not as_asked or facts.get("reused") or facts["run_id"] != run.run_id:
         return 0.0, 0.0
     try:
         shapes = [shape_for(spec) for spec in specs]

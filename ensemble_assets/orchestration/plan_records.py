@@ -85,7 +85,7 @@ def compared(settings: Settings, content: str, costs: StageSeconds) -> dict[str,
 def _path(settings: Settings, content: str) -> Path:
     """One file per content and everything in the settings that changes what a run costs."""
     chosen = asdict(settings)
-    sections = {name: chosen[name] for name in ("models", "device", "rerank", "sparse", "fusion")}
+    sections = {name: chosen[name] for name in ("models", "device", "encoding", "rerank", "sparse", "fusion")}
     facts = [this_host().fingerprint, content, sections, settings.enable_sparse, settings.enable_rerank]
     return cache_folder(settings.paths) / "plans" / f"{digest(facts)}.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.settings import Settings
@@ -12,7 +12,7 @@ from ensemble_assets.telemetry.spans import ActiveSpan
 
 @dataclass
 class StandaloneRun:
-    """What ``Computing.context`` needs of a ``StageRun``; nothing is written and nothing reported."""
+    """What ``Computing.context`` needs of a ``StageRun``; nothing is written, reported or reused from earlier runs."""
 
     stage: str
     settings: Settings
@@ -20,3 +20,6 @@ class StandaloneRun:
     run_id: str = field(default_factory=lambda: secrets.token_hex(16))
     events: EventLog = field(default_factory=EventLog)
     span: ActiveSpan | None = None
+
+    def __post_init__(self) -> None:
+        self.settings = replace(self.settings, encoding=replace(self.settings.encoding, reuse=False))

@@ -42,7 +42,7 @@ class World:
             self.slices.append((governor.reached, depth, cost / rate, took))
             self.now += took
             busy += took
-            governor.ran(depth, took)
+            governor.ran(depth, took, cost)
         return governor
 
 
@@ -98,6 +98,19 @@ def test_where_slices_have_a_large_fixed_cost_there_are_only_two() -> None:
     world = World([1.0] * 40, [1.0])
     world.drive(Allowance("sla", 1000.0, 5, ""), growth=float("inf"))
     assert [(low, high) for low, high, _, _ in world.slices] == [(0, 5), (5, 40)]
+
+
+def test_reused_pairs_say_nothing_of_the_speed_and_a_slice_still_at_most_doubles() -> None:
+    work = np.arange(41, dtype=np.float64)
+    governor = Governor(Allowance("sla", 12.0, 5, ""), 40, work, 0.0, clock=lambda: 0.0)
+    assert governor.next_depth() == 5
+    governor.ran(5, 0.001, 0.0)
+    assert governor.next_depth() == 10, "nothing was computed, so nothing is known"
+    governor.ran(10, 5.0, 5.0)
+    assert governor.next_depth() == 20, "one token a second leaves room for 12"
+    governor.ran(20, 10.0, 10.0)
+    governor.clock = lambda: 11.5
+    assert governor.next_depth() == 20
 
 
 def test_a_floor_below_one_is_refused() -> None:
