@@ -48,6 +48,9 @@ from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.leases import lease_gpus
 from ensemble_assets.core.events import EventLog
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+Path(f"{sys.argv[2]}.{os.getpid()}.ready").touch()
+while len(list(Path(sys.argv[2]).parent.glob("*.ready"))) < 3:
+    time.sleep(0.001)
 for _ in range(15):
     both = [CpuDevice(uuid="a"), CpuDevice(uuid="b")][::order]
     with lease_gpus("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=both):
@@ -75,8 +78,8 @@ from pathlib import Path
 from ensemble_assets.compute.devices.simulated_model import Faults, SimulatedModel
 from ensemble_assets_tests.compute.worker_cases import ActingLog, random_table, run_on, simulated
 def say(log, name, facts):
-    if name == "worker.started":
-        print(facts["pid"], flush=True)
+    if name == "worker.ready":
+        print(log.pids()[facts["device"]], flush=True)
 run_on(simulated(2), random_table(20), SimulatedModel(faults=Faults(hangs_at=0)), Path(sys.argv[1]), ActingLog(act=say))
 """
 
