@@ -1,8 +1,8 @@
 """A run of the dense, sparse and rerank stages with worker processes, as a program that tests can kill anywhere.
 
 ``python -m ensemble_assets_tests.compute.three_stages`` imports everything once, then reads folders from its standard
-input: each gets a run in a forked process with a session of its own. It prints the process id when a run begins and
-the exit status when it ends. Models are doubles, so that a run takes a second; tokenizers, leases, workers, work
+input: each gets a run in a forked process, with a process group of its own. It prints the process id when a run begins
+and the exit status when it ends. Models are doubles, so that a run takes a second; tokenizers, leases, workers, work
 folders and the artefact store are the real ones.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -86,13 +87,15 @@ def serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             try:
                 run_stages(Path(line.strip()))
                 os._exit(0)
             except BaseException:  # noqa: BLE001  # the last frame of this process
                 traceback.print_exc()
                 os._exit(1)
+        with suppress(OSError):  # whoever is first
+            os.setpgid(child, child)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
