@@ -11,6 +11,7 @@ from ensemble_assets.cli.baseline_command import baseline
 from ensemble_assets.cli.machine_commands import doctor, leases
 from ensemble_assets.cli.plan_command import plan
 from ensemble_assets.cli.quality_commands import accept, evaluate
+from ensemble_assets.cli.report_command import report
 from ensemble_assets.cli.run_command import demo, run
 from ensemble_assets.cli.upload_command import upload
 from ensemble_assets.cli.validate_command import validate
@@ -23,7 +24,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases, validate, upload, evaluate, baseline, plan):
+for command in (run, demo, doctor, leases, validate, report, upload, evaluate, baseline, plan):
     commands.add_command(command)
 baseline.add_command(accept)
 

@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.telemetry.allow_list import STAGES
 from ensemble_assets.telemetry.manifest import telemetry_section
 from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets.telemetry.report import build_report
-from ensemble_assets.telemetry.report.facts import read_facts
+from ensemble_assets.telemetry.report.facts import Facts, Memory, Stage, read_facts
+from ensemble_assets.telemetry.report.small import _thinned, small_pictures
 from ensemble_assets.telemetry.report.style import DARK, LIGHT
 from ensemble_assets.telemetry.report.svg import Bar, Limit, curve, histogram, horizontal_bars
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
@@ -343,3 +345,37 @@ def test_a_curve_stays_below_its_highest_line_and_above_the_axis(values, limit):
     assert max(values) == 0 or min(y for _, y in points) == pytest.approx(
         150 - 130 * max(values) / (1.05 * max(*values, limit)), abs=0.06
     )
+
+
+def _busy(devices: int) -> Facts:
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(0, 4000, 5000))
+    return Facts(
+        collection="big", generated_at="", schema="v4.1", chunks=10**7,
+        stages=tuple(Stage(name, "completed", seconds=1234.5678, ceiling_bytes=12e9) for name in STAGES),
+        memory=tuple(Memory(f"GPU-{n}", times, rng.uniform(1e9, 12e9, 5000)) for n in range(devices)),
+        scores={name: rng.normal(0, 1, 50_000) for name in ("dense", "sparse", "fused", "rerank")},
+        moves=rng.integers(-99, 100, 50_000).astype(np.float64), top_changed=(4000, 9000),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_small_pictures_fit_a_materialisation_whatever_the_run(devices):
+    made = small_pictures(_busy(devices))
+    assert list(made) == ["stage_times", "memory_over_time", "scores", "rerank_moves"]
+    assert sum(len(svg) * 4 / 3 + len(told) for svg, told in made.values()) < 11_000
+    for svg, told in made.values():
+        assert ET.fromstring(svg).tag.endswith("svg")
+        assert "<script" not in svg
+        assert told
+
+
+def test_without_facts_there_are_no_small_pictures():
+    assert small_pictures(Facts(collection="a", generated_at="", schema="v4.0", chunks=None, stages=())) == {}
+
+
+@given(st.lists(st.floats(0, 1e10), min_size=1, max_size=200))
+def test_a_thinned_curve_keeps_its_peak(used):
+    times, kept = _thinned(np.arange(len(used), dtype=np.float64), np.array(used))
+    assert len(times) == len(kept) <= 48
+    assert kept.max() == max(used)

@@ -15,8 +15,9 @@ from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
 from ensemble_assets.orchestration.latency import final_ratios, report_ratios
 from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
 from ensemble_assets.orchestration.observed_costs import remember_run
-from ensemble_assets.orchestration.pictures import bars, table
+from ensemble_assets.orchestration.pictures import table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.run_report import report_metadata
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
@@ -58,10 +59,11 @@ def export_bundle(
             "skipped_files": dict(bundle.written.skipped),
             "performance": performance,
         }
-        seconds = {stage: float(artefact.facts["wall_seconds"]) for stage, artefact in upstream.by_stage().items()}
+        if run.span is not None:
+            run.span.set(items=facts["items"], outcome="completed")
         pictures = {
             "bundle": dg.MetadataValue.path(str(bundle.folder.absolute())),
             "contents": table([{"file": name, "bytes": size} for name, size in sizes.items()]),
-            "stage_seconds": bars(list(seconds), list(seconds.values()), "Seconds per stage", "s"),
+            **report_metadata(run, bundle.folder, upstream),
         }
         return run.finish(facts, pictures, rows=inputs.count)

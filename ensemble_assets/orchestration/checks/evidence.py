@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ensemble_assets.export.names import collection_folder
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs
 from ensemble_assets.orchestration.io_managers import open_store
 from ensemble_assets.orchestration.reporting import JOURNALS
+from ensemble_assets.orchestration.run_report import report_path
 from ensemble_assets.settings import Settings
 
 _ASSETS = {
@@ -62,7 +64,7 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
             "export": _cost(store.load(collection, "export_bundle").facts),
         },
         queries=run_queries(upstream),
-        places=lambda: _places(context.instance, settings, artefacts, runs),
+        places=lambda: _places(context.instance, bundle.folder, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
     )
 
@@ -91,13 +93,16 @@ def _cost(facts: Mapping[str, object]) -> StageCost:
 
 
 def _places(
-    instance: dg.DagsterInstance, settings: Settings, artefacts: Mapping[str, Artefact], runs: Iterable[str]
+    instance: dg.DagsterInstance, bundle: Path, artefacts: Mapping[str, Artefact], runs: Iterable[str]
 ) -> Iterator[Place]:
     """What the runs wrote beside the bundle, as far as it is still there."""
-    journals = Path(settings.paths.output_dir) / ".artifacts" / JOURNALS
+    journals = bundle.parent / ".artifacts" / JOURNALS
     for path in sorted(journals.glob("*")) if journals.is_dir() else ():
         if path.is_file():
             yield file_place(path, f"telemetry {path.name}")
+    report = report_path(bundle)
+    if report.is_file():
+        yield text_place(report.name, [html.unescape(report.read_text(encoding="utf-8"))])
     for field, artefact in artefacts.items():
         yield file_place(artefact.folder / INDEX_NAME, f"facts of {_ASSETS[field]}")
         if field not in _HOLDS_TEXT:

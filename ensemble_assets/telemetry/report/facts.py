@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ensemble_assets.core.errors import ArtefactError
 from ensemble_assets.core.registry import MODELS, PROFILES
 from ensemble_assets.settings.options import options
-from ensemble_assets.telemetry.admission import is_slug
+from ensemble_assets.telemetry.admission import Scalar, is_slug
 from ensemble_assets.telemetry.allow_list import FIELDS, STAGES
 from ensemble_assets.telemetry.journal import JournalContent, read_journal
 from ensemble_assets.telemetry.records import SpanRecord
@@ -106,12 +106,26 @@ class Facts:
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: int = 0
 
+    @property
+    def reference(self) -> tuple[float | None, str]:
+        """Seconds that the run is compared with, and what they are: the stored baseline, else its own dense stage."""
+        if self.baseline_seconds is not None:
+            return self.baseline_seconds, "dense-only baseline"
+        own = (stage.seconds for stage in self.stages if stage.name == "dense" and stage.seconds is not None)
+        return next(own, None), "this run's dense stage"
+
+    def ceiling(self, device: str) -> float | None:
+        """The memory ceiling of a device, bytes: the run's, as its stages recorded it; on GPUs else the usual one."""
+        known = max((stage.ceiling_bytes for stage in self.stages if stage.ceiling_bytes), default=None)
+        return known or (None if not device or device.startswith(("cpu", "none")) else float(GPU_CEILING_BYTES))
+
 
 def read_facts(
     bundle: Path,
-    journal: Path | None,
-    candidates: pl.DataFrame | None,
-    quality: Mapping[str, Mapping[str, float]] | None,
+    journal: Path | None = None,
+    candidates: pl.DataFrame | None = None,
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+    current: SpanRecord | None = None,
 ) -> Facts:
     """The facts of a bundle; see ``page.build_report`` for the arguments and errors."""
     manifest = _manifest(bundle)
@@ -123,7 +137,7 @@ def read_facts(
         generated_at=str(manifest.get("generated_at", ""))[:19] if _is_time(manifest.get("generated_at")) else "",
         schema=_matching(_SCHEMA, manifest.get("schema_version")) or "v4.0",
         chunks=_whole(manifest.get("chunk_count")),
-        stages=tuple(_stages(manifest, told.spans)),
+        stages=tuple(_stages(manifest, {**_by_id(told.spans), **_so_far(current)})),
         baseline_seconds=plain_number(baseline.get("dense_only_seconds")),
         limit_ratio=plain_number(baseline.get("limit_ratio")) or 1.10,
         ratios={
@@ -180,10 +194,20 @@ def _is_time(value: object) -> bool:
     return isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", value, re.ASCII) is not None
 
 
-def _stages(manifest: Mapping[str, Any], ended: Iterable[SpanRecord]) -> Iterator[Stage]:
+def _by_id(ended: Iterable[SpanRecord]) -> dict[str, Mapping[str, Scalar]]:
+    return {record.span_id: record.attributes for record in ended}
+
+
+def _so_far(span: SpanRecord | None) -> dict[str, Mapping[str, Scalar]]:
+    """The attributes of a span that is still open, with how long it has taken until now."""
+    if span is None:
+        return {}
+    return {span.span_id: {"latency_seconds": span.ended_at - span.started_at, **span.attributes}}
+
+
+def _stages(manifest: Mapping[str, Any], by_id: Mapping[str, Mapping[str, Scalar]]) -> Iterator[Stage]:
     """Stages as the manifest has them; the journal knows more of the one that wrote it."""
     spans = _mapping(_mapping(manifest, "telemetry"), "spans")
-    by_id = {record.span_id: record.attributes for record in ended}
     for name in STAGES:
         span = _mapping(spans, f"rag.{name}")
         attributes = {**_mapping(span, "attributes"), **by_id.get(str(span.get("span_id")), {})}
@@ -225,12 +249,14 @@ def _known(name: str, holder: Mapping[str, Any], otherwise: str) -> str:
 
 
 def _memory(journal: JournalContent) -> Iterator[Memory]:
-    by_device: dict[str, list[tuple[float, float]]] = {}
+    """The samples of a device; where it was too quick for the sampler, what was in use after each batch."""
+    sampled: dict[str, dict[str, list[tuple[float, float]]]] = {"device.memory": {}, "batch.done": {}}
     for _, event in journal.samples:
         device, used = _known("device", event.facts, ""), plain_number(event.facts.get("used_bytes"))
-        if event.name == "device.memory" and device and used is not None:
-            by_device.setdefault(device, []).append((plain_number(event.facts.get("sampled_at")) or event.at, used))
-    for device, samples in sorted(by_device.items()):
+        if event.name in sampled and device and used is not None:
+            at = plain_number(event.facts.get("sampled_at")) or event.at
+            sampled[event.name].setdefault(device, []).append((at, used))
+    for device, samples in sorted({**sampled["batch.done"], **sampled["device.memory"]}.items()):
         times, used_bytes = np.array(sorted(samples), np.float64).T
         yield Memory(device, times, used_bytes)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ensemble_assets.telemetry.report.facts import GPU_CEILING_BYTES, Facts, Memory, Stage, read_facts
+from ensemble_assets.telemetry.records import SpanRecord
+from ensemble_assets.telemetry.report.facts import Facts, Memory, Stage, read_facts
 from ensemble_assets.telemetry.report.style import STYLE
 from ensemble_assets.telemetry.report.svg import WIDTH, Bar, Limit, curve, histogram, horizontal_bars, shown
 
@@ -31,6 +32,7 @@ def build_report(
     journal: Path | None = None,
     candidates: pl.DataFrame | None = None,
     quality: Mapping[str, Mapping[str, float]] | None = None,
+    current: SpanRecord | None = None,
 ) -> str:
     """One self-contained HTML page about a bundle.
 
@@ -39,11 +41,16 @@ def build_report(
         journal: the run's telemetry journal, for memory over time.
         candidates: the run's ``CANDIDATES`` frame, for dense and sparse scores; only score columns are looked at.
         quality: mean per run and measure; otherwise the manifest's section ``quality``.
+        current: the span of the export that asks for the report and is not over yet.
 
     Raises:
         ArtefactError: if the folder has no readable manifest.
     """
-    facts = read_facts(bundle, journal, candidates, quality)
+    return page_of(read_facts(bundle, journal, candidates, quality, current))
+
+
+def page_of(facts: Facts) -> str:
+    """The page that shows ``facts``."""
     made = {title: section(facts) for title, section in _SECTIONS.items()}
     present = {title: html for title, html in made.items() if html}
     links = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title in present)
@@ -80,10 +87,8 @@ def _times(facts: Facts) -> str:
     ran = [stage for stage in facts.stages if stage.seconds is not None]
     if not ran:
         return ""
-    own = next((stage.seconds for stage in ran if stage.name == "dense"), None)
-    baseline = facts.baseline_seconds or own
+    baseline, named = facts.reference
     stored = facts.baseline_seconds is not None
-    named = "dense-only baseline" if stored else "this run's dense stage"
     bars = [Bar("dense-only", 0.0, baseline)] if stored and baseline else []
     begin = 0.0
     for stage in ran:
@@ -116,12 +121,11 @@ def _stage_table(stages: Sequence[Stage]) -> str:
 
 
 def _memory(facts: Facts) -> str:
-    ceilings = {stage.device: stage.ceiling_bytes for stage in facts.stages if stage.ceiling_bytes}
-    parts = [_memory_curve(number, memory, ceilings) for number, memory in enumerate(facts.memory)]
+    parts = [_memory_curve(number, memory, facts.ceiling(memory.device)) for number, memory in enumerate(facts.memory)]
     peaks = [stage for stage in facts.stages if stage.peak_bytes]
     if peaks:
         bars = [Bar(f"{stage.name} {stage.device}"[:20], 0.0, (stage.peak_bytes or 0.0) / 1e9) for stage in peaks]
-        limit = max(filter(None, (_ceiling(stage.device, ceilings) for stage in peaks)), default=None)
+        limit = max(filter(None, (facts.ceiling(stage.device) for stage in peaks)), default=None)
         limits = [Limit(f"ceiling {shown(limit / 1e9)} GB", limit / 1e9)] if limit else []
         parts.append(f"<h3>Peak per stage</h3>{horizontal_bars('peaks', 'Peak memory per stage', bars, limits, 'GB')}")
     if not parts:
@@ -129,17 +133,11 @@ def _memory(facts: Facts) -> str:
     return "<p>Memory in use on each device, all programs counted on GPUs. 1 GB is 10⁹ bytes.</p>" + "".join(parts)
 
 
-def _memory_curve(number: int, memory: Memory, ceilings: Mapping[str, float | None]) -> str:
-    ceiling = _ceiling(memory.device, ceilings)
+def _memory_curve(number: int, memory: Memory, ceiling: float | None) -> str:
     limits = [Limit(f"ceiling {shown(ceiling / 1e9)} GB", ceiling / 1e9)] if ceiling else []
     title = f"Memory over time on {memory.device}"
     picture = curve(f"memory{number}", title, memory.times, memory.used / 1e9, limits, "GB")
     return f"<h3>{escape(title)}</h3>{picture}"
-
-
-def _ceiling(device: str, ceilings: Mapping[str, float | None]) -> float | None:
-    known = ceilings.get(device)
-    return known or (None if not device or device.startswith(("cpu", "none")) else float(GPU_CEILING_BYTES))
 
 
 def _scores(facts: Facts) -> str:
@@ -200,7 +198,8 @@ def _quality(facts: Facts) -> str:
     first = measures[0]
     bars = [Bar(run, 0.0, values[first]) for run, values in facts.quality.items() if first in values]
     picture = horizontal_bars("quality", f"{first} per list", bars, (), "")
-    return f"<p>Means over the judged queries.</p>{picture}{table('Quality', ('list', *measures), rows)}"
+    heading = f"<h3>{escape(first)} per list</h3>"
+    return f"<p>Means over the judged queries.</p>{heading}{picture}{table('Quality', ('list', *measures), rows)}"
 
 
 def table(caption: str, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -65,7 +65,7 @@ def horizontal_bars(name: str, title: str, bars: Sequence[Bar], limits: Sequence
         parts.append(
             f'<text x="{_LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(bar.label)}</text>'
             f'<rect class="bar" x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{_ROW - 8}"/>'
-            f'<text class="halo" x="{x + width + 5:.1f}" y="{y + 16}">{shown(bar.length)} {escape(unit)}</text>'
+            f'<text x="{WIDTH - 4}" y="{y + 16}" text-anchor="end">{shown(bar.length)} {escape(unit)}</text>'
         )
     told = [f"{bar.label} {shown(bar.length)} {unit}" for bar in bars]
     told += [f"{limit.label} at {shown(limit.at)} {unit}" for limit in limits]
