@@ -363,7 +363,7 @@ def _busy(devices: int) -> Facts:
 def test_small_pictures_fit_a_materialisation_whatever_the_run(devices):
     made = small_pictures(_busy(devices))
     assert list(made) == ["stage_times", "memory_over_time", "scores", "rerank_moves"]
-    assert sum(len(svg) * 4 / 3 + len(told) for svg, told in made.values()) < 11_000
+    assert sum(len(svg) * 4 / 3 + len(told) for svg, told in made.values()) < 9_500
     for svg, told in made.values():
         assert ET.fromstring(svg).tag.endswith("svg")
         assert "<script" not in svg

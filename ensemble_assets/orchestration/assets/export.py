@@ -60,7 +60,7 @@ def export_bundle(
             "performance": performance,
         }
         if run.span is not None:
-            run.span.set(items=facts["items"], outcome="completed")
+            run.span.set(items=inputs.count, outcome="completed")
         pictures = {
             "bundle": dg.MetadataValue.path(str(bundle.folder.absolute())),
             "contents": table([{"file": name, "bytes": size} for name, size in sizes.items()]),

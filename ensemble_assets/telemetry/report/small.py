@@ -16,7 +16,7 @@ from ensemble_assets.telemetry.report.facts import Facts, Memory
 from ensemble_assets.telemetry.report.svg import shown
 
 _WIDTH, _LEFT, _ROW = 420, 70, 18
-_POINTS, _BINS = 48, 20
+_POINTS, _BINS = 48, 18
 _TITLES = {"dense": "dense", "sparse": "sparse", "fused": "fused", "rerank": "CrossEncoder"}
 _STYLE = (
     "<style>text{font:11px sans-serif;fill:#7d8590}path,rect{fill:#3f83d6}"
@@ -146,8 +146,8 @@ def _bars(counts: NDArray[np.int64], left: float, base: float, width: float) -> 
 def _bar_paths(counts: NDArray[np.int64], left: float, base: float, step: float, scale: float) -> Iterator[str]:
     for number, count in enumerate(counts.tolist()):
         if count:
-            height = max(count * scale, 0.7)
-            yield f"M{left + number * step:.1f} {base}v-{height:.1f}h{step * 0.85:.1f}v{height:.1f}z"
+            x, height = left + number * step, max(round(count * scale), 1)
+            yield f"M{x:.0f} {base}v-{height}h{int(step * 0.9)}v{height}z"
 
 
 def _frame(height: float, parts: list[str]) -> str:
