@@ -18,6 +18,7 @@ from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
+from ensemble_assets.orchestration.run_end import end_trace
 from ensemble_assets.settings import flatten, resolve
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 
@@ -107,6 +108,7 @@ class Pipeline:
             result = job.execute_in_process(
                 partition_key=collection, instance=used, run_config=config, raise_on_error=False
             )
+            end_trace(instance, result.run_id)  # as the command line does
         store = ArtefactStore(str(self.root / "output" / ".artifacts"), self.root / "cache")
         return Outcome(result.success, store, self.root / "output" / collection, result, collection)
 

@@ -75,6 +75,12 @@ def block(page: str, name: str) -> re.Match[str]:
     return found
 
 
+def rows(text: str) -> list[list[list[str]]]:
+    """Of a table of the page: per row the names in backticks of every cell; the head is left out."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split(" | ")] for line in lines]
+
+
 def main() -> None:
     page = PAGE.read_text()
     for name, table in TABLES.items():
