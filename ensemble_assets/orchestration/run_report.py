@@ -57,17 +57,19 @@ def report_metadata(run: StageRun, bundle: Path, upstream: Upstream) -> dict[str
     except OSError as error:  # the bundle is whole and in place; a page about it must not fail it
         where = dg.MetadataValue.text(f"not written ({error.strerror}); ensemble-assets report makes it later")
     pictures = {name: picture(svg, told) for name, (svg, told) in small_pictures(facts).items()}
-    return {"report": where, **pictures, **_tables(facts)}
+    return {"run_report": where, **pictures, **_tables(facts)}
 
 
 def _tables(facts: Facts) -> dict[str, dg.MetadataValue]:
     rows: dict[str, list[dict[str, Cell]]] = {
-        "fallbacks": [dict(zip(("stage", "reason", "source", "count"), row, strict=True)) for row in facts.fallbacks],
+        "fallback_reasons": [
+            dict(zip(("stage", "reason", "source", "count"), row, strict=True)) for row in facts.fallbacks
+        ],
         "toggles": [dict(zip(("option", "value", "layer", "set by"), row, strict=True)) for row in facts.toggles],
         "coverage": [dict(facts.coverage)] if facts.coverage else [],
         "quality": [{"list": run, **means} for run, means in facts.quality.items()],
     }
-    return {name: table(given) for name, given in rows.items() if given or name == "fallbacks"}
+    return {name: table(given) for name, given in rows.items() if given or name == "fallback_reasons"}
 
 
 def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:

@@ -68,7 +68,7 @@ def _report(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_an_export_writes_its_report_beside_the_bundle_and_shows_it_in_small(exported: Outcome) -> None:
     outcome = exported
     metadata = _metadata(outcome)
-    path = Path(metadata["report"])
+    path = Path(metadata["run_report"])
     assert path == report_path(outcome.bundle)
     assert path.parent == outcome.bundle.parent
     page = path.read_text(encoding="utf-8")
