@@ -124,7 +124,6 @@ PICTURES: MappingProxyType[str, str] = MappingProxyType(
         "places_moved": "histogram of places moved by reranking",
         "bundle": "where the bundle is",
         "contents": "files of the bundle with their sizes",
-        "stage_seconds": "seconds per stage",
         "dagster/column_schema": "names and types of the table's columns",
         "dagster/column_lineage": "which columns a column is made of",
         "run_report": "where the page about the run is",
