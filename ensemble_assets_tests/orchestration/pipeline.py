@@ -108,7 +108,7 @@ class Pipeline:
             result = job.execute_in_process(
                 partition_key=collection, instance=used, run_config=config, raise_on_error=False
             )
-            end_trace(instance, result.run_id)  # as the command line does
+            end_trace(used, result.run_id)  # as the command line does
         store = ArtefactStore(str(self.root / "output" / ".artifacts"), self.root / "cache")
         return Outcome(result.success, store, self.root / "output" / collection, result, collection)
 
