@@ -112,10 +112,12 @@ def ratios(costs: StageSeconds, plain_dense: float | None) -> dict[str, float]:
 
 
 def report_ratios(run: StageRun, facts: Mapping[str, Any]) -> None:
-    """Both ratios as events, for metrics and alerts."""
+    """Both ratios as events; only the one that the budget is held against has a limit, so only it raises an alert."""
+    deciding = "own_dense" if run.settings.rerank.budget == "own_dense" else "sla"
     for name, against in (("vs_sla", "sla"), ("vs_own_dense", "own_dense")):
         if name in facts:
-            run.events.emit("budget.measured", against=against, ratio=facts[name], limit=facts["limit_ratio"])
+            limit = facts["limit_ratio"] if against == deciding else None
+            run.events.emit("budget.measured", against=against, ratio=facts[name], limit=limit)
 
 
 def stage_seconds(upstream: Upstream, export: float) -> StageSeconds:

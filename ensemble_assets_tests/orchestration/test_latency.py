@@ -131,6 +131,8 @@ def test_the_check_counts_all_of_the_export_and_the_manifest_what_there_was_of_i
     assert run.export["performance"]["vs_sla"] >= run.baseline["vs_sla"]
     told = {event["against"]: event["ratio"] for event in run.export["events"] if event["name"] == "budget.measured"}
     assert told == {"sla": run.export["performance"]["vs_sla"], "own_dense": run.export["performance"]["vs_own_dense"]}
+    limits = {event["against"]: event["limit"] for event in run.export["events"] if event["name"] == "budget.measured"}
+    assert limits == {"sla": 1.1, "own_dense": None}, "only the deciding ratio can raise an alert"
     assert run.baseline["one_run"] is True
 
 
