@@ -109,8 +109,11 @@ class Governor:
             return min(self.allowance.floor, self.requested)
         if self._cut or self.reached >= self.requested:
             return self.reached
+        left = self.seconds_left()
+        if left <= 0:
+            return self.reached
         wanted = int(min(self.requested, self.reached * self.growth))
-        affordable = self.work[self.reached] + max(0.0, self.seconds_left()) * self._rate()
+        affordable = self.work[self.reached] + left * self._rate()
         fits = int(np.searchsorted(self.work, affordable, side="right")) - 1
         depth = max(self.reached, min(wanted, fits))
         self._cut = depth < wanted

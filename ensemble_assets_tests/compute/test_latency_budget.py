@@ -113,6 +113,13 @@ def test_reused_pairs_say_nothing_of_the_speed_and_a_slice_still_at_most_doubles
     assert governor.next_depth() == 20
 
 
+def test_when_time_is_over_even_pairs_that_may_be_reused_are_left() -> None:
+    governor = Governor(Allowance("sla", -1.0, 3, ""), 20, np.arange(21, dtype=np.float64), 0.0, clock=lambda: 0.0)
+    assert governor.next_depth() == 3
+    governor.ran(3, 0.001, 0.0)
+    assert governor.next_depth() == 3
+
+
 def test_a_floor_below_one_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"rerank\.floor is 0"):
         World([1.0], [1.0]).drive(Allowance("sla", 1.0, 0, ""))

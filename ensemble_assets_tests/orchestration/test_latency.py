@@ -79,7 +79,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Said]:
     write_baseline(pipeline, 0.001, first)
     made["tight"] = taken_down(pipeline.run({"rerank.floor": 3}))
     made["off"] = taken_down(pipeline.run({"rerank.budget": "off"}))
-    write_baseline(pipeline, 1e6, first)
+    write_baseline(pipeline, 1e4, first)
     made["easy"] = taken_down(pipeline.run())
     return made
 
@@ -134,6 +134,7 @@ def test_the_check_counts_all_of_the_export_and_the_manifest_what_there_was_of_i
     limits = {event["against"]: event["limit"] for event in run.export["events"] if event["name"] == "budget.measured"}
     assert limits == {"sla": 1.1, "own_dense": None}, "only the deciding ratio can raise an alert"
     assert run.baseline["one_run"] is True
+    assert "dropped_metadata" not in run.check.metadata
 
 
 def test_with_the_budget_off_both_ratios_are_still_reported(runs: dict[str, Said]) -> None:
@@ -148,7 +149,7 @@ def test_with_the_budget_off_both_ratios_are_still_reported(runs: dict[str, Said
 def test_with_time_enough_the_result_is_that_of_a_run_without_a_limit(runs: dict[str, Said]) -> None:
     easy = runs["easy"]
     assert easy.check.passed
-    assert (easy.rerank["budget"], easy.rerank["budget_seconds"] > 1e5) == ("sla", True)
+    assert (easy.rerank["budget"], easy.rerank["budget_seconds"] > 1e3) == ("sla", True)
     assert [event["name"] for event in easy.rerank["events"] if event["name"].startswith("budget")] == [
         "budget.granted",
         "budget.spent",
