@@ -2,7 +2,8 @@
 
 weight[v] = max over tokens of log1p(relu(logit[token, v])) (Formal et al., SPLADE v2, arXiv 2109.10086). Both functions
 are monotone, so the maximum can be taken first, on raw logits; and the bias is the same for every token, so it is added
-after. That leaves a matrix product and a maximum, done for a few texts and a tile of the vocabulary at a time.
+after. That leaves a matrix product and a maximum: on a GPU for a few texts and a tile of the vocabulary at a time, on a
+CPU by ``sparse_head``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
 from ensemble_assets.compute.padding import Inputs
+from ensemble_assets.compute.sparse_head import SparseHead
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.compute.work import OutputSpec
 from ensemble_assets.core.errors import ModelUnavailableError
 
-_TILES = {"cpu": (512, 2048), "cuda": (16384, 4096)}
-"""(tokens, vocabulary entries) of one tile: stays in the CPU's level-2 cache; 128 MiB of fp16 on a GPU."""
+_TILE = (16384, 4096)
+"""Tokens and vocabulary entries of one tile: 128 MiB of fp16."""
 
 _PROBE_TOKENS = 8
 
@@ -56,7 +58,7 @@ class SparseFactory(TorchFactory):
 
 
 class SparseForward(TorchForward):
-    """A masked language model whose last linear layer is applied in tiles."""
+    """A masked language model whose last linear layer is applied apart."""
 
     def __init__(
         self, network: torch.nn.Module, settings: ForwardSettings, device: str, decoder: torch.nn.Linear, top_k: int
@@ -64,10 +66,14 @@ class SparseForward(TorchForward):
         super().__init__(network, settings, device)
         self._decoder = decoder
         self._top_k = top_k
+        self._head = None if device.startswith("cuda") else _host_head(decoder, settings, top_k)
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
         """Weights by the formula above, pruned to the largest on the device."""
         states = self.run_network(inputs).logits  # the decoder is gone: these are its inputs
+        if self._head is not None:
+            found = self._head.of_batch(states.float().numpy(), inputs.lengths.numpy())
+            return {name: torch.from_numpy(values) for name, values in found.items()}
         if inputs.padded:
             # padding repeats the row's first token: a maximum over duplicates is the maximum
             states = torch.where(inputs.mask.unsqueeze(2), states, states[:, :1])
@@ -76,7 +82,14 @@ class SparseForward(TorchForward):
     def release(self) -> None:
         """Drop the weights at once, those of the detached output layer too."""
         super().release()
+        self._head = None
         self._decoder.to(device="meta")
+
+
+def _host_head(decoder: torch.nn.Linear, settings: ForwardSettings, top_k: int) -> SparseHead:
+    matrix = decoder.weight.float().numpy()
+    bias = None if decoder.bias is None else decoder.bias.float().numpy()
+    return SparseHead(matrix, bias, top_k, settings.runtime.threads, settings.runtime.cache_folder)
 
 
 def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -88,7 +101,7 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
         bias: ``[vocabulary]``.
     """
     batch, longest, _ = states.shape
-    tokens, width = _TILES[states.device.type]
+    tokens, width = _TILE
     largest = torch.empty(batch, len(matrix), dtype=torch.float32, device=states.device)
     step = max(1, tokens // longest)
     for row in range(0, batch, step):

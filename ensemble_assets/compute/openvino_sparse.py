@@ -46,6 +46,4 @@ class OpenVinoSparse(OpenVinoForward):
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
         """Weights by the formula, pruned to the largest."""
-        batch, longest, hidden = states.shape
-        spans = np.stack([np.arange(batch) * longest, arrays.lengths], axis=1)
-        return self._head(states.reshape(batch * longest, hidden), spans)
+        return self._head.of_batch(states, arrays.lengths)

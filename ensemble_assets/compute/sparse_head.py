@@ -21,8 +21,8 @@ from ensemble_assets.compute.host_vectors import dot_product_lanes
 from ensemble_assets.compute.sparse_products import positive_terms
 from ensemble_assets.core.errors import ModelUnavailableError
 
-_WORTH_FITTING = 4096
-"""Tokens after which a screen has paid for its making."""
+_WORTH_FITTING = 16_384
+"""Tokens after which a screen has paid for loading its code and fitting, a good second."""
 
 _WORTH_COMPILING = 131_072
 """The same where the compiled code is not there yet: about ten seconds, once per machine."""
@@ -123,6 +123,11 @@ class SparseHead:
                 self._by_products(states[first : first + count], row, out)
         active = {"active": out.active}
         return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
+
+    def of_batch(self, states: NDArray[np.float32], lengths: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
+        """The same for a padded batch: ``[B, longest, H]``, texts on the left."""
+        batch, longest, hidden = states.shape
+        return self(states.reshape(-1, hidden), np.stack([np.arange(batch) * longest, lengths], axis=1))
 
     def _prepare(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
         """Make the screen when it is worth it."""

@@ -63,11 +63,14 @@ def reference_weights(network, tokens):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
-@pytest.mark.parametrize("tile", [(1, 7), (16, 1000), (100_000, 16)])
-def test_sparse_weights_equal_the_paper_whatever_the_tiles(made, model_type, tile, monkeypatch):
-    monkeypatch.setitem(forward_sparse._TILES, "cpu", tile)
+@pytest.mark.parametrize("tile", [None, (1, 7), (16, 1000), (100_000, 16)])
+def test_sparse_weights_equal_the_paper_on_a_cpu_and_in_tiles_of_any_size(made, model_type, tile, monkeypatch):
     spec = made("sparse", model_type)
-    got = SparseFactory(spec, locate(spec), RUNTIME, top_k=0).load("cpu")(TABLE, one_batch(TABLE))
+    forward = SparseFactory(spec, locate(spec), RUNTIME, top_k=0).load("cpu")
+    if tile:  # as on a GPU
+        monkeypatch.setattr(forward_sparse, "_TILE", tile)
+        forward._head = None
+    got = forward(TABLE, one_batch(TABLE))
     network = plain(locate(spec).folder, "sparse")
     for row, tokens in enumerate(ROWS):
         expected = reference_weights(network, tokens)
@@ -75,12 +78,14 @@ def test_sparse_weights_equal_the_paper_whatever_the_tiles(made, model_type, til
         assert got["active"][row] == (got["weight"][row] > 0).sum()
 
 
+@pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("top_k", [3, 1000])
-def test_pruning_keeps_the_largest_weights(made, top_k):
+def test_pruning_keeps_the_largest_weights(made, top_k, tiles):
     spec = made("sparse")
-    full, pruned = (
-        SparseFactory(spec, locate(spec), RUNTIME, top_k=k).load("cpu")(TABLE, one_batch(TABLE)) for k in (0, top_k)
-    )
+    forwards = [SparseFactory(spec, locate(spec), RUNTIME, top_k=k).load("cpu") for k in (0, top_k)]
+    for forward in forwards if tiles else ():
+        forward._head = None
+    full, pruned = (forward(TABLE, one_batch(TABLE)) for forward in forwards)
     kept = min(top_k, len(IDS))
     assert pruned["index"].shape == pruned["weight"].shape == (len(ROWS), kept)
     for row in range(len(ROWS)):
