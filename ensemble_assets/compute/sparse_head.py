@@ -38,8 +38,9 @@ class HeadPath:
     """How heads compute on this machine.
 
     Attributes:
-        name: ``screen``, or ``products`` where the screen cannot run.
-        reason: a fixed word: ``avx512_vnni``, ``avx_vnni``, ``no_vector_instruction``.
+        name: ``screen``, or ``products`` where the screen cannot run or does not pay.
+        reason: a fixed word: ``avx512_vnni``, ``avx_vnni``; ``no_vector_instruction``, ``few_tokens``,
+            ``not_compiled_yet``, ``unusual_numbers``.
     """
 
     name: Literal["screen", "products"]
@@ -66,6 +67,9 @@ class SparseHead:
         threads: 0 for one per core that this process may use.
         cache_folder: compiled code is kept below it; None compiles in every process.
 
+    Attributes:
+        path: what the last call used.
+
     Raises:
         ModelUnavailableError: if a weight is not finite.
     """
@@ -85,10 +89,12 @@ class SparseHead:
         self._wide_bias = self._bias.astype(np.float64)
         self._norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
         self._top_k = min(top_k, len(self._matrix))
-        self._threads = threads or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = threads or cores
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
         self._seen = 0
+        self.path = HeadPath("products", "few_tokens")
         self._screen: Any = None
 
     def __call__(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
@@ -130,19 +136,25 @@ class SparseHead:
         return self(states.reshape(-1, hidden), np.stack([np.arange(batch) * longest, lengths], axis=1))
 
     def _prepare(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
-        """Make the screen when it is worth it."""
-        if self._screen is not None or host_path().name != "screen" or self._seen < _WORTH_FITTING:
+        """Make the screen when it is worth it; ``path`` says what became of it."""
+        if self._screen is not None or self._seen < _WORTH_FITTING:
+            return
+        self.path = host_path()  # imports numba, which a small run can do without
+        if self.path.name != "screen":
             return
         from ensemble_assets.compute import screen_kernels, screening
 
         folder = screen_kernels.compiled_in(self._cache_folder) if self._cache_folder else None
         if self._seen < _WORTH_COMPILING and not screen_kernels.is_compiled(folder):
+            self.path = HeadPath("products", "not_compiled_yet")
             return
         usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all
-        if any(usual) and max(np.abs(self._matrix).max(), np.abs(self._bias).max()) < _USUAL:
-            screen_kernels.keep_compiled(folder)
-            some = spans[np.array(usual)]
-            self._screen = screening.prepare(self._matrix, self._bias, states, some, self._threads)
+        if not any(usual) or max(np.abs(self._matrix).max(), np.abs(self._bias).max()) >= _USUAL:
+            self.path = HeadPath("products", "unusual_numbers")
+            return
+        screen_kernels.keep_compiled(folder)
+        some = spans[np.array(usual)]
+        self._screen = screening.prepare(self._matrix, self._bias, states, some, self._threads)
 
     def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
         from ensemble_assets.compute import screen_kernels

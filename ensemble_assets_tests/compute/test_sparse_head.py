@@ -231,11 +231,35 @@ def test_arrays_that_must_not_be_written_and_views_are_taken():
     np.testing.assert_array_equal(out["index"], expected["index"])
 
 
-def test_a_small_run_is_not_made_to_wait_for_the_compiler(monkeypatch):
+def test_a_small_run_is_not_made_to_wait_for_numba_or_its_compiler(tmp_path):
     states, spans, matrix, bias = random_problem(10)
-    head = SparseHead(matrix, bias, 9)
+    head = SparseHead(matrix, bias, 9, 1, tmp_path)
     head(states, spans)
-    assert head._screen is None
+    assert head.path == HeadPath("products", "few_tokens")
+    script = (
+        "import sys; from ensemble_assets.compute.sparse_head import SparseHead; import numpy as np;"
+        "SparseHead(np.ones((5, 4), np.float32), None, 3)(np.ones((9, 4), np.float32), np.array([[0, 9]]));"
+        "assert not {'numba', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@needs_screen
+def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
+    from ensemble_assets.compute import screen_kernels
+
+    states, spans, matrix, bias = random_problem(13)
+    monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
+    head = SparseHead(matrix, bias, 9, 1, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(screen_kernels, "is_compiled", lambda _: False)
+        head(states, spans)
+        assert head.path == HeadPath("products", "not_compiled_yet")
+    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
+    head(states * np.float32(1e20), spans)
+    assert head.path == HeadPath("products", "unusual_numbers")
+    head(states, spans)
+    assert head.path == host_path()
 
 
 def test_numba_told_to_compile_for_another_cpu_is_not_given_this_ones_instructions(monkeypatch):
