@@ -41,6 +41,7 @@ def settings_for(work: Path) -> Settings:
         "paths.output_dir": str(work / "output"),
         "paths.cache_dir": str(work / "cache"),
         "paths.key_file": str(work / "key"),
+        "paths.lock_dir": str(work / "locks"),
         "rerank.depth": DEPTH,
         "rerank.budget": "off",
     }
@@ -71,6 +72,7 @@ def ours_run(work: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "ensemble_assets.cli", "run", "--chunked-dir", str(work / "corpora"), "--json"]
     command += ["--output-dir", str(output), "--set", "rerank.budget=off", "--set", f"rerank.depth={DEPTH}"]
     command += ["--set", f"paths.cache_dir={work / 'cache'}", "--set", f"paths.key_file={work / 'key'}"]
+    command += ["--set", f"paths.lock_dir={work / 'locks'}"]  # nobody else's leases are waited for
     started = time.perf_counter()
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - started

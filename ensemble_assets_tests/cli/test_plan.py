@@ -10,13 +10,14 @@ import pytest
 from ensemble_assets_tests.cli.test_run import run
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 
+PLACES = {"EMBEDDER_PATHS_CACHE_DIR": "cache", "EMBEDDER_PATHS_LOCK_DIR": "locks"}
 STAGES = {"dense", "sparse", "fusion", "rerank", "export"}
 
 
 @pytest.mark.models
 def test_a_plan_is_made_from_a_calibration_and_the_run_records_how_far_it_was_off(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes", count=8)
-    planned = run("plan", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache")
+    planned = run("plan", "--json", cwd=tmp_path, **PLACES)
     assert planned.returncode == 0, planned.stderr
     (said,) = json.loads(planned.stdout)
     assert set(said["seconds"]) == STAGES
@@ -28,7 +29,7 @@ def test_a_plan_is_made_from_a_calibration_and_the_run_records_how_far_it_was_of
     assert said["vs_own_dense"] > 1
     assert not (tmp_path / "output").exists(), "nothing ran"
 
-    finished = run("run", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache")
+    finished = run("run", "--json", cwd=tmp_path, **PLACES)
     assert finished.returncode == 0, finished.stderr
     manifest = json.loads((tmp_path / "output" / "notes" / "processing_summary.json").read_text())
     compared = manifest["performance_baseline"]["prediction"]
@@ -38,20 +39,20 @@ def test_a_plan_is_made_from_a_calibration_and_the_run_records_how_far_it_was_of
     assert compared["within_tolerance"] is (abs(compared["error"]) <= 0.25)
     assert set(compared["stage_errors"]) == STAGES
 
-    (again,) = json.loads(run("plan", "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache").stdout)
+    (again,) = json.loads(run("plan", "--json", cwd=tmp_path, **PLACES).stdout)
     assert again["basis"] == dict.fromkeys(STAGES, "earlier runs")
 
 
 def test_the_gpu_profile_is_planned_from_published_rates_and_says_that_it_is_an_estimate(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     options = ("plan", "--profile", "kaggle-t4x2")
-    shown = run(*options, cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache", CUDA_VISIBLE_DEVICES="")
+    shown = run(*options, cwd=tmp_path, **PLACES, CUDA_VISIBLE_DEVICES="")
     assert shown.returncode == 0, shown.stderr
     assert "ESTIMATE for 2 x Tesla T4" in shown.stdout
     assert "65 TFLOPS" in shown.stdout
     assert "vs_own_dense" in shown.stdout
     assert "vs_sla" in shown.stdout
-    made = run(*options, "--json", cwd=tmp_path, EMBEDDER_PATHS_CACHE_DIR="cache", CUDA_VISIBLE_DEVICES="")
+    made = run(*options, "--json", cwd=tmp_path, **PLACES, CUDA_VISIBLE_DEVICES="")
     (said,) = json.loads(made.stdout)
     for stage in ("dense", "sparse", "rerank"):
         assert said["basis"][stage] == "published peak rates, estimated"
