@@ -82,8 +82,10 @@ class Deployment:
         }
 
     def dagster(self, *arguments: str) -> str:
-        """Run a command of Dagster's to its end; what it printed. Its success shows in the instance, not in its code:
-        on a busy machine it may fail to end its own code server in time.
+        """Run a command of Dagster's to its end; what it printed.
+
+        Its success shows in the instance, not in its exit code: on a busy machine it may fail to end its own code
+        server in time.
         """
         command = [str(Path(sys.executable).parent / "dagster"), *arguments]
         done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False)
