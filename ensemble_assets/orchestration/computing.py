@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ensemble_assets.core.model_files import ModelFiles, locate
 from ensemble_assets.core.registry import ModelKind, ModelSpec
 from ensemble_assets.orchestration.stage_run import StageRun
+from ensemble_assets.settings import Settings
 from ensemble_assets.settings.layers import process_environment
 from ensemble_assets.settings.options import Device as DeviceOptions
 from ensemble_assets.settings.places import cache_folder, lock_folder
@@ -55,6 +56,8 @@ class Computing:
         from ensemble_assets.compute.runtime import Runtime
 
         options = run.settings.device
+        if run.settings.cluster.engine == "ray":
+            return self._on_cluster(run)
         devices = self._chosen(options)
         lease = partial(
             lease_gpus,
@@ -74,6 +77,22 @@ class Computing:
                 backend=cast("BackendName", run.settings.encoding.backend) if _on_cpu(devices) else "torch",
                 cache_folder=cache_folder(run.settings.paths),
             ),
+            events=run.events,
+            tokens=self._tokens,
+            locate=partial(_located, run),
+        )
+
+    def _on_cluster(self, run: StageRun) -> ComputeContext:
+        """Encoders on the nodes of a Ray cluster, which lease their own devices; nothing is leased or loaded here."""
+        from ensemble_assets.compute.context import ComputeContext
+        from ensemble_assets.compute.ray_cluster import cluster_lease
+        from ensemble_assets.compute.runtime import Runtime
+
+        options = run.settings.device
+        return ComputeContext(
+            lease=cluster_lease,
+            runner=_cluster_runner(run),
+            runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads, backend="torch"),
             events=run.events,
             tokens=self._tokens,
             locate=partial(_located, run),
@@ -116,8 +135,36 @@ def _runner(run: StageRun, devices: Sequence[Device]) -> Runner:
     return ReusingRunner(inner, run.working_folder / "rows", shard_tokens, keep_loaded=on_cpu)
 
 
+def _cluster_runner(run: StageRun) -> Runner:
+    from ensemble_assets.compute.ray_cluster import RayRunner
+    from ensemble_assets.compute.ray_node import NodeOptions
+    from ensemble_assets.compute.reuse import ReusingRunner
+
+    device, cluster, encoding = run.settings.device, run.settings.cluster, run.settings.encoding
+    options = NodeOptions(
+        on_cpu=settings_of(run.settings, on_cpu=True),
+        on_gpu=settings_of(run.settings, on_cpu=False),
+        lock_folder=lock_folder(run.settings.paths),
+        lease_timeout=device.lease_timeout,
+        ceiling_bytes=int(device.ceiling_gb * 1e9),
+        threads=device.threads,
+        run=run.run_id,
+    )
+    inner = RayRunner(options, cluster.address, cluster.shard_chunks)
+    if not encoding.reuse:
+        return inner
+    # What is sealed at once must be worth a round through all nodes.
+    shard_tokens = encoding.shard_tokens or _GPU_SHARD_TOKENS
+    return ReusingRunner(inner, run.working_folder / "rows", shard_tokens, keep_loaded=False)
+
+
 def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSettings:
-    """Workers, memory limits and batch sizes as the settings say.
+    """Workers, memory limits and batch sizes for these devices, as the settings say."""
+    return settings_of(run.settings, on_cpu=_on_cpu(devices))
+
+
+def settings_of(settings: Settings, *, on_cpu: bool) -> ParallelSettings:
+    """Workers, memory limits and batch sizes.
 
     GPUs get one worker process each and batches as large as memory allows. A CPU computes in this process, with batches
     of a fixed size.
@@ -128,11 +175,11 @@ def parallel_settings(run: StageRun, devices: Sequence[Device]) -> ParallelSetti
     from ensemble_assets.compute.parallel import ParallelSettings
     from ensemble_assets.compute.worker_settings import WorkerSettings, cpu_batches
 
-    options = run.settings.device
+    options = settings.device
     by_memory = ControllerSettings(SizeSettings(options.batch_tokens))
     workers = WorkerSettings(
-        controller=cpu_batches(options.batch_tokens) if _on_cpu(devices) else by_memory,
+        controller=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
         ceiling=Ceiling(hard_bytes=int(options.ceiling_gb * 1e9), soft_fraction=options.soft_fraction),
-        workers_per_device=0 if _on_cpu(devices) else 1,
+        workers_per_device=0 if on_cpu else 1,
     )
-    return ParallelSettings(workers, batch_memory=cache_folder(run.settings.paths) / "batch_sizes.json")
+    return ParallelSettings(workers, batch_memory=cache_folder(settings.paths) / "batch_sizes.json")

@@ -147,6 +147,17 @@ class Encoding:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Computing beyond one machine. Needs ``ensemble-assets[ray]``, and folders that every node sees."""
+
+    engine: str = option("local", "where encoders run: on this machine, or on a Ray cluster", choices=("local", "ray"))
+    address: str = option("auto", "of the Ray cluster; auto: this machine's; local: a private one on this machine")
+    shard_chunks: int = option(
+        50_000, "a collection with more chunks is encoded in shards of so many", unit="chunks", low=1
+    )
+
+
+@dataclass(frozen=True)
 class Export:
     """The bundle."""
 
@@ -229,6 +240,7 @@ class Settings:
     rerank: Rerank = field(default_factory=Rerank)
     device: Device = field(default_factory=Device)
     encoding: Encoding = field(default_factory=Encoding)
+    cluster: Cluster = field(default_factory=Cluster)
     export: Export = field(default_factory=Export)
     qdrant: Qdrant = field(default_factory=Qdrant)
     metrics: Metrics = field(default_factory=Metrics)
