@@ -23,6 +23,9 @@ UPLOAD = "upload"
 REFERENCE_FOLDER = ".dense_only"
 """Below the output folder: bundles and artefacts of ``dense_only``, so that it never replaces a bundle in use."""
 
+ANEW = "encoding.reuse"
+"""The option that is off where a run is made to be compared: seconds of reused rows say nothing."""
+
 REASON_TAG = "ensemble/reason"
 TRIGGER_TAG = "ensemble/trigger"
 CONTENT_TAG = "ensemble/content"
@@ -76,7 +79,8 @@ def reference_paths(settings: Settings) -> dict[str, str]:
 
 def dense_only_config(settings: Settings) -> dict[str, Any]:
     """The run configuration of ``dense_only``."""
-    values: Mapping[str, Any] = {"enable_sparse": False, "enable_rerank": False, **reference_paths(settings)}
+    off = {"enable_sparse": False, "enable_rerank": False, ANEW: False}
+    values: Mapping[str, Any] = off | reference_paths(settings)
     return settings_run_config(values, dict.fromkeys(values, f"job {DENSE_ONLY}"))
 
 

@@ -174,6 +174,7 @@ def test_the_weekly_schedule_asks_for_every_collection_and_the_full_run_follows(
     followed = follow_up(weekly)
     assert isinstance(followed, dg.RunRequest)
     assert (followed.job_name, followed.partition_key) == (RETRIEVAL_BUNDLE, "notes")
+    assert followed.run_config["resources"]["settings"]["config"]["encoding"] == {"reuse": False}
     by_hand = stored.create_run_for_job(job, tags={"dagster/partition": "notes"})
     assert isinstance(follow_up(by_hand), dg.SkipReason)
 

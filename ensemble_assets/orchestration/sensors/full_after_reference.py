@@ -5,7 +5,8 @@ It acts on runs that the schedule ``weekly_parity`` asked for and on no others, 
 
 import dagster as dg
 
-from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, TRIGGER_TAG, AssetJob, reason_tags
+from ensemble_assets.orchestration.jobs import ANEW, RETRIEVAL_BUNDLE, TRIGGER_TAG, AssetJob, reason_tags
+from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.orchestration.schedules import WEEKLY
 
 
@@ -36,5 +37,10 @@ def follow_up(run: dg.DagsterRun) -> dg.RunRequest | dg.SkipReason:
     collection = run.tags.get("dagster/partition")
     if run.tags.get(TRIGGER_TAG) != WEEKLY or not collection:
         return dg.SkipReason("not a run of the weekly comparison")
-    tags = reason_tags(WEEKLY, ("comparison",))
-    return dg.RunRequest(run_key=run.run_id, job_name=RETRIEVAL_BUNDLE, partition_key=collection, tags=tags)
+    return dg.RunRequest(
+        run_key=run.run_id,
+        job_name=RETRIEVAL_BUNDLE,
+        partition_key=collection,
+        run_config=settings_run_config({ANEW: False}, {ANEW: f"schedule {WEEKLY}"}),
+        tags=reason_tags(WEEKLY, ("comparison",)),
+    )
