@@ -15,7 +15,11 @@ from ensemble_assets.telemetry.allow_list import FIELDS, OUTCOMES, STAGES
 from ensemble_assets.telemetry.ids import public_name
 
 DROPPED = "dropped_metadata"
-_UNITS = ("chunks", "queries", "chunks and queries", "pairs", "points")
+_UNITS = ("chunks", "queries", "chunks and queries", "pairs", "points", "judged queries")
+_BACKENDS = r"(torch|openvino|none)(,(torch|openvino|none))*"
+_FIXED_WORD = r"(reference|none|[a-z0-9]+(_[a-z0-9]+)+)(,(reference|none|[a-z0-9]+(_[a-z0-9]+)+))*"
+_LISTS = ("dense", "sparse", "fused", "reranked")
+_MEASURES = ("nDCG@10", "MRR@10", "recall@100", "MAP")
 
 
 def _name(meaning: str) -> Field:
@@ -23,6 +27,10 @@ def _name(meaning: str) -> Field:
     return Field(
         meaning, "plain name, else its hash", lambda value, _: public_name(value) if isinstance(value, str) else None
     )
+
+
+def _source(value: object, known: Mapping[str, frozenset[str]]) -> Scalar | None:
+    return value if value in ("file", "derived probes") else count("").check(value, known)
 
 
 METADATA: MappingProxyType[str, Field] = MappingProxyType(
@@ -64,7 +72,11 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "skipped": count("chunks left out"),
         "texts_cut": count("texts cut at the contract's length"),
         "query_source": word("where the queries came from", ("file", "derived")),
-        "judgements": count("relevance judgements"),
+        "judgements": Field(
+            "relevance judgements, or in checks where they are from",
+            "whole number ≥ 0, `file` or `derived probes`",
+            _source,
+        ),
         "judged": flag("whether any query has judgements"),
         "model": _name("model"),
         "index_space": shape(
@@ -87,7 +99,15 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "pairs_scored": count("pairs that the reranker scored"),
         "weight": number("share of the reranker in the final score"),
         "largest_batch": count("pairs in the largest batch"),
-        "budget_share": number("share of the latency budget that was used"),
+        "backend": shape("what ran the model", "`torch`, `openvino`, `none`", _BACKENDS),
+        "backend_reason": shape("why that backend", "fixed words", _FIXED_WORD),
+        "reused": count("items whose result was taken from an earlier materialisation"),
+        "without_relevant": count("queries without a relevant chunk"),
+        **{
+            f"{name} {measure}": number(f"mean {measure} of the {name} lists")
+            for name in _LISTS
+            for measure in _MEASURES
+        },
         "fallback_source": FIELDS["source"],
         "points": count("points of the bundle"),
         "bytes": count("size of the bundle, bytes"),
@@ -115,6 +135,14 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "problems": count("problems found"),
         **{f"{stage}_peak_bytes": count(f"peak memory of {stage}, bytes") for stage in STAGES},
         **{f"{stage}_seconds": number(f"seconds of {stage}") for stage in STAGES},
+        **{name: number(f"mean of the {name} lists") for name in _LISTS},
+        "weakest": number("mean of the weakest single list"),
+        "strongest": number("mean of the strongest single list"),
+        "delta": number("difference of means"),
+        "delta_low": number("lower end of its 95 % interval"),
+        "delta_high": number("upper end of its 95 % interval"),
+        "p_value": number("of a paired randomisation test"),
+        "epsilon": number("loss that is tolerated"),
         DROPPED: count("keys and values that this list kept out"),
     }
 )
@@ -127,6 +155,7 @@ PICTURES: MappingProxyType[str, str] = MappingProxyType(
         "model_seconds": "seconds per model",
         "terms_per_chunk": "histogram of sparse entries",
         "fused_scores": "histogram of scores",
+        "nDCG@10": "bars of mean nDCG@10",
         "places_moved": "histogram of places moved by reranking",
         "bundle": "where the bundle is",
         "contents": "files of the bundle with their sizes",

@@ -26,6 +26,7 @@ from ensemble_assets.retrieval.gates import (
     rerank_not_worse,
 )
 from ensemble_assets.settings import Settings
+from ensemble_assets.telemetry.asset_metadata import admitted_metadata
 
 _SINGLES = ("dense", "sparse")
 
@@ -112,7 +113,9 @@ def _check_result(
         passed=result.passed,
         severity=severity(bool(measured.facts["judged"]), settings),
         description=result.message,
-        metadata={**result.numbers, "judgements": "file" if measured.facts["judged"] else "derived probes"},
+        metadata=admitted_metadata(
+            {**result.numbers, "judgements": "file" if measured.facts["judged"] else "derived probes"}, {}
+        ),
     )
 
 
