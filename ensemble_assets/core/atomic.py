@@ -28,16 +28,18 @@ _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV}
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write to; ``path`` becomes it when the block ends, and stays as it was if the block raises.
 
-    The data is in a hidden file beside ``path`` until then, and on disk (fsync) before it takes the name.
+    The data is in a hidden file beside ``path`` until then, and on disk (fsync) before it takes the name. Such files of
+    writers that were killed are removed; those of living ones are locked and stay.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
+    _clear_partial_files(path)
+    partial, locked = _locked_file(path)
     try:
-        with partial.open("xb") as file:
+        with locked as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+            partial.replace(path)  # before the lock is given up
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -141,6 +143,14 @@ def clear_leftovers(path: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _clear_partial_files(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if leftover.is_file() and not leftover.is_symlink():
+            with _lock(leftover) as abandoned:
+                if abandoned:
+                    leftover.unlink(missing_ok=True)
+
+
 def sync_tree(folder: Path) -> None:
     """Have every file and folder below ``folder``, and itself, on disk."""
     for parent, _, names in os.walk(folder, topdown=False):
@@ -148,6 +158,18 @@ def sync_tree(folder: Path) -> None:
             if not os.path.islink(os.path.join(parent, name)):
                 _sync(Path(parent, name))
         _sync(Path(parent))
+
+
+def _locked_file(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new hidden file beside ``path``, open, empty and locked."""
+    while True:
+        partial = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
+        file = partial.open("xb")
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if partial.exists():
+            return partial, file
+        file.close()  # another writer's clearing was faster than the lock
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:
@@ -165,13 +187,13 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Whether the folder's lock was free; it is held inside the block.
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether the lock of a file or folder was free; it is held inside the block.
 
     The kernel frees a lock when its process dies. A file system without locks gives no answer, which counts as taken.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         yield False
         return

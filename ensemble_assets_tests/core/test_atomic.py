@@ -81,6 +81,39 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def test_files_of_killed_writers_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    killed, other = tmp_path / ".a[1].json.0123456789ab.partial", tmp_path / ".a1.json.0123456789ab.partial"
+    killed.write_bytes(b"half")
+    other.write_bytes(b"half of another file")
+    with atomic_write(path) as slow:
+        slow.write(b"slow")
+        assert not killed.exists()
+        with atomic_write(path) as fast:
+            fast.write(b"fast")
+        assert path.read_bytes() == b"fast"
+    assert path.read_bytes() == b"slow"
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, other.name}
+
+
+def test_a_file_that_another_writer_clears_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = atomic.fcntl.flock, []
+
+    def cleared_first(file: int, operation: int) -> None:
+        if not taken:
+            taken.extend(tmp_path.glob(".a.json.*.partial"))
+            taken[0].unlink()
+        lock(file, operation)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", cleared_first)
+    with atomic_write(tmp_path / "a.json") as file:
+        file.write(b"whole")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_bytes() == b"whole"
+
+
 def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     for generation in (1, 2, 3):
         write_generation(tmp_path / "bundle", generation)
