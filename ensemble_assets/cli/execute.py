@@ -22,6 +22,7 @@ from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
+from ensemble_assets.orchestration.run_report import report_path
 from ensemble_assets.settings import Resolved, flatten, resolve
 from ensemble_assets.settings.layers import process_environment
 
@@ -52,6 +53,11 @@ class CollectionOutcome:
     checks: list[dict[str, Any]] = field(default_factory=list)
     provenance: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
+
+    @property
+    def report(self) -> Path:
+        """The page about the bundle."""
+        return report_path(self.bundle)
 
 
 def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[CollectionOutcome]:

@@ -23,6 +23,7 @@ def as_json(outcomes: list[CollectionOutcome]) -> dict[str, Any]:
                 "collection": outcome.collection,
                 "succeeded": outcome.succeeded,
                 "bundle": str(outcome.bundle),
+                "report": str(outcome.report),
                 "error": outcome.error,
                 "stages": [_json_stage(facts) for facts in outcome.stages],
                 "checks": outcome.checks,
@@ -56,6 +57,7 @@ def print_summary(outcomes: list[CollectionOutcome]) -> None:
             console.print(f"Checks not passed: {', '.join(failed)}", style="yellow")
         if outcome.succeeded:
             console.print(f"Bundle: {outcome.bundle}")
+            console.print(f"Report: {outcome.report}")
 
 
 def _cells(facts: dict[str, Any], toggle: dict[str, Any]) -> list[str]:

@@ -7,7 +7,8 @@ smallest model on a T4). With telemetry on, events come as the worker engine sen
 samples of a 75 ms sampler when the stage ends, leases, now and then a split; exports are those of a default run with
 metrics: journal and Prometheus text file.
 
-Prints JSON: the ratio on / off per pair of turns (median, quartiles) in wall time and in CPU time; the CPU time of
+Prints JSON: the ratio on / off per pair of turns (median, quartiles) in wall time and in CPU time, and of the fastest
+turns of either kind, which other programs on the host disturb less; the CPU time of
 telemetry alone (the same run without the work) as a share of the CPU time of the work, which a busy host disturbs
 least; and the cost of one event.
 """
@@ -100,6 +101,7 @@ def measure(batches: int, batch_seconds: float, repeats: int) -> dict[str, objec
     """Ratios of ``repeats`` pairs of turns, on after off and off after on alternately."""
     work = _calibrated(batch_seconds)
     ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
+    taken: dict[str, list[tuple[float, float]]] = {"on": [], "off": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _on(2, batch_seconds, work, folder)  # imports and first-use costs are paid once per process, not per stage
@@ -110,6 +112,8 @@ def measure(batches: int, batch_seconds: float, repeats: int) -> dict[str, objec
             }
             order = ("off", "on") if repeat % 2 else ("on", "off")
             times = {turn: _timed(turns[turn]) for turn in order}
+            for turn, seconds in times.items():
+                taken[turn].append(seconds)
             for index, clock in enumerate(ratios):
                 ratios[clock].append(times["on"][index] / times["off"][index])
         alone = min(_timed(lambda: _on(batches, batch_seconds, lambda: None, folder))[1] for _ in range(repeats))
@@ -126,6 +130,10 @@ def measure(batches: int, batch_seconds: float, repeats: int) -> dict[str, objec
         "repeats": repeats,
         "events_per_run": events,
         "on_over_off": shown,
+        "fastest_on_over_fastest_off": {
+            clock: min(seconds[index] for seconds in taken["on"]) / min(seconds[index] for seconds in taken["off"])
+            for index, clock in enumerate(ratios)
+        },
         "telemetry_cpu_seconds_per_run": alone,
         "share_of_work": alone / worked,
         "microseconds_per_event": single,

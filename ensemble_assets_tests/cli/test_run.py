@@ -32,6 +32,8 @@ def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert {stage["status"] for stage in summary["stages"]} == {"completed"}
     assert (tmp_path / "out" / "notes" / f"{PREFIX}_rerank.jsonl").is_file()
+    assert Path(summary["report"]) == tmp_path / "out" / "notes.report.html"
+    assert Path(summary["report"]).is_file()
     assert "where is the" not in finished.stdout + finished.stderr
 
 

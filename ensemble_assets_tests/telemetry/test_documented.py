@@ -47,3 +47,15 @@ def test_a_run_that_reports_everything_emits_each_documented_name_and_no_other(t
     families = text_string_to_metric_families((tmp_path / "ensemble_assets_docling.prom").read_text())
     typed = {family.name + ("_total" if family.type == "counter" else "") for family in families}
     assert typed == _first_column("metrics")
+
+
+def test_pictures_that_the_pages_show_are_there_and_small():
+    root = PAGE.parents[1]
+    shown = {
+        (page.parent / name).resolve()
+        for page in (root / "README.md", *root.glob("docs/**/*.md"))
+        for name in re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", page.read_text())
+    }
+    assert {path.name for path in shown} >= {"asset-graph.png", "materialisation.png", "checks.png", "report-light.png"}
+    assert all(path.stat().st_size < 200_000 for path in shown)
+    assert set((root / "docs" / "pictures").glob("*.png")) <= shown, "a picture that no page shows"
