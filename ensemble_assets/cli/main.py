@@ -8,6 +8,7 @@ import click
 
 from ensemble_assets import __version__
 from ensemble_assets.cli.baseline_command import baseline
+from ensemble_assets.cli.fit_command import fit_fusion
 from ensemble_assets.cli.machine_commands import doctor, leases
 from ensemble_assets.cli.plan_command import plan
 from ensemble_assets.cli.quality_commands import accept, evaluate
@@ -24,7 +25,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases, validate, report, upload, evaluate, baseline, plan):
+for command in (run, demo, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan):
     commands.add_command(command)
 baseline.add_command(accept)
 

@@ -1,4 +1,4 @@
-"""``ensemble-assets evaluate``, ``baseline accept`` and ``fit-fusion``: quality of what was run, outside the UI."""
+"""``ensemble-assets evaluate`` and ``baseline accept``: quality of what was run, outside the UI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ensemble_assets.settings import Settings, resolve
 _MANIFEST = "processing_summary.json"
 
 
-def _target_options(command: Any) -> Any:
+def target_options(command: Any) -> Any:
     """TARGET, and the options that say where its artefacts are."""
     flags = (
         click.argument("target"),
@@ -35,7 +35,7 @@ def _target_options(command: Any) -> Any:
     return command
 
 
-def _located(
+def located(
     target: str, output_dir: str | None, assignments: tuple[str, ...]
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The collection's name, and option values with their sources; a bundle's folder says where its artefacts are."""
@@ -48,14 +48,14 @@ def _located(
 
 
 @click.command()
-@_target_options
+@target_options
 @click.option("--json", "json_output", is_flag=True, help="Print as JSON.")
 def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], json_output: bool) -> int:
     """Measure the lists of TARGET again: a collection that was run, or its bundle's folder.
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    collection, overrides, sources = _located(target, output_dir, assignments)
+    collection, overrides, sources = located(target, output_dir, assignments)
     store = open_store(resolve(overrides, override_sources=sources).settings)
     if not store.exists(collection, "reranked_candidates"):
         raise SettingsError(
@@ -104,14 +104,14 @@ def _print(outcome: CollectionOutcome, measured: Artefact | None) -> None:
 
 
 @click.command()
-@_target_options
+@target_options
 def accept(target: str, output_dir: str | None, assignments: tuple[str, ...]) -> int:
     """Accept the quality of TARGET as what later runs are held against: a collection that was run, or its bundle.
 
     Writes one small text file, <checks.baselines_dir>/<collection>.quality.json, to be committed and reviewed: means,
     nDCG@10 of every query by its public id, and the models, settings and versions that it comes from.
     """
-    collection, overrides, sources = _located(target, output_dir, assignments)
+    collection, overrides, sources = located(target, output_dir, assignments)
     settings: Settings = resolve(overrides, override_sources=sources).settings
     made = accepted_baseline(
         open_store(settings), collection, datetime.now().astimezone().isoformat(timespec="seconds")

@@ -129,8 +129,8 @@ def _first_list(upstream: Upstream) -> Any:
 
 
 def _fusion_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    shown = ("status", "method", "parameters", "lists", "dense_share", "candidates", "seconds", "run_id")
-    return {name: facts[name] for name in shown}
+    shown = ("status", "method", "parameters", "lists", "dense_share", "fitted", "candidates", "seconds", "run_id")
+    return {name: facts[name] for name in shown if name in facts}
 
 
 def _main_reason(facts: Mapping[str, Any]) -> str | None:

@@ -88,9 +88,12 @@ class Fusion:
     """First-stage lists and how they are merged."""
 
     depth: int = option(100, "candidates taken from each first-stage list", low=1, high=10_000)
-    method: str = option("rrf", "how lists are fused", choices=("rrf", "minmax", "dbsf", "zscore"))
+    method: str = option("zscore", "how lists are fused", choices=("rrf", "minmax", "dbsf", "zscore"))
     rrf_k: int = option(60, "constant of reciprocal rank fusion", low=1)
     dense_weight: float = option(0.5, "weight of the dense list; the sparse list gets the rest", low=0.0, high=1.0)
+    weights_file: str = option(
+        "", "method and weights fitted by ensemble-assets fit-fusion, in place of the two above; empty: none"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.records import StageRecord
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.first_stage import first_stage_runs
+from ensemble_assets.orchestration.fusion_rule import fusion_rule
 from ensemble_assets.orchestration.latency import upstream_costs
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import stage_run
-from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
+from ensemble_assets.retrieval.fusion import RankedList, fuse
 
 
 @collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="2")
@@ -28,15 +29,13 @@ def fused_candidates(
     """Candidates per query with the rank and score that each first-stage list gave them."""
     with stage_run(context, settings, progress, "fusion") as run:
         options, started = run.settings.fusion, time.perf_counter()
+        rule = fusion_rule(options, run.collection)
         ids = queries.frame("queries", columns=["public_id"])["public_id"].to_list()
         runs = first_stage_runs(dense_embeddings, sparse_vectors, ids, options.depth)
-        # Twice the share, so that equal shares leave the textbook score 1 / (k + rank) of RRF as it is.
-        weights = {"dense": 2 * options.dense_weight, "sparse": 2 * (1 - options.dense_weight)}
-        method = METHODS[options.method](options.rrf_k) if options.method == "rrf" else METHODS[options.method]()
         candidates = fuse(
-            [RankedList(name, ranked, weights[name] if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
+            [RankedList(name, ranked, rule.weights[name] if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
             chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
-            method,
+            rule.method,
             query_order=ids,
         )
         run.writer.frame("candidates", candidates)
@@ -47,14 +46,15 @@ def fused_candidates(
             "queries": len(ids),
             "candidates": candidates.height,
             "depth": options.depth,
-            "method": options.method,
+            "method": rule.method.name,
         }
         record = StageRecord("fusion", "completed", items=len(ids), seconds=seconds, device="cpu", facts=numbers)
         facts = {
             "unit": "queries",
-            "parameters": dict(method.parameters),
+            "parameters": dict(rule.method.parameters),
             "lists": list(runs),
-            "dense_share": options.dense_weight,
+            "dense_share": rule.dense_share,
+            "fitted": rule.fitted,
             "upstream": upstream_costs(dense_embeddings, sparse_vectors),
         }
         picture = histogram(candidates["score"].to_numpy(), "Fused scores", "")
