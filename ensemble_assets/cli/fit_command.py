@@ -49,7 +49,8 @@ def fit_fusion(
     weights = FusionWeights(
         collection=collection,
         method=chosen,
-        dense_weight=fit.weights["dense"],
+        dense_weight=_against(fit.weights["dense"], fit.weights.get("sparse", 0.0)),
+        lexical_share=fit.weights.get("lexical", 0.0),
         quality=round(fit.quality, 6),
         equal_quality=round(fit.equal_quality, 6),
         training_queries=fit.queries,
@@ -58,11 +59,16 @@ def fit_fusion(
     path = output or Path("fusion") / f"{collection}.json"
     write_weights(path, weights)
     click.echo(
-        f"{path}: {chosen} with dense {weights.dense_weight:g}, sparse {1 - weights.dense_weight:g}; nDCG@10 "
+        f"{path}: {chosen} with " + ", ".join(f"{name} {w:g}" for name, w in fit.weights.items()) + "; nDCG@10 "
         f"{weights.quality:.4f} on {weights.training_queries} training queries, equal weights "
         f"{weights.equal_quality:.4f}. Take it with: --set fusion.weights_file={path}"
     )
     return 0
+
+
+def _against(dense: float, sparse: float) -> float:
+    """The dense list's weight in the two of them; even where both are 0."""
+    return dense / (dense + sparse) if dense + sparse else 0.5
 
 
 def _training_qrels(path: Path, queries: Artefact, chunks: pl.DataFrame, judged: bool) -> pl.DataFrame:

@@ -15,12 +15,13 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class FusionWeights:
-    """Fitted weights of the dense and the sparse list, and what they were fitted on.
+    """Fitted weights of the lists, and what they were fitted on.
 
     Attributes:
         collection: whose training judgements they were fitted on; only its runs take them.
         method: fusion method.
-        dense_weight: weight of the dense list, 0 to 1; the sparse list has the rest.
+        dense_weight: weight of the dense list against the sparse one, 0 to 1.
+        lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
         quality: nDCG@10 of these weights on the training judgements (optimistic: chosen on them).
         equal_quality: nDCG@10 of equal weights on the same.
         training_queries: queries with a relevant training judgement.
@@ -30,6 +31,7 @@ class FusionWeights:
     collection: str
     method: str
     dense_weight: float
+    lexical_share: float
     quality: float
     equal_quality: float
     training_queries: int
@@ -61,7 +63,7 @@ def read_weights(path: Path, collection: str) -> FusionWeights:
         if content.pop("version") != _VERSION:
             raise ValueError
         weights = FusionWeights(**content)
-        if not 0.0 <= float(weights.dense_weight) <= 1.0:
+        if not all(0.0 <= float(one) <= 1.0 for one in (weights.dense_weight, weights.lexical_share)):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(

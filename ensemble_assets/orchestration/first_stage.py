@@ -1,15 +1,19 @@
-"""Stored vectors as what the searches take, and the two exact searches on them. Arrays stay memory-mapped."""
+"""Stored vectors as what the searches take, and the exact searches. Arrays stay memory-mapped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import polars as pl
 
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
+from ensemble_assets.retrieval.lexical_topk import lexical_topk
 from ensemble_assets.retrieval.runs import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+
+_SLICE = 20_000
+"""Chunks whose words are in memory at once."""
 
 SPARSE_PARTS = ("indptr", "indices", "values")
 
@@ -42,3 +46,15 @@ def first_stage_runs(
         found = sparse_topk(sparse_rows(vectors, "chunks"), sparse_rows(vectors, "queries"), depth)
         runs["sparse"] = run_from_topk(found, public_ids)
     return runs
+
+
+def lexical_run(chunks: Artefact, queries: Artefact, public_ids: Sequence[str], depth: int) -> pl.DataFrame:
+    """RUN frame of the exact BM25 search over the chunks' words."""
+    texts = queries.frame("queries", columns=["text"])["text"]
+    return run_from_topk(lexical_topk(_slices(chunks), texts, depth), public_ids)
+
+
+def _slices(chunks: Artefact) -> Iterator[pl.Series]:
+    texts = chunks.scan("chunks").select("text")
+    for start in range(0, int(chunks.facts["items"]), _SLICE):
+        yield texts.slice(start, _SLICE).collect()["text"]

@@ -129,7 +129,18 @@ def _first_list(upstream: Upstream) -> Any:
 
 
 def _fusion_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    shown = ("status", "method", "parameters", "lists", "dense_share", "fitted", "candidates", "seconds", "run_id")
+    shown = (
+        "status",
+        "method",
+        "parameters",
+        "lists",
+        "dense_share",
+        "lexical_share",
+        "fitted",
+        "candidates",
+        "seconds",
+        "run_id",
+    )
     return {name: facts[name] for name in shown if name in facts}
 
 

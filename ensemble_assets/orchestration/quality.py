@@ -37,7 +37,9 @@ def quality_facts(result: Evaluation, queries: Artefact, fused: Artefact) -> dic
         "query_source": str(queries.facts["query_source"]),
         "without_relevant": result.without_relevant,
         "not_retrieved": dict(result.not_retrieved),
-        "fusion": {name: fused.facts[name] for name in ("method", "parameters", "dense_share", "depth")},
+        "fusion": {
+            name: fused.facts[name] for name in ("method", "parameters", "dense_share", "lexical_share", "depth")
+        },
         **(means if result.queries else {}),
     }
 
@@ -48,7 +50,7 @@ _STAGES = {
     "fusion": "fused_candidates",
     "rerank": "reranked_candidates",
 }
-_SETTINGS = ("method", "parameters", "dense_share", "depth", "weight", "top_k", "index_space")
+_SETTINGS = ("method", "parameters", "dense_share", "lexical_share", "depth", "weight", "top_k", "index_space")
 
 
 def accepted_baseline(store: ArtefactStore, collection: str, accepted_at: str) -> QualityBaseline:

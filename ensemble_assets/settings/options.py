@@ -90,9 +90,12 @@ class Fusion:
     depth: int = option(100, "candidates taken from each first-stage list", low=1, high=10_000)
     method: str = option("zscore", "how lists are fused", choices=("rrf", "minmax", "dbsf", "zscore"))
     rrf_k: int = option(60, "constant of reciprocal rank fusion", low=1)
-    dense_weight: float = option(0.5, "weight of the dense list; the sparse list gets the rest", low=0.0, high=1.0)
+    dense_weight: float = option(0.5, "weight of the dense list against the sparse one", low=0.0, high=1.0)
+    lexical_share: float = option(
+        0.2, "weight of a BM25 list beside dense and sparse, which divide the rest; 0: none", low=0.0, high=1.0
+    )
     weights_file: str = option(
-        "", "method and weights fitted by ensemble-assets fit-fusion, in place of the two above; empty: none"
+        "", "method and weights fitted by ensemble-assets fit-fusion, in place of those above; empty: none"
     )
 
 
@@ -104,7 +107,7 @@ class Rerank:
         20, "fused candidates per query that the CrossEncoder scores", unit="candidates", low=1, high=1000
     )
     weight: float = option(
-        0.35, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
+        0.2, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
     )
     budget: str = option(
         "sla",

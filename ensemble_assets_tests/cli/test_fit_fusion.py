@@ -51,10 +51,12 @@ def test_the_recorded_weights_are_those_of_a_direct_fit_on_the_training_queries(
     fused = run.artefact("fused_candidates")
     ids = run.artefact("chunks").frame("chunks")["chunk_id"]
     training = pl.DataFrame([(f"q{n}", f"c{n}", 1) for n in range(3, 6)], schema=dict(QRELS), orient="row")
-    lists = [RankedList(name, fused.frame(f"run.{name}")) for name in ("dense", "sparse")]
+    lists = [RankedList(name, fused.frame(f"run.{name}")) for name in ("dense", "sparse", "lexical")]
     expected = fit_weights(lists, ids, training, zscore())
     assert (recorded.method, recorded.training_queries) == ("zscore", 3)
-    assert recorded.dense_weight == expected.weights["dense"]
+    assert recorded.lexical_share == expected.weights["lexical"]
+    both = expected.weights["dense"] + expected.weights["sparse"]
+    assert recorded.dense_weight * both == pytest.approx(expected.weights["dense"])
     assert recorded.quality == pytest.approx(expected.quality, abs=1e-6)
 
 

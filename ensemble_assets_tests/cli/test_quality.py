@@ -41,7 +41,7 @@ def test_evaluate_by_bundle_and_by_name_prints_the_measures_and_the_verdicts(
     assert call("evaluate", *target, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["collection"], printed["status"], printed["items"]) == ("notes", "completed", 3)
-    assert {row["run"] for row in printed["summary"]} == {"dense", "sparse", "fused", "reranked"}
+    assert {row["run"] for row in printed["summary"]} == {"dense", "sparse", "lexical", "fused", "reranked"}
     assert [check["check"] for check in printed["checks"] if not check["passed"]] == []
     assert {check["check"] for check in printed["checks"]} == {
         "quality_regression", "rerank_not_worse", "fusion_not_worse",

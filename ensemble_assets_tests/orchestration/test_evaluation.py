@@ -16,7 +16,7 @@ from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.retrieval.evaluation import MEASURES, evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
-RUNS = ("dense", "sparse", "fused", "reranked")
+RUNS = ("dense", "sparse", "lexical", "fused", "reranked")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def accept(folder: Path, outcome: Outcome, shift: float = 0.0, **changed: Any) -
     )
 
 
-def test_four_lists_are_measured_per_query_and_stored(finished: tuple[Pipeline, Outcome]) -> None:
+def test_all_lists_are_measured_per_query_and_stored(finished: tuple[Pipeline, Outcome]) -> None:
     artefact = finished[1].artefact("evaluation")
     per_query = artefact.frame("per_query")
     assert sorted(per_query["run"].unique()) == sorted(RUNS)

@@ -1,4 +1,4 @@
-"""Asset ``fused_candidates``: exact dense and sparse top-k, fused into one list of candidates per query."""
+"""Asset ``fused_candidates``: exact dense, sparse and BM25 top-k, fused into one list of candidates per query."""
 
 import time
 
@@ -7,7 +7,7 @@ import dagster as dg
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.records import StageRecord
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.first_stage import first_stage_runs
+from ensemble_assets.orchestration.first_stage import first_stage_runs, lexical_run
 from ensemble_assets.orchestration.fusion_rule import fusion_rule
 from ensemble_assets.orchestration.latency import upstream_costs
 from ensemble_assets.orchestration.pictures import histogram
@@ -32,6 +32,8 @@ def fused_candidates(
         rule = fusion_rule(options, run.collection)
         ids = queries.frame("queries", columns=["public_id"])["public_id"].to_list()
         runs = first_stage_runs(dense_embeddings, sparse_vectors, ids, options.depth)
+        if "sparse" in runs and rule.lexical_share > 0:
+            runs["lexical"] = lexical_run(chunks, queries, ids, options.depth)
         candidates = fuse(
             [RankedList(name, ranked, rule.weights[name] if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
             chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
@@ -54,6 +56,7 @@ def fused_candidates(
             "parameters": dict(rule.method.parameters),
             "lists": list(runs),
             "dense_share": rule.dense_share,
+            "lexical_share": rule.lexical_share if "lexical" in runs else 0.0,
             "fitted": rule.fitted,
             "upstream": upstream_costs(dense_embeddings, sparse_vectors),
         }
