@@ -19,7 +19,7 @@ StageStatus = Literal["completed", "partial", "fallback", "feature_disabled"]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Which model produced something, precisely enough to tell whether its output could differ."""
+    """Which model produced something and how its texts were prepared: what decides whether its output could differ."""
 
     slug: str
     hf_model_id: str
@@ -27,11 +27,22 @@ class ModelFacts:
     fingerprint: str
     dimension: int
     max_tokens: int
+    query_prefix: str = ""
+    document_prefix: str = ""
 
     @classmethod
     def of(cls, spec: ModelSpec, files: ModelFiles) -> ModelFacts:
         """The facts of a model that is on this machine."""
-        return cls(spec.slug, spec.hf_model_id, files.revision, files.fingerprint, spec.dimension, spec.max_tokens)
+        return cls(
+            spec.slug,
+            spec.hf_model_id,
+            files.revision,
+            files.fingerprint,
+            spec.dimension,
+            spec.max_tokens,
+            spec.query_prefix,
+            spec.document_prefix,
+        )
 
 
 @dataclass(frozen=True)

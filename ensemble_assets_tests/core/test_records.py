@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+from ensemble_assets.core.model_files import ModelFiles
 from ensemble_assets.core.records import ModelFacts, StageRecord, merge_records
+from ensemble_assets.core.registry import MODELS
 
 ONE = StageRecord(
     stage="dense",
     status="completed",
-    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32),),
+    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: "),),
     device="cuda:0",
     precision="fp16",
     seconds=2.0,
@@ -35,9 +37,19 @@ def test_a_record_is_json_with_its_rate():
             "fingerprint": "f1",
             "dimension": 8,
             "max_tokens": 32,
+            "query_prefix": "query: ",
+            "document_prefix": "",
         }
     ]
     assert as_json["fallback_reasons"] == {"out_of_memory": 1}
+
+
+def test_a_model_is_recorded_with_its_prefixes_and_length_limit(tmp_path):
+    spec = MODELS["jina-code-embeddings-1.5b"]
+    facts = ModelFacts.of(spec, ModelFiles(tmp_path, "revision", "fingerprint"))
+    assert (facts.query_prefix, facts.document_prefix) == (spec.query_prefix, spec.document_prefix)
+    assert facts.query_prefix
+    assert facts.max_tokens == spec.max_tokens
 
 
 def test_a_record_of_nothing_has_rate_zero():
