@@ -18,7 +18,7 @@ DROPPED = "dropped_metadata"
 _UNITS = ("chunks", "queries", "chunks and queries", "pairs", "points", "judged queries")
 _BACKENDS = r"(torch|openvino|none)(,(torch|openvino|none))*"
 _FIXED_WORD = r"(reference|none|[a-z0-9]+(_[a-z0-9]+)+)(,(reference|none|[a-z0-9]+(_[a-z0-9]+)+))*"
-_LISTS = ("dense", "sparse", "fused", "reranked")
+_LISTS = ("dense", "sparse", "lexical", "fused", "reranked")
 _MEASURES = ("nDCG@10", "MRR@10", "recall@100", "MAP")
 
 
@@ -94,6 +94,7 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "top_k": count("most entries of a sparse vector"),
         "method": FIELDS["method"],
         "dense_share": number("weight of the dense list, 0 to 1"),
+        "lexical_share": number("weight of the BM25 list, 0 to 1"),
         "query_count": count("queries"),
         "queries_reranked": count("queries with a reranked list"),
         "pairs_scored": count("pairs that the reranker scored"),

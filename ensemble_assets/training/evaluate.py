@@ -1,7 +1,7 @@
 """``python -m ensemble_assets.training.evaluate``: zero-shot figures of a reranker folder, written as JSON.
 
 Three measurements: the development slice of the training sets (the only one that may decide anything), SciFact over
-RRF(dense, sparse) at depth 20, and TREC DL 2019 over BM25's first 100. The arithmetic is ``measure``.
+the pipeline's fused list at depth 20, and TREC DL 2019 over BM25's first 100. The arithmetic is ``measure``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from ensemble_assets.training.measure import (
     RERANK_DEPTH,
     Candidates,
     PairScorer,
+    Remembering,
+    Scorer,
     first_stage_runs,
+    fused_run,
     measured,
     stage_candidates,
 )
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Figures by set, for the sets whose folders are given."""
-    teacher, scorer = Teacher(options.work / "encodings"), PairScorer(options.model, _USE_MAX_TOKENS)
+    teacher = Teacher(options.work / "encodings")
+    scorer = Remembering(PairScorer(options.model, _USE_MAX_TOKENS))
     figures: dict[str, Any] = {
         "measure": "nDCG@10",
         "model_fingerprint": fingerprint(options.model),
@@ -85,7 +89,7 @@ def fingerprint(folder: Path) -> str:
     return locate(spec).fingerprint
 
 
-def development(options: argparse.Namespace, teacher: Teacher, scorer: PairScorer) -> dict[str, Any]:
+def development(options: argparse.Namespace, teacher: Teacher, scorer: Scorer) -> dict[str, Any]:
     """The held-out queries of every training set against all its passages, and the mean over sets by weight."""
     sets: dict[str, dict[str, Any]] = {}
     for collection in read_training_sets(options.train):
@@ -102,19 +106,19 @@ def development(options: argparse.Namespace, teacher: Teacher, scorer: PairScore
     }
 
 
-def scifact(folder: Path, teacher: Teacher, scorer: PairScorer, weight: float) -> dict[str, Any]:
+def scifact(folder: Path, teacher: Teacher, scorer: Scorer, weight: float) -> dict[str, Any]:
     """SciFact's test queries: dense, sparse, fused, reranked."""
     collection = read_collection(folder, "test")
     stage = first_stage(collection, range(len(collection.queries)), teacher)
     return _fused_then_reranked(stage, scorer, weight)
 
 
-def _fused_then_reranked(stage: FirstStage, scorer: PairScorer, weight: float) -> dict[str, Any]:
+def _fused_then_reranked(stage: FirstStage, scorer: Scorer, weight: float) -> dict[str, Any]:
     runs = first_stage_runs(stage)
     return measured(stage_candidates(stage, runs["fused"]), runs, scorer, RERANK_DEPTH, weight)
 
 
-def dl19(folder: Path, teacher: Teacher, scorer: PairScorer, weight: float) -> dict[str, Any]:
+def dl19(folder: Path, teacher: Teacher, scorer: Scorer, weight: float) -> dict[str, Any]:
     """TREC DL 2019: BM25's first 100 reranked by the CrossEncoder, and by the encoders it was distilled from."""
     collection = read_collection(folder, "test")
     ranked = _bm25(folder, collection)
@@ -134,10 +138,17 @@ def dl19(folder: Path, teacher: Teacher, scorer: PairScorer, weight: float) -> d
     others = {"bm25": ranked}
     for name, table in tables.items():
         scores = [float(table[rows[query], row]) for query, row in ranked.select("public_id", "row").iter_rows()]
-        ordered = ranked.with_columns(pl.Series("score", scores)).sort("public_id", -pl.col("score"), "rank")
+        ordered = ranked.with_columns(pl.Series("score", scores, pl.Float32)).sort(
+            "public_id", -pl.col("score"), "rank"
+        )
         ranks = pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("public_id")
         others[name] = ordered.with_columns(ranks.alias("rank"))
-    return measured(candidates, others, scorer, LIST_DEPTH, weight)
+    alone = measured(candidates, others, scorer, LIST_DEPTH, weight)
+    # the pipeline's rule on the same hundred: dense, sparse and BM25's own scores fused, then the CrossEncoder
+    runs = {"dense": others["dense"], "sparse": others["sparse"], "lexical": ranked}
+    fused = fused_run("fused", runs, pl.Series("chunk_id", collection.passage_ids, dtype=pl.String))
+    whole = measured(dataclasses.replace(candidates, ranked=fused), {"fused": fused}, scorer, RERANK_DEPTH, weight)
+    return {**alone, "pipeline": whole}
 
 
 def _bm25(folder: Path, collection: Collection) -> pl.DataFrame:

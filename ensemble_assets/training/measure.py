@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,15 @@ from transformers import AutoModelForSequenceClassification
 from ensemble_assets.compute.interpolation import final_order
 from ensemble_assets.core.frames import QRELS, RUN
 from ensemble_assets.retrieval.evaluation import evaluate
-from ensemble_assets.retrieval.fusion import RankedList, fuse, rrf
+from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
 from ensemble_assets.retrieval.significance import bootstrap_interval
+from ensemble_assets.settings.options import Fusion
 from ensemble_assets.training.preparation import FirstStage
 from ensemble_assets.training.tokens import load_tokenizer, pad_pairs, row, tokenise
 
 Floats = NDArray[np.float32]
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 """Weights of the CrossEncoder that are reported; 0 is the first stage's order, 1 the CrossEncoder's alone."""
 
 RERANK_DEPTH = 20
@@ -83,13 +85,50 @@ class PairScorer:
         return scores
 
 
+class Remembering:
+    """A scorer that scores a pair once."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._known: dict[tuple[str, str], float] = {}
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Floats:
+        """As the scorer, whose turn it is for new pairs only."""
+        pairs = list(zip(queries, passages, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
+        if new:
+            scores = self._scorer([query for query, _ in new], [passage for _, passage in new])
+            self._known.update(zip(new, map(float, scores), strict=True))
+        return np.array([self._known[pair] for pair in pairs], dtype=np.float32)
+
+
+FUSIONS: Mapping[str, tuple[FusionMethod, Mapping[str, float]]] = MappingProxyType(
+    {
+        "rrf": (rrf(), {"dense": 1.0, "sparse": 1.0}),
+        "minmax": (minmax(), {"dense": 0.5, "sparse": 0.5}),
+        "dbsf": (dbsf(), {"dense": 0.5, "sparse": 0.5}),
+        "zscore": (zscore(), {"dense": 0.5, "sparse": 0.5}),
+        "fused": (METHODS[Fusion().method](), {"dense": 0.4, "sparse": 0.4, "lexical": Fusion().lexical_share}),
+    }
+)
+"""Fusions that are measured, by the name of their run: method and weights; ``fused`` is the pipeline's default."""
+
+
 def first_stage_runs(stage: FirstStage) -> dict[str, pl.DataFrame]:
-    """``dense``, ``sparse`` and ``fused`` (RRF, k = 60, of the two lists of 100; all of their passages)."""
+    """``dense``, ``sparse`` and ``lexical``, 100 deep, and every one of ``FUSIONS``, all with chunk ids."""
     chunk_ids = pl.Series("chunk_id", stage.collection.passage_ids, dtype=pl.String)
-    runs = {name: run_frame(scores) for name, scores in (("dense", stage.dense), ("sparse", stage.sparse))}
-    fused = fuse([RankedList(name, run) for name, run in runs.items()], chunk_ids, rrf())
+    tables = {"dense": stage.dense, "sparse": stage.sparse, "lexical": stage.lexical}
+    runs = {name: run_frame(scores) for name, scores in tables.items()}
+    # what shares no term with the query was not found
+    runs |= {name: runs[name].filter(pl.col("score") > 0) for name in ("sparse", "lexical")}
     named = {name: run.with_columns(chunk_ids.gather(run["row"]).alias("chunk_id")) for name, run in runs.items()}
-    return {**named, "fused": fused}
+    return {**named, **{name: fused_run(name, runs, chunk_ids) for name in FUSIONS}}
+
+
+def fused_run(name: str, runs: Mapping[str, pl.DataFrame], chunk_ids: pl.Series) -> pl.DataFrame:
+    """One of ``FUSIONS`` over the RUN frames that it takes."""
+    method, weights = FUSIONS[name]
+    return fuse([RankedList(one, runs[one], weight) for one, weight in weights.items()], chunk_ids, method)
 
 
 def run_frame(scores: Floats) -> pl.DataFrame:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from ensemble_assets.compute.work import TokenTable
+from ensemble_assets.retrieval.lexical_topk import bm25_rows
 from ensemble_assets.training.collections import (
     Collection,
     held_out_passages,
@@ -36,6 +39,7 @@ class FirstStage:
         relevant: labelled passage rows per query.
         dense: ``[queries, passages] float32`` cosines.
         sparse: ``[queries, passages] float32`` dot products.
+        lexical: ``[queries, passages] float32`` BM25 scores.
     """
 
     collection: Collection
@@ -43,6 +47,7 @@ class FirstStage:
     relevant: Sequence[frozenset[int]]
     dense: Floats
     sparse: Floats
+    lexical: Floats
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,18 @@ def first_stage(collection: Collection, queries: Iterable[int], teacher: Teacher
     chosen = list(queries)
     texts = [collection.queries[i] for i in chosen]
     dense, sparse = _scores(teacher, collection.passages, texts)
-    return FirstStage(collection, texts, [collection.relevant[i] for i in chosen], dense, sparse)
+    lexical = lexical_scores(collection.passages, texts)
+    return FirstStage(collection, texts, [collection.relevant[i] for i in chosen], dense, sparse, lexical)
+
+
+def lexical_scores(passages: Sequence[str], queries: Sequence[str]) -> Floats:
+    """BM25 ``[queries, passages] float32``, as the pipeline's lexical list has it."""
+    rows = bm25_rows([pl.Series(passages, dtype=pl.String)], pl.Series(queries, dtype=pl.String))
+    documents, asked = (
+        csr_array((one.values, one.indices, one.indptr), shape=(len(one), one.dimension)) for one in rows
+    )
+    scores: Floats = (asked @ documents.T).toarray()
+    return scores
 
 
 def _scores(teacher: Teacher, passages: Sequence[str], queries: Sequence[str]) -> tuple[Floats, Floats]:

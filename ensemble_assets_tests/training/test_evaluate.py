@@ -65,6 +65,8 @@ def test_all_three_measurements_are_made_and_written(
     worst = 1 / np.log2(11)
     assert figures["trec-dl19"]["nDCG@10"]["bm25"] == pytest.approx(worst, abs=1e-4)
     assert figures["trec-dl19"]["reranked"]["1"] > worst + 0.3
+    pipeline = figures["trec-dl19"]["pipeline"]
+    assert pipeline["nDCG@10"]["fused"] == pipeline["reranked"]["0"] > worst + 0.3
     assert 0 < figures["development"]["sets"]["covidqa"]["queries"] < 20
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 import pytest
 
 from ensemble_assets.core.frames import QRELS
+from ensemble_assets.orchestration.fusion_rule import fusion_rule
+from ensemble_assets.retrieval.fusion import RankedList, fuse, zscore
+from ensemble_assets.settings.options import Fusion
 from ensemble_assets.training.collections import Collection
-from ensemble_assets.training.measure import Candidates, first_stage_runs, measured, stage_candidates
+from ensemble_assets.training.measure import (
+    FUSIONS,
+    Candidates,
+    Remembering,
+    first_stage_runs,
+    measured,
+    stage_candidates,
+)
 from ensemble_assets.training.preparation import FirstStage
 
 
@@ -57,15 +69,48 @@ def test_only_the_first_ranks_are_reranked() -> None:
     assert measured(candidates, {}, Oracle(), 2, 1.0)["reranked"]["1"] == 1.0
 
 
-def test_first_stage_runs_rank_by_score_and_fuse_both_lists() -> None:
+def test_a_remembering_scorer_asks_for_a_pair_once_and_answers_in_order() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def scorer(queries: Sequence[str], passages: Sequence[str]) -> np.ndarray:
+        asked.extend(zip(queries, passages, strict=True))
+        return np.array([float(len(passage)) for passage in passages], dtype=np.float32)
+
+    remembering = Remembering(scorer)
+    assert remembering(["a", "b"], ["xx", "x"]).tolist() == [2.0, 1.0]
+    assert remembering(["b", "a", "a"], ["x", "xxx", "xx"]).tolist() == [1.0, 3.0, 2.0]
+    assert asked == [("a", "xx"), ("b", "x"), ("a", "xxx")]
+
+
+def test_first_stage_runs_rank_by_score_and_fuse_as_the_pipeline_does() -> None:
     collection = Collection("toy", ("a", "b", "c"), ("1", "2", "3"), ("q",), ("x",), (frozenset({2}),), {})
     dense = np.array([[0.1, 0.9, 0.5]], dtype=np.float32)
     sparse = np.array([[0.0, 1.0, 7.0]], dtype=np.float32)
-    stage = FirstStage(collection, ["x"], [frozenset({2})], dense, sparse)
+    lexical = np.array([[0.0, 0.0, 2.0]], dtype=np.float32)
+    stage = FirstStage(collection, ["x"], [frozenset({2})], dense, sparse, lexical)
     runs = first_stage_runs(stage)
     assert runs["dense"]["chunk_id"].to_list() == ["b", "c", "a"]
-    assert runs["sparse"]["chunk_id"].to_list() == ["c", "b", "a"]
-    assert set(runs["fused"]["chunk_id"].to_list()[:2]) == {"b", "c"}
+    assert runs["sparse"]["chunk_id"].to_list() == ["c", "b"], "what shares no term was not found"
+    assert runs["lexical"]["chunk_id"].to_list() == ["c"]
+    lists = [RankedList("dense", runs["dense"], 0.8), RankedList("sparse", runs["sparse"], 0.8)]
+    lists.append(RankedList("lexical", runs["lexical"], 0.4))
+    expected = fuse(lists, pl.Series(collection.passage_ids), zscore())
+    assert runs["fused"]["chunk_id"].to_list() == expected["chunk_id"].to_list()
+    assert runs["fused"]["score"].to_list() == pytest.approx(expected["score"].to_list())
+
+
+def test_the_measured_default_is_what_a_run_does() -> None:
+    method, weights = FUSIONS["fused"]
+    rule = fusion_rule(Fusion(), "any")
+    assert method.name == rule.method.name
+    assert {name: 2 * weight for name, weight in weights.items()} == pytest.approx(rule.weights)
+
+
+def test_candidates_carry_texts_and_binary_judgements() -> None:
+    collection = Collection("toy", ("a", "b", "c"), ("1", "2", "3"), ("q",), ("x",), (frozenset({2}),), {})
+    scores = np.array([[0.1, 0.9, 0.5]], dtype=np.float32)
+    stage = FirstStage(collection, ["x"], [frozenset({2})], scores, scores, scores)
+    runs = first_stage_runs(stage)
     candidates = stage_candidates(stage, runs["fused"])
     assert candidates.qrels.rows() == [("0", "c", 1)]
     assert candidates.queries == {"0": "x"}
