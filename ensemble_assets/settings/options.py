@@ -107,7 +107,7 @@ class Rerank:
         20, "fused candidates per query that the CrossEncoder scores", unit="candidates", low=1, high=1000
     )
     weight: float = option(
-        0.2, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
+        0.05, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
     )
     budget: str = option(
         "sla",

@@ -31,6 +31,7 @@ def page(figures: Mapping[str, Any]) -> str:
         _scifact(figures["scifact"], figures["weight"]),
         _dl19(figures["trec-dl19"], figures["weight"]),
         _choices(figures["choices"]),
+        _share(figures["share"]),
         _tried(figures["tried"]),
         _published(figures["published"]),
     )
@@ -84,6 +85,12 @@ def _choices(choices: Mapping[str, Any]) -> str:
         + "\n"
         + table(("list", *sets, "mean"), rows)
     )
+
+
+def _share(share: Mapping[str, Any]) -> str:
+    """nDCG@10 by the CrossEncoder's share, where that share was chosen."""
+    rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in share["rows"].items()]
+    return "".join(f"{sentence}\n" for sentence in share["words"]) + "\n" + table(("w", *share["weights"]), rows)
 
 
 def _tried(tried: Sequence[str]) -> str:
