@@ -7,7 +7,13 @@ import polars as pl
 import pytest
 
 from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.retrieval.gates import compare, fusion_not_worse, quality_regression, rerank_not_worse
+from ensemble_assets.retrieval.gates import (
+    compare,
+    compare_common,
+    fusion_not_worse,
+    quality_regression,
+    rerank_not_worse,
+)
 
 
 def frame(values):
@@ -131,3 +137,16 @@ def test_fusion_cannot_be_judged_without_single_lists_or_on_other_queries():
         fusion_not_worse(frame([0.5]), {})
     with pytest.raises(ArtefactError, match="on the same queries"):
         fusion_not_worse(frame([0.5]), {"dense": frame([0.5, 0.6])})
+
+
+def test_a_collection_that_gained_and_lost_a_few_queries_is_compared_on_the_common_ones():
+    current = frame(BASELINE - 0.02).tail(180)
+    found = compare_common(frame(BASELINE), current)
+    assert (found.verdict, found.queries) == ("worse", 180)
+    assert found.delta == pytest.approx(-0.02)
+
+
+def test_too_few_common_queries_are_not_compared():
+    for baseline, current in ((frame(BASELINE), frame(BASELINE).head(150)), (frame(BASELINE).head(0), frame(BASELINE))):
+        with pytest.raises(ArtefactError, match="too few to compare"):
+            compare_common(baseline, current)
