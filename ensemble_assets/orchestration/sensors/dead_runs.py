@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import psutil
 
-_STARTED = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _CLOCK_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
 
