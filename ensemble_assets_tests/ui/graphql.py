@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,11 @@ class Dagster:
         """
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            found = json.loads(answer.read())
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                found = json.loads(answer.read())
+        except urllib.error.HTTPError as error:  # an answer that holds an error of the code location has status 500
+            found = json.loads(error.read())
         assert "errors" not in found, found["errors"]
         return dict(found["data"])
 
