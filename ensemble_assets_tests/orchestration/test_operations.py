@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from ensemble_assets.orchestration.jobs import DENSE_ONLY, REASON_TAG, RETRIEVAL
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.schedules import NIGHTLY, WEEKLY
 from ensemble_assets.orchestration.sensors.corpora import corpora
-from ensemble_assets.orchestration.sensors.dead_runs import RunProcess, end_dead_runs
+from ensemble_assets.orchestration.sensors.dead_runs import RunProcess
 from ensemble_assets.orchestration.sensors.full_after_reference import follow_up
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
 
@@ -305,32 +304,6 @@ def test_the_sensor_posts_the_record_to_a_real_server_and_loses_nothing_if_that_
     assert post("file:///etc/passwd", {}) == "is not an address that begins with http:// or https://"
     unreachable = post(f"{address}/hook", {"job": "j", "collection": None, "failed_steps": []})
     assert str(unreachable).startswith("the server could not be reached")
-
-
-def test_a_run_that_nobody_will_start_is_marked_as_failed(
-    stored: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
-
-    def starting(place: dict[str, object]) -> str:
-        tags = {".dagster/grpc_info": json.dumps(place)}
-        return stored.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTING).run_id
-
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "alive"))
-        server.listen()
-        lost = starting({"host": "localhost", "socket": str(tmp_path / "gone")})
-        others = [
-            starting({"host": "localhost", "socket": str(tmp_path / "alive")}),
-            starting({"host": "far", "port": 4000}),
-        ]
-        assert end_dead_runs(stored) == [], "it may only just have been asked for"
-        later = time.time() + 61
-        monkeypatch.setattr(time, "time", lambda: later)
-        assert end_dead_runs(stored) == [lost]
-    assert [stored.get_run_by_id(run).status for run in (lost, *others)] == [  # type: ignore[union-attr]
-        dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTING,
-    ]  # fmt: skip
 
 
 def test_a_process_that_took_a_dead_ones_number_is_not_the_runs() -> None:

@@ -43,9 +43,6 @@ def test_the_demo_is_listed_and_runs_are_launched_or_refused(tmp_path: Path) -> 
         dagster.add_collection("notes")
         launched = dagster.launch("retrieval_bundle", "notes", config_of({"enable_rerank": False}))
         assert launched["__typename"] == "LaunchRunSuccess", launched
-        assert dagster.wait_for_run(launched["run"]["runId"]) == "SUCCESS"
-    toggles = json.loads((output / "notes" / "processing_summary.json").read_text())["feature_toggles"]
-    assert (toggles["enable_sparse"], toggles["enable_rerank"]) == (True, False)
 
 
 def config_of(settings: dict[str, object]) -> dict[str, object]:

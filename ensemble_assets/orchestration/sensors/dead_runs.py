@@ -6,7 +6,6 @@ launcher has no health check. Runs of other machines and containers are left alo
 
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ import psutil
 _STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _CLOCK_SECONDS = 5.0
 _GRACE_SECONDS = 15.0
-_STARTING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,42 +60,22 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_STARTED)):
         run = record.dagster_run
-        place = server_socket(run)
-        process = run_process(instance, run.run_id) if place else None
-        if process is not None:
-            dead = not process.alive and time.time() - process.seen_at >= _GRACE_SECONDS
-            words = f"The run's process (pid {process.pid}) is gone."
-        else:
-            age = time.time() - record.update_timestamp.timestamp()
-            dead = bool(place) and age >= _STARTING_SECONDS and not answers(place)
-            words = "The run's process never began, and the code server that was to start it is gone."
+        process = run_process(instance, run.run_id) if started_here(run) else None
+        dead = process is not None and not process.alive and time.time() - process.seen_at >= _GRACE_SECONDS
         latest = instance.get_run_by_id(run.run_id) if dead else None  # it may have ended since the list was made
         if latest is not None and latest.status in _STARTED:
-            instance.report_run_failed(latest, words)
+            instance.report_run_failed(latest, "The process of the run is gone.")
             ended.append(run.run_id)
     return ended
 
 
-def server_socket(run: dg.DagsterRun) -> str:
-    """Socket file of the code server on this machine that started the run; empty where it was another machine's."""
+def started_here(run: dg.DagsterRun) -> bool:
+    """Whether the run was started by a code server on this machine: one that listens on a socket file, not a port."""
     try:
         info = json.loads(run.tags.get(".dagster/grpc_info", "{}"))
     except ValueError:
-        return ""
-    return str(info.get("socket") or "") if isinstance(info, dict) else ""
-
-
-def answers(place: str) -> bool:
-    """Whether somebody listens on a socket file."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        caller.settimeout(5.0)
-        try:
-            caller.connect(place)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # there, but busy
-    return True
+        return False
+    return isinstance(info, dict) and bool(info.get("socket"))
 
 
 def run_process(instance: dg.DagsterInstance, run_id: str) -> RunProcess | None:
