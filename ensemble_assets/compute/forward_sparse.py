@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
 from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.sparse_head import SparseHead
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
-from ensemble_assets.compute.work import OutputSpec
+from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
 from ensemble_assets.core.errors import ModelUnavailableError
 
 _TILE = (16384, 4096)
@@ -67,6 +69,12 @@ class SparseForward(TorchForward):
         self._decoder = decoder
         self._top_k = top_k
         self._head = None if device.startswith("cuda") else _host_head(decoder, settings, top_k)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch of a table; see ``TorchForward``."""
+        if self._head is not None:
+            self._head.expect(int(table.offsets[-1]))
+        return super().__call__(table, batch)
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
         """Weights by the formula above, pruned to the largest on the device."""

@@ -12,7 +12,7 @@ from ensemble_assets.compute.openvino_forward import Float, OpenVinoFactory, Ope
 from ensemble_assets.compute.padded_arrays import PaddedArrays
 from ensemble_assets.compute.sparse_head import SparseHead
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
-from ensemble_assets.compute.work import OutputSpec
+from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class OpenVinoSparse(OpenVinoForward):
         super().__init__(factory, outputs, device)
         runtime = factory.runtime
         self._head = SparseHead(*factory.graph.head(), factory.top_k, runtime.threads, runtime.cache_folder)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch of a table."""
+        self._head.expect(int(table.offsets[-1]))
+        return super().__call__(table, batch)
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
         """Weights by the formula, pruned to the largest."""

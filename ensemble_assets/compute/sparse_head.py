@@ -93,7 +93,7 @@ class SparseHead:
         self._threads = threads or cores
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
-        self._seen = 0
+        self._seen = self._expected = 0
         self.path = HeadPath("products", "few_tokens")
         self._screen: Any = None
 
@@ -130,6 +130,10 @@ class SparseHead:
         active = {"active": out.active}
         return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
 
+    def expect(self, tokens: int) -> None:
+        """Say how many tokens are to come in all, so that what is worth making is made before the first of them."""
+        self._expected = tokens
+
     def of_batch(self, states: NDArray[np.float32], lengths: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
         """The same for a padded batch: ``[B, longest, H]``, texts on the left."""
         batch, longest, hidden = states.shape
@@ -137,7 +141,8 @@ class SparseHead:
 
     def _prepare(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
         """Make the screen when it is worth it; ``path`` says what became of it."""
-        if self._screen is not None or self._seen < _WORTH_FITTING:
+        tokens = max(self._seen, self._expected)
+        if self._screen is not None or tokens < _WORTH_FITTING:
             return
         self.path = host_path()  # imports numba, which a small run can do without
         if self.path.name != "screen":
@@ -145,7 +150,7 @@ class SparseHead:
         from ensemble_assets.compute import screen_kernels, screening
 
         folder = screen_kernels.compiled_in(self._cache_folder) if self._cache_folder else None
-        if self._seen < _WORTH_COMPILING and not screen_kernels.is_compiled(folder):
+        if tokens < _WORTH_COMPILING and not screen_kernels.is_compiled(folder):
             self.path = HeadPath("products", "not_compiled_yet")
             return
         usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all

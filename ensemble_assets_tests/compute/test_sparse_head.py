@@ -331,3 +331,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def test_memory_stays_a_fifth_below_every_logit_of_every_token(path):
     done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 16 * 128 * 30_000 * 4 / 5
+
+
+def test_a_large_run_is_screened_from_its_first_text_on(monkeypatch) -> None:
+    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
+    states, spans, matrix, bias = random_problem(3)
+    head = SparseHead(matrix, bias, 5)
+    head(states, spans)
+    assert head.path.reason == "few_tokens"
+    head.expect(10**6)
+    expected = head(states, spans)
+    assert head.path.reason != "few_tokens"
+    np.testing.assert_array_equal(expected["weight"], SparseHead(matrix, bias, 5)(states, spans)["weight"])
