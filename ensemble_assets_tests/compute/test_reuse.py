@@ -114,6 +114,14 @@ def test_a_row_that_failed_is_tried_again_next_time(tmp_path):
     assert repaired.reused_rows == 2
 
 
+def test_events_call_rows_by_their_numbers_in_the_table(tmp_path):
+    rows = [[5, 6, 7], [5, 6, 8], [IDS["broken"]], [9]]
+    events = EventLog()
+    runner = ReusingRunner(in_process_runner(64), tmp_path, 6, keep_loaded=True)
+    runner(table_of(rows), DoubleFactory(VECTOR, faults(raises="broken")), lease=LEASE, events=events)
+    assert [event.facts["row"] for event in events.named("mitigation.row_failed")] == [2]
+
+
 def test_rows_that_were_not_finite_are_stored_as_redone_in_fp32(tmp_path):
     rows = [[5, 6], [IDS["nan"], 7]]
     factory = DoubleFactory(VECTOR, faults(nan="nan"))

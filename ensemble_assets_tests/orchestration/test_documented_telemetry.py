@@ -135,6 +135,10 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> Emitted:
     return watched.emitted
 
 
+FACTS_NOT_IN_THESE_RUNS = {"budget.measured": {"limit"}}
+"""Only the ratio that the budget is held against has a limit, and these runs have no baseline to hold it against."""
+
+
 def _documented(table: str, column: int) -> dict[str, set[str]]:
     """First column of a table of the page, and the names in one of its further columns."""
     return {cells[0][0]: set(cells[column]) for cells in rows(block(PAGE.read_text(), table).group(2))}
@@ -163,7 +167,8 @@ def test_every_event_and_fact_is_emitted_and_no_other(emitted: Emitted) -> None:
     assert emitted.events.keys() <= documented.keys()
     assert documented.keys() - emitted.events.keys() <= NOT_IN_THESE_RUNS
     for event, facts in emitted.events.items():
-        assert facts == documented[event], event
+        assert facts <= documented[event], event
+        assert documented[event] - facts <= FACTS_NOT_IN_THESE_RUNS.get(event, set()), event
 
 
 def test_every_name_of_the_list_is_used(emitted: Emitted) -> None:
