@@ -57,8 +57,10 @@ def lost(log) -> dict[str, str]:
     return {event.facts["device"]: event.facts["reason"] for event in log.named("worker.lost")}
 
 
-def test_one_process_per_device_computes_and_none_of_the_memory_is_in_the_parent(tmp_path, together):
+def test_one_process_per_device_computes_and_none_of_the_memory_is_in_the_parent(tmp_path, together, monkeypatch):
     devices = simulated(2)
+    for name in list(OPEN_SESSIONS):  # other tests of this process open devices in it
+        monkeypatch.delitem(OPEN_SESSIONS, name)
     result, log = run_on(devices, TABLE, together(2), tmp_path)
     assert sorted(log.pids()) == ["SIM-0", "SIM-1"]
     assert len(log.named("worker.started")) == 2
