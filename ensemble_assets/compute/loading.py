@@ -71,7 +71,7 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
         "output_loading_info": True,
     }
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 network, found = auto_class.from_pretrained(str(files.folder), attn_implementation="sdpa", **options)
             except ValueError:  # an architecture without sdpa
@@ -92,7 +92,7 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars and load reports: what is missing is an error of ours, what is superfluous does not matter."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -83,6 +83,8 @@ def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
 def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
     import torch
 
+    from ensemble_assets.compute.loading import quiet_transformers
+
     network, head = _BODIES[spec.kind](spec, files)
     config: Any = network.config
     graph = Graph(
@@ -91,7 +93,7 @@ def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
         takes_types=int(getattr(config, "type_vocab_size", None) or 0) > 1,
     )
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        with torch.inference_mode(), warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")  # tracing is deprecated and warns of every constant it finds
             model = _traced(network, graph)
     except Exception as error:
