@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.loaded_once import loaded_once
+from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.core.registry import ModelSpec
 
@@ -29,14 +33,20 @@ class HeldModel:
     context: ComputeContext
     reloads: bool
 
-    def run(self, table: TokenTable, part: str) -> EngineResult:
-        """Every row of ``table`` through the model; ``part`` names this run where outputs go to a folder."""
+    def run(self, table: TokenTable, part: str, rows: NDArray[np.int64] | None = None) -> EngineResult:
+        """Every row of ``table`` through the model.
+
+        Args:
+            table: the rows.
+            part: names this run where outputs go to a folder.
+            rows: their numbers in the stage's whole table, if they are a part of it; events use them.
+        """
         folder = self.context.folder
         return self.context.runner(
             table,
             self.factory,
             lease=self.lease,
-            events=self.context.events,
+            events=self.context.events if rows is None else PartEvents(self.context.events, rows),
             folder=folder / self.stage / self.spec.slug / part if folder is not None else None,
         )
 

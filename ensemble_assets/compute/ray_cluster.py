@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
 from ensemble_assets.compute.engine import NO_TOKENS, EngineResult, first_equal_rows
 from ensemble_assets.compute.lease_shape import Lease
+from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.ray_node import NodeOptions, Order, ShardReport, compute_shard
 from ensemble_assets.compute.token_tables import take_rows
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
@@ -130,8 +131,9 @@ class RayRunner:
             outputs = create_outputs(scratch, factory.outputs, len(table))
             parts = []
             for shard, report in self._compute(table, split(table.lengths, rows, self.shard_rows), factory, order):
+                of_shard = PartEvents(events, shard)
                 for event in report.events:
-                    events.emit(event.name, **event.facts)
+                    of_shard.emit(event.name, **event.facts)
                 result = _result_of(report, lease.stage)
                 for name, values in result.outputs.items():
                     outputs[name][shard] = values

@@ -80,7 +80,7 @@ def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResu
         pairs = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
         table = work.table(pairs)
         begun = limit.clock()
-        result = held.run(table, f"ranks-{governor.reached + 1}-{depth}")
+        result = held.run(table, f"ranks-{governor.reached + 1}-{depth}", pairs)
         governor.ran(depth, limit.clock() - begun, result.tokens)
         made.logits[pairs] = result.outputs["logit"]
         made.failed |= {int(pairs[row]): reason for row, reason in result.failed_rows.items()}

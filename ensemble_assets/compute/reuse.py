@@ -21,11 +21,12 @@ from ensemble_assets.compute.context import Runner
 from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.loaded_once import loaded_once
+from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.row_keys import row_keys
 from ensemble_assets.compute.row_store import open_store, secret_of
 from ensemble_assets.compute.token_tables import take_rows
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
-from ensemble_assets.core.events import EventSink, Value
+from ensemble_assets.core.events import EventSink
 
 FORWARD_VERSION = 1
 """Goes up when the forwards compute something else from the same weights and tokens."""
@@ -69,7 +70,7 @@ class ReusingRunner:
             total = _Total()
             with loaded_once(factory) if self.keep_loaded else nullcontext(factory) as once:
                 for rows in shards(table.lengths, missing, self.shard_tokens):
-                    part = self.inner(take_rows(table, rows), once, lease=lease, events=_Renumbered(events, rows))
+                    part = self.inner(take_rows(table, rows), once, lease=lease, events=PartEvents(events, rows))
                     good = np.setdiff1d(np.arange(len(rows)), list(part.failed_rows))
                     outputs = {name: values[good] for name, values in part.outputs.items()}
                     store.add(keys[rows[good]], outputs, part.precision)
@@ -101,26 +102,12 @@ def store_name(factory: ForwardFactory, lease: Lease) -> str:
 def shards(lengths: NDArray[np.int64], rows: NDArray[np.int64], shard_tokens: int) -> Iterator[NDArray[np.int64]]:
     """``rows``, longest first, cut when a shard has ``shard_tokens``; without the first, the others are the same."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    start = 0
+    reached = np.cumsum(lengths[ordered])
+    start = done = 0
     while start < len(ordered):
-        reached = np.cumsum(lengths[ordered[start:]])
-        stop = start + int(np.searchsorted(reached, shard_tokens)) + 1
+        stop = int(np.searchsorted(reached, done + shard_tokens)) + 1
         yield ordered[start:stop]
-        start = stop
-
-
-@dataclass(frozen=True)
-class _Renumbered:
-    """Events of a shard, whose rows are called by their numbers in the whole table."""
-
-    sink: EventSink
-    rows: NDArray[np.int64]
-
-    def emit(self, name: str, **facts: Value) -> None:
-        row = facts.get("row")
-        if isinstance(row, int):
-            facts["row"] = int(self.rows[row])
-        self.sink.emit(name, **facts)
+        start, done = stop, int(reached[min(stop, len(ordered)) - 1])
 
 
 @dataclass

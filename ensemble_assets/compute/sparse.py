@@ -27,6 +27,7 @@ from ensemble_assets.compute.fallback_terms import (
     text_rows,
 )
 from ensemble_assets.compute.model_config import complete_spec
+from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
 from ensemble_assets.compute.sparse_sources import LIVE, STAND_IN, PrunedOutputs, SourcedVectors, with_sources
@@ -226,17 +227,19 @@ def _in_full(
 
     Few are, since queries are short. One that cannot be run again keeps its pruned vector, and is counted.
     """
-    rows: dict[int, SparseRow] = {}
+    full: dict[int, SparseRow] = {}
     step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
     for start in range(0, len(cut), step):
         some = cut[start : start + step]
+        rows = n_chunks + some
+        part = replace(context, events=PartEvents(context.events, rows))
         try:
-            again = context.run("sparse", spec, take_rows(table, n_chunks + some), factory, part="queries")
+            again = part.run("sparse", spec, take_rows(table, rows), factory, part="queries")
         except (EnsembleError, DeviceOutOfMemoryError):
             break
         weights = again.outputs["weight"]
-        rows |= {int(row): row_of(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
-    return rows
+        full |= {int(row): row_of(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
+    return full
 
 
 def _without_model(

@@ -13,6 +13,7 @@ from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.held_model import hold, merge_results
 from ensemble_assets.compute.lease_shape import Lease, LocalDevices
+from ensemble_assets.core.events import EventLog
 from ensemble_assets_tests.compute.doubles import LOGIT, DoubleFactory, DoubleForward, Journal, faults, table_of
 
 
@@ -119,3 +120,12 @@ def test_rows_that_an_earlier_run_computed_count_over_all_slices() -> None:
     taken = EngineResult({}, {}, 0.1, 0, 0, 0, 2, "none", "fp32", 0, reused_rows=2)
     merged = merge_results([ran, taken])
     assert (merged.reused_rows, merged.device, merged.tokens, merged.largest_batch) == (3, "cpu", 10, 3)
+
+
+def test_events_call_the_rows_of_a_part_by_their_numbers_in_the_whole_table(spec) -> None:
+    from ensemble_assets_tests.compute.doubles import IDS
+
+    context = ComputeContext(events=EventLog())
+    with hold(context, "rerank", spec, DoubleFactory(LOGIT, faults(raises="storm"))) as held:
+        held.run(table_of([[IDS["storm"]], [IDS["wind"]]]), "a", np.array([7, 3]))
+    assert [event.facts["row"] for event in context.events.named("mitigation.row_failed")] == [7]
