@@ -40,7 +40,7 @@ def dense_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forwa
     def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.openvino_forward import OpenVinoDenseFactory
 
-        return OpenVinoDenseFactory(spec, files, runtime, graph, reason)
+        return OpenVinoDenseFactory(spec, files, runtime, reason, graph=graph)
 
     return factory_with(spec, files, runtime, with_torch, with_openvino)
 
@@ -56,7 +56,7 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
     def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.openvino_sparse import OpenVinoSparseFactory
 
-        return OpenVinoSparseFactory(spec, files, runtime, graph, reason, top_k)
+        return OpenVinoSparseFactory(spec, files, runtime, reason, top_k, graph=graph)
 
     return factory_with(spec, files, runtime, with_torch, with_openvino)
 
@@ -72,7 +72,7 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
     def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.openvino_forward import OpenVinoRerankFactory
 
-        return OpenVinoRerankFactory(spec, files, runtime, graph, reason)
+        return OpenVinoRerankFactory(spec, files, runtime, reason, graph=graph)
 
     return factory_with(spec, files, runtime, with_torch, with_openvino)
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.model_factory import SparseModelFactory
 from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.sparse_head import SparseHead
-from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
-from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
+from ensemble_assets.compute.work import Batch, TokenTable
 from ensemble_assets.core.errors import ModelUnavailableError
 
 _TILE = (16384, 4096)
@@ -31,20 +31,8 @@ _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class SparseFactory(TorchFactory):
+class SparseFactory(SparseModelFactory, TorchFactory):
     """Makes SPLADE forwards, with the outputs of ``sparse_outputs``."""
-
-    top_k: int = DEFAULT_TOP_K
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """See ``sparse_outputs``."""
-        return sparse_outputs(self.spec.dimension, self.top_k)
-
-    @property
-    def identity(self) -> str:
-        """Pruning included."""
-        return f"{super().identity}:{self.top_k}"
 
     def load(self, device: str) -> SparseForward:
         """Load onto ``device``.

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from ensemble_assets.compute.model_factory import ModelFactory
 from ensemble_assets.compute.padding import Inputs, padded_inputs
 from ensemble_assets.compute.runtime import Precision, Runtime
 from ensemble_assets.compute.work import (
@@ -232,29 +233,7 @@ class ForwardSettings:
 
 
 @dataclass(frozen=True)
-class TorchFactory:
-    """What the three factories share. Picklable: names and paths only.
-
-    Attributes:
-        spec: a complete spec (see ``model_config.complete_spec``).
-        files: where its weights are.
-        runtime: how to run it.
-        reason: why this backend runs it.
-    """
-
-    spec: ModelSpec
-    files: ModelFiles
-    runtime: Runtime = field(default_factory=Runtime)
-    reason: str = "reference"
+class TorchFactory(ModelFactory):
+    """A model for torch, the reference."""
 
     backend = "torch"
-
-    @property
-    def identity(self) -> str:
-        """Slug, fingerprint, pooling, backend and precision."""
-        parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
-        return ":".join(parts)
-
-    def full_precision(self) -> Self:
-        """The same model in fp32."""
-        return replace(self, runtime=replace(self.runtime, precision="fp32"))

@@ -7,16 +7,17 @@ may be in bfloat16. Making graphs is ``openvino_graph``'s part, choosing between
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.model_factory import ModelFactory
 from ensemble_assets.compute.openvino_graph import Graph
 from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.compute.padded_arrays import PaddedArrays, padded_arrays
-from ensemble_assets.compute.runtime import Precision, Runtime
+from ensemble_assets.compute.runtime import Precision
 from ensemble_assets.compute.work import (
     Batch,
     DeviceOutOfMemoryError,
@@ -26,8 +27,6 @@ from ensemble_assets.compute.work import (
     failure_word,
 )
 from ensemble_assets.core.errors import DeviceError, ModelUnavailableError
-from ensemble_assets.core.model_files import ModelFiles
-from ensemble_assets.core.registry import ModelSpec
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
@@ -36,34 +35,16 @@ Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class OpenVinoFactory:
-    """What the OpenVINO factories share. Picklable: names and paths only.
+class OpenVinoFactory(ModelFactory):
+    """A model for OpenVINO on the CPU; its precision is ``fp32`` or ``bf16``.
 
     Attributes:
-        spec: a complete spec.
-        files: where its weights are.
-        runtime: precision ``fp32`` or ``bf16``, and threads.
         graph: its network.
-        reason: why this backend runs it.
     """
-
-    spec: ModelSpec
-    files: ModelFiles
-    runtime: Runtime
-    graph: Graph
-    reason: str
 
     backend = "openvino"
 
-    @property
-    def identity(self) -> str:
-        """Slug, fingerprint, pooling, backend and precision."""
-        parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
-        return ":".join(parts)
-
-    def full_precision(self) -> Self:
-        """The same model in fp32."""
-        return replace(self, runtime=replace(self.runtime, precision="fp32"))
+    graph: Graph = field(kw_only=True)
 
 
 class OpenVinoForward:

@@ -8,28 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.model_factory import SparseModelFactory
 from ensemble_assets.compute.openvino_forward import Float, OpenVinoFactory, OpenVinoForward
 from ensemble_assets.compute.padded_arrays import PaddedArrays
 from ensemble_assets.compute.sparse_head import SparseHead
-from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
 
 
 @dataclass(frozen=True)
-class OpenVinoSparseFactory(OpenVinoFactory):
+class OpenVinoSparseFactory(SparseModelFactory, OpenVinoFactory):
     """Makes forwards with the outputs of ``SparseFactory``."""
-
-    top_k: int = DEFAULT_TOP_K
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """See ``sparse_outputs``."""
-        return sparse_outputs(self.spec.dimension, self.top_k)
-
-    @property
-    def identity(self) -> str:
-        """Pruning included."""
-        return f"{super().identity}:{self.top_k}"
 
     def load(self, device: str) -> OpenVinoSparse:
         """Compile for the CPU."""

@@ -83,8 +83,8 @@ def test_factories_are_told_apart_by_weights_pooling_precision_and_backend(tmp_p
         DenseFactory(spec, other_files, fp32),
         DenseFactory(replace(spec, pooling="cls"), files, fp32),
         DenseFactory(spec, files, bf16),
-        OpenVinoDenseFactory(spec, files, fp32, graph, "asked_for"),
-        OpenVinoDenseFactory(spec, files, bf16, graph, "asked_for"),
+        OpenVinoDenseFactory(spec, files, fp32, "asked_for", graph=graph),
+        OpenVinoDenseFactory(spec, files, bf16, "asked_for", graph=graph),
     ]
     assert len({factory.identity for factory in factories}) == len(factories)
     assert DenseFactory(spec, files, replace(fp32, threads=2), "other").identity == factories[0].identity
