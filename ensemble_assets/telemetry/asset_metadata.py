@@ -121,6 +121,8 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "records": count("records looked at"),
         "rows": count("rows looked at"),
         "arrays": count("arrays looked at"),
+        "identical_arrays": count("arrays that are byte-identical to those of the dense-only bundle"),
+        "least_cosine": number("least cosine with a vector of the dense-only bundle"),
         "largest_norm_error": number("largest distance of a norm from 1"),
         "files_compared": count("files compared with v4.0's"),
         "total": count("chunks"),

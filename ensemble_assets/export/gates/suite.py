@@ -25,6 +25,7 @@ from ensemble_assets.export.gates.stages import (
     latency_budget,
     rerank_fallbacks,
 )
+from ensemble_assets.export.gates.twin import dense_twin
 from ensemble_assets.export.gates.vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.inputs import BundleInputs
 from ensemble_assets.export.v40 import own_metadata
@@ -47,6 +48,7 @@ class Evidence:
         original: the bundle, and how to get the v4.0 bundle that it extends.
         limits: of the settings.
         costs: of the stages, by name.
+        twin: folder of the collection's dense-only bundle, where there may be one.
         queries: to look for; empty where they are not known.
         places: gives what was written beside the bundle.
         public: gives names that may stand anywhere.
@@ -55,6 +57,7 @@ class Evidence:
     original: Original
     limits: Limits = field(default_factory=Limits)
     costs: Mapping[str, StageCost] = field(default_factory=dict)
+    twin: Path | None = None
     queries: tuple[Query, ...] = ()
     places: Callable[[], Iterable[Place]] = tuple
     public: Callable[[], Iterable[str]] = tuple
@@ -90,6 +93,7 @@ _ROW_GATES: Mapping[str, Callable[[Walk, Evidence], RowGate]] = {
     "no_raw_queries": lambda walk, evidence: NoRawQueries(walk, evidence.queries, evidence.places, evidence.public),
 }
 _RUN_GATES: Mapping[str, Callable[[Evidence], GateResult]] = {
+    "dense_twin": lambda evidence: dense_twin(evidence.bundle, evidence.twin),
     "rerank_fallbacks": lambda evidence: rerank_fallbacks(evidence.bundle),
     "gpu_ceiling": lambda evidence: gpu_ceiling(evidence.costs, evidence.limits.ceiling_bytes),
     "latency_budget": _latency,
@@ -101,6 +105,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "vectors_finite_and_unit": "Dense rows have norm 1; no number is not finite.",
     "legacy_projection": "Without what v4.1 adds, the bundle is the v4.0 bundle.",
     "dense_parity": "Dense content is byte-identical to what v4.0 writes.",
+    "dense_twin": "Dense vectors are those of the collection's dense-only bundle, where there is one.",
     "sparse_coverage": "Enough chunks have a sparse vector. Warns below one limit, fails below another.",
     "rerank_fallbacks": "Queries that were not reranked are flagged, counted and explained. Warns if there are any.",
     "no_raw_queries": "No query, no form of one and no long part of one is in anything that the run wrote.",
@@ -146,7 +151,7 @@ def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: t
         Original(bundle, folder, inputs),
         limits,
         costs_of(bundle.manifest),
-        queries,
+        queries=queries,
         public=lambda: public_names(inputs),
     )
     for result in judge(evidence, BEFORE_THE_SWAP):

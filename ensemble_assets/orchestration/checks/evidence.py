@@ -20,6 +20,7 @@ from ensemble_assets.export.gates.suite import Evidence, Limits, public_names
 from ensemble_assets.export.names import collection_folder
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs
 from ensemble_assets.orchestration.io_managers import open_store
+from ensemble_assets.orchestration.jobs import reference_paths
 from ensemble_assets.orchestration.reporting import JOURNALS
 from ensemble_assets.orchestration.run_report import report_path
 from ensemble_assets.settings import Settings
@@ -63,6 +64,7 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
             **{stage: _cost(artefacts[field].facts) for stage, field in _COSTED.items()},
             "export": _cost(store.load(collection, "export_bundle").facts),
         },
+        twin=Path(reference_paths(settings)["paths.output_dir"]) / bundle.folder.name,
         queries=run_queries(upstream),
         places=lambda: _places(context.instance, bundle.folder, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
