@@ -10,7 +10,7 @@ CHUNKED_DIR ?= $(if $(wildcard corpora),corpora,ensemble_assets/sample)
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint test-nightly test-kill-points test-operations test-gpu pictures clean
+.PHONY: help install run ui test lint test-nightly test-kill-points test-operations test-ui test-gpu pictures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
@@ -52,6 +52,10 @@ test-kill-points: install  ## only the last: one hundred runs killed at random p
 
 test-operations: install  ## twelve runs at once, a backfill of twenty, killed daemons and runs (half an hour)
 	$(BIN)/python -m pytest -m operations ensemble_assets_tests/operations
+
+test-ui: install  ## the UI in a real browser (needs Chromium; skips where it is not installed)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
+	$(BIN)/python -m pytest -m ui -rs ensemble_assets_tests/ui
 
 test-gpu: install  ## the same promises on real CUDA devices; skips where there are none
 	$(BIN)/python -m pytest -m gpu -rs ensemble_assets_tests/gpu

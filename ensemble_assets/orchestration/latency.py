@@ -84,7 +84,7 @@ def performance_facts(upstream: Upstream, run: StageRun) -> dict[str, Any]:
         "one_run": len({artefact.facts["run_id"] for artefact in artefacts.values()}) == 1,
         "budget": {"against": against, **{name: reranked[name] for name in _DEPTHS if name in reranked}},
     }
-    prediction = compared(run.settings, str(upstream.chunks.facts["content"]), costs)
+    prediction = compared(run.settings, str(upstream.chunks.facts.get("content", "")), costs)
     if prediction is not None:
         facts["prediction"] = prediction
     facts["measured" if baseline else "not_measured"] = (
@@ -100,7 +100,7 @@ def final_ratios(upstream: Upstream, run: StageRun) -> dict[str, Any]:
     baseline = _baseline(run.settings, upstream.chunks, fingerprints, str(dense["device"]))
     costs = stage_seconds(upstream, time.perf_counter() - run.started)
     limit = round(1 + run.settings.rerank.budget_share, 6)
-    prediction = compared(run.settings, str(upstream.chunks.facts["content"]), costs)
+    prediction = compared(run.settings, str(upstream.chunks.facts.get("content", "")), costs)
     told = {"prediction": prediction} if prediction is not None else {}
     return {"limit_ratio": limit, **ratios(costs, baseline.seconds if baseline else None), **told}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,40 @@ def _judgements(folder: Path, name: str, rows: Mapping[str, int], texts: Mapping
 def held_out_passages(collection: Collection, share: float) -> frozenset[int]:
     """Rows whose id hashes into the lowest ``share`` of all hashes: the same rows on every machine and run."""
     limit = int(share * 2**32)
-    digests = (hashlib.sha256(f"{collection.name}/{key}".encode()).digest() for key in collection.passage_ids)
-    return frozenset(row for row, digest in enumerate(digests) if int.from_bytes(digest[:4], "big") < limit)
+    hashes = (_hashed(collection.name, key) for key in collection.passage_ids)
+    return frozenset(row for row, number in enumerate(hashes) if number < limit)
+
+
+def sample(collection: Collection, passages: int, queries: int) -> Collection:
+    """At most so many passages, and so many queries that have a relevant one among them; the same ones every time.
+
+    Args:
+        collection: to draw from.
+        passages: those whose ids hash lowest are kept.
+        queries: likewise, of those that are left.
+    """
+    rows = _lowest(collection.name, collection.passage_ids, range(len(collection.passages)), passages)
+    new_rows = {row: number for number, row in enumerate(rows)}
+    relevant = [frozenset(new_rows[row] for row in found if row in new_rows) for found in collection.relevant]
+    judged = [number for number, found in enumerate(relevant) if found]
+    asked = _lowest(collection.name, collection.query_ids, judged, queries)
+    return replace(
+        collection,
+        passage_ids=tuple(collection.passage_ids[row] for row in rows),
+        passages=tuple(collection.passages[row] for row in rows),
+        query_ids=tuple(collection.query_ids[number] for number in asked),
+        queries=tuple(collection.queries[number] for number in asked),
+        relevant=tuple(relevant[number] for number in asked),
+    )
+
+
+def _lowest(name: str, keys: Sequence[str], rows: Sequence[int], count: int) -> list[int]:
+    return sorted(sorted(rows, key=lambda row: _hashed(name, keys[row]))[:count])
+
+
+def _hashed(name: str, key: str) -> int:
+    """32 bits that depend on the set's name and the id only."""
+    return int.from_bytes(hashlib.sha256(f"{name}/{key}".encode()).digest()[:4], "big")
 
 
 def split_queries(collection: Collection, held_out: frozenset[int]) -> tuple[list[int], list[int]]:

@@ -1,7 +1,8 @@
 """``python -m ensemble_assets.training.evaluate``: zero-shot figures of a reranker folder, written as JSON.
 
-Three measurements: the development slice of the training sets (the only one that may decide anything), SciFact over
-the pipeline's fused list at depth 20, and TREC DL 2019 over BM25's first 100. The arithmetic is ``measure``.
+Four measurements: the development slice of the training sets (the only one that may decide anything), SciFact and sets
+that were kept aside over the pipeline's fused list at depth 20, and TREC DL 2019 over BM25's first 100. The
+arithmetic is ``measure``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ensemble_assets.training.collections import (
     held_out_passages,
     read_collection,
     read_training_sets,
+    sample,
     split_queries,
 )
 from ensemble_assets.training.measure import (
@@ -46,6 +48,7 @@ from ensemble_assets.training.preparation import FirstStage, first_stage
 from ensemble_assets.training.recipe import Recipe
 from ensemble_assets.training.teacher import Teacher, combine
 
+_ASIDE_PASSAGES, _ASIDE_QUERIES = 3000, 300
 _USE_MAX_TOKENS = MODELS["ensemble-reranker-tiny"].max_tokens
 
 
@@ -78,6 +81,8 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         figures["development"] = development(options, teacher, scorer)
     if options.scifact:
         figures["scifact"] = scifact(options.scifact, teacher, scorer, options.weight)
+    if options.aside:
+        figures["aside"] = {folder.name: aside(folder, teacher, scorer, options.weight) for folder in options.aside}
     if options.dl19:
         figures["trec-dl19"] = dl19(options.dl19, teacher, scorer, options.weight)
     return figures
@@ -111,6 +116,13 @@ def scifact(folder: Path, teacher: Teacher, scorer: Scorer, weight: float) -> di
     collection = read_collection(folder, "test")
     stage = first_stage(collection, range(len(collection.queries)), teacher)
     return _fused_then_reranked(stage, scorer, weight)
+
+
+def aside(folder: Path, teacher: Teacher, scorer: Scorer, weight: float) -> dict[str, Any]:
+    """A collection that nothing was trained on or chosen by: a sample of its passages and questions."""
+    collection = sample(read_collection(folder, "train"), _ASIDE_PASSAGES, _ASIDE_QUERIES)
+    stage = first_stage(collection, range(len(collection.queries)), teacher)
+    return {"passages": len(collection.passages), **_fused_then_reranked(stage, scorer, weight)}
 
 
 def _fused_then_reranked(stage: FirstStage, scorer: Scorer, weight: float) -> dict[str, Any]:
@@ -182,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--train", type=Path, help="folder of the training sets, for the development slice")
     parser.add_argument("--scifact", type=Path, help="SciFact in BEIR layout")
+    parser.add_argument(
+        "--aside",
+        type=Path,
+        action="append",
+        help="a set in BEIR layout that was kept aside; repeatable",
+    )
     parser.add_argument("--dl19", type=Path, help="TREC DL 2019 in BEIR layout with candidates/bm25.tsv")
     parser.add_argument(
         "--held-out-share",

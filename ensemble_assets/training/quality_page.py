@@ -30,6 +30,7 @@ def page(figures: Mapping[str, Any]) -> str:
         _HEAD,
         _scifact(figures["scifact"], figures["weight"]),
         _dl19(figures["trec-dl19"], figures["weight"]),
+        _aside(figures["aside"], figures["weight"]),
         _choices(figures["choices"]),
         _share(figures["share"]),
         _tried(figures["tried"]),
@@ -69,6 +70,26 @@ def _dl19(measured: Mapping[str, Any], weight: float) -> str:
         + table(("order", "nDCG@10"), rows)
         + f"\nPipeline with minus without the CrossEncoder: {interval(whole['difference'])}.\n\n"
         + _weights(whole["reranked"])
+    )
+
+
+def _aside(sets: Mapping[str, Any], weight: float) -> str:
+    """Collections by which nothing was chosen."""
+    rows = [
+        (
+            name,
+            *(str(measured[count]) for count in ("passages", "queries")),
+            *(f"{measured['nDCG@10'][run]:.4f}" for run in ("dense", "sparse", "lexical", "fused")),
+            f"{measured['reranked'][f'{weight:g}']:.4f}",
+            interval(measured["difference"]),
+        )
+        for name, measured in sets.items()
+    ]
+    head = ("set", "passages", "queries", "dense", "sparse", "lexical", "fused", f"w = {weight:g}", "reranked - fused")
+    return (
+        "## Kept aside\n\n"
+        "Nothing was trained on these sets or chosen by them. A sample of passages and questions, fused and reranked\n"
+        "as above (`training.evaluate --aside`).\n\n" + table(head, rows)
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 import polars as pl
@@ -12,8 +14,14 @@ import pytest
 
 from ensemble_assets.core.host import library_versions, this_host
 from ensemble_assets.core.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
+from ensemble_assets.orchestration.bundle_inputs import Upstream
+from ensemble_assets.orchestration.latency import final_ratios
+from ensemble_assets.settings import resolve
 from ensemble_assets_tests.export.gates.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
+
+if TYPE_CHECKING:
+    from ensemble_assets.orchestration.stage_run import StageRun
 
 
 def write_baseline(pipeline: Pipeline, seconds: float, first: Outcome) -> SlaBaseline:
@@ -158,3 +166,16 @@ def test_with_time_enough_the_result_is_that_of_a_run_without_a_limit(runs: dict
     for name in ("none", "off"):
         assert easy.reranked.equals(runs[name].reranked)
         assert easy.queries.equals(runs[name].queries)
+
+
+def test_chunks_of_an_earlier_version_which_did_not_name_their_content_have_ratios_too(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    artefacts = [outcome.artefact(asset) for asset in ("chunks", "queries", "dense_embeddings", "sparse_vectors",
+                                                       "fused_candidates", "reranked_candidates")]  # fmt: skip
+    facts = {name: value for name, value in artefacts[0].facts.items() if name != "content"}
+    earlier = replace(artefacts[0], index={**artefacts[0].index, "facts": facts})
+    settings = resolve({"paths.cache_dir": str(pipeline.root / "cache")}).settings
+    run = cast("StageRun", SimpleNamespace(settings=settings, started=time.perf_counter(), collection="notes"))
+    found = final_ratios(Upstream(earlier, *artefacts[1:]), run)
+    assert found["vs_own_dense"] > 1
+    assert "prediction" not in found

@@ -12,6 +12,7 @@ from ensemble_assets.training.collections import (
     held_out_passages,
     read_collection,
     read_training_sets,
+    sample,
     sentence_queries,
     split_queries,
 )
@@ -29,6 +30,20 @@ def test_a_set_is_read_with_titles_labels_and_file_hashes(folder: Path) -> None:
     assert collection.passages[0].startswith("Volcano The volcano")
     assert collection.relevant[3] == {collection.passage_ids.index("p1-1")}
     assert collection.files["corpus.jsonl"] == hashlib.sha256((folder / "corpus.jsonl").read_bytes()).hexdigest()
+
+
+def test_a_sample_keeps_passages_with_their_queries_and_is_the_same_every_time(folder: Path) -> None:
+    whole = read_collection(folder, "train")
+    part = sample(whole, 9, 4)
+    assert part == sample(whole, 9, 4)
+    assert (len(part.passages), len(part.queries)) == (9, 4)
+    for query_id, text, rows in zip(part.query_ids, part.queries, part.relevant, strict=True):
+        at = whole.query_ids.index(query_id)
+        assert text == whole.queries[at]
+        assert {part.passage_ids[row] for row in rows} <= {whole.passage_ids[row] for row in whole.relevant[at]}
+        assert rows
+    assert [whole.passages[whole.passage_ids.index(key)] for key in part.passage_ids] == list(part.passages)
+    assert sample(whole, 100, 100) == whole
 
 
 def test_queries_without_a_positive_judgement_are_left_out(folder: Path) -> None:

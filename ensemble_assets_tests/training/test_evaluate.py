@@ -52,16 +52,19 @@ def command(model: Path, work: Path, output: Path, *more: object) -> int:
     return main([str(option) for option in options])
 
 
-def test_all_three_measurements_are_made_and_written(
+def test_all_four_measurements_are_made_and_written(
     model: Path, scifact: Path, dl19: Path, toy_data: Path, work: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "figures.json"
     options = ("--scifact", scifact, "--dl19", dl19, "--train", toy_data, "--held-out-share", 0.4)
-    assert command(model, work, output, *options) == 0
+    assert command(model, work, output, *options, "--aside", toy_data / "covidqa") == 0
     figures = json.loads(output.read_text())
     assert figures["scifact"]["queries"] == 20
     assert figures["scifact"]["nDCG@10"]["dense"] > 0.8
     assert figures["scifact"]["reranked"]["0"] == figures["scifact"]["nDCG@10"]["fused"]
+    kept_aside = figures["aside"]["covidqa"]
+    assert (kept_aside["passages"], kept_aside["queries"]) == (20, 20)
+    assert kept_aside["reranked"]["0"] == kept_aside["nDCG@10"]["fused"] > 0.8
     worst = 1 / np.log2(11)
     assert figures["trec-dl19"]["nDCG@10"]["bm25"] == pytest.approx(worst, abs=1e-4)
     assert figures["trec-dl19"]["reranked"]["1"] > worst + 0.3
