@@ -204,6 +204,8 @@ def _measured(figures: Mapping[str, Any]) -> str:
     for key, title in named.items():
         if key in figures:
             lines += [*_table(title, figures[key]), ""]
+    for name, one in figures.get("aside", {}).items():
+        lines += [*_table(f"{name}, kept aside", one), ""]
     for name, one in figures.get("development", {}).get("sets", {}).items():
         lines += [*_table(f"{name}, held-out questions", one), ""]
     return "\n".join(lines)
