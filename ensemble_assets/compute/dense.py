@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.backends import dense_factory
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
+from ensemble_assets.compute.encoder_work import EncoderWork, encoder_work
 from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.model_config import complete_spec
-from ensemble_assets.compute.token_tables import TokenBodies, join_tables, single_table
 from ensemble_assets.compute.tokenise import vocabulary
-from ensemble_assets.compute.work import DeviceOutOfMemoryError, TokenTable
+from ensemble_assets.compute.windows import mean_vectors
+from ensemble_assets.compute.work import DeviceOutOfMemoryError
 from ensemble_assets.core.errors import EnsembleError, MemoryBudgetError, StageError
 from ensemble_assets.core.model_files import ModelFiles
 from ensemble_assets.core.records import StageRecord, merge_records
@@ -114,49 +115,39 @@ def _encode_one(
     started = time.perf_counter()
     files = context.locate(spec)
     spec = complete_spec(spec, files)
-    known = vocabulary(files)
-    chunk_bodies = context.tokens.bodies(chunks, known, spec.max_tokens, spec.document_prefix)
-    query_bodies = context.tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix)
-    chunk_table = single_table(chunk_bodies, known.template, spec.max_tokens)
-    table = join_tables(chunk_table, single_table(query_bodies, known.template, spec.max_tokens))
+    work = encoder_work(chunks, queries, spec, vocabulary(files), context.tokens)
     factory = make_factory(spec, files, context.runtime)
     try:
-        result = context.run("dense", spec, table, factory)
+        result = context.run("dense", spec, work.table, factory)
     except DeviceOutOfMemoryError:
         raise MemoryBudgetError(
             f"dense: the weights of {spec.slug} do not fit into the memory they may use. "
             "Raise the memory ceiling, use half precision, or choose a smaller model"
         ) from None
-    _refuse_failures(result, table, len(chunks), spec, chunk_ids)
+    _refuse_failures(result, work, spec, chunk_ids)
     vectors = result.outputs["vector"]
-    record = replace(
-        record_of("dense", "completed", spec, files, factory, result),
-        seconds=time.perf_counter() - started,
-        items=len(table),
-        truncated=int(table.truncated.sum()),
-        tokens_dropped=dropped_tokens(table, known.template.single_specials, chunk_bodies, query_bodies),
-    )
-    return DenseVectors(spec, files, vectors[: len(chunks)], vectors[len(chunks) :], chunk_table.truncated, record)
+    windows = len(work.windows)
+    of_chunks = mean_vectors(vectors[:windows], work.windows)
+    record = work.counted(record_of("dense", "completed", spec, files, factory, result))
+    record = replace(record, seconds=time.perf_counter() - started)
+    return DenseVectors(spec, files, of_chunks, vectors[windows:], work.windows.dropped > 0, record)
 
 
-def dropped_tokens(table: TokenTable, specials: int, *bodies: TokenBodies) -> int:
-    """Tokens of single texts that did not make it into their table."""
-    full = sum(int(body.full_lengths.sum()) for body in bodies) + specials * len(table)
-    return full - int(table.offsets[-1])
-
-
-def _refuse_failures(
-    result: EngineResult, table: TokenTable, n_chunks: int, spec: ModelSpec, chunk_ids: pl.Series | None
-) -> None:
+def _refuse_failures(result: EngineResult, work: EncoderWork, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
     """There is no fallback for a dense vector: a row without one is an error that names it."""
     if not result.failed_rows:
         return
     row = min(result.failed_rows)
     reason = result.failed_rows[row]
-    name = f"query {row - n_chunks}" if row >= n_chunks else f"chunk {row if chunk_ids is None else chunk_ids[row]}"
+    beyond = row - len(work.windows)
+    if beyond >= 0:
+        name = f"query {beyond}"
+    else:
+        chunk = int(work.windows.texts[row])
+        name = f"chunk {chunk if chunk_ids is None else chunk_ids[chunk]}"
     message = (
         f"dense: {spec.slug} gave no vector for {len(result.failed_rows)} texts, the first is {name} "
-        f"of {int(table.lengths[row])} tokens ({reason})"
+        f"of {int(work.table.lengths[row])} tokens ({reason})"
     )
     if reason == "out_of_memory":
         raise MemoryBudgetError(f"{message}. Raise the memory ceiling or lower the model's max_tokens")

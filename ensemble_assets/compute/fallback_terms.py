@@ -86,7 +86,7 @@ class VocabularySpace:
     def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
         """Word pieces; unknown and special tokens are left out."""
         bodies = tokenise_bodies(terms, self.known, _MOST_TOKENS)
-        pieces = np.split(bodies.ids, bodies.offsets[1:-1]) if len(bodies) else []
+        pieces = np.split(bodies.ids, bodies.starts[1:]) if len(bodies) else []
         return [piece[~np.isin(piece, self.known.not_words)] for piece in pieces]
 
     def split(self, text: str) -> list[str]:

@@ -26,6 +26,7 @@ from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.rerank_slices import PairWork, TimeLimit, score_slices
 from ensemble_assets.compute.token_tables import TokenBodies
 from ensemble_assets.compute.tokenise import Vocabulary, tokenise_bodies, vocabulary
+from ensemble_assets.compute.windows import Windows, failed_texts, largest_logits, take_bodies, windows_of
 from ensemble_assets.core.errors import SettingsError
 from ensemble_assets.core.frames import CANDIDATES, conform
 from ensemble_assets.core.records import StageRecord, StageStatus
@@ -156,24 +157,39 @@ def _score(
     chunk_bodies, chunk_at = _chunk_bodies(head, pairs.chunks, known, spec, context)
     numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
     query_at = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")["_query"]
-    rows = np.stack([query_at.to_numpy().astype(np.int64), chunk_at], axis=1)
-    work = PairWork(head["rank"].to_numpy(), rows, query_bodies, chunk_bodies, known, spec.max_tokens)
+    queries = query_at.to_numpy().astype(np.int64)
+    windows = _windows(query_bodies.full_lengths[queries], take_bodies(chunk_bodies, chunk_at), known, spec)
+    rows = np.stack([queries[windows.texts], np.arange(len(windows))], axis=1)
+    ranks = head["rank"].to_numpy()[windows.texts]
+    work = PairWork(ranks, rows, query_bodies, windows.bodies, known, spec.max_tokens)
     factory = make_factory(spec, files, context.runtime)
     with hold(context, "rerank", spec, factory) as held:
         slices = score_slices(work, held, limits)
     result = merge_results(slices.results)
-    failed = _failed_queries(head, slices.failed)
-    done = work.ranks <= slices.reached
-    full = query_bodies.full_lengths[rows[done, 0]] + chunk_bodies.full_lengths[rows[done, 1]]
+    failed = _failed_queries(head, failed_texts(slices.failed, windows))
+    done, done_windows = head["rank"].to_numpy() <= slices.reached, work.ranks <= slices.reached
+    full = query_bodies.full_lengths[rows[done_windows, 0]] + windows.bodies.full_lengths[done_windows]
+    dropped_in_windows = int(full.sum()) + len(full) * known.template.pair_specials - slices.tokens
     record = replace(
         record_of("rerank", "completed", spec, files, factory, result),
         items=int(done.sum()),
-        truncated=slices.truncated,
-        tokens_dropped=int(full.sum()) + len(full) * known.template.pair_specials - slices.tokens,
+        truncated=slices.truncated + int((windows.dropped[done] > 0).sum()),
+        tokens_dropped=dropped_in_windows + int(windows.dropped[done].sum()),
     )
     bad = head["public_id"].is_in(list(failed)).to_numpy()
-    logits = np.where(bad, np.float32(np.nan), slices.logits)
+    logits = np.where(bad, np.float32(np.nan), largest_logits(slices.logits, windows))
     return _Scored(logits, failed, slices.reached, record, result.largest_batch)
+
+
+def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, known: Vocabulary, spec: ModelSpec) -> Windows:
+    """Windows of every pair's chunk, so long that the pair's query, or its half of a pair, fits beside each.
+
+    With one window it is the whole chunk, and both texts of a pair are cut where they do not fit together.
+    """
+    if spec.windows == 1:
+        return Windows(chunks, np.arange(len(chunks)), np.zeros(len(chunks), np.int64))
+    room = spec.max_tokens - known.template.pair_specials
+    return windows_of(chunks, room - np.minimum(query_tokens, room // 2), spec.windows)
 
 
 def _chunk_bodies(
@@ -184,11 +200,12 @@ def _chunk_bodies(
     All chunks' ids where an encoder with this vocabulary has made them already, else only those that are needed.
     """
     rows = head["row"].to_numpy().astype(np.int64)
-    held = context.tokens.held(chunks, known, spec.max_tokens, spec.document_prefix)
+    most = spec.max_tokens * spec.windows
+    held = context.tokens.held(chunks, known, most, spec.document_prefix)
     if held is not None:
         return held, rows
     distinct, at = np.unique(rows, return_inverse=True)
-    bodies = tokenise_bodies(chunks.gather(distinct), known, spec.max_tokens, spec.document_prefix)
+    bodies = tokenise_bodies(chunks.gather(distinct), known, most, spec.document_prefix)
     return bodies, at.astype(np.int64)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.backends import sparse_factory
 from ensemble_assets.compute.context import ComputeContext, reason_of, record_of
-from ensemble_assets.compute.dense import dropped_tokens
+from ensemble_assets.compute.encoder_work import encoder_work
 from ensemble_assets.compute.fallback_terms import (
     CollectionSpace,
     Rarity,
@@ -31,8 +31,9 @@ from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
 from ensemble_assets.compute.sparse_sources import LIVE, STAND_IN, PrunedOutputs, SourcedVectors, with_sources
-from ensemble_assets.compute.token_tables import join_tables, single_table, take_rows
+from ensemble_assets.compute.token_tables import take_rows
 from ensemble_assets.compute.tokenise import vocabulary
+from ensemble_assets.compute.windows import failed_texts, largest_weights
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, ModelFailedError, TokenTable
 from ensemble_assets.core.errors import EnsembleError, SettingsError
 from ensemble_assets.core.model_files import ModelFiles
@@ -185,30 +186,23 @@ def _run_model(
     files = context.locate(spec)
     spec = complete_spec(spec, files)
     known = vocabulary(files)
-    bodies = (
-        context.tokens.bodies(chunks, known, spec.max_tokens, spec.document_prefix),
-        context.tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix),
-    )
-    table = join_tables(*(single_table(part, known.template, spec.max_tokens) for part in bodies))
+    work = encoder_work(chunks, queries, spec, known, context.tokens)
+    table, windows = work.table, work.windows
     factory = make_factory(spec, files, context.runtime, top_k)
     result = context.run("sparse", spec, table, factory)
     failed = dict(result.failed_rows)
     if len(table) and len(failed) == len(table):
         raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
-    record = replace(
-        record_of("sparse", "completed", spec, files, factory, result),
-        items=len(table),
-        truncated=int(table.truncated.sum()),
-        tokens_dropped=dropped_tokens(table, known.template.single_specials, *bodies),
-    )
-    n, index, weight = len(chunks), result.outputs["index"], result.outputs["weight"]
+    record = work.counted(record_of("sparse", "completed", spec, files, factory, result))
+    n, index, weight = len(windows), result.outputs["index"], result.outputs["weight"]
     cut = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
+    of_windows = {row: why for row, why in failed.items() if row < n}
     full = _in_full(table, n, cut, spec, context, make_factory(spec, files, context.runtime, 0))
     return _Run(
         spec.slug,
         VocabularySpace(known),
         spec.dimension,
-        PrunedOutputs(index[:n], weight[:n], {row: why for row, why in failed.items() if row < n}, {}),
+        PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(of_windows, windows), {}),
         PrunedOutputs(index[n:], weight[n:], {row - n: why for row, why in failed.items() if row >= n}, full),
         record,
         queries_pruned=len(cut) - len(full),
@@ -217,7 +211,7 @@ def _run_model(
 
 def _in_full(
     table: TokenTable,
-    n_chunks: int,
+    n_windows: int,
     cut: NDArray[np.int64],
     spec: ModelSpec,
     context: ComputeContext,
@@ -231,7 +225,7 @@ def _in_full(
     step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
     for start in range(0, len(cut), step):
         some = cut[start : start + step]
-        rows = n_chunks + some
+        rows = n_windows + some
         part = replace(context, events=PartEvents(context.events, rows))
         try:
             again = part.run("sparse", spec, take_rows(table, rows), factory, part="queries")

@@ -21,18 +21,18 @@ class TokenBodies:
 
     Attributes:
         ids: ``[total] int32``.
-        offsets: ``[n + 1] int64``; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        starts: ``[n] int64``; text ``i`` begins at ``ids[starts[i]]``.
         full_lengths: ``[n] int64``, tokens before the cap.
         cap: no text keeps more than this many.
     """
 
     ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
     full_lengths: NDArray[np.int64]
     cap: int
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def single_table(bodies: TokenBodies, template: Template, max_tokens: int) -> To
     """
     room = _room(max_tokens, template.single_specials, bodies)
     counts = np.minimum(bodies.full_lengths, room)
-    body = _Ragged(bodies.ids, bodies.offsets[:-1], counts)
+    body = _Ragged(bodies.ids, bodies.starts, counts)
     ids, offsets = _compose([template.single_before, body, template.single_after], len(bodies))
     return TokenTable(ids, offsets, bodies.full_lengths > room)
 
@@ -97,9 +97,9 @@ def pair_table(
     ids, offsets = _compose(
         [
             template.pair_before,
-            _Ragged(queries.ids, queries.offsets[pairs[:, 0]], first),
+            _Ragged(queries.ids, queries.starts[pairs[:, 0]], first),
             template.pair_between,
-            _Ragged(chunks.ids, chunks.offsets[pairs[:, 1]], second),
+            _Ragged(chunks.ids, chunks.starts[pairs[:, 1]], second),
             template.pair_after,
         ],
         len(pairs),

@@ -167,9 +167,8 @@ def tokenise_bodies(texts: pl.Series | Iterable[str], known: Vocabulary, cap: in
                 del body[cap:]
             kept.append(len(body))
             ids.extend(body)
-    offsets = np.zeros(len(kept) + 1, np.int64)
-    np.cumsum(_int64(kept), out=offsets[1:])
-    return TokenBodies(np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32), offsets, _int64(full), cap)
+    starts = np.cumsum(_int64(kept)) - _int64(kept)
+    return TokenBodies(np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32), starts, _int64(full), cap)
 
 
 def _int64(values: array[int]) -> NDArray[np.int64]:

@@ -29,6 +29,7 @@ class ModelFacts:
     max_tokens: int
     query_prefix: str = ""
     document_prefix: str = ""
+    windows: int = 1
 
     @classmethod
     def of(cls, spec: ModelSpec, files: ModelFiles) -> ModelFacts:
@@ -42,6 +43,7 @@ class ModelFacts:
             spec.max_tokens,
             spec.query_prefix,
             spec.document_prefix,
+            spec.windows,
         )
 
 

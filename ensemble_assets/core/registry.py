@@ -54,6 +54,7 @@ class ModelSpec:
         dimension: vector width; for sparse models the vocabulary size; 1 for rerankers.
         max_tokens: tokens per text (per pair for rerankers), special tokens included; longer texts are truncated
             and counted.
+        windows: windows of ``max_tokens`` that a longer chunk is read in at most; what lies beyond is truncated.
         pooling: how token states become the output.
         licence: SPDX identifier.
         query_prefix: put before every query before tokenisation.
@@ -74,6 +75,7 @@ class ModelSpec:
     document_prefix: str = ""
     weight: float = 1.0
     trust_remote_code: bool = False
+    windows: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble_assets.core.custom_models import ModelCatalogue, read_catalogue
@@ -34,8 +34,12 @@ def choose_models(models: Models) -> ModelChoice:
     catalogue = _catalogue(models)
     profile = catalogue.profile
 
+    def spec_of(slug: str, kind: ModelKind) -> ModelSpec:
+        spec = catalogue.spec(slug, kind)
+        return replace(spec, windows=models.windows or spec.windows)
+
     def specs(named: tuple[str, ...], usual: tuple[str, ...], kind: ModelKind) -> tuple[ModelSpec, ...]:
-        chosen = tuple(catalogue.spec(slug, kind) for slug in (named or usual))
+        chosen = tuple(spec_of(slug, kind) for slug in (named or usual))
         if len({spec.slug for spec in chosen}) != len(chosen):
             raise SettingsError(f"a {kind} model is named twice: {', '.join(s.slug for s in chosen)}")
         return chosen
@@ -43,7 +47,7 @@ def choose_models(models: Models) -> ModelChoice:
     return ModelChoice(
         dense=specs(models.ensemble, profile.dense, "dense"),
         sparse=specs(models.sparse, profile.sparse, "sparse"),
-        rerank=catalogue.spec(models.rerank or profile.rerank, "rerank"),
+        rerank=spec_of(models.rerank or profile.rerank, "rerank"),
     )
 
 

@@ -126,7 +126,7 @@ class Planner:
         texts = [sample.chunks["text"], sample.queries["text"]]
         lengths = np.concatenate([token_lengths(one.unique(), spec, exact=exact) for one in texts])
         items = sum(map(len, texts))
-        return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.max_tokens).sum()), items)
+        return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.max_tokens * spec.windows).sum()), items)
 
     def _pair_work(self, sample: Sample, depth: int, *, exact: bool) -> NDArray[np.float64]:
         """Operations down to every depth: each query with candidates as long as chunks are on average."""
@@ -134,7 +134,7 @@ class Planner:
         queries, chunks = (
             token_lengths(frame["text"], spec, exact=exact).mean() for frame in (sample.queries, sample.chunks)
         )
-        per_rank = sample.queries.height * min(queries + chunks + 3, spec.max_tokens)
+        per_rank = sample.queries.height * min(queries + chunks + 3, spec.max_tokens * spec.windows)
         ranks = np.minimum(np.arange(depth + 1), sample.chunks.height)
         return np.array([model_work([_shape(spec)], per_rank * d, sample.queries.height * d) for d in ranks])
 
@@ -199,9 +199,10 @@ def read_sample(settings: Settings, collection: Collection) -> Sample:
         InputError: if they cannot be used.
     """
     options, asked = settings.chunks, settings.queries
+    primary = choose_models(settings.models).primary
     chunks, _ = read_chunks(
         collection.folder,
-        choose_models(settings.models).primary.max_tokens,
+        primary.max_tokens * primary.windows,
         options.min_tokens,
         format_name=options.format or None,
         follow_links=options.follow_links,
@@ -227,7 +228,7 @@ def token_lengths(texts: pl.Series, spec: ModelSpec, *, exact: bool) -> NDArray[
     from ensemble_assets.compute.tokenise import tokenise_bodies, vocabulary
 
     prefix = spec.document_prefix
-    return tokenise_bodies(texts, vocabulary(locate(spec)), spec.max_tokens, prefix).full_lengths
+    return tokenise_bodies(texts, vocabulary(locate(spec)), spec.max_tokens * spec.windows, prefix).full_lengths
 
 
 def _shape(spec: ModelSpec) -> ModelShape:

@@ -28,6 +28,13 @@ class Models:
     sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
     rerank: str = option("", "CrossEncoder; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
     file: str = option("", "YAML file that defines models for profile custom", env="EMBEDDER_MODELS_FILE")
+    windows: int = option(
+        0,
+        "windows that a chunk longer than a model takes is read in, all models; 0: as the model is defined, which is "
+        "one, and the rest is cut off",
+        low=0,
+        high=64,
+    )
 
 
 @dataclass(frozen=True)

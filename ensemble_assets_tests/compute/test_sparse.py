@@ -211,4 +211,4 @@ def test_nothing_of_a_text_is_in_records_and_events(tmp_path):
     events = EventLog()
     result = encode(tmp_path, faults(raises="valve", message="engine piston valve"), events)
     told = json.dumps(result.record.as_json()) + repr(events.events)
-    assert not [word for word in ("storm", "engine", "piston", "valve", "wind") if word in told]
+    assert not [word for word in ("storm", "engine", "piston", "valve", "rain") if word in told]

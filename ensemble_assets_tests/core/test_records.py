@@ -39,6 +39,7 @@ def test_a_record_is_json_with_its_rate():
             "max_tokens": 32,
             "query_prefix": "query: ",
             "document_prefix": "",
+            "windows": 1,
         }
     ]
     assert as_json["fallback_reasons"] == {"out_of_memory": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.telemetry.asset_metadata import DROPPED, METADATA, PICTURES
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
-from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
+from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
 
 SPARSE = {
     "on": ({}, {}, "completed"),
@@ -168,3 +169,24 @@ def test_every_key_that_assets_and_checks_show_is_on_the_list(pipeline: Pipeline
     of_dagster = {"dagster/size_bytes", "artefact_version"}
     assert {name for keys in used.values() for name in keys} <= METADATA.keys() | PICTURES.keys() | of_dagster
     assert [name for name, keys in used.items() if DROPPED in keys] == [], "nothing was kept out"
+
+
+def test_long_chunks_are_cut_or_read_in_windows_by_option(pipeline: Pipeline) -> None:
+    words = " ".join(f"word{n}" for n in range(250))  # 1,889 characters, about 500 tokens
+    file = pipeline.root / "corpora" / "notes" / "notes_chunks.json"
+    chunks = json.loads(file.read_text())
+    chunks[0]["text"] = words
+    file.write_text(json.dumps(chunks))
+
+    cut = pipeline.run()
+    assert cut.artefact("chunks").facts["texts_cut"] == 1
+    assert json.loads((cut.bundle / f"{PREFIX}_texts.json").read_text())[0] == words[:1024] + "..."
+    assert cut.manifest()["dense_run"]["models"][0]["windows"] == 1
+
+    read = pipeline.run({"models.windows": 2})
+    assert read.artefact("chunks").facts["texts_cut"] == 0
+    assert json.loads((read.bundle / f"{PREFIX}_texts.json").read_text())[0] == words
+    assert read.manifest()["dense_run"]["models"][0]["windows"] == 2
+    assert read.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2").shape[0] == 20
+    failed = [check.check_name for check in read.result.get_asset_check_evaluations() if not check.passed]
+    assert failed == []

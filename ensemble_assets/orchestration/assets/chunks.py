@@ -27,10 +27,10 @@ def chunks(
         # Before reading: what changes meanwhile then counts as changed.
         fingerprint = collection_fingerprint(collection.folder)
         limits = ReadLimits(record_bytes=options.max_record_mb * 1_000_000)
-        max_tokens = choose_models(run.settings.models).primary.max_tokens
+        primary = choose_models(run.settings.models).primary
         frame, report = read_chunks(
             collection.folder,
-            max_tokens,
+            primary.max_tokens * primary.windows,
             options.min_tokens,
             format_name=options.format or None,
             follow_links=options.follow_links,
