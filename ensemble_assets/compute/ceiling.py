@@ -138,7 +138,7 @@ class MemoryGuard:
 
 
 class PeakSampler:
-    """A thread that calls the guard at a fixed period, and keeps a thinned timeline for pictures.
+    """A thread that calls the guard at once and then at a fixed period, and keeps a thinned timeline for pictures.
 
     A sampler can miss a spike between two samples; the allocator's cap cannot.
     """
@@ -159,8 +159,10 @@ class PeakSampler:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._period):
+        while True:
             self.timeline.add(time.time(), self._guard.tick().used)
+            if self._stop.wait(self._period):
+                return
 
 
 class Timeline:

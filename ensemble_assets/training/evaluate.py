@@ -70,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Figures by set, for the sets whose folders are given."""
     teacher = Teacher(options.work / "encodings")
-    scorer = Remembering(PairScorer(options.model, _USE_MAX_TOKENS))
+    scorer = Remembering(PairScorer(options.model, options.max_tokens))
     figures: dict[str, Any] = {
         "measure": "nDCG@10",
         "model_fingerprint": fingerprint(options.model),
-        "max_tokens": _USE_MAX_TOKENS,
+        "max_tokens": options.max_tokens,
         "weight": options.weight,
     }
     if options.train:
@@ -208,6 +208,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the recipe's share of passages whose questions are the development slice (default: %(default)s)",
     )
     parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help="interpolation (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens",
+        type=int,
+        default=_USE_MAX_TOKENS,
+        help="tokens per pair (default: what the shipped model is used with, %(default)s)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="encodings (default: %(default)s)")
     return parser

@@ -187,6 +187,14 @@ def test_the_sampler_lowers_the_cap_in_the_middle_of_a_batch() -> None:
     assert max(used for _, used in sampler.timeline.points) == guard.peak_used >= 10 * GB
 
 
+def test_what_is_over_before_the_first_period_has_a_sample_too() -> None:
+    session, guard = opened(SimulatedDevice(block_bytes=1))
+    session.allocate(GB)
+    with PeakSampler(guard, period_seconds=3600) as sampler:
+        pass
+    assert [used for _, used in sampler.timeline.points] == [guard.peak_used]
+
+
 def test_a_spike_between_two_samples_is_missed_but_the_cap_is_not() -> None:
     session, guard = opened(SimulatedDevice(block_bytes=1))
     guard.tick()
