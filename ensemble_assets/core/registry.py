@@ -116,7 +116,7 @@ _SPECS = (
         hf_model_id="ensemble-assets/ensemble-reranker-tiny",
         source=PackageSource("ensemble-assets", "ensemble_assets", "weights/ensemble-reranker-tiny"),
         dimension=1,
-        max_tokens=256,
+        max_tokens=160,
         pooling="cross_encoder",
         licence="CC-BY-SA-4.0",
     ),

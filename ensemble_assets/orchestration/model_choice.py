@@ -44,10 +44,11 @@ def choose_models(models: Models) -> ModelChoice:
             raise SettingsError(f"a {kind} model is named twice: {', '.join(s.slug for s in chosen)}")
         return chosen
 
+    reranker = spec_of(models.rerank or profile.rerank, "rerank")
     return ModelChoice(
         dense=specs(models.ensemble, profile.dense, "dense"),
         sparse=specs(models.sparse, profile.sparse, "sparse"),
-        rerank=spec_of(models.rerank or profile.rerank, "rerank"),
+        rerank=replace(reranker, max_tokens=models.rerank_tokens or reranker.max_tokens),
     )
 
 

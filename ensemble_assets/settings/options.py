@@ -27,6 +27,10 @@ class Models:
     )
     sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
     rerank: str = option("", "CrossEncoder; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
+    rerank_tokens: int = option(
+        0, "query and chunk together, as the CrossEncoder reads them, at most; 0: as the model is defined",
+        unit="tokens", low=0, high=1_000_000,
+    )  # fmt: skip
     file: str = option("", "YAML file that defines models for profile custom", env="EMBEDDER_MODELS_FILE")
     windows: int = option(
         0,

@@ -38,6 +38,12 @@ _CONTROL = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{4,}(?:(?:\r?\n|\\r\\n|\\n)[A-Za-z0-9+/_-]+)*")
 _LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")
 _LEAST_RUN = 16
+_DIGITS_FROM = "\u04cd"
+"""Base64 gives four digits in a row only for three bytes of which the first is 0xD3, 0xD7 ... 0xF7 and the second ends in
+D, E or F; in UTF-8 that is a character from here on. So the digits of a number never stand for a text without any."""
+
+_SEAM = b"Cl9fX19fX18K"
+"""Stands for a line of ``_`` between two lines, across which nothing is found."""
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _LEVELS = 4
 _PERCENT = re.compile("%[0-9A-Fa-f]{2}")
@@ -93,6 +99,7 @@ class QuerySearch:
         if len(self._automaton):
             self._automaton.make_automaton()
         self.overlap = max(1 << 12, 16 * longest)
+        self._in_digits = any(_DIGITS_FROM <= max(query.text, default="") for query in queries)
         self._names = public
         if self._weak:
             self._weak = {whole: self._weak[whole] for whole in self._weak.keys() - self._plain_names()}
@@ -121,7 +128,7 @@ class QuerySearch:
         if not len(self._automaton):
             return set()
         found = set(self._in_views(data))
-        for decoded in _from_base64(data):
+        for decoded in _from_base64(data, self._in_digits):
             found.update(self._in_views(decoded))
         return {self.labels[number] for number in found}
 
@@ -193,17 +200,23 @@ def _unescaped(text: str) -> str:
     return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _from_base64(data: bytes) -> Iterator[bytes]:
-    """What the base64 runs of ``data`` say, read from each of the four places in a group where a text may begin."""
-    runs = []
-    for match in _BASE64_RUN.finditer(data):
-        run = _LINE_END.sub(b"", match[0])
+def _from_base64(data: bytes, in_digits: bool) -> Iterator[bytes]:
+    """What the base64 runs of ``data`` say, read from each of the four places in a group where a text may begin.
+
+    Args:
+        data: what to read.
+        in_digits: also read runs that are nothing but digits.
+    """
+    runs: dict[bytes, None] = {}
+    for found in dict.fromkeys(_BASE64_RUN.findall(data)):
+        if found.isdigit() and not in_digits:
+            continue
+        run = _LINE_END.sub(b"", found)
         if len(run) >= _LEAST_RUN:
-            runs.append(run.translate(_URL_SAFE))
-            if run != match[0]:  # perhaps plain lines, not one text in lines: each by itself too
-                lines = _LINE_END.split(match[0])
-                runs += [line.translate(_URL_SAFE) for line in lines if len(line) >= _LEAST_RUN]
-    for skip in range(4):
-        decoded = [base64.b64decode(part + b"A" * (-len(part) % 4)) for part in (run[skip:] for run in runs)]
-        if decoded:
-            yield b"\n".join(decoded)
+            runs[run.translate(_URL_SAFE)] = None
+            if run != found:  # perhaps plain lines, not one text in lines: each by itself too
+                lines = _LINE_END.split(found)
+                runs.update((line.translate(_URL_SAFE), None) for line in lines if len(line) >= _LEAST_RUN)
+    for skip in range(4) if runs else ():
+        parts = (run[skip:] for run in runs)
+        yield base64.b64decode(_SEAM.join(part + b"A" * (-len(part) % 4) for part in parts))

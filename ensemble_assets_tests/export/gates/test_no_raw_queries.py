@@ -68,6 +68,24 @@ def test_a_query_in_a_script_without_blanks_is_found_inside_a_longer_run() -> No
     assert search.in_bytes("请问如何取消我母亲的信用卡账单谢谢".encode()) == {"q1"}
 
 
+def test_a_query_whose_base64_is_nothing_but_digits_is_found() -> None:
+    text = "獴獵獶獷獸獹"
+    encoded = base64.b64encode(text.encode())
+    assert encoded.isdigit()
+    assert QuerySearch([Query("q1", text)]).in_bytes(b'{"score": 0.' + encoded + b"}") == {"q1"}
+
+
+@given(st.text(st.characters(max_codepoint=0x4CC), min_size=3), st.integers(0, 2))
+def test_without_such_characters_base64_never_has_four_digits_for_three_bytes(text: str, offset: int) -> None:
+    encoded = base64.b64encode(b"x" * offset + text.encode())
+    assert not any(encoded[at : at + 4].isdigit() for at in range(0, len(encoded), 4))
+
+
+def test_repeated_runs_and_their_lines_are_each_looked_into() -> None:
+    lines = b"\n".join([b"AAAAAAAAAAAAAAAAAAAAAA", base64.b64encode(TEXT.encode()), b"0123456789012345"])
+    assert QuerySearch([HEADING, QUERY]).in_bytes(lines + b" " + lines) == {"q1"}
+
+
 words = st.lists(st.sampled_from(["how", "do", "I", "pay", "the", "bill", "Zürich", "card's"]), min_size=0, max_size=14)
 
 
