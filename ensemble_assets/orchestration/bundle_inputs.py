@@ -33,6 +33,11 @@ class Upstream:
         }
 
     @property
+    def versions(self) -> list[str]:
+        """Content hashes of all of them."""
+        return [artefact.version for artefact in self.by_stage().values()]
+
+    @property
     def sparse_on(self) -> bool:
         """Whether the sparse stage was switched on when its artefact was made."""
         return bool(self.sparse.facts["status"] != "feature_disabled")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -13,8 +14,8 @@ from ensemble_assets.build import build_definitions
 from ensemble_assets.export.gates.needles import Query
 from ensemble_assets.export.gates.privacy import no_raw_queries
 from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
-from ensemble_assets.orchestration.checks import ALL_CHECKS
-from ensemble_assets.orchestration.checks.evidence import run_places
+from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle
+from ensemble_assets.orchestration.checks.evidence import run_evidence, run_places
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import ANEW, REFERENCE_FOLDER, RETRIEVAL_BUNDLE
 from ensemble_assets_tests.export.gates.schemas import problems
@@ -63,6 +64,25 @@ def test_with_both_stages_off_the_bundle_is_byte_identical_and_passes(pipeline: 
     checks = evaluations(outcome)
     assert all(check.passed for check in checks.values())
     assert int(checks["dense_parity"].metadata["files_compared"].value) >= 7
+
+
+def test_checks_take_over_the_exporters_verdicts_and_see_what_changed_since(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = evaluations(pipeline.run())
+    assert "looked at by the exporter" in str(taken["dense_parity"].metadata["notes"].value)
+
+    def tampering(context: Any, settings: Any, scratch: Path) -> Any:
+        [points] = (pipeline.root / "output" / "notes").glob("*_qdrant.jsonl")
+        points.write_bytes(points.read_bytes().replace(b'"id": 3', b'"id": 4', 1))
+        return run_evidence(context, settings, scratch)
+
+    monkeypatch.setattr(bundle, "run_evidence", tampering)
+    outcome = pipeline.run()
+    assert not outcome.succeeded
+    found = evaluations(outcome)
+    assert not found["legacy_keys"].passed or not found["row_alignment"].passed
+    assert "notes" not in found["vectors_finite_and_unit"].metadata
 
 
 def test_what_dagster_stores_of_a_run_is_searched(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{4,}(?:(?:\r?\n|\\r\\n|\\n)[A-Za-z0-9
 _LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")
 _LEAST_RUN = 16
 _DIGITS_FROM = "\u04cd"
-"""Base64 gives four digits in a row only for three bytes of which the first is 0xD3, 0xD7 ... 0xF7 and the second ends in
-D, E or F; in UTF-8 that is a character from here on. So the digits of a number never stand for a text without any."""
+"""Base64 gives four digits only for three bytes of which the first is 0xD3, 0xD7 ... or 0xF7 and the second ends in D,
+E or F; in UTF-8 that is a character from here on. So the digits of a number never stand for a text without any."""
 
 _SEAM = b"Cl9fX19fX18K"
 """Stands for a line of ``_`` between two lines, across which nothing is found."""
@@ -99,7 +99,7 @@ class QuerySearch:
         if len(self._automaton):
             self._automaton.make_automaton()
         self.overlap = max(1 << 12, 16 * longest)
-        self._in_digits = any(_DIGITS_FROM <= max(query.text, default="") for query in queries)
+        self._in_digits = any(max(query.text, default="") >= _DIGITS_FROM for query in queries)
         self._names = public
         if self._weak:
             self._weak = {whole: self._weak[whole] for whole in self._weak.keys() - self._plain_names()}

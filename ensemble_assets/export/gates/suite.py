@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ensemble_assets.core.errors import ArtefactError, ContractError
@@ -12,7 +12,7 @@ from ensemble_assets.export.gates.keys import LegacyKeys
 from ensemble_assets.export.gates.needles import Query
 from ensemble_assets.export.gates.parity import DenseParity
 from ensemble_assets.export.gates.places import Place
-from ensemble_assets.export.gates.privacy import NoRawQueries
+from ensemble_assets.export.gates.privacy import NoRawQueries, no_raw_queries
 from ensemble_assets.export.gates.projection import LegacyProjection, Original
 from ensemble_assets.export.gates.reading import Bundle, metadata_items, open_bundle
 from ensemble_assets.export.gates.result import GateResult
@@ -52,6 +52,7 @@ class Evidence:
         queries: to look for; empty where they are not known.
         places: gives what was written beside the bundle.
         public: gives names that may stand anywhere.
+        known: verdicts on the bundle's records that still hold (``verdicts``); these gates do not read them again.
     """
 
     original: Original
@@ -61,6 +62,7 @@ class Evidence:
     queries: tuple[Query, ...] = ()
     places: Callable[[], Iterable[Place]] = tuple
     public: Callable[[], Iterable[str]] = tuple
+    known: Mapping[str, GateResult] = field(default_factory=dict)
 
     @property
     def bundle(self) -> Bundle:
@@ -120,21 +122,41 @@ GATES = tuple(DESCRIPTIONS)
 BEFORE_THE_SWAP = tuple(name for name in GATES if name in _ROW_GATES)
 """What the exporter looks at itself before a bundle takes its place: everything that is in the bundle."""
 
+_ADD_UP = ("places", "bytes_searched")
+"""Figures of ``no_raw_queries`` that are of the bundle and of what was written beside it together."""
+
 
 def judge(evidence: Evidence, wanted: Collection[str] = GATES) -> Iterator[GateResult]:
     """The verdicts of some gates, in the order of ``GATES``. All that look at records share one pass over them."""
     walk = Walk(evidence.bundle, evidence.inputs)
-    looking = {name: make(walk, evidence) for name, make in _ROW_GATES.items() if name in wanted}
+    anew = {name for name in _ROW_GATES if name in wanted and name not in evidence.known}
+    looking = {name: make(walk, evidence) for name, make in _ROW_GATES.items() if name in anew}
     if looking:
         walk.show(looking.values())
     for name in GATES:
         if name in looking:
             yield looking[name].result()
+        elif name in wanted and name in _ROW_GATES:
+            yield _with_places(evidence) if name == "no_raw_queries" else evidence.known[name]
         elif name in wanted:
             yield _RUN_GATES[name](evidence)
 
 
-def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> None:
+def _with_places(evidence: Evidence) -> GateResult:
+    """What is known of the bundle, and the search of what was written beside it."""
+    known = evidence.known["no_raw_queries"]
+    found = no_raw_queries(evidence.queries, evidence.places(), evidence.public)
+    both = {
+        name: int(known.numbers[name]) + int(found.numbers[name])
+        for name in _ADD_UP
+        if name in known.numbers and name in found.numbers
+    }
+    return replace(found, numbers={**found.numbers, **both}, notes=tuple(dict.fromkeys((*known.notes, *found.notes))))
+
+
+def require_gates(
+    folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]
+) -> tuple[GateResult, ...]:
     """The exporter's own look at a finished folder that nobody has seen yet.
 
     Args:
@@ -142,6 +164,9 @@ def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: t
         inputs: what they were made of.
         limits: of the settings.
         queries: of the run.
+
+    Returns:
+        The verdicts, of which none is a failure.
 
     Raises:
         ContractError: if a gate fails with severity ERROR; the bundle that was there before stays.
@@ -154,11 +179,13 @@ def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: t
         queries=queries,
         public=lambda: public_names(inputs),
     )
-    for result in judge(evidence, BEFORE_THE_SWAP):
+    results = tuple(judge(evidence, BEFORE_THE_SWAP))
+    for result in results:
         if result.failed:
             count = int(result.numbers["problems"])
             more = f" ({count - 1} more)" if count > 1 else ""
             raise ContractError(f"gate {result.name}: {result.problems[0]}{more}. The bundle was not written")
+    return results
 
 
 def public_names(inputs: BundleInputs) -> Iterator[str]:

@@ -3,12 +3,14 @@
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.export.bundle import write_bundle
 from ensemble_assets.export.gates.suite import require_gates
+from ensemble_assets.export.gates.verdicts import circumstances, kept
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs, ranked_lists
 from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
@@ -38,12 +40,19 @@ def export_bundle(
     with stage_run(context, settings, progress, "export") as run:
         clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
         inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
+        verdicts: dict[str, Any] = {}
+
+        def verify(folder: Path) -> None:
+            limits = limits_of(run.settings)
+            results = require_gates(folder, inputs, limits, run_queries(upstream))
+            verdicts.update(kept(circumstances(folder, run.run_id, upstream.versions, limits), results))
+
         bundle = write_bundle(
             Path(run.settings.paths.output_dir),
             inputs,
             lambda written: manifest_inputs(upstream, run, clock, written),
             ranked_lists(upstream),
-            lambda folder: require_gates(folder, inputs, limits_of(run.settings), run_queries(upstream)),
+            verify,
         )
         performance = final_ratios(upstream, run)
         report_ratios(run, performance)
@@ -58,6 +67,7 @@ def export_bundle(
             "bytes": sum(sizes.values()),
             "skipped_files": dict(bundle.written.skipped),
             "performance": performance,
+            "verdicts": verdicts,
         }
         if run.span is not None:
             run.span.set(items=inputs.count, outcome="completed")

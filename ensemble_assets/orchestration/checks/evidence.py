@@ -17,6 +17,7 @@ from ensemble_assets.export.gates.projection import Original
 from ensemble_assets.export.gates.reading import open_bundle, read_object
 from ensemble_assets.export.gates.stages import StageCost
 from ensemble_assets.export.gates.suite import Evidence, Limits, public_names
+from ensemble_assets.export.gates.verdicts import circumstances, holding
 from ensemble_assets.export.names import collection_folder
 from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs
 from ensemble_assets.orchestration.io_managers import open_store
@@ -56,18 +57,23 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
         )
     clock = str(read_object(bundle.path("stats.json")).get("export_timestamp"))
     inputs = bundle_inputs(upstream, collection, settings, clock)
+    exported = store.load(collection, "export_bundle").facts
+    limits = limits_of(settings)
     runs = {context.run.run_id, *(str(artefact.facts["run_id"]) for artefact in artefacts.values())}
     return Evidence(
         original=Original(bundle, scratch, inputs),
-        limits=limits_of(settings),
+        limits=limits,
         costs={
             **{stage: _cost(artefacts[field].facts) for stage, field in _COSTED.items()},
-            "export": _cost(store.load(collection, "export_bundle").facts),
+            "export": _cost(exported),
         },
         twin=Path(reference_paths(settings)["paths.output_dir"]) / bundle.folder.name,
         queries=run_queries(upstream),
         places=lambda: _places(context.instance, bundle.folder, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
+        known=holding(
+            exported.get("verdicts"), circumstances(bundle.folder, context.run.run_id, upstream.versions, limits)
+        ),
     )
 
 
