@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 Coefficients = tuple[float, float, float, float]
 
@@ -19,6 +21,7 @@ _KEPT_PER_CLASS = 8
 _CERTAIN = 6  # observations after which the fit's own residuals say how far it may be off
 _LEAST_ERROR, _EARLY_ERROR = 0.01, 0.05
 _UNITS = np.array([1.0, 1e4, 1e6, 1e2])  # brings the four columns to a like size
+_SUPPORTS = [list(some) for size in range(1, 5) for some in combinations(range(4), size)]
 _TIE_BREAK = np.array([0.0, 0.0, 1e-5, 1e-5])  # where batches are too alike to tell, tokens explain them
 
 
@@ -35,7 +38,8 @@ class PeakModel:
 
     A size class is a power of two in tokens and in length; keeping some of each means that the fit is not forgotten
     where the work currently is not. Coefficients cannot be negative, so a larger batch is never predicted to take less.
-    The solver is SciPy's (Lawson & Hanson 1974, chapter 23).
+    With four coefficients every choice of those that are not zero can be tried, which needs no solver (the usual ones
+    are slow to import: half a second of every run).
     """
 
     def __init__(self, observations: Iterable[Observation] = ()) -> None:
@@ -100,12 +104,29 @@ class PeakModel:
 
 
 def _fit(observations: Sequence[Observation]) -> Coefficients:
-    from scipy.optimize import nnls
-
     if not observations:
         return (0.0, 0.0, 0.0, 0.0)
     tokens, longest, peaks = np.array(observations, np.float64).T
     columns = np.stack([np.ones(len(peaks)), tokens, tokens * longest, tokens / np.maximum(longest, 1)], axis=1)
-    solution, _ = nnls(np.vstack([columns / _UNITS, np.diag(_TIE_BREAK)]), np.concatenate([peaks, np.zeros(4)]))
+    solution = _nonnegative(np.vstack([columns / _UNITS, np.diag(_TIE_BREAK)]), np.concatenate([peaks, np.zeros(4)]))
     base, per_token, per_square, per_row = (solution / _UNITS).tolist()
     return (base, per_token, per_square, per_row)
+
+
+def _nonnegative(columns: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares with coefficients of 0 or more, ``[4] float64``.
+
+    The solution is the plain least-squares one over the coefficients that are not zero, so it is the best of those that
+    are nowhere negative.
+    """
+    basis, triangle = np.linalg.qr(columns)  # the same problem in four rows
+    wanted = basis.T @ targets
+    best, error = np.zeros(len(triangle)), float(wanted @ wanted)
+    for support in _SUPPORTS:
+        some = np.linalg.lstsq(triangle[:, support], wanted, rcond=None)[0]
+        residual = triangle[:, support] @ some - wanted
+        if some.min() >= 0 and residual @ residual < error:
+            error = float(residual @ residual)
+            best = np.zeros(len(triangle))
+            best[support] = some
+    return best
