@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -134,10 +133,8 @@ def _instance() -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.get() as instance:
             yield instance
     else:
-        with (
-            tempfile.TemporaryDirectory(prefix="ensemble-assets-") as folder,
-            dg.DagsterInstance.local_temp(folder, overrides=_PRIVATE_INSTANCE) as instance,
-        ):
+        # in memory: a database on disk takes two seconds of every run and is thrown away
+        with dg.DagsterInstance.ephemeral(settings=_PRIVATE_INSTANCE) as instance:
             yield instance
 
 

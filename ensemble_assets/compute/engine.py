@@ -60,6 +60,16 @@ class HasFullPrecision(Protocol):
 
 
 @runtime_checkable
+class HasWidth(Protocol):
+    """A factory that knows how wide its model's token states are."""
+
+    @property
+    def width(self) -> int:
+        """0 where that is not known."""
+        ...
+
+
+@runtime_checkable
 class HasRelease(Protocol):
     """A forward that can give its memory back at once: networks are in reference cycles and would wait for a sweep."""
 

@@ -17,11 +17,11 @@ from ensemble_assets.compute.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.controller import BatchController
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.dispatch import Dispatcher, Measure, Run
-from ensemble_assets.compute.engine import HasRelease
+from ensemble_assets.compute.engine import HasRelease, HasWidth
 from ensemble_assets.compute.execute import BatchRunner, Outputs
 from ensemble_assets.compute.outcomes import Finished
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
-from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings, for_width
 from ensemble_assets.core.errors import DeviceError
 from ensemble_assets.core.events import EventSink
 
@@ -55,6 +55,7 @@ class InProcess:
         self._device = device
         self._events = events
         self._settings = settings
+        self._batches = for_width(settings.controller, factory.width if isinstance(factory, HasWidth) else 0)
         used_before = device.memory().used
         self._session = device.open()
         self._guard = MemoryGuard(self._session, settings.ceiling.within(device.total_bytes))
@@ -97,7 +98,7 @@ class InProcess:
         self, runner: BatchRunner, lengths: NDArray[np.int64], rows: NDArray[np.int64], memory: SizeMemory | None
     ) -> None:
         name = self._device.uuid
-        controller = BatchController(lengths, rows, self._settings.controller, self._events, memory)
+        controller = BatchController(lengths, rows, self._batches, self._events, memory)
         dispatcher = Dispatcher(controller, [name], self._events, self._settings.patience)
         self._session.begin_peak()
         dispatcher.joined(name, self._session.peak_bytes(), self._guard.tick())

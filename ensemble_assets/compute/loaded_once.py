@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.engine import HasFullPrecision, HasRelease
+from ensemble_assets.compute.engine import HasFullPrecision, HasRelease, HasWidth
 from ensemble_assets.compute.work import Batch, Forward, ForwardFactory, OutputSpec, TokenTable
 
 
@@ -37,6 +37,10 @@ class _LoadedOnce:
     @property
     def identity(self) -> str:
         return self.factory.identity
+
+    @property
+    def width(self) -> int:
+        return self.factory.width if isinstance(self.factory, HasWidth) else 0
 
     def load(self, device: str) -> Forward:
         if self._forward is None:

@@ -43,6 +43,12 @@ def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
     return replace(spec, dimension=width, max_tokens=max_tokens, pooling=pooling)
 
 
+def hidden_width(files: ModelFiles) -> int:
+    """Width of the token states, 0 where its ``config.json`` does not say."""
+    config = _read(files, "config.json")
+    return int(config.get("hidden_size", 0) or config.get("dim", 0))
+
+
 def _width_key(spec: ModelSpec) -> str:
     return "vocab_size" if spec.kind == "sparse" else "hidden_size"
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
+from ensemble_assets.compute.model_config import hidden_width
 from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.compute.work import OutputSpec
@@ -39,6 +40,11 @@ class ModelFactory:
         """Slug, fingerprint, pooling, backend and precision."""
         parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
         return ":".join(parts)
+
+    @property
+    def width(self) -> int:
+        """Of the token states; 0 where the model's own files do not say."""
+        return hidden_width(self.files)
 
     def full_precision(self) -> Self:
         """The same model in fp32."""

@@ -30,7 +30,7 @@ _WORTH_COMPILING = 131_072
 _USUAL = 1e12
 """A screen is not fitted to larger numbers, whose squares would leave float32."""
 
-_TEXTS_AT_ONCE = 4
+_TEXTS_AT_ONCE = 1
 
 
 @dataclass(frozen=True)

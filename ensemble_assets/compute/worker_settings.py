@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ensemble_assets.compute.batch_sizes import SizeMemory, SizeSettings
 from ensemble_assets.compute.ceiling import Ceiling
@@ -14,9 +14,25 @@ DEFAULT_BATCH_TOKENS = 4096
 _CPU_BATCH_ROWS = 256
 
 
+_USUAL_WIDTH = 384
+"""Of token states, for which the default batch was measured: what a batch holds in cache grows with it."""
+
+
 def cpu_batches(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> ControllerSettings:
     """Batches of at most so many padded tokens, however much memory there is: on a CPU larger ones are no faster."""
     return ControllerSettings(SizeSettings(batch_tokens, max_tokens=batch_tokens, max_rows=_CPU_BATCH_ROWS))
+
+
+def for_width(settings: ControllerSettings, width: int) -> ControllerSettings:
+    """The same, or more tokens in a fixed batch of a model with narrow token states; 0 is an unknown width.
+
+    Going from the network to what is done with its states and back costs the same for every batch.
+    """
+    sizes = settings.sizes
+    if sizes.max_tokens is None or width < 1:
+        return settings
+    tokens = sizes.max_tokens * max(1, _USUAL_WIDTH // width)
+    return replace(settings, sizes=replace(sizes, initial_tokens=max(sizes.initial_tokens, tokens), max_tokens=tokens))
 
 
 @dataclass(frozen=True)

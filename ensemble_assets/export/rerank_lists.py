@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ensemble_assets.core.errors import ContractError
 
@@ -68,9 +68,17 @@ def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
     Raises:
         ContractError: if a score is not finite.
     """
-    columns = lists.select("public_id", "chunk_id", "rank", "score").iter_rows()
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        _write_lines(file, columns, tag)
+    score = pl.Series("score", _falling(lists).astype(np.float64).astype(str))
+    ids = {column: _trec_ids(lists[column]) for column in ("public_id", "chunk_id")}
+    lines = [
+        ids["public_id"],
+        pl.lit("Q0").alias("Q0"),
+        ids["chunk_id"],
+        lists["rank"],
+        score,
+        pl.lit(tag).alias("tag"),
+    ]
+    pl.select(lines).write_csv(path, include_header=False, separator=" ", quote_style="never")
 
 
 def trec_id(identifier: str) -> str:
@@ -78,15 +86,25 @@ def trec_id(identifier: str) -> str:
     return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), identifier)
 
 
-def _write_lines(file: IO[str], columns: Iterator[tuple[Any, ...]], tag: str) -> None:
-    query, limit = None, np.float32(np.inf)
-    for public_id, chunk_id, rank, score in columns:
-        if score is None or not math.isfinite(score):
-            raise ContractError(f"list of query {public_id}, rank {rank}: the score is not finite")
-        limit = np.nextafter(limit, np.float32(-np.inf)) if public_id == query else np.float32(np.inf)
-        limit = min(np.float32(score), limit)
-        query = public_id
-        file.write(f"{trec_id(public_id)} Q0 {trec_id(chunk_id)} {rank} {limit} {tag}\n")
+def _trec_ids(ids: pl.Series) -> pl.Series:
+    distinct = ids.unique()
+    return ids.replace_strict(distinct, pl.Series([trec_id(one) for one in distinct], dtype=pl.String))
+
+
+def _falling(lists: pl.DataFrame) -> NDArray[np.float32]:
+    """The scores, each below the one before it in its list, ``[n] float32``."""
+    scores = lists["score"].cast(pl.Float32).fill_null(np.nan).to_numpy().copy()
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        query, rank = lists["public_id"][int(bad[0])], lists["rank"][int(bad[0])]
+        raise ContractError(f"list of query {query}, rank {rank}: the score is not finite")
+    goes_on = np.append((lists["public_id"] == lists["public_id"].shift(1)).fill_null(value=False).to_numpy(), False)
+    for first in np.flatnonzero(goes_on[1:-1] & (scores[1:] >= scores[:-1])) + 1:
+        place = int(first)
+        while goes_on[place] and scores[place] >= scores[place - 1]:
+            scores[place] = np.nextafter(scores[place - 1], np.float32(-np.inf))
+            place += 1
+    return scores
 
 
 def _by_query(lists: pl.DataFrame, queries: pl.DataFrame) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -67,6 +68,32 @@ def test_evaluation_by_score_keeps_the_ranks(tmp_path: Path) -> None:
     assert all(before > after for before, after in pairwise(written))
     assert np.allclose(written[:3], 0.5)
     assert written[4] == -1.0
+
+
+def reference_lines(rows: list[tuple[str, float]]) -> list[str]:
+    """Line by line: a score that is not below the one before becomes the next float32 below it."""
+    lines, before = [], ("", np.float32(np.inf))
+    for number, (query, score) in enumerate(rows):
+        limit = np.nextafter(before[1], np.float32(-np.inf)) if before[0] == query else np.float32(np.inf)
+        before = (query, min(np.float32(score), limit))
+        lines.append(f"{query} Q0 c{number} {number + 1} {before[1]} tag")
+    return lines
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["q1", "q2"]),
+            st.one_of(st.sampled_from([0.5, 0.25, 0.0, 1e-30, 3e38]), st.floats(-(2.0**90), 2.0**90, width=32)),
+        ),
+        max_size=12,
+    )
+)
+def test_a_run_file_agrees_with_one_written_line_by_line(rows: list[tuple[str, float]]) -> None:
+    frame = candidates(*((query, n + 1, n, f"c{n}", score) for n, (query, score) in enumerate(rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        write_trec_run(Path(folder) / "t", frame, "tag")
+        assert (Path(folder) / "t").read_text().splitlines() == reference_lines(rows)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1), min_size=1, unique=True))
