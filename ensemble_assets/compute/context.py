@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease, LeaseMaker, local_lease
 from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.runtime import Runtime
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.tokenise import TokenCache
 from ensemble_assets.compute.work import (
     DeviceOutOfMemoryError,
@@ -49,7 +49,7 @@ class Runner(Protocol):
         lease: Lease,
         events: EventSink,
         folder: Path | None = None,
-    ) -> EngineResult:
+    ) -> TableResult:
         """Run every row; see ``parallel.run_parallel``."""
         ...
 
@@ -78,7 +78,7 @@ class ComputeContext:
 
     def run(
         self, stage: str, spec: ModelSpec, table: TokenTable, factory: ForwardFactory, part: str = "all"
-    ) -> EngineResult:
+    ) -> TableResult:
         """Lease, run the table through the model, give the devices back.
 
         Args:
@@ -120,7 +120,7 @@ def record_of(
     spec: ModelSpec,
     files: ModelFiles,
     factory: ForwardFactory,
-    result: EngineResult,
+    result: TableResult,
 ) -> StageRecord:
     """The part of a stage's record that a run of one model determines."""
     return StageRecord(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.batch_sizes import BatchSizes, SizeMemory, SizeSettings
 from ensemble_assets.compute.ceiling import Headroom
-from ensemble_assets.compute.engine import OUT_OF_MEMORY
+from ensemble_assets.compute.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.work import Batch
 from ensemble_assets.core.events import EventSink
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.backends import dense_factory
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.encoder_work import EncoderWork, encoder_work
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.model_config import complete_spec
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.tokenise import vocabulary
 from ensemble_assets.compute.windows import mean_vectors
 from ensemble_assets.compute.work import DeviceOutOfMemoryError
@@ -133,7 +133,7 @@ def _encode_one(
     return DenseVectors(spec, files, of_chunks, vectors[windows:], work.windows.dropped > 0, record)
 
 
-def _refuse_failures(result: EngineResult, work: EncoderWork, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
+def _refuse_failures(result: TableResult, work: EncoderWork, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
     """There is no fallback for a dense vector: a row without one is an error that names it."""
     if not result.failed_rows:
         return

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.context import ComputeContext
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.loaded_once import loaded_once
 from ensemble_assets.compute.part_events import PartEvents
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.core.registry import ModelSpec
 
@@ -33,7 +33,7 @@ class HeldModel:
     context: ComputeContext
     reloads: bool
 
-    def run(self, table: TokenTable, part: str, rows: NDArray[np.int64] | None = None) -> EngineResult:
+    def run(self, table: TokenTable, part: str, rows: NDArray[np.int64] | None = None) -> TableResult:
         """Every row of ``table`` through the model.
 
         Args:
@@ -67,7 +67,7 @@ def hold(context: ComputeContext, stage: str, spec: ModelSpec, factory: ForwardF
             yield HeldModel(stage, spec, once, lease, context, reloads=False)
 
 
-def merge_results(parts: list[EngineResult]) -> EngineResult:
+def merge_results(parts: list[TableResult]) -> TableResult:
     """What several runs over different rows cost together; outputs and failed rows are the caller's to place.
 
     Raises:

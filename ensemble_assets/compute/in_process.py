@@ -17,10 +17,9 @@ from ensemble_assets.compute.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.controller import BatchController
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.dispatch import Dispatcher, Measure, Run
-from ensemble_assets.compute.engine import HasRelease, HasWidth
 from ensemble_assets.compute.execute import BatchRunner, Outputs
 from ensemble_assets.compute.outcomes import Finished
-from ensemble_assets.compute.work import ForwardFactory, TokenTable
+from ensemble_assets.compute.work import ForwardFactory, HasRelease, HasWidth, TokenTable
 from ensemble_assets.compute.worker_settings import PassResult, WorkerSettings, for_width
 from ensemble_assets.core.errors import DeviceError
 from ensemble_assets.core.events import EventSink

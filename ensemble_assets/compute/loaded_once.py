@@ -8,8 +8,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.engine import HasFullPrecision, HasRelease, HasWidth
-from ensemble_assets.compute.work import Batch, Forward, ForwardFactory, OutputSpec, TokenTable
+from ensemble_assets.compute.work import (
+    Batch,
+    Forward,
+    ForwardFactory,
+    HasFullPrecision,
+    HasRelease,
+    HasWidth,
+    OutputSpec,
+    TokenTable,
+)
 
 
 @contextmanager

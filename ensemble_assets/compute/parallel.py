@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.batch_memory import BatchMemory
 from ensemble_assets.compute.devices.device import Device
-from ensemble_assets.compute.engine import NO_TOKENS, NOT_FINITE, EngineResult, HasFullPrecision, first_equal_rows
+from ensemble_assets.compute.distinct_rows import DistinctRows
 from ensemble_assets.compute.execute import Outputs
 from ensemble_assets.compute.in_process import InProcess
 from ensemble_assets.compute.lease_shape import Lease
-from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, TokenTable
+from ensemble_assets.compute.table_result import NOT_FINITE, TableResult
+from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, HasFullPrecision, TokenTable
 from ensemble_assets.compute.work_folder import create_outputs, save_table, take_outputs, work_folder
 from ensemble_assets.compute.worker_settings import DEFAULT_BATCH_TOKENS, PassResult, WorkerSettings, cpu_batches
 from ensemble_assets.compute.workers import WorkerPool
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.events import EventSink
-
-_COPIED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def run_parallel(
     settings: ParallelSettings,
     events: EventSink,
     output_folder: Path | None = None,
-) -> EngineResult:
+) -> TableResult:
     """Run every row of ``table`` through the model on all devices of the lease.
 
     The same rows in the same batches give the same bits, whatever device of one kind runs them and in what order they
@@ -74,10 +73,8 @@ def run_parallel(
         StageError: if no worker is left.
     """
     started = time.perf_counter()
-    same_as = first_equal_rows(table)
-    first = np.flatnonzero(same_as == np.arange(len(table)))
-    rows = first[table.lengths[first] > 0]
-    failed = dict.fromkeys(first[table.lengths[first] == 0].tolist(), NO_TOKENS)
+    distinct = DistinctRows.of(table)
+    rows, failed = distinct.rows, dict(distinct.empty)
     with work_folder(settings.work_folder or output_folder) as folder:
         outputs = create_outputs(folder, factory.outputs, len(table))
         job = _Job(table, outputs, lease, folder, settings, events)
@@ -86,16 +83,16 @@ def run_parallel(
         failed |= job.redo_in_fp32(factory, done.not_finite)
         for values in outputs.values():
             values[sorted(failed)] = 0
-        _copy_repeats(outputs, same_as)
+        distinct.spread(outputs)
         taken = take_outputs(folder, list(outputs), output_folder)
-    return EngineResult(
+    return TableResult(
         outputs=taken,
-        failed_rows={row: failed[source] for row, source in enumerate(same_as.tolist()) if source in failed},
+        failed_rows=distinct.spread_failures(failed),
         seconds=time.perf_counter() - started,
         tokens=int(table.lengths[rows].sum()),
         peak_bytes=done.peak_bytes,
         precision_redone=len(done.not_finite),
-        distinct_rows=len(first),
+        distinct_rows=len(distinct.first),
         device=",".join(dict.fromkeys(map(_label, lease.devices))) if len(rows) else "none",
         precision=done.precision,
         largest_batch=done.largest_batch,
@@ -120,7 +117,7 @@ class ParallelRunner:
         lease: Lease,
         events: EventSink,
         folder: Path | None = None,
-    ) -> EngineResult:
+    ) -> TableResult:
         """Run every row; see ``run_parallel``."""
         return run_parallel(table, factory, lease, self.settings, events, folder)
 
@@ -170,11 +167,3 @@ class _Job:
         if not (self.folder / "table-ids.npy").exists():
             save_table(self.folder, self.table)
         return WorkerPool(self.lease, factory, self.folder, workers, self.events)
-
-
-def _copy_repeats(outputs: Outputs, same_as: NDArray[np.int64]) -> None:
-    repeats = np.flatnonzero(same_as != np.arange(len(same_as)))
-    for start in range(0, len(repeats), _COPIED_AT_ONCE):
-        some = repeats[start : start + _COPIED_AT_ONCE]
-        for values in outputs.values():
-            values[some] = values[same_as[some]]

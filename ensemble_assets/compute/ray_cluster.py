@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
-from ensemble_assets.compute.engine import NO_TOKENS, EngineResult, first_equal_rows
+from ensemble_assets.compute.distinct_rows import DistinctRows
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.ray_node import NodeOptions, Order, ShardReport, compute_shard
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.token_tables import take_rows
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.compute.work_folder import create_outputs, take_outputs, work_folder
@@ -110,7 +111,7 @@ class RayRunner:
         lease: Lease,
         events: EventSink,
         folder: Path | None = None,
-    ) -> EngineResult:
+    ) -> TableResult:
         """Run every row; results agree with ``parallel.run_parallel`` as that function says of other batches.
 
         Raises:
@@ -122,10 +123,8 @@ class RayRunner:
         if not isinstance(lease, ClusterLease):
             raise DeviceError("the Ray runner needs a lease of the cluster")
         started = time.perf_counter()
-        same_as = first_equal_rows(table)
-        first = np.flatnonzero(same_as == np.arange(len(table)))
-        rows = first[table.lengths[first] > 0]
-        failed = dict.fromkeys(first[table.lengths[first] == 0].tolist(), NO_TOKENS)
+        distinct = DistinctRows.of(table)
+        rows, failed = distinct.rows, dict(distinct.empty)
         order = Order(lease.model, lease.stage, self.options)
         with work_folder(folder) as scratch:
             outputs = create_outputs(scratch, factory.outputs, len(table))
@@ -139,18 +138,16 @@ class RayRunner:
                     outputs[name][shard] = values
                 failed |= {int(shard[row]): reason for row, reason in result.failed_rows.items()}
                 parts.append(result)
-            repeats = np.flatnonzero(same_as != np.arange(len(table)))
-            for values in outputs.values():
-                values[repeats] = values[same_as[repeats]]
+            distinct.spread(outputs)
             taken = take_outputs(scratch, list(outputs), folder)
-        return EngineResult(
+        return TableResult(
             outputs=taken,
-            failed_rows={row: failed[source] for row, source in enumerate(same_as.tolist()) if source in failed},
+            failed_rows=distinct.spread_failures(failed),
             seconds=time.perf_counter() - started,
             tokens=int(table.lengths[rows].sum()),
             peak_bytes=max((part.peak_bytes for part in parts), default=0),
             precision_redone=sum(part.precision_redone for part in parts),
-            distinct_rows=len(first),
+            distinct_rows=len(distinct.first),
             device=",".join(sorted({part.device for part in parts})) or "none",
             precision=parts[0].precision if parts else "none",
             largest_batch=max((part.largest_batch for part in parts), default=0),
@@ -176,7 +173,7 @@ def split(lengths: NDArray[np.int64], rows: NDArray[np.int64], shard_rows: int) 
     return [ordered[start : start + shard_rows] for start in range(0, len(ordered), shard_rows)]
 
 
-def _result_of(report: ShardReport, stage: str) -> EngineResult:
+def _result_of(report: ShardReport, stage: str) -> TableResult:
     if report.error is not None:
         raise report.error
     if report.result is None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.leases import MemoryGate, lease_gpus
 from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, TokenTable, failure_word
 from ensemble_assets.core.errors import EnsembleError
 from ensemble_assets.core.events import Event, EventLog
@@ -65,7 +65,7 @@ class ShardReport:
         word: class name of any other error, whose message may quote the input.
     """
 
-    result: EngineResult | None = None
+    result: TableResult | None = None
     events: tuple[Event, ...] = ()
     error: Exception | None = None
     word: str = ""
@@ -84,7 +84,7 @@ def compute_shard(table: TokenTable, factory: ForwardFactory, order: Order) -> S
     return ShardReport(result, tuple(events.events))
 
 
-def _compute(table: TokenTable, factory: ForwardFactory, order: Order, events: EventLog) -> EngineResult:
+def _compute(table: TokenTable, factory: ForwardFactory, order: Order, events: EventLog) -> TableResult:
     options, environment = order.options, process_environment()
     # Ray names the GPUs that it gave this process in the usual variable.
     devices = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"), threads=options.threads).chosen

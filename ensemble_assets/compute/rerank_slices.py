@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.held_model import HeldModel
 from ensemble_assets.compute.latency_budget import GROWTH, Allowance, Governor
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.token_tables import TokenBodies, pair_lengths, pair_table
 from ensemble_assets.compute.tokenise import Vocabulary
 from ensemble_assets.compute.work import TokenTable
@@ -55,7 +55,7 @@ class SliceResults:
 
     logits: NDArray[np.float32]
     failed: dict[int, str]
-    results: list[EngineResult]
+    results: list[TableResult]
     reached: int = 0
     truncated: int = 0
     tokens: int = 0

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.context import Runner
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.loaded_once import loaded_once
 from ensemble_assets.compute.part_events import PartEvents
 from ensemble_assets.compute.row_keys import row_keys
 from ensemble_assets.compute.row_store import open_store, secret_of
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.token_tables import take_rows
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
 from ensemble_assets.core.events import EventSink
@@ -56,7 +56,7 @@ class ReusingRunner:
         lease: Lease,
         events: EventSink,
         folder: Path | None = None,
-    ) -> EngineResult:
+    ) -> TableResult:
         """Every row's outputs, those that are missing computed first; in memory or mapped, not in ``folder``.
 
         Rows are cut into shards longest first, so that after a kill the rest is cut as it would have been: on a CPU the
@@ -76,7 +76,7 @@ class ReusingRunner:
                     store.add(keys[rows[good]], outputs, part.precision)
                     total.take(part, group[rows])
             places = store.find(keys)
-            return EngineResult(
+            return TableResult(
                 outputs=store.read(places),
                 failed_rows={row: total.failed[int(group[row])] for row in np.flatnonzero(~places.known).tolist()},
                 seconds=time.perf_counter() - started,
@@ -121,7 +121,7 @@ class _Total:
     device: str = "none"
     failed: dict[int, str] = field(default_factory=dict)
 
-    def take(self, part: EngineResult, groups: NDArray[np.int64]) -> None:
+    def take(self, part: TableResult, groups: NDArray[np.int64]) -> None:
         self.tokens += part.tokens
         self.peak_bytes = max(self.peak_bytes, part.peak_bytes)
         self.precision_redone += part.precision_redone

@@ -20,8 +20,8 @@ from ensemble_assets.compute.controller import Assignment, BatchController, Tall
 from ensemble_assets.compute.devices.simulated import SimulatedDevice, SimulatedSession
 from ensemble_assets.compute.devices.simulated_model import SimulatedForward, SimulatedModel
 from ensemble_assets.compute.dispatch import DEVICE_FAILED, Dispatcher, Measure, Run
-from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.outcomes import DidNotFit, Finished, ModelFailed
+from ensemble_assets.compute.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.worker_settings import WorkerSettings
 from ensemble_assets.core.errors import DeviceError, EnsembleError

@@ -1,7 +1,7 @@
 """What an encoder and the machinery that feeds it agree on: token tables, batches, forwards and their outputs.
 
 Planning batches, holding devices and running workers are other modules; so are the three encoders. This module holds
-the data types and the two protocols between them, and nothing that computes.
+the data types and the protocols between them, and nothing that computes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -112,6 +112,34 @@ class ForwardFactory(Protocol):
         Raises:
             ModelUnavailableError: if files or libraries are missing or do not fit together.
         """
+        ...
+
+
+@runtime_checkable
+class HasFullPrecision(Protocol):
+    """A factory that can make the same model in fp32."""
+
+    def full_precision(self) -> ForwardFactory:
+        """The same model in fp32."""
+        ...
+
+
+@runtime_checkable
+class HasWidth(Protocol):
+    """A factory that knows how wide its model's token states are."""
+
+    @property
+    def width(self) -> int:
+        """0 where that is not known."""
+        ...
+
+
+@runtime_checkable
+class HasRelease(Protocol):
+    """A forward that can give its memory back at once: networks are in reference cycles and would wait for a sweep."""
+
+    def release(self) -> None:
+        """Drop the weights; the forward is of no use afterwards."""
         ...
 
 

@@ -20,9 +20,8 @@ from typing import Any
 from ensemble_assets.compute.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.controller import Assignment
 from ensemble_assets.compute.devices.device import Device
-from ensemble_assets.compute.engine import HasRelease
 from ensemble_assets.compute.execute import BatchRunner
-from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, failure_word
+from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory, HasRelease, failure_word
 from ensemble_assets.compute.work_folder import load_table, open_outputs
 from ensemble_assets.core.errors import EnsembleError
 

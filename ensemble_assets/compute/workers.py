@@ -22,9 +22,9 @@ from ensemble_assets.compute.controller import BatchController
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.dispatch import DEVICE_FAILED, NO_ANSWER, WORKER_LOST, Dispatcher, Run, Stop
-from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.lease_shape import Lease
 from ensemble_assets.compute.outcomes import Finished
+from ensemble_assets.compute.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.work import DeviceOutOfMemoryError, ForwardFactory
 from ensemble_assets.compute.worker_handle import WorkerHandle
 from ensemble_assets.compute.worker_process import Failed, Farewell, Look, Measured, Order, Ready

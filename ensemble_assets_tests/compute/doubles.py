@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.lease_shape import LocalDevices
 from ensemble_assets.compute.parallel import in_process_runner
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, ForwardFactory, OutputSpec, TokenTable
 from ensemble_assets.core.events import EventLog
 from ensemble_assets.core.model_files import ModelFiles
@@ -88,7 +88,7 @@ def run_here(
     batch_tokens: int = 4096,
     events: EventLog | None = None,
     folder: Path | None = None,
-) -> EngineResult:
+) -> TableResult:
     """A table through a model in this process, as the CPU of a small host does it."""
     log = EventLog() if events is None else events
     return in_process_runner(batch_tokens)(table, factory, lease=LocalDevices(), events=log, folder=folder)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from ensemble_assets.compute.controller import ControllerSettings
-from ensemble_assets.compute.engine import HasWidth
 from ensemble_assets.compute.loaded_once import loaded_once
 from ensemble_assets.compute.model_config import hidden_width
+from ensemble_assets.compute.work import HasWidth
 from ensemble_assets.compute.worker_settings import cpu_batches, for_width
 from ensemble_assets.core.model_files import locate
 from ensemble_assets_tests.compute.doubles import VECTOR, DoubleFactory, model_folder, run_here, table_of

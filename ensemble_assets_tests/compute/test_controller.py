@@ -14,9 +14,9 @@ from ensemble_assets.compute.controller import Assignment, BatchController, Cont
 from ensemble_assets.compute.devices.simulated import OtherProcesses, SimulatedDevice
 from ensemble_assets.compute.devices.simulated_model import Faults, MemoryNeeds, SimulatedModel, Speed
 from ensemble_assets.compute.dispatch import NO_ANSWER, WORKER_LOST, Dispatcher, Measure, Patience, Run, Stop
-from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.outcomes import DidNotFit, Finished
 from ensemble_assets.compute.simulation import SimulationReport, simulate
+from ensemble_assets.compute.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.worker_settings import WorkerSettings
 from ensemble_assets.core.errors import DeviceError, StageError
 from ensemble_assets.core.events import EventLog

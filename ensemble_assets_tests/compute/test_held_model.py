@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ensemble_assets.compute.context import ComputeContext
-from ensemble_assets.compute.engine import EngineResult
 from ensemble_assets.compute.held_model import hold, merge_results
 from ensemble_assets.compute.lease_shape import Lease, LocalDevices
+from ensemble_assets.compute.table_result import TableResult
 from ensemble_assets.core.events import EventLog
 from ensemble_assets_tests.compute.doubles import LOGIT, DoubleFactory, DoubleForward, Journal, faults, table_of
 
@@ -116,8 +116,8 @@ def test_nothing_run_is_nothing_to_merge() -> None:
 
 
 def test_rows_that_an_earlier_run_computed_count_over_all_slices() -> None:
-    ran = EngineResult({}, {}, 1.0, 10, 5, 0, 3, "cpu", "fp32", 3, reused_rows=1)
-    taken = EngineResult({}, {}, 0.1, 0, 0, 0, 2, "none", "fp32", 0, reused_rows=2)
+    ran = TableResult({}, {}, 1.0, 10, 5, 0, 3, "cpu", "fp32", 3, reused_rows=1)
+    taken = TableResult({}, {}, 0.1, 0, 0, 0, 2, "none", "fp32", 0, reused_rows=2)
     merged = merge_results([ran, taken])
     assert (merged.reused_rows, merged.device, merged.tokens, merged.largest_batch) == (3, "cpu", 10, 3)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.compute.devices.cuda import CudaDevice
-from ensemble_assets.compute.engine import first_equal_rows
+from ensemble_assets.compute.distinct_rows import first_equal_rows
 from ensemble_assets.compute.lease_shape import LocalDevices
 from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.work import TokenTable

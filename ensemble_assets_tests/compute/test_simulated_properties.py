@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 
 from ensemble_assets.compute.dispatch import DEVICE_BUSY, DEVICE_FAILED, NO_ANSWER
-from ensemble_assets.compute.engine import OUT_OF_MEMORY
 from ensemble_assets.compute.simulation import SimulationReport, simulate
+from ensemble_assets.compute.table_result import OUT_OF_MEMORY
 from ensemble_assets_tests.compute.simulated_worlds import World, steady_worlds, troubled_steady_worlds, worlds
 
 nightly = pytest.mark.skipif(
