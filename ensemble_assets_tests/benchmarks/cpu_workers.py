@@ -23,11 +23,11 @@ import numpy as np
 
 from ensemble_assets.compute.backends import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.forward_sparse import DEFAULT_TOP_K
 from ensemble_assets.compute.lease_shape import LocalDevices
 from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
 from ensemble_assets.compute.runtime import BackendName, Runtime
+from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K
 from ensemble_assets.compute.token_tables import pair_table
 from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.compute.work import ForwardFactory, TokenTable
