@@ -139,7 +139,12 @@ class Device:
     ceiling_gb: float = option(12.0, "most memory in use on any GPU, all processes counted", unit="10^9 bytes", low=0.5)
     soft_fraction: float = option(0.9, "share of the ceiling that batches are planned to", low=0.1, high=1.0)
     lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
-    batch_tokens: int = option(4096, "padded tokens per batch to start with", unit="tokens", low=64)
+    batch_tokens: int = option(
+        4096,
+        "padded tokens per batch to start with; on a CPU per batch, and more for models narrower than 384",
+        unit="tokens",
+        low=64,
+    )
     threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
     host_budget_gb: float = option(
         4.0, "most host memory that one table of a collection may take", unit="10^9 bytes", low=0.1
