@@ -6,7 +6,7 @@ Changed folders are noticed by ``discovery``; asking Dagster for runs is ``sched
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ensemble_assets.core.errors import ModelUnavailableError
@@ -39,6 +39,30 @@ _COMMIT_DIGITS = 40
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How texts are prepared for a model, under the names that artefacts have for it.
+
+    Attributes:
+        max_tokens: an upper limit where the model's files are not on this machine: they may allow less.
+        is_limit: whether that is so.
+    """
+
+    max_tokens: int
+    is_limit: bool = False
+    windows: int = 1
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+    def differs(self, used: Mapping[str, Any]) -> bool:
+        """Whether a model was run otherwise; what an artefact of an earlier version does not say counts as the same."""
+        same = ("windows", "query_prefix", "document_prefix")
+        if any(name in used and used[name] != getattr(self, name) for name in same):
+            return True
+        tokens = used.get("max_tokens", self.max_tokens)
+        return bool(tokens > self.max_tokens if self.is_limit else tokens != self.max_tokens)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a run would use today.
 
@@ -46,24 +70,28 @@ class Wanted:
         code_versions: by asset.
         models: identities by asset: ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known here.
         switched_on: by asset, where it can be switched off.
+        prepared: by asset and slug.
     """
 
     code_versions: Mapping[str, str]
     models: Mapping[str, frozenset[str]]
     switched_on: Mapping[str, bool]
+    prepared: Mapping[str, Mapping[str, Preparation]] = field(default_factory=dict)
 
 
 def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
     """What the settings of this process ask for; nothing is downloaded."""
     chosen = choose_models(settings.models)
+    specs = {
+        "dense_embeddings": chosen.dense,
+        "sparse_vectors": chosen.sparse,
+        "reranked_candidates": (chosen.rerank,),
+    }
     return Wanted(
         code_versions=code_versions,
-        models={
-            "dense_embeddings": frozenset(map(_identity, chosen.dense)),
-            "sparse_vectors": frozenset(map(_identity, chosen.sparse)),
-            "reranked_candidates": frozenset([_identity(chosen.rerank)]),
-        },
+        models={asset: frozenset(map(_identity, wanted)) for asset, wanted in specs.items()},
         switched_on={asset: bool(getattr(settings, switch)) for asset, switch in _SWITCHES.items()},
+        prepared={asset: {spec.slug: _preparation(spec) for spec in wanted} for asset, wanted in specs.items()},
     )
 
 
@@ -90,6 +118,8 @@ def stale_reasons(
             reasons.append(f"code_changed:{asset}")
         if _model_changed(found, asset, wanted):
             reasons.append(f"model_changed:{asset}")
+        if _prepared_otherwise(found, wanted.prepared.get(asset, {})):
+            reasons.append(f"texts_prepared_otherwise:{asset}")
         if asset in wanted.switched_on and (found.get("status") != "feature_disabled") != wanted.switched_on[asset]:
             reasons.append(f"switched:{asset}")
         if any(_began(there[source]) > _began(found) for source in STAGES[asset] if source in there):
@@ -107,6 +137,24 @@ def _model_changed(found: Mapping[str, Any], asset: str, wanted: Wanted) -> bool
     unwanted = any(not names & expected for names in alike.values())
     tried = set(alike) | set(found.get("dropped", {}))
     return unwanted or (asset in _ALL_MODELS_RUN and not {_slug(name) for name in expected} <= tried)
+
+
+def _prepared_otherwise(found: Mapping[str, Any], wanted: Mapping[str, Preparation]) -> bool:
+    """Whether a model that is still wanted took texts of another length, or with other prefixes."""
+    used = found.get("models") or ()
+    return any(wanted[model["slug"]].differs(model) for model in used if model["slug"] in wanted)
+
+
+def _preparation(spec: ModelSpec) -> Preparation:
+    """As far as it can be told here without a download."""
+    from ensemble_assets.compute.model_config import complete_spec
+
+    here = not isinstance(spec.source, HubSource)
+    try:
+        spec = complete_spec(spec, locate(spec)) if here else spec
+    except ModelUnavailableError:
+        here = False
+    return Preparation(spec.max_tokens, not here, spec.windows, spec.query_prefix, spec.document_prefix)
 
 
 def _at(slug: str, revision: str) -> str:

@@ -9,14 +9,19 @@ import pytest
 
 from ensemble_assets.core.registry import HubSource
 from ensemble_assets.orchestration.failure_policy import RULES, tried_again
-from ensemble_assets.orchestration.staleness import STAGES, Wanted, stale_reasons, wanted_now
+from ensemble_assets.orchestration.staleness import STAGES, Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve
 
+OTHERWISE = "texts_prepared_otherwise"
 MODEL = {"slug": "mini", "revision": "r1", "fingerprint": "f1"}
 WANTED = Wanted(
     code_versions=dict.fromkeys(STAGES, "1"),
     models={"dense_embeddings": frozenset({"mini#f1"}), "sparse_vectors": frozenset({"mini@r1", "other"})},
     switched_on={"sparse_vectors": True, "reranked_candidates": True},
+    prepared={
+        "dense_embeddings": {"mini": Preparation(256, document_prefix="passage: ")},
+        "sparse_vectors": {"mini": Preparation(256, is_limit=True)},
+    },
 )
 
 
@@ -45,12 +50,24 @@ def test_fresh_artefacts_are_not_stale() -> None:
         ({"dense_embeddings": {"models": [{**MODEL, "fingerprint": "f0"}]}}, "model_changed:dense_embeddings"),
         ({"dense_embeddings": {"models": [{**MODEL, "slug": "big"}]}}, "model_changed:dense_embeddings"),
         ({"sparse_vectors": {"models": [{**MODEL, "revision": "r0"}]}}, "model_changed:sparse_vectors"),
+        ({"dense_embeddings": {"models": [{**MODEL, "max_tokens": 128}]}}, f"{OTHERWISE}:dense_embeddings"),
+        ({"dense_embeddings": {"models": [{**MODEL, "windows": 2}]}}, f"{OTHERWISE}:dense_embeddings"),
+        ({"dense_embeddings": {"models": [{**MODEL, "document_prefix": ""}]}}, f"{OTHERWISE}:dense_embeddings"),
+        ({"sparse_vectors": {"models": [{**MODEL, "max_tokens": 512}]}}, f"{OTHERWISE}:sparse_vectors"),
         ({"sparse_vectors": {"status": "feature_disabled", "models": []}}, "switched:sparse_vectors"),
         ({"chunks": {"folder": "20260101T000005-1-a"}}, "older_than_input:queries"),
     ],
 )
 def test_every_change_has_its_reason(changes: dict[str, dict[str, Any]], reason: str) -> None:
     assert reason in stale_reasons("c1", facts(**changes), WANTED)
+
+
+def test_a_models_own_lower_limit_and_what_was_not_recorded_are_no_change() -> None:
+    fresh = facts(
+        dense_embeddings={"models": [{**MODEL, "max_tokens": 256, "windows": 1, "document_prefix": "passage: "}]},
+        sparse_vectors={"models": [{**MODEL, "max_tokens": 128}]},
+    )
+    assert stale_reasons("c1", fresh, WANTED) == ()
 
 
 def test_missing_artefacts_and_failed_checks_are_reasons() -> None:
