@@ -33,6 +33,7 @@ def page(figures: Mapping[str, Any]) -> str:
         _aside(figures["aside"], figures["weight"]),
         _choices(figures["choices"]),
         _share(figures["share"]),
+        _students(figures["students"]),
         _tried(figures["tried"]),
         _published(figures["published"]),
     )
@@ -112,6 +113,26 @@ def _share(share: Mapping[str, Any]) -> str:
     """nDCG@10 by the CrossEncoder's share, where that share was chosen."""
     rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in share["rows"].items()]
     return "".join(f"{sentence}\n" for sentence in share["words"]) + "\n" + table(("w", *share["weights"]), rows)
+
+
+def _students(students: Mapping[str, Any]) -> str:
+    """Rerankers of several sizes: training, quality alone and mixed, and speed."""
+    rows = [
+        (
+            name,
+            str(one["steps"]),
+            str(one["minutes"]),
+            *(f"{one[measured]:.4f}" for measured in ("scifact_alone", "scifact_mixed", "dl19_alone", "dl19_mixed")),
+            f"{one['pairs_per_second']:,}",
+        )
+        for name, one in students["rows"].items()
+    ]
+    head = (
+        "student", "steps", "minutes", "SciFact alone", "SciFact, in its share", "DL 2019 alone",
+        "DL 2019 pipeline, in its share", "pairs a second",
+    )  # fmt: skip
+    words = "".join(f"{sentence}\n" for sentence in students["words"])
+    return "## Students of three sizes\n\n" + words + "\n" + table(head, rows)
 
 
 def _tried(tried: Sequence[str]) -> str:
