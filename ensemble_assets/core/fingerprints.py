@@ -17,6 +17,7 @@ from pathlib import Path
 from ensemble_assets.core.artefacts import file_hash
 from ensemble_assets.core.atomic import atomic_write
 from ensemble_assets.core.ingest.formats import feeds_collection
+from ensemble_assets.core.ingest.walk import visible_files
 
 UNREADABLE = "unreadable"
 """Stands for the content of a file that cannot be read, so that a change of rights is a change."""
@@ -103,23 +104,6 @@ def last_change(folder: Path) -> float:
 
 def collection_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file that readers would look at, as (POSIX path relative to ``folder``, path); each folder once."""
-    seen: set[Path] = set()
-    waiting = [(folder, "")]
-    while waiting:
-        here, prefix = waiting.pop()
-        real = here.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = list(here.iterdir())
-        except OSError:
-            continue
-        for path in entries:
-            if path.name.startswith("."):
-                continue
-            relative = prefix + path.name
-            if path.is_dir():
-                waiting.append((path, f"{relative}/"))
-            elif path.is_file() and feeds_collection(relative):
-                yield relative, path
+    for relative, path in visible_files(folder):
+        if path.is_file() and feeds_collection(relative):
+            yield relative, path

@@ -17,6 +17,7 @@ from ensemble_assets.core.ingest.chunk_files import read_chunk_file
 from ensemble_assets.core.ingest.files import InputFile, ReadLimits, find_files
 from ensemble_assets.core.ingest.keyed_records import read_beir_file, read_jsonl_file, read_parquet_file
 from ensemble_assets.core.ingest.records import RawRecord, Tally
+from ensemble_assets.core.ingest.walk import visible_files
 
 Reader = Callable[[InputFile, ReadLimits, Tally], Iterator[RawRecord]]
 
@@ -79,28 +80,9 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
 
     Linked folders and sub-folders that cannot be listed count as read: reading the collection says what is wrong there.
     """
-    seen: set[Path] = set()
-    waiting = [(folder, "")]
-    while waiting:
-        here, prefix = waiting.pop()
-        real = here.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            entries = list(here.iterdir())
-        except OSError:
-            if prefix:
-                return True
-            continue
-        for path in entries:
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.extend([(path, f"{prefix}{path.name}/")] if deep else [])
-            elif format_of(prefix + path.name) is not None:
-                return True
-    return False
+    unlisted: list[str] = []
+    files = visible_files(folder, deep=deep, unlisted=unlisted)
+    return any(format_of(relative) is not None for relative, _ in files) or any(unlisted)
 
 
 def _is_input(relative: str) -> bool:
