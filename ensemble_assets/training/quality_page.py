@@ -51,7 +51,15 @@ def _scifact(measured: Mapping[str, Any], weight: float) -> str:
         + table(("list", "nDCG@10"), rows)
         + f"\nReranked minus fused: {interval(measured['difference'])}.\n\n"
         + _weights(measured["reranked"])
+        + _as_run(measured["as_run"])
     )
+
+
+def _as_run(runs: Mapping[str, Any]) -> str:
+    """Means of whole runs, with the text cut that they make."""
+    names = list(next(iter(runs["rows"].values())))
+    rows = [(settings, *(f"{means[name]:.4f}" for name in names)) for settings, means in runs["rows"].items()]
+    return "\n" + "".join(f"{sentence}\n" for sentence in runs["words"]) + "\n" + table(("settings", *names), rows)
 
 
 def _dl19(measured: Mapping[str, Any], weight: float) -> str:
