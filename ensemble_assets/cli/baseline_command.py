@@ -9,11 +9,10 @@ from typing import Any
 import click
 
 from ensemble_assets.cli.run_command import option_overrides
-from ensemble_assets.core.chunks import read_chunks
 from ensemble_assets.core.collections import Collection, choose, discover
 from ensemble_assets.core.errors import InputError
-from ensemble_assets.core.ingest.files import ReadLimits
 from ensemble_assets.core.latency_baseline import SlaBaseline, store_baseline
+from ensemble_assets.orchestration.collections import chunks_of
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.sample import SAMPLE_FOLDER
 from ensemble_assets.settings import Settings, resolve
@@ -50,7 +49,7 @@ def sla(collection: str | None, repeats: int, sample: bool, json_output: bool, a
     for one in _collections(settings, collection):
         if not json_output:
             click.echo(f"{one.name}: measuring the plain script …", err=True)
-        frame = _chunks(settings, one)
+        frame = chunks_of(settings, one)[0]
         measured = measure_baseline(one.name, frame, choose_models(settings.models).dense, repeats)
         store_baseline(baselines_folder(settings.paths), measured)
         stored.append(measured.as_json())
@@ -69,19 +68,6 @@ def _collections(settings: Settings, named: str | None) -> list[Collection]:
             str(root), "has no folder with chunk files", "Give --chunked-dir the folder of the collections, or --sample"
         )
     return list(choose(found, [named] if named else []))
-
-
-def _chunks(settings: Settings, collection: Collection) -> Any:
-    options = settings.chunks
-    frame, _ = read_chunks(
-        collection.folder,
-        choose_models(settings.models).primary.max_tokens,
-        options.min_tokens,
-        format_name=options.format or None,
-        follow_links=options.follow_links,
-        limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
-    )
-    return frame
 
 
 def _sentence(measured: SlaBaseline) -> str:

@@ -133,7 +133,7 @@ def _instance() -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.get() as instance:
             yield instance
     else:
-        # in memory: a database on disk takes two seconds of every run and is thrown away
+        # in memory: a database on disk takes most of a second of every run and is thrown away
         with dg.DagsterInstance.ephemeral(settings=_PRIVATE_INSTANCE) as instance:
             yield instance
 

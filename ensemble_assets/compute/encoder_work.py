@@ -49,7 +49,7 @@ def encoder_work(
         SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
     """
     template = known.template
-    of_chunks = tokens.bodies(chunks, known, spec.max_tokens * spec.windows, spec.document_prefix)
+    of_chunks = tokens.bodies(chunks, known, spec.chunk_tokens, spec.document_prefix)
     of_queries = tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix)
     query_table = single_table(of_queries, template, spec.max_tokens)
     room = spec.max_tokens - template.single_specials

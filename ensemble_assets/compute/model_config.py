@@ -33,7 +33,7 @@ def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
     """
     config = _read(files, "config.json")
     max_tokens = min(spec.max_tokens, *_limits(config, _read(files, "tokenizer_config.json")))
-    width = 1 if spec.kind == "rerank" else int(config.get(_width_key(spec), 0) or config.get("dim", 0))
+    width = 1 if spec.kind == "rerank" else _width(config, "vocab_size" if spec.kind == "sparse" else "hidden_size")
     if spec.dimension not in (0, width):
         raise ModelUnavailableError(
             f"{spec.slug}: registered with dimension {spec.dimension}, but its config.json says {width}. "
@@ -45,12 +45,11 @@ def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
 
 def hidden_width(files: ModelFiles) -> int:
     """Width of the token states, 0 where its ``config.json`` does not say."""
-    config = _read(files, "config.json")
-    return int(config.get("hidden_size", 0) or config.get("dim", 0))
+    return _width(_read(files, "config.json"), "hidden_size")
 
 
-def _width_key(spec: ModelSpec) -> str:
-    return "vocab_size" if spec.kind == "sparse" else "hidden_size"
+def _width(config: dict[str, Any], key: str) -> int:
+    return int(config.get(key, 0) or config.get("dim", 0))
 
 
 def _limits(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[int]:

@@ -200,12 +200,11 @@ def _chunk_bodies(
     All chunks' ids where an encoder with this vocabulary has made them already, else only those that are needed.
     """
     rows = head["row"].to_numpy().astype(np.int64)
-    most = spec.max_tokens * spec.windows
-    held = context.tokens.held(chunks, known, most, spec.document_prefix)
+    held = context.tokens.held(chunks, known, spec.chunk_tokens, spec.document_prefix)
     if held is not None:
         return held, rows
     distinct, at = np.unique(rows, return_inverse=True)
-    bodies = tokenise_bodies(chunks.gather(distinct), known, most, spec.document_prefix)
+    bodies = tokenise_bodies(chunks.gather(distinct), known, spec.chunk_tokens, spec.document_prefix)
     return bodies, at.astype(np.int64)
 
 

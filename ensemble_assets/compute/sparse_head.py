@@ -30,8 +30,6 @@ _WORTH_COMPILING = 131_072
 _USUAL = 1e12
 """A screen is not fitted to larger numbers, whose squares would leave float32."""
 
-_TEXTS_AT_ONCE = 1
-
 
 @dataclass(frozen=True)
 class HeadPath:
@@ -164,13 +162,13 @@ class SparseHead:
     def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
         from ensemble_assets.compute import screen_kernels
 
-        def some(start: int) -> None:
-            part = slice(start, start + _TEXTS_AT_ONCE)
+        def one(text: int) -> None:
+            part = slice(text, text + 1)
             outputs = screen_kernels.Outputs(out.index[part], out.weight[part], out.active[part], out.ends[part])
             screen_kernels.encode(states, spans[part], self._screen, outputs)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(some, range(0, len(spans), _TEXTS_AT_ONCE)))
+            list(pool.map(one, range(len(spans))))
 
     def _by_products(self, states: NDArray[np.float32], row: int, out: _Outputs) -> None:
         if not np.isfinite(states).all():

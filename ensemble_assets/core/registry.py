@@ -77,6 +77,11 @@ class ModelSpec:
     trust_remote_code: bool = False
     windows: int = 1
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk that are read at most, in all its windows."""
+        return self.max_tokens * self.windows
+
 
 @dataclass(frozen=True)
 class Profile:

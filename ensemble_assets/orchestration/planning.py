@@ -15,16 +15,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.core.chunks import read_chunks
 from ensemble_assets.core.collections import Collection
 from ensemble_assets.core.host import this_host
-from ensemble_assets.core.ingest.files import ReadLimits
 from ensemble_assets.core.latency_baseline import BaselineKey, content_fingerprint, find_baseline
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.privacy import load_or_create_key
 from ensemble_assets.core.queries import load_queries
 from ensemble_assets.core.registry import ModelSpec
 from ensemble_assets.orchestration.calibration import Sample, calibrate, calibrate_search
+from ensemble_assets.orchestration.collections import chunks_of
 from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.observed_costs import cost_records, model_work, models_of, stage_key
@@ -126,7 +125,7 @@ class Planner:
         texts = [sample.chunks["text"], sample.queries["text"]]
         lengths = np.concatenate([token_lengths(one.unique(), spec, exact=exact) for one in texts])
         items = sum(map(len, texts))
-        return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.max_tokens * spec.windows).sum()), items)
+        return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.chunk_tokens).sum()), items)
 
     def _pair_work(self, sample: Sample, depth: int, *, exact: bool) -> NDArray[np.float64]:
         """Operations down to every depth: each query with candidates as long as chunks are on average."""
@@ -134,7 +133,7 @@ class Planner:
         queries, chunks = (
             token_lengths(frame["text"], spec, exact=exact).mean() for frame in (sample.queries, sample.chunks)
         )
-        per_rank = sample.queries.height * min(queries + chunks + 3, spec.max_tokens * spec.windows)
+        per_rank = sample.queries.height * min(queries + chunks + 3, spec.chunk_tokens)
         ranks = np.minimum(np.arange(depth + 1), sample.chunks.height)
         return np.array([model_work([_shape(spec)], per_rank * d, sample.queries.height * d) for d in ranks])
 
@@ -198,16 +197,8 @@ def read_sample(settings: Settings, collection: Collection) -> Sample:
     Raises:
         InputError: if they cannot be used.
     """
-    options, asked = settings.chunks, settings.queries
-    primary = choose_models(settings.models).primary
-    chunks, _ = read_chunks(
-        collection.folder,
-        primary.max_tokens * primary.windows,
-        options.min_tokens,
-        format_name=options.format or None,
-        follow_links=options.follow_links,
-        limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
-    )
+    asked = settings.queries
+    chunks, _ = chunks_of(settings, collection)
     found = load_queries(
         collection.folder,
         chunks,
@@ -228,7 +219,7 @@ def token_lengths(texts: pl.Series, spec: ModelSpec, *, exact: bool) -> NDArray[
     from ensemble_assets.compute.tokenise import tokenise_bodies, vocabulary
 
     prefix = spec.document_prefix
-    return tokenise_bodies(texts, vocabulary(locate(spec)), spec.max_tokens * spec.windows, prefix).full_lengths
+    return tokenise_bodies(texts, vocabulary(locate(spec)), spec.chunk_tokens, prefix).full_lengths
 
 
 def _shape(spec: ModelSpec) -> ModelShape:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ensemble_assets.core.chunks import read_chunks
+from ensemble_assets.core.latency_baseline import content_fingerprint
 from ensemble_assets_tests.cli.test_run import run
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 
@@ -27,6 +29,20 @@ def test_the_baseline_of_a_collection_is_measured_and_stored_with_its_provenance
     assert {"cpu", "cores"} <= set(said["host"])
     assert "sentence-transformers" in said["libraries"]
     assert "The river" not in finished.stdout + finished.stderr + path.read_text()
+
+
+@pytest.mark.models
+def test_the_baseline_is_of_the_texts_that_a_run_would_take(tmp_path: Path) -> None:
+    folder = tmp_path / "corpora" / "notes"
+    folder.mkdir(parents=True)
+    (folder / "notes_chunks.json").write_text(json.dumps([{"text": "word " * 300, "metadata": {"chunk_id": "c0"}}]))
+    finished = run(
+        "baseline", "sla", "notes", "--repeats", "1", "--json", cwd=tmp_path,
+        EMBEDDER_PATHS_CACHE_DIR="cache", EMBEDDER_MODELS_WINDOWS="2",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    whole, _ = read_chunks(folder, 2 * 256)
+    assert json.loads(finished.stdout)[0]["content"] == content_fingerprint(whole["content_hash"])
 
 
 def test_a_collection_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.dense import encode_dense
-from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.rerank import RerankResult, rerank_candidates
 from ensemble_assets.compute.sparse import encode_sparse
 from ensemble_assets.compute.token_tables import TokenBodies
 from ensemble_assets.compute.tokenise import vocabulary
@@ -26,6 +26,7 @@ from ensemble_assets.compute.windows import (
 from ensemble_assets.core.errors import StageError
 from ensemble_assets.core.frames import CANDIDATES
 from ensemble_assets.core.model_files import locate
+from ensemble_assets.core.registry import ModelSpec
 from ensemble_assets_tests.compute.doubles import (
     LOGIT,
     VECTOR,
@@ -167,18 +168,20 @@ def test_sparse_finds_words_beyond_the_first_window(tmp_path):
     assert (found.record.items, found.record.truncated, found.record.tokens_dropped) == (5, 1, 4)
 
 
+def rerank(spec: ModelSpec, rows: list[int]) -> RerankResult:
+    """The query "piston" with these chunks."""
+    lists = [
+        {"public_id": "q", "rank": rank, "row": row, "chunk_id": f"c{row}", "score": 1.0}
+        for rank, row in enumerate(rows, start=1)
+    ]
+    queries = pl.DataFrame({"public_id": ["q"], "text": ["piston"]})
+    candidates = pl.DataFrame(lists, schema=dict(CANDIDATES))
+    return rerank_candidates(candidates, CHUNKS, queries, spec, ComputeContext(), make_factory=rerank_maker())
+
+
 def test_rerank_scores_a_pair_by_its_best_window(tmp_path):
     spec = model_folder(tmp_path / "m", "rerank", max_tokens=7, windows=3)
-    lists = [{"public_id": "q", "rank": at + 1, "row": at, "chunk_id": f"c{at}", "score": 1.0} for at in range(3)]
-    result = rerank_candidates(
-        pl.DataFrame(lists, schema=dict(CANDIDATES)),
-        CHUNKS,
-        pl.DataFrame({"public_id": ["q"], "text": ["piston"]}),
-        spec,
-        ComputeContext(),
-        RerankOptions(),
-        make_factory=rerank_maker(),
-    )
+    result = rerank(spec, [0, 1, 2])
     whole = vocabulary(locate(spec)).tokenizer
     # seven words in windows of at most three beside a query of one
     parts = [" ".join(LONG.split()[a:b]) for a, b in ((0, 2), (2, 4), (4, 7))]
@@ -192,13 +195,5 @@ def test_rerank_scores_a_pair_by_its_best_window(tmp_path):
 
 def test_rerank_counts_what_no_window_holds(tmp_path):
     spec = model_folder(tmp_path / "m", "rerank", max_tokens=7, windows=2)
-    lists = [{"public_id": "q", "rank": 1, "row": 1, "chunk_id": "c1", "score": 1.0}]
-    result = rerank_candidates(
-        pl.DataFrame(lists, schema=dict(CANDIDATES)),
-        CHUNKS,
-        pl.DataFrame({"public_id": ["q"], "text": ["piston"]}),
-        spec,
-        ComputeContext(),
-        make_factory=rerank_maker(),
-    )
+    result = rerank(spec, [1])
     assert (result.record.items, result.record.truncated, result.record.tokens_dropped) == (1, 1, 1)

@@ -15,6 +15,7 @@ from ensemble_assets.export.gates.needles import Query
 from ensemble_assets.export.gates.places import Place, file_place, text_place
 from ensemble_assets.export.gates.projection import Original
 from ensemble_assets.export.gates.reading import open_bundle, read_object
+from ensemble_assets.export.gates.result import GateResult
 from ensemble_assets.export.gates.stages import StageCost
 from ensemble_assets.export.gates.suite import Evidence, Limits, public_names
 from ensemble_assets.export.gates.verdicts import circumstances, holding
@@ -59,6 +60,10 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
     inputs = bundle_inputs(upstream, collection, settings, clock)
     exported = store.load(collection, "export_bundle").facts
     limits = limits_of(settings)
+    known: dict[str, GateResult] = {}
+    if exported.get("run_id") == context.run.run_id:  # else there is nothing to hash the bundle for
+        now = circumstances(bundle.folder, context.run.run_id, upstream.versions, limits)
+        known = holding(exported.get("verdicts"), now)
     runs = {context.run.run_id, *(str(artefact.facts["run_id"]) for artefact in artefacts.values())}
     return Evidence(
         original=Original(bundle, scratch, inputs),
@@ -71,9 +76,7 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
         queries=run_queries(upstream),
         places=lambda: _places(context.instance, bundle.folder, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
-        known=holding(
-            exported.get("verdicts"), circumstances(bundle.folder, context.run.run_id, upstream.versions, limits)
-        ),
+        known=known,
     )
 
 

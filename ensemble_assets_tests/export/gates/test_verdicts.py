@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.export.gates.places import text_place
+from ensemble_assets.export.gates.places import Place, text_place
 from ensemble_assets.export.gates.result import GateResult
 from ensemble_assets.export.gates.suite import BEFORE_THE_SWAP, Limits, require_gates
 from ensemble_assets.export.gates.verdicts import circumstances, holding, kept
@@ -81,7 +81,10 @@ def test_only_passed_verdicts_are_taken_over() -> None:
 def test_a_query_beside_the_bundle_is_found_all_the_same(tmp_path: Path) -> None:
     made = everything(tmp_path / "on")
     known = holding(stored(made), on(made))
-    places = lambda: [text_place("a log", [f"asked: {QUERY.text}"])]  # noqa: E731
+
+    def places() -> list[Place]:
+        return [text_place("a log", [f"asked: {QUERY.text}"])]
+
     result = made.judge(tmp_path / "s", known=known, places=places)["no_raw_queries"]
     assert result.failed
     assert "a log: holds the text of query q1" in result.problems[0]
