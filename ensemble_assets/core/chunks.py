@@ -33,6 +33,7 @@ def read_chunks(
     max_tokens: int,
     min_tokens: int = 0,
     *,
+    keep_rest: bool = True,
     format_name: str | None = None,
     follow_links: bool = False,
     limits: ReadLimits | None = None,
@@ -43,6 +44,7 @@ def read_chunks(
         folder: ``<chunked-dir>/<collection>``.
         max_tokens: of the primary dense model; texts longer than four times as many characters are cut.
         min_tokens: chunks with fewer tokens are skipped and counted; 50 is the old loader.
+        keep_rest: whether ``rest`` has what is cut off.
         format_name: read only this format (``core.ingest.formats.FORMATS``); None takes the one that is there.
         follow_links: also read what links outside of the folder point to.
         limits: sizes above which a record or file is an error.
@@ -54,7 +56,7 @@ def read_chunks(
     limits = limits or ReadLimits()
     chosen, files = chunk_files_in(folder, tally, format_name=format_name, follow_links=follow_links)
     records = read_records(chosen, files, tally, limits)
-    frame, report = build_chunks(records, max_tokens, min_tokens, tally=tally, limits=limits)
+    frame, report = build_chunks(records, max_tokens, min_tokens, keep_rest=keep_rest, tally=tally, limits=limits)
     if frame.is_empty():
         met = "; ".join(report.warnings()) or "the files hold no records"
         raise InputError(
@@ -70,6 +72,7 @@ def build_chunks(
     max_tokens: int,
     min_tokens: int = 0,
     *,
+    keep_rest: bool = True,
     tally: Tally | None = None,
     limits: ReadLimits | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
@@ -79,13 +82,14 @@ def build_chunks(
         records: in collection order; consumed once.
         max_tokens: as ``read_chunks``.
         min_tokens: as ``read_chunks``.
+        keep_rest: as ``read_chunks``.
         tally: what the reader of ``records`` counts into; the report then covers both.
         limits: ``record_bytes`` is checked here.
 
     Raises:
         InputError: for an id given twice with different content, a record above the limit, metadata nested too deeply.
     """
-    builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits())
+    builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits(), keep_rest=keep_rest)
     for record in records:
         builder.add(record)
     return builder.finish()
@@ -94,8 +98,9 @@ def build_chunks(
 class _Builder:
     """Columns of the slice at hand, and the slices that are done."""
 
-    def __init__(self, max_tokens: int, min_tokens: int, tally: Tally, limits: ReadLimits) -> None:
+    def __init__(self, max_tokens: int, min_tokens: int, tally: Tally, limits: ReadLimits, *, keep_rest: bool) -> None:
         self.max_tokens = max_tokens
+        self.keep_rest = keep_rest
         self.min_tokens = min_tokens
         self.tally = tally
         self.limits = limits
@@ -116,6 +121,7 @@ class _Builder:
         row = {
             "chunk_id": self._chunk_id(record),
             "text": prepared.text,
+            "rest": prepared.rest if self.keep_rest else "",
             "metadata": metadata,
             "heading": self._heading(record),
             "source": source,

@@ -21,7 +21,8 @@ def _schema(**columns: pl.DataType | type[pl.DataType]) -> Schema:
 CHUNKS = _schema(
     row=pl.UInt32,  # 0-based position in the collection; the point id of exports and the row of every array
     chunk_id=pl.String,  # unique; what qrels, runs and candidates name
-    text=pl.String,  # what is embedded: whitespace collapsed, cut at the contract's length
+    text=pl.String,  # what is embedded and exported: whitespace collapsed, cut at the contract's length
+    rest=pl.String,  # what was cut off, if it is searched; else empty. See ``whole_text``
     metadata=pl.String,  # the chunk's own metadata as JSON, keys in their original order
     heading=pl.String,  # nullable
     source=pl.String,  # file path relative to the collection folder, POSIX

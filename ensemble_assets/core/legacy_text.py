@@ -12,7 +12,9 @@ from dataclasses import dataclass
 CHARACTERS_PER_TOKEN = 4
 """The contract's estimate: a text longer than ``4 * max_tokens`` characters is cut."""
 
-_CUT_MARK = "..."
+CUT_MARK = "..."
+"""Stands at the end of a text that was cut."""
+
 _HINT_CHARACTERS = 400
 
 
@@ -22,6 +24,7 @@ class PreparedText:
 
     Attributes:
         text: whitespace runs collapsed to one space, cut at the contract's length with ``...`` appended.
+        rest: what was cut off; empty where nothing was.
         original_length: characters before that.
         cut: whether the text was cut.
         sha1: 40 hex digits, SHA-1 of the original text in UTF-8.
@@ -30,6 +33,7 @@ class PreparedText:
     """
 
     text: str
+    rest: str
     original_length: int
     cut: bool
     sha1: str
@@ -52,7 +56,8 @@ def prepare_text(raw: str, max_tokens: int) -> PreparedText:
     limit = CHARACTERS_PER_TOKEN * max_tokens
     cut = len(text) > limit
     return PreparedText(
-        text=text[:limit] + _CUT_MARK if cut else text,
+        text=text[:limit] + CUT_MARK if cut else text,
+        rest=text[limit:],
         original_length=len(raw),
         cut=cut,
         sha1=hashlib.sha1(raw.encode("utf-8"), usedforsecurity=False).hexdigest(),

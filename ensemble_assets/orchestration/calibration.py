@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ensemble_assets.core.cost_records import Observation
 from ensemble_assets.core.frames import CANDIDATES
 from ensemble_assets.core.records import StageRecord
+from ensemble_assets.core.whole_text import whole_text
 from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.model_choice import ModelChoice, choose_models
 from ensemble_assets.orchestration.observed_costs import model_work, models_of
@@ -36,6 +37,11 @@ class Sample:
 
     chunks: pl.DataFrame
     queries: pl.DataFrame
+
+    @property
+    def searched(self) -> pl.Series:
+        """What sparse vectors and the CrossEncoder read of each chunk."""
+        return self.chunks.select(whole_text())["text"]
 
 
 def calibrate(stage: str, sample: Sample, settings: Settings, computing: Computing) -> list[Observation]:
@@ -70,18 +76,19 @@ def _run(
     from ensemble_assets.compute.sparse import encode_sparse
 
     rows = np.linspace(0, sample.chunks.height - 1, size).astype(np.int64)
-    chunks, queries = sample.chunks[rows], sample.queries
+    sample = Sample(sample.chunks[rows], sample.queries)
+    chunks, queries = sample.chunks, sample.queries
     context = computing.context(cast("StageRun", StandaloneRun(stage, settings)))
     if stage == "dense":
         one = queries["text"].head(1)
         return encode_dense(chunks["text"], one, choice.dense, context, **computing.factory("dense")).record
     if stage == "sparse":
-        texts, metadata, one = chunks["text"], chunks["metadata"], queries["text"].head(1)
+        texts, metadata, one = sample.searched, chunks["metadata"], queries["text"].head(1)
         options = {"top_k": settings.sparse.top_k, **computing.factory("sparse")}
         return encode_sparse(texts, metadata, one, choice.sparse[:1], context, **options).record
     pairs, deep = _pairs(queries, size), RerankOptions(depth=size * _PAIRS_PER_TEXT)
     factory = computing.factory("rerank")
-    return rerank_candidates(pairs, chunks["text"], queries, choice.rerank, context, deep, **factory).record
+    return rerank_candidates(pairs, sample.searched, queries, choice.rerank, context, deep, **factory).record
 
 
 def _pairs(queries: pl.DataFrame, chunks: int) -> pl.DataFrame:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
 from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.orchestration.searched_texts import searched_slices
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
 from ensemble_assets.retrieval.lexical_topk import lexical_topk
 from ensemble_assets.retrieval.runs import run_from_topk
@@ -51,10 +52,4 @@ def first_stage_runs(
 def lexical_run(chunks: Artefact, queries: Artefact, public_ids: Sequence[str], depth: int) -> pl.DataFrame:
     """RUN frame of the exact BM25 search over the chunks' words."""
     texts = queries.frame("queries", columns=["text"])["text"]
-    return run_from_topk(lexical_topk(_slices(chunks), texts, depth), public_ids)
-
-
-def _slices(chunks: Artefact) -> Iterator[pl.Series]:
-    texts = chunks.scan("chunks").select("text")
-    for start in range(0, int(chunks.facts["items"]), _SLICE):
-        yield texts.slice(start, _SLICE).collect()["text"]
+    return run_from_topk(lexical_topk(searched_slices(chunks, _SLICE), texts, depth), public_ids)

@@ -110,8 +110,8 @@ class Planner:
         settings, choice = self.settings, choose_models(self.settings.models)
         depth = settings.rerank.depth if settings.enable_rerank else 0
         by_stage = {
-            stage: sum(self._encoder_work(sample, spec, exact=exact) for spec in models_of(choice, stage))
-            for stage in ("dense", "sparse")
+            stage: sum(self._encoder_work(texts, sample, spec, exact=exact) for spec in models_of(choice, stage))
+            for stage, texts in (("dense", sample.chunks["text"]), ("sparse", sample.searched))
         }
         return PlannedWork(
             dense=by_stage["dense"],
@@ -121,8 +121,8 @@ class Planner:
             export=float(sample.chunks.height),
         )
 
-    def _encoder_work(self, sample: Sample, spec: ModelSpec, *, exact: bool) -> float:
-        texts = [sample.chunks["text"], sample.queries["text"]]
+    def _encoder_work(self, chunks: pl.Series, sample: Sample, spec: ModelSpec, *, exact: bool) -> float:
+        texts = [chunks, sample.queries["text"]]
         lengths = np.concatenate([token_lengths(one.unique(), spec, exact=exact) for one in texts])
         items = sum(map(len, texts))
         return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.chunk_tokens).sum()), items)
@@ -131,7 +131,7 @@ class Planner:
         """Operations down to every depth: each query with candidates as long as chunks are on average."""
         spec = choose_models(self.settings.models).rerank
         queries, chunks = (
-            token_lengths(frame["text"], spec, exact=exact).mean() for frame in (sample.queries, sample.chunks)
+            token_lengths(texts, spec, exact=exact).mean() for texts in (sample.queries["text"], sample.searched)
         )
         per_rank = sample.queries.height * min(queries + chunks + 3, spec.chunk_tokens)
         ranks = np.minimum(np.arange(depth + 1), sample.chunks.height)

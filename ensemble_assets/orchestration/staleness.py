@@ -14,6 +14,7 @@ from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import HubSource, ModelSpec
 from ensemble_assets.orchestration.discovery import FINGERPRINT
 from ensemble_assets.orchestration.model_choice import choose_models
+from ensemble_assets.orchestration.searched_texts import SEARCHED
 from ensemble_assets.settings import Settings
 
 CODE_VERSION = "code_version"
@@ -71,12 +72,14 @@ class Wanted:
         models: identities by asset: ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known here.
         switched_on: by asset, where it can be switched off.
         prepared: by asset and slug.
+        searched: what of a chunk's text is searched; None where it does not matter.
     """
 
     code_versions: Mapping[str, str]
     models: Mapping[str, frozenset[str]]
     switched_on: Mapping[str, bool]
     prepared: Mapping[str, Mapping[str, Preparation]] = field(default_factory=dict)
+    searched: str | None = None
 
 
 def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
@@ -92,6 +95,7 @@ def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
         models={asset: frozenset(map(_identity, wanted)) for asset, wanted in specs.items()},
         switched_on={asset: bool(getattr(settings, switch)) for asset, switch in _SWITCHES.items()},
         prepared={asset: {spec.slug: _preparation(spec) for spec in wanted} for asset, wanted in specs.items()},
+        searched=settings.chunks.searched,
     )
 
 
@@ -118,7 +122,7 @@ def stale_reasons(
             reasons.append(f"code_changed:{asset}")
         if _model_changed(found, asset, wanted):
             reasons.append(f"model_changed:{asset}")
-        if _prepared_otherwise(found, wanted.prepared.get(asset, {})):
+        if _prepared_otherwise(found, wanted.prepared.get(asset, {})) or _searched_otherwise(found, wanted):
             reasons.append(f"texts_prepared_otherwise:{asset}")
         if asset in wanted.switched_on and (found.get("status") != "feature_disabled") != wanted.switched_on[asset]:
             reasons.append(f"switched:{asset}")
@@ -143,6 +147,10 @@ def _prepared_otherwise(found: Mapping[str, Any], wanted: Mapping[str, Preparati
     """Whether a model that is still wanted took texts of another length, or with other prefixes."""
     used = found.get("models") or ()
     return any(wanted[model["slug"]].differs(model) for model in used if model["slug"] in wanted)
+
+
+def _searched_otherwise(found: Mapping[str, Any], wanted: Wanted) -> bool:
+    return SEARCHED in found and wanted.searched not in (None, found[SEARCHED])
 
 
 def _preparation(spec: ModelSpec) -> Preparation:

@@ -64,6 +64,12 @@ class Chunks:
     min_tokens: int = option(
         0, "chunks with fewer tokens are skipped and counted; 50: the old loader", unit="tokens", low=0
     )
+    searched: str = option(
+        "whole",
+        "what sparse vectors, BM25 and the CrossEncoder read of a chunk: the whole text, or only what is embedded and "
+        "exported, which is cut",
+        choices=("whole", "exported"),
+    )
     max_record_mb: int = option(64, "a single record above this is refused", unit="MB", low=1, high=1024)
     format: str = option(
         "", "the format to read where a folder has several", choices=("", "chunk_files", "beir", "jsonl", "parquet")

@@ -71,6 +71,7 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "source_fingerprint": shape("content hash of the collection's files", "32 hex digits", "[0-9a-f]{32}"),
         "skipped": count("chunks left out"),
         "texts_cut": count("texts cut at the contract's length"),
+        "searched": word("what of a chunk sparse vectors, BM25 and the CrossEncoder read", ("whole", "exported")),
         "query_source": word("where the queries came from", ("file", "derived")),
         "judgements": Field(
             "relevance judgements, or in checks where they are from",

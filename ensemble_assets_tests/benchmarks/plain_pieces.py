@@ -105,7 +105,7 @@ def plain_sparse(work: Path, max_tokens: int | None = None, name: str = "plain-s
     import torch
     from sentence_transformers import SparseEncoder
 
-    texts = texts_of(work).chunks["text"].to_list()
+    texts = texts_of(work).searched.to_list()
     started = time.perf_counter()
     model = SparseEncoder(str(locate(SPARSE).folder))
     if max_tokens is not None:
@@ -130,7 +130,7 @@ def plain_rerank(work: Path, max_tokens: int | None = None, name: str = "plain-r
 
     sample, pairs = texts_of(work), pl.read_parquet(work / "made" / "pairs.parquet")
     queries = dict(sample.queries.select("public_id", "text").iter_rows())
-    chunks = sample.chunks["text"].to_list()
+    chunks = sample.searched.to_list()
     texts = [(queries[query], chunks[row]) for query, row, _ in pairs.iter_rows()]
     started = time.perf_counter()
     folder = str(locate(RERANK).folder)
@@ -164,14 +164,14 @@ def ours_sparse(work: Path) -> dict[str, Any]:
     from ensemble_assets.compute.sparse import encode_sparse
 
     sample, context = texts_of(work), _context(work, "sparse")
+    chunks = sample.searched
     started = time.perf_counter()
-    chunks = sample.chunks
-    result = encode_sparse(chunks["text"], chunks["metadata"], sample.queries["text"], (SPARSE,), context)
+    result = encode_sparse(chunks, sample.chunks["metadata"], sample.queries["text"], (SPARSE,), context)
     seconds = time.perf_counter() - started
     made: dict[str, Any] = {"seconds": seconds, "precision": result.record.precision, "items": result.record.items}
     plain = _load(work, "plain-sparse-same-length") or _load(work, "plain-sparse")
     if plain:
-        made |= _weights_agree(plain, result.chunks, _short(chunks["text"], SPARSE))
+        made |= _weights_agree(plain, result.chunks, _short(chunks, SPARSE))
     return made
 
 
@@ -181,10 +181,9 @@ def ours_rerank(work: Path) -> dict[str, Any]:
 
     sample, context = texts_of(work), _context(work, "rerank")
     candidates = pl.read_parquet(work / "made" / "candidates.parquet")
+    chunks = sample.searched
     started = time.perf_counter()
-    result = rerank_candidates(
-        candidates, sample.chunks["text"], sample.queries, RERANK, context, RerankOptions(depth=DEPTH)
-    )
+    result = rerank_candidates(candidates, chunks, sample.queries, RERANK, context, RerankOptions(depth=DEPTH))
     seconds = time.perf_counter() - started
     made: dict[str, Any] = {"seconds": seconds, "precision": result.record.precision, "items": result.record.items}
     plain = _load(work, "plain-rerank-same-length") or _load(work, "plain-rerank")

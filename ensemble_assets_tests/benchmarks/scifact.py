@@ -23,6 +23,7 @@ from ensemble_assets.core.artefact_store import ArtefactStore
 from ensemble_assets.core.artefacts import Artefact
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import MODELS
+from ensemble_assets.orchestration.searched_texts import searched_texts
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.runs import with_chunk_ids
 
@@ -96,7 +97,7 @@ def sparse_agreement(loaded: dict[str, Artefact]) -> dict[str, float]:
     spec = MODELS["splade-tiny"]
     folder = locate(spec).folder
     network, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    texts = loaded["chunks"].frame("chunks", columns=["text"])["text"].head(COMPARED).to_list()
+    texts = searched_texts(loaded["chunks"]).head(COMPARED).to_list()
     vectors = loaded["sparse_vectors"]
     indptr, indices, values = (vectors.array(f"chunks.{part}") for part in ("indptr", "indices", "values"))
     worst = 0.0

@@ -33,6 +33,7 @@ def test_every_column_holds_what_the_schema_says() -> None:
         "row": 0,
         "chunk_id": "c-1",
         "text": "## Title some words here",
+        "rest": "",
         "metadata": json.dumps(own, separators=(",", ":")),
         "heading": "Title",
         "source": "sub/a_chunks.json",

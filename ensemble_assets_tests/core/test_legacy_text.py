@@ -18,7 +18,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
 def test_text_is_what_the_reference_makes_of_it(raw: str, max_tokens: int) -> None:
     prepared = prepare_text(raw, max_tokens)
     assert prepared.text == reference.prepare(raw, max_tokens)
-    assert prepared.cut == (len(" ".join(raw.split())) > 4 * max_tokens)
+    assert prepared.cut == (len(" ".join(raw.split())) > 4 * max_tokens) == bool(prepared.rest)
     assert prepared.original_length == len(raw)
     assert prepared.sha1 == hashlib.sha1(raw.encode()).hexdigest()
 
@@ -39,7 +39,7 @@ def test_every_whitespace_run_becomes_one_space(raw: str, expected: str) -> None
 def test_text_is_cut_after_four_characters_per_token() -> None:
     assert prepare_text("abcd efg", 2).text == "abcd efg"
     cut = prepare_text("abcd  efgh", 2)
-    assert (cut.text, cut.cut, cut.original_length) == ("abcd efg...", True, 10)
+    assert (cut.text, cut.rest, cut.cut, cut.original_length) == ("abcd efg...", "h", True, 10)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.orchestration.first_stage import lexical_run
 from ensemble_assets.telemetry.asset_metadata import DROPPED, METADATA, PICTURES
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
@@ -190,3 +191,40 @@ def test_long_chunks_are_cut_or_read_in_windows_by_option(pipeline: Pipeline) ->
     assert read.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2").shape[0] == 20
     failed = [check.check_name for check in read.result.get_asset_check_evaluations() if not check.passed]
     assert failed == []
+
+
+def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipeline: Pipeline) -> None:
+    folder = pipeline.root / "corpora" / "notes"
+    chunks = json.loads((folder / "notes_chunks.json").read_text())
+    text = "information " * 100 + "zebra"  # the last word stands after the 1,024 characters that are exported
+    chunks[0]["text"] = text
+    (folder / "notes_chunks.json").write_text(json.dumps(chunks))
+    (folder / "queries.jsonl").write_text(json.dumps({"query_id": "q0", "text": "zebra"}) + "\n")
+
+    found, vectors = {}, {}
+    for searched in ("whole", "exported"):
+        outcome = pipeline.run({"chunks.searched": searched})
+        assert outcome.succeeded, outcome.error
+        assert outcome.artefact("chunks").facts["searched"] == searched
+        candidates = outcome.artefact("fused_candidates").frame("candidates")
+        words = lexical_run(outcome.artefact("chunks"), outcome.artefact("queries"), ["q0"], 10)
+        found[searched] = candidates.filter(sparse_rank=1)["chunk_id"].to_list(), words["row"].to_list()
+        vectors[searched] = outcome.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2")
+        assert json.loads((outcome.bundle / f"{PREFIX}_texts.json").read_text())[0] == text[:1024] + "..."
+    assert found["whole"] == (["c0"], [0])
+    assert found["exported"][0] != ["c0"]
+    assert found["exported"][1] == []
+    assert np.array_equal(vectors["whole"], vectors["exported"]), "embeddings are of the exported text in any case"
+
+
+def test_the_crossencoder_reads_whole_texts_too(pipeline: Pipeline) -> None:
+    folder = pipeline.root / "corpora" / "notes"
+    chunks = json.loads((folder / "notes_chunks.json").read_text())
+    chunks[0]["text"] = "information " * 100 + "zebra"
+    (folder / "notes_chunks.json").write_text(json.dumps(chunks))
+    (folder / "queries.jsonl").write_text(json.dumps({"query_id": "q0", "text": "zebra"}) + "\n")
+    scores = {}
+    for searched in ("whole", "exported"):
+        reranked = pipeline.run({"chunks.searched": searched}).artefact("reranked_candidates").frame("reranked")
+        scores[searched] = reranked.filter(chunk_id="c0")["rerank_score"][0]
+    assert scores["whole"] > scores["exported"]

@@ -22,6 +22,7 @@ WANTED = Wanted(
         "dense_embeddings": {"mini": Preparation(256, document_prefix="passage: ")},
         "sparse_vectors": {"mini": Preparation(256, is_limit=True)},
     },
+    searched="whole",
 )
 
 
@@ -31,7 +32,7 @@ def facts(**changes: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
         asset: {"status": "completed", "code_version": "1", "folder": f"20260101T00000{n}-1-a", "models": [MODEL]}
         for n, asset in enumerate(STAGES)
     }
-    made["chunks"] = {**(made["chunks"] or {}), "source_fingerprint": "c1"}
+    made["chunks"] = {**(made["chunks"] or {}), "source_fingerprint": "c1", "searched": "whole"}
     for asset, change in changes.items():
         made[asset] = {**(made[asset] or {}), **change}
     return made
@@ -47,6 +48,7 @@ def test_fresh_artefacts_are_not_stale() -> None:
     [
         ({"chunks": {"source_fingerprint": "c0"}}, "chunks_changed"),
         ({"queries": {"code_version": "0"}}, "code_changed:queries"),
+        ({"chunks": {"searched": "exported"}}, f"{OTHERWISE}:chunks"),
         ({"dense_embeddings": {"models": [{**MODEL, "fingerprint": "f0"}]}}, "model_changed:dense_embeddings"),
         ({"dense_embeddings": {"models": [{**MODEL, "slug": "big"}]}}, "model_changed:dense_embeddings"),
         ({"sparse_vectors": {"models": [{**MODEL, "revision": "r0"}]}}, "model_changed:sparse_vectors"),
@@ -95,6 +97,7 @@ def test_what_is_wanted_is_found_without_a_download(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(model_files._LOCATORS, HubSource, refuse)
     hub = wanted_now(resolve({"models.profile": "kaggle-t4x2"}).settings, {})
     assert "bge-m3" in {name.partition("@")[0] for name in hub.models["dense_embeddings"]}
+    assert wanted_now(resolve({"chunks.searched": "exported"}).settings, {}).searched == "exported"
     embedded = wanted_now(resolve().settings, {})
     assert all("#" in name for names in embedded.models.values() for name in names)
 

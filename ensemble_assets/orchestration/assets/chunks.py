@@ -10,14 +10,15 @@ from ensemble_assets.orchestration.collections import chunks_of, find_collection
 from ensemble_assets.orchestration.discovery import FINGERPRINT
 from ensemble_assets.orchestration.pictures import histogram, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.searched_texts import SEARCHED
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
-@collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="2")
+@collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="3")
 def chunks(
     context: dg.AssetExecutionContext, settings: SettingsForm, progress: dg.ResourceParam[Progress]
 ) -> dg.MaterializeResult[Artefact]:
-    """The collection's chunks in order: ids, texts as they are embedded, metadata, hashes."""
+    """The collection's chunks in order: ids, texts as they are embedded and what was cut off, metadata, hashes."""
     with stage_run(context, settings, progress, "chunks") as run:
         collection = find_collection(run.settings, run.collection)
         # Before reading: what changes meanwhile then counts as changed.
@@ -33,6 +34,7 @@ def chunks(
             FINGERPRINT: fingerprint,
             "skipped": report.skipped,
             "texts_cut": int(frame["cut"].sum()),
+            SEARCHED: run.settings.chunks.searched,
             "report": report.as_json(),
             "warnings": report.warnings(),
         }

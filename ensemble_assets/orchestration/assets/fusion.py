@@ -16,7 +16,7 @@ from ensemble_assets.orchestration.stage_run import stage_run
 from ensemble_assets.retrieval.fusion import RankedList, fuse
 
 
-@collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="2")
+@collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="3")
 def fused_candidates(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,

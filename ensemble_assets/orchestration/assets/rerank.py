@@ -10,10 +10,11 @@ from ensemble_assets.orchestration.latency import allowance_of
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.searched_texts import searched_texts
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
-@collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="2", pool=GPU_POOL)
+@collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="3", pool=GPU_POOL)
 def reranked_candidates(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
@@ -31,7 +32,7 @@ def reranked_candidates(
         allowance = allowance_of(run, chunks, fused_candidates)
         result = rerank_candidates(
             fused_candidates.frame("candidates"),
-            chunks.frame("chunks", columns=["text"])["text"],
+            searched_texts(chunks),
             queries.frame("queries", columns=["public_id", "text"]),
             choose_models(run.settings.models).rerank,
             computing.context(run),

@@ -10,10 +10,11 @@ from ensemble_assets.orchestration.first_stage import SPARSE_PARTS
 from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.searched_texts import searched_texts
 from ensemble_assets.orchestration.stage_run import stage_run
 
 
-@collection_asset(group="first_stage", kinds={"torch", "numpy"}, code_version="1", pool=GPU_POOL)
+@collection_asset(group="first_stage", kinds={"torch", "numpy"}, code_version="2", pool=GPU_POOL)
 def sparse_vectors(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
@@ -31,7 +32,7 @@ def sparse_vectors(
     with stage_run(context, settings, progress, "sparse") as run:
         enabled = run.settings.enable_sparse
         result = encode_sparse(
-            chunks.frame("chunks", columns=["text"])["text"],
+            searched_texts(chunks),
             chunks.frame("chunks", columns=["metadata"])["metadata"],
             queries.frame("queries", columns=["text"])["text"],
             choose_models(run.settings.models).sparse,
