@@ -23,15 +23,18 @@ class Screen(NamedTuple):
         mean: ``[H] float32``, taken off every state.
         basis: ``[ceil(K / GROUP), H, GROUP] float32``: the rotation, column blocks one after another.
         levels: ``[L] int64``: leading coordinates used, multiples of 4, the last is ``K``.
-        level: ``[P / GROUP] int64``: which level a group of terms is screened at.
+        checks: ``[P / GROUP] int64``: at how many levels before the last a group of terms is looked at.
+        level: ``[P / GROUP, L] int64``: which levels those are, ascending.
+        plan: ``[P / GROUP, L, 2] int64``: for each of them and the last level, in steps of four coordinates: where it
+            ends; and where a token's tails of it lie, in bytes.
         packed: ``[P / GROUP, K / 4, GROUP * 4] int8``: quantised terms, four coordinates of every term at a time.
-        tail: ``[P / GROUP, GROUP * 4] int8``: norm of the coordinates that the level leaves out, split into four.
+        tail: ``[P / GROUP, L, GROUP * 4] int8``: norms of the coordinates that these levels leave out, split into four.
         rows: ``[P, K / 4] int32``: the quantised terms again, one after another, four coordinates in each number.
-        scale: ``[P] float64``: quantisation step of a term.
+        scale: ``[P] float64``: quantisation step of a term; ``centre``, ``reach`` and ``blur`` count in it.
         centre: ``[P] float64``: logit of the mean state, a little rounded up; minus infinity where there is no term.
-        sums: ``[2, P] float64``: sum of the quantised coordinates, at the term's level and at the last.
-        reach: ``[2, P] float64``: norm of the term's coordinates, at its level and at the last.
-        blur: ``[2, P] float64``: norm of their quantisation error.
+        sums: ``[L, P] float64``: sum of the quantised coordinates up to each level.
+        reach: ``[L, P] float64``: norm of the term's coordinates up to each level.
+        blur: ``[L, P] float64``: norm of their quantisation error.
         term: ``[P] int32``: vocabulary entry, -1 where there is none.
         matrix: ``[V, H] float32``, as it is in the model.
         bias: ``[V] float64``.
@@ -42,7 +45,9 @@ class Screen(NamedTuple):
     mean: NDArray[np.float32]
     basis: NDArray[np.float32]
     levels: NDArray[np.int64]
+    checks: NDArray[np.int64]
     level: NDArray[np.int64]
+    plan: NDArray[np.int64]
     packed: NDArray[np.int8]
     tail: NDArray[np.int8]
     rows: NDArray[np.int32]
@@ -61,9 +66,11 @@ class Screen(NamedTuple):
 class QuantisedText(NamedTuple):
     """One text's states, quantised: ``T`` tokens, rounded up to a multiple of ``ROWS`` by repeating the last.
 
+    Best by falling norm: what is said of several tokens together is then as good as what would be said of each.
+
     Attributes:
         states: ``[T, K] uint8``, 128 added.
-        tails: ``[L, T, 4] uint8``: norm of what a level leaves out, rounded up, four times.
+        tails: ``[T / ROWS, L, 4] uint8``: largest norm that a level leaves out of ROWS tokens, rounded up, four times.
         step: quantisation step.
         reach: ``[L] float64``: largest norm of a token's quantised coordinates.
         blur: ``[L] float64``: largest norm of their quantisation error.
@@ -143,7 +150,7 @@ def quantised(states: NDArray[np.float32], turned: NDArray[np.float32], screen: 
     step = max(_highest(turned) / np.float32(127), _highest(left_out) / np.float32(254), np.float32(1e-30))
     inverse = np.float32(1) / step
     numbers = np.empty((tokens, screen.packed.shape[1] * 4), np.uint8)
-    tails = np.empty((len(levels), tokens, 4), np.uint8)
+    tails = np.zeros((tokens // ROWS, len(levels), 4), np.uint8)
     reach, blur = np.zeros(len(levels)), np.zeros(len(levels))
     for token in range(tokens):
         kept, lost, start = np.float32(0), np.float32(0), 0
@@ -160,6 +167,6 @@ def quantised(states: NDArray[np.float32], turned: NDArray[np.float32], screen: 
             blur[level] = max(blur[level], np.sqrt(np.float64(lost)) * 1.0001)
             tail = np.uint8(np.ceil(left_out[level, token] * inverse * np.float32(1.0001)))
             for at in range(4):
-                tails[level, token, at] = tail
+                tails[token // ROWS, level, at] = max(tails[token // ROWS, level, at], tail)
     rounding = (_longest(states) + screen.norm) * screen.rounding
     return QuantisedText(numbers, tails, np.float64(step), reach, blur, rounding)

@@ -14,7 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute import quantised_text, vector_blocks
+from ensemble_assets.compute import compiled_order, quantised_text, vector_blocks
+from ensemble_assets.compute.compiled_order import keep_largest, longest_first
 from ensemble_assets.compute.quantised_text import OFFSET, QuantisedText, Screen, quantised, rotated
 from ensemble_assets.compute.vector_blocks import GROUP, ROWS, compiled, largest_block, terms_block
 
@@ -22,6 +23,9 @@ DONE, NOT_FINITE, TOO_MANY = 0, 1, 2
 """How a text ended: computed; has a NaN or infinity; screening left so much that plain products are faster."""
 
 _LOWEST = -(2**31)
+_FARTHEST_PRODUCT = 2.0**30
+"""Beyond what quantised products of fewer than 16,000 coordinates can be, as a limit."""
+
 _FARTHEST = 1e15
 """States beyond this are left to plain products: their squares would leave float32."""
 
@@ -57,38 +61,65 @@ def _beyond(values: NDArray[np.float32], limit: float) -> bool:
 
 
 @compiled
-def _slack(text: QuantisedText, screen: Screen, level: int, last: int, place: int) -> float:
-    """How far a logit can lie from its quantised value (``screening`` derives it)."""
+def _slack(text: QuantisedText, screen: Screen, level: int, place: int) -> float:
+    """How far a logit up to a level can lie from its quantised value, in steps of the term (see ``screening``)."""
     return float(
-        text.blur[level] * screen.reach[last, place]
-        + text.reach[level] * screen.blur[last, place]
-        + text.rounding * screen.reach[1, place]
+        text.blur[level] * screen.reach[level, place]
+        + text.reach[level] * screen.blur[level, place]
+        + text.rounding * screen.reach[-1, place]
+    )
+
+
+@compiled
+def _limits(text: QuantisedText, screen: Screen, level: int, group: int, out: NDArray[np.int32]) -> None:
+    """Quantised products, tails included, up to which a group's logits cannot be positive, ``[GROUP]``."""
+    own = slice(group * GROUP, (group + 1) * GROUP)  # which the compiler can see to be within the arrays
+    centre, sums, whole = screen.centre[own], screen.sums[level, own], screen.reach[-1, own]
+    reach, blur = screen.reach[level, own], screen.blur[level, own]
+    text_reach, text_blur, inverse = text.reach[level], text.blur[level], 1 / text.step
+    for lane in range(GROUP):
+        slack = text_blur * reach[lane] + text_reach * blur[lane] + text.rounding * whole[lane]
+        limit = OFFSET * sums[lane] - (centre[lane] + slack) * inverse - 2  # rounded to zero: up to one too high
+        limit = limit if limit > -_FARTHEST_PRODUCT else -_FARTHEST_PRODUCT
+        out[lane] = np.int32(limit if limit < _FARTHEST_PRODUCT else _FARTHEST_PRODUCT)
+
+
+@compiled
+def _raise_largest(
+    text: QuantisedText, screen: Screen, group: int, token: int, limits: NDArray[np.int32], largest: NDArray[np.int32]
+) -> None:
+    """``largest_block`` for the tokens from ``token`` on and a group of terms."""
+    width, levels = text.states.shape[1], len(screen.levels)
+    largest_block(
+        text.states.ctypes.data + token * width,
+        width,
+        text.tails.ctypes.data + token // ROWS * levels * 4,
+        screen.packed.ctypes.data + group * width * GROUP,
+        screen.plan.ctypes.data + group * levels * 16,
+        screen.checks[group],
+        screen.tail.ctypes.data + group * levels * GROUP * 4,
+        limits.ctypes.data,
+        largest.ctypes.data,
     )
 
 
 @compiled
 def _upper_bounds(text: QuantisedText, screen: Screen, out: NDArray[np.float64]) -> None:
-    """What the largest logit of every term cannot exceed, ``[P]``."""
-    tokens, width = text.states.shape
-    largest = np.empty(GROUP, np.int32)
-    for group in range(len(screen.level)):
-        level = screen.level[group]
+    """What the largest logit of every term cannot exceed if it is positive, ``[P]``; minus infinity if it is not."""
+    last = len(screen.levels) - 1
+    largest, limits = np.empty(GROUP, np.int32), np.empty((last + 1, GROUP), np.int32)
+    for group in range(len(screen.checks)):
+        for stage in range(screen.checks[group]):
+            _limits(text, screen, screen.level[group, stage], group, limits[stage])
         for lane in range(GROUP):
             largest[lane] = _LOWEST
-        for token in range(0, tokens, ROWS):
-            largest_block(
-                text.states.ctypes.data + token * width,
-                width,
-                text.tails.ctypes.data + (level * tokens + token) * 4,
-                screen.packed.ctypes.data + group * width * GROUP,
-                screen.levels[level] // 4,
-                screen.tail.ctypes.data + group * GROUP * 4,
-                largest.ctypes.data,
-            )
+        for token in range(0, len(text.states), ROWS):
+            _raise_largest(text, screen, group, token, limits, largest)
         for lane in range(GROUP):
             place = group * GROUP + lane
-            near = text.step * screen.scale[place] * (largest[lane] - OFFSET * screen.sums[0, place])
-            out[place] = screen.centre[place] + near + _slack(text, screen, level, 0, place)
+            near = text.step * (largest[lane] - OFFSET * screen.sums[last, place])
+            bound = (screen.centre[place] + near + _slack(text, screen, last, place)) * screen.scale[place]
+            out[place] = bound if largest[lane] > _LOWEST else -np.inf
 
 
 @compiled
@@ -162,12 +193,12 @@ def _weights(
             place, largest = some[row], np.int32(_LOWEST)
             for token in range(products.shape[1]):
                 largest = max(largest, products[row, token])
-            unit, slack = text.step * screen.scale[place], _slack(text, screen, last, 1, place)
-            origin = screen.centre[place] - unit * OFFSET * screen.sums[1, place]
-            if origin + unit * largest + slack <= 0:
+            slack = _slack(text, screen, last, place)
+            origin = screen.centre[place] - text.step * OFFSET * screen.sums[last, place]
+            if origin + text.step * largest + slack <= 0:
                 continue
             # only a token that may be both positive and the largest can decide
-            least = np.int32(max(largest - 2 * slack / unit - 1, (-origin - slack) / unit - 1, _LOWEST))
+            least = np.int32(max(largest - 2 * slack / text.step - 1, (-origin - slack) / text.step - 1, _LOWEST))
             logit, computed = _largest_logit(states, screen, screen.term[place], products[row], least)
             left -= computed
             if left < 0:
@@ -180,42 +211,28 @@ def _weights(
 
 
 @compiled
-def _sort(keys: NDArray[np.uint64]) -> None:
-    """Shell's sort, in place: numba's own sorts take longer to compile than everything else here."""
-    gap = 1
-    while gap < len(keys) // 3:
-        gap = 3 * gap + 1
-    while gap:
-        for start in range(gap, len(keys)):
-            key, at = keys[start], start
-            while at >= gap and keys[at - gap] > key:
-                keys[at] = keys[at - gap]
-                at -= gap
-            keys[at] = key
-        gap //= 3
-
-
-@compiled
-def _keep_largest(
-    terms: NDArray[np.int32], weights: NDArray[np.float32], index: NDArray[np.int32], weight: NDArray[np.float32]
-) -> None:
-    """The largest weights by falling weight, ties by lower term, into rows of -1 and 0."""
-    keys = np.empty(len(terms), np.uint64)
-    bits, kept = weights.view(np.uint32), weight.view(np.uint32)  # positive floats order like their bits
-    for at in range(len(terms)):
-        keys[at] = (np.uint64(0xFFFFFFFF - bits[at]) << np.uint64(32)) | np.uint64(terms[at])
-    _sort(keys)
-    for at in range(min(len(keys), len(index))):
-        index[at] = np.int32(keys[at] & np.uint64(0xFFFFFFFF))
-        kept[at] = np.uint32(0xFFFFFFFF - (keys[at] >> np.uint64(32)))
-
-
-@compiled
 def upper_bounds(states: NDArray[np.float32], screen: Screen) -> NDArray[np.float64]:
-    """What the largest logit of every term over a text's tokens cannot exceed: ``[tokens, H] float32`` -> ``[P]``."""
+    """What positive logits of every term over a text's tokens cannot exceed: ``[tokens, H] float32`` -> ``[P]``."""
     out = np.empty(len(screen.term), np.float64)
-    _upper_bounds(quantised(states, rotated(states, screen), screen), screen, out)
+    own, turned = longest_first(states, rotated(states, screen))
+    _upper_bounds(quantised(own, turned, screen), screen, out)
     return out
+
+
+@compiled
+def left_by_check(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64]:
+    """How many blocks of a text's tokens every group's first check leaves, ``[P / GROUP]``."""
+    own, turned = longest_first(states, rotated(states, screen))
+    text = quantised(own, turned, screen)
+    left = np.zeros(len(screen.checks), np.int64)
+    largest, limits = np.empty(GROUP, np.int32), np.empty((len(screen.levels), GROUP), np.int32)
+    for group in range(len(left)):
+        _limits(text, screen, screen.level[group, 0], group, limits[0])
+        for token in range(0, len(text.states), ROWS):
+            largest[0] = _LOWEST
+            _raise_largest(text, screen, group, token, limits, largest)
+            left[group] += largest[0] > _LOWEST
+    return left
 
 
 @compiled
@@ -235,6 +252,7 @@ def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen
             continue
         own = states[spans[row, 0] : spans[row, 0] + spans[row, 1]]
         turned = rotated(own, screen)
+        own, turned = longest_first(own, turned)
         if _beyond(turned, _FARTHEST):
             out.ends[row] = NOT_FINITE if _beyond(own, np.inf) else TOO_MANY
             continue
@@ -250,7 +268,7 @@ def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen
             continue
         out.active[row] = count
         if out.term.shape[1]:
-            _keep_largest(terms[:count], values[:count], out.term[row], out.weight[row])
+            keep_largest(terms[:count], values[:count], out.term[row], out.weight[row])
         else:
             for at in range(count):
                 out.weight[row, terms[at]] = values[at]
@@ -258,7 +276,7 @@ def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen
 
 def compiled_in(cache: Path) -> Path:
     """Where the machine code of these sources belongs below a cache folder."""
-    modules = (__file__, quantised_text.__file__, vector_blocks.__file__)
+    modules = (__file__, compiled_order.__file__, quantised_text.__file__, vector_blocks.__file__)
     sources = b"".join(Path(str(module)).read_bytes() for module in modules)
     return cache / f"sparse-head-{hashlib.sha256(sources).hexdigest()[:16]}"
 
@@ -278,7 +296,7 @@ def keep_compiled(folder: Path | None) -> None:
     config: Any = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
-        for outermost in (upper_bounds, encode):
+        for outermost in (left_by_check, encode):
             cast("Any", outermost).enable_caching()
     finally:
         config.CACHE_DIR = before

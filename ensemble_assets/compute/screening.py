@@ -13,14 +13,16 @@ With states h, their mean m, a term's row w and bias b, and any invertible A:
    new coordinates, by falling size, which makes what few coordinates leave out small on both sides.
 2. In 8-bit numbers, with the rounding bounded the same way, for the rounded q of y and r of z:
    y.z - q.r = (y - q).z + q.(z - r) <= |y - q| |z| + |q| |z - r|. Norms of y's part are a text's largest.
-3. How many coordinates rule a term out at least cost differs between terms, so it is tried on a few texts; terms that
-   need the same number are screened together.
+3. A few tokens and a group of terms are multiplied together, coordinate after coordinate, and given up as soon as a
+   check finds no bound among them above zero. Terms are grouped by how far below zero their logits lie, and after how
+   many coordinates it pays to check is tried, for every group, on a few texts.
 
 This module does 1 to 3 in numpy, once per model and run; the loops over texts are ``screen_kernels``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -28,17 +30,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from ensemble_assets.compute.quantised_text import Screen
-from ensemble_assets.compute.screen_kernels import upper_bounds
-from ensemble_assets.compute.vector_blocks import GROUP
+from ensemble_assets.compute.screen_kernels import left_by_check
+from ensemble_assets.compute.vector_blocks import GROUP, ROWS
 
 _SAMPLE_TOKENS = 8192
+_ORDER_TOKENS = 256
 _TRIAL_TEXTS = 8
 _EIGHTHS = (1, 2, 3, 4, 5, 6)
-_COST_OF_A_CANDIDATE = 1.7
-"""Of looking at a term that was not ruled out, in screenings of all its coordinates: measured."""
+_COST_OF_A_CHECK = 10
+"""In coordinates: measured."""
 
 _RIDGE = 1e-4
 _EPSILON = 2.0**-24
@@ -97,10 +99,13 @@ def prepare(
         "norm": float(np.linalg.norm(mean.astype(np.float64))),
         "rounding": (matrix.shape[1] + 4) * _EPSILON * float(np.linalg.norm(basis.astype(np.float64))),
     }
+    few = centred[:: -(-len(centred) // _ORDER_TOKENS)].astype(np.float32) @ basis
+    order = np.argsort(_left_alone(terms, few), kind="stable")
     chosen = np.linspace(0, len(spans) - 1, min(_TRIAL_TEXTS, len(spans))).astype(np.int64)
-    bounds = _trial(frame, terms, [states[first : first + count] for first, count in spans[chosen]], threads)
-    order, level = _cheapest(bounds, terms.levels)
-    return Screen(**frame, **_by_order(terms, order, len(level)), **_by_level(terms, order, level))
+    texts = [states[first : first + count] for first, count in spans[chosen]]
+    fixed = frame | _by_order(terms, order)
+    left = _trial(fixed, terms, order, texts, threads)
+    return Screen(**fixed, **_checks(terms, order, _cheapest(left, terms.levels)))
 
 
 def _balanced(covariance: NDArray[np.float64], matrix: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -164,33 +169,66 @@ def _column_blocks(basis: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(wide.reshape(hidden, blocks, GROUP).transpose(1, 0, 2))
 
 
-def _trial(frame: dict[str, Any], terms: _Terms, texts: list[NDArray[np.float32]], threads: int) -> NDArray[np.float64]:
-    """Upper bounds of every term's logit when all are screened at one level: ``[texts, L, V]``."""
-    size = len(terms.scale)
-    order, groups = np.arange(size), -(-size // GROUP)
-    first = Screen(**frame, **_by_order(terms, order, groups), **_by_level(terms, order, np.zeros(groups, np.int64)))
-    out = np.empty((len(texts), len(terms.levels), size))
+def _left_alone(terms: _Terms, turned: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What share of single tokens checks at some levels leave to every term, summed, ``[V]``; ties by their bounds."""
+    z = terms.quantised[:, : turned.shape[1]] * terms.scale[:, None].astype(np.float32)
+    left = np.zeros(len(z))
+    for level in range(min(4, len(terms.levels)))[1:] or [0]:
+        end = terms.levels[level]
+        bounds = turned[:, :end] @ z[:, :end].T + terms.centre.astype(np.float32)
+        bounds += np.outer(np.linalg.norm(turned[:, end:], axis=1), terms.left_out[level].astype(np.float32))
+        left += (bounds > 0).mean(axis=0) + 1e-3 * np.tanh(bounds.mean(axis=0))
+    return left
+
+
+def _trial(
+    fixed: dict[str, Any],
+    terms: _Terms,
+    order: NDArray[np.int64],
+    texts: list[NDArray[np.float32]],
+    threads: int,
+) -> NDArray[np.float64]:
+    """The share of the blocks of tokens that a check at each level but the last leaves to a group: ``[L - 1, G]``."""
+    groups = -(-len(order) // GROUP)
+    blocks = sum(-(-len(text) // ROWS) for text in texts)
+    left = []
     with ThreadPoolExecutor(threads) as pool:
-        for level in range(len(terms.levels)):
-            screen = first._replace(**_by_level(terms, order, np.full(groups, level)))
-            for row, bounds in enumerate(pool.map(upper_bounds, texts, repeat(screen))):
-                out[row, level] = bounds[:size]
-    return out
+        for level in range(len(terms.levels) - 1):
+            screen = Screen(**fixed, **_checks(terms, order, [[level]] * groups))
+            left.append(sum(pool.map(left_by_check, texts, repeat(screen))) / blocks)
+    return np.array(left).reshape(len(terms.levels) - 1, groups)
 
 
-def _cheapest(bounds: NDArray[np.float64], levels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """An order of the terms, ``[V]``, and the level of every group in it: least expected work per text."""
-    spread = np.maximum(bounds.std(axis=0).mean(axis=1), 1e-6)[:, None]
-    stays = ndtr(bounds.mean(axis=0) / spread)  # the chance that a bound is positive, taking bounds for normal
-    order = np.argsort(stays.sum(axis=0), kind="stable")
-    cost = levels[:, None] + _COST_OF_A_CANDIDATE * levels[-1] * stays[:, order]
-    starts = np.arange(0, len(order), GROUP)
-    return order, np.add.reduceat(cost, starts, axis=1).argmin(axis=0)
+def _cheapest(left: NDArray[np.float64], levels: NDArray[np.int64]) -> list[list[int]]:
+    """The levels at which every group is checked: least expected work.
+
+    The shortest way from no coordinate to all of them; a step's length is the share of blocks that take it times the
+    coordinates and the check at its end.
+    """
+    last = len(levels) - 1
+    ends, shares = np.concatenate([[0], levels]), np.vstack([np.ones((1, left.shape[1])), left])
+    cost, following = np.zeros((last + 2, left.shape[1])), np.zeros((last + 1, left.shape[1]), np.int64)
+    for start in range(last, -1, -1):
+        steps = [
+            shares[start] * (ends[end] - ends[start] + _COST_OF_A_CHECK * (end <= last)) + cost[end]
+            for end in range(start + 1, last + 2)
+        ]
+        following[start] = start + 1 + np.argmin(steps, axis=0)
+        cost[start] = np.min(steps, axis=0)
+    return [_way(following[:, group], last) for group in range(left.shape[1])]
 
 
-def _by_order(terms: _Terms, order: NDArray[np.int64], groups: int) -> dict[str, Any]:
+def _way(following: NDArray[np.int64], last: int) -> list[int]:
+    at, way = int(following[0]), list[int]()
+    while at <= last:
+        way.append(at - 1)
+        at = int(following[at])
+    return way
+
+
+def _by_order(terms: _Terms, order: NDArray[np.int64]) -> dict[str, Any]:
     """A screen's fields that depend on the terms' order, ``[V]``, alone."""
-    width = terms.quantised.shape[1]
+    width, groups = terms.quantised.shape[1], -(-len(order) // GROUP)
     rows = _placed(terms.quantised[order], groups)
     packed = rows.reshape(groups, GROUP, width // 4, 4).transpose(0, 2, 1, 3)
     return {
@@ -198,26 +236,26 @@ def _by_order(terms: _Terms, order: NDArray[np.int64], groups: int) -> dict[str,
         "packed": np.ascontiguousarray(packed).reshape(groups, width // 4, GROUP * 4),
         "rows": rows.view(np.int32),
         "scale": _placed(terms.scale[order], groups, 1.0),
-        "centre": _placed(terms.centre[order], groups, -np.inf),
+        "centre": _placed((terms.centre / terms.scale)[order], groups, -np.inf),
         "term": _placed(order.astype(np.int32), groups, -1),
+        "sums": _placed(terms.sums[:, order].T, groups).T.copy(),
+        "reach": _placed((terms.reach / terms.scale)[:, order].T, groups).T.copy(),
+        "blur": _placed((terms.blur / terms.scale)[:, order].T, groups).T.copy(),
     }
 
 
-def _by_level(terms: _Terms, order: NDArray[np.int64], level: NDArray[np.int64]) -> dict[str, Any]:
-    """A screen's fields that depend on the levels of its groups, ``[P / GROUP]``, too."""
-    groups, whole, own = len(level), len(terms.levels) - 1, np.repeat(level, GROUP)[: len(order)]
-
-    def both(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack([_placed(values[own, order], groups), _placed(values[whole, order], groups)])
-
-    tails = np.ceil(terms.left_out[own, order] / terms.scale[order] * 1.0001).astype(np.int64)
-    four = (tails[:, None] + np.arange(4)) // 4  # bytes that add up to the whole
+def _checks(terms: _Terms, order: NDArray[np.int64], chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A screen's fields that depend on the levels, ascending, at which each group is checked, too."""
+    groups, width = len(chosen), len(terms.levels)
+    level = np.array([[*own, *[width - 1] * (width - len(own))] for own in chosen], np.int64)
+    tails = _placed(np.ceil(terms.left_out[:, order] / terms.scale[order] * 1.0001).astype(np.int64).T, groups)
+    own = np.take_along_axis(tails.reshape(groups, GROUP, width), level[:, None, :], axis=2).transpose(0, 2, 1)
+    four = (own[..., None] + np.arange(4)) // 4  # bytes that add up to the whole
     return {
+        "checks": np.array([len(one) for one in chosen], np.int64),
         "level": level,
-        "tail": _placed(four.astype(np.int8), groups).reshape(groups, GROUP * 4),
-        "sums": both(terms.sums),
-        "reach": both(terms.reach),
-        "blur": both(terms.blur),
+        "plan": np.stack([terms.levels[level] // 4, level * 4], axis=2),
+        "tail": four.astype(np.int8).reshape(groups, width, GROUP * 4),
     }
 
 

@@ -8,6 +8,7 @@ the blocks are for is ``screen_kernels``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, TypeVar, cast
 
 import numba
@@ -40,30 +41,47 @@ def _inlined(function: Callable[..., Any]) -> Callable[..., None]:
     return cast("Callable[..., None]", intrinsic(function))
 
 
-def _loop(builder: Any, rows: list[Any], columns: Any, steps: Any, add: Any) -> list[list[Any]]:
-    """Sums of products over ``steps``: each takes one scalar of every row and COLUMNS vectors."""
-    index, vector = ir.IntType(64), ir.VectorType(rows[0].type.pointee, LANES)
-    zero = ir.Constant(vector, [0] * LANES)
+_Sums = list[list[Any]]
+"""ROWS by COLUMNS vectors."""
+
+
+def _zeros(element: Any) -> _Sums:
+    zero = ir.Constant(ir.VectorType(element, LANES), [0] * LANES)
+    return [[zero] * COLUMNS for _ in range(ROWS)]
+
+
+def _joined(builder: Any, sums: _Sums) -> _Sums:
+    """Places for sums that come from several blocks (``_come_from``)."""
+    return [[builder.phi(held.type) for held in row] for row in sums]
+
+
+def _come_from(joined: _Sums, sums: _Sums, block: Any) -> None:
+    for row, own in zip(joined, sums, strict=True):
+        for value, held in zip(row, own, strict=True):
+            value.add_incoming(held, block)
+
+
+def _loop(builder: Any, rows: list[Any], columns: Any, span: tuple[Any, Any], sums: _Sums, add: Any) -> _Sums:
+    """``sums`` and the products of the steps of ``span``, at least one: a scalar of every row and COLUMNS vectors."""
+    index, (first, end) = ir.IntType(64), span
     entry, body, done = builder.block, builder.append_basic_block("body"), builder.append_basic_block("done")
     builder.branch(body)
     builder.position_at_end(body)
     step = builder.phi(index)
-    step.add_incoming(index(0), entry)
-    sums = [[builder.phi(vector) for _ in range(COLUMNS)] for _ in range(ROWS)]
-    for held in (held for row in sums for held in row):
-        held.add_incoming(zero, entry)
+    step.add_incoming(first, entry)
+    held = _joined(builder, sums)
+    _come_from(held, sums, entry)
     at = builder.add(columns, builder.mul(step, index(COLUMNS * LANES * 4)))
-    added = _step(builder, sums, [builder.gep(row, [step]) for row in rows], at, add)
+    added = _step(builder, held, [builder.gep(row, [step]) for row in rows], at, add)
     following = builder.add(step, index(1))
     step.add_incoming(following, builder.block)
-    for old, new in zip((h for r in sums for h in r), (h for r in added for h in r), strict=True):
-        old.add_incoming(new, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, steps), body, done)
+    _come_from(held, added, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, end), body, done)
     builder.position_at_end(done)
     return added
 
 
-def _step(builder: Any, sums: list[list[Any]], rows: list[Any], columns: Any, add: Any) -> list[list[Any]]:
+def _step(builder: Any, sums: _Sums, rows: list[Any], columns: Any, add: Any) -> _Sums:
     vector = sums[0][0].type
     base = builder.inttoptr(columns, vector.as_pointer())
     loaded = [builder.load(builder.gep(base, [ir.IntType(64)(at)]), align=4) for at in range(COLUMNS)]
@@ -110,7 +128,8 @@ def rotate_block(_: Any, states: Any, stride: Any, basis: Any, steps: Any, out: 
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         states, stride, basis, steps, out, out_stride = arguments
-        sums = _loop(builder, _rows(builder, ir.FloatType(), states, stride), basis, steps, _multiply_add)
+        rows, zeros = _rows(builder, ir.FloatType(), states, stride), _zeros(ir.FloatType())
+        sums = _loop(builder, rows, basis, (ir.IntType(64)(0), steps), zeros, _multiply_add)
         _store(builder, sums, out, out_stride)
         return context.get_dummy_value()
 
@@ -118,26 +137,84 @@ def rotate_block(_: Any, states: Any, stride: Any, basis: Any, steps: Any, out: 
 
 
 @_inlined
-def largest_block(  # noqa: PLR0917  # numba's intrinsics take nothing by name
-    _: Any, states: Any, stride: Any, tails: Any, terms: Any, steps: Any, term_tails: Any, largest: Any
+def largest_block(  # noqa: PLR0913, PLR0917  # numba's intrinsics take nothing by name
+    _: Any,
+    states: Any,
+    stride: Any,
+    tails: Any,
+    terms: Any,
+    plan: Any,
+    checks: Any,
+    term_tails: Any,
+    limits: Any,
+    largest: Any,
 ) -> Any:
-    """``largest[column]``: raised to the largest 8-bit product of ROWS states with each of GROUP terms, and tails."""
+    """``largest[column]``: raised to the largest 8-bit product of ROWS states with each of GROUP terms.
+
+    Left alone if that is in vain: ``plan[stage]`` says up to which step to go and where the states' tail of that stage
+    lies; after each of the first ``checks`` stages, the largest product so far and that of the tails must be above the
+    stage's limit for at least one term.
+    """
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        states, stride, tails, terms, steps, term_tails, largest = arguments
-        word = ir.IntType(32)
-        sums = _loop(builder, _rows(builder, word, states, stride), terms, steps, _unsigned_rows)
-        sums = _step(builder, sums, _rows(builder, word, tails, ir.IntType(64)(4)), term_tails, _unsigned_rows)
-        base = builder.inttoptr(largest, sums[0][0].type.as_pointer())
+        states, stride, tails, terms, plan, checks, term_tails, limits, largest = arguments
+        index, word = ir.IntType(64), ir.IntType(32)
+        entry, begin, check, whole, end = (
+            builder.block,
+            *map(builder.append_basic_block, ("begin", "check", "whole", "end")),
+        )
+        rows, zeros = _rows(builder, word, states, stride), _zeros(word)
+        builder.branch(begin)
+
+        builder.position_at_end(begin)
+        stage, first, held = builder.phi(index), builder.phi(index), _joined(builder, zeros)
+        stage.add_incoming(index(0), entry)
+        first.add_incoming(index(0), entry)
+        _come_from(held, zeros, entry)
+        entered = builder.add(plan, builder.mul(stage, index(16)))
+        last = _number(builder, index, entered)
+        sums = _loop(builder, rows, terms, (first, last), held, _unsigned_rows)
+        builder.cbranch(builder.icmp_signed("<", stage, checks), check, whole)
+
+        builder.position_at_end(check)
+        own = _number(builder, word, builder.add(tails, _number(builder, index, builder.add(entered, index(8)))))
+        tail, moved = _spread(builder, own, zeros[0][0].type), builder.mul(stage, index(GROUP * 4))
+        theirs, least = (_vectors(builder, builder.add(start, moved)) for start in (term_tails, limits))
+        above = []
         for column in range(COLUMNS):
-            place = builder.gep(base, [ir.IntType(64)(column)])
-            best = builder.load(place, align=4)
-            for row in sums:
-                best = builder.select(builder.icmp_signed(">", row[column], best), row[column], best)
-            builder.store(best, place, align=4)
+            best = _highest(builder, [row[column] for row in sums])
+            above.append(builder.icmp_signed(">", _unsigned_rows(builder, best, tail, theirs[column]), least[column]))
+        some = builder.bitcast(reduce(builder.or_, above), ir.IntType(LANES))
+        stage.add_incoming(builder.add(stage, index(1)), builder.block)
+        first.add_incoming(last, builder.block)
+        _come_from(held, sums, builder.block)
+        builder.cbranch(builder.icmp_unsigned("!=", some, ir.IntType(LANES)(0)), begin, end)
+
+        builder.position_at_end(whole)
+        for column, before in enumerate(_vectors(builder, largest)):
+            best = _highest(builder, [before, *(row[column] for row in sums)])
+            place = builder.add(largest, index(column * LANES * 4))
+            builder.store(best, builder.inttoptr(place, best.type.as_pointer()), align=4)
+        builder.branch(end)
+
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 7), generate
+    return types.void(*[types.intp] * 9), generate
+
+
+def _number(builder: Any, kind: Any, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _vectors(builder: Any, address: Any) -> list[Any]:
+    """COLUMNS vectors of 32-bit numbers, one after another."""
+    base = builder.inttoptr(address, ir.VectorType(ir.IntType(32), LANES).as_pointer())
+    return [builder.load(builder.gep(base, [ir.IntType(64)(at)]), align=4) for at in range(COLUMNS)]
+
+
+def _highest(builder: Any, vectors: list[Any]) -> Any:
+    return reduce(lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b), vectors)
 
 
 @_inlined
@@ -149,13 +226,14 @@ def terms_block(_: Any, places: Any, states: Any, steps: Any, out: Any, out_stri
         word, pointer = ir.IntType(32), builder.inttoptr(places, ir.IntType(64).as_pointer())
         found = [builder.load(builder.gep(pointer, [ir.IntType(64)(row)])) for row in range(ROWS)]
         rows = [builder.inttoptr(place, word.as_pointer()) for place in found]
-        _store(builder, _loop(builder, rows, states, steps, _unsigned_columns), out, out_stride)
+        sums = _loop(builder, rows, states, (ir.IntType(64)(0), steps), _zeros(word), _unsigned_columns)
+        _store(builder, sums, out, out_stride)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 5), generate
 
 
-def _store(builder: Any, sums: list[list[Any]], out: Any, stride: Any) -> None:
+def _store(builder: Any, sums: _Sums, out: Any, stride: Any) -> None:
     for row, held in enumerate(sums):
         base = builder.inttoptr(builder.add(out, builder.mul(stride, ir.IntType(64)(row))), held[0].type.as_pointer())
         for column, vector in enumerate(held):

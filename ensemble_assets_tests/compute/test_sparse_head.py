@@ -105,7 +105,7 @@ def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
 @needs_screen
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
-def test_no_logit_exceeds_its_upper_bound(problem):
+def test_no_positive_logit_exceeds_its_upper_bound(problem):
     from ensemble_assets.compute import screen_kernels, screening
 
     states, spans, matrix, bias = problem
@@ -116,7 +116,7 @@ def test_no_logit_exceeds_its_upper_bound(problem):
         logits = (text.astype(np.float64) @ matrix.astype(np.float64).T + bias).max(axis=0)
         bounds = screen_kernels.upper_bounds(text, screen)
         terms = screen.term >= 0
-        assert (bounds[terms] >= logits[screen.term[terms]]).all()
+        assert (bounds[terms] >= np.where(logits > 0, logits, -np.inf)[screen.term[terms]]).all()
         assert (bounds[~terms] == -np.inf).all()
 
 
@@ -126,11 +126,11 @@ def test_most_terms_are_ruled_out_by_their_bound():
 
     states, spans, matrix, bias = random_problem(1, hidden=64, size=2000, lengths=[40] * 8)
     screen = screening.prepare(matrix, bias, states[:160], spans[:4])
-    assert len(set(screen.level.tolist())) > 1  # terms differ in what rules them out
+    assert len({tuple(levels) for levels in screen.level.tolist()}) > 1  # terms differ in what rules them out
     for first, count in spans[4:]:
         bounds = screen_kernels.upper_bounds(states[first : first + count], screen)
         positive = (naive(states, [(first, count)], matrix, bias) > 0).mean()
-        assert positive <= (bounds > 0).mean() < 0.5
+        assert positive <= (bounds > 0).mean() < positive + 0.02
 
 
 @pytest.mark.parametrize("path", PATHS)
