@@ -29,6 +29,7 @@ from ensemble_assets.export.gates.suite import Evidence, judge, public_names
 from ensemble_assets.export.inputs import BundleInputs, DenseModel, LiveSparse, chunk_rows
 from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.stage_runs import SparseRun
+from ensemble_assets_tests.benchmarks.peak_memory import peak_bytes
 
 _BLOCK = 20_000
 _VOCABULARY = 30_522
@@ -198,10 +199,7 @@ def _manifest(bundle: BundleInputs) -> ManifestInputs:
 
 
 def _peak_mb() -> float:
-    """Highest resident memory of this process so far (``ru_maxrss`` would count its parent's as well)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    (line,) = (line for line in status if line.startswith("VmHWM:"))
-    return round(int(line.split()[1]) / 1024, 1)
+    return round(peak_bytes() / 1024**2, 1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ensemble_assets_tests.benchmarks.peak_memory import forget_peak, peak_bytes
 
 VARIANTS = ("naive", "tiles fp32", "tiles bf16", "products", "screen")
 TOP_K = 256
@@ -126,17 +127,17 @@ def run_variant(variant: str, states: Path, repeats: int, cache: Path) -> None:
         data: dict[str, Any] = {name: archive[name] for name in archive.files}
     product = variant in ("products", "screen")
     one_pass = head_pass(data, variant, cache) if product else torch_pass(data, variant)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = forget_peak()
     seconds = []
     weights = None
     for _ in range(repeats + 1):
         started = time.perf_counter()
         weights = one_pass()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = peak_bytes() - before
     if weights is not None:
         np.save(states.with_name(f"{variant}.npy"), weights)
-    print(json.dumps({"first": seconds[0], "seconds": statistics.median(seconds[1:]), "peak_mb": peak * 1024 / 1e6}))
+    print(json.dumps({"first": seconds[0], "seconds": statistics.median(seconds[1:]), "peak_mb": peak / 1e6}))
 
 
 def compare(states: Path, repeats: int, cache: Path, variants: list[str]) -> dict[str, dict[str, float]]:

@@ -30,6 +30,7 @@ from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
 from ensemble_assets.retrieval.fusion import RankedList, fuse, rrf
 from ensemble_assets.retrieval.runs import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets_tests.benchmarks.peak_memory import peak_bytes
 
 DIMENSION, VOCABULARY = 384, 30_522
 TERMS_PER_DOCUMENT, TERMS_PER_QUERY = 280, 45  # drawn; about 250 and 44 remain after repeats are dropped
@@ -120,7 +121,7 @@ def measured(search: str, folder: Path, repeats: int) -> dict[str, float]:
     return {
         "seconds": round(statistics.median(seconds), 3),
         "cpu_seconds": round(statistics.median(cpu_seconds), 3),
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak_bytes(),
     }
 
 
@@ -243,14 +244,6 @@ def sparse_rows(folder: Path, side: str) -> SparseRows:
     """One side of the sparse collection, memory-mapped."""
     indptr, indices, values = (mapped(folder, f"sparse.{side}.{part}") for part in ("indptr", "indices", "values"))
     return SparseRows(indptr, indices, values, VOCABULARY)
-
-
-def peak_rss_bytes() -> int:
-    """Most resident memory this process ever had; ``getrusage`` would include the parent's at the time of the fork."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no VmHWM in /proc/self/status")
 
 
 if __name__ == "__main__":
