@@ -31,7 +31,8 @@ class Recipe:
         pool_depth: ranks kept per query when mining.
         queries_per_step: lists per optimiser step.
         micro_batch: pairs per forward; the pairs of a step are sorted by length before they are cut into these.
-        steps: optimiser steps; the learning-rate schedule depends on this and not on time.
+        steps: optimiser steps, as many as fit into three hours of two cores; the learning-rate schedule depends on this
+            and not on time.
         learning_rate: peak of AdamW's learning rate: linear warm-up, then cosine decay to zero.
         warmup_share: share of the steps that warm up.
         weight_decay: AdamW's decoupled weight decay, on matrices only.
@@ -88,7 +89,7 @@ _ROWS = (
         layers=3,
         hidden_size=384,
         micro_batch=32,
-        steps=4000,
+        steps=1500,
         learning_rate=1e-4,
     ),
     Recipe(
@@ -97,7 +98,7 @@ _ROWS = (
         layers=6,
         hidden_size=384,
         micro_batch=32,
-        steps=3000,
+        steps=1000,
         learning_rate=6e-5,
     ),
 )
