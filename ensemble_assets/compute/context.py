@@ -14,7 +14,7 @@ from ensemble_assets.compute.lease_shape import Lease, LeaseMaker, local_lease
 from ensemble_assets.compute.parallel import in_process_runner
 from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.compute.table_result import TableResult
-from ensemble_assets.compute.tokenise import TokenCache
+from ensemble_assets.compute.token_cache import TokenCache
 from ensemble_assets.compute.work import (
     DeviceOutOfMemoryError,
     ForwardFactory,

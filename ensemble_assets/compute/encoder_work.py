@@ -11,8 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.token_cache import TokenCache
 from ensemble_assets.compute.token_tables import join_tables, single_table
-from ensemble_assets.compute.tokenise import TokenCache, Vocabulary
+from ensemble_assets.compute.tokenise import Vocabulary
 from ensemble_assets.compute.windows import Windows, windows_of
 from ensemble_assets.compute.work import TokenTable
 from ensemble_assets.core.records import StageRecord

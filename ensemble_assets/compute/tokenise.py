@@ -1,7 +1,8 @@
-"""Texts to token ids: one tokenizer per vocabulary, ids in flat arrays, reused by every model that shares it.
+"""Texts to token ids: one tokenizer per vocabulary, ids in flat arrays.
 
-What is kept are *bodies*: token ids without the special tokens around them. ``token_tables`` puts those on, for
-single texts and for pairs, so that one tokenisation serves encoders and rerankers of different lengths.
+What is made are *bodies*: token ids without the special tokens around them. ``token_tables`` puts those on, for
+single texts and for pairs, so that one tokenisation serves encoders and rerankers of different lengths; ``token_cache``
+keeps them for every model that shares the vocabulary.
 """
 
 from __future__ import annotations
@@ -205,48 +206,3 @@ def _encodes(tokenizer: Tokenizer, text: str) -> bool:
     except Exception:  # noqa: BLE001  # only looking for the row that fails
         return False
     return True
-
-
-@dataclass
-class TokenCache:
-    """Token bodies by vocabulary and texts, so that models that share a vocabulary tokenise a column once.
-
-    Lives in memory only: token ids are the text in another form.
-
-    Attributes:
-        most_ids: token ids held at most, 4 bytes each; the oldest columns go first, the newest always stays.
-    """
-
-    most_ids: int = 64_000_000
-    _held: dict[tuple[str, str, str], TokenBodies] = field(default_factory=dict)
-
-    def bodies(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
-        """The bodies of ``prefix + text`` for every text, with at least ``max_tokens`` kept per text.
-
-        Raises:
-            StageError: if the tokenizer fails on a text.
-        """
-        key = (known.fingerprint, prefix, texts_digest(texts))
-        found = self._held.get(key)
-        if found is None or found.cap < max_tokens:
-            found = tokenise_bodies(texts, known, max_tokens, prefix)
-            self._held.pop(key, None)
-            self._held[key] = found
-            while len(self._held) > 1 and sum(len(bodies.ids) for bodies in self._held.values()) > self.most_ids:
-                del self._held[next(iter(self._held))]
-        return found
-
-    def held(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies | None:
-        """The same if it is here already, else None."""
-        found = self._held.get((known.fingerprint, prefix, texts_digest(texts)))
-        return found if found is not None and found.cap >= max_tokens else None
-
-
-def texts_digest(texts: pl.Series) -> str:
-    """32 hex digits over the texts in order; two columns share it only if they are equal."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()

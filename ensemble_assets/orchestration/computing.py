@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.parallel import ParallelSettings
     from ensemble_assets.compute.runtime import BackendName, Precision
-    from ensemble_assets.compute.tokenise import TokenCache
+    from ensemble_assets.compute.token_cache import TokenCache
 
 _CPU_SHARD_TOKENS = 1 << 18
 _GPU_SHARD_TOKENS = 1 << 24
@@ -45,7 +45,7 @@ class Computing:
 
     @cached_property
     def _tokens(self) -> TokenCache:
-        from ensemble_assets.compute.tokenise import TokenCache
+        from ensemble_assets.compute.token_cache import TokenCache
 
         return TokenCache()
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.compute import tokenise as module
-from ensemble_assets.compute.tokenise import TokenCache, Vocabulary, tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokenise import Vocabulary, tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.core.errors import ModelUnavailableError, SettingsError, StageError
 from ensemble_assets.core.model_files import ModelFiles, locate
 from ensemble_assets.core.registry import MODELS
@@ -122,34 +122,6 @@ def test_a_folder_without_tokenizer_is_unavailable(tmp_path):
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelUnavailableError, match="no usable tokenizer"):
         vocabulary(ModelFiles(tmp_path / "empty", "local", "x"))
-
-
-def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
-    first, second = (vocabulary(locate(model_folder(tmp_path / name))) for name in ("one", "two"))
-    cache, texts = TokenCache(), pl.Series(["alpha beta", "storm"])
-    made = []
-    monkeypatch.setattr(module, "tokenise_bodies", lambda *args: made.append(args) or tokenise_bodies(*args))
-    assert cache.bodies(texts, first, 16) is cache.bodies(texts, second, 8)
-    assert len(made) == 1
-    assert cache.held(texts, second, 16) is not None
-    assert cache.held(texts, second, 17) is None
-    assert cache.bodies(texts, first, 16, prefix="query ") is not cache.bodies(texts, first, 16)
-    assert cache.bodies(pl.Series(["alpha beta", "storms"]), first, 16) is not cache.bodies(texts, first, 16)
-    cache.bodies(texts, first, 20)
-    assert cache.bodies(texts, first, 20).cap == 20
-
-
-def test_the_cache_lets_go_of_the_oldest_column(tmp_path):
-    known = vocabulary(locate(model_folder(tmp_path / "m")))
-    cache = TokenCache(most_ids=5)
-    first, second, third = (pl.Series([text]) for text in ("alpha beta", "storm flood wind", "a b c d e f"))
-    cache.bodies(first, known, 16)
-    cache.bodies(second, known, 16)
-    assert cache.held(first, known, 16) is not None
-    cache.bodies(third, known, 16)
-    assert cache.held(first, known, 16) is None
-    assert cache.held(second, known, 16) is None
-    assert cache.held(third, known, 16) is not None
 
 
 def test_prefix_is_put_before_every_text(files):
