@@ -77,20 +77,25 @@ class Artefact:
             )
         return array
 
-    def scan(self, name: str) -> pl.LazyFrame:
-        """The frame, lazily: nothing is read until it is collected."""
+    def scan(self, name: str, *, columns: list[str] | None = None) -> pl.LazyFrame:
+        """The frame or the named columns of it, lazily: nothing is read until it is collected.
+
+        Raises:
+            ArtefactError: if a column is not there.
+        """
         self._entry(f"{name}.parquet")
-        return pl.scan_parquet(self.folder / f"{name}.parquet")
+        whole = pl.scan_parquet(self.folder / f"{name}.parquet")
+        return whole.select(list(self._column_bytes(name, columns))) if columns else whole
 
     def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
         """The frame in memory, or the named columns of it.
 
         Raises:
+            ArtefactError: if a column is not there.
             MemoryBudgetError: before anything is read, if these columns were larger in memory than the budget when they
                 were written.
         """
-        sizes = self._entry(f"{name}.parquet")["column_bytes"]
-        needed = sum(sizes[column] for column in (columns or sizes))
+        needed = sum(self._column_bytes(name, columns).values())
         if self.budget_bytes is not None and needed > self.budget_bytes:
             raise MemoryBudgetError(
                 f"{name}: needs {needed / 1e6:.1f} MB of host memory; the budget is {self.budget_bytes / 1e6:.1f} MB. "
@@ -113,6 +118,17 @@ class Artefact:
                     f"{path.name} of {self.folder.name} is not what was written (size or content hash differ). "
                     "Materialise the asset again"
                 )
+
+    def _column_bytes(self, name: str, columns: list[str] | None) -> dict[str, int]:
+        """Bytes in memory of the named columns of a frame, or of all."""
+        sizes: dict[str, int] = self._entry(f"{name}.parquet")["column_bytes"]
+        missing = [column for column in columns or () if column not in sizes]
+        if missing:
+            raise ArtefactError(
+                f"{name}.parquet of {self.folder.name} has no column {missing[0]!r}; it has {', '.join(sizes)}. "
+                "Materialise the asset again with this version of the program"
+            )
+        return {column: sizes[column] for column in columns or sizes}
 
     def _entry(self, name: str) -> Mapping[str, Any]:
         entry: Mapping[str, Any] | None = self.index["files"].get(name)

@@ -9,7 +9,7 @@ import polars as pl
 
 from ensemble_assets.core.legacy_text import CUT_MARK
 
-COLUMNS = ("text", "rest")
+COLUMNS = ["text", "rest"]
 """Of a ``CHUNKS`` frame: what ``whole_text`` needs."""
 
 

@@ -19,11 +19,11 @@ SEARCHED = "searched"
 
 def searched_texts(chunks: Artefact) -> pl.Series:
     """A text per chunk, in row order."""
-    return chunks.frame("chunks", columns=list(COLUMNS)).select(whole_text())["text"]
+    return chunks.frame("chunks", columns=COLUMNS).select(whole_text())["text"]
 
 
 def searched_slices(chunks: Artefact, rows: int) -> Iterator[pl.Series]:
     """The same, at most ``rows`` texts in memory at once."""
-    texts = chunks.scan("chunks").select(COLUMNS)
+    texts = chunks.scan("chunks", columns=COLUMNS)
     for start in range(0, int(chunks.facts["items"]), rows):
         yield texts.slice(start, rows).collect().select(whole_text())["text"]

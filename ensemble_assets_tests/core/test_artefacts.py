@@ -92,6 +92,15 @@ def test_an_unknown_name_lists_what_is_there(store: ArtefactStore) -> None:
         store.load("docs", "dense_embeddings").array("queries")
 
 
+def test_a_column_that_an_earlier_version_did_not_write_is_named(store: ArtefactStore) -> None:
+    save(store)
+    loaded = store.load("docs", "dense_embeddings")
+    for read in (loaded.frame, loaded.scan):
+        assert read("chunks", columns=["row"]).lazy().collect().columns == ["row"]
+        with pytest.raises(ArtefactError, match=r"no column 'rest'; it has row\. Materialise the asset again"):
+            read("chunks", columns=["row", "rest"])
+
+
 def test_a_frame_that_does_not_fit_is_refused_before_reading(store: ArtefactStore, tmp_path: Path) -> None:
     save(store, rows=1000)
     base = str(tmp_path / "artefacts")

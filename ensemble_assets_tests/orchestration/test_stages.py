@@ -193,14 +193,18 @@ def test_long_chunks_are_cut_or_read_in_windows_by_option(pipeline: Pipeline) ->
     assert failed == []
 
 
-def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipeline: Pipeline) -> None:
+def ask_for_what_is_cut_off(pipeline: Pipeline) -> str:
+    """Makes the first chunk too long to be exported whole, and asks for its last word; returns its text."""
     folder = pipeline.root / "corpora" / "notes"
     chunks = json.loads((folder / "notes_chunks.json").read_text())
-    text = "information " * 100 + "zebra"  # the last word stands after the 1,024 characters that are exported
-    chunks[0]["text"] = text
+    chunks[0]["text"] = "information " * 100 + "zebra"
     (folder / "notes_chunks.json").write_text(json.dumps(chunks))
     (folder / "queries.jsonl").write_text(json.dumps({"query_id": "q0", "text": "zebra"}) + "\n")
+    return str(chunks[0]["text"])
 
+
+def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipeline: Pipeline) -> None:
+    text = ask_for_what_is_cut_off(pipeline)
     found, vectors = {}, {}
     for searched in ("whole", "exported"):
         outcome = pipeline.run({"chunks.searched": searched})
@@ -218,11 +222,7 @@ def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipelin
 
 
 def test_the_crossencoder_reads_whole_texts_too(pipeline: Pipeline) -> None:
-    folder = pipeline.root / "corpora" / "notes"
-    chunks = json.loads((folder / "notes_chunks.json").read_text())
-    chunks[0]["text"] = "information " * 100 + "zebra"
-    (folder / "notes_chunks.json").write_text(json.dumps(chunks))
-    (folder / "queries.jsonl").write_text(json.dumps({"query_id": "q0", "text": "zebra"}) + "\n")
+    ask_for_what_is_cut_off(pipeline)
     scores = {}
     for searched in ("whole", "exported"):
         reranked = pipeline.run({"chunks.searched": searched}).artefact("reranked_candidates").frame("reranked")
