@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+from ensemble_assets.compute.late_interaction import LateInteractionFactory, refuse_unsuitable
 from ensemble_assets.compute.openvino_graph import Graph, graph_for
 from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.compute.runtime import Precision, Runtime
@@ -62,7 +63,14 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
 
 def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """A factory for a CrossEncoder; see ``factory_with``."""
+    """A factory for a CrossEncoder, or for late interaction; see ``factory_with``.
+
+    Raises:
+        ModelUnavailableError: if the model's tokenizer does not suit late interaction.
+    """
+    if spec.pooling == "late_interaction":
+        refuse_unsuitable(spec, files)
+        return LateInteractionFactory(_states_factory(replace(spec, kind="dense"), files, runtime))
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.forward_rerank import RerankFactory
@@ -73,6 +81,22 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
         from ensemble_assets.compute.openvino_forward import OpenVinoRerankFactory
 
         return OpenVinoRerankFactory(spec, files, runtime, reason, graph=graph)
+
+    return factory_with(spec, files, runtime, with_torch, with_openvino)
+
+
+def _states_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
+    """A factory for an encoder whose token states are wanted."""
+
+    def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
+        from ensemble_assets.compute.forward_states import StatesFactory
+
+        return StatesFactory(spec, files, runtime, reason)
+
+    def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
+        from ensemble_assets.compute.openvino_forward import OpenVinoStatesFactory
+
+        return OpenVinoStatesFactory(spec, files, runtime, reason, graph=graph)
 
     return factory_with(spec, files, runtime, with_torch, with_openvino)
 

@@ -18,8 +18,6 @@ import polars as pl
 from ensemble_assets.core.errors import SettingsError
 from ensemble_assets.core.frames import RERANKED, conform
 
-DEFAULT_WEIGHT = 0.05
-
 
 def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
     """Rank every query's candidates by the interpolated score.

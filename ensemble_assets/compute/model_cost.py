@@ -93,6 +93,7 @@ PUBLISHED: Mapping[str, ModelShape] = MappingProxyType(
         "all-minilm-l6-v2": ModelShape(6, 384, 1536, 2, 384, 384),
         "splade-tiny": ModelShape(2, 128, 512, 2, 128, 128, vocabulary=30522),
         "ensemble-reranker-tiny": ModelShape(2, 128, 512, 2, 128, 128),
+        "minilm-late-interaction": ModelShape(6, 384, 1536, 2, 384, 384),
         # config.json of BAAI/bge-m3 and BAAI/bge-reranker-v2-m3 (XLM-RoBERTa large)
         "bge-m3": ModelShape(24, 1024, 4096, 2, 1024, 1024),
         "bge-reranker-v2-m3": ModelShape(24, 1024, 4096, 2, 1024, 1024),

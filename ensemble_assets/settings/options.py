@@ -26,7 +26,7 @@ class Models:
         (), "dense models, the first is the primary one; empty: the profile's", env="EMBEDDER_ENSEMBLE_MODELS"
     )
     sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
-    rerank: str = option("", "CrossEncoder; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
+    rerank: str = option("", "reranker; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
     rerank_tokens: int = option(
         0, "query and chunk together, as the CrossEncoder reads them, at most; 0: as the model is defined",
         unit="tokens", low=0, high=1_000_000,
@@ -118,13 +118,17 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Rerank:
-    """CrossEncoder over the fused candidates."""
+    """A CrossEncoder, or late interaction, over the fused candidates."""
 
     depth: int = option(
         20, "fused candidates per query that the CrossEncoder scores", unit="candidates", low=1, high=1000
     )
     weight: float = option(
-        0.05, "share of the CrossEncoder in the final score; the first stage gets the rest", low=0.0, high=1.0
+        -1.0,
+        "share of the reranker in the final score, 0 to 1; the first stage gets the rest; negative: as the model is "
+        "defined",
+        low=-1.0,
+        high=1.0,
     )
     budget: str = option(
         "sla",

@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from ensemble_assets.compute.interpolation import DEFAULT_WEIGHT
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.core.errors import EnsembleError, InputError
 from ensemble_assets.core.frames import QRELS
 from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS, FolderSource
+from ensemble_assets.core.registry import FolderSource, ModelSpec, model_spec
 from ensemble_assets.training.collections import (
     Collection,
     held_out_passages,
@@ -39,6 +39,7 @@ from ensemble_assets.training.measure import (
     PairScorer,
     Remembering,
     Scorer,
+    StageScorer,
     first_stage_runs,
     fused_run,
     measured,
@@ -49,7 +50,6 @@ from ensemble_assets.training.recipe import Recipe
 from ensemble_assets.training.teacher import Teacher, combine
 
 _ASIDE_PASSAGES, _ASIDE_QUERIES = 3000, 300
-_USE_MAX_TOKENS = MODELS["ensemble-reranker-tiny"].max_tokens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,38 +70,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Figures by set, for the sets whose folders are given."""
     teacher = Teacher(options.work / "encodings")
-    scorer = Remembering(PairScorer(options.model, options.max_tokens))
+    spec = _chosen(options)
+    weight = spec.share if options.weight is None else options.weight
+    scorer = Remembering(
+        StageScorer(spec, Runtime(backend="auto", precision="auto", cache_folder=options.work))
+        if options.reranker
+        else PairScorer(options.model, spec.max_tokens)
+    )
     figures: dict[str, Any] = {
         "measure": "nDCG@10",
-        "model_fingerprint": fingerprint(options.model),
-        "max_tokens": options.max_tokens,
-        "weight": options.weight,
+        "model_fingerprint": locate(spec).fingerprint,
+        "max_tokens": spec.max_tokens,
+        "weight": weight,
     }
     if options.train:
-        figures["development"] = development(options, teacher, scorer)
+        figures["development"] = development(options, teacher, scorer, weight)
     if options.scifact:
-        figures["scifact"] = scifact(options.scifact, teacher, scorer, options.weight)
+        figures["scifact"] = scifact(options.scifact, teacher, scorer, weight)
     if options.aside:
-        figures["aside"] = {folder.name: aside(folder, teacher, scorer, options.weight) for folder in options.aside}
+        figures["aside"] = {folder.name: aside(folder, teacher, scorer, weight) for folder in options.aside}
     if options.dl19:
-        figures["trec-dl19"] = dl19(options.dl19, teacher, scorer, options.weight)
+        figures["trec-dl19"] = dl19(options.dl19, teacher, scorer, weight)
     return figures
 
 
-def fingerprint(folder: Path) -> str:
-    """Identity of a model folder's weights, configuration and tokenizer, so that figures name what they belong to."""
-    spec = dataclasses.replace(MODELS["ensemble-reranker-tiny"], source=FolderSource(str(folder)))
-    return locate(spec).fingerprint
+def _chosen(options: argparse.Namespace) -> ModelSpec:
+    """The registered reranker, or the shipped one with the given folder in the place of its files."""
+    spec = model_spec(options.reranker or "ensemble-reranker-tiny", "rerank")
+    if options.model:
+        spec = dataclasses.replace(spec, source=FolderSource(str(options.model)))
+    return dataclasses.replace(spec, max_tokens=options.max_tokens or spec.max_tokens)
 
 
-def development(options: argparse.Namespace, teacher: Teacher, scorer: Scorer) -> dict[str, Any]:
+def development(options: argparse.Namespace, teacher: Teacher, scorer: Scorer, weight: float) -> dict[str, Any]:
     """The held-out queries of every training set against all its passages, and the mean over sets by weight."""
     sets: dict[str, dict[str, Any]] = {}
     for collection in read_training_sets(options.train):
         _, held_out = split_queries(collection, held_out_passages(collection, options.held_out_share))
         if held_out:
             stage = first_stage(collection, held_out, teacher)
-            sets[collection.name] = _fused_then_reranked(stage, scorer, options.weight)
+            sets[collection.name] = _fused_then_reranked(stage, scorer, weight)
     weights = next(iter(sets.values()))["reranked"]
     return {
         "sets": sets,
@@ -190,7 +198,9 @@ def _trec_qrels(path: Path) -> pl.DataFrame:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ensemble_assets.training.evaluate", description=main.__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="reranker folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="reranker folder, read as plain transformers does, in float32")
+    what.add_argument("--reranker", help="registered reranker, run as the rerank stage runs it")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--train", type=Path, help="folder of the training sets, for the development slice")
     parser.add_argument("--scifact", type=Path, help="SciFact in BEIR layout")
@@ -207,12 +217,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Recipe.held_out_share,
         help="the recipe's share of passages whose questions are the development slice (default: %(default)s)",
     )
-    parser.add_argument("--weight", type=float, default=DEFAULT_WEIGHT, help="interpolation (default: %(default)s)")
+    parser.add_argument("--weight", type=float, help="interpolation (default: the reranker's own share)")
     parser.add_argument(
         "--max-tokens",
         type=int,
-        default=_USE_MAX_TOKENS,
-        help="tokens per pair (default: what the shipped model is used with, %(default)s)",
+        help="tokens per pair (default: the registered reranker's; for a folder the shipped one's)",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="encodings (default: %(default)s)")

@@ -17,8 +17,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
+from ensemble_assets.compute.context import ComputeContext
 from ensemble_assets.compute.interpolation import final_order
-from ensemble_assets.core.frames import QRELS, RUN
+from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.runtime import Runtime
+from ensemble_assets.core.errors import StageError
+from ensemble_assets.core.frames import CANDIDATES, QRELS, RUN
+from ensemble_assets.core.registry import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
 from ensemble_assets.retrieval.significance import bootstrap_interval
@@ -83,6 +88,52 @@ class PairScorer:
             output = self._model(input_ids=batch.ids, attention_mask=batch.attention, token_type_ids=batch.segments)
             scores[rows] = output.logits[:, 0].numpy()
         return scores
+
+
+class StageScorer:
+    """A registered reranker as the rerank stage runs it: its lengths, backend and precision."""
+
+    def __init__(self, spec: ModelSpec, runtime: Runtime) -> None:
+        self._spec = spec
+        self._context = ComputeContext(runtime=runtime)
+
+    def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Floats:
+        """Scores ``[pairs] float32`` of ``queries[i]`` with ``passages[i]``; every pair is given once.
+
+        Raises:
+            StageError: if the stage could not score every pair.
+        """
+        query_at, passage_at = (
+            {text: number for number, text in enumerate(dict.fromkeys(texts))} for texts in (queries, passages)
+        )
+        pairs = pl.DataFrame(
+            {
+                "public_id": [str(query_at[text]) for text in queries],
+                "row": pl.Series([passage_at[text] for text in passages], dtype=pl.UInt32),
+            }
+        )
+        found = rerank_candidates(
+            _unranked(pairs),
+            pl.Series(list(passage_at), dtype=pl.String),
+            pl.DataFrame({"public_id": [str(number) for number in query_at.values()], "text": list(query_at)}),
+            self._spec,
+            self._context,
+            RerankOptions(depth=len(passages)),
+        )
+        if found.record.status != "completed":
+            raise StageError(f"{self._spec.slug}: {dict(found.record.fallback_reasons)}; correct the model")
+        scores = pairs.join(found.reranked, on=["public_id", "row"], how="left", maintain_order="left")
+        return scores["rerank_score"].to_numpy()
+
+
+def _unranked(pairs: pl.DataFrame) -> pl.DataFrame:
+    """A CANDIDATES frame of pairs whose ranks and scores mean nothing."""
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).over("public_id")
+    known = pairs.with_columns(
+        rank.alias("rank"), pl.format("{}", "row").alias("chunk_id"), (-rank.cast(pl.Float32)).alias("score")
+    )
+    rest = [pl.lit(None, dtype).alias(name) for name, dtype in CANDIDATES.items() if name not in known.columns]
+    return known.with_columns(rest).select(list(CANDIDATES)).sort("public_id", "rank")
 
 
 class Remembering:

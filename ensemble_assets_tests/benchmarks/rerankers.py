@@ -1,7 +1,8 @@
-"""Pairs a second of several CrossEncoders: ``python -m ensemble_assets_tests.benchmarks.rerankers FOLDER ...``.
+"""Pairs a second of several rerankers: ``python -m ensemble_assets_tests.benchmarks.rerankers MODEL ...``.
 
-Every query of the sample collection with ``--depth`` of its chunks, through the rerank stage, loading included; folders
-take turns, medians over ``--repeats``. The first folder is what the others are compared with. A first run of each, not
+Every query of the sample collection with ``--depth`` of its chunks, through the rerank stage, loading included; a model
+is a registered slug or a CrossEncoder's folder. They take turns, medians over ``--repeats``; the first is what the
+others are compared with. A first run of each, not
 counted, converts the model where it was never used on this machine.
 """
 
@@ -30,19 +31,14 @@ SHIPPED = MODELS["ensemble-reranker-tiny"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=SHIPPED.max_tokens)
+    parser.add_argument("--max-tokens", type=int, default=SHIPPED.max_tokens, help="of folders")
     options = parser.parse_args()
     chunks, queries = pl.Series(sample_texts(10**6)), sample_queries()
     candidates = every_query_with(queries, len(chunks), options.depth)
-    specs = [
-        dataclasses.replace(
-            SHIPPED, slug=folder.name, source=FolderSource(str(folder.resolve())), max_tokens=options.max_tokens
-        )
-        for folder in options.folders
-    ]
+    specs = [model_of(one, options.max_tokens) for one in options.models]
     seconds: dict[str, list[float]] = {spec.slug: [] for spec in specs}
     for _ in range(options.repeats + 1):
         for spec in specs:
@@ -52,7 +48,16 @@ def main() -> None:
     table = {
         slug: {"pairs_per_second": round(rate), "of_the_first": round(rate / first, 3)} for slug, rate in rates.items()
     }
-    print(json.dumps({"pairs": candidates.height, "max_tokens": options.max_tokens, **table}, indent=1))
+    print(json.dumps({"pairs": candidates.height, **table}, indent=1))
+
+
+def model_of(name: str, max_tokens: int) -> ModelSpec:
+    if name in MODELS:
+        return MODELS[name]
+    folder = Path(name)
+    return dataclasses.replace(
+        SHIPPED, slug=folder.name, source=FolderSource(str(folder.resolve())), max_tokens=max_tokens
+    )
 
 
 def sample_queries() -> pl.DataFrame:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
 
+from ensemble_assets.compute.runtime import Runtime
 from ensemble_assets.core.model_files import locate
 from ensemble_assets.core.registry import MODELS
 from ensemble_assets.training.collections import read_collection
 from ensemble_assets.training.evaluate import main
-from ensemble_assets.training.measure import PairScorer
+from ensemble_assets.training.measure import PairScorer, StageScorer
 from ensemble_assets_tests.training import toy
 
 pytestmark = pytest.mark.models
@@ -71,6 +72,24 @@ def test_all_four_measurements_are_made_and_written(
     pipeline = figures["trec-dl19"]["pipeline"]
     assert pipeline["nDCG@10"]["fused"] == pipeline["reranked"]["0"] > worst + 0.3
     assert 0 < figures["development"]["sets"]["covidqa"]["queries"] < 20
+
+
+def test_a_registered_reranker_is_measured_as_the_stage_runs_it(scifact: Path, work: Path, tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    options = ["--reranker", "minilm-late-interaction", "--scifact", scifact, "--work", work, "--output", output]
+    assert main([str(option) for option in options]) == 0
+    figures = json.loads(output.read_text())
+    spec = MODELS["minilm-late-interaction"]
+    assert (figures["weight"], figures["max_tokens"]) == (spec.share, spec.max_tokens)
+    assert figures["model_fingerprint"] == locate(spec).fingerprint
+    assert figures["scifact"]["reranked"]["1"] > 0.8
+
+
+def test_a_stages_scores_are_given_back_in_the_order_of_the_pairs(model: Path) -> None:
+    queries = ["lens", "why is honey sticky", "lens"]
+    passages = ["Milk curd.", "Honey is a thick solution of sugars.", "Honey is a thick solution of sugars."]
+    scorer = StageScorer(MODELS["ensemble-reranker-tiny"], Runtime("fp32", threads=1))
+    np.testing.assert_allclose(scorer(queries, passages), PairScorer(model, 160)(queries, passages), atol=1e-4)
 
 
 def test_a_set_without_candidates_is_refused(

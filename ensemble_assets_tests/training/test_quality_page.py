@@ -27,8 +27,9 @@ def test_a_difference_is_called_real_only_if_its_interval_excludes_zero() -> Non
 
 
 def test_the_figures_are_of_the_default_settings() -> None:
+    from ensemble_assets.core.registry import MODELS, PROFILES
     from ensemble_assets.settings.options import Rerank
 
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    assert figures["weight"] == Rerank().weight
+    assert figures["weight"] == MODELS[PROFILES["embedded"].rerank].share
     assert figures["scifact"]["depth"] == Rerank().depth

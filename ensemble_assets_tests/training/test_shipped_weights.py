@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from ensemble_assets.core.model_files import locate
+from ensemble_assets.core.registry import MODELS
 from ensemble_assets.training.collections import read_training_sets
-from ensemble_assets.training.evaluate import fingerprint
 from ensemble_assets.training.measure import PairScorer
 from ensemble_assets.training.recipe import RECIPES
 
@@ -104,7 +105,7 @@ def test_the_record_names_the_data_that_lies_there(shared: Path) -> None:
 
 def test_the_recorded_figures_belong_to_these_weights_and_keep_the_gate_on_scifact() -> None:
     figures = json.loads((FOLDER / "figures.json").read_text())
-    assert figures["model_fingerprint"] == fingerprint(FOLDER)
+    assert figures["model_fingerprint"] == locate(MODELS["ensemble-reranker-tiny"]).fingerprint
     scifact = figures["scifact"]
     assert scifact["queries"] == 300
     assert scifact["reranked"][f"{figures['weight']:g}"] >= scifact["nDCG@10"]["fused"] - 0.005

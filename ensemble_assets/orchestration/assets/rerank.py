@@ -30,13 +30,14 @@ def reranked_candidates(
     with stage_run(context, settings, progress, "rerank") as run:
         options = run.settings.rerank
         allowance = allowance_of(run, chunks, fused_candidates)
+        weight = options.weight if options.weight >= 0 else None
         result = rerank_candidates(
             fused_candidates.frame("candidates"),
             searched_texts(chunks),
             queries.frame("queries", columns=["public_id", "text"]),
             choose_models(run.settings.models).rerank,
             computing.context(run),
-            RerankOptions(run.settings.enable_rerank, options.depth, options.weight, allowance),
+            RerankOptions(run.settings.enable_rerank, options.depth, weight, allowance),
             **computing.factory("rerank"),
         )
         run.writer.frame("reranked", result.reranked)
