@@ -34,6 +34,7 @@ def page(figures: Mapping[str, Any]) -> str:
         _choices(figures["choices"]),
         _share(figures["share"]),
         _students(figures["students"]),
+        _late(figures["late_interaction"]),
         _tried(figures["tried"]),
         _published(figures["published"]),
     )
@@ -141,6 +142,25 @@ def _students(students: Mapping[str, Any]) -> str:
     )  # fmt: skip
     words = "".join(f"{sentence}\n" for sentence in students["words"])
     return "## Students of three sizes\n\n" + words + "\n" + table(head, rows)
+
+
+def _late(late: Mapping[str, Any]) -> str:
+    """The reranker that is an option, beside the default one."""
+    rows = [
+        (
+            name,
+            str(one["queries"]),
+            *(f"{one[measured]:.4f}" for measured in ("fused", "tiny", "late")),
+            interval(one["difference"]) if one["difference"] else "",
+            *(f"{one[measured]:.4f}" for measured in ("tiny_alone", "late_alone")),
+        )
+        for name, one in late["rows"].items()
+    ]
+    head = ("set", "queries", "fused", "default", "option", "option - fused", "default alone", "option alone")
+    shares = [(name, *(f"{value:.4f}" for value in values)) for name, values in late["by_share"].items()]
+    words = "".join(f"{sentence}\n" for sentence in late["words"])
+    by_share = "\nThe option by its share w:\n\n" + table(("w", *late["shares"]), shares)
+    return "## The larger reranker\n\n" + words + "\n" + table(head, rows) + by_share
 
 
 def _tried(tried: Sequence[str]) -> str:
