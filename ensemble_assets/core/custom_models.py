@@ -24,18 +24,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from ensemble_assets.core.errors import SettingsError
 from ensemble_assets.core.registry import (
     MODELS,
+    POOLINGS,
     FolderSource,
     HubSource,
     ModelKind,
     ModelSpec,
-    Pooling,
     Profile,
     Source,
     model_spec,
@@ -43,7 +43,14 @@ from ensemble_assets.core.registry import (
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
-_CHOICES = {"kind": get_args(ModelKind), "pooling": get_args(Pooling)}
+_NUMBERS: Mapping[str, tuple[bool, float, float]] = {
+    "dimension": (True, 0, 10_000_000),
+    "max_tokens": (True, 1, 10_000_000),
+    "windows": (True, 1, 64),
+    "weight": (False, 0, 1e9),
+    "share": (False, 0, 1),
+}
+"""Fields that are numbers: whole or not, and their bounds."""
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelSpec)}
 
 
@@ -110,9 +117,8 @@ def _spec(file: str, number: int, item: Any) -> ModelSpec:
     if unknown or missing:
         problem = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
         raise SettingsError(f"{where}: {problem}; fields are {', '.join(_FIELDS)}")
-    for name, accepted in _CHOICES.items():
-        if item[name] not in accepted:
-            raise SettingsError(f"{where}: {name} is {item[name]!r}, expected one of {', '.join(accepted)}")
+    _check_words(where, item)
+    _check_numbers(where, item)
     if not _SLUG.fullmatch(str(item["slug"])):
         raise SettingsError(f"{where}: slug {item['slug']!r} must be lower case letters, digits, '-' and '.'")
     if item["slug"] in MODELS:
@@ -122,6 +128,22 @@ def _spec(file: str, number: int, item: Any) -> ModelSpec:
     if spec.trust_remote_code and not pinned:
         raise SettingsError(f"{where}: trust_remote_code needs source.revision as a full 40-digit commit hash")
     return spec
+
+
+def _check_words(where: str, item: Mapping[str, Any]) -> None:
+    poolings = next((words for kind, words in POOLINGS.items() if kind == item["kind"]), ())
+    for name, accepted in (("kind", tuple(POOLINGS)), ("pooling", poolings)):
+        if item[name] not in accepted:
+            raise SettingsError(f"{where}: {name} is {item[name]!r}, expected one of {', '.join(accepted)}")
+
+
+def _check_numbers(where: str, item: Mapping[str, Any]) -> None:
+    for name, (whole, low, high) in _NUMBERS.items():
+        number: Any = item.get(name, low)
+        fits = isinstance(number, int if whole else (int, float)) and not isinstance(number, bool)
+        if not (fits and low <= number <= high):
+            words = "a whole number" if whole else "a number"
+            raise SettingsError(f"{where}: {name} is {number!r}, expected {words} from {low:g} to {high:g}")
 
 
 def _source(where: str, item: Any) -> Source:

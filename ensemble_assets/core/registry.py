@@ -14,6 +14,15 @@ from ensemble_assets.core.errors import SettingsError
 ModelKind = Literal["dense", "sparse", "rerank"]
 Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction"]
 
+POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
+    {
+        "dense": ("mean", "cls", "last_token"),
+        "sparse": ("splade_max",),
+        "rerank": ("cross_encoder", "late_interaction"),
+    }
+)
+"""What token states can become, by kind of model."""
+
 DEFAULT_SHARE = 0.05
 """A reranker's share in the final score where nothing else is known: docs/quality.md says how it was chosen."""
 

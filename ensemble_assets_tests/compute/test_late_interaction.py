@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -171,6 +172,15 @@ def test_kept_states_stay_below_their_limit_and_the_oldest_go_first(uses, limit)
         found = [bytes([n, r]) for n in range(6) for r in range(1, 7) if kept._states.get(bytes([n, r])) is not None]
         assert sorted(found) == sorted(order)
         assert kept._bytes == sum(one[1] * 8 for one in order) <= limit
+
+
+def test_workers_can_be_handed_the_factory_and_full_precision_is_the_encoders(encoder):
+    factory = LateInteractionFactory(StatesFactory(encoder, locate(encoder), Runtime("bf16", 1)))
+    assert pickle.loads(pickle.dumps(factory)) == factory
+    whole = factory.full_precision()
+    assert (factory.load("cpu").precision, whole.load("cpu").precision) == ("bf16", "fp32")
+    assert factory.identity != whole.identity
+    assert "late_interaction" in factory.identity
 
 
 @pytest.mark.parametrize("template", [ROBERTA, BARE])

@@ -37,6 +37,12 @@ def test_a_folder_model_and_registered_ones_together(tmp_path: Path) -> None:
     assert catalogue.profile.dense == ("my-encoder",)
 
 
+def test_any_encoder_can_rerank_by_its_token_states(tmp_path: Path) -> None:
+    model = {**MODEL, "kind": "rerank", "pooling": "late_interaction", "dimension": 1, "share": 0.35}
+    catalogue = read_catalogue(write(tmp_path, {"models": [model], "profile": {**PROFILE, "dense": ["bge-m3"]}}))
+    assert catalogue.spec("my-encoder", "rerank").share == 0.35
+
+
 def test_a_hub_model_keeps_its_revision(tmp_path: Path) -> None:
     model = {**MODEL, "source": {"repository": "owner/name", "revision": "a" * 40}, "trust_remote_code": True}
     catalogue = read_catalogue(write(tmp_path, {"models": [model], "profile": PROFILE}))
@@ -49,6 +55,14 @@ def test_a_hub_model_keeps_its_revision(tmp_path: Path) -> None:
         ({"dimensoin": 3}, "unknown field 'dimensoin'"),
         ({"kind": "lexical"}, "expected one of dense, sparse, rerank"),
         ({"pooling": "max"}, "expected one of mean"),
+        ({"pooling": "splade_max"}, "pooling is 'splade_max', expected one of mean, cls, last_token"),
+        ({"kind": "rerank"}, "pooling is 'mean', expected one of cross_encoder, late_interaction"),
+        ({"kind": ["dense"]}, "expected one of dense, sparse, rerank"),
+        ({"share": 7}, "share is 7, expected a number from 0 to 1"),
+        ({"share": float("nan")}, "share is nan"),
+        ({"max_tokens": "many"}, "max_tokens is 'many', expected a whole number from 1"),
+        ({"dimension": 7.5}, "dimension is 7.5"),
+        ({"windows": True}, "windows is True"),
         ({"slug": "My Encoder"}, "lower case letters"),
         ({"slug": "bge-m3"}, "is a registered model's"),
         ({"source": "owner/name"}, "`path`"),
