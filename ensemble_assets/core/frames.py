@@ -80,8 +80,8 @@ RERANKED = _schema(
     score=pl.Float32,  # final (interpolated) score; the fused score where the reranker did not run
     fused_rank=pl.UInt32,
     fused_score=pl.Float32,
-    rerank_score=pl.Float32,  # the CrossEncoder's logit; null where it did not score the pair
-    reranked=pl.Boolean,  # whether the CrossEncoder scored this pair
+    rerank_score=pl.Float32,  # the reranker's score; null where it did not score the pair
+    reranked=pl.Boolean,  # whether the reranker scored this pair
 )
 """Reranked lists; fused order kept and flagged where rerank is off or failed."""
 

@@ -22,7 +22,7 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
     """One line a query, in query order; a query without candidates has empty lists.
 
     ``{"query_id", "query_hash", "chunk_ids", "point_ids", "ranks", "scores", "fused_ranks", "fused_scores",
-    "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the CrossEncoder did not score the
+    "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the reranker did not score the
     pair, ``reranked`` whether it scored any.
 
     Args:

@@ -28,7 +28,7 @@ class Models:
     sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
     rerank: str = option("", "reranker; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
     rerank_tokens: int = option(
-        0, "query and chunk together, as the CrossEncoder reads them, at most; 0: as the model is defined",
+        0, "query and chunk together, as the reranker reads them, at most; 0: as the model is defined",
         unit="tokens", low=0, high=1_000_000,
     )  # fmt: skip
     file: str = option("", "YAML file that defines models for profile custom", env="EMBEDDER_MODELS_FILE")
@@ -66,7 +66,7 @@ class Chunks:
     )
     searched: str = option(
         "whole",
-        "what sparse vectors, BM25 and the CrossEncoder read of a chunk: the whole text, or only what is embedded and "
+        "what sparse vectors, BM25 and the reranker read of a chunk: the whole text, or only what is embedded and "
         "exported, which is cut",
         choices=("whole", "exported"),
     )
@@ -121,7 +121,7 @@ class Rerank:
     """A CrossEncoder, or late interaction, over the fused candidates."""
 
     depth: int = option(
-        20, "fused candidates per query that the CrossEncoder scores", unit="candidates", low=1, high=1000
+        20, "fused candidates per query that the reranker scores", unit="candidates", low=1, high=1000
     )
     weight: float = option(
         -1.0,
@@ -262,7 +262,7 @@ class Settings:
     """All options, resolved; made by ``resolve``. Sections are attributes, toggles stand at the top."""
 
     enable_sparse: bool = option(True, "learned sparse vectors", env="EMBEDDER_ENABLE_SPARSE")
-    enable_rerank: bool = option(True, "CrossEncoder reranking", env="EMBEDDER_ENABLE_RERANK")
+    enable_rerank: bool = option(True, "reranking of the fused candidates", env="EMBEDDER_ENABLE_RERANK")
     models: Models = field(default_factory=Models)
     paths: Paths = field(default_factory=Paths)
     chunks: Chunks = field(default_factory=Chunks)

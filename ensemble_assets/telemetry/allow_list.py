@@ -173,7 +173,7 @@ SPANS: MappingProxyType[str, SpanSpec] = MappingProxyType(
         "rag.dense": SpanSpec("dense embeddings of one collection", _MODELS),
         "rag.sparse": SpanSpec("learned sparse vectors of one collection", _MODELS | {"coverage_ratio"}),
         "rag.fusion": SpanSpec("exact top-k and fusion", _STAGE | {"queries", "candidates", "depth", "method"}),
-        "rag.rerank": SpanSpec("CrossEncoder over the fused candidates", _MODELS | _RERANK),
+        "rag.rerank": SpanSpec("the reranker over the fused candidates", _MODELS | _RERANK),
         "rag.export": SpanSpec("writing the bundle", _STAGE | {"points", "files", "bytes"}),
         **{
             f"rag.{stage}.model": SpanSpec(f"one model of the {stage} stage", _CHILD | {"revision"})

@@ -71,7 +71,7 @@ METADATA: MappingProxyType[str, Field] = MappingProxyType(
         "source_fingerprint": shape("content hash of the collection's files", "32 hex digits", "[0-9a-f]{32}"),
         "skipped": count("chunks left out"),
         "texts_cut": count("texts cut at the contract's length"),
-        "searched": word("what of a chunk sparse vectors, BM25 and the CrossEncoder read", ("whole", "exported")),
+        "searched": word("what of a chunk sparse vectors, BM25 and the reranker read", ("whole", "exported")),
         "query_source": word("where the queries came from", ("file", "derived")),
         "judgements": Field(
             "relevance judgements, or in checks where they are from",
@@ -168,7 +168,7 @@ PICTURES: MappingProxyType[str, str] = MappingProxyType(
         "run_report": "where the page about the run is",
         "stage_times": "stages one after another, against the dense-only baseline and its limit",
         "memory_over_time": "memory of each device against the ceiling",
-        "scores": "distributions of dense, sparse, fused and CrossEncoder scores",
+        "scores": "distributions of dense, sparse, fused and reranker scores",
         "rerank_moves": "how far reranking moved candidates",
         "coverage": "chunks with a sparse vector",
         "fallback_reasons": "fallbacks by stage, reason and what stood in",

@@ -23,7 +23,7 @@ _RATIOS = {
     "vs_sla": "Whole run over the plain engine's dense stage",
     "vs_own_dense": "All stages over this run's dense stage",
 }
-_LISTS = {"dense": "Dense", "sparse": "Sparse", "fused": "Fused", "rerank": "CrossEncoder"}
+_LISTS = {"dense": "Dense", "sparse": "Sparse", "fused": "Fused", "rerank": "Reranker"}
 
 
 def build_report(

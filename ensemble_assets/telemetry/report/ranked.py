@@ -39,7 +39,7 @@ def _column(values: object) -> list[float | None]:
 
 
 def rank_moves(lists: RankedList) -> list[float]:
-    """Fused rank minus final rank of every candidate that the CrossEncoder scored."""
+    """Fused rank minus final rank of every candidate that the reranker scored."""
     rows = zip(lists["ranks"], lists["fused_ranks"], lists["rerank_scores"], strict=False)
     return [
         fused - final for final, fused, score in rows if final is not None and fused is not None and score is not None

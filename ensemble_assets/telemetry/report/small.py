@@ -17,7 +17,7 @@ from ensemble_assets.telemetry.report.svg import shown
 
 _WIDTH, _LEFT, _ROW = 420, 70, 18
 _POINTS, _BINS = 48, 18
-_TITLES = {"dense": "dense", "sparse": "sparse", "fused": "fused", "rerank": "CrossEncoder"}
+_TITLES = {"dense": "dense", "sparse": "sparse", "fused": "fused", "rerank": "reranker"}
 _STYLE = (
     "<style>text{font:11px sans-serif;fill:#7d8590}path,rect{fill:#3f83d6}"
     ".l{fill:none;stroke:#c8661b;stroke-width:1.5;stroke-dasharray:4 3}.c{fill:none;stroke:#3f83d6;stroke-width:1.5}"
