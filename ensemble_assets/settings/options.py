@@ -120,9 +120,7 @@ class Fusion:
 class Rerank:
     """A CrossEncoder, or late interaction, over the fused candidates."""
 
-    depth: int = option(
-        20, "fused candidates per query that the reranker scores", unit="candidates", low=1, high=1000
-    )
+    depth: int = option(20, "fused candidates per query that the reranker scores", unit="candidates", low=1, high=1000)
     weight: float = option(
         -1.0,
         "share of the reranker in the final score, 0 to 1; the first stage gets the rest; negative: as the model is "
