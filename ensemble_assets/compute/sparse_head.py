@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from ensemble_assets.compute.host_vectors import dot_product_lanes
+from ensemble_assets.compute.put_off import tokens_together
 from ensemble_assets.compute.sparse_products import positive_terms
 from ensemble_assets.core.errors import ModelUnavailableError
 
@@ -25,7 +26,7 @@ _WORTH_FITTING = 16_384
 """Tokens after which a screen has paid for loading its code and fitting, a good second."""
 
 _WORTH_COMPILING = 131_072
-"""The same where the compiled code is not there yet: about ten seconds, once per machine."""
+"""The same where the compiled code is not there yet, over all runs: about ten seconds, once per machine."""
 
 _USUAL = 1e12
 """A screen is not fitted to larger numbers, whose squares would leave float32."""
@@ -92,6 +93,7 @@ class SparseHead:
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
         self._seen = self._expected = 0
+        self._together: int | None = None
         self.path = HeadPath("products", "few_tokens")
         self._screen: Any = None
 
@@ -148,7 +150,7 @@ class SparseHead:
         from ensemble_assets.compute import screen_kernels, screening
 
         folder = screen_kernels.compiled_in(self._cache_folder) if self._cache_folder else None
-        if tokens < _WORTH_COMPILING and not screen_kernels.is_compiled(folder):
+        if not screen_kernels.is_compiled(folder) and not self._worth_compiling(tokens, folder):
             self.path = HeadPath("products", "not_compiled_yet")
             return
         usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all
@@ -158,6 +160,14 @@ class SparseHead:
         screen_kernels.keep_compiled(folder)
         some = spans[np.array(usual)]
         self._screen = screening.prepare(self._matrix, self._bias, states, some, self._threads)
+
+    def _worth_compiling(self, tokens: int, folder: Path | None) -> bool:
+        """Whether this run is, or is together with the small ones before it; it is counted once."""
+        if tokens >= _WORTH_COMPILING:
+            return True
+        if self._together is None:
+            self._together = tokens_together(folder and folder.with_name(f"{folder.name}.put-off"), tokens)
+        return self._together >= _WORTH_COMPILING
 
     def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
         from ensemble_assets.compute import screen_kernels

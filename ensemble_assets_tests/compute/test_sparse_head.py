@@ -262,6 +262,29 @@ def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
     assert head.path == host_path()
 
 
+@needs_screen
+def test_small_runs_compile_when_they_are_together_worth_it(monkeypatch, tmp_path):
+    from ensemble_assets.compute import screen_kernels
+
+    states, spans, matrix, bias = random_problem(13)
+    tokens = int(spans[:, 1].sum())
+    monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
+    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 3 * tokens)
+    monkeypatch.setattr(screen_kernels, "is_compiled", lambda _: False)
+    results = []
+    for reason in ("not_compiled_yet", "not_compiled_yet", host_path().reason):
+        head = SparseHead(matrix, bias, 9, 1, tmp_path)
+        head.expect(tokens)
+        results.append(head(states, spans))
+        head(states[:0], spans[:0])  # more of the same run is not counted again
+        assert head.path.reason == reason
+    for name, values in results[0].items():
+        np.testing.assert_array_equal(results[2][name], values)
+    unkept = SparseHead(matrix, bias, 9, 1)
+    unkept(states, spans)
+    assert unkept.path.reason == "not_compiled_yet"
+
+
 def test_numba_told_to_compile_for_another_cpu_is_not_given_this_ones_instructions(monkeypatch):
     from numba import config
 
