@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from ensemble_assets.compute.late_interaction import LateInteractionFactory, refuse_unsuitable
+from ensemble_assets.compute.late_interaction import refuse_unsuitable
 from ensemble_assets.compute.openvino_graph import Graph, graph_for
 from ensemble_assets.compute.openvino_import import import_openvino
 from ensemble_assets.compute.runtime import Precision, Runtime
@@ -68,35 +68,22 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
     Raises:
         ModelUnavailableError: if the model's tokenizer does not suit late interaction.
     """
-    if spec.pooling == "late_interaction":
+    late = spec.pooling == "late_interaction"
+    if late:
         refuse_unsuitable(spec, files)
-        return LateInteractionFactory(_states_factory(replace(spec, kind="dense"), files, runtime))
+        spec = replace(spec, kind="dense")  # it is loaded as the encoder that it is
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
+        from ensemble_assets.compute.forward_late import LateInteractionFactory
         from ensemble_assets.compute.forward_rerank import RerankFactory
 
-        return RerankFactory(spec, files, runtime, reason)
+        return (LateInteractionFactory if late else RerankFactory)(spec, files, runtime, reason)
 
     def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
-        from ensemble_assets.compute.openvino_forward import OpenVinoRerankFactory
+        from ensemble_assets.compute.openvino_forward import OpenVinoLateInteractionFactory, OpenVinoRerankFactory
 
-        return OpenVinoRerankFactory(spec, files, runtime, reason, graph=graph)
-
-    return factory_with(spec, files, runtime, with_torch, with_openvino)
-
-
-def _states_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """A factory for an encoder whose token states are wanted."""
-
-    def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
-        from ensemble_assets.compute.forward_states import StatesFactory
-
-        return StatesFactory(spec, files, runtime, reason)
-
-    def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
-        from ensemble_assets.compute.openvino_forward import OpenVinoStatesFactory
-
-        return OpenVinoStatesFactory(spec, files, runtime, reason, graph=graph)
+        made = OpenVinoLateInteractionFactory if late else OpenVinoRerankFactory
+        return made(spec, files, runtime, reason, graph=graph)
 
     return factory_with(spec, files, runtime, with_torch, with_openvino)
 

