@@ -48,7 +48,7 @@ test-nightly: install  ## thousands of simulated runs, and one hundred real ones
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"
 
 test-kill-points: install  ## only the last: one hundred runs killed at random points
-	$(BIN)/python -m pytest -s -m nightly ensemble_assets_tests/compute/test_kill_points.py
+	$(BIN)/python -m pytest -s -m nightly ensemble_assets_tests/compute/running/test_kill_points.py
 
 test-operations: install  ## twelve runs at once, a backfill of twenty, killed daemons and runs (half an hour)
 	$(BIN)/python -m pytest -m operations ensemble_assets_tests/operations

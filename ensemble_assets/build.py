@@ -6,13 +6,13 @@ import dagster as dg
 
 from ensemble_assets.orchestration.assets import ALL_ASSETS, SERVING_ASSETS
 from ensemble_assets.orchestration.checks import ALL_CHECKS
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.io_managers import artefacts
+from ensemble_assets.orchestration.io_manager import artefacts
 from ensemble_assets.orchestration.jobs import build_jobs
 from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_resource
 from ensemble_assets.orchestration.run_end import TRACE_SENSORS
 from ensemble_assets.orchestration.schedules import build_schedules
 from ensemble_assets.orchestration.sensors import build_sensors
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
 
 _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}

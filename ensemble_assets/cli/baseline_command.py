@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from ensemble_assets.cli.run_command import option_overrides
-from ensemble_assets.core.collections import Collection, choose, discover
-from ensemble_assets.core.errors import InputError
-from ensemble_assets.core.latency_baseline import SlaBaseline, store_baseline
-from ensemble_assets.orchestration.collections import chunks_of
-from ensemble_assets.orchestration.model_choice import choose_models
+from ensemble_assets.artefacts.latency_baseline import SlaBaseline, store_baseline
+from ensemble_assets.cli.run import option_overrides
+from ensemble_assets.collection.folders import Collection, choose, discover
+from ensemble_assets.common.errors import InputError
+from ensemble_assets.pipeline.collections import chunks_of
+from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.sample import SAMPLE_FOLDER
 from ensemble_assets.settings import Settings, resolve
-from ensemble_assets.settings.places import baselines_folder
+from ensemble_assets.settings.default_paths import baselines_folder
 
 
 @click.group()
@@ -39,7 +39,7 @@ def sla(collection: str | None, repeats: int, sample: bool, json_output: bool, a
     Runs SentenceTransformer.encode at its default settings over the chunks, once per dense model, and stores the
     seconds for this machine. Runs are then held against it (vs_sla, see docs/performance.md). Needs a quiet machine.
     """
-    from ensemble_assets.compute.plain_script import measure_baseline
+    from ensemble_assets.compute.stages.plain_baseline import measure_baseline
 
     if sample:
         flags["chunked_dir"] = str(SAMPLE_FOLDER)

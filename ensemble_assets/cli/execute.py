@@ -15,15 +15,15 @@ import dagster as dg
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.cli.live import ConsoleProgress
-from ensemble_assets.core.collections import choose, discover
-from ensemble_assets.core.errors import InputError
+from ensemble_assets.collection.folders import choose, discover
+from ensemble_assets.common.errors import InputError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
-from ensemble_assets.orchestration.run_report import report_path
+from ensemble_assets.pipeline.run_report import report_path
 from ensemble_assets.settings import Resolved, flatten, resolve
-from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.settings.sources import process_environment
 
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 

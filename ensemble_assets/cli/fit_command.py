@@ -9,16 +9,16 @@ from typing import Any
 import click
 import polars as pl
 
-from ensemble_assets.cli.quality_commands import located, target_options
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.core.fusion_weights import FusionWeights, write_weights
-from ensemble_assets.core.ingest.files import InputFile
-from ensemble_assets.core.ingest.records import Tally
-from ensemble_assets.core.qrels import fit_qrels, read_qrels
-from ensemble_assets.orchestration.io_managers import open_store
-from ensemble_assets.retrieval.fit_weights import fit_weights
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.cli.measure import located, target_options
+from ensemble_assets.collection.qrels import fit_qrels, read_qrels
+from ensemble_assets.collection.readers.input_files import InputFile
+from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.retrieval.fitted_weights import fit_weights
 from ensemble_assets.retrieval.fusion import METHODS, RankedList
+from ensemble_assets.retrieval.fusion_weights import FusionWeights, write_weights
 from ensemble_assets.settings import resolve
 
 

@@ -8,15 +8,15 @@ import click
 
 from ensemble_assets import __version__
 from ensemble_assets.cli.baseline_command import baseline
+from ensemble_assets.cli.bundle import validate
 from ensemble_assets.cli.fit_command import fit_fusion
-from ensemble_assets.cli.machine_commands import doctor, leases
-from ensemble_assets.cli.plan_command import plan
-from ensemble_assets.cli.quality_commands import accept, evaluate
+from ensemble_assets.cli.machine import doctor, leases
+from ensemble_assets.cli.measure import accept, evaluate
+from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.report_command import report
-from ensemble_assets.cli.run_command import demo, run
+from ensemble_assets.cli.run import demo, run
 from ensemble_assets.cli.upload_command import upload
-from ensemble_assets.cli.validate_command import validate
-from ensemble_assets.core.errors import EnsembleError, SettingsError
+from ensemble_assets.common.errors import EnsembleError, SettingsError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

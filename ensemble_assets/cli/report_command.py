@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ensemble_assets.core.errors import ArtefactError, SettingsError
-from ensemble_assets.orchestration.run_report import facts_of_bundle, report_path, write_report
+from ensemble_assets.common.errors import ArtefactError, SettingsError
+from ensemble_assets.pipeline.run_report import facts_of_bundle, report_path, write_report
 from ensemble_assets.settings import resolve
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ensemble_assets.core.errors import ArtefactError, SettingsError
-from ensemble_assets.export.gates.reading import open_bundle
-from ensemble_assets.export.qdrant import connect, describe, upload_bundle
+from ensemble_assets.common.errors import ArtefactError, SettingsError
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.export.read.qdrant import connect, describe, upload_bundle
 from ensemble_assets.settings import resolve
-from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.settings.sources import process_environment
 
 
 @click.command()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble_assets.core.errors import ContractError
-from ensemble_assets.export.inputs import BundleInputs
+from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.write.inputs import BundleInputs
 
 _BLOCK_BYTES = 1 << 20
 

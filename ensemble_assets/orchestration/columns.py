@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.artefacts.artefact import Artefact
 
 MAIN_TABLES: Mapping[str, str] = {
     "chunks": "chunks",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from ensemble_assets.core.errors import (
+from ensemble_assets.common.errors import (
     ArtefactError,
     ContractError,
     DeviceError,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
-from ensemble_assets.core.atomic import atomic_write
+from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.orchestration.jobs import REASON_TAG, TRIGGER_TAG
 
 _SHOWN_STEPS = 20

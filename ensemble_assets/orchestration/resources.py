@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import dagster as dg
 from pydantic import Field, create_model
 
-from ensemble_assets.orchestration.model_choice import choose_models
+from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.values import Option
 

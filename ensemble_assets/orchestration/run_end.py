@@ -8,8 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.orchestration.reporting import run_telemetry
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
 from ensemble_assets.settings import Settings, options, resolve
 
 PARTITION_TAG = "dagster/partition"

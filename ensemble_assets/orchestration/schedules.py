@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dagster as dg
 
-from ensemble_assets.core.errors import EnsembleError, SettingsError
+from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.orchestration.check_results import failed_checks
-from ensemble_assets.orchestration.discovery import Seen, look
-from ensemble_assets.orchestration.io_managers import open_store
 from ensemble_assets.orchestration.jobs import DENSE_ONLY, RETRIEVAL_BUNDLE, reason_tags
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.orchestration.staleness import STAGES, stale_reasons, wanted_now
+from ensemble_assets.pipeline.changed_collections import Seen, look
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.pipeline.staleness import STAGES, stale_reasons, wanted_now
 from ensemble_assets.settings import Settings, resolve
 
 NIGHTLY = "nightly_stale"

@@ -1,7 +1,6 @@
-"""The frame around every stage: where it writes, what it records, and what Dagster is told. No stage logic.
+"""Run a stage as a Dagster step: open it, seal its artefact, and hand Dagster the materialisation. No stage logic.
 
-``stage_run`` opens a version folder, collects events and reports progress; ``finish`` seals the artefact and turns its
-record into a materialisation. If the stage raises, the unfinished folder is discarded and nothing was published.
+If the stage raises, the unfinished folder is discarded and nothing is published.
 """
 
 from __future__ import annotations
@@ -10,114 +9,55 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact, ArtefactWriter
-from ensemble_assets.core.errors import EnsembleError
-from ensemble_assets.core.events import EventLog, EventSink
-from ensemble_assets.core.records import StageRecord
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.errors import EnsembleError
+from ensemble_assets.common.events import EventLog
 from ensemble_assets.orchestration.columns import column_metadata
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.failure_policy import tried_again
-from ensemble_assets.orchestration.io_managers import open_store
-from ensemble_assets.orchestration.reporting import run_telemetry
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.staleness import CODE_VERSION
 from ensemble_assets.orchestration.step_process import end_with_the_run
-from ensemble_assets.settings import Resolved, Settings
-from ensemble_assets.telemetry.allow_list import EVENTS, MODEL_STAGES, STAGES
-from ensemble_assets.telemetry.asset_metadata import admitted_metadata
-from ensemble_assets.telemetry.spans import ActiveSpan
-from ensemble_assets.telemetry.tracing import RunTelemetry
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
+from ensemble_assets.telemetry.allowed_names import STAGES
 
 
-@dataclass
-class StageRun:
-    """One stage of one collection, while it runs."""
+def finish(
+    run: StageRun,
+    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    rows: int | None = None,
+    record: StageRecord | None = None,
+) -> dg.MaterializeResult[Artefact]:
+    """Seal the stage's artefact and describe it to Dagster.
 
-    stage: str
-    collection: str
-    run_id: str
-    resolved: Resolved
-    writer: ArtefactWriter
-    telemetry: RunTelemetry
-    log: EventLog
-    span: ActiveSpan | None
-    asset: str
-    code_version: str | None = None
-    started: float = field(default_factory=time.perf_counter)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def events(self) -> EventSink:
-        """Where the stage reports: onto its span, and kept for its artefact's facts."""
-        return self.telemetry.sink(self.log)
-
-    @property
-    def working_folder(self) -> Path:
-        """Local, of this collection, kept between runs."""
-        return open_store(self.settings).working_folder(self.collection)
-
-    @property
-    def settings(self) -> Settings:
-        """The resolved settings."""
-        return self.resolved.settings
-
-    def finish(
-        self,
-        facts: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-        rows: int | None = None,
-        record: StageRecord | None = None,
-    ) -> dg.MaterializeResult[Artefact]:
-        """Seals what was written and describes it to telemetry and Dagster.
-
-        Args:
-            facts: further facts; scalars become plottable metadata.
-            metadata: pictures and tables.
-            rows: what Dagster shows as the row count.
-            record: what the stage says of itself; becomes facts and span attributes.
-        """
-        if record is not None:
-            made = record.as_json()
-            more = made.pop("facts")
-            facts = {**made, **more, **facts}
-        if self.span is not None:
-            self._describe(self.span, record, facts)
-            if self.stage in MODEL_STAGES:
-                self.span.set(ceiling_bytes=int(self.settings.device.ceiling_gb * 1e9))
-        seconds = time.perf_counter() - self.started
-        self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
-        self.facts[CODE_VERSION] = self.code_version
-        self.facts["events"] = [event.as_json() for event in self.log.events if not _is_progress(event.name)]
-        artefact = self.writer.seal(self.facts)
-        shown = {name: value for name, value in facts.items() if isinstance(value, (int, float, str))}
-        row_count = {"dagster/row_count": rows} if rows is not None else {}
-        return dg.MaterializeResult(
-            value=artefact,
-            metadata=admitted_metadata(
-                {"wall_seconds": seconds, **shown, **row_count}, {**column_metadata(self.asset, artefact), **metadata}
-            ),
-            data_version=dg.DataVersion(artefact.version),
-        )
-
-    @staticmethod
-    def _describe(span: ActiveSpan, record: StageRecord | None, facts: Mapping[str, Any]) -> None:
-        if record is not None and record.status == "feature_disabled":
-            span.skip("feature_disabled")
-        elif record is not None:
-            span.describe(record)
-        else:
-            known = {name: facts[name] for name in ("points", "files", "bytes") if name in facts}
-            span.set(items=facts["items"], outcome=facts["status"], **known)
-
-
-def _is_progress(event: str) -> bool:
-    """Progress events are as many as batches; they stay in the journal."""
-    return event in EVENTS and EVENTS[event].category == "progress"
+    Args:
+        run: the open stage.
+        facts: further facts; scalars become plottable metadata.
+        metadata: pictures and tables.
+        rows: the row count that Dagster shows.
+        record: status, amounts and fallbacks of the stage.
+    """
+    artefact = run.seal(facts, record)
+    own = record.as_json() if record is not None else {}
+    described = {**own, **own.get("facts", {}), **facts}
+    seconds = artefact.facts["wall_seconds"]
+    shown = {name: value for name, value in described.items() if isinstance(value, (int, float, str))}
+    row_count = {"dagster/row_count": rows} if rows is not None else {}
+    return dg.MaterializeResult(
+        value=artefact,
+        metadata=admitted_metadata(
+            {"wall_seconds": seconds, **shown, **row_count}, {**column_metadata(run.asset, artefact), **metadata}
+        ),
+        data_version=dg.DataVersion(artefact.version),
+    )
 
 
 @contextmanager

@@ -13,6 +13,6 @@ def end_with_the_run() -> None:
     step's parent is the run's fork server, which ends as soon as the run's process does.
     """
     if multiprocessing.parent_process() is not None:
-        from ensemble_assets.compute.worker_process import die_with
+        from ensemble_assets.compute.running.worker_process import die_with
 
         die_with(os.getppid())

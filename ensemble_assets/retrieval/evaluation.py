@@ -12,8 +12,8 @@ from types import MappingProxyType
 import ir_measures
 import polars as pl
 
-from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.core.frames import QRELS, conform
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.frame_schemas import QRELS, conform
 
 MEASURES: Mapping[str, ir_measures.measures.Measure] = MappingProxyType(
     {

@@ -15,9 +15,9 @@ from types import MappingProxyType
 
 import polars as pl
 
-from ensemble_assets.core.errors import ArtefactError, SettingsError
-from ensemble_assets.core.frames import CANDIDATES, RUN, conform
-from ensemble_assets.retrieval.runs import with_chunk_ids
+from ensemble_assets.common.errors import ArtefactError, SettingsError
+from ensemble_assets.common.frame_schemas import CANDIDATES, RUN, conform
+from ensemble_assets.retrieval.ranked_lists import with_chunk_ids
 
 _KEY = ["public_id", "row"]
 _QUERY, _BEST = ".query", ".best"  # working columns; the dot keeps them apart from "<list name>_rank"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.core.errors import StageError
+from ensemble_assets.common.errors import StageError
 
 NO_ROW = np.uint32(0xFFFFFFFF)
 """Row number of the unfilled places of a :class:`TopK`; a collection can hold fewer rows than this."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ensemble_assets.core.registry import PROFILES
+from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.settings.values import Option, option, option_of
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.settings.layers import Layer, read_layers
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings.options import Settings, flatten, options
+from ensemble_assets.settings.sources import Layer, read_layers
 from ensemble_assets.settings.values import Option
 
 

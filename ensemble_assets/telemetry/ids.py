@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 
-from ensemble_assets.telemetry.admission import is_slug
+from ensemble_assets.telemetry.allowed_values import is_slug
 
 
 def trace_id(run_id: str) -> int:

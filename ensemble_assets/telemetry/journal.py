@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets.core.events import Event
-from ensemble_assets.telemetry.admission import Scalar
-from ensemble_assets.telemetry.allow_list import EVENTS
-from ensemble_assets.telemetry.records import SpanRecord, Tally
+from ensemble_assets.common.events import Event
+from ensemble_assets.telemetry.allowed_names import EVENTS
+from ensemble_assets.telemetry.allowed_values import Scalar
+from ensemble_assets.telemetry.span_record import SpanRecord, Tally
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from ensemble_assets.core.events import Event
-from ensemble_assets.telemetry.admission import Scalar
-from ensemble_assets.telemetry.allow_list import EVENTS, LOG_FIELDS, Category
+from ensemble_assets.common.events import Event
+from ensemble_assets.telemetry.allowed_names import EVENTS, LOG_FIELDS, Category
+from ensemble_assets.telemetry.allowed_values import Scalar
 
 LOGGER = logging.getLogger("ensemble_assets.telemetry")
 LOGGER.addHandler(logging.NullHandler())  # silent until whoever runs us sets logging up

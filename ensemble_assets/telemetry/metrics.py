@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.core.events import Value
-from ensemble_assets.telemetry.admission import Scalar
-from ensemble_assets.telemetry.allow_list import EVENTS, STAGES
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.events import Value
+from ensemble_assets.telemetry.allowed_names import EVENTS, STAGES
+from ensemble_assets.telemetry.allowed_values import Scalar
 
 Kind = Literal["histogram", "counter", "gauge"]
 Labels = tuple[tuple[str, str], ...]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.telemetry.metrics import check_namespace
 from ensemble_assets.telemetry.otlp import otlp_target
 

@@ -19,8 +19,8 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricExpor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExporter
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.telemetry.admission import is_slug
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.telemetry.allowed_values import is_slug
 
 Signal = Literal["traces", "metrics"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from ensemble_assets.telemetry.exporters import ProcessTelemetry
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets.telemetry.metrics import MetricValues
-from ensemble_assets.telemetry.process import ProcessTelemetry
 from ensemble_assets.telemetry.prometheus import push, write_textfile
-from ensemble_assets.telemetry.records import SpanRecord, metric_values
+from ensemble_assets.telemetry.span_record import SpanRecord, metric_values
 
 _LAST_STAGE = "export"
 

@@ -16,16 +16,16 @@ from random import getrandbits
 
 from opentelemetry.trace import Span, Status, StatusCode
 
-from ensemble_assets.core.events import Event, Value
-from ensemble_assets.core.records import StageRecord
+from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.events import Event, Value
 from ensemble_assets.telemetry import ids
-from ensemble_assets.telemetry.admission import Declared, Scalar, admit, declare
-from ensemble_assets.telemetry.allow_list import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
-from ensemble_assets.telemetry.children import ChildSpans
+from ensemble_assets.telemetry.allowed_names import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
+from ensemble_assets.telemetry.allowed_values import Declared, Scalar, admit, declare
+from ensemble_assets.telemetry.child_spans import ChildSpans
+from ensemble_assets.telemetry.exporters import ProcessTelemetry, nanoseconds
 from ensemble_assets.telemetry.journal import SpanStart
 from ensemble_assets.telemetry.log import log_event
-from ensemble_assets.telemetry.process import ProcessTelemetry, nanoseconds
-from ensemble_assets.telemetry.records import SpanRecord, Tally
+from ensemble_assets.telemetry.span_record import SpanRecord, Tally
 
 
 def error_word(error: BaseException) -> str:

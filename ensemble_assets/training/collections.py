@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.core.errors import InputError
+from ensemble_assets.common.errors import InputError
 from ensemble_assets.training.recipe import EXCLUDED_SETS
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'])")

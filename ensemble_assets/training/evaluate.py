@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from ensemble_assets.compute.runtime import Runtime
-from ensemble_assets.core.errors import EnsembleError, InputError
-from ensemble_assets.core.frames import QRELS
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import FolderSource, ModelSpec, model_spec
+from ensemble_assets.common.errors import EnsembleError, InputError
+from ensemble_assets.common.frame_schemas import QRELS
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import FolderSource, ModelSpec, model_spec
 from ensemble_assets.training.collections import (
     Collection,
     held_out_passages,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
-from ensemble_assets.core.errors import ArtefactError
+from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.training.losses import Lists, combined_loss
 from ensemble_assets.training.pairs import DrawnList, draw, schedule
 from ensemble_assets.training.preparation import Prepared

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from ensemble_assets.compute.context import ComputeContext
-from ensemble_assets.compute.interpolation import final_order
-from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.runtime import Runtime
-from ensemble_assets.core.errors import StageError
-from ensemble_assets.core.frames import CANDIDATES, QRELS, RUN
-from ensemble_assets.core.registry import ModelSpec
+from ensemble_assets.common.errors import StageError
+from ensemble_assets.common.frame_schemas import CANDIDATES, QRELS, RUN
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.stages.context import ComputeContext
+from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
 from ensemble_assets.retrieval.significance import bootstrap_interval

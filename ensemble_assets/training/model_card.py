@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ensemble_assets.core.errors import ArtefactError, EnsembleError
+from ensemble_assets.common.errors import ArtefactError, EnsembleError
 
 CARD, TRAINING, FIGURES = "README.md", "training.json", "figures.json"
 

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ensemble_assets.compute.work import TokenTable
-from ensemble_assets.retrieval.lexical_topk import bm25_rows
+from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets.retrieval.bm25_topk import bm25_rows
 from ensemble_assets.training.collections import (
     Collection,
     held_out_passages,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 
-from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.common.errors import SettingsError
 
 Number = str | int | float
 

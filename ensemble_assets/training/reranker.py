@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from ensemble_assets.core.errors import EnsembleError
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.common.errors import EnsembleError
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.loop import train
 from ensemble_assets.training.preparation import Prepared, prepare
 from ensemble_assets.training.recipe import EXCLUDED_SETS, RECIPES, Recipe, recipe

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.training.recipe import Recipe
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertForMaskedLM, BertModel
 
-from ensemble_assets.core.model_files import ModelFiles, locate
-from ensemble_assets.core.registry import MODELS, ModelSpec
+from ensemble_assets.models.model_files import ModelFiles, locate
+from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets.training.tokens import Padded, load_tokenizer, pad_singles, tokenise
 
 Vectors = NDArray[np.float32]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ensemble_assets.compute.work import TokenTable
-from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 CLS, SEP, PAD = "[CLS]", "[SEP]", "[PAD]"
 

@@ -21,22 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.compute.backends import dense_factory, rerank_factory, sparse_factory
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
+from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.runtime import BackendName, Runtime
+from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.lease_shape import LocalDevices
-from ensemble_assets.compute.model_config import complete_spec
-from ensemble_assets.compute.parallel import ParallelSettings, run_parallel
-from ensemble_assets.compute.runtime import BackendName, Runtime
-from ensemble_assets.compute.sparse_rows import DEFAULT_TOP_K
-from ensemble_assets.compute.token_tables import pair_table
-from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
-from ensemble_assets.compute.work import ForwardFactory, TokenTable
-from ensemble_assets.compute.worker_settings import WorkerSettings, cpu_batches
-from ensemble_assets.core.events import EventLog
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.compute.devices.lease import LocalDevices
+from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
+from ensemble_assets.compute.tokens.token_tables import TokenTable, pair_table
+from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.settings.default_paths import cache_folder
 from ensemble_assets.settings.options import Paths
-from ensemble_assets.settings.places import cache_folder
 
 SAMPLE = Path(__file__).resolve().parents[2] / "ensemble_assets" / "sample" / "pydoc"
 SLUGS = {"dense": "all-minilm-l6-v2", "sparse": "splade-tiny", "rerank": "ensemble-reranker-tiny"}

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.batch_sizes import SizeSettings
-from ensemble_assets.compute.ceiling import Ceiling
-from ensemble_assets.compute.controller import ControllerSettings
-from ensemble_assets.compute.rerank import DEFAULT_DEPTH
-from ensemble_assets.compute.simulation import SimulationReport, simulate
-from ensemble_assets.compute.worker_settings import WorkerSettings
-from ensemble_assets.core.registry import PROFILES, ModelKind, ModelSpec, model_spec
+from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.size_limits import SizeSettings
+from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.stages.rerank import DEFAULT_DEPTH
+from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, model_spec
 from ensemble_assets.settings import Settings
 from ensemble_assets_tests.benchmarks.t4_estimates import (
     ARCHITECTURES,
@@ -29,6 +28,7 @@ from ensemble_assets_tests.benchmarks.t4_estimates import (
     chunk_lengths,
     t4,
 )
+from ensemble_assets_tests.simulated.simulation import SimulationReport, simulate
 
 PROFILE = "kaggle-t4x2"
 QUERIES, QUERY_TOKENS = 50, 16

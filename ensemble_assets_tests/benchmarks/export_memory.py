@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ensemble_assets.export.bundle import write_bundle
-from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.projection import Original
-from ensemble_assets.export.gates.reading import open_bundle
-from ensemble_assets.export.gates.stages import costs_of
-from ensemble_assets.export.gates.suite import Evidence, judge, public_names
-from ensemble_assets.export.inputs import BundleInputs, DenseModel, LiveSparse, chunk_rows
-from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
-from ensemble_assets.export.stage_runs import SparseRun
+from ensemble_assets.export.checks.stage_limits import costs_of
+from ensemble_assets.export.checks.v40_records import Original
+from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.export.suite import Evidence, judge, public_names
+from ensemble_assets.export.write.bundle import write_bundle
+from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, LiveSparse, chunk_rows
+from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
+from ensemble_assets.export.write.manifest_stages import SparseRun
 from ensemble_assets_tests.benchmarks.peak_memory import peak_bytes
 
 _BLOCK = 20_000

@@ -19,15 +19,15 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from ensemble_assets.core.artefact_store import ArtefactStore
-from ensemble_assets.core.collections import discover
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS, ModelSpec
-from ensemble_assets.orchestration.calibration import Sample
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.planning import read_sample
-from ensemble_assets.orchestration.stage_run import StageRun
-from ensemble_assets.orchestration.standalone import StandaloneRun
+from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.collection.folders import discover
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.planning.calibration import Sample
+from ensemble_assets.planning.planner import read_sample
+from ensemble_assets.planning.standalone import StandaloneRun
 from ensemble_assets.settings import Settings, resolve
 
 DENSE, SPARSE, RERANK = (MODELS[slug] for slug in ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"))
@@ -144,7 +144,7 @@ def plain_rerank(work: Path, max_tokens: int | None = None, name: str = "plain-r
 
 def ours_dense(work: Path) -> dict[str, Any]:
     """The dense stage, chunks and queries, and how its vectors agree with the plain ones."""
-    from ensemble_assets.compute.dense import encode_dense
+    from ensemble_assets.compute.stages.dense import encode_dense
 
     sample, context = texts_of(work), _context(work, "dense")
     started = time.perf_counter()
@@ -161,7 +161,7 @@ def ours_dense(work: Path) -> dict[str, Any]:
 
 def ours_sparse(work: Path) -> dict[str, Any]:
     """The sparse stage, and how its weights agree with the plain ones."""
-    from ensemble_assets.compute.sparse import encode_sparse
+    from ensemble_assets.compute.stages.sparse import encode_sparse
 
     sample, context = texts_of(work), _context(work, "sparse")
     chunks = sample.searched
@@ -177,7 +177,7 @@ def ours_sparse(work: Path) -> dict[str, Any]:
 
 def ours_rerank(work: Path) -> dict[str, Any]:
     """The rerank stage on the pipeline's candidates, and how its scores agree with the plain ones."""
-    from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
+    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 
     sample, context = texts_of(work), _context(work, "rerank")
     candidates = pl.read_parquet(work / "made" / "candidates.parquet")
@@ -205,7 +205,7 @@ def ours_warm(work: Path) -> dict[str, Any]:
 
     Whether the sparse head is compiled depends on how much there is to do, so that stage gets all chunks.
     """
-    from ensemble_assets.orchestration.calibration import calibrate
+    from ensemble_assets.planning.calibration import calibrate
 
     sample = texts_of(work)
     few = Sample(sample.chunks.head(8), sample.queries)
@@ -232,7 +232,7 @@ PIECES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def _context(work: Path, stage: str) -> Any:
     """Imports first, so that they are not counted."""
-    import ensemble_assets.compute.rerank  # noqa: F401 - with it everything that the three stages import
+    import ensemble_assets.compute.stages.rerank  # noqa: F401 - with it everything that the three stages import
 
     return Computing().context(cast("StageRun", StandaloneRun(stage, settings_for(work))))
 
@@ -253,7 +253,7 @@ def _load(work: Path, name: str) -> dict[str, np.ndarray]:
 
 def _short(texts: pl.Series, spec: ModelSpec) -> np.ndarray:
     """Whether a text is cut by neither side: only those have the same input whatever the length limits."""
-    from ensemble_assets.orchestration.planning import token_lengths
+    from ensemble_assets.planning.planner import token_lengths
 
     return token_lengths(texts, spec, exact=True) <= spec.max_tokens - 2
 

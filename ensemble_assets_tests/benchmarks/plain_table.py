@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets.core.host import library_versions, this_host
-from ensemble_assets.core.stage_seconds import StageSeconds
+from ensemble_assets.common.machine import library_versions, this_host
+from ensemble_assets.common.stage_times import StageSeconds
 
 _ROWS = (
     ("dense", "plain-dense", "ours-dense"),

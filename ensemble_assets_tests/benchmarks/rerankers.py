@@ -17,13 +17,13 @@ from pathlib import Path
 
 import polars as pl
 
-from ensemble_assets.compute.context import ComputeContext
-from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.runtime import Runtime
-from ensemble_assets.core.frames import CANDIDATES
-from ensemble_assets.core.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets.common.frame_schemas import CANDIDATES
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.stages.context import ComputeContext
+from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets.settings.default_paths import cache_folder
 from ensemble_assets.settings.options import Paths
-from ensemble_assets.settings.places import cache_folder
 from ensemble_assets_tests.benchmarks.cpu_workers import SAMPLE, sample_texts
 
 SHIPPED = MODELS["ensemble-reranker-tiny"]

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.core.artefact_store import ArtefactStore
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
-from ensemble_assets.orchestration.searched_texts import searched_texts
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.pipeline.searched_texts import searched_texts
 from ensemble_assets.retrieval.evaluation import evaluate
-from ensemble_assets.retrieval.runs import with_chunk_ids
+from ensemble_assets.retrieval.ranked_lists import with_chunk_ids
 
 COMPARED = 200
 """Documents that the plain encoders are run on; all of them would take minutes and say the same."""

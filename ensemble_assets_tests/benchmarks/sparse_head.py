@@ -36,13 +36,13 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     """Write ``states``, ``spans``, ``matrix`` and ``bias`` of documents, ordered by length as the engine does."""
     import torch
 
-    from ensemble_assets.compute.forward_sparse import SparseFactory
-    from ensemble_assets.compute.model_config import complete_spec
-    from ensemble_assets.compute.padding import padded_inputs
-    from ensemble_assets.compute.tokenise import tokenise
-    from ensemble_assets.compute.work import Batch
-    from ensemble_assets.core.model_files import locate
-    from ensemble_assets.core.registry import MODELS
+    from ensemble_assets.compute.backends.padding import padded_inputs
+    from ensemble_assets.compute.backends.torch_splade import SparseFactory
+    from ensemble_assets.compute.tokens.token_tables import Batch
+    from ensemble_assets.compute.tokens.tokenizer import tokenise
+    from ensemble_assets.models.model_config import complete_spec
+    from ensemble_assets.models.model_files import locate
+    from ensemble_assets.models.registry import MODELS
 
     with (eval_dir / "scifact" / "corpus.jsonl").open() as lines:
         read = [json.loads(line) for line, _ in zip(lines, range(documents), strict=False)]
@@ -107,7 +107,7 @@ def torch_pass(data: dict[str, Any], variant: str) -> Callable[[], Any]:
 
 def head_pass(data: dict[str, Any], variant: str, cache: Path) -> Callable[[], Any]:
     """One pass over all documents with our head, in calls of 32 documents."""
-    from ensemble_assets.compute import sparse_head
+    from ensemble_assets.compute.splade_head import head as sparse_head
 
     if variant == "screen":
         sparse_head._WORTH_COMPILING = 0

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.devices.simulated import SimulatedDevice
-from ensemble_assets.compute.devices.simulated_model import MemoryNeeds, SimulatedModel, Speed
+from ensemble_assets_tests.simulated.device import SimulatedDevice
+from ensemble_assets_tests.simulated.model import MemoryNeeds, SimulatedModel, Speed
 
 T4_BYTES = 15_360 << 20
 """What ``nvidia-smi`` shows for a T4 ("16 GB" on the data sheet)."""

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble_assets.core.events import EventSink, Value
+from ensemble_assets.common.events import EventSink, Value
 from ensemble_assets.telemetry.options import TelemetryOptions
-from ensemble_assets.telemetry.tracing import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 
 _MODEL = "all-minilm-l6-v2"
 _STAGES = ("dense", "sparse", "rerank")

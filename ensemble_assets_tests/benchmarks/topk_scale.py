@@ -28,7 +28,7 @@ import scipy.sparse
 
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
 from ensemble_assets.retrieval.fusion import RankedList, fuse, rrf
-from ensemble_assets.retrieval.runs import run_from_topk
+from ensemble_assets.retrieval.ranked_lists import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
 from ensemble_assets_tests.benchmarks.peak_memory import peak_bytes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.core.chunks import read_chunks
-from ensemble_assets.core.latency_baseline import content_fingerprint
+from ensemble_assets.artefacts.latency_baseline import content_fingerprint
+from ensemble_assets.collection.chunks import read_chunks
 from ensemble_assets_tests.cli.test_run import run
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets.cli.main import commands
-from ensemble_assets.core.errors import InputError, SettingsError
-from ensemble_assets.core.fusion_weights import read_weights
-from ensemble_assets.core.qrels import QRELS
-from ensemble_assets.orchestration.fusion_rule import fusion_rule
-from ensemble_assets.retrieval.fit_weights import fit_weights
+from ensemble_assets.collection.qrels import QRELS
+from ensemble_assets.common.errors import InputError, SettingsError
+from ensemble_assets.pipeline.fusion_rule import fusion_rule
+from ensemble_assets.retrieval.fitted_weights import fit_weights
 from ensemble_assets.retrieval.fusion import RankedList, zscore
+from ensemble_assets.retrieval.fusion_weights import read_weights
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.pipeline import TOPICS, Outcome, Pipeline, write_collection
 

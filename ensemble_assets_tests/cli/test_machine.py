@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ensemble_assets.cli.machine_commands import doctor, leases
-from ensemble_assets.compute.devices.simulated import SimulatedDevice
-from ensemble_assets.compute.leases import MemoryGate, lease_gpus
-from ensemble_assets.core.events import EventLog
+from ensemble_assets.cli.machine import doctor, leases
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
 from ensemble_assets.settings import options
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
+from ensemble_assets_tests.simulated.device import SimulatedDevice
 
 
 @pytest.fixture(autouse=True)

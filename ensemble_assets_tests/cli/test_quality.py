@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets.cli.main import commands
-from ensemble_assets.core.errors import ArtefactError, SettingsError
+from ensemble_assets.common.errors import ArtefactError, SettingsError
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
 
 

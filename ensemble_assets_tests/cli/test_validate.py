@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ensemble_assets.cli import main
-from ensemble_assets.export.gates.suite import GATES
-from ensemble_assets_tests.export.gates.bundles import QUERY, everything, plain
+from ensemble_assets.export.suite import GATES
+from ensemble_assets_tests.export.checks.bundles import QUERY, everything, plain
 from ensemble_assets_tests.export.golden_cases import CASES, write_case
 
 SAID = {

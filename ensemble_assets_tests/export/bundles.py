@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.core.legacy_metadata import ChunkRow
-from ensemble_assets.core.legacy_text import prepare_text
-from ensemble_assets.export.inputs import BundleInputs, DenseModel, LiveSparse
+from ensemble_assets.collection.chunk_text import prepare_text
+from ensemble_assets.collection.legacy_metadata import ChunkRow
+from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, LiveSparse
 
 CLOCK = "2026-01-02T03:04:05.678901"
 PREFIX = "ultimate_embeddings_v4"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble_assets.export.bundle import RankedLists, write_bundle
-from ensemble_assets.export.inputs import BundleInputs
-from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs
+from ensemble_assets.export.write.bundle import RankedLists, write_bundle
+from ensemble_assets.export.write.inputs import BundleInputs
+from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets_tests.export.bundles import Chunk, bundle_of, dense, live_sparse
 from ensemble_assets_tests.export.runs import RERANK, SPARSE, everything_off, everything_on, lists, reranked
 

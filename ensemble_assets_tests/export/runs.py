@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from ensemble_assets.core.frames import CANDIDATES, QUERIES, RERANKED
-from ensemble_assets.export.bundle import RankedLists
-from ensemble_assets.export.manifest import FeatureToggles, ManifestInputs, TelemetrySection
-from ensemble_assets.export.stage_runs import RerankRun, SparseRun
+from ensemble_assets.common.frame_schemas import CANDIDATES, QUERIES, RERANKED
+from ensemble_assets.export.write.bundle import RankedLists
+from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs, TelemetrySection
+from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets_tests.export.bundles import CLOCK
 
 PROVENANCE = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ensemble_assets.core.legacy_metadata import LOADER_KEYS
+from ensemble_assets.collection.legacy_metadata import LOADER_KEYS
 
 PAYLOAD_KEYS = (
     "text_preview",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.export.projection import project_to_v40
-from ensemble_assets.export.v40 import write_v40
+from ensemble_assets.export.read.downgrade import project_to_v40
+from ensemble_assets.export.write.v40_files import write_v40
 from ensemble_assets_tests.export import reference
 from ensemble_assets_tests.export.bundles import CLOCK, PREFIX, contents, golden_case
 from ensemble_assets_tests.export.golden_cases import CASES, GOLDEN, write_case

@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.compute.ceiling import Ceiling, MemoryGuard, PeakSampler
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
+from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
-from ensemble_assets.compute.devices.simulated_model import expected_vector
-from ensemble_assets.compute.leases import MemoryGate, lease_gpus
-from ensemble_assets.compute.loading import is_out_of_memory
-from ensemble_assets.compute.work import Batch, DeviceOutOfMemoryError, OutputSpec, TokenTable
-from ensemble_assets.core.events import EventLog
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets_tests.simulated.model import expected_vector
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cuda import CudaDevice
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.leases import lease_gpus
-from ensemble_assets.core.events import EventLog
-from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.settings.default_paths import lock_folder
 from ensemble_assets.settings.options import Paths
-from ensemble_assets.settings.places import lock_folder
+from ensemble_assets.settings.sources import process_environment
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_assets.compute.batch_sizes import SizeSettings
-from ensemble_assets.compute.ceiling import Ceiling
-from ensemble_assets.compute.controller import ControllerSettings
-from ensemble_assets.compute.devices.simulated_model import expected_vector
-from ensemble_assets_tests.compute.worker_cases import random_table, run_on
+from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.size_limits import SizeSettings
+from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets_tests.compute.running.worker_cases import random_table, run_on
 from ensemble_assets_tests.gpu.cases import MIB, HungryModel, in_a_process
+from ensemble_assets_tests.simulated.model import expected_vector
 
 pytestmark = pytest.mark.gpu
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble_assets.compute.token_tables import pair_table
-from ensemble_assets.compute.tokenise import tokenise, tokenise_bodies, vocabulary
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
-from ensemble_assets_tests.compute.doubles import run_here
-from ensemble_assets_tests.compute.worker_cases import run_on
+from ensemble_assets.compute.tokens.token_tables import pair_table
+from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets_tests.compute.running.doubles import run_here
+from ensemble_assets_tests.compute.running.worker_cases import run_on
 
 pytestmark = [pytest.mark.gpu, pytest.mark.models]
 
@@ -38,11 +38,11 @@ LIMITS = {
 
 
 def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
-    from ensemble_assets.compute.forward_dense import DenseFactory
-    from ensemble_assets.compute.forward_rerank import RerankFactory
-    from ensemble_assets.compute.forward_sparse import SparseFactory
-    from ensemble_assets.compute.model_config import complete_spec
-    from ensemble_assets.compute.runtime import Runtime
+    from ensemble_assets.compute.backends.forward_rerank import RerankFactory
+    from ensemble_assets.compute.backends.runtime import Runtime
+    from ensemble_assets.compute.backends.torch_forwards import DenseFactory
+    from ensemble_assets.compute.backends.torch_splade import SparseFactory
+    from ensemble_assets.models.model_config import complete_spec
 
     files = locate(MODELS[SLUGS[kind]])
     spec = complete_spec(MODELS[SLUGS[kind]], files)

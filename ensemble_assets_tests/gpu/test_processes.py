@@ -7,11 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from ensemble_assets.compute.ceiling import Ceiling
-from ensemble_assets.compute.devices.simulated_model import expected_vector
-from ensemble_assets.core.errors import StageError
-from ensemble_assets_tests.compute.test_leases import no_overlap
-from ensemble_assets_tests.compute.worker_cases import (
+from ensemble_assets.common.errors import StageError
+from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets_tests.compute.devices.test_leases import no_overlap
+from ensemble_assets_tests.compute.running.worker_cases import (
     ActingLog,
     assert_nothing_is_left,
     kill_after,
@@ -19,6 +18,7 @@ from ensemble_assets_tests.compute.worker_cases import (
     run_on,
 )
 from ensemble_assets_tests.gpu.cases import MIB, HungryModel, in_a_process
+from ensemble_assets_tests.simulated.model import expected_vector
 
 pytestmark = pytest.mark.gpu
 

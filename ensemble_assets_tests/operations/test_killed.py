@@ -10,7 +10,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from ensemble_assets.compute.lease_records import list_leases
+from ensemble_assets.compute.devices.lease_notes import list_leases
 from ensemble_assets.orchestration.sensors.dead_runs import run_process
 from ensemble_assets_tests.operations.deployment import Deployment, all_finished, by_collection, step_processes
 from ensemble_assets_tests.orchestration.pipeline import write_collection

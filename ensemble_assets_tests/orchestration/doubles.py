@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
-from ensemble_assets.core.errors import ModelUnavailableError
-from ensemble_assets.core.model_files import ModelFiles
-from ensemble_assets.core.registry import ModelSpec
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
 
 Fault = Callable[[int], bool]
 """From a row number to whether the model raises on it."""

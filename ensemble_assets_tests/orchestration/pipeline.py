@@ -11,14 +11,14 @@ from typing import Any
 
 import dagster as dg
 
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.build import build_definitions
-from ensemble_assets.core.artefact_store import ArtefactStore
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.orchestration.run_end import end_trace
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import flatten, resolve
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 

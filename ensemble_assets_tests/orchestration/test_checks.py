@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.privacy import no_raw_queries
-from ensemble_assets.export.gates.suite import DESCRIPTIONS, GATES
+from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.suite import DESCRIPTIONS, GATES
 from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle
-from ensemble_assets.orchestration.checks.evidence import run_evidence, run_places
+from ensemble_assets.orchestration.checks.check_inputs import run_evidence, run_places
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import ANEW, REFERENCE_FOLDER, RETRIEVAL_BUNDLE
-from ensemble_assets_tests.export.gates.schemas import problems
+from ensemble_assets_tests.export.checks.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
 CANARY = "where is the river number 0"
@@ -107,9 +107,9 @@ def test_what_dagster_stores_of_a_run_is_searched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_bundle_goes_to_qdrant_where_that_is_configured(pipeline: Pipeline, enabled: bool) -> None:
     qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
-    from ensemble_assets.orchestration.io_managers import open_store
     from ensemble_assets.orchestration.partitions import COLLECTIONS
     from ensemble_assets.orchestration.resources import settings_run_config
+    from ensemble_assets.pipeline.from_settings import open_store
     from ensemble_assets.settings import flatten, resolve
 
     outcome = pipeline.run()

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ensemble_assets.compute.devices.simulated import SimulatedDevice
-from ensemble_assets.compute.leases import lease_gpus
-from ensemble_assets.core.events import EventLog
-from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.telemetry.spans import CURRENT
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories, write_collection
 from ensemble_assets_tests.orchestration.troubled import troubled
+from ensemble_assets_tests.simulated.device import SimulatedDevice
 from ensemble_assets_tests.telemetry.documented import PAGE, block, rows
 
 NOT_IN_THESE_RUNS = {

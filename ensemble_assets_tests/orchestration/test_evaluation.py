@@ -11,7 +11,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from ensemble_assets.core.quality_baseline import QualityBaseline, read_quality_baseline, write_quality_baseline
+from ensemble_assets.artefacts.quality_baseline import QualityBaseline, read_quality_baseline, write_quality_baseline
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.retrieval.evaluation import MEASURES, evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline

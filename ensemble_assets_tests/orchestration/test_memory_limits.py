@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.compute.devices.simulated import OPEN_SESSIONS, SimulatedDevice
-from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
-from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
+from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
 
 MB = 1_000_000
 LONG_WORDS = 120

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from ensemble_assets.telemetry.allow_list import EVENTS
+from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets_tests.orchestration.pipeline import Pipeline
 

@@ -202,7 +202,7 @@ def test_schedules_are_stopped_and_in_the_zone_of_the_setting(monkeypatch: pytes
 def test_a_wrong_time_or_zone_is_refused_when_the_definitions_load(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
-    from ensemble_assets.core.errors import SettingsError
+    from ensemble_assets.common.errors import SettingsError
 
     monkeypatch.setenv(f"EMBEDDER_OPERATIONS_{variable}", value)
     with pytest.raises(SettingsError, match=message.replace("*", r"\*")):

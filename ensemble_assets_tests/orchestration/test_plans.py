@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble_assets.compute.cost_fit import Plan, PlannedWork
-from ensemble_assets.compute.model_cost import PUBLISHED
-from ensemble_assets.core.collections import discover
-from ensemble_assets.core.stage_seconds import StageSeconds
-from ensemble_assets.orchestration.observed_costs import cost_records, model_work, stage_key
-from ensemble_assets.orchestration.plan_records import compared, store_plan
-from ensemble_assets.orchestration.planning import CollectionPlan, Planner
+from ensemble_assets.collection.folders import discover
+from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.planning.cost_fit import Plan, PlannedWork
+from ensemble_assets.planning.model_cost import PUBLISHED
+from ensemble_assets.planning.observed_costs import cost_records, model_work, stage_key
+from ensemble_assets.planning.plan_records import compared, store_plan
+from ensemble_assets.planning.planner import CollectionPlan, Planner
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 

@@ -8,10 +8,10 @@ import dagster as dg
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.orchestration.computing import Computing
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, TRACE_SENSORS, settings_of_run
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets_tests.orchestration.doubles import dense_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories

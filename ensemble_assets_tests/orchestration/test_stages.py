@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.first_stage import lexical_run
-from ensemble_assets.telemetry.asset_metadata import DROPPED, METADATA, PICTURES
+from ensemble_assets.orchestration.dagster_metadata import DROPPED, METADATA, PICTURES
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.first_stage import lexical_run
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
 

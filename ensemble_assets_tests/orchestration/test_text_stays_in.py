@@ -12,14 +12,14 @@ import dagster as dg
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.compute import tokenise
-from ensemble_assets.export.gates.needles import Query
-from ensemble_assets.export.gates.places import Place, folder_places, text_place
-from ensemble_assets.export.gates.privacy import no_raw_queries
-from ensemble_assets.orchestration.checks.evidence import run_places
-from ensemble_assets.orchestration.computing import Computing
+from ensemble_assets.compute.tokens import tokenizer as tokenise
+from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.query_leaks.searched_places import Place, folder_places, text_place
+from ensemble_assets.orchestration.checks.check_inputs import run_places
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.compute.devices.simulated import OPEN_SESSIONS
-from ensemble_assets.compute.work import Batch, OutputSpec, TokenTable
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.orchestration.doubles import Double
+from ensemble_assets_tests.simulated.device import OPEN_SESSIONS
 
 
 @dataclass

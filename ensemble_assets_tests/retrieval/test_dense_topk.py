@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from threadpoolctl import threadpool_limits
 
-from ensemble_assets.core.errors import ArtefactError, MemoryBudgetError, StageError
+from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError, StageError
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
 from ensemble_assets_tests.retrieval.resident import resident_bytes
 

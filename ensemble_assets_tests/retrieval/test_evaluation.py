@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.core.frames import QRELS
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.frame_schemas import QRELS
 from ensemble_assets.retrieval.evaluation import MEASURES, evaluate
 
 

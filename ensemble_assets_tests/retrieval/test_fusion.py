@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.core.errors import ArtefactError, SettingsError
-from ensemble_assets.core.frames import CANDIDATES, RUN, conform
+from ensemble_assets.common.errors import ArtefactError, SettingsError
+from ensemble_assets.common.frame_schemas import CANDIDATES, RUN, conform
 from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse, rrf
 
 N_CHUNKS = 12

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.core.errors import ArtefactError, MemoryBudgetError, StageError
+from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError, StageError
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
 from ensemble_assets_tests.retrieval.resident import resident_bytes
 

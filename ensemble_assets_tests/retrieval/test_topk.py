@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensemble_assets.core.errors import StageError
+from ensemble_assets.common.errors import StageError
 from ensemble_assets.retrieval.topk import NO_ROW, BestSoFar, check_depth, pack, unpack
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

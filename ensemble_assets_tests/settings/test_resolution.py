@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings import flatten, options, resolve
 
 LAYERS = ("config file", ".env", "environment", "run")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS, STAGES
-from ensemble_assets.telemetry.asset_metadata import METADATA, PICTURES
+from ensemble_assets.orchestration.dagster_metadata import METADATA, PICTURES
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS, STAGES
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
 _STAGE_SPANS = {f"rag.{stage}" for stage in STAGES}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ensemble_assets.core.events import Value
-from ensemble_assets.telemetry.admission import declare
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.common.events import Value
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.telemetry.allowed_values import declare
 from ensemble_assets.telemetry.options import TelemetryOptions
-from ensemble_assets.telemetry.tracing import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 
 RUN_ID = "8fc48f76-2e94-424c-8001-054d624414a6"
 MODEL, REVISION, COLLECTION = "all-minilm-l6-v2", "0.1.0", "docling"

@@ -8,7 +8,7 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, SPANS
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.log import LOG_FIELDS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 from ensemble_assets.telemetry.options import TelemetryOptions

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.telemetry.allow_list import STAGES
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.telemetry.allowed_names import STAGES
 from ensemble_assets.telemetry.metrics import (
     MAX_SERIES,
     METRICS,

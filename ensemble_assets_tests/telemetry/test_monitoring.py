@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, REASONS
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, REASONS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "monitoring"

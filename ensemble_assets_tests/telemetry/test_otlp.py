@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra ensemble-assets[otlp]")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="needs the extra ensemble-assets[otlp]")
 
-from ensemble_assets.core.errors import SettingsError
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.telemetry import ids, otlp
-from ensemble_assets.telemetry.allow_list import EVENTS, RESOURCE_ATTRIBUTES, SPANS
+from ensemble_assets.telemetry.allowed_names import EVENTS, RESOURCE_ATTRIBUTES, SPANS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets_tests.telemetry.full_run import RUN_ID, report_everything, telemetry

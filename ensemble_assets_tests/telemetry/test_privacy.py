@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra ensemble-assets[otlp]")
 
-from ensemble_assets.core.events import Event, EventLog
-from ensemble_assets.telemetry.allow_list import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.common.events import Event, EventLog
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.manifest import telemetry_section
+from ensemble_assets.telemetry.manifest_section import telemetry_section
 from ensemble_assets.telemetry.options import TelemetryOptions
-from ensemble_assets.telemetry.tracing import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
 from ensemble_assets_tests.telemetry.full_run import COLLECTION, MODEL, REVISION
 from ensemble_assets_tests.telemetry.receivers import http_receiver

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets_tests.training import toy
 
 

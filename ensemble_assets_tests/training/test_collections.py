@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.core.errors import InputError
+from ensemble_assets.common.errors import InputError
 from ensemble_assets.training.collections import (
     held_out_passages,
     read_collection,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
 
-from ensemble_assets.compute.runtime import Runtime
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.collections import read_collection
 from ensemble_assets.training.evaluate import main
 from ensemble_assets.training.measure import PairScorer, StageScorer

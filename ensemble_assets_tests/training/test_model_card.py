@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.model_card import main, model_card
 from ensemble_assets.training.recipe import RECIPES
 

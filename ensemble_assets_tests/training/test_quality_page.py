@@ -27,7 +27,7 @@ def test_a_difference_is_called_real_only_if_its_interval_excludes_zero() -> Non
 
 
 def test_the_figures_are_of_the_default_settings() -> None:
-    from ensemble_assets.core.registry import MODELS, PROFILES
+    from ensemble_assets.models.registry import MODELS, PROFILES
     from ensemble_assets.settings.options import Rerank
 
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ensemble_assets.core.errors import SettingsError
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.recipe import RECIPES, recipe
 
 

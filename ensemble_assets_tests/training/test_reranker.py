@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ensemble_assets.core.errors import ArtefactError
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.loop import draw_step, learning_rate, score_pairs, train
 from ensemble_assets.training.preparation import Prepared, prepare
 from ensemble_assets.training.recipe import RECIPES

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.collections import read_training_sets
 from ensemble_assets.training.measure import PairScorer
 from ensemble_assets.training.recipe import RECIPES

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertForMaskedLM
 
-from ensemble_assets.core.errors import ModelUnavailableError
+from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.training.recipe import Recipe
 from ensemble_assets.training.student import build_student, save_student
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training import teacher as teacher_module
 from ensemble_assets.training.teacher import SparseRows, Teacher, combine, dense_scores, min_max, sparse_scores
 

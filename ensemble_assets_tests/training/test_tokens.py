@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ensemble_assets.core.errors import ModelUnavailableError
-from ensemble_assets.core.model_files import locate
-from ensemble_assets.core.registry import MODELS
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.tokens import load_tokenizer, pad_pairs, pad_singles, row, tokenise
 
 _QUERIES = ["what is a moraine?", "naïve café", "bees"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import ensemble_assets
-from ensemble_assets.export.gates.suite import GATES
+from ensemble_assets.export.suite import GATES
 from ensemble_assets_tests.ui.browser import chromium, page
 from ensemble_assets_tests.ui.graphql import Dagster
 from ensemble_assets_tests.ui.server import dagster_ui

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
 from ensemble_assets.compute.devices.host_memory import host_memory
-from ensemble_assets.core.errors import DeviceError
 
 
 def _host_uuid() -> str:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
-from ensemble_assets.core.errors import DeviceError
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.host_memory import host_memory
-from ensemble_assets.core.errors import DeviceError
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.fingerprints import collection_fingerprint
-from ensemble_assets.core.latency_baseline import content_fingerprint
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.latency_baseline import content_fingerprint
+from ensemble_assets.collection.fingerprints import collection_fingerprint
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.collections import chunks_of, find_collection
-from ensemble_assets.orchestration.discovery import FINGERPRINT
 from ensemble_assets.orchestration.pictures import histogram, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.searched_texts import SEARCHED
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.changed_collections import FINGERPRINT
+from ensemble_assets.pipeline.collections import chunks_of, find_collection
+from ensemble_assets.pipeline.searched_texts import SEARCHED
 
 
 @collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="3")
@@ -42,4 +42,4 @@ def chunks(
             "token_counts": histogram(frame["token_count"].to_numpy(), "Tokens per chunk", "tokens"),
             "report": table([{"reason": code, "count": count} for code, count in report.counts.items()]),
         }
-        return run.finish(facts, pictures, rows=frame.height)
+        return finish(run, facts, pictures, rows=frame.height)

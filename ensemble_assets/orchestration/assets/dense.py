@@ -2,13 +2,13 @@
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import bars
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.model_choice import choose_models
 
 
 @collection_asset(group="first_stage", kinds={"torch", "numpy"}, code_version="1", pool=GPU_POOL)
@@ -21,7 +21,7 @@ def dense_embeddings(
     queries: Artefact,
 ) -> dg.MaterializeResult[Artefact]:
     """``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows."""
-    from ensemble_assets.compute.dense import encode_dense
+    from ensemble_assets.compute.stages.dense import encode_dense
 
     with stage_run(context, settings, progress, "dense") as run:
         texts = chunks.frame("chunks", columns=["chunk_id", "text"])
@@ -52,4 +52,4 @@ def dense_embeddings(
         }
         seconds = [model.record.seconds for model in result.models]
         picture = bars([model.spec.slug for model in result.models], seconds, "Seconds per model", "s")
-        return run.finish(facts, {"model_seconds": picture}, rows=texts.height, record=result.record)
+        return finish(run, facts, {"model_seconds": picture}, rows=texts.height, record=result.record)

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.pictures import bars, table
-from ensemble_assets.orchestration.quality import measured_lists, quality_facts
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.quality_facts import measured_lists, quality_facts
 from ensemble_assets.retrieval.evaluation import evaluate
 
 
@@ -34,4 +34,4 @@ def evaluation(
         means = result.means()
         picture = {"nDCG@10": bars(list(means), list(means.values()), "nDCG@10", "")} if means else {}
         pictures = {"quality": table(result.table_rows()), **picture}
-        return run.finish(quality_facts(result, queries, fused_candidates), pictures, rows=result.per_query.height)
+        return finish(run, quality_facts(result, queries, fused_candidates), pictures, rows=result.per_query.height)

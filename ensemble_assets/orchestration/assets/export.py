@@ -7,20 +7,21 @@ from typing import Any
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.export.bundle import write_bundle
-from ensemble_assets.export.gates.suite import require_gates
-from ensemble_assets.export.gates.verdicts import circumstances, kept
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.export.checks.verdicts import circumstances, kept
+from ensemble_assets.export.suite import require_gates
+from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.bundle_inputs import Upstream, bundle_inputs, ranked_lists
-from ensemble_assets.orchestration.checks.evidence import limits_of, run_queries
-from ensemble_assets.orchestration.latency import final_ratios, report_ratios
-from ensemble_assets.orchestration.manifest_inputs import manifest_inputs
-from ensemble_assets.orchestration.observed_costs import remember_run
+from ensemble_assets.orchestration.checks.check_inputs import limits_of, run_queries
 from ensemble_assets.orchestration.pictures import table
+from ensemble_assets.orchestration.report_metadata import report_metadata
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.run_report import report_metadata
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, ranked_lists
+from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
+from ensemble_assets.pipeline.run_costs import final_ratios, report_ratios
+from ensemble_assets.planning.observed_costs import remember_run
+from ensemble_assets.planning.plan_records import compared
 
 
 @collection_asset(group="bundles", kinds={"json", "numpy"}, code_version="1")
@@ -50,11 +51,11 @@ def export_bundle(
         bundle = write_bundle(
             Path(run.settings.paths.output_dir),
             inputs,
-            lambda written: manifest_inputs(upstream, run, clock, written),
+            lambda written: manifest_inputs(upstream, run, clock, written, compared),
             ranked_lists(upstream),
             verify,
         )
-        performance = final_ratios(upstream, run)
+        performance = final_ratios(upstream, run, compared)
         report_ratios(run, performance)
         remember_run(upstream, run, time.perf_counter() - run.started)
         sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
@@ -76,4 +77,4 @@ def export_bundle(
             "contents": table([{"file": name, "bytes": size} for name, size in sizes.items()]),
             **report_metadata(run, bundle.folder, upstream),
         }
-        return run.finish(facts, pictures, rows=inputs.count)
+        return finish(run, facts, pictures, rows=inputs.count)

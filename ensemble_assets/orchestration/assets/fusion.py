@@ -4,15 +4,15 @@ import time
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.records import StageRecord
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.first_stage import first_stage_runs, lexical_run
-from ensemble_assets.orchestration.fusion_rule import fusion_rule
-from ensemble_assets.orchestration.latency import upstream_costs
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.first_stage import first_stage_runs, lexical_run
+from ensemble_assets.pipeline.fusion_rule import fusion_rule
+from ensemble_assets.pipeline.run_costs import upstream_costs
 from ensemble_assets.retrieval.fusion import RankedList, fuse
 
 
@@ -61,4 +61,4 @@ def fused_candidates(
             "upstream": upstream_costs(dense_embeddings, sparse_vectors),
         }
         picture = histogram(candidates["score"].to_numpy(), "Fused scores", "")
-        return run.finish(facts, {"fused_scores": picture}, rows=candidates.height, record=record)
+        return finish(run, facts, {"fused_scores": picture}, rows=candidates.height, record=record)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.export.gates.reading import open_bundle
-from ensemble_assets.export.names import collection_folder
-from ensemble_assets.export.qdrant import connect, upload_bundle
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.export.read.qdrant import connect, upload_bundle
+from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import stage_run
-from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.settings.sources import process_environment
 
 
 @collection_asset(group="serving", kinds={"qdrant"}, code_version="1")
@@ -26,7 +26,7 @@ def qdrant_collection(
     with stage_run(context, settings, progress, "qdrant") as run:
         options = run.settings.qdrant
         if not options.enabled:
-            return run.finish({"status": "feature_disabled", "items": 0, "unit": "points"}, {}, rows=0)
+            return finish(run, {"status": "feature_disabled", "items": 0, "unit": "points"}, {}, rows=0)
         output, started = Path(run.settings.paths.output_dir), time.perf_counter()
         client = connect(
             options.url, options.path or str(output / ".qdrant"), process_environment().get("QDRANT_API_KEY")
@@ -48,4 +48,4 @@ def qdrant_collection(
             "bundle": export_bundle.version,
             "seconds": round(time.perf_counter() - started, 4),
         }
-        return run.finish(facts, {}, rows=uploaded.points)
+        return finish(run, facts, {}, rows=uploaded.points)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import dagster as dg
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.privacy import load_or_create_key
-from ensemble_assets.core.queries import load_queries
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.collection.queries import load_queries
+from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.collections import find_collection
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import stage_run
-from ensemble_assets.settings.places import key_file
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.collections import find_collection
+from ensemble_assets.settings.default_paths import key_file
 
 
 @collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="1")
@@ -49,6 +49,6 @@ def queries(
             "warnings": [line for report in reports for line in report.warnings()],
         }
         lengths = found.queries["text"].str.len_chars().to_numpy()
-        return run.finish(
-            facts, {"query_lengths": histogram(lengths, "Query length", "characters")}, found.queries.height
+        return finish(
+            run, facts, {"query_lengths": histogram(lengths, "Query length", "characters")}, found.queries.height
         )

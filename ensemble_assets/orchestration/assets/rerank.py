@@ -3,15 +3,15 @@
 import dagster as dg
 import polars as pl
 
-from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.latency import allowance_of
-from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.searched_texts import searched_texts
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.run_costs import allowance_of
+from ensemble_assets.pipeline.searched_texts import searched_texts
 
 
 @collection_asset(group="ranking", kinds={"torch", "polars"}, code_version="3", pool=GPU_POOL)
@@ -25,7 +25,7 @@ def reranked_candidates(
     fused_candidates: Artefact,
 ) -> dg.MaterializeResult[Artefact]:
     """Every fused candidate in its final order; the fused order, flagged, where the reranker did not run."""
-    from ensemble_assets.compute.rerank import RerankOptions, rerank_candidates
+    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 
     with stage_run(context, settings, progress, "rerank") as run:
         options = run.settings.rerank
@@ -46,4 +46,4 @@ def reranked_candidates(
         moved = result.reranked["fused_rank"].cast(pl.Int64) - result.reranked["rank"].cast(pl.Int64)
         scored = result.reranked["reranked"].to_numpy()
         picture = histogram(moved.to_numpy()[scored], "Places moved up by reranking", "places")
-        return run.finish(facts, {"places_moved": picture}, rows=result.reranked.height, record=result.record)
+        return finish(run, facts, {"places_moved": picture}, rows=result.reranked.height, record=result.record)

@@ -3,15 +3,15 @@
 import dagster as dg
 import polars as pl
 
-from ensemble_assets.core.artefacts import Artefact
+from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.computing import Computing
-from ensemble_assets.orchestration.first_stage import SPARSE_PARTS
-from ensemble_assets.orchestration.model_choice import choose_models
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.searched_texts import searched_texts
-from ensemble_assets.orchestration.stage_run import stage_run
+from ensemble_assets.orchestration.stage_run import finish, stage_run
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.first_stage import SPARSE_PARTS
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.searched_texts import searched_texts
 
 
 @collection_asset(group="first_stage", kinds={"torch", "numpy"}, code_version="2", pool=GPU_POOL)
@@ -27,7 +27,7 @@ def sparse_vectors(
 
     With the stage off, an artefact without vectors, marked ``feature_disabled``.
     """
-    from ensemble_assets.compute.sparse import encode_sparse
+    from ensemble_assets.compute.stages.sparse import encode_sparse
 
     with stage_run(context, settings, progress, "sparse") as run:
         enabled = run.settings.enable_sparse
@@ -49,4 +49,4 @@ def sparse_vectors(
         run.writer.array("source", result.source)
         facts = {"unit": "chunks and queries"}
         picture = histogram(result.chunks.counts, "Terms per chunk", "terms")
-        return run.finish(facts, {"terms_per_chunk": picture}, rows=len(result.chunks), record=result.record)
+        return finish(run, facts, {"terms_per_chunk": picture}, rows=len(result.chunks), record=result.record)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from ensemble_assets.core.errors import EnsembleError
-from ensemble_assets.export.gates.result import GateResult
-from ensemble_assets.export.gates.suite import DESCRIPTIONS, judge
+from ensemble_assets.common.errors import EnsembleError
+from ensemble_assets.export.checks.result import GateResult
+from ensemble_assets.export.suite import DESCRIPTIONS, judge
 from ensemble_assets.orchestration.asset_frame import collection_checks
-from ensemble_assets.orchestration.checks.evidence import run_evidence
+from ensemble_assets.orchestration.checks.check_inputs import run_evidence
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.orchestration.stage_run import failure_words
-from ensemble_assets.telemetry.asset_metadata import admitted_metadata
 
 
 @collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)

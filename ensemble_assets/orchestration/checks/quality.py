@@ -11,14 +11,15 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 
-from ensemble_assets.core.artefacts import Artefact
-from ensemble_assets.core.errors import ArtefactError, EnsembleError
-from ensemble_assets.core.quality_baseline import read_quality_baseline
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
+from ensemble_assets.common.errors import ArtefactError, EnsembleError
 from ensemble_assets.orchestration.asset_frame import collection_checks
-from ensemble_assets.orchestration.io_managers import open_store
-from ensemble_assets.orchestration.quality import FINAL_RUN, GATED_MEASURE
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
-from ensemble_assets.retrieval.gates import (
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.pipeline.quality_facts import FINAL_RUN, GATED_MEASURE
+from ensemble_assets.retrieval.quality_verdicts import (
     GateResult,
     compare_common,
     fusion_not_worse,
@@ -26,7 +27,6 @@ from ensemble_assets.retrieval.gates import (
     rerank_not_worse,
 )
 from ensemble_assets.settings import Settings
-from ensemble_assets.telemetry.asset_metadata import admitted_metadata
 
 _SINGLES = ("dense", "sparse")
 

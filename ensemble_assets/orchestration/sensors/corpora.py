@@ -7,10 +7,10 @@ import json
 
 import dagster as dg
 
-from ensemble_assets.core.errors import EnsembleError
-from ensemble_assets.orchestration.discovery import CorporaDiff, Seen, diff_corpora, look, read_fingerprints
+from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, reason_tags
 from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.pipeline.changed_collections import CorporaDiff, Seen, diff_corpora, look, read_fingerprints
 from ensemble_assets.settings import resolve
 
 

@@ -6,7 +6,7 @@ import dagster as dg
 
 from ensemble_assets.orchestration.incidents import incident_of, post, write_incident
 from ensemble_assets.settings import resolve
-from ensemble_assets.settings.layers import process_environment
+from ensemble_assets.settings.sources import process_environment
 
 WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices.cuda import CudaDevice
 from ensemble_assets.compute.devices.discovery import Discovery, discover_devices, select_visible
-from ensemble_assets.core.errors import DeviceError
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
 
 TWO = (

@@ -1,0 +1,224 @@
+"""Stage artefacts on disk: named arrays, named frames and small facts, sealed into a version folder and then published.
+
+A stage writes into a new version folder (``ArtefactWriter``), seals it, and hands on the sealed ``Artefact``: a handle
+that maps arrays and scans frames when asked. Publishing makes a version the current one with one atomic replacement, so
+a reader sees the old version or the new one, whole. Where versions are kept is ``core.artefact_store``.
+
+``.npy`` for arrays, Parquet for frames, JSON for facts; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import DTypeLike, NDArray
+
+from ensemble_assets.common.atomic_files import file_hash
+from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
+
+INDEX_NAME = "artefact.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A sealed version folder. Cheap to pass around: opening an array maps it, opening a frame scans it.
+
+    Attributes:
+        folder: the version folder.
+        index: parsed ``artefact.json``: shapes, types, sizes, content hashes and the facts.
+        budget_bytes: most host memory that one frame of it may take; None for no limit.
+    """
+
+    folder: Path
+    index: Mapping[str, Any]
+    budget_bytes: int | None = None
+
+    @property
+    def version(self) -> str:
+        """Content hash over everything in it, 32 hex digits: the data version."""
+        return str(self.index["version"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage recorded about its run."""
+        return dict(self.index["facts"])
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes on disk, arrays and frames together."""
+        return sum(int(entry["bytes"]) for entry in self.index["files"].values())
+
+    def has(self, name: str) -> bool:
+        """Whether an array or a frame of that name is in it."""
+        return f"{name}.npy" in self.index["files"] or f"{name}.parquet" in self.index["files"]
+
+    def array_names(self) -> list[str]:
+        """Names of the arrays, sorted."""
+        return sorted(name.removesuffix(".npy") for name in self.index["files"] if name.endswith(".npy"))
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array, memory-mapped and read-only."""
+        entry = self._entry(f"{name}.npy")
+        array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
+            raise ArtefactError(
+                f"{self.folder.name}/{name}.npy: recorded as {entry['shape']} {entry['dtype']}, "
+                f"found {list(array.shape)} {array.dtype.str}. Materialise the asset again"
+            )
+        return array
+
+    def scan(self, name: str, *, columns: list[str] | None = None) -> pl.LazyFrame:
+        """The frame or the named columns of it, lazily: nothing is read until it is collected.
+
+        Raises:
+            ArtefactError: if a column is not there.
+        """
+        self._entry(f"{name}.parquet")
+        whole = pl.scan_parquet(self.folder / f"{name}.parquet")
+        return whole.select(list(self._column_bytes(name, columns))) if columns else whole
+
+    def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
+        """The frame in memory, or the named columns of it.
+
+        Raises:
+            ArtefactError: if a column is not there.
+            MemoryBudgetError: before anything is read, if these columns were larger in memory than the budget when they
+                were written.
+        """
+        needed = sum(self._column_bytes(name, columns).values())
+        if self.budget_bytes is not None and needed > self.budget_bytes:
+            raise MemoryBudgetError(
+                f"{name}: needs {needed / 1e6:.1f} MB of host memory; the budget is {self.budget_bytes / 1e6:.1f} MB. "
+                "Raise device.host_budget_gb or split the collection"
+            )
+        return pl.read_parquet(self.folder / f"{name}.parquet", columns=columns)
+
+    def verify(self) -> None:
+        """Reads every file and compares it with its recorded size and content hash.
+
+        Raises:
+            ArtefactError: naming the first file that differs.
+        """
+        for name, entry in self.index["files"].items():
+            path = self.folder / name
+            if not path.is_file():
+                raise ArtefactError(f"{path.name} of {self.folder.name} is missing. Materialise the asset again")
+            if path.stat().st_size != entry["bytes"] or file_hash(path) != entry["blake2b"]:
+                raise ArtefactError(
+                    f"{path.name} of {self.folder.name} is not what was written (size or content hash differ). "
+                    "Materialise the asset again"
+                )
+
+    def _column_bytes(self, name: str, columns: list[str] | None) -> dict[str, int]:
+        """Bytes in memory of the named columns of a frame, or of all."""
+        sizes: dict[str, int] = self._entry(f"{name}.parquet")["column_bytes"]
+        missing = [column for column in columns or () if column not in sizes]
+        if missing:
+            raise ArtefactError(
+                f"{name}.parquet of {self.folder.name} has no column {missing[0]!r}; it has {', '.join(sizes)}. "
+                "Materialise the asset again with this version of the program"
+            )
+        return {column: sizes[column] for column in columns or sizes}
+
+    def _entry(self, name: str) -> Mapping[str, Any]:
+        entry: Mapping[str, Any] | None = self.index["files"].get(name)
+        if entry is None:
+            raise ArtefactError(
+                f"{self.folder.name} has no {name}; it has {', '.join(sorted(self.index['files'])) or 'no files'}. "
+                "Materialise the asset again with this version of the program"
+            )
+        return entry
+
+
+def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
+    """The sealed artefact in ``folder``; see ``Artefact`` for the budget.
+
+    Raises:
+        ArtefactError: if the folder was never sealed or its index cannot be read.
+    """
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"{folder.name}: no readable {INDEX_NAME} ({type(error).__name__}). Materialise the asset again"
+        ) from None
+    if index.get("format") != _FORMAT:
+        raise ArtefactError(f"{folder.name}: artefact format {index.get('format')!r}, this program reads {_FORMAT}")
+    return Artefact(folder, index, budget_bytes)
+
+
+class ArtefactWriter:
+    """Writes one version folder. Nothing is visible to readers before ``seal`` and publication."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._column_bytes: dict[str, dict[str, int]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def array(self, name: str, values: NDArray[Any]) -> None:
+        """Stores an array as ``<name>.npy``; object arrays are refused."""
+        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
+
+    def new_array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An array on disk to be filled in place by row, memory-mapped and writable."""
+        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+    def frame(self, name: str, values: pl.DataFrame) -> None:
+        """Stores a frame as ``<name>.parquet``."""
+        values.write_parquet(self.folder / f"{name}.parquet", compression="zstd")
+        sizes = {column.name: int(column.estimated_size()) for column in values.get_columns()}
+        self._column_bytes[f"{name}.parquet"] = sizes
+
+    def seal(self, facts: Mapping[str, Any]) -> Artefact:
+        """Syncs every file, writes the index and returns the handle.
+
+        Args:
+            facts: JSON values; no texts.
+        """
+        files = {
+            path.name: _describe(path, self._column_bytes.get(path.name))
+            for path in sorted(self.folder.iterdir())
+            if path.suffix in {".npy", ".parquet"}
+        }
+        identity = json.dumps({name: entry["blake2b"] for name, entry in files.items()}, sort_keys=True)
+        index = {
+            "format": _FORMAT,
+            "version": hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+            "files": files,
+            "facts": dict(facts),
+        }
+        with (self.folder / INDEX_NAME).open("w", encoding="utf-8") as stream:
+            json.dump(index, stream, indent=1, allow_nan=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return Artefact(self.folder, index)
+
+    def discard(self) -> None:
+        """Removes the folder and everything in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _describe(path: Path, column_bytes: dict[str, int] | None) -> dict[str, Any]:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    entry: dict[str, Any] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return entry | {"shape": list(array.shape), "dtype": array.dtype.str}
+    lazy = pl.scan_parquet(path)
+    return entry | {
+        "rows": int(lazy.select(pl.len()).collect().item()),
+        "columns": {name: str(dtype) for name, dtype in lazy.collect_schema().items()},
+        "column_bytes": column_bytes,
+    }

@@ -1,0 +1,166 @@
+"""What the plain script took for a collection on this machine, stored with where it comes from.
+
+One small JSON file per machine, collection content and models, in the baselines folder. Measuring is
+``compute.plain_script``; what is done with the figure is ``compute.latency_budget`` and the gate ``latency_budget``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ensemble_assets.common.atomic_files import atomic_write
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.machine import Host, digest
+
+VERSION = 1
+_FOLDER = "sla"
+
+
+@dataclass(frozen=True)
+class ModelSeconds:
+    """What the plain script took with one dense model.
+
+    Attributes:
+        slug: the model.
+        fingerprint: of its files.
+        load_seconds: medians: making the ``SentenceTransformer``.
+        encode_seconds: one entry a repetition: ``encode`` of all texts.
+    """
+
+    slug: str
+    fingerprint: str
+    load_seconds: float
+    encode_seconds: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median of encoding, and loading."""
+        return self.load_seconds + statistics.median(self.encode_seconds)
+
+
+@dataclass(frozen=True)
+class BaselineKey:
+    """What a measurement holds for.
+
+    Attributes:
+        host: kind of machine.
+        content: fingerprint of the collection's chunks in order.
+        models: fingerprints of the dense models in order.
+    """
+
+    host: Host
+    content: str
+    models: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        return digest([self.host.fingerprint, self.content, list(self.models)])
+
+
+@dataclass(frozen=True)
+class SlaBaseline:
+    """Dense-only seconds of the plain script, and where they come from.
+
+    Attributes:
+        collection: its name when it was measured.
+        texts: chunks that were encoded.
+        models: one after another, as the plain script would.
+        libraries: versions by name.
+        measured_at: ISO 8601.
+    """
+
+    collection: str
+    content: str
+    texts: int
+    host: Host
+    models: tuple[ModelSeconds, ...]
+    libraries: Mapping[str, str]
+    measured_at: str
+
+    @property
+    def key(self) -> BaselineKey:
+        """What it holds for."""
+        return BaselineKey(self.host, self.content, tuple(model.fingerprint for model in self.models))
+
+    @property
+    def seconds(self) -> float:
+        """Dense-only time of the plain script, all models."""
+        return sum(model.seconds for model in self.models)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary of JSON types."""
+        return {"version": VERSION, "seconds": round(self.seconds, 4), **asdict(self)}
+
+
+def content_fingerprint(content_hashes: Iterable[str]) -> str:
+    """32 hex digits over the chunks' content hashes, in order."""
+    state = hashlib.blake2b(digest_size=16)
+    for one in content_hashes:
+        state.update(one.encode() + b"\n")
+    return state.hexdigest()
+
+
+def store_baseline(folder: Path, baseline: SlaBaseline) -> Path:
+    """Write it, in place of an earlier one for the same machine, content and models."""
+    path = folder / _FOLDER / f"{baseline.key.name}.json"
+    with atomic_write(path) as file:
+        file.write(json.dumps(baseline.as_json(), indent=2).encode())
+    return path
+
+
+def find_baseline(folder: Path, key: BaselineKey) -> SlaBaseline | None:
+    """The baseline of that machine, content and models; None where it was never measured.
+
+    Raises:
+        ArtefactError: if its file is damaged.
+    """
+    path = folder / _FOLDER / f"{key.name}.json"
+    return _read(path) if path.is_file() else None
+
+
+def baselines(folder: Path) -> list[SlaBaseline]:
+    """All that are stored, by file name; files that are damaged are left out."""
+    found: list[SlaBaseline] = []
+    for path in sorted((folder / _FOLDER).glob("*.json")):
+        try:
+            found.append(_read(path))
+        except ArtefactError:
+            continue
+    return found
+
+
+def _read(path: Path) -> SlaBaseline:
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("version") != VERSION:
+            raise ValueError
+        content.pop("seconds")
+        host = content.pop("host")
+        return SlaBaseline(
+            **_known(content, SlaBaseline, skipped=("host", "models")),
+            host=Host(str(host["cpu"]), int(host["cores"]), tuple(host["accelerators"])),
+            models=tuple(_model(one) for one in content["models"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ArtefactError(
+            f"{_FOLDER}/{path.name} in the baselines folder: is not a stored baseline of this version. "
+            "Measure it again with: ensemble-assets baseline sla"
+        ) from None
+
+
+def _model(content: Mapping[str, Any]) -> ModelSeconds:
+    encoded = tuple(float(one) for one in content["encode_seconds"])
+    if not encoded:
+        raise ValueError
+    return ModelSeconds(str(content["slug"]), str(content["fingerprint"]), float(content["load_seconds"]), encoded)
+
+
+def _known(content: Mapping[str, Any], kind: type[Any], skipped: Sequence[str]) -> dict[str, Any]:
+    return {one.name: content[one.name] for one in fields(kind) if one.name not in skipped}

@@ -1,0 +1,86 @@
+"""``ensemble-assets doctor`` and ``leases``: what this machine has, what a run would use and why, who holds devices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.settings import Settings, resolve
+from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
+from ensemble_assets.settings.sources import process_environment
+
+
+@click.command()
+@click.option("--json", "json_output", is_flag=True, help="Print as JSON.")
+def leases(json_output: bool) -> int:
+    """List the devices that are leased right now, and by whom."""
+    from ensemble_assets.compute.devices.lease_notes import list_leases
+
+    held = list_leases(lock_folder(resolve().settings.paths))
+    if json_output:
+        click.echo(json.dumps([asdict(record) for record in held], indent=2))
+    else:
+        click.echo(
+            "\n".join(f"{record.device} ({record.uuid}): {record.describe()}" for record in held)
+            or "No device is leased."
+        )
+    return 0
+
+
+@click.command()
+def doctor() -> int:
+    """Say what was found on this machine, and what a run would use and why."""
+    from ensemble_assets.compute.devices.discovery import describe_devices
+
+    settings = resolve().settings
+    environment = process_environment()
+    ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
+    sections: dict[str, list[str]] = {
+        "Devices": describe_devices(environment.get("CUDA_VISIBLE_DEVICES")),
+        "Memory": [
+            f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
+            f"Batches are planned to {soft} of that (device.soft_fraction).",
+        ],
+        "Models": _models(settings),
+        "Stages": [
+            f"sparse vectors are {_switch(settings.enable_sparse)}, reranking is {_switch(settings.enable_rerank)}."
+        ],
+        "Places": [
+            f"Chunks are read from {settings.paths.chunked_dir}.",
+            f"Bundles are written to {settings.paths.output_dir}, stage artefacts to {artefact_base(settings.paths)}.",
+            f"Device locks are in {lock_folder(settings.paths)}.",
+            f"The key of query hashes is {key_file(settings.paths)}.",
+            f"Dagster's instance is {environment.get('DAGSTER_HOME') or 'private to each run (no DAGSTER_HOME)'}.",
+        ],
+    }
+    for title, lines in sections.items():
+        click.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+    return 0
+
+
+def _switch(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _models(settings: Settings) -> list[str]:
+    chosen: Any = choose_models(settings.models)
+    specs: list[ModelSpec] = [*chosen.dense, *chosen.sparse, chosen.rerank]
+    return [f"Profile {settings.models.profile}.", *(f"{spec.kind}: {spec.slug}, {_found(spec)}." for spec in specs)]
+
+
+def _found(spec: ModelSpec) -> str:
+    from ensemble_assets.models.registry import HubSource
+
+    if isinstance(spec.source, HubSource):
+        return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use"
+    try:
+        return f"found ({locate(spec).revision})"
+    except ModelUnavailableError as error:
+        return f"MISSING: {error}"

@@ -1,0 +1,137 @@
+"""Reads relevance judgements (TREC qrels, BEIR TSV) and fits them to the queries and chunks that are there.
+
+Where qrels are looked for is ``core.queries``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from ensemble_assets.collection.readers.chunk_ids import plain_id
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
+from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.common.errors import InputError
+from ensemble_assets.common.frame_schemas import QRELS, conform
+
+JUDGEMENTS = {"query_id": pl.String(), "chunk_id": pl.String(), "relevance": pl.Int32(), "line": pl.UInt32()}
+"""Columns of judgements as read: ids as given (chunk ids through ``plain_id``), 0-based line."""
+
+_LINE_BYTES = 65_536
+_INT32 = range(-(2**31), 2**31)
+_REMEDY = "A line is 'query-id 0 chunk-id relevance' (TREC) or 'query-id<TAB>chunk-id<TAB>relevance' (BEIR)"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the three values stand in a line, and how it is split (None: at blanks)."""
+
+    separator: str | None
+    fields: int
+    chunk: int
+    relevance: int
+
+
+_TREC = _Layout(None, 4, 2, 3)
+_TREC_TABS = _Layout("\t", 4, 2, 3)
+_BEIR = _Layout("\t", 3, 1, 2)
+_THREE_COLUMNS = _Layout(None, 3, 1, 2)
+_HEADER = ("query-id", "corpus-id", "score")
+
+
+def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
+    """Judgements as they stand in a file, columns ``JUDGEMENTS``.
+
+    Accepted: TREC (four columns, blanks or tabs), BEIR (three tab-separated columns, with or without the header
+    ``query-id corpus-id score``). The first line decides; the same judgement twice is counted and dropped.
+
+    Raises:
+        InputError: for a file or line that cannot be read, and a pair judged twice with different relevance; with line.
+    """
+    seen: dict[tuple[str, str], tuple[int, int]] = {}
+    layout: _Layout | None = None
+    tally.files += 1
+    for number, line in _lines(file):
+        where = f"{file.source}, line {number + 1}"
+        if layout is None:
+            layout = _layout_of(line, where)
+            if _is_header(line):
+                continue
+        tally.records += 1
+        query_id, chunk_id, relevance = _parse(line, layout, where)
+        earlier = seen.setdefault((query_id, chunk_id), (relevance, number))
+        if earlier[0] != relevance:
+            raise InputError(
+                where, f"judges the same pair as line {earlier[1] + 1}, with another relevance", "Keep one of the two"
+            )
+        if earlier[1] != number:
+            tally.note("duplicate_record", file.source, number)
+    if not seen:
+        tally.note("empty_file", file.source)
+    rows = [(query_id, chunk_id, relevance, number) for (query_id, chunk_id), (relevance, number) in seen.items()]
+    return pl.DataFrame(rows, schema=JUDGEMENTS, orient="row")
+
+
+def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(file, ReadLimits(record_bytes=_LINE_BYTES)):
+        yield number, line.rstrip("\r\n")
+
+
+def _is_header(line: str) -> bool:
+    return tuple(field.strip().casefold() for field in line.split("\t")) == _HEADER
+
+
+def _layout_of(line: str, where: str) -> _Layout:
+    for layout in (_BEIR, _TREC_TABS, _TREC, _THREE_COLUMNS):
+        if len(line.split(layout.separator)) == layout.fields:
+            return layout
+    raise InputError(where, "is no judgement", _REMEDY)
+
+
+def _parse(line: str, layout: _Layout, where: str) -> tuple[str, str, int]:
+    fields = [field.strip() for field in line.split(layout.separator)]
+    if len(fields) != layout.fields:
+        raise InputError(where, f"has {len(fields)} columns where the first line has {layout.fields}", _REMEDY)
+    query_id, chunk_id = fields[0], fields[layout.chunk]
+    if not query_id or not chunk_id:
+        raise InputError(where, "has an empty id", _REMEDY)
+    return query_id, plain_id(chunk_id), _relevance(fields[layout.relevance], where)
+
+
+def _relevance(field: str, where: str) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,10}(\.0*)?", field):
+        relevance = int(field.partition(".")[0])
+        if relevance in _INT32:
+            return relevance
+    raise InputError(where, "has a relevance that is not a whole number", _REMEDY)
+
+
+def fit_qrels(
+    judgements: pl.DataFrame, queries: pl.DataFrame, chunks: pl.DataFrame, source: str, tally: Tally
+) -> pl.DataFrame:
+    """Judgements about queries and chunks that are there, as ``QRELS``.
+
+    Args:
+        judgements: columns ``JUDGEMENTS``.
+        queries: columns ``query_id`` and ``public_id``.
+        chunks: column ``chunk_id``.
+        source: the file, for the report.
+        tally: counts judgements that name an unknown query or chunk.
+
+    Returns:
+        Sorted as the file.
+    """
+    known = judgements.join(queries.select("query_id", "public_id"), on="query_id", how="left", maintain_order="left")
+    present = chunks.select("chunk_id", pl.lit(True).alias("present"))
+    known = known.join(present, on="chunk_id", how="left", maintain_order="left")
+    lost = {
+        "unknown_query": known.filter(pl.col("public_id").is_null()),
+        "unknown_chunk": known.filter(pl.col("public_id").is_not_null() & pl.col("present").is_null()),
+    }
+    for code, rows in lost.items():
+        for line in rows["line"]:
+            tally.note(code, source, line)
+    return conform(known.filter(pl.col("public_id").is_not_null(), pl.col("present")), QRELS, "qrels")

@@ -1,0 +1,253 @@
+"""The queries of a collection: read from a file beside the chunks or a given one, or derived; with their judgements.
+
+Reading qrels is ``core.qrels``, deriving probes ``core.probes``, public ids and hashes ``core.privacy``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from ensemble_assets.collection.derived_queries import derive_probes
+from ensemble_assets.collection.qrels import fit_qrels, read_qrels
+from ensemble_assets.collection.query_privacy import public_ids, query_hash
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, printable, read_lines
+from ensemble_assets.collection.readers.json_values import JsonReader, json_type, replace_surrogates, text_value
+from ensemble_assets.collection.readers.read_report import ReadReport, Tally
+from ensemble_assets.common.errors import InputError
+from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
+
+QuerySource = Literal["file", "derived"]
+
+QUERY_FILES = ("queries.jsonl", "queries.tsv")
+"""Names looked for in a collection's folder; having both is an error."""
+
+QRELS_FILES = ("qrels/test.tsv", "qrels.tsv", "qrels.txt")
+"""Names looked for in a collection's folder beside its queries file; having several is an error."""
+
+ID_KEYS = ("query_id", "_id", "id")
+_TSV_HEADERS = {(first, second) for first in (*ID_KEYS, "qid", "query-id") for second in ("text", "query")}
+_LIMITS = ReadLimits(record_bytes=1_000_000)
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """The queries of a collection, fit to be used.
+
+    Attributes:
+        queries: ``QUERIES`` frame, in file order (probes: in chunk order).
+        qrels: ``QRELS`` frame; no rows where there are no judgements.
+        source: whether the queries were read or derived (manifest: ``query_source``).
+        judged: whether the judgements come from a file; those of derived probes are pseudo-judgements.
+        report: of the queries file.
+        qrels_report: of the qrels file, or None.
+    """
+
+    queries: pl.DataFrame
+    qrels: pl.DataFrame
+    source: QuerySource
+    judged: bool
+    report: ReadReport
+    qrels_report: ReadReport | None
+
+
+def load_queries(
+    folder: Path,
+    chunks: pl.DataFrame,
+    key: bytes,
+    *,
+    queries_file: Path | None = None,
+    qrels_file: Path | None = None,
+    judged_only: bool = True,
+    derived_limit: int = 50,
+    ids_are_public: bool = False,
+) -> QuerySet:
+    """The queries and judgements of one collection.
+
+    Without ``queries_file``, one of ``QUERY_FILES`` in ``folder`` is taken, and one of ``QRELS_FILES`` with it; with
+    ``queries_file``, only the given ``qrels_file`` is read. With neither, probes are derived from ``chunks``.
+
+    Args:
+        folder: the collection's folder.
+        chunks: its ``CHUNKS`` frame.
+        key: of the deployment, for hashes and public ids.
+        queries_file: JSONL (``query_id`` or ``_id``, and ``text``) or TSV (id, tab, text).
+        qrels_file: TREC or BEIR judgements.
+        judged_only: with judgements, keep only the queries that have at least one: BEIR's ``queries.jsonl`` holds all
+            splits, and unjudged queries cost time and say nothing. The others are counted.
+        derived_limit: most probes.
+        ids_are_public: the operator vouches that query ids are not personal (``core.privacy.public_id``).
+
+    Raises:
+        InputError: for files that cannot be used, ambiguous names, and if no query is left.
+    """
+    if queries_file is None:
+        queries_file = _only_one(folder, QUERY_FILES)
+        if queries_file is not None and qrels_file is None:
+            qrels_file = _only_one(folder, QRELS_FILES)
+    if queries_file is None:
+        if qrels_file is not None:
+            raise InputError(printable(qrels_file.name), "judges queries, but there is no queries file", _GIVE_QUERIES)
+        return _derived(chunks, key, derived_limit)
+    tally = Tally()
+    found = read_queries(_input(queries_file), tally)
+    if qrels_file is None:
+        queries = _with_privacy(found, key, queries_file, ids_are_public)
+        return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None)
+    qrels_tally = Tally()
+    file = _input(qrels_file)
+    judgements = read_qrels(file, qrels_tally)
+    if judged_only:
+        found = _judged(found, judgements, queries_file, file, tally)
+    queries = _with_privacy(found, key, queries_file, ids_are_public)
+    qrels = fit_qrels(judgements, queries, chunks, file.source, qrels_tally)
+    return QuerySet(queries, qrels, "file", True, tally.report(queries.height), qrels_tally.report(qrels.height))
+
+
+_GIVE_QUERIES = "Give the queries file too, or leave the qrels out"
+QRELS_EMPTY = pl.DataFrame(schema=dict(QRELS))
+
+
+def _only_one(folder: Path, names: tuple[str, ...]) -> Path | None:
+    found = [name for name in names if (folder / name).is_file()]
+    if len(found) > 1:
+        raise InputError(folder.name, f"has {' and '.join(found)}", "Keep one, or give the file to use")
+    return folder / found[0] if found else None
+
+
+def _judged(
+    queries: pl.DataFrame, judgements: pl.DataFrame, queries_file: Path, qrels_file: InputFile, tally: Tally
+) -> pl.DataFrame:
+    judged = queries["query_id"].is_in(judgements["query_id"].unique().to_list())
+    source = printable(queries_file.name)
+    for line in queries.filter(~judged)["line"]:
+        tally.note("unjudged_query", source, line)
+    if not judged.any():
+        raise InputError(
+            qrels_file.source,
+            f"judges none of the {queries.height} queries in {source}",
+            "Check that both belong together, or set queries.judged_only to false",
+        )
+    return queries.filter(judged)
+
+
+def _derived(chunks: pl.DataFrame, key: bytes, limit: int) -> QuerySet:
+    probes = derive_probes(chunks, limit)
+    queries = probes.select(
+        "query_id",
+        "text",
+        pl.col("query_id").alias("public_id"),  # made here from a hash: says nothing
+        pl.Series("query_hash", [query_hash(key, text) for text in probes["text"]], dtype=pl.String),
+    )
+    qrels = probes.select(pl.col("query_id").alias("public_id"), "chunk_id", pl.lit(1, pl.Int32()).alias("relevance"))
+    report = ReadReport(records=queries.height, rows=queries.height)
+    return QuerySet(
+        conform(queries, QUERIES, "queries"), conform(qrels, QRELS, "qrels"), "derived", False, report, None
+    )
+
+
+def _input(path: Path) -> InputFile:
+    return InputFile(path, printable(path.name))
+
+
+def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
+    """Queries as they stand in a file: columns ``query_id``, ``text`` and ``line`` (0-based), ids unique.
+
+    The format follows the suffix: ``.jsonl`` or ``.ndjson`` lines of JSON, ``.tsv`` or ``.txt`` tab-separated
+    (one header line ``query_id<TAB>text`` is passed over). Surrounding blanks are dropped; half characters and NUL are
+    replaced and counted; blank queries and repeated identical lines are skipped and counted.
+
+    Raises:
+        InputError: for a line that cannot be read, another suffix, and one id with two texts; with file and line.
+    """
+    read = _READERS.get(file.path.suffix.lower())
+    if read is None:
+        raise InputError(file.source, "is not a queries file", f"Accepted are {', '.join(_READERS)}")
+    tally.files += 1
+    seen: dict[str, tuple[str, int]] = {}
+    for query_id, raw, number in read(file, tally):
+        tally.records += 1
+        text = _clean(raw, file.source, number, tally)
+        if not text:
+            tally.note("empty_text", file.source, number)
+            continue
+        earlier = seen.setdefault(query_id, (text, number))
+        if earlier[0] != text:
+            raise InputError(
+                f"{file.source}, line {number + 1}",
+                f"has the same id as line {earlier[1] + 1}, with another text",
+                "Give one of them another id",
+            )
+        if earlier[1] != number:
+            tally.note("duplicate_record", file.source, number)
+    rows = [(query_id, text, number) for query_id, (text, number) in seen.items()]
+    frame = pl.DataFrame(rows, schema={"query_id": pl.String(), "text": pl.String(), "line": pl.UInt32()}, orient="row")
+    if frame.is_empty():
+        raise InputError(file.source, "holds no query", "Add queries, or remove the file to have probes derived")
+    return frame
+
+
+def _clean(raw: str, source: str, number: int, tally: Tally) -> str:
+    text, replaced = replace_surrogates(raw)
+    tally.note("lone_surrogate", source, number, replaced)
+    tally.note("nul_in_text", source, number, text.count("\0"))
+    return text.replace("\0", " ").strip()
+
+
+def _jsonl(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
+    reader = JsonReader()
+    for number, line in read_lines(file, _LIMITS):
+        where = f"{file.source}, line {number + 1}"
+        before = reader.duplicate_keys
+        item = reader.parse(line, file.source, number + 1)
+        tally.note("duplicate_json_key", file.source, number, reader.duplicate_keys - before)
+        if not isinstance(item, dict):
+            raise InputError(where, f"is {json_type(item)}", "Every line of a JSONL file is an object")
+        key = next((name for name in ID_KEYS if item.get(name) is not None), None)
+        query_id = item[key] if key else None
+        if isinstance(query_id, int) and not isinstance(query_id, bool):
+            query_id = str(query_id)
+        if not isinstance(query_id, str) or not query_id.strip():
+            raise InputError(where, "has no usable id", "Give it a 'query_id' or '_id' that is text or a whole number")
+        if "text" not in item:
+            raise InputError(where, "has no 'text'", "Give every query a 'text'")
+        yield replace_surrogates(query_id.strip())[0], text_value(item["text"], "text", where), number
+
+
+def _tsv(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
+    del tally
+    first = True
+    for number, line in read_lines(file, _LIMITS):
+        query_id, tab, text = line.rstrip("\r\n").partition("\t")
+        query_id = query_id.strip()
+        if first and (query_id.casefold(), text.strip().casefold()) in _TSV_HEADERS:
+            first = False
+            continue
+        first = False
+        if not tab or not query_id:
+            raise InputError(f"{file.source}, line {number + 1}", "is not an id, a tab and a text", "Correct the line")
+        yield query_id, text, number
+
+
+_READERS: dict[str, Callable[[InputFile, Tally], Iterator[tuple[str, str, int]]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".tsv": _tsv,
+    ".txt": _tsv,
+}
+
+
+def _with_privacy(queries: pl.DataFrame, key: bytes, path: Path, ids_are_public: bool) -> pl.DataFrame:
+    pairs = list(zip(queries["query_id"], queries["text"], strict=True))
+    try:
+        shown = public_ids(key, pairs, ids_are_public=ids_are_public)
+    except InputError as error:
+        raise InputError(f"{printable(path.name)}, {error.where}", error.problem, error.remedy) from None
+    return queries.with_columns(
+        pl.Series("public_id", shown, dtype=pl.String),
+        pl.Series("query_hash", [query_hash(key, text) for _, text in pairs], dtype=pl.String),
+    ).pipe(conform, QUERIES, "queries")

@@ -1,0 +1,108 @@
+"""Ids of chunks: what a usable id is, which one a record gets, and how a whole collection's ids become unique."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from ensemble_assets.collection.readers.json_values import replace_surrogates
+from ensemble_assets.collection.readers.read_report import Tally, record_place
+from ensemble_assets.common.errors import InputError
+
+MAX_ID_CHARACTERS = 512
+_NOT_IN_IDS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+
+
+def place_id(source: str, position: int) -> str:
+    """The id of a record that has none: its file and 0-based position."""
+    return f"{source}:{position}"
+
+
+def own_id(metadata: Mapping[str, Any]) -> str | None:
+    """``metadata.chunk_id`` where it is a short text or a whole number, else None."""
+    value = metadata.get("chunk_id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str) and value.strip() and len(value) <= MAX_ID_CHARACTERS:
+        return value
+    return None
+
+
+def plain_id(given: str) -> str:
+    """An id as it is used everywhere: runs of blanks and control characters become ``_``, half characters U+FFFD.
+
+    Run and qrels files are separated by blanks; qrels are read with the same rule, so that they keep matching.
+    """
+    return _NOT_IN_IDS.sub("_", replace_surrogates(given)[0])
+
+
+def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+    """``frame`` with unique ``chunk_id``.
+
+    Args:
+        frame: columns of ``CHUNKS`` without ``row``, plus ``given`` (Boolean): whether the format demands unique ids.
+        tally: counts what is dropped or renamed.
+
+    Returns:
+        Given ids: repeated identical records dropped. Other ids: ``#2``, ``#3``, ... appended from the second on.
+
+    Raises:
+        InputError: if a given id comes again with other content; names both places.
+    """
+    numbered = frame.with_row_index("n")
+    repeated = numbered.filter(pl.col("chunk_id").is_duplicated())
+    repeated = repeated.select("n", "chunk_id", "given", "source", "position", "text_sha1", "metadata")
+    if repeated.is_empty():
+        return frame
+    suffixes = _Suffixes(set(frame.filter(pl.col("chunk_id").str.contains(r"#\d+$"))["chunk_id"]))
+    first: dict[str, dict[str, Any]] = {}
+    dropped: list[int] = []
+    renamed: dict[int, str] = {}
+    for row in repeated.iter_rows(named=True):
+        earlier = first.setdefault(row["chunk_id"], row)
+        if earlier is row:
+            continue
+        if row["given"]:
+            _check_same(earlier, row)
+            dropped.append(row["n"])
+            tally.note("duplicate_record", row["source"], row["position"])
+        else:
+            renamed[row["n"]] = suffixes.next(row["chunk_id"])
+            tally.note("duplicate_chunk_id", row["source"], row["position"])
+    new = pl.DataFrame(
+        {"n": list(renamed), "new_id": list(renamed.values())}, schema={"n": numbered.schema["n"], "new_id": pl.String}
+    )
+    return (
+        numbered.filter(~pl.col("n").is_in(dropped))
+        .join(new, on="n", how="left", maintain_order="left")
+        .with_columns(pl.coalesce("new_id", "chunk_id").alias("chunk_id"))
+        .drop("n", "new_id")
+    )
+
+
+def _check_same(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    if (earlier["text_sha1"], earlier["metadata"]) == (row["text_sha1"], row["metadata"]):
+        return
+    raise InputError(
+        record_place(row["source"], row["position"]),
+        f"has the same id as {record_place(earlier['source'], earlier['position'])}, with different content",
+        "Give one of them another id, or remove it",
+    )
+
+
+class _Suffixes:
+    """Hands out ``id#2``, ``id#3``, ... and passes over names that a chunk already has."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.taken = taken
+        self.last: dict[str, int] = {}
+
+    def next(self, chunk_id: str) -> str:
+        number = self.last.get(chunk_id, 1) + 1
+        while f"{chunk_id}#{number}" in self.taken:
+            number += 1
+        self.last[chunk_id] = number
+        return f"{chunk_id}#{number}"

@@ -1,0 +1,242 @@
+"""Finds the input files below a folder and opens them safely.
+
+Which name means which format is ``formats``' business; this module takes a predicate. Order is fixed: sorted by POSIX
+path relative to the folder. Links that lead out of the folder are refused, links to what is read anyway are skipped
+and counted, folders whose name begins with a dot are not looked into.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.common.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLimits:
+    """How much one read may bring into memory.
+
+    Attributes:
+        record_bytes: one record (a JSON line; a chunk's text and metadata as UTF-8); more is an error.
+        file_bytes: one file that can only be read whole (``*_chunks.json``); more is an error.
+    """
+
+    record_bytes: int = 64_000_000
+    file_bytes: int = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file to read, and the name under which reports and rows know it."""
+
+    path: Path
+    source: str
+
+
+def printable(name: str) -> str:
+    """``name`` with everything that cannot be printed on one line (undecodable bytes, control characters) as U+FFFD."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
+
+
+def find_files(
+    folder: Path, wanted: Callable[[str], bool], tally: Tally, *, follow_links: bool = False
+) -> list[InputFile]:
+    """Every file below ``folder`` whose name is ``wanted``, in reading order.
+
+    Args:
+        folder: the collection's folder; it may itself be a link.
+        wanted: predicate on the path relative to ``folder``, POSIX.
+        tally: counts hidden files and repeated links.
+        follow_links: also read what links outside of ``folder`` point to.
+
+    Raises:
+        InputError: for a folder that cannot be listed, a link that leads out of ``folder`` or nowhere, and a
+            ``wanted`` name that is not a regular file.
+    """
+    search = _Search(folder, wanted, tally, follow_links)
+    found = sorted(search.below(folder), key=lambda file: file.path.relative_to(folder).as_posix())
+    return _without_repeats(found, tally)
+
+
+def _without_repeats(found: list[InputFile], tally: Tally) -> list[InputFile]:
+    plain = {file.path.resolve() for file in found if not file.path.is_symlink()}
+    kept = []
+    for file in found:
+        if file.path.is_symlink():
+            target = file.path.resolve()
+            if target in plain:
+                tally.note("repeated_link", file.source)
+                continue
+            plain.add(target)
+        kept.append(file)
+    return kept
+
+
+class _Search:
+    def __init__(self, folder: Path, wanted: Callable[[str], bool], tally: Tally, follow_links: bool) -> None:
+        self.folder = folder
+        self.root = folder.resolve()
+        self.wanted = wanted
+        self.tally = tally
+        self.follow_links = follow_links
+        self.seen = {self.root}
+
+    def below(self, folder: Path) -> Iterator[InputFile]:
+        for path in self._entries(folder):
+            relative = path.relative_to(self.folder).as_posix()
+            source = printable(relative)
+            if path.is_symlink() and not self._link_is_fine(path, relative, source):
+                continue
+            if path.is_dir():
+                if not path.name.startswith(".") and self._is_new(path, source):
+                    yield from self.below(path)
+            elif self.wanted(relative):
+                if path.name.startswith("."):
+                    self.tally.note("hidden_file", source)
+                    continue
+                _check_regular(path, source)
+                yield InputFile(path, source)
+
+    def _entries(self, folder: Path) -> list[Path]:
+        try:
+            return sorted(folder.iterdir())
+        except OSError as error:
+            source = printable(folder.relative_to(self.folder).as_posix())
+            raise _cannot_read(source, error, "this folder") from None
+
+    def _link_is_fine(self, path: Path, relative: str, source: str) -> bool:
+        """Whether to go on with a link; a dangling link whose name means nothing here is left alone."""
+        try:
+            target = path.resolve(strict=True)
+        except (OSError, RuntimeError):
+            if self.wanted(relative):
+                raise InputError(
+                    source, "is a symbolic link that leads nowhere or in a circle", "Correct or remove it"
+                ) from None
+            return False
+        inside = target == self.root or self.root in target.parents
+        if not inside and not self.follow_links and (target.is_dir() or self.wanted(relative)):
+            raise InputError(
+                source,
+                "is a symbolic link that leads out of the collection's folder",
+                "Copy the files into the folder, or set chunks.follow_links to true",
+            )
+        return True
+
+    def _is_new(self, path: Path, source: str) -> bool:
+        """False for a linked folder that is read under its own name or was read before (this ends every circle)."""
+        target = path.resolve()
+        inside = self.root in target.parents or target == self.root
+        if target in self.seen or (path.is_symlink() and inside):
+            self.tally.note("repeated_link", source)
+            return False
+        self.seen.add(target)
+        return True
+
+
+def _check_regular(path: Path, source: str) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _cannot_read(source, error, "this file") from None
+    if not stat.S_ISREG(mode):
+        raise InputError(source, "is not a regular file", "Remove it or replace it by a file")
+
+
+def open_input(file: InputFile) -> BinaryIO:
+    """The file, open for reading bytes.
+
+    Raises:
+        InputError: if it cannot be opened.
+    """
+    try:
+        return file.path.open("rb")
+    except OSError as error:
+        raise _cannot_read(file.source, error, "this file") from None
+
+
+def read_text(file: InputFile, limits: ReadLimits) -> str:
+    """The whole file as text: UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: if it cannot be read, is larger than ``limits.file_bytes``, or is not UTF-8 (with the byte offset).
+    """
+    with open_input(file) as stream:
+        try:
+            size = os.fstat(stream.fileno()).st_size
+            if size > limits.file_bytes:
+                raise InputError(
+                    file.source,
+                    f"has {size} bytes; a JSON file is read whole and may have at most {limits.file_bytes}",
+                    "Split it, or write the chunks as JSONL, which is read line by line",
+                )
+            data = stream.read()
+        except OSError as error:
+            raise _cannot_read(file.source, error, "this file") from None
+    return decode(data, file.source)
+
+
+def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, as (0-based line number, text), without holding more than one line.
+
+    Raises:
+        InputError: if the file cannot be read, is not UTF-8 (with the byte offset), or has a line longer than
+            ``limits.record_bytes``.
+    """
+    with open_input(file) as stream:
+        number, offset = 0, 0
+        while data := _read_line(stream, file.source, number, limits):
+            line = decode(data, file.source, offset)
+            offset += len(data)
+            if line.strip():
+                yield number, line
+            number += 1
+
+
+def _read_line(stream: BinaryIO, source: str, number: int, limits: ReadLimits) -> bytes:
+    try:
+        data = stream.readline(limits.record_bytes + 1)
+    except OSError as error:
+        raise _cannot_read(source, error, "this file") from None
+    if len(data) > limits.record_bytes:
+        raise too_large(f"{source}, line {number + 1}", limits)
+    return data
+
+
+def too_large(where: str, limits: ReadLimits) -> InputError:
+    """The error for a record above the limit."""
+    return InputError(
+        where,
+        f"is a record of more than {limits.record_bytes} bytes",
+        "Split the document into chunks, or raise chunks.max_record_mb",
+    )
+
+
+def decode(data: bytes, source: str, offset: int = 0) -> str:
+    """UTF-8 bytes as text; a byte order mark at the beginning of the file is dropped.
+
+    Args:
+        data: the whole file or one line of it.
+        source: the file, for errors.
+        offset: where in the file ``data`` begins.
+
+    Raises:
+        InputError: with the byte offset of the first byte that is not UTF-8.
+    """
+    mark = 3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        return data[mark:].decode()
+    except UnicodeDecodeError as error:
+        position = offset + mark + error.start
+    raise InputError(f"{source}, byte {position}", "is not UTF-8", "Save the file as UTF-8")
+
+
+def _cannot_read(source: str, error: OSError, what: str) -> InputError:
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return InputError(source, f"cannot be read ({reason})", f"Give the user who runs this the right to read {what}")

@@ -1,0 +1,1 @@
+"""Hold what every package needs: errors, events, schemas, atomic files, facts about the machine."""

@@ -1,0 +1,66 @@
+"""The errors a user can meet, each with what was wrong and what to do.
+
+Every error raised on purpose in this package derives from ``EnsembleError``; the CLI and the Dagster steps print its
+message as it is. Messages may name files, lines, settings, ids and counts. They never carry chunk or query text.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+
+class EnsembleError(Exception):
+    """Base of all errors that are raised on purpose; the message is complete and safe to show."""
+
+
+class InputError(EnsembleError):
+    """An input file cannot be used as it is.
+
+    Args:
+        where: file and, where known, line or record (``"docs/a_chunks.json, record 3"``), relative to the input folder.
+        problem: what is wrong, in words, without quoting the content.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{where}: {problem}. {remedy}")
+        self.where = where
+        self.problem = problem
+        self.remedy = remedy
+
+
+class SettingsError(EnsembleError):
+    """A setting has a value that is not accepted; names the setting, its source, the value and the accepted ones."""
+
+
+class ModelUnavailableError(EnsembleError):
+    """A model's files cannot be found or loaded here."""
+
+
+class ArtefactError(EnsembleError):
+    """A stored artefact is missing, damaged or not of the expected shape."""
+
+
+class ContractError(EnsembleError):
+    """Something that is about to be exported breaks the export contract."""
+
+
+class StageError(EnsembleError):
+    """A stage could not finish and has no fallback; names the stage and the item, never the item's text."""
+
+
+class MemoryBudgetError(EnsembleError):
+    """The work does not fit into the memory it may use; names the need, the limit and the setting to change."""
+
+
+class LeaseTimeoutError(EnsembleError):
+    """A device stayed taken for longer than the caller would wait; names the holder."""
+
+
+class DeviceError(EnsembleError):
+    """A compute device is missing, was lost, or cannot be used safely."""
+
+
+def failure_word(error: BaseException) -> str:
+    """The name of an exception's class if Python itself has it, else that of its nearest base: never its message."""
+    return next(kind.__name__ for kind in type(error).__mro__ if hasattr(builtins, kind.__name__))

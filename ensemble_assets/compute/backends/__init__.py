@@ -1,0 +1,1 @@
+"""Load models and compute their outputs, with torch or with OpenVINO."""

@@ -1,0 +1,72 @@
+"""What the factories of all backends share: a model, how to run it, and the identity of what it computes.
+
+Loading is each backend's own part: ``loading`` and ``forward_*`` for torch, ``openvino_*`` for OpenVINO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, sparse_outputs
+from ensemble_assets.models.model_config import hidden_width
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModelFactory:
+    """Picklable: names and paths only.
+
+    Attributes:
+        spec: a complete spec (see ``model_config.complete_spec``).
+        files: where its weights are.
+        runtime: how to run it.
+        reason: why this backend runs it.
+    """
+
+    backend: ClassVar[str]
+
+    spec: ModelSpec
+    files: ModelFiles
+    runtime: Runtime = field(default_factory=Runtime)
+    reason: str = "reference"
+
+    @property
+    def identity(self) -> str:
+        """Slug, fingerprint, pooling, backend and precision."""
+        parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
+        return ":".join(parts)
+
+    @property
+    def width(self) -> int:
+        """Of the token states; 0 where the model's own files do not say."""
+        return hidden_width(self.files)
+
+    def full_precision(self) -> Self:
+        """The same model in fp32."""
+        return replace(self, runtime=replace(self.runtime, precision="fp32"))
+
+
+@dataclass(frozen=True)
+class SparseModelFactory(ModelFactory):
+    """A SPLADE model, whose outputs are those of ``sparse_outputs``.
+
+    Attributes:
+        top_k: entries kept per text; 0 keeps all.
+    """
+
+    top_k: int = DEFAULT_TOP_K
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """See ``sparse_outputs``."""
+        return sparse_outputs(self.spec.dimension, self.top_k)
+
+    @property
+    def identity(self) -> str:
+        """Pruning included."""
+        return f"{super().identity}:{self.top_k}"

@@ -1,0 +1,203 @@
+"""Forwards that run a converted network on the CPU with OpenVINO. The torch forwards are the reference.
+
+Pooling, norms, vocabulary and classification heads are computed in float32 outside of the graph, whose matrix products
+may be in bfloat16. Making graphs is ``openvino_graph``'s part, choosing between backends that of ``backends``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.late_interaction import SCORES, STATES, LateInteractionForward
+from ensemble_assets.compute.backends.model_factory import ModelFactory
+from ensemble_assets.compute.backends.openvino_graph import Graph
+from ensemble_assets.compute.backends.openvino_import import import_openvino
+from ensemble_assets.compute.backends.runtime import Precision
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.tokens.padded_arrays import PaddedArrays, padded_arrays
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OpenVinoFactory(ModelFactory):
+    """A model for OpenVINO on the CPU; its precision is ``fp32`` or ``bf16``.
+
+    Attributes:
+        graph: its network.
+    """
+
+    backend = "openvino"
+
+    graph: Graph = field(kw_only=True)
+
+
+class OpenVinoForward:
+    """What the OpenVINO forwards share; subclasses say in ``compute`` what a batch's states become."""
+
+    outputs: Mapping[str, OutputSpec]
+
+    def __init__(self, factory: OpenVinoFactory, outputs: Mapping[str, OutputSpec], device: str) -> None:
+        if device != "cpu":
+            raise DeviceError(f"{factory.spec.slug}: OpenVINO runs on the CPU here, not on {device}")
+        self.outputs = outputs
+        self.precision: Precision = factory.runtime.precision
+        self._slug = factory.spec.slug
+        self._graph = factory.graph
+        self._request: Any = _compiled(factory).create_infer_request()
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """The outputs of one batch from the network's float32 states."""
+        raise NotImplementedError
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+            ModelFailedError: for anything else the backend raises; carries no text.
+        """
+        arrays = padded_arrays(table, batch, self._graph.pad_id)
+        try:
+            return self.compute(self._states(arrays), arrays)
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises, it is told in our words
+            failure = self._translated(error, batch)
+        raise failure
+
+    def release(self) -> None:
+        """Drop the compiled network; the forward is of no use afterwards."""
+        self._request = None
+
+    def _states(self, arrays: PaddedArrays) -> Float:
+        inputs = [arrays.ids, arrays.mask.astype(np.int64)]
+        if self._graph.takes_types:
+            inputs.append(np.zeros_like(arrays.ids) if arrays.types is None else arrays.types)
+        found = self._request.infer(dict(enumerate(inputs)), share_inputs=True, share_outputs=True)
+        return np.asarray(found[0], np.float32)
+
+    def _translated(self, error: Exception, batch: Batch) -> Exception:
+        if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
+            return DeviceOutOfMemoryError(f"{self._slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
+        return ModelFailedError(self._slug, failure_word(error), batch.size, batch.longest)
+
+
+def _compiled(factory: OpenVinoFactory) -> Any:
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[factory.runtime.precision],
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # several runs may share the machine
+    }
+    if factory.runtime.threads:
+        settings["INFERENCE_NUM_THREADS"] = factory.runtime.threads
+    try:
+        return import_openvino().Core().compile_model(str(factory.graph.path), "CPU", settings)
+    except RuntimeError as error:
+        raise ModelUnavailableError(
+            f"{factory.spec.slug}: OpenVINO could not compile its graph. Remove {factory.graph.folder.name} from the "
+            "cache folder, or set encoding.backend=torch"
+        ) from error
+
+
+@dataclass(frozen=True)
+class OpenVinoDenseFactory(OpenVinoFactory):
+    """Makes forwards with one output, ``vector`` ``[batch, dimension] float32``, rows of length 1."""
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """One unit vector per text."""
+        return {"vector": OutputSpec((self.spec.dimension,), "float32")}
+
+    def load(self, device: str) -> OpenVinoDense:
+        """Compile for the CPU."""
+        return OpenVinoDense(self, self.outputs, device)
+
+
+class OpenVinoDense(OpenVinoForward):
+    """An encoder."""
+
+    def __init__(self, factory: OpenVinoDenseFactory, outputs: Mapping[str, OutputSpec], device: str) -> None:
+        super().__init__(factory, outputs, device)
+        self._pool = POOLINGS[factory.spec.pooling]
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """Pooled and normalised."""
+        pooled = self._pool(states, arrays)
+        norms = np.sqrt(np.einsum("ij,ij->i", pooled, pooled, dtype=np.float32))
+        return {"vector": pooled / np.maximum(norms, 1e-12)[:, None]}
+
+
+def _mean(states: Float, arrays: PaddedArrays) -> Float:
+    weights = arrays.mask.astype(np.float32)[:, None, :]
+    pooled: Float = np.matmul(weights, states)[:, 0] / arrays.lengths[:, None].astype(np.float32)
+    return pooled
+
+
+def _first(states: Float, arrays: PaddedArrays) -> Float:
+    return states[:, 0].copy()
+
+
+def _last(states: Float, arrays: PaddedArrays) -> Float:
+    return states[np.arange(len(states)), arrays.lengths - 1]
+
+
+POOLINGS = {"mean": _mean, "cls": _first, "last_token": _last}
+
+
+@dataclass(frozen=True)
+class OpenVinoLateInteractionFactory(OpenVinoFactory):
+    """Makes forwards with one output, ``logit`` ``[batch] float32``, 0 to 1."""
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """One score per pair."""
+        return SCORES
+
+    def load(self, device: str) -> LateInteractionForward:
+        """Compile for the CPU."""
+        return LateInteractionForward(OpenVinoStates(self, STATES, device))
+
+
+class OpenVinoStates(OpenVinoForward):
+    """An encoder whose token states are wanted; those of padding mean nothing."""
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """Normalised in float32."""
+        norms = np.sqrt(np.einsum("ijk,ijk->ij", states, states, dtype=np.float32))
+        return {"states": (states / np.maximum(norms, 1e-12)[:, :, None]).astype(np.float16)}
+
+
+@dataclass(frozen=True)
+class OpenVinoRerankFactory(OpenVinoFactory):
+    """Makes forwards with one output, ``logit`` ``[batch] float32``."""
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """One logit per pair."""
+        return {"logit": OutputSpec((), "float32")}
+
+    def load(self, device: str) -> OpenVinoRerank:
+        """Compile for the CPU."""
+        return OpenVinoRerank(self, self.outputs, device)
+
+
+class OpenVinoRerank(OpenVinoForward):
+    """A CrossEncoder whose last linear layer is applied in float32, since half-precision logits tie."""
+
+    def __init__(self, factory: OpenVinoRerankFactory, outputs: Mapping[str, OutputSpec], device: str) -> None:
+        super().__init__(factory, outputs, device)
+        self._matrix, self._bias = factory.graph.head()
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """The single label's logit, before any activation."""
+        return {"logit": (states @ self._matrix.T + self._bias)[:, 0].astype(np.float32)}

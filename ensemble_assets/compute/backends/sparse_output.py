@@ -1,0 +1,129 @@
+"""Sparse vectors as arrays: single rows, many rows in compressed row form (CSR), and how to get from one to the other.
+
+Which vectors stand where, and why, is ``sparse``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.compute.backends.forward import OutputSpec
+
+DEFAULT_TOP_K = 256
+"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256 and drops below."""
+
+_ROWS_AT_ONCE = 4096
+
+
+class SparseRow(NamedTuple):
+    """One vector: ``[k] int32`` indices, ascending, and ``[k] float32`` weights, positive."""
+
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SparseMatrix:
+    """Sparse vectors in CSR form.
+
+    Attributes:
+        indptr: ``[n + 1] int64``; row ``i`` is ``indices[indptr[i]:indptr[i + 1]]`` and the same of ``values``.
+        indices: ``[nnz] int32``, ascending within a row.
+        values: ``[nnz] float32``, positive.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+    def row(self, number: int) -> SparseRow:
+        """One row, as views."""
+        span = slice(int(self.indptr[number]), int(self.indptr[number + 1]))
+        return SparseRow(self.indices[span], self.values[span])
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Entries per row, ``[n] int64``."""
+        return np.diff(self.indptr)
+
+    def norms(self) -> NDArray[np.float64]:
+        """L2 norm of every row that has entries, in order."""
+        filled = self.counts > 0
+        starts = self.indptr[:-1][filled]
+        if not len(starts):
+            return np.empty(0, np.float64)
+        squares = np.square(self.values, dtype=np.float64)
+        norms: NDArray[np.float64] = np.sqrt(np.add.reduceat(squares, starts))
+        return norms
+
+
+def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
+    """What a SPLADE forward gives.
+
+    ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by falling weight,
+    and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0: ``weight``
+    ``[batch, dimension] float32`` and ``active``.
+    """
+    active = {"active": OutputSpec((), "int32")}
+    if top_k == 0:
+        return {"weight": OutputSpec((dimension,), "float32"), **active}
+    kept = min(top_k, dimension)
+    return {"index": OutputSpec((kept,), "int32"), "weight": OutputSpec((kept,), "float32"), **active}
+
+
+def empty_matrix(rows: int) -> SparseMatrix:
+    """``rows`` rows without entries."""
+    return SparseMatrix(np.zeros(rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+
+
+def matrix_of(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int, SparseRow]) -> SparseMatrix:
+    """CSR of a sparse forward's pruned outputs, some rows replaced.
+
+    Args:
+        index: ``[n, k] int32``, unused places -1; may be memory-mapped.
+        weight: ``[n, k] float32``.
+        instead: row -> what stands there, whatever the forward gave.
+    """
+    counts = np.zeros(len(index), np.int64)
+    for start in range(0, len(index), _ROWS_AT_ONCE):
+        counts[start : start + _ROWS_AT_ONCE] = (index[start : start + _ROWS_AT_ONCE] >= 0).sum(axis=1)
+    for row, replacement in instead.items():
+        counts[row] = len(replacement.indices)
+    indptr = np.zeros(len(index) + 1, np.int64)
+    np.cumsum(counts, out=indptr[1:])
+    indices, values = np.empty(int(indptr[-1]), np.int32), np.empty(int(indptr[-1]), np.float32)
+    for start in range(0, len(index), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(index))
+        part = index[start:stop].copy()
+        for row in instead.keys() & range(start, stop):
+            part[row - start] = -1
+        order = np.argsort(part, axis=1, kind="stable")
+        ascending = np.take_along_axis(part, order, axis=1)
+        used = ascending >= 0
+        places = _places(indptr[start:stop], used)
+        indices[places] = ascending[used]
+        values[places] = np.take_along_axis(weight[start:stop], order, axis=1)[used]
+    for row, replacement in instead.items():
+        span = slice(int(indptr[row]), int(indptr[row + 1]))
+        indices[span], values[span] = replacement
+    return SparseMatrix(indptr, indices, values)
+
+
+def _places(starts: NDArray[np.int64], used: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where the used entries go: each row's, one after another, from the row's start."""
+    rank = np.cumsum(used, axis=1) - 1
+    return (starts[:, None] + rank)[used]
+
+
+def row_of(weights: NDArray[np.float32]) -> SparseRow:
+    """The positive entries of a dense row ``[vocabulary] float32``."""
+    indices = np.flatnonzero(weights > 0)
+    return SparseRow(indices.astype(np.int32), weights[indices])

@@ -1,0 +1,234 @@
+"""Weights from files onto a device, and what every torch forward shares: precision and errors without text.
+
+The three kinds of model are ``forward_dense``, ``forward_sparse`` and ``forward_rerank``. Planning and retrying batches
+is the engine's business; completing a spec from a model's own configuration is ``model_config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.model_factory import ModelFactory
+from ensemble_assets.compute.backends.padding import Inputs, padded_inputs
+from ensemble_assets.compute.backends.runtime import Precision, Runtime
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import HubSource, ModelSpec
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FULL_REVISION = 40
+
+
+def resolve_precision(precision: Precision, device: str) -> Precision:
+    """What ``auto`` means on ``device``; anything else is returned as it is.
+
+    Call it in the process that runs the model: on CUDA it creates a context.
+    """
+    if precision != "auto":
+        return precision
+    if not device.startswith("cuda"):
+        return "fp32"
+    with torch.cuda.device(device):
+        # the default counts emulation, which Turing has and which is slow
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: Runtime, device: str) -> torch.nn.Module:
+    """A transformers model in evaluation mode on ``device``, from safetensors on this machine only.
+
+    Args:
+        auto_class: the transformers ``AutoModel…`` class for the kind of model.
+        spec: decides whether the model's own code may run.
+        files: where the weights are.
+        runtime: its precision becomes the weights' dtype.
+        device: ``"cpu"``, ``"cuda:0"``.
+
+    Raises:
+        ModelUnavailableError: if the files do not make a complete model of this kind.
+        DeviceOutOfMemoryError: if the weights do not fit.
+    """
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "trust_remote_code": _may_run_code(spec),
+        "dtype": _DTYPES[resolve_precision(runtime.precision, device)],
+        "output_loading_info": True,
+    }
+    try:
+        with quiet_transformers():
+            try:
+                network, found = auto_class.from_pretrained(str(files.folder), attn_implementation="sdpa", **options)
+            except ValueError:  # an architecture without sdpa
+                network, found = auto_class.from_pretrained(str(files.folder), **options)
+        network = network.eval().to(device)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise DeviceOutOfMemoryError(f"{spec.slug}: its weights do not fit on {device}") from None
+        raise ModelUnavailableError(
+            f"{spec.slug}: its files could not be loaded as a {spec.kind} model ({type(error).__name__}). "
+            "Choose another model or revision"
+        ) from error
+    _refuse_missing(spec, found["missing_keys"])
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    assert isinstance(network, torch.nn.Module)
+    return network
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports: what is missing is an error of ours, what is superfluous does not matter."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _may_run_code(spec: ModelSpec) -> bool:
+    if not spec.trust_remote_code:
+        return False
+    if isinstance(spec.source, HubSource) and len(spec.source.revision) == _FULL_REVISION:
+        return True
+    raise ModelUnavailableError(
+        f"{spec.slug}: trust_remote_code is on without a pinned revision. Set source.revision to a full 40-digit commit"
+    )
+
+
+def _refuse_missing(spec: ModelSpec, missing: Any) -> None:
+    """A weight that is not in the files would be random: an encoder without its unused pooler is fine, nothing else."""
+    needed = sorted(str(name) for name in missing if spec.kind == "rerank" or "pooler." not in str(name))
+    if needed:
+        raise ModelUnavailableError(
+            f"{spec.slug}: its weights lack {needed[0]} and {len(needed) - 1} more that a {spec.kind} model needs. "
+            "Choose a checkpoint made for this"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: on CUDA, in torch's CPU allocator, or in numpy."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@lru_cache(maxsize=1)
+def exact_medium() -> bool:
+    """Whether float32 matmul precision ``medium`` still computes in float32 on this CPU.
+
+    It routes to oneDNN, which is faster than the default BLAS on some CPUs and rounds to bfloat16 on those with
+    matrix units; measured here on two shapes instead of guessed from the CPU's name.
+    """
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for rows, inner, columns in ((512, 384, 1536), (512, 128, 2048)):
+            left = torch.randn(rows, inner, generator=generator)
+            right = torch.randn(columns, inner, generator=generator)
+            exact = left.double() @ right.double().T
+            got = torch.nn.functional.linear(left, right)
+            # float32 rounds at 6e-8 per operation; bfloat16 inputs would be off by 4e-3
+            if not torch.allclose(got.double(), exact, rtol=0.0, atol=1e-5 * inner**0.5):
+                return False
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return True
+
+
+@contextmanager
+def kernels(runtime: Runtime, device: str) -> Iterator[None]:
+    """Torch's process-wide thread count and matmul precision, set for a block and put back."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(runtime.threads or threads)
+    torch.set_float32_matmul_precision("medium" if device == "cpu" and exact_medium() else "highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+class TorchForward:
+    """What the three forwards share; subclasses say in ``compute`` what a batch's inputs become."""
+
+    def __init__(self, network: torch.nn.Module, settings: ForwardSettings, device: str) -> None:
+        self.network = network
+        self.outputs = settings.outputs
+        self.precision = resolve_precision(settings.runtime.precision, device)
+        self._settings = settings
+        self._device = device
+        config: Any = network.config
+        self._pad_id = int(getattr(config, "pad_token_id", None) or 0)
+        self._takes_types = int(getattr(config, "type_vocab_size", None) or 0) > 1
+
+    def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
+        """The outputs of one batch, on the device."""
+        raise NotImplementedError
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+            DeviceError: if the device itself failed.
+            ModelFailedError: for anything else the model raises; carries no text.
+        """
+        try:
+            with torch.inference_mode(), kernels(self._settings.runtime, self._device):
+                tensors = self.compute(padded_inputs(table, batch, self._pad_id, self._device))
+                return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        except Exception as error:  # noqa: BLE001  # whatever a model raises, its message may quote the input
+            failure = self._translated(error, batch)
+        # outside the handler: the original exception pins the batch's tensors and must not travel along as context
+        if isinstance(failure, DeviceOutOfMemoryError) and self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        raise failure
+
+    def release(self) -> None:
+        """Drop the weights at once; the forward is of no use afterwards."""
+        self.network.to(device="meta")
+
+    def run_network(self, inputs: Inputs) -> Any:
+        """The network's output object for a batch."""
+        return self.network(**inputs.keywords(self._takes_types))
+
+    def _translated(self, error: Exception, batch: Batch) -> Exception:
+        slug = self._settings.slug
+        if is_out_of_memory(error):
+            return DeviceOutOfMemoryError(f"{slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
+        if isinstance(error, torch.AcceleratorError):
+            return DeviceError(f"{slug}: {self._device} failed while running a batch. Check the device and run again")
+        return ModelFailedError(slug, failure_word(error), batch.size, batch.longest)
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """What a forward needs to know beside its network."""
+
+    slug: str
+    outputs: Mapping[str, OutputSpec]
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class TorchFactory(ModelFactory):
+    """A model for torch, the reference."""
+
+    backend = "torch"

@@ -1,0 +1,140 @@
+"""Texts to learned sparse vectors (SPLADE) without ever holding a logit per token and vocabulary entry.
+
+weight[v] = max over tokens of log1p(relu(logit[token, v])) (Formal et al., SPLADE v2, arXiv 2109.10086). Both functions
+are monotone, so the maximum can be taken first, on raw logits; and the bias is the same for every token, so it is added
+after. That leaves a matrix product and a maximum: on a GPU for a few texts and a tile of the vocabulary at a time, on a
+CPU by ``sparse_head``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForMaskedLM
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.model_factory import SparseModelFactory
+from ensemble_assets.compute.backends.padding import Inputs
+from ensemble_assets.compute.backends.torch_loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.splade_head.head import SparseHead
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+_TILE = (16384, 4096)
+"""Tokens and vocabulary entries of one tile: 128 MiB of fp16."""
+
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class SparseFactory(SparseModelFactory, TorchFactory):
+    """Makes SPLADE forwards, with the outputs of ``sparse_outputs``."""
+
+    def load(self, device: str) -> SparseForward:
+        """Load onto ``device``.
+
+        Raises:
+            ModelUnavailableError: if the files do not make a masked language model with a plain linear output.
+            DeviceOutOfMemoryError: if the weights do not fit.
+        """
+        network = load_network(AutoModelForMaskedLM, self.spec, self.files, self.runtime, device)
+        decoder = detach_decoder(network, self.spec.slug, device)
+        settings = ForwardSettings(self.spec.slug, self.outputs, self.runtime)
+        return SparseForward(network, settings, device, decoder, self.top_k)
+
+
+class SparseForward(TorchForward):
+    """A masked language model whose last linear layer is applied apart."""
+
+    def __init__(
+        self, network: torch.nn.Module, settings: ForwardSettings, device: str, decoder: torch.nn.Linear, top_k: int
+    ) -> None:
+        super().__init__(network, settings, device)
+        self._decoder = decoder
+        self._top_k = top_k
+        self._head = None if device.startswith("cuda") else _host_head(decoder, settings, top_k)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch of a table; see ``TorchForward``."""
+        if self._head is not None:
+            self._head.expect(int(table.offsets[-1]))
+        return super().__call__(table, batch)
+
+    def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
+        """Weights by the formula above, pruned to the largest on the device."""
+        states = self.run_network(inputs).logits  # the decoder is gone: these are its inputs
+        if self._head is not None:
+            found = self._head.of_batch(states.float().numpy(), inputs.lengths.numpy())
+            return {name: torch.from_numpy(values) for name, values in found.items()}
+        if inputs.padded:
+            # padding repeats the row's first token: a maximum over duplicates is the maximum
+            states = torch.where(inputs.mask.unsqueeze(2), states, states[:, :1])
+        return pruned(largest_logits(states, self._decoder.weight, self._decoder.bias), self._top_k)
+
+    def release(self) -> None:
+        """Drop the weights at once, those of the detached output layer too."""
+        super().release()
+        self._head = None
+        self._decoder.to(device="meta")
+
+
+def _host_head(decoder: torch.nn.Linear, settings: ForwardSettings, top_k: int) -> SparseHead:
+    matrix = decoder.weight.float().numpy()
+    bias = None if decoder.bias is None else decoder.bias.float().numpy()
+    return SparseHead(matrix, bias, top_k, settings.runtime.threads, settings.runtime.cache_folder)
+
+
+def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The largest logit of every vocabulary entry over a text's tokens, ``[batch, vocabulary] float32``.
+
+    Args:
+        states: ``[batch, tokens, hidden]``, every position a token of its text.
+        matrix: ``[vocabulary, hidden]``, of the same type.
+        bias: ``[vocabulary]``.
+    """
+    batch, longest, _ = states.shape
+    tokens, width = _TILE
+    largest = torch.empty(batch, len(matrix), dtype=torch.float32, device=states.device)
+    step = max(1, tokens // longest)
+    for row in range(0, batch, step):
+        some = states[row : row + step].flatten(0, 1)
+        for left in range(0, len(matrix), width):
+            logits = torch.nn.functional.linear(some, matrix[left : left + width])
+            largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
+    return largest if bias is None else largest.add_(bias.float())
+
+
+def pruned(largest: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+    """Largest logits as the outputs of ``SparseFactory``; ``largest`` is overwritten."""
+    weights = largest.clamp_(min=0).log1p_()
+    active = (weights > 0).sum(dim=1, dtype=torch.int32)
+    if top_k == 0:
+        return {"weight": weights, "active": active}
+    kept, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
+    # a NaN stays (it compares false here too), so that the engine sees it
+    index = torch.where(kept == 0, -1, index).to(torch.int32)
+    return {"index": index, "weight": kept, "active": active}
+
+
+def detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:
+    """Take the output layer out of the network, which then returns that layer's inputs as its logits.
+
+    Checked on a few tokens: an architecture that does more after its output layer (scaling, capping) is refused.
+    """
+    any_network: Any = network
+    decoder = any_network.get_output_embeddings()
+    names = [name for name, module in network.named_modules() if module is decoder]
+    if not isinstance(decoder, torch.nn.Linear) or len(names) != 1:
+        raise ModelUnavailableError(f"{slug}: has no linear output layer over its vocabulary. Choose a SPLADE model")
+    ids = torch.arange(min(_PROBE_TOKENS, decoder.out_features), device=device).unsqueeze(0)
+    with torch.inference_mode():
+        expected = any_network(input_ids=ids).logits.float()
+        network.set_submodule(names[0], torch.nn.Identity())
+        got = decoder(any_network(input_ids=ids).logits).float()
+    if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-2, atol=1e-2):
+        raise ModelUnavailableError(f"{slug}: does more than a linear layer to get its logits. Choose a SPLADE model")
+    return decoder

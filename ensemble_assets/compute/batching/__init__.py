@@ -1,0 +1,1 @@
+"""Plan batches that fit into memory, and decide which device runs which batch."""

@@ -1,0 +1,226 @@
+"""Which device gets the next batch, who waits for memory, who is given up on. Pure logic: time is handed in.
+
+Devices pull: whoever is free gets the next batch of the one queue, so no device has batches of its own that another
+could be waiting for. Doing what is decided here (processes, or the simulated clock) is ``workers``' and
+``simulation``'s part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
+from ensemble_assets.common.events import EventSink
+from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished, Outcome
+from ensemble_assets.compute.batching.planner import Assignment, BatchController, Hold
+from ensemble_assets.compute.devices.ceiling import Headroom
+from ensemble_assets.compute.tokens.token_tables import Batch
+
+WORKER_LOST = "worker_lost"  # the process died
+NO_ANSWER = "no_answer"  # it hangs, in a batch or while loading
+DEVICE_FAILED = "device_failed"
+DEVICE_BUSY = "device_busy"  # other programs kept the memory
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what, in seconds.
+
+    Attributes:
+        memory: for other processes to give memory back before a device is given up.
+        batch: for one batch; a worker that takes longer hangs.
+        measure: between two looks at the memory while waiting for it.
+    """
+
+    memory: float = 120.0
+    batch: float = 900.0
+    measure: float = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """Have a device run a batch."""
+
+    device: str
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Have a device say what memory it has."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End a device's worker at once; it takes no further part."""
+
+    device: str
+
+
+Action = Run | Measure | Stop
+
+
+@dataclass
+class _Lane:
+    """One device's worker, as the dispatcher knows it."""
+
+    headroom: Headroom
+    running: Assignment | None = None
+    running_since: float = 0.0
+    waiting_since: float | None = None
+    measured_at: float = 0.0
+
+
+class Dispatcher:
+    """Feeds devices from a controller until all rows are done or no device is left.
+
+    Args:
+        controller: plans the batches.
+        devices: names of all devices that will join.
+        events: where decisions are reported.
+        patience: how long to wait.
+
+    Attributes:
+        largest_batch: rows of the largest batch that worked.
+    """
+
+    def __init__(
+        self, controller: BatchController, devices: Sequence[str], events: EventSink, patience: Patience | None = None
+    ) -> None:
+        self.controller = controller
+        self._patience = patience or Patience()
+        self._events = events
+        self.largest_batch = 0
+        self._expected = set(devices)
+        self._lanes: dict[str, _Lane] = {}
+        self._ends: dict[str, str] = {}
+        self._starved = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.controller.done
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """Devices whose workers are still loading."""
+        return frozenset(self._expected)
+
+    def joined(self, device: str, base_bytes: int, headroom: Headroom) -> None:
+        """A device's worker has loaded its model, which takes ``base_bytes``, and is ready."""
+        self._expected.discard(device)
+        self.controller.loaded(base_bytes)
+        self._lanes[device] = _Lane(headroom)
+
+    def measured(self, device: str, headroom: Headroom) -> None:
+        """A device answered ``Measure``."""
+        if device in self._lanes:
+            self._lanes[device].headroom = headroom
+
+    def outcome(self, device: str, outcome: Outcome) -> None:
+        """A device's batch ended in one of the ways that leave the device usable."""
+        lane = self._lanes[device]
+        assert lane.running is not None
+        assert lane.running.number == outcome.number
+        batch, lane.running = lane.running.batch, None
+        lane.headroom = outcome.headroom
+        match outcome:
+            case Finished():
+                self.controller.finished(outcome.number, outcome.peak_bytes)
+                self.largest_batch = max(self.largest_batch, batch.size)
+                self._report(device, batch, outcome)
+            case DidNotFit():
+                self.controller.out_of_memory(outcome.number, outcome.at_failure)
+            case _:
+                self.controller.model_failed(outcome.number, outcome.reason)
+
+    def lost(self, device: str, reason: str, detail: str) -> None:
+        """A device's worker is gone; others get its batch.
+
+        Args:
+            device: whose.
+            reason: for the event: a constant of this module, ``out_of_memory``, or ``failure_word`` of an exception.
+            detail: the same in a few words and numbers, for the error if no other device is left.
+        """
+        self._expected.discard(device)
+        lane = self._lanes.pop(device, None)
+        self._ends[device] = detail
+        self._events.emit("worker.lost", device=device, reason=reason)
+        if lane is not None and lane.running is not None:
+            self._events.emit("mitigation.reassigned", device=device, rows=lane.running.batch.size)
+            self.controller.returned(lane.running.number)
+
+    def decide(self, now: float) -> list[Action]:
+        """What to do at this moment. ``now`` is in seconds and never goes back."""
+        hung = [self._hung(device) for device, lane in list(self._lanes.items()) if self._is_late(lane, now)]
+        # only then, so that what the hung ones had is handed out again
+        fed = [self._feed(device, lane, now) for device, lane in list(self._lanes.items()) if lane.running is None]
+        return [*hung, *(action for action in fed if action is not None)]
+
+    def wakeup(self) -> float | None:
+        """When to decide again although nothing happened; None if only something that happens matters."""
+        times = [lane.running_since + self._patience.batch for lane in self._lanes.values() if lane.running is not None]
+        waiting = [lane for lane in self._lanes.values() if lane.running is None and lane.waiting_since is not None]
+        times += [lane.measured_at + self._patience.measure for lane in waiting]
+        return min(times, default=None)
+
+    def failure(self) -> EnsembleError | None:
+        """Why the work cannot be finished: no device is left. None while there is hope, or all is done."""
+        if self.finished or self._lanes or self._expected:
+            return None
+        left = self.controller.waiting_rows
+        ends = "; ".join(f"{device}: {reason}" for device, reason in self._ends.items())
+        if self._starved:
+            return DeviceError(
+                f"{left} rows are left and no device has the memory for them ({ends}). "
+                "End the programs that use the devices, or raise device.ceiling_gb"
+            )
+        return StageError(f"{left} rows are left and no worker ({ends}). Look at the first cause and run again")
+
+    def _report(self, device: str, batch: Batch, outcome: Finished) -> None:
+        self._events.emit(
+            "batch.done",
+            device=device,
+            number=outcome.number,
+            rows=batch.size,
+            longest=batch.longest,
+            seconds=outcome.seconds,
+            peak_bytes=outcome.peak_bytes,
+            used_bytes=outcome.headroom.used,
+        )
+
+    def _is_late(self, lane: _Lane, now: float) -> bool:
+        return lane.running is not None and now >= lane.running_since + self._patience.batch
+
+    def _hung(self, device: str) -> Action:
+        self.lost(device, NO_ANSWER, f"no answer for {self._patience.batch:.0f} s")
+        return Stop(device)
+
+    def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
+        plan = self.controller.plan(lane.headroom)
+        if isinstance(plan, Assignment):
+            lane.running, lane.running_since, lane.waiting_since = plan, now, None
+            return Run(device, plan)
+        if plan is not Hold.MEMORY:
+            lane.waiting_since = None
+            return None
+        if lane.waiting_since is None:
+            lane.waiting_since, lane.measured_at = now, now
+            others = lane.headroom.others
+            self._events.emit("mitigation.back_off", device=device, others_bytes=others, used_bytes=lane.headroom.used)
+        if now - lane.waiting_since >= self._patience.memory:
+            self._starved = True
+            self.lost(
+                device,
+                DEVICE_BUSY,
+                f"other processes held {lane.headroom.others} bytes for {self._patience.memory:.0f} s and "
+                f"{lane.headroom.available} were left",
+            )
+            return Stop(device)
+        if now >= lane.measured_at + self._patience.measure:  # as in wakeup, to the last bit
+            lane.measured_at = now
+            return Measure(device)
+        return None

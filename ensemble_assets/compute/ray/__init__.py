@@ -1,0 +1,1 @@
+"""Run tables of rows on the nodes of a Ray cluster."""

@@ -1,0 +1,94 @@
+"""Runs one batch on one device and says what became of it: the step that worker processes and this process share.
+
+Memory is looked at before, the peak measured, the outputs checked and stored by row. What to run next, and what to do
+when it did not fit, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import DeviceError, failure_word
+from ensemble_assets.compute.backends.forward import Forward
+from ensemble_assets.compute.batching.batch_outcome import (
+    DeviceOutOfMemoryError,
+    DidNotFit,
+    Finished,
+    ModelFailed,
+    ModelFailedError,
+    Outcome,
+)
+from ensemble_assets.compute.devices.ceiling import MemoryGuard
+from ensemble_assets.compute.devices.device import DeviceSession
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+Outputs = Mapping[str, NDArray[Any]]
+
+
+class BatchRunner:
+    """A model on an opened device, the rows it reads and the arrays it writes.
+
+    Args:
+        session: the device.
+        guard: keeps this process under the ceiling.
+        forward: the loaded model.
+        table: the rows.
+        outputs: ``[n, *shape]`` per output of the forward; row ``i`` of a batch lands at its row number.
+    """
+
+    def __init__(
+        self, session: DeviceSession, guard: MemoryGuard, forward: Forward, table: TokenTable, outputs: Outputs
+    ) -> None:
+        self._session = session
+        self._guard = guard
+        self._forward = forward
+        self._table = table
+        self._outputs = outputs
+
+    def run(self, number: int, batch: Batch) -> Outcome:
+        """Run and store one batch.
+
+        Raises:
+            DeviceError: if the device itself is lost.
+        """
+        self._guard.before_batch()
+        self._session.begin_peak()
+        started = time.perf_counter()
+        reason, results = self._attempt(batch)
+        if results is None:
+            at_failure = self._guard.tick()
+            self._session.release_cache()  # after the except block: a traceback would pin the batch's tensors
+            if reason is None:
+                return DidNotFit(number, at_failure, self._guard.tick())
+            return ModelFailed(number, reason, self._guard.tick())
+        peak = self._session.peak_bytes()
+        not_finite = store(self._outputs, batch.rows, results)
+        return Finished(number, peak, time.perf_counter() - started, self._guard.tick(), tuple(not_finite))
+
+    def _attempt(self, batch: Batch) -> tuple[str | None, Outputs | None]:
+        """The results; or None, with the reason why there are none, if it is not the memory."""
+        try:
+            return None, self._forward(self._table, batch)
+        except (DeviceOutOfMemoryError, MemoryError):
+            return None, None
+        except DeviceError:
+            raise
+        except ModelFailedError as error:
+            return error.reason, None
+        except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
+            return failure_word(error), None
+
+
+def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:
+    """Write a batch's results to their rows; the rows whose floating-point results are not all finite."""
+    finite = np.ones(len(rows), np.bool_)
+    for name, values in results.items():
+        outputs[name][rows] = values
+        if values.dtype.kind == "f":
+            finite &= np.isfinite(values).reshape(len(rows), -1).all(axis=1)
+    return [int(row) for row in rows[~finite]]

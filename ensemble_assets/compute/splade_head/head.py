@@ -1,0 +1,210 @@
+"""The output layer of a SPLADE model on a CPU: from a text's final states to its largest weights, pruned.
+
+weight[v] = max over tokens of log1p(relu(logit[token, v])). Nothing of the size tokens times vocabulary is ever made,
+and almost no logit is computed: see ``screening``. The head knows arrays only, so any backend's body can feed it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.splade_head.host_vectors import dot_product_lanes
+from ensemble_assets.compute.splade_head.plain_products import positive_terms
+from ensemble_assets.compute.splade_head.put_off import tokens_together
+
+_WORTH_FITTING = 16_384
+"""Tokens after which a screen has paid for loading its code and fitting, a good second."""
+
+_WORTH_COMPILING = 131_072
+"""The same where the compiled code is not there yet, over all runs: about ten seconds, once per machine."""
+
+_USUAL = 1e12
+"""A screen is not fitted to larger numbers, whose squares would leave float32."""
+
+
+@dataclass(frozen=True)
+class HeadPath:
+    """How heads compute on this machine.
+
+    Attributes:
+        name: ``screen``, or ``products`` where the screen cannot run or does not pay.
+        reason: a fixed word: ``avx512_vnni``, ``avx_vnni``; ``no_vector_instruction``, ``few_tokens``,
+            ``not_compiled_yet``, ``unusual_numbers``.
+    """
+
+    name: Literal["screen", "products"]
+    reason: str
+
+
+def host_path() -> HeadPath:
+    """What ``SparseHead`` uses here once a run is large enough. Imports numba."""
+    reasons = {16: "avx512_vnni", 8: "avx_vnni"}
+    lanes = dot_product_lanes()
+    return HeadPath("screen", reasons[lanes]) if lanes else HeadPath("products", "no_vector_instruction")
+
+
+class SparseHead:
+    """A SPLADE model's last linear layer with the maximum over tokens, the logarithm and the pruning.
+
+    Results depend on nothing but a text's own states: not on the batch, the threads or the path taken. Logits are
+    computed in float64 and their weights rounded to float32.
+
+    Args:
+        matrix: ``[V, H] float32``.
+        bias: ``[V] float32``, or None.
+        top_k: entries kept per text; 0 keeps a weight for every vocabulary entry.
+        threads: 0 for one per core that this process may use.
+        cache_folder: compiled code is kept below it; None compiles in every process.
+
+    Attributes:
+        path: what the last call used.
+
+    Raises:
+        ModelUnavailableError: if a weight is not finite.
+    """
+
+    def __init__(
+        self,
+        matrix: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        top_k: int,
+        threads: int = 0,
+        cache_folder: Path | None = None,
+    ) -> None:
+        self._matrix = _plain(matrix)
+        self._bias = _plain(np.zeros(len(matrix), np.float32) if bias is None else bias)
+        if not (np.isfinite(self._matrix).all() and np.isfinite(self._bias).all()):
+            raise ModelUnavailableError("an output layer has weights that are not finite. Choose another model")
+        self._wide_bias = self._bias.astype(np.float64)
+        self._norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
+        self._top_k = min(top_k, len(self._matrix))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = threads or cores
+        self._cache_folder = cache_folder
+        self._blas = ThreadpoolController()
+        self._seen = self._expected = 0
+        self._together: int | None = None
+        self.path = HeadPath("products", "few_tokens")
+        self._screen: Any = None
+
+    def __call__(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
+        """Sparse vectors of some texts.
+
+        Args:
+            states: ``[tokens, H] float32``: final states, of padding too if that is how they come.
+            spans: ``[B, 2] int64``: first token and number of tokens of every text.
+
+        Returns:
+            ``index`` ``[B, top_k] int32`` (unused places -1) and ``weight`` ``[B, top_k] float32`` by falling weight,
+            ties by lower index; ``active`` ``[B] int32``, positive weights before pruning. With ``top_k`` 0: ``weight``
+            ``[B, V] float32`` and ``active``. A text with a state that is not finite has NaN for all weights.
+        """
+        states, spans = _plain(states), np.ascontiguousarray(spans, np.int64)
+        width = self._top_k or len(self._matrix)
+        out = _Outputs(
+            np.full((len(spans), self._top_k), -1, np.int32),
+            np.zeros((len(spans), width), np.float32),
+            np.zeros(len(spans), np.int32),
+            np.zeros(len(spans), np.uint8),
+        )
+        rows = np.flatnonzero(spans[:, 1] > 0)
+        self._seen += int(spans[:, 1].sum())
+        with self._blas.limit(limits=self._threads, user_api="blas"):
+            self._prepare(states, spans[rows])
+            if self._screen is not None:
+                self._screened(states, spans, out)
+                rows = np.flatnonzero(out.ends)
+            for row in rows.tolist():
+                first, count = spans[row].tolist()
+                self._by_products(states[first : first + count], row, out)
+        active = {"active": out.active}
+        return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
+
+    def expect(self, tokens: int) -> None:
+        """Say how many tokens are to come in all, so that what is worth making is made before the first of them."""
+        self._expected = tokens
+
+    def of_batch(self, states: NDArray[np.float32], lengths: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
+        """The same for a padded batch: ``[B, longest, H]``, texts on the left."""
+        batch, longest, hidden = states.shape
+        return self(states.reshape(-1, hidden), np.stack([np.arange(batch) * longest, lengths], axis=1))
+
+    def _prepare(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
+        """Make the screen when it is worth it; ``path`` says what became of it."""
+        tokens = max(self._seen, self._expected)
+        if self._screen is not None or tokens < _WORTH_FITTING:
+            return
+        self.path = host_path()  # imports numba, which a small run can do without
+        if self.path.name != "screen":
+            return
+        from ensemble_assets.compute.splade_head import kernels as screen_kernels
+        from ensemble_assets.compute.splade_head import screen as screening
+
+        folder = screen_kernels.compiled_in(self._cache_folder) if self._cache_folder else None
+        if not screen_kernels.is_compiled(folder) and not self._worth_compiling(tokens, folder):
+            self.path = HeadPath("products", "not_compiled_yet")
+            return
+        usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all
+        if not any(usual) or max(np.abs(self._matrix).max(), np.abs(self._bias).max()) >= _USUAL:
+            self.path = HeadPath("products", "unusual_numbers")
+            return
+        screen_kernels.keep_compiled(folder)
+        some = spans[np.array(usual)]
+        self._screen = screening.prepare(self._matrix, self._bias, states, some, self._threads)
+
+    def _worth_compiling(self, tokens: int, folder: Path | None) -> bool:
+        """Whether this run is, or is together with the small ones before it; it is counted once."""
+        if tokens >= _WORTH_COMPILING:
+            return True
+        if self._together is None:
+            self._together = tokens_together(folder and folder.with_name(f"{folder.name}.put-off"), tokens)
+        return self._together >= _WORTH_COMPILING
+
+    def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
+        from ensemble_assets.compute.splade_head import kernels as screen_kernels
+
+        def one(text: int) -> None:
+            part = slice(text, text + 1)
+            outputs = screen_kernels.Outputs(out.index[part], out.weight[part], out.active[part], out.ends[part])
+            screen_kernels.encode(states, spans[part], self._screen, outputs)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(one, range(len(spans))))
+
+    def _by_products(self, states: NDArray[np.float32], row: int, out: _Outputs) -> None:
+        if not np.isfinite(states).all():
+            out.weight[row], out.index[row] = np.nan, np.arange(self._top_k)
+            return
+        terms, weights = positive_terms(states, self._matrix, self._wide_bias, self._norms)
+        out.active[row] = len(terms)
+        if not self._top_k:
+            out.weight[row, terms] = weights
+            return
+        order = np.argsort(-weights, kind="stable")[: self._top_k]
+        out.index[row, : len(order)], out.weight[row, : len(order)] = terms[order], weights[order]
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """See ``screen_kernels.Outputs``, which cannot be had without numba."""
+
+    index: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    active: NDArray[np.int32]
+    ends: NDArray[np.uint8]
+
+
+def _plain(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Contiguous and writable float32, copied only if it is not: compiled code is made for one kind of array."""
+    plain: NDArray[np.float32] = np.require(values, np.float32, ["C", "A", "W"])
+    return plain

@@ -1,0 +1,1 @@
+"""Run the three model stages: dense, sparse and rerank."""

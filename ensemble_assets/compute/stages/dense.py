@@ -1,0 +1,154 @@
+"""The dense stage: chunks and queries to unit vectors of one or several encoders, one encoder after another.
+
+Vectors of different models live in different spaces and are never averaged; the search combines their scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.artefacts.stage_record import StageRecord, merge_records
+from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
+from ensemble_assets.compute.backends.choice import dense_factory
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
+from ensemble_assets.compute.batching.table_result import TableResult
+from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
+from ensemble_assets.compute.stages.encoder_input import EncoderWork, encoder_work
+from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.windows import mean_vectors
+from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class DenseVectors:
+    """One encoder's output.
+
+    Attributes:
+        spec: the model, completed from its files.
+        files: where it was found.
+        chunks: ``[n_chunks, dimension] float32``, unit rows, in chunk order.
+        queries: ``[n_queries, dimension] float32``, unit rows, in query order.
+        truncated: ``[n_chunks] bool``, chunks that lost tokens.
+        record: this model's run.
+    """
+
+    spec: ModelSpec
+    files: ModelFiles
+    chunks: NDArray[np.float32]
+    queries: NDArray[np.float32]
+    truncated: NDArray[np.bool_]
+    record: StageRecord
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """All encoders' outputs, the primary first.
+
+    Attributes:
+        models: at least one.
+        dropped: companions that could not be used -> why.
+        record: the whole stage.
+    """
+
+    models: tuple[DenseVectors, ...]
+    record: StageRecord
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def encode_dense(
+    chunks: pl.Series,
+    queries: pl.Series,
+    specs: Sequence[ModelSpec],
+    context: ComputeContext,
+    *,
+    chunk_ids: pl.Series | None = None,
+    make_factory: FactoryMaker = dense_factory,
+) -> DenseResult:
+    """Encode chunks and queries with every model, each alone on the leased devices.
+
+    Args:
+        chunks: ``n_chunks`` texts.
+        queries: ``n_queries`` texts.
+        specs: the first is the primary model, the rest are companions.
+        context: what to compute with.
+        chunk_ids: for error messages; row numbers where None.
+        make_factory: how to run a model.
+
+    Raises:
+        ModelUnavailableError: if the primary model cannot be loaded.
+        StageError: if the primary model fails on a text; names the chunk and its length.
+        MemoryBudgetError: if the primary model or a single chunk does not fit into memory.
+    """
+    models: list[DenseVectors] = []
+    dropped: dict[str, str] = {}
+    for spec in specs:
+        try:
+            models.append(_encode_one(chunks, queries, spec, context, chunk_ids, make_factory))
+        except EnsembleError as error:
+            if not models:
+                raise
+            dropped[spec.slug] = reason_of(error)
+            context.events.emit("fallback.dense", model=spec.slug, reason=dropped[spec.slug], source="none", count=1)
+    parts = [model.record for model in models]
+    merged = merge_records("dense", "partial" if dropped else "completed", parts)
+    reasons = {reason: list(dropped.values()).count(reason) for reason in dict.fromkeys(dropped.values())}
+    record = replace(merged, fallback_count=len(dropped), fallback_reasons=reasons, facts={"queries": len(queries)})
+    return DenseResult(tuple(models), record, dropped)
+
+
+def _encode_one(
+    chunks: pl.Series,
+    queries: pl.Series,
+    spec: ModelSpec,
+    context: ComputeContext,
+    chunk_ids: pl.Series | None,
+    make_factory: FactoryMaker,
+) -> DenseVectors:
+    started = time.perf_counter()
+    files = context.locate(spec)
+    spec = complete_spec(spec, files)
+    work = encoder_work(chunks, queries, spec, vocabulary(files), context.tokens)
+    factory = make_factory(spec, files, context.runtime)
+    try:
+        result = context.run("dense", spec, work.table, factory)
+    except DeviceOutOfMemoryError:
+        raise MemoryBudgetError(
+            f"dense: the weights of {spec.slug} do not fit into the memory they may use. "
+            "Raise the memory ceiling, use half precision, or choose a smaller model"
+        ) from None
+    _refuse_failures(result, work, spec, chunk_ids)
+    vectors = result.outputs["vector"]
+    windows = len(work.windows)
+    of_chunks = mean_vectors(vectors[:windows], work.windows)
+    record = work.counted(record_of("dense", "completed", spec, files, factory, result))
+    record = replace(record, seconds=time.perf_counter() - started)
+    return DenseVectors(spec, files, of_chunks, vectors[windows:], work.windows.dropped > 0, record)
+
+
+def _refuse_failures(result: TableResult, work: EncoderWork, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
+    """There is no fallback for a dense vector: a row without one is an error that names it."""
+    if not result.failed_rows:
+        return
+    row = min(result.failed_rows)
+    reason = result.failed_rows[row]
+    beyond = row - len(work.windows)
+    if beyond >= 0:
+        name = f"query {beyond}"
+    else:
+        chunk = int(work.windows.texts[row])
+        name = f"chunk {chunk if chunk_ids is None else chunk_ids[chunk]}"
+    message = (
+        f"dense: {spec.slug} gave no vector for {len(result.failed_rows)} texts, the first is {name} "
+        f"of {int(work.table.lengths[row])} tokens ({reason})"
+    )
+    if reason == "out_of_memory":
+        raise MemoryBudgetError(f"{message}. Raise the memory ceiling or lower the model's max_tokens")
+    raise StageError(f"{message}. Remove or repair it, or choose another model")

@@ -1,0 +1,122 @@
+"""The script that a user would write, timed: ``SentenceTransformer(folder).encode(texts)`` at its default settings.
+
+It is the engine that is in use today, and so what the latency budget ``sla`` compares with. The benchmark against all
+three plain encoders is ``ensemble_assets_tests.benchmarks.against_plain``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import polars as pl
+
+from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, content_fingerprint
+from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
+from ensemble_assets.common.machine import library_versions, this_host
+from ensemble_assets.models.model_files import ModelFiles, locate
+from ensemble_assets.models.registry import HubSource, ModelSpec
+
+ENOUGH_SECONDS = 60.0
+"""Once a model was measured for so long, it is not measured again: what is left of noise is small beside it."""
+
+
+class Encoder(Protocol):
+    """What the plain script calls."""
+
+    def encode(self, sentences: list[str]) -> object:
+        """Vectors of all texts."""
+        ...
+
+
+def load_plain(spec: ModelSpec, files: ModelFiles) -> Encoder:
+    """``SentenceTransformer`` as a user makes it: no settings beside the folder."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading weights; encode itself shows none
+    source = spec.source
+    own_code = isinstance(source, HubSource) and spec.trust_remote_code
+    made: Encoder = SentenceTransformer(str(files.folder), local_files_only=True, trust_remote_code=own_code)
+    return made
+
+
+def measure_baseline(
+    collection: str,
+    chunks: pl.DataFrame,
+    specs: Sequence[ModelSpec],
+    repeats: int,
+    *,
+    load: Callable[[ModelSpec, ModelFiles], Encoder] = load_plain,
+    clock: Callable[[], float] = time.perf_counter,
+    find: Callable[[ModelSpec], ModelFiles] = locate,
+) -> SlaBaseline:
+    """Time the plain script on a collection's chunks, one dense model after another.
+
+    Queries are left out: the script in use today encodes chunks only, and leaving them out can only make the
+    comparison harder for this program.
+
+    Args:
+        collection: its name, for the record.
+        chunks: a ``CHUNKS`` frame.
+        specs: the dense models.
+        repeats: how often each is measured; once ``ENOUGH_SECONDS`` are reached it is enough.
+        load: makes the encoder.
+        clock: seconds.
+        find: a model's files.
+
+    Raises:
+        SettingsError: if there is nothing to encode or ``repeats`` is not positive.
+        ModelUnavailableError: if a model cannot be loaded.
+    """
+    if repeats < 1:
+        raise SettingsError(f"--repeats is {repeats}; expected at least 1")
+    if not chunks.height:
+        raise SettingsError(f"{collection}: has no chunks to encode. Name another collection")
+    texts = chunks["text"].to_list()
+    models = tuple(_measure(spec, find(spec), texts, repeats, load, clock) for spec in specs)
+    return SlaBaseline(
+        collection=collection,
+        content=content_fingerprint(chunks["content_hash"]),
+        texts=len(texts),
+        host=this_host(accelerators()),
+        models=models,
+        libraries=library_versions(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def accelerators() -> tuple[str, ...]:
+    """Names of the CUDA devices that the plain script would use; empty where it runs on the CPU."""
+    import torch
+
+    return tuple(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
+
+
+def _measure(
+    spec: ModelSpec,
+    files: ModelFiles,
+    texts: list[str],
+    repeats: int,
+    load: Callable[[ModelSpec, ModelFiles], Encoder],
+    clock: Callable[[], float],
+) -> ModelSeconds:
+    loads: list[float] = []
+    encoded: list[float] = []
+    prefixed = [spec.document_prefix + text for text in texts]
+    while len(encoded) < repeats and sum(encoded) < ENOUGH_SECONDS:
+        started = clock()
+        try:
+            encoder = load(spec, files)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelUnavailableError(
+                f"{spec.slug}: sentence-transformers cannot load it ({type(error).__name__}). Choose another model"
+            ) from error
+        loads.append(clock() - started)
+        started = clock()
+        encoder.encode(prefixed)
+        encoded.append(clock() - started)
+    return ModelSeconds(spec.slug, files.fingerprint, statistics.median(loads), tuple(encoded))

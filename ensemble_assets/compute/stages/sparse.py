@@ -1,0 +1,299 @@
+"""The sparse stage: a SPLADE vector for every chunk and query, or what stands in for it, in one index space.
+
+A chunk whose inference failed, or came out empty, gets its metadata terms in the live model's vocabulary; when no model
+runs at all, every chunk does. Where each vector comes from is recorded. The mapping itself is ``fallback_terms``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
+from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.compute.backends.choice import sparse_factory
+from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.running.part_events import PartEvents
+from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
+from ensemble_assets.compute.stages.encoder_input import encoder_work
+from ensemble_assets.compute.stages.sparse_fallback import (
+    CollectionSpace,
+    Rarity,
+    TermSpace,
+    VocabularySpace,
+    metadata_rows,
+    text_rows,
+)
+from ensemble_assets.compute.stages.sparse_sources import LIVE, STAND_IN, PrunedOutputs, SourcedVectors, with_sources
+from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
+from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights
+from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
+
+_UNPRUNED_BYTES = 128 << 20
+_CHUNKS_FOR_RARITY = 20_000
+"""Chunks, evenly spaced, whose metadata is read to see which terms are common."""
+
+Fact = int | float | str | bool
+
+SparseFactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime, int], ForwardFactory]
+"""Makes the factory of a complete spec with a ``top_k``."""
+
+
+@dataclass(frozen=True)
+class SparseResult:
+    """What the sparse stage made.
+
+    Attributes:
+        chunks: one row per chunk, at most ``top_k`` entries where it is live.
+        queries: one row per query, unpruned.
+        source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 metadata terms.
+        query_source: ``[n_queries] uint8``: 0 no vector, 1 live inference, 2 the query's own words, weight 1 each.
+        words: token string by index; its length is the dimension.
+        index_space: what indices number.
+        record: the stage's run.
+    """
+
+    chunks: SparseMatrix
+    queries: SparseMatrix
+    source: NDArray[np.uint8]
+    query_source: NDArray[np.uint8]
+    words: tuple[str, ...]
+    index_space: str
+    record: StageRecord
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a model gave, or (``record`` without a model) that none did."""
+
+    slug: str
+    space: TermSpace
+    dimension: int
+    chunks: PrunedOutputs
+    queries: PrunedOutputs
+    record: StageRecord
+    queries_pruned: int = 0
+
+
+def encode_sparse(
+    chunks: pl.Series,
+    metadata: pl.Series,
+    queries: pl.Series,
+    specs: Sequence[ModelSpec],
+    context: ComputeContext,
+    *,
+    enabled: bool = True,
+    top_k: int = DEFAULT_TOP_K,
+    make_factory: SparseFactoryMaker = sparse_factory,
+) -> SparseResult:
+    """Sparse vectors of chunks and queries.
+
+    Args:
+        chunks: ``n_chunks`` texts.
+        metadata: the chunks' metadata as JSON, for the fallback.
+        queries: ``n_queries`` texts.
+        specs: in order of preference: the first that runs makes all vectors, since there is one index space.
+        context: what to compute with.
+        enabled: False gives an explicit empty result.
+        top_k: entries kept per chunk.
+        make_factory: how to run a model.
+
+    Raises:
+        SettingsError: if there is no model to try, or its limit leaves no room for a text.
+    """
+    if not enabled:
+        return _disabled(len(chunks), len(queries), specs)
+    if not specs:
+        raise SettingsError("enable_sparse is on, but no sparse model is chosen. Name one in models.sparse")
+    started = time.perf_counter()
+    run, unusable = _first_that_runs(chunks, queries, specs, context, top_k, make_factory)
+    if run is None:
+        run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
+    of_chunks = _chunk_vectors(run.chunks, metadata, run.space)
+    of_queries = _query_vectors(run.queries, queries, run.space)
+    _report(run.slug, of_chunks, context)
+    words = tuple(run.space.words)
+    words += ("",) * (run.dimension - len(words))
+    more: dict[str, Fact] = {f"unusable.{slug}": why for slug, why in unusable.items()}
+    more |= {"top_k": top_k, "dimension": len(words)}
+    record = _record(run, of_chunks, of_queries, more, time.perf_counter() - started)
+    return SparseResult(
+        of_chunks.matrix, of_queries.matrix, of_chunks.source, of_queries.source, words, run.space.name, record
+    )
+
+
+def _report(slug: str, chunks: SourcedVectors, context: ComputeContext) -> None:
+    """Says per reason how many chunks their metadata terms stand in for, and how many nothing does."""
+    for reason, count in chunks.reasons.items():
+        without = chunks.without.get(reason, 0)
+        for source, number in (("metadata", count - without), ("none", without)):
+            if number:
+                context.events.emit("fallback.sparse", model=slug, reason=reason, source=source, count=number)
+
+
+def _disabled(n_chunks: int, n_queries: int, specs: Sequence[ModelSpec]) -> SparseResult:
+    facts: dict[str, Fact] = {"model": specs[0].slug if specs else "", "dimension": 0, "queries": n_queries}
+    return SparseResult(
+        empty_matrix(n_chunks),
+        empty_matrix(n_queries),
+        np.zeros(n_chunks, np.uint8),
+        np.zeros(n_queries, np.uint8),
+        (),
+        "none",
+        StageRecord("sparse", "feature_disabled", items=n_chunks + n_queries, facts=facts),
+    )
+
+
+def _first_that_runs(
+    chunks: pl.Series,
+    queries: pl.Series,
+    specs: Sequence[ModelSpec],
+    context: ComputeContext,
+    top_k: int,
+    make_factory: SparseFactoryMaker,
+) -> tuple[_Run | None, dict[str, str]]:
+    """The first model that gives any vector, and why those before it did not."""
+    unusable: dict[str, str] = {}
+    for spec in specs:
+        try:
+            return _run_model(chunks, queries, spec, context, top_k, make_factory), unusable
+        except SettingsError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the stage boundary: every chunk falls back, with the reason recorded
+            unusable[spec.slug] = reason_of(error)
+    return None, unusable
+
+
+def _run_model(
+    chunks: pl.Series,
+    queries: pl.Series,
+    spec: ModelSpec,
+    context: ComputeContext,
+    top_k: int,
+    make_factory: SparseFactoryMaker,
+) -> _Run:
+    files = context.locate(spec)
+    spec = complete_spec(spec, files)
+    known = vocabulary(files)
+    work = encoder_work(chunks, queries, spec, known, context.tokens)
+    table, windows = work.table, work.windows
+    factory = make_factory(spec, files, context.runtime, top_k)
+    result = context.run("sparse", spec, table, factory)
+    failed = dict(result.failed_rows)
+    if len(table) and len(failed) == len(table):
+        raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
+    record = work.counted(record_of("sparse", "completed", spec, files, factory, result))
+    n, index, weight = len(windows), result.outputs["index"], result.outputs["weight"]
+    cut = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
+    of_windows = {row: why for row, why in failed.items() if row < n}
+    full = _in_full(table, n, cut, spec, context, make_factory(spec, files, context.runtime, 0))
+    return _Run(
+        spec.slug,
+        VocabularySpace(known),
+        spec.dimension,
+        PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(of_windows, windows), {}),
+        PrunedOutputs(index[n:], weight[n:], {row - n: why for row, why in failed.items() if row >= n}, full),
+        record,
+        queries_pruned=len(cut) - len(full),
+    )
+
+
+def _in_full(
+    table: TokenTable,
+    n_windows: int,
+    cut: NDArray[np.int64],
+    spec: ModelSpec,
+    context: ComputeContext,
+    factory: ForwardFactory,
+) -> dict[int, SparseRow]:
+    """Queries that the pruning cut, run again without it: query row -> vector.
+
+    Few are, since queries are short. One that cannot be run again keeps its pruned vector, and is counted.
+    """
+    full: dict[int, SparseRow] = {}
+    step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
+    for start in range(0, len(cut), step):
+        some = cut[start : start + step]
+        rows = n_windows + some
+        part = replace(context, events=PartEvents(context.events, rows))
+        try:
+            again = part.run("sparse", spec, take_rows(table, rows), factory, part="queries")
+        except (EnsembleError, DeviceOutOfMemoryError):
+            break
+        weights = again.outputs["weight"]
+        full |= {int(row): row_of(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
+    return full
+
+
+def _without_model(
+    metadata: pl.Series, n_queries: int, specs: Sequence[ModelSpec], context: ComputeContext, reason: str
+) -> _Run:
+    """Everything falls back: into the first model's vocabulary whose tokenizer is here, else the collection's own."""
+    space: TermSpace | None = None
+    for spec in specs:
+        try:
+            space = VocabularySpace(vocabulary(context.locate(spec)))
+            break
+        except EnsembleError:
+            continue
+    space = space or CollectionSpace.of(metadata.to_list())
+    n = len(metadata)
+    record = StageRecord("sparse", "fallback", items=n + n_queries)
+    outputs = PrunedOutputs.none(n, reason), PrunedOutputs.none(n_queries, reason)
+    return _Run(specs[0].slug, space, len(space.words), *outputs, record)
+
+
+def _chunk_vectors(outputs: PrunedOutputs, metadata: pl.Series, space: TermSpace) -> SourcedVectors:
+    def from_metadata(rows: Sequence[int], live: SparseMatrix) -> list[SparseRow]:
+        norm = float(np.median(live.norms())) if len(live.values) else 1.0
+        rarity = Rarity.of(metadata.gather_every(1 + len(metadata) // _CHUNKS_FOR_RARITY))
+        return metadata_rows(metadata.gather(list(rows)).to_list(), space, rarity, norm)
+
+    return with_sources(outputs, from_metadata)
+
+
+def _query_vectors(outputs: PrunedOutputs, queries: pl.Series, space: TermSpace) -> SourcedVectors:
+    return with_sources(outputs, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), space))
+
+
+def _record(
+    run: _Run, chunks: SourcedVectors, queries: SourcedVectors, more: Mapping[str, Fact], seconds: float
+) -> StageRecord:
+    total, fell_back = len(chunks.matrix), sum(chunks.reasons.values())
+    live, stand_ins = (int((chunks.source == code).sum()) for code in (LIVE, STAND_IN))
+    queries_live = int((queries.source == LIVE).sum())
+    complete = not fell_back and queries_live == len(queries.matrix)
+    status: StageStatus = "fallback" if not run.record.models else "completed" if complete else "partial"
+    return replace(
+        run.record,
+        status=status,
+        seconds=seconds,
+        fallback_count=fell_back,
+        fallback_reasons=chunks.reasons,
+        facts={
+            "model": run.slug,
+            "index_space": run.space.name,
+            "vectors_total": total,
+            "vectors_live": live,
+            "vectors_from_metadata": stand_ins,
+            "vectors_available": live + stand_ins,
+            "coverage_ratio": (live + stand_ins) / total if total else 1.0,
+            "entries": len(chunks.matrix.values),
+            "queries": len(queries.matrix),
+            "queries_live": queries_live,
+            "queries_pruned": run.queries_pruned,
+            **more,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Turn texts into token ids, windows and padded arrays."""

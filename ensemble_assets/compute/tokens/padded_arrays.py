@@ -1,0 +1,45 @@
+"""Rows of a token table as one padded batch of arrays on the host. Moving them to a device is ``padding``'s part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+
+@dataclass(frozen=True)
+class PaddedArrays:
+    """One padded batch.
+
+    Attributes:
+        ids: ``[batch, longest] int64``, padded on the right.
+        mask: ``[batch, longest] bool``, True on tokens.
+        lengths: ``[batch] int64``.
+        types: ``[batch, longest] int64`` token types, or None for single texts.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    types: NDArray[np.int64] | None
+
+    @property
+    def padded(self) -> bool:
+        """Whether any position is padding."""
+        return not self.mask.all()
+
+
+def padded_arrays(table: TokenTable, batch: Batch, pad_id: int) -> PaddedArrays:
+    """The batch's rows, padded to its longest with ``pad_id``."""
+    starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
+    columns = np.arange(batch.longest)
+    mask = columns < lengths[:, None]
+    ids = np.full(mask.shape, pad_id, np.int64)
+    ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
+    types: NDArray[np.int64] | None = None
+    if table.second_from is not None:
+        types = ((columns >= table.second_from[batch.rows][:, None]) & mask).astype(np.int64)
+    return PaddedArrays(ids, mask, lengths, types)

@@ -1,0 +1,253 @@
+"""Token bodies to token tables: special tokens around single texts and pairs, truncation, joining.
+
+Pure array work; making ids from texts is ``tokenise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Token ids of many texts (or text pairs) as one ragged array; no Python list per text.
+
+    Attributes:
+        ids: ``[total_tokens] int32``, special tokens included, not padded.
+        offsets: ``[n + 1] int64``; text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        second_from: ``[n] int32``, position in each text where the second segment starts (token type 1), or None
+            for single texts.
+        truncated: ``[n] bool``, whether tokens were cut off to fit the model.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    second_from: NDArray[np.int32] | None = None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per text, ``[n] int64``."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a token table that go through a model together, padded to the longest.
+
+    Attributes:
+        rows: ``[size] int64`` row numbers in the token table.
+        longest: tokens of the longest row.
+    """
+
+    rows: NDArray[np.int64]
+    longest: int
+
+    @property
+    def size(self) -> int:
+        """Texts in the batch."""
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens: what the device computes and holds."""
+        return self.size * self.longest
+
+
+@dataclass(frozen=True)
+class TokenBodies:
+    """Token ids of texts without special tokens.
+
+    Attributes:
+        ids: ``[total] int32``.
+        starts: ``[n] int64``; text ``i`` begins at ``ids[starts[i]]``.
+        full_lengths: ``[n] int64``, tokens before the cap.
+        cap: no text keeps more than this many.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
+    cap: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special token ids of a model's inputs: ``before A after``, and ``before A between B after`` for pairs.
+
+    Attributes:
+        second_segment: whether the tokenizer gives B and what follows it the token type 1.
+    """
+
+    single_before: tuple[int, ...]
+    single_after: tuple[int, ...]
+    pair_before: tuple[int, ...]
+    pair_between: tuple[int, ...]
+    pair_after: tuple[int, ...]
+    second_segment: bool
+
+    @property
+    def single_specials(self) -> int:
+        """Special tokens around one text."""
+        return len(self.single_before) + len(self.single_after)
+
+    @property
+    def pair_specials(self) -> int:
+        """Special tokens around and between two texts."""
+        return len(self.pair_before) + len(self.pair_between) + len(self.pair_after)
+
+
+def single_table(bodies: TokenBodies, template: Template, max_tokens: int) -> TokenTable:
+    """Every text with its special tokens, cut on the right to ``max_tokens``.
+
+    Raises:
+        SettingsError: if no token of a text would fit.
+        ValueError: if the bodies were cut shorter than this needs.
+    """
+    room = _room(max_tokens, template.single_specials, bodies)
+    counts = np.minimum(bodies.full_lengths, room)
+    body = _Ragged(bodies.ids, bodies.starts, counts)
+    ids, offsets = _compose([template.single_before, body, template.single_after], len(bodies))
+    return TokenTable(ids, offsets, bodies.full_lengths > room)
+
+
+def pair_table(
+    queries: TokenBodies, chunks: TokenBodies, pairs: NDArray[np.int64], template: Template, max_tokens: int
+) -> TokenTable:
+    """Every (query, chunk) pair as a CrossEncoder takes it, cut ``longest_first`` as sentence-transformers does.
+
+    Args:
+        queries: bodies of the first texts.
+        chunks: bodies of the second texts.
+        pairs: ``[n, 2] int64``, rows of ``queries`` and of ``chunks``.
+        template: the model's special tokens.
+        max_tokens: tokens per pair, special tokens included.
+
+    Raises:
+        SettingsError: if no token of a text would fit.
+        ValueError: if the bodies were cut shorter than this needs.
+    """
+    room = min(_room(max_tokens, template.pair_specials, bodies) for bodies in (queries, chunks))
+    full_first, full_second = queries.full_lengths[pairs[:, 0]], chunks.full_lengths[pairs[:, 1]]
+    first, second = longest_first(full_first, full_second, room)
+    ids, offsets = _compose(
+        [
+            template.pair_before,
+            _Ragged(queries.ids, queries.starts[pairs[:, 0]], first),
+            template.pair_between,
+            _Ragged(chunks.ids, chunks.starts[pairs[:, 1]], second),
+            template.pair_after,
+        ],
+        len(pairs),
+    )
+    lead = len(template.pair_before) + len(template.pair_between)
+    second_from = (first + lead).astype(np.int32) if template.second_segment else None
+    return TokenTable(ids, offsets, full_first + full_second > room, second_from)
+
+
+def pair_lengths(
+    queries: TokenBodies, chunks: TokenBodies, pairs: NDArray[np.int64], template: Template, max_tokens: int
+) -> NDArray[np.int64]:
+    """Tokens of every pair of ``pair_table``, special tokens included, ``[n] int64``, without making the table."""
+    room = max_tokens - template.pair_specials
+    full = queries.full_lengths[pairs[:, 0]] + chunks.full_lengths[pairs[:, 1]]
+    kept: NDArray[np.int64] = np.minimum(full, room)
+    return kept + template.pair_specials
+
+
+def longest_first(
+    first: NDArray[np.int64], second: NDArray[np.int64], room: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many tokens of each text a pair keeps when both may use ``room`` together, ``[n] int64`` each.
+
+    The rule of the tokenizers library's ``LongestFirst`` (``utils/truncation.rs``): the longer text gives way until
+    both are equal, then both do; of an odd rest the longer text (the second, if equal) keeps the extra token.
+    """
+    swapped = first > second
+    short, long = np.minimum(first, second), np.maximum(first, second)
+    long = np.where(short > room, short, np.maximum(short, np.minimum(long, room - short)))
+    over = short + long > room
+    short, long = np.where(over, room // 2, short), np.where(over, room // 2 + room % 2, long)
+    return np.where(swapped, long, short), np.where(swapped, short, long)
+
+
+def _room(max_tokens: int, specials: int, bodies: TokenBodies) -> int:
+    room = max_tokens - specials
+    if room < 1:
+        raise SettingsError(
+            f"max_tokens is {max_tokens}, but the model needs {specials} special tokens; expected at least "
+            f"{specials + 1}. Raise max_tokens"
+        )
+    if bodies.cap < room:
+        raise ValueError(f"bodies keep {bodies.cap} tokens, {room} are needed")
+    return room
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """Pieces of a flat array: where each row's piece starts and how many ids it has."""
+
+    source: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+
+def _compose(segments: Sequence[tuple[int, ...] | _Ragged], rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Rows made of fixed ids and ragged pieces, one after another: flat ids and offsets."""
+    lengths = np.zeros(rows, np.int64)
+    for segment in segments:
+        lengths += segment.counts if isinstance(segment, _Ragged) else len(segment)
+    offsets = np.zeros(rows + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    ids = np.empty(int(offsets[-1]), np.int32)
+    cursor = offsets[:-1].copy()
+    for segment in segments:
+        if isinstance(segment, _Ragged):
+            _copy(ids, cursor, segment)
+            cursor += segment.counts
+        else:
+            for at, special in enumerate(segment):
+                ids[cursor + at] = special
+            cursor += len(segment)
+    return ids, offsets
+
+
+def _copy(ids: NDArray[np.int32], cursor: NDArray[np.int64], piece: _Ragged) -> None:
+    # slices, row by row: an index array would be four times the size of what it copies
+    for to, start, count in zip(cursor.tolist(), piece.starts.tolist(), piece.counts.tolist(), strict=True):
+        ids[to : to + count] = piece.source[start : start + count]
+
+
+def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
+    """Both tables' rows as one work list, the second's after the first's. Single texts only.
+
+    Raises:
+        ValueError: if a table holds pairs.
+    """
+    if first.second_from is not None or second.second_from is not None:
+        raise ValueError("pairs are not joined")
+    return TokenTable(
+        np.concatenate([first.ids, second.ids]),
+        np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+        np.concatenate([first.truncated, second.truncated]),
+    )
+
+
+def take_rows(table: TokenTable, rows: NDArray[np.int64]) -> TokenTable:
+    """Some rows of a table, in the given order."""
+    counts = table.lengths[rows]
+    ids, offsets = _compose([_Ragged(table.ids, table.offsets[:-1][rows], counts)], len(rows))
+    second = None if table.second_from is None else table.second_from[rows]
+    return TokenTable(ids, offsets, table.truncated[rows], second)

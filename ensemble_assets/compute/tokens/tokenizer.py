@@ -1,0 +1,207 @@
+"""Texts to token ids: one tokenizer per vocabulary, ids in flat arrays.
+
+What is made are *bodies*: token ids without the special tokens around them. ``token_tables`` puts those on, for
+single texts and for pairs, so that one tokenisation serves encoders and rerankers of different lengths; ``token_cache``
+keeps them for every model that shares the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
+from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies, TokenTable, single_table
+from ensemble_assets.models.model_files import ModelFiles
+
+_SLICE_TEXTS = 1024
+_SLICE_CHARACTERS = 2_000_000
+"""One slice's encodings take some 100 bytes a token while they live; this keeps them under about 60 MB."""
+
+_BEHAVIOUR = ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
+"""The parts of tokenizer.json that decide ids. Truncation, padding and decoder do not: we do those ourselves."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer, ready to use.
+
+    Attributes:
+        fingerprint: 16 hex digits; equal where the same text gives the same ids.
+        size: ids are below this.
+        template: the special tokens that go around a text and a pair.
+        not_words: ids that stand for no piece of text: special tokens and the unknown token.
+        tokenizer: without truncation and padding.
+    """
+
+    fingerprint: str
+    size: int
+    template: Template
+    not_words: tuple[int, ...]
+    tokenizer: Tokenizer = field(compare=False, repr=False)
+
+    def words(self) -> list[str]:
+        """The token string of every id, ``""`` where an id is not used."""
+        words = [""] * self.size
+        for word, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
+            words[index] = word
+        return words
+
+
+@lru_cache(maxsize=8)
+def vocabulary(files: ModelFiles) -> Vocabulary:
+    """The vocabulary of a model.
+
+    Raises:
+        ModelUnavailableError: if the model has no usable fast tokenizer.
+    """
+    tokenizer = _load_tokenizer(files)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    settings = json.loads(tokenizer.to_str())
+    template = _template(tokenizer, files)
+    return Vocabulary(_fingerprint(settings), _size(tokenizer), template, _not_words(settings, tokenizer), tokenizer)
+
+
+def _load_tokenizer(files: ModelFiles) -> Tokenizer:
+    path = files.folder / "tokenizer.json"
+    try:
+        if path.is_file():
+            return Tokenizer.from_file(str(path))
+        from transformers import AutoTokenizer  # slow to import, and rarely needed
+
+        loaded = AutoTokenizer.from_pretrained(str(files.folder), local_files_only=True, trust_remote_code=False)
+        return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    except Exception as error:
+        # the tokenizers library raises bare Exception for a file it cannot read
+        raise ModelUnavailableError(
+            f"{files.folder.name}: no usable tokenizer among the model's files ({type(error).__name__}). "
+            "Choose a model or revision with a tokenizer.json"
+        ) from error
+
+
+def _fingerprint(settings: dict[str, Any]) -> str:
+    kept = {key: settings.get(key) for key in _BEHAVIOUR}
+    kept["added_tokens"] = sorted(kept["added_tokens"] or [], key=lambda token: int(token["id"]))
+    text = json.dumps(kept, sort_keys=True, ensure_ascii=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _not_words(settings: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    special = {int(token["id"]) for token in settings["added_tokens"] or () if token.get("special")}
+    model = settings["model"]
+    unknown = model.get("unk_id") if model.get("unk_token") is None else tokenizer.token_to_id(model["unk_token"])
+    return tuple(sorted(special if unknown is None else special | {int(unknown)}))
+
+
+def _size(tokenizer: Tokenizer) -> int:
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def _template(tokenizer: Tokenizer, files: ModelFiles) -> Template:
+    """Read off which special tokens stand where, from one probe text and one probe pair."""
+    single, pair = tokenizer.encode("a"), tokenizer.encode("a", "b")
+    first, second = _span(pair, 0), _span(pair, 1)
+    alone = _span(single, 0)
+    kinds = pair.type_ids[second.start :]
+    if len(set(kinds)) != 1 or any(pair.type_ids[: second.start]):
+        raise ModelUnavailableError(
+            f"{files.folder.name}: its tokenizer numbers the segments of a pair in a way that is not supported. "
+            "Choose another model"
+        )
+    return Template(
+        single_before=tuple(single.ids[: alone.start]),
+        single_after=tuple(single.ids[alone.stop :]),
+        pair_before=tuple(pair.ids[: first.start]),
+        pair_between=tuple(pair.ids[first.stop : second.start]),
+        pair_after=tuple(pair.ids[second.stop :]),
+        second_segment=kinds[0] == 1,
+    )
+
+
+def _span(encoding: Encoding, sequence: int) -> range:
+    positions = [at for at, of in enumerate(encoding.sequence_ids) if of == sequence]
+    return range(positions[0], positions[-1] + 1)
+
+
+def tokenise(texts: pl.Series | Iterable[str], files: ModelFiles, max_tokens: int) -> TokenTable:
+    """Token ids of single texts as the model takes them: special tokens on, cut at ``max_tokens``, not padded.
+
+    Args:
+        texts: ``n`` texts, prefixes already on.
+        files: the model.
+        max_tokens: tokens per text, special tokens included.
+
+    Raises:
+        StageError: if the tokenizer fails on a text; names its row, never its content.
+        SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
+        ModelUnavailableError: if the model has no usable tokenizer.
+    """
+    known = vocabulary(files)
+    return single_table(tokenise_bodies(texts, known, max_tokens), known.template, max_tokens)
+
+
+def tokenise_bodies(texts: pl.Series | Iterable[str], known: Vocabulary, cap: int, prefix: str = "") -> TokenBodies:
+    """Token ids without special tokens, at most ``cap`` per text; full lengths are counted nevertheless.
+
+    Raises:
+        StageError: if the tokenizer fails on a text; names its row, never its content.
+    """
+    ids, kept, full = array("i"), array("q"), array("q")
+    for part in _slices(texts):
+        ready = [prefix + text for text in part] if prefix else part
+        for encoding in _encode(known.tokenizer, ready, first_row=len(kept)):
+            body = encoding.ids
+            full.append(len(body))
+            if len(body) > cap:
+                del body[cap:]
+            kept.append(len(body))
+            ids.extend(body)
+    starts = np.cumsum(_int64(kept)) - _int64(kept)
+    return TokenBodies(np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32), starts, _int64(full), cap)
+
+
+def _int64(values: array[int]) -> NDArray[np.int64]:
+    return np.frombuffer(values, np.int64) if values else np.empty(0, np.int64)
+
+
+def _slices(texts: pl.Series | Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists short enough that one list's encodings stay small, whatever the texts' lengths."""
+    part: list[str] = []
+    characters = 0
+    for text in texts:
+        part.append(text)
+        characters += len(text)
+        if len(part) >= _SLICE_TEXTS or characters >= _SLICE_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], first_row: int) -> list[Encoding]:
+    try:
+        return list(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    except Exception as error:  # noqa: BLE001  # whatever it is, its message may quote the text
+        name = failure_word(error)
+    row = next((at for at, text in enumerate(texts) if not _encodes(tokenizer, text)), 0)
+    # outside the handler, so that the original exception is not even attached as context
+    raise StageError(f"the tokenizer failed on text {first_row + row} of its list ({name})")
+
+
+def _encodes(tokenizer: Tokenizer, text: str) -> bool:
+    try:
+        tokenizer.encode(text, add_special_tokens=False)
+    except Exception:  # noqa: BLE001  # only looking for the row that fails
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Plain data and rules: models, chunks, queries, artefacts on disk, privacy. Imports neither Dagster nor torch."""

@@ -1,0 +1,238 @@
+"""Gates on what the stages recorded: sparse coverage, rerank fallbacks, device memory, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.stage_times import LIMIT_RATIO, StageSeconds
+from ensemble_assets.export.checks.bundle_walk import Row, Walk
+from ensemble_assets.export.checks.result import Findings, GateResult, shown
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, read_object, records
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage took.
+
+    Attributes:
+        seconds: wall time.
+        peak_bytes: highest memory seen.
+        device: ``cpu``, ``cuda:0``, several joined by commas, or ``none``.
+    """
+
+    seconds: float
+    peak_bytes: int
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a device with its own memory was used."""
+        return self.device not in {"", "none"} and any(part.strip() != "cpu" for part in self.device.split(","))
+
+
+def costs_of(manifest: Mapping[str, Any]) -> dict[str, StageCost]:
+    """What the stages took, by stage, as far as a manifest says so; wall seconds where it has them."""
+    dense, sparse, rerank = (_section(manifest, f"{stage}_run") for stage in ("dense", "sparse", "rerank"))
+    payload, listed = _section(sparse, "payload"), _section(rerank, "payload")
+    found = {
+        "dense": StageCost(_number(dense, "seconds"), int(_number(dense, "peak_bytes")), str(dense.get("device", ""))),
+        "sparse": StageCost(
+            _number(sparse, "latency_ms") / 1000, int(_number(payload, "peak_bytes")), str(sparse.get("device", ""))
+        ),
+        "rerank": StageCost(
+            _number(listed, "latency_ms") / 1000,
+            int(_number(listed, "gpu_peak_gb") * 1e9),
+            str(rerank.get("device", "")),
+        ),
+    }
+    present = {stage: cost for stage, cost in found.items() if f"{stage}_run" in manifest}
+    walls = _section(_section(manifest, "performance_baseline"), "stage_seconds")
+    for stage in walls:
+        if stage in present:
+            present[stage] = replace(present[stage], seconds=_number(walls, stage))
+        elif stage in _WITHOUT_MODEL:
+            present[stage] = StageCost(_number(walls, stage), 0, "cpu")
+    return present
+
+
+_WITHOUT_MODEL = ("fusion", "export")
+
+
+class SparseCoverage:
+    """Enough chunks have a sparse vector, and every file that says how many says the same.
+
+    Args:
+        walk: the pass over the bundle.
+        warn_below: share of chunks under which it warns.
+        error_below: share under which it fails.
+    """
+
+    def __init__(self, walk: Walk, warn_below: float, error_below: float) -> None:
+        self._walk = walk
+        self._warn_below = warn_below
+        self._error_below = error_below
+        self._total = self._available = 0
+
+    def see(self, row: Row) -> None:
+        """Count the point, and its sparse vector if it has one."""
+        vector = (row.point.payload or {}).get("sparse_vector") if row.point else None
+        self._total += row.line is not None
+        self._available += bool(isinstance(vector, dict) and vector.get("indices"))
+
+    def result(self) -> GateResult:
+        """The verdict."""
+        found, bundle = Findings("sparse_coverage"), self._walk.bundle
+        total, available = self._total, self._available
+        share = available / total if total else 1.0
+        if not bundle.sparse_on:
+            found.note("the sparse stage was off: vectors are the metadata echo of v4.0, whose coverage has no limit")
+        elif share < self._error_below:
+            limit = f"{self._error_below:g} (checks.sparse_coverage_error)"
+            found.add(f"{_covered(available, total)}, under the limit {limit}. {_SPARSE}")
+        elif share < self._warn_below:
+            limit = f"{self._warn_below:g} (checks.sparse_coverage_warn)"
+            found.add(f"{_covered(available, total)}, under {limit}. {_SPARSE}", "WARN")
+        for where, stated in _stated_coverage(bundle) if bundle.sparse_on else ():
+            if stated != available:
+                found.add(f"{where} says {shown(stated)} chunks have a sparse vector, {available} do. {EXPORT_AGAIN}")
+        return found.result(total=total, available=available, coverage_ratio=round(share, 6))
+
+
+_SPARSE = "See sparse_run in the manifest for the reason, then materialise sparse_vectors again"
+
+
+def _covered(available: int, total: int) -> str:
+    return f"{available} of {total} chunks have a sparse vector ({available / max(1, total):.3f})"
+
+
+def _stated_coverage(bundle: Bundle) -> Iterator[tuple[str, Any]]:
+    run = _section(bundle.manifest, "sparse_run")
+    if "vectors" in run:
+        yield "sparse_run.vectors.available of the manifest", _section(run, "vectors").get("available")
+    try:
+        stats = _section(read_object(bundle.path("stats.json")), "sparse_vector_stats")
+    except ArtefactError:
+        return  # legacy_keys says so
+    if "live" in stats:
+        yield "sparse_vector_stats.live of the statistics", _section(stats, "live").get("sparse_vectors_available")
+
+
+def rerank_fallbacks(bundle: Bundle) -> GateResult:
+    """Queries that kept their fused order are flagged, counted and explained; any of them is a warning."""
+    found = Findings("rerank_fallbacks")
+    run = _section(bundle.manifest, "rerank_run")
+    stated = run.get("fallback_count", 0)
+    if not bundle.rerank_on:
+        found.note("the rerank stage was off")
+        return found.result(queries=0, fallbacks=0)
+    path = bundle.path("rerank.jsonl")
+    if not path.is_file():
+        found.add(f"{path.name}: is missing although the rerank stage was on. {EXPORT_AGAIN}")
+        return found.result(queries=0, fallbacks=0)
+    queries = kept = empty = 0
+    for queries, record in enumerate(records(path), start=1):
+        lists = record or {}
+        reranked, ids = lists.get("reranked") is True, lists.get("chunk_ids") or []
+        kept += bool(ids) and not reranked
+        empty += not ids
+        if not reranked and lists.get("ranks") != lists.get("fused_ranks"):
+            found.add(f"{path.name}, line {queries}: was not reranked, but is not in its fused order. {EXPORT_AGAIN}")
+    if not isinstance(stated, int) or not kept <= stated <= kept + empty:
+        found.add(
+            f"rerank_run.fallback_count of the manifest is {shown(stated)}, but {kept} lists were not reranked. "
+            f"{EXPORT_AGAIN}"
+        )
+    if kept and not run.get("fallback_reason"):
+        found.add(f"rerank_run of the manifest has no fallback_reason for {kept} lists. {EXPORT_AGAIN}")
+    if kept:
+        reason = shown(run.get("fallback_reason"))
+        found.add(f"{kept} of {queries} queries kept their fused order ({reason}). Run reranking again", "WARN")
+    return found.result(queries=queries, fallbacks=kept)
+
+
+def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResult:
+    """No stage took more device memory than the ceiling. Host memory is reported, not limited.
+
+    Args:
+        costs: by stage.
+        ceiling_bytes: most memory in use on any device.
+    """
+    found = Findings("gpu_ceiling")
+    if not any(cost.on_gpu for cost in costs.values()):
+        found.note("no stage used a GPU; peaks are host memory and have no ceiling here")
+    for stage, cost in costs.items():
+        if cost.on_gpu and cost.peak_bytes > ceiling_bytes:
+            found.add(
+                f"{stage}: {cost.peak_bytes / 1e9:.3f} GB on {cost.device}, the ceiling is {ceiling_bytes / 1e9:g} GB "
+                "(device.ceiling_gb). Lower device.batch_tokens or device.soft_fraction and run the stage again"
+            )
+    peaks = {f"{stage}_peak_bytes": cost.peak_bytes for stage, cost in costs.items()}
+    return found.result(ceiling_bytes=ceiling_bytes, **peaks)
+
+
+def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) -> GateResult:
+    """The run took no longer than its budget allows; both ratios are reported, whichever it is held against.
+
+    ``vs_sla`` decides, unless ``rerank.budget`` is ``own_dense``. Never worse than a warning: the bundle is complete.
+
+    Args:
+        costs: by stage, export included where it is known.
+        baseline: ``performance_baseline`` of the manifest: ``dense_only_seconds`` (absent where the plain script was
+            never measured), ``limit_ratio`` if not 1.1, and ``budget``.
+    """
+    found = Findings("latency_budget")
+    seconds = StageSeconds.of({stage: cost.seconds for stage, cost in costs.items()})
+    plain, budget = _number(baseline, "dense_only_seconds"), _section(baseline, "budget")
+    limit = _number(baseline, "limit_ratio") or LIMIT_RATIO
+    deciding = "vs_own_dense" if budget.get("against") == "own_dense" else "vs_sla"
+    measured = {"vs_sla": seconds.vs_sla(plain), "vs_own_dense": seconds.vs_own_dense()}
+    words = {
+        "vs_sla": f"the whole run took {seconds.total:.3f} s, {{:.3f}} times the dense-only baseline of {plain:.3f} s",
+        "vs_own_dense": f"dense, sparse, fusion and rerank took {seconds.ranking:.3f} s, {{:.3f}} times the "
+        f"{seconds.dense:.3f} s of this run's dense stage",
+    }
+    for name, ratio in measured.items():
+        if ratio is None:
+            found.note(_NO_BASELINE if name == "vs_sla" else "vs_own_dense: the dense stage took no time")
+        elif ratio > limit and name == deciding:
+            sentence = f"{name}: {words[name].format(ratio)}; the limit is {limit:g}. {_remedy(budget)}"
+            found.add(sentence, "WARN")
+        elif ratio > limit:
+            found.note(f"{name}: {words[name].format(ratio)}; the budget is held against {deciding}, so this only says")
+    known = {name: round(ratio, 6) for name, ratio in measured.items() if ratio is not None}
+    depths = {name: int(_number(budget, name)) for name in ("requested_depth", "reached_depth") if name in budget}
+    return found.result(
+        **{f"{stage}_seconds": cost.seconds for stage, cost in costs.items()}, **known, **depths, limit_ratio=limit
+    )
+
+
+_NO_BASELINE = (
+    "vs_sla: the plain script was not measured for this content, these models and this machine, so there is nothing to "
+    "compare with. Measure it once: ensemble-assets baseline sla"
+)
+
+
+def _remedy(budget: Mapping[str, Any]) -> str:
+    """What to do about a run that took too long: it depends on whether rerank could have been shorter."""
+    requested, reached = _number(budget, "requested_depth"), _number(budget, "reached_depth")
+    if budget.get("against") == "off":
+        return "rerank.budget is off; set it to sla, or lower rerank.depth"
+    if requested and reached <= _number(budget, "floor_depth"):
+        return (
+            f"Rerank is at its floor of {reached:g} already, the stages before it take too long: choose a smaller "
+            "sparse model, lower rerank.floor, or measure the baseline again if the machine is busier than it was then"
+        )
+    return "Lower rerank.depth, or measure the baseline again if the machine changed: ensemble-assets baseline sla"
+
+
+def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: Mapping[str, Any], key: str) -> float:
+    found = value.get(key, 0.0)
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else 0.0

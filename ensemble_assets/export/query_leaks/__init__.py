@@ -1,0 +1,1 @@
+"""Search everything that a run wrote for the text of its queries."""

@@ -1,0 +1,89 @@
+"""Writes a whole bundle, all of it or nothing: the v4.0 files, the ranked lists and the manifest, under the final name.
+
+Pure in what goes in: frames, arrays and records. Who calls it and what a failure means is orchestration's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from ensemble_assets.common.atomic_files import atomic_folder
+from ensemble_assets.export.verify import require_whole
+from ensemble_assets.export.write.inputs import BundleInputs
+from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
+from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
+from ensemble_assets.export.write.ranked_list_files import write_rerank_jsonl, write_trec_run
+from ensemble_assets.export.write.v40_files import Written, write_v40
+
+
+@dataclass(frozen=True)
+class RankedLists:
+    """The lists that a run with a stage on exports.
+
+    Attributes:
+        queries: a ``QUERIES`` frame; its texts are not looked at.
+        fused: a ``CANDIDATES`` frame.
+        reranked: a ``RERANKED`` frame; None when the rerank stage is off.
+    """
+
+    queries: pl.DataFrame
+    fused: pl.DataFrame
+    reranked: pl.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class ExportedBundle:
+    """A bundle that is in place.
+
+    Attributes:
+        folder: where it is.
+        files: names, sorted.
+        written: what became of the v4.0 files.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    written: Written
+
+
+def write_bundle(
+    output: Path,
+    bundle: BundleInputs,
+    manifest: Callable[[Written], ManifestInputs],
+    lists: RankedLists | None = None,
+    verify: Callable[[Path], None] = lambda folder: None,
+) -> ExportedBundle:
+    """Write ``<output>/<collection>/``, replacing the bundle that is there in one step.
+
+    Files in that folder that no exporter writes are kept; those of an earlier bundle with the same prefix that this one
+    does not have (a companion that is gone, lists of a stage that is now off) are not.
+
+    Args:
+        output: folder of all collections.
+        bundle: what the v4.0 files are made of; ``sparse`` None when the stage is off.
+        manifest: makes the manifest's inputs from what was written (counts, skipped files).
+        lists: the ranked lists; None when both stages are off, whose bundle is a v4.0 one.
+        verify: looks at the finished folder before anybody else sees it, and raises if it must not be seen.
+
+    Raises:
+        ContractError: if anything does not fit together; the folder is then as it was.
+    """
+    names = bundle.names
+    target = output / collection_folder(bundle.collection)
+    with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
+        written = write_v40(folder, bundle)
+        if lists is not None:
+            write_trec_run(folder / names.of("fused.trec"), lists.fused, "ensemble-fused")
+        if lists is not None and lists.reranked is not None:
+            write_rerank_jsonl(folder / names.of("rerank.jsonl"), lists.reranked, lists.queries)
+            write_trec_run(folder / names.of("reranked.trec"), lists.reranked, "ensemble-reranked")
+        text = manifest_text(build_manifest(manifest(written)))
+        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
+        require_whole(folder, bundle, written.files)
+        verify(folder)
+        files = tuple(sorted(file.name for file in folder.iterdir()))
+    return ExportedBundle(target, files, written)

@@ -1,0 +1,189 @@
+"""What a bundle is made of: the chunks as a stream of rows, the vectors as mapped arrays, and facts about the run.
+
+Plain data and its checks; writing is the other modules' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.collection.legacy_metadata import ChunkRow, CollectionFacts
+from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.write.names import DEFAULT_PREFIX, BundleNames
+
+NO_SOURCE, LIVE, METADATA = 0, 1, 2
+"""Where a chunk's sparse vector comes from, as ``LiveSparse.source`` codes it."""
+
+_MOST_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """One dense model's vectors and what bundles say about it.
+
+    Attributes:
+        vectors: ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i.
+    """
+
+    slug: str
+    hf_model_id: str
+    max_tokens: int
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """``gpu_config`` of the statistics."""
+
+    device_count: int = 1
+    backend: str = "pytorch"
+    precision: str = "fp32"
+    total_vram_gb: float = 0.0
+
+
+@dataclass(frozen=True)
+class LiveSparse:
+    """The sparse stage's output: one CSR row per chunk in one index space.
+
+    Attributes:
+        indptr: ``[n_chunks + 1] int64``.
+        indices: ``[nnz] int32``, below ``len(vocabulary)``.
+        values: ``[nnz] float32``, finite.
+        source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 mapped from metadata terms.
+        vocabulary: token string by index.
+        model: slug of the sparse model.
+        index_space: name of what the indices number.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+    source: NDArray[np.uint8]
+    vocabulary: tuple[str, ...]
+    model: str
+    index_space: str
+
+
+@dataclass(frozen=True)
+class BundleInputs:
+    """Everything that the v4.0 files are made of.
+
+    Attributes:
+        collection: its name; what chunks carry as ``qdrant_collection``.
+        rows: gives the chunks in row order, afresh at every call; never all at once (``chunk_rows``).
+        count: number of chunks.
+        dense: the primary model first, then its companions.
+        clock: the one time stamp of the bundle, ISO 8601, local time, no zone.
+        alias: the collection's folder name where it differs.
+        hints: collection hints for chunks that have none.
+        priority: ``collection_priority``, 0 to 1.
+        performance: ``processing_performance`` of the statistics.
+        sparse: the live vectors; None when the sparse stage is off.
+        flat_index: whether a faiss index is wanted.
+    """
+
+    collection: str
+    rows: Callable[[], Iterator[ChunkRow]]
+    count: int
+    dense: tuple[DenseModel, ...]
+    clock: str
+    prefix: str = DEFAULT_PREFIX
+    alias: str | None = None
+    hints: tuple[str, ...] = ()
+    priority: float = 0.5
+    devices: DeviceFacts = field(default_factory=DeviceFacts)
+    performance: Mapping[str, Any] = field(default_factory=dict)
+    kaggle: bool = False
+    sparse: LiveSparse | None = None
+    flat_index: bool = True
+
+    @property
+    def names(self) -> BundleNames:
+        """File names of the bundle."""
+        return BundleNames(self.prefix)
+
+    @property
+    def primary(self) -> DenseModel:
+        """The model whose vectors are the bundle's main array."""
+        return self.dense[0]
+
+    @property
+    def facts(self) -> CollectionFacts:
+        """What the chunks' metadata says about the collection."""
+        return CollectionFacts(
+            name=self.collection,
+            alias=self.alias or self.collection,
+            model=self.primary.slug,
+            dimension=int(self.primary.vectors.shape[1]),
+            clock=self.clock,
+            priority=self.priority,
+            hints=self.hints,
+        )
+
+    def require_aligned(self) -> None:
+        """Check that every array has one row per chunk and the type it should have.
+
+        Raises:
+            ContractError: naming every array that does not fit.
+        """
+        problems = list(self._dense_problems())
+        if self.sparse is not None:
+            problems += _sparse_problems(self.sparse, self.count)
+        if problems:
+            raise ContractError(f"{self.collection}: {'; '.join(problems)}. Materialise these assets again, together")
+
+    def _dense_problems(self) -> Iterator[str]:
+        if not self.dense:
+            yield "no dense vectors"
+        if len({model.slug for model in self.dense}) < len(self.dense):
+            yield "two dense models have the same name"
+        if len({self.names.vectors(model.slug) for model in self.dense}) < len(self.dense):
+            yield "two dense models would be written to the same file"
+        for model in self.dense:
+            shape, dtype = model.vectors.shape, model.vectors.dtype
+            if len(shape) != 2 or shape[0] != self.count or dtype != np.float32:
+                yield f"vectors of {model.slug}: expected {self.count} rows of float32, found {list(shape)} {dtype}"
+
+
+def _sparse_problems(sparse: LiveSparse, count: int) -> list[str]:
+    sizes = {
+        "indptr": (len(sparse.indptr), count + 1),
+        "source": (len(sparse.source), count),
+        "indices": (len(sparse.indices), int(sparse.indptr[-1]) if len(sparse.indptr) else 0),
+        "values": (len(sparse.values), len(sparse.indices)),
+    }
+    wrong = [
+        f"sparse {name}: expected {expected} entries, found {found}"
+        for name, (found, expected) in sizes.items()
+        if found != expected
+    ]
+    if not wrong and (sparse.indptr[0] != 0 or bool((np.diff(sparse.indptr) < 0).any())):
+        wrong.append("sparse indptr: expected 0 first and no decrease")
+    return wrong
+
+
+def chunk_rows(chunks: pl.LazyFrame, slice_bytes: int = 16 << 20) -> Callable[[], Iterator[ChunkRow]]:
+    """A stream over a ``CHUNKS`` frame that holds about ``slice_bytes`` of it at a time.
+
+    The rows come as they are stored; whoever writes checks that ``row`` counts up from 0.
+    """
+
+    def stream() -> Iterator[ChunkRow]:
+        columns = chunks.select(ChunkRow._fields)
+        start, height = 0, 64
+        while True:
+            part = columns.slice(start, height).collect()
+            yield from map(ChunkRow._make, part.iter_rows())
+            if part.height < height:
+                return
+            start += height
+            per_row = max(1, int(part.estimated_size()) // height)
+            height = min(_MOST_ROWS, max(1, slice_bytes // per_row))
+
+    return stream

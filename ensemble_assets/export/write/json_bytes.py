@@ -1,0 +1,143 @@
+"""JSON text byte for byte as ``json.dumps(..., ensure_ascii=False)`` writes it, faster where that can be had.
+
+The fast library agrees with ``json`` on everything but numbers outside a plain range; those take the slow way. What is
+encoded is other modules' business.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import ContractError
+
+UNIT_TOLERANCE = 1e-3
+"""How far the L2 norm of an exported vector may be from 1."""
+
+_PLAIN_FROM = 1e-4
+_PLAIN_BELOW = 1e15
+_NOWHERE = np.zeros(0, dtype=np.intp)
+_EXPONENT = re.compile(r"[0-9]e[-+][0-9]")
+
+compact = json.JSONEncoder(ensure_ascii=False).encode
+"""One line, default separators, non-ASCII characters as they are."""
+
+
+def indented(value: Any, hint: str) -> bytes:
+    """``json.dumps(value, indent=2, ensure_ascii=False)`` in UTF-8.
+
+    Args:
+        value: made of dicts with string keys, lists, strings, numbers, booleans and None.
+        hint: a text that holds the compact form of ``value``, to look for numbers that the fast library writes in
+            another form: with an exponent, not finite. A false alarm in a string costs time only.
+
+    Raises:
+        UnicodeEncodeError: if a string holds a lone surrogate.
+    """
+    if not _may_hold_unequal_number(hint):
+        try:
+            return orjson.dumps(value, option=orjson.OPT_INDENT_2)
+        except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates, deep nesting
+            pass
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+
+def _may_hold_unequal_number(text: str) -> bool:
+    exponent = ("e-" in text or "e+" in text) and _EXPONENT.search(text) is not None
+    return exponent or "NaN" in text or "Infinity" in text
+
+
+def integer_list(values: NDArray[np.integer[Any]]) -> str:
+    """``json.dumps(values.tolist())`` for ``[n]`` integers."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
+
+
+def float_list(values: NDArray[np.float64]) -> str:
+    """``json.dumps(values.tolist())`` for ``[n] float64``, finite."""
+    return _float_list(values, np.flatnonzero(_unequal(values)))
+
+
+def _float_list(values: NDArray[np.float64], unequal: NDArray[np.intp]) -> str:
+    text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
+    if not len(unequal):
+        return text
+    parts = text[1:-1].split(", ")
+    for position in unequal:
+        parts[position] = repr(float(values[position]))
+    return f"[{', '.join(parts)}]"
+
+
+def _unequal(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which numbers the fast library writes in another form: those with an exponent in either."""
+    size = np.abs(values)
+    return np.asarray(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
+
+
+def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
+    """``json.dumps(row.tolist())`` for every row of ``[n, dim] float32``, in order, reading a block at a time.
+
+    Args:
+        matrix: usually mapped from a file; mapped pages are given back after every block.
+        what: the model's name, for the error.
+        block: rows held as float64 at a time.
+
+    Raises:
+        ContractError: if a row is not finite or its L2 norm is off 1 by more than 1e-3; names model and row.
+    """
+    for start in range(0, len(matrix), block):
+        rows = np.asarray(matrix[start : start + block], dtype=np.float64)
+        _require_unit(rows, what, start)
+        release(matrix)
+        unequal = _unequal(rows)
+        some = np.asarray(unequal.any(axis=1))
+        for number, row in enumerate(rows):
+            yield _float_list(row, np.flatnonzero(unequal[number]) if some[number] else _NOWHERE)
+
+
+def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:
+    off = ~(np.abs(np.sqrt(np.einsum("ij,ij->i", rows, rows)) - 1.0) <= UNIT_TOLERANCE)
+    if off.any():
+        row = first + int(np.flatnonzero(off)[0])
+        raise ContractError(
+            f"vectors of {what}, row {row}: expected finite values and an L2 norm of 1 within {UNIT_TOLERANCE}, "
+            f"found norm {float(np.linalg.norm(rows[row - first])):.6g}. Materialise the dense embeddings again"
+        )
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give the mapped pages of a read-only memory map back to the system; without effect on any other array."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def joined(fragments: Sequence[str]) -> str:
+    """A JSON list of fragments that are JSON already."""
+    return f"[{', '.join(fragments)}]"
+
+
+class JsonList:
+    """A JSON list with indent 2, written item by item; items are encoded and indented already."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._opening = b"[\n  "
+
+    def add(self, item: bytes) -> None:
+        """Write one item."""
+        self._file.write(self._opening)
+        self._file.write(item)
+        self._opening = b",\n  "
+
+    def end(self) -> None:
+        """Close the list."""
+        self._file.write(b"[]" if self._opening[:1] == b"[" else b"\n]")

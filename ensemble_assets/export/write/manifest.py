@@ -1,0 +1,242 @@
+"""The run manifest of a bundle, ``processing_summary.json``: built from what the stages recorded, and read back.
+
+Plain records in, one JSON object out. No chunk or query text goes in; queries appear as ids and keyed hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble_assets.common.errors import ArtefactError, ContractError
+from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
+
+SCHEMA_VERSION = "v4.1"
+STAGES = ("dense", "sparse", "fusion", "rerank", "export")
+
+_SPAN_KEYS = ("span_id", "status", "reason", "attributes", "timestamp")
+_METRIC_KEYS = ("status", "reason", "metrics")
+_EVENT_COUNTS = ("lease_events_recorded", "batch_progress_events_recorded", "mitigation_events_recorded")
+_EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
+    "telemetry": dict,
+    "feature_toggles": dict,
+    "warnings": list,
+    "compatibility": dict,
+}
+_ABSOLUTE_PATH = re.compile(r"(?:^|(?<=[\s('\"=,]))(?:/|[A-Za-z]:[\\/]|\\\\)(?:[^\s'\"),]*[\\/])?([^\s'\"),\\/]*)")
+
+
+@dataclass(frozen=True)
+class FeatureToggles:
+    """Which stages were on, and why.
+
+    Attributes:
+        sources: source of each toggle, by key.
+        provenance: rows ``{key, value, source, layer}``.
+    """
+
+    enable_rerank: bool
+    enable_sparse: bool
+    sparse_models: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    provenance: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def provenance_lines(self) -> list[str]:
+        """One line a toggle, for people."""
+        return [f"{row['key']}: {_shown(row['value'])} ({row['source']})" for row in self.provenance]
+
+    def as_json(self) -> dict[str, Any]:
+        """The section ``feature_toggles``."""
+        return {
+            "enable_rerank": self.enable_rerank,
+            "enable_sparse": self.enable_sparse,
+            "sparse_models": list(self.sparse_models),
+            "sources": dict(self.sources),
+            "provenance": [dict(row) for row in self.provenance],
+            "provenance_lines": self.provenance_lines,
+        }
+
+
+@dataclass(frozen=True)
+class TelemetrySection:
+    """What telemetry recorded; the manifest has no bookkeeping of its own.
+
+    Attributes:
+        spans: by name (``rag.dense``): ``{span_id, status, reason?, attributes, timestamp}``.
+        metrics: by stage (``dense``): ``{status, reason?, metrics}``.
+        counts: ``lease_events_recorded``, ``batch_progress_events_recorded``, ``mitigation_events_recorded``.
+    """
+
+    spans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ManifestInputs:
+    """Everything that the manifest says.
+
+    Attributes:
+        generated_at: ISO 8601.
+        dense_run: facts of the dense stage.
+        performance_baseline: seconds and ratios against the stored baseline; empty without one.
+        rerank_run: None when the stage is off.
+        sparse_run: None when the stage is off.
+        more: additive top-level sections of this project, after all of the contract's.
+    """
+
+    generated_at: str
+    collection: str
+    chunk_count: int
+    toggles: FeatureToggles
+    dense_run: Mapping[str, Any]
+    telemetry: TelemetrySection = field(default_factory=TelemetrySection)
+    performance_baseline: Mapping[str, Any] = field(default_factory=dict)
+    rerank_run: RerankRun | None = None
+    sparse_run: SparseRun | None = None
+    warnings: tuple[str, ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_manifest(run: ManifestInputs) -> dict[str, Any]:
+    """The manifest's object, keys in the contract's order.
+
+    Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not.
+
+    Raises:
+        ContractError: if a stage is on without its run or off with one, or telemetry has a name or key that the
+            contract does not know.
+    """
+    _require_runs_fit_toggles(run)
+    toggles = run.toggles.as_json()
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "generated_at": run.generated_at,
+        "collection": run.collection,
+        "chunk_count": run.chunk_count,
+        "feature_toggles": toggles,
+        "activation_provenance": toggles["provenance"],
+        "activation_provenance_lines": toggles["provenance_lines"],
+        "dense_run": dict(run.dense_run),
+    }
+    if run.rerank_run is not None:
+        manifest["rerank_run"] = run.rerank_run.as_json()
+    if run.sparse_run is not None:
+        manifest["sparse_run"] = run.sparse_run.as_json()
+    manifest["compatibility"] = {"current": SCHEMA_VERSION, "legacy": ["v4.0"]}
+    manifest["telemetry"] = _telemetry(run)
+    manifest["performance_baseline"] = dict(run.performance_baseline)
+    if run.warnings:
+        manifest["warnings"] = list(run.warnings)
+    manifest.update({key: value for key, value in run.more.items() if key not in manifest})
+    cleaned: dict[str, Any] = _without_paths(manifest)
+    return cleaned
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """The file's text: indent 2, not ASCII-escaped.
+
+    Raises:
+        ContractError: if a number in it is not finite or a value is of no JSON type.
+    """
+    try:
+        return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"the run manifest cannot be written as JSON: {error}") from None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest of v4.0 or v4.1, with empty sections where it has none.
+
+    ``schema_version`` is ``v4.0`` where the manifest does not say.
+
+    Raises:
+        ArtefactError: if the file is missing or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(
+            f"{path.name}: cannot be read ({error.strerror}). Name a bundle folder that has it"
+        ) from None
+    except ValueError:
+        raise ArtefactError(f"{path.name}: is not JSON in UTF-8. Export the bundle again") from None
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{path.name}: expected a JSON object, found {type(content).__name__}")
+    content["schema_version"] = str(content.get("schema_version") or "v4.0")
+    for section, kind in _EMPTY_SECTIONS.items():
+        if not isinstance(content.get(section), kind):
+            content[section] = kind()
+    return content
+
+
+def _require_runs_fit_toggles(run: ManifestInputs) -> None:
+    for stage, enabled, record in (
+        ("rerank", run.toggles.enable_rerank, run.rerank_run),
+        ("sparse", run.toggles.enable_sparse, run.sparse_run),
+    ):
+        if enabled != (record is not None):
+            state, found = ("on", "no run of it") if enabled else ("off", "a run of it")
+            raise ContractError(f"{run.collection}: the {stage} stage is {state}, but there is {found} to report")
+
+
+def _telemetry(run: ManifestInputs) -> dict[str, Any]:
+    given = run.telemetry
+    names = [f"rag.{stage}" for stage in STAGES]
+    _require_known("span", given.spans, names)
+    _require_known("stage of metrics", given.metrics, STAGES)
+    _require_known("telemetry count", given.counts, _EVENT_COUNTS)
+    return {
+        "spans": {
+            name: _picked(f"span {name}", given.spans.get(name) or _no_span(run, name), _SPAN_KEYS) for name in names
+        },
+        "metrics": {
+            stage: _picked(f"metrics of {stage}", given.metrics.get(stage) or _no_metrics(run, stage), _METRIC_KEYS)
+            for stage in STAGES
+        },
+        **{name: int(given.counts.get(name, 0)) for name in _EVENT_COUNTS},
+    }
+
+
+def _no_span(run: ManifestInputs, name: str) -> dict[str, Any]:
+    reason = _why_skipped(run, name.removeprefix("rag."))
+    return {"span_id": "", "status": "skipped", "reason": reason, "attributes": {}, "timestamp": run.generated_at}
+
+
+def _no_metrics(run: ManifestInputs, stage: str) -> dict[str, Any]:
+    return {"status": "skipped", "reason": _why_skipped(run, stage), "metrics": []}
+
+
+def _why_skipped(run: ManifestInputs, stage: str) -> str:
+    off = {"sparse": not run.toggles.enable_sparse, "rerank": not run.toggles.enable_rerank}
+    return "feature_disabled" if off.get(stage) else "not_recorded"
+
+
+def _picked(what: str, record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    _require_known(f"key of {what}", record, keys)
+    return {key: record[key] for key in keys if key in record}
+
+
+def _require_known(what: str, names: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ContractError(f"run manifest: unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return _ABSOLUTE_PATH.sub(r"\1", value)
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

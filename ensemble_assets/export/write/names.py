@@ -1,0 +1,91 @@
+"""What the files and folders of a bundle are called, and which entries of a folder an exporter may replace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ensemble_assets.common.errors import SettingsError
+
+DEFAULT_PREFIX = "ultimate_embeddings_v4"
+MANIFEST_NAME = "processing_summary.json"
+
+_PREFIX = re.compile(r"[\w-][\w.-]*")
+_OUTSIDE_FOLDER_NAME = re.compile(r"[^\w-]")
+_OUTSIDE_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
+_OUTSIDE_COLLECTION_NAME = re.compile(r"[\s-]")
+
+_V40_ENDINGS = (
+    "_embeddings.npy",
+    "_qdrant.jsonl",
+    "_sparse.jsonl",
+    "_index.faiss",
+    "_metadata.json",
+    "_texts.json",
+    "_stats.json",
+    "_upload_script.py",
+)
+_V41_ENDINGS = ("_rerank.jsonl", "_fused.trec", "_reranked.trec")
+
+
+def collection_folder(collection: str) -> str:
+    """The folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
+    return _OUTSIDE_FOLDER_NAME.sub("_", collection) or "collection"
+
+
+def target_collection(collection: str, model: str) -> str:
+    """The Qdrant collection that a bundle is meant for: ``<collection>_v4_<model, blanks and - as _>``."""
+    return f"{collection}_v4_{_OUTSIDE_COLLECTION_NAME.sub('_', model)}"
+
+
+@dataclass(frozen=True)
+class BundleNames:
+    """File names of one bundle, by content.
+
+    Raises:
+        SettingsError: if the prefix is not a plain piece of a file name.
+    """
+
+    prefix: str = DEFAULT_PREFIX
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise SettingsError(
+                f"export prefix {self.prefix!r}: expected letters, digits, '-', '_' and '.', not starting with '.'"
+            )
+
+    def vectors(self, companion: str | None = None) -> str:
+        """Dense vectors of the primary model, or of a companion by its slug."""
+        if companion is None:
+            return f"{self.prefix}_embeddings.npy"
+        return f"{self.prefix}_{_OUTSIDE_FILE_NAME.sub('_', companion.replace('-', '_'))}_embeddings.npy"
+
+    def of(self, content: str) -> str:
+        """The file for ``content``: its ending without the underscore, such as ``qdrant.jsonl`` or ``fused.trec``.
+
+        Raises:
+            ValueError: if bundles have no such file.
+        """
+        if f"_{content}" not in _V40_ENDINGS + _V41_ENDINGS:
+            raise ValueError(f"bundles have no file {self.prefix}_{content}")
+        return f"{self.prefix}_{content}"
+
+    def is_v40(self, name: str) -> bool:
+        """Whether ``name`` is a file of a v4.0 bundle with this prefix."""
+        return self._has_ending(name, _V40_ENDINGS)
+
+    def is_written(self, name: str) -> bool:
+        """Whether an exporter writes ``name``, so that one from an earlier run is replaced or dropped.
+
+        Everything else in a bundle folder is somebody else's and stays.
+        """
+        return name == MANIFEST_NAME or self._has_ending(name, _V40_ENDINGS + _V41_ENDINGS)
+
+    def _has_ending(self, name: str, endings: Iterable[str]) -> bool:
+        return name.startswith(f"{self.prefix}_") and any(
+            name[len(self.prefix) :].endswith(ending)
+            if ending == "_embeddings.npy"
+            else name == f"{self.prefix}{ending}"
+            for ending in endings
+        )

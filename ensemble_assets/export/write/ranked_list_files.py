@@ -1,0 +1,118 @@
+"""The ranked lists of a run as files: ``<prefix>_rerank.jsonl`` and TREC run files. Ids, ranks and scores; no text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import ContractError
+
+_UNSAFE = re.compile(r"[\s\x00-\x20\x7f]|%(?=[0-9A-Fa-f]{2})")
+_WRITTEN_LIST = ("chunk_id", "row", "rank", "score", "fused_rank", "fused_score", "rerank_score", "reranked")
+
+
+def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame) -> None:
+    """One line a query, in query order; a query without candidates has empty lists.
+
+    ``{"query_id", "query_hash", "chunk_ids", "point_ids", "ranks", "scores", "fused_ranks", "fused_scores",
+    "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the reranker did not score the
+    pair, ``reranked`` whether it scored any.
+
+    Args:
+        path: the file.
+        reranked: a ``RERANKED`` frame.
+        queries: a ``QUERIES`` frame; only ``public_id`` and ``query_hash`` are looked at.
+
+    Raises:
+        ContractError: if a list belongs to no query or has a score that is not finite.
+    """
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for query_id, query_hash, found in _by_query(reranked, queries):
+            record = {
+                "query_id": query_id,
+                "query_hash": query_hash,
+                "chunk_ids": found["chunk_id"],
+                "point_ids": found["row"],
+                "ranks": found["rank"],
+                "scores": found["score"],
+                "fused_ranks": found["fused_rank"],
+                "fused_scores": found["fused_score"],
+                "rerank_scores": found["rerank_score"],
+                "reranked": any(found["reranked"]),
+            }
+            try:
+                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            except ValueError:
+                raise ContractError(f"reranked list of query {query_id}: a score is not finite") from None
+
+
+def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
+    """A TREC run file: ``query Q0 chunk rank score tag``, separated by single spaces.
+
+    White space in an id becomes ``%20`` and the like, and a ``%`` that reads as such a code ``%25``, so that different
+    ids stay different and ``urllib.parse.unquote`` gives them back. Evaluation tools order by score, not by rank: where
+    scores tie or rise with the rank, the score is lowered to the next float32 below the one before.
+
+    Args:
+        path: the file.
+        lists: a ``CANDIDATES`` or ``RERANKED`` frame, each list in rank order.
+        tag: name of the run.
+
+    Raises:
+        ContractError: if a score is not finite.
+    """
+    score = pl.Series("score", _falling(lists).astype(np.float64).astype(str))
+    ids = {column: _trec_ids(lists[column]) for column in ("public_id", "chunk_id")}
+    lines = [
+        ids["public_id"],
+        pl.lit("Q0").alias("Q0"),
+        ids["chunk_id"],
+        lists["rank"],
+        score,
+        pl.lit(tag).alias("tag"),
+    ]
+    pl.select(lines).write_csv(path, include_header=False, separator=" ", quote_style="never")
+
+
+def trec_id(identifier: str) -> str:
+    """``identifier`` as one TREC column."""
+    return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), identifier)
+
+
+def _trec_ids(ids: pl.Series) -> pl.Series:
+    distinct = ids.unique()
+    return ids.replace_strict(distinct, pl.Series([trec_id(one) for one in distinct], dtype=pl.String))
+
+
+def _falling(lists: pl.DataFrame) -> NDArray[np.float32]:
+    """The scores, each below the one before it in its list, ``[n] float32``."""
+    scores = lists["score"].cast(pl.Float32).fill_null(np.nan).to_numpy().copy()
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        query, rank = lists["public_id"][int(bad[0])], lists["rank"][int(bad[0])]
+        raise ContractError(f"list of query {query}, rank {rank}: the score is not finite")
+    goes_on = np.append((lists["public_id"] == lists["public_id"].shift(1)).fill_null(value=False).to_numpy(), False)
+    for first in np.flatnonzero(goes_on[1:-1] & (scores[1:] >= scores[:-1])) + 1:
+        place = int(first)
+        while goes_on[place] and scores[place] >= scores[place - 1]:
+            scores[place] = np.nextafter(scores[place - 1], np.float32(-np.inf))
+            place += 1
+    return scores
+
+
+def _by_query(lists: pl.DataFrame, queries: pl.DataFrame) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:
+    known = queries.select("public_id", "query_hash")
+    strangers = lists.join(known, on="public_id", how="anti")
+    if strangers.height:
+        raise ContractError(f"list of query {strangers['public_id'][0]}: there is no such query in this run")
+    gathered = lists.group_by("public_id", maintain_order=True).agg(_WRITTEN_LIST)
+    joined = known.join(gathered, on="public_id", how="left", maintain_order="left")
+    for row in joined.iter_rows(named=True):
+        yield row["public_id"], row["query_hash"], {name: row[name] or [] for name in _WRITTEN_LIST}

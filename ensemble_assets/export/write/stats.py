@@ -1,0 +1,103 @@
+"""The statistics file of a bundle: what ``<prefix>_stats.json`` holds, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ensemble_assets.export.write.inputs import BundleInputs
+
+_BYTES_PER_MB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class SparseCounts:
+    """Chunks by what sparse vector they have.
+
+    Attributes:
+        total: chunks.
+        echoed: with a v4.0 echo of their metadata; also counted when the sparse stage is on.
+        live: with a vector from live inference.
+        from_metadata: with a vector that the sparse stage mapped from metadata terms.
+    """
+
+    total: int
+    echoed: int = 0
+    live: int = 0
+    from_metadata: int = 0
+
+    def plus(self, *, echoed: bool, live: bool, from_metadata: bool) -> SparseCounts:
+        """With one chunk more looked at."""
+        return replace(
+            self,
+            echoed=self.echoed + echoed,
+            live=self.live + live,
+            from_metadata=self.from_metadata + from_metadata,
+        )
+
+    @property
+    def available(self) -> int:
+        """Chunks with a vector of the sparse stage."""
+        return self.live + self.from_metadata
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the bundle has a ``_sparse.jsonl``: at least one chunk has a vector, in v4.0 or now."""
+        return self.echoed + self.available > 0
+
+
+def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
+    """The object of ``<prefix>_stats.json``.
+
+    With the sparse stage on, ``sparse_vector_stats`` keeps the v4.0 figures and gains ``live`` after them.
+    """
+    primary = bundle.primary
+    stats: dict[str, Any] = {
+        "kaggle_environment": bundle.kaggle,
+        "model_config": {
+            "name": primary.slug,
+            "hf_model_id": primary.hf_model_id,
+            "vector_dimension": int(primary.vectors.shape[1]),
+            "max_tokens": primary.max_tokens,
+        },
+        "gpu_config": {
+            "device_count": bundle.devices.device_count,
+            "backend": bundle.devices.backend,
+            "precision": bundle.devices.precision,
+            "total_vram_gb": bundle.devices.total_vram_gb,
+        },
+        "embedding_stats": {
+            "total_embeddings": bundle.count,
+            "embedding_dimension": int(primary.vectors.shape[1]),
+            "memory_usage_mb": primary.vectors.nbytes / _BYTES_PER_MB,
+        },
+        "processing_performance": dict(bundle.performance),
+        "export_timestamp": bundle.clock,
+    }
+    if sparse.total:
+        stats["sparse_vector_stats"] = _sparse_statistics(bundle, sparse)
+    stats["dense_vector_layout"] = {
+        model.slug: {
+            "dimension": int(model.vectors.shape[1]),
+            "memory_mb": model.vectors.nbytes / _BYTES_PER_MB,
+            "is_primary": model is primary,
+        }
+        for model in bundle.dense
+    }
+    return stats
+
+
+def _sparse_statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "total_chunks": sparse.total,
+        "sparse_vectors_available": sparse.echoed,
+        "coverage_ratio": sparse.echoed / sparse.total,
+    }
+    if bundle.sparse is not None:
+        figures["live"] = {
+            "model": bundle.sparse.model,
+            "sparse_vectors_available": sparse.available,
+            "from_metadata": sparse.from_metadata,
+            "coverage_ratio": sparse.available / sparse.total,
+        }
+    return figures

@@ -1,0 +1,24 @@
+"""The upload script that every bundle carries: a template shipped with the package, filled with the bundle's facts."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+
+from ensemble_assets.export.write.inputs import BundleInputs
+from ensemble_assets.export.write.names import target_collection
+
+_TEMPLATE = "upload_script.py.txt"
+_PLACEHOLDER = re.compile("@([A-Z_]+)@")
+
+
+def upload_script(bundle: BundleInputs) -> str:
+    """The text of ``<prefix>_upload_script.py``. Holds names only: no path, no address, no secret, no time."""
+    template = resources.files("ensemble_assets.export.write").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    facts = {
+        "COLLECTION": target_collection(bundle.collection, bundle.primary.slug),
+        "POINTS_FILE": bundle.names.of("qdrant.jsonl"),
+        "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
+    }
+    return _PLACEHOLDER.sub(lambda found: json.dumps(facts[found[1]], ensure_ascii=False), template)

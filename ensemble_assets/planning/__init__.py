@@ -1,0 +1,1 @@
+"""Predict how long a run takes on this machine."""

@@ -1,0 +1,146 @@
+"""Every kind of imperfect input is used, and counted with its places; the report holds no text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble_assets.collection.readers.json_values import MAX_DEPTH
+from ensemble_assets.collection.readers.read_report import MAX_PLACES, REASONS
+from ensemble_assets_tests.collection.readers.folders import lines, metadata, nested, read, texts
+
+GOOD = {"text": "good words", "metadata": {"chunk_id": "good"}}
+SECRET = "zanzibar-secret-text"
+
+
+COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
+    ("empty text", {"a_chunks.json": [GOOD, "", " \n\t", {"text": None}]}, {"empty_text": 3}, ["good words"]),
+    ("NUL", {"a_chunks.json": '[{"text": "a\\u0000b\\u0000"}]'}, {"nul_in_text": 2}, ["a b"]),
+    ("only NUL", {"a_chunks.json": '["\\u0000", "x"]'}, {"nul_in_text": 1, "empty_text": 1}, ["x"]),
+    ("lone surrogate", {"a_chunks.json": '["a\\ud800b \\udc00"]'}, {"lone_surrogate": 2}, ["a\ufffdb \ufffd"]),
+    ("surrogate pair", {"a_chunks.json": '["\\ud83d\\ude00"]'}, {}, ["😀"]),
+    ("byte order mark", {"a_chunks.json": b'\xef\xbb\xbf["x"]'}, {}, ["x"]),
+    ("byte order mark in JSONL", {"a.jsonl": b'\xef\xbb\xbf{"text": "x"}'}, {}, ["x"]),
+    ("same key twice", {"a_chunks.json": '[{"text": "x", "text": "y"}]'}, {"duplicate_json_key": 1}, ["y"]),
+    ("same key twice in JSONL", {"a.jsonl": '{"text": "x", "k": 1, "k": 2}'}, {"duplicate_json_key": 1}, ["x"]),
+    ("long text", {"a_chunks.json": ["word " * 300]}, {"text_cut": 1}, [("word " * 300)[:1024] + "..."]),
+    ("5 MB chunk", {"a_chunks.json": ["x" * 5_000_000]}, {"text_cut": 1}, ["x" * 1024 + "..."]),
+    ("legacy duplicate id", {"a_chunks.json": [GOOD, GOOD, GOOD]}, {"duplicate_chunk_id": 2}, ["good words"] * 3),
+    (
+        "unusable chunk_id",
+        {"a_chunks.json": [{"text": "x", "metadata": {"chunk_id": [1]}}]},
+        {"unusable_chunk_id": 1},
+        ["x"],
+    ),
+    ("blank in id", {"a_chunks.json": [{"text": "x", "metadata": {"chunk_id": "a b\t"}}]}, {"id_changed": 1}, ["x"]),
+    (
+        "bad token_count",
+        {"a_chunks.json": [{"text": "x", "metadata": {"token_count": "many"}}]},
+        {"unusable_token_count": 1},
+        ["x"],
+    ),
+    (
+        "negative token_count",
+        {"a_chunks.json": [{"text": "x", "metadata": {"token_count": -1}}]},
+        {"unusable_token_count": 1},
+        ["x"],
+    ),
+    (
+        "huge token_count",
+        {"a_chunks.json": [{"text": "x", "metadata": {"token_count": 2**40}}]},
+        {"unusable_token_count": 1},
+        ["x"],
+    ),
+    (
+        "text beside the list",
+        {"a_chunks.json": {"text": "whole", "chunks": ["x"]}},
+        {"text_beside_container": 1},
+        ["x"],
+    ),
+    ("file without records", {"a_chunks.json": [], "b_chunks.json": ["x"]}, {"empty_file": 1}, ["x"]),
+    ("empty JSONL", {"a.jsonl": "\n", "b.jsonl": lines({"text": "x"})}, {"empty_file": 1}, ["x"]),
+    ("hidden file", {"._a_chunks.json": b"\0\xff", "b_chunks.json": ["x"]}, {"hidden_file": 1}, ["x"]),
+    ("hidden folder", {".cache/a_chunks.json": ["y"], "b_chunks.json": ["x"]}, {}, ["x"]),
+    (
+        "export in the folder",
+        {"p_qdrant.jsonl": "{", "p_rerank.jsonl": "", "b_chunks.json": ["x"]},
+        {"exported_file": 2},
+        ["x"],
+    ),
+    (
+        "queries beside",
+        {"queries.jsonl": "{", "qrels/test.tsv": "", "qrels/x.jsonl": "{", "a.jsonl": lines({"text": "x"})},
+        {},
+        ["x"],
+    ),
+    ("repeated record", {"a.jsonl": lines({"id": 1, "text": "x"}) * 3}, {"duplicate_record": 2}, ["x"]),
+    (
+        "key beside and inside",
+        {"a.jsonl": lines({"text": "x", "k": 1, "metadata": {"k": 2}})},
+        {"metadata_conflict": 1},
+        ["x"],
+    ),
+    (
+        "NaN",
+        {"a_chunks.json": '[{"text": "x", "metadata": {"a": NaN, "b": [-Infinity], "c": 1e999}}]'},
+        {"non_finite_number": 3},
+        ["x"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "counts", "expected"), [c[1:] for c in COUNTED], ids=[c[0] for c in COUNTED])
+def test_imperfect_input_is_used_and_counted(
+    tmp_path: Path, files: dict[str, Any], counts: dict[str, int], expected: list[str]
+) -> None:
+    frame, report = read(tmp_path / "c", files)
+    assert texts(frame) == expected
+    assert dict(report.counts) == counts
+    assert set(report.places) == set(counts)
+    assert report.records == report.rows + report.skipped
+    assert report.rows == frame.height
+
+
+def test_every_reason_that_reading_chunks_can_give_is_tested_above() -> None:
+    elsewhere = {"below_min_tokens", "other_format_ignored", "repeated_link"}
+    of_queries = {"unjudged_query", "unknown_query", "unknown_chunk"}
+    tested = {code for _, _, counts, _ in COUNTED for code in counts}
+    assert tested | elsewhere | of_queries == set(REASONS)
+
+
+def test_strange_values_are_written_as_strict_json(tmp_path: Path) -> None:
+    raw = '[{"text": "x", "metadata": {"a": NaN, "\\ud800": "\\udfff", "n": 12345678901234567890123, "z": "\\u0000"}}]'
+    frame, report = read(tmp_path / "c", {"a_chunks.json": raw})
+    stored = frame["metadata"][0]
+    assert metadata(frame) == [{"a": None, "\ufffd": "\ufffd", "n": 12345678901234567890123, "z": "\0"}]
+    assert stored.encode()
+    assert "NaN" not in stored
+    assert dict(report.counts) == {"lone_surrogate": 2, "non_finite_number": 1}
+
+
+def test_metadata_as_deep_as_allowed_is_kept(tmp_path: Path) -> None:
+    frame, _ = read(tmp_path / "c", {"a_chunks.json": [{"text": "x", "metadata": {"k": nested(MAX_DEPTH - 1)}}]})
+    assert metadata(frame) == [{"k": nested(MAX_DEPTH - 1)}]
+
+
+def test_brackets_in_metadata_texts_are_no_nesting(tmp_path: Path) -> None:
+    frame, _ = read(tmp_path / "c", {"a_chunks.json": [{"text": "x", "metadata": {"k": "[" * 1000, "l": [[]] * 200}}]})
+    assert metadata(frame) == [{"k": "[" * 1000, "l": [[]] * 200}]
+
+
+def test_places_stop_at_the_limit_and_counts_go_on(tmp_path: Path) -> None:
+    _, report = read(tmp_path / "c", {"a_chunks.json": ["x"] + [""] * 50})
+    assert report.counts["empty_text"] == 50
+    assert [place.position for place in report.places["empty_text"]] == list(range(1, MAX_PLACES + 1))
+
+
+def test_the_report_is_plain_json_without_text(tmp_path: Path) -> None:
+    _, report = read(
+        tmp_path / "c", {"a_chunks.json": [SECRET, "", {"text": SECRET + " \0", "metadata": {"k": SECRET}}]}
+    )
+    shown = json.dumps(report.as_json()) + " ".join(report.warnings())
+    assert SECRET not in shown
+    assert "1 times: the text is empty or blank (skipped), first in a_chunks.json, record 2" in report.warnings()

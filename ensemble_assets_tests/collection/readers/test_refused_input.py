@@ -1,0 +1,119 @@
+"""Every kind of input that cannot be used is an error that names the place and never quotes the content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble_assets.collection.readers.json_values import MAX_DEPTH
+from ensemble_assets.common.errors import InputError
+from ensemble_assets_tests.collection.readers.folders import lines, nested, read
+
+GOOD = {"text": "good words", "metadata": {"chunk_id": "good"}}
+SECRET = "zanzibar-secret-text"
+
+
+ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
+    (
+        "broken JSON",
+        {"a_chunks.json": '[{"text": "x"},\n  oops]'},
+        ["a_chunks.json, line 2, column 3", "not valid JSON"],
+    ),
+    ("truncated JSON", {"a_chunks.json": f'[{{"text": "{SECRET}'}, ["a_chunks.json, line 1", "not valid JSON"]),
+    ("two documents", {"a_chunks.json": "[] []"}, ["line 1, column 4", "extra data"]),
+    ("raw control character", {"a_chunks.json": '["a\nb"]'}, ["line 1, column 4", "control character"]),
+    ("raw NUL", {"a_chunks.json": b'["a\0b"]'}, ["line 1, column 4"]),
+    ("bad escape", {"a_chunks.json": f'["\\x{SECRET}"]'}, ["line 1", "escape"]),
+    ("empty file", {"a_chunks.json": ""}, ["a_chunks.json", "is empty"]),
+    ("blank file", {"a_chunks.json": " \n\n"}, ["a_chunks.json", "is empty"]),
+    ("empty Parquet", {"a.parquet": b""}, ["a.parquet", "is empty"]),
+    ("a number", {"a_chunks.json": "17"}, ["a_chunks.json", "holds a number"]),
+    ("null", {"a_chunks.json": "null"}, ["holds null"]),
+    ("number in the list", {"a_chunks.json": [GOOD, 17]}, ["a_chunks.json, record 2", "is a number"]),
+    ("list in the list", {"a_chunks.json": [[GOOD]]}, ["record 1", "is a list"]),
+    ("null in the list", {"a_chunks.json": [None]}, ["record 1", "is null"]),
+    ("no text", {"a_chunks.json": [{"metadata": {}}]}, ["record 1", "no 'text'"]),
+    ("dict that is no container", {"a_chunks.json": {"summary": 3}}, ["record 1", "no 'text'"]),
+    ("text of a wrong type", {"a_chunks.json": [{"text": [SECRET]}]}, ["record 1", "a list as 'text'"]),
+    (
+        "metadata of a wrong type",
+        {"a_chunks.json": [{"text": "x", "metadata": [1]}]},
+        ["record 1", "a list as 'metadata'"],
+    ),
+    ("Latin-1", {"a_chunks.json": '["caf\xe9"]'.encode("latin-1")}, ["a_chunks.json, byte 5", "not UTF-8"]),
+    ("Latin-1 in line 2", {"a.jsonl": b'{"text": "x"}\n{"text": "caf\xe9"}'}, ["a.jsonl, byte 27", "not UTF-8"]),
+    ("UTF-16", {"a_chunks.json": '["x"]'.encode("utf-16")}, ["byte 0", "not UTF-8"]),
+    ("encoded surrogate", {"a_chunks.json": b'["\xed\xa0\x80"]'}, ["byte 2", "not UTF-8"]),
+    ("deep nesting", {"a_chunks.json": "[" * 100_000}, ["line 1", "nested deeper"]),
+    (
+        "deep metadata",
+        {"a_chunks.json": [{"text": "x", "metadata": {"k": nested(MAX_DEPTH)}}]},
+        ["record 1", "nested deeper"],
+    ),
+    ("deep metadata in JSONL", {"a.jsonl": lines({"text": "x", "k": nested(900)})}, ["nested deeper"]),
+    (
+        "huge number",
+        {"a_chunks.json": '[{"text": "x", "metadata": {"n": ' + "9" * 5000 + "}}]"},
+        ["line 1", "4300 digits"],
+    ),
+    ("JSONL: broken line", {"a.jsonl": '{"text": "x"}\n\n{"text": '}, ["a.jsonl, line 3, column 10", "not valid JSON"]),
+    ("JSONL: list", {"a.jsonl": "[1]\n"}, ["a.jsonl, line 1", "is a list"]),
+    ("JSONL: no text", {"a.jsonl": lines({"id": 1})}, ["record 1", "no 'text'"]),
+    ("JSONL: id of a wrong type", {"a.jsonl": lines({"id": [1], "text": "x"})}, ["record 1", "a list as 'id'"]),
+    ("JSONL: true as id", {"a.jsonl": lines({"id": True, "text": "x"})}, ["record 1", "true or false as 'id'"]),
+    ("JSONL: blank id", {"a.jsonl": lines({"_id": " ", "text": "x"})}, ["record 1", "an empty id as '_id'"]),
+    ("JSONL: long id", {"a.jsonl": lines({"_id": "x" * 600, "text": "x"})}, ["record 1", "512 characters"]),
+    (
+        "BEIR: title of a wrong type",
+        {"corpus.jsonl": lines({"_id": "1", "title": 3, "text": "x"})},
+        ["line 1", "a number as 'title'"],
+    ),
+    ("BEIR: no text", {"corpus.jsonl": lines({"_id": "1", "title": "x"})}, ["record 1", "no 'text'"]),
+    (
+        "JSONL: same id, other text",
+        {
+            "a.jsonl": lines({"id": "1", "text": "x"}),
+            "b.jsonl": lines({"id": "2", "text": "y"}, {"id": "1", "text": "z"}),
+        },
+        ["b.jsonl, record 2", "same id as a.jsonl, record 1"],
+    ),
+    (
+        "JSONL: same id, other metadata",
+        {"a.jsonl": lines({"id": "1", "text": "x", "k": 1}, {"id": "1", "text": "x", "k": 2})},
+        ["a.jsonl, record 2", "same id as a.jsonl, record 1"],
+    ),
+    (
+        "JSONL: ids that become equal",
+        {"a.jsonl": lines({"id": "a b", "text": "x"}, {"id": "a_b", "text": "y"})},
+        ["a.jsonl, record 2", "same id"],
+    ),
+    ("damaged Parquet", {"a.parquet": b"PAR1" + b"\0" * 60}, ["a.parquet", "not a readable Parquet file"]),
+    (
+        "mixed formats",
+        {"a_chunks.json": [GOOD], "b.jsonl": lines({"text": "x"})},
+        ["chunk_files: a_chunks.json", "jsonl: b.jsonl"],
+    ),
+    ("nothing", {"readme.txt": "x"}, ["has no chunk files", "*_chunks.json"]),
+    ("only summaries", {"chunk_summary.json": {}, "processing_summary.json": {}}, ["has no chunk files"]),
+    ("empty list", {"a_chunks.json": []}, ["no usable chunk", "no records"]),
+    ("only blanks", {"a_chunks.json": [" ", {"text": ""}]}, ["no usable chunk in 1 file(s) with 2 record(s)"]),
+    (
+        "key made equal",
+        {"a_chunks.json": '[{"text": "x", "metadata": {"\\ud800": 1, "\\ud801": 2}}]'},
+        ["record 1", "differ only"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "parts"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
+def test_input_that_cannot_be_used_is_an_error_with_the_place(
+    tmp_path: Path, files: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "c", files)
+    for part in parts:
+        assert part in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert caught.value.remedy

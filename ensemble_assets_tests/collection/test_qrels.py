@@ -1,0 +1,104 @@
+"""Judgements are read from every accepted layout, and refused with file and line otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble_assets.collection.qrels import read_qrels
+from ensemble_assets.collection.readers.input_files import InputFile
+from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.common.errors import InputError
+
+
+def read(path: Path) -> tuple[list[tuple[str, str, int, int]], Tally]:
+    tally = Tally()
+    return read_qrels(InputFile(path, path.name), tally).rows(), tally
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "query-id\tcorpus-id\tscore\n1\ta\t2\n1\tb\t0\n",
+        "1\ta\t2\n1\tb\t0\n",
+        "1 0 a 2\n1 0 b 0\n",
+        "1\t0\ta\t2\n1\t0\tb\t0",
+        "1  Q0   a  2\r\n\r\n1 Q0 b 0\r\n",
+        "1 a 2\n1 b 0\n",
+        "1\ta\t2.0\n1\tb\t0\n",
+        "\ufeff1 0 a +2\n1 0 b -0\n",
+    ],
+)
+def test_every_layout_gives_the_same_judgements(tmp_path: Path, content: str) -> None:
+    (tmp_path / "q.txt").write_bytes(content.encode())
+    rows, tally = read(tmp_path / "q.txt")
+    assert [row[:3] for row in rows] == [("1", "a", 2), ("1", "b", 0)]
+    assert (tally.records, dict(tally.counts)) == (2, {})
+
+
+def test_negative_relevance_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("1 0 a -2\n")
+    assert read(tmp_path / "q.txt")[0] == [("1", "a", -2, 0)]
+
+
+def test_ids_with_blanks_match_the_ids_that_chunks_get(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("query-id\tcorpus-id\tscore\nthe query\tmy chunk\t1\n")
+    assert read(tmp_path / "q.tsv")[0] == [("the query", "my_chunk", 1, 1)]
+
+
+def test_the_same_judgement_twice_is_counted_once_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("1 0 a 1\n2 0 a 1\n1 0 a 1\n")
+    rows, tally = read(tmp_path / "q.txt")
+    assert rows == [("1", "a", 1, 0), ("2", "a", 1, 1)]
+    assert tally.counts == {"duplicate_record": 1}
+    assert tally.places["duplicate_record"][0].position == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1 0 a 1\n1 0 a 2\n", "q.txt, line 2: judges the same pair as line 1"),
+        ("1 0 a 1\n1 0 a\n", "q.txt, line 2: has 3 columns where the first line has 4"),
+        ("1 a b c d\n", "q.txt, line 1: is no judgement"),
+        ("hello\n", "q.txt, line 1: is no judgement"),
+        ("1 0 a high\n", "q.txt, line 1: has a relevance that is not a whole number"),
+        ("1 0 a 0.5\n", "line 1: has a relevance that is not a whole number"),
+        ("1 0 a 4294967296\n", "line 1: has a relevance that is not a whole number"),
+        ("1 0 a nan\n", "line 1: has a relevance"),
+        ("1 0 a ٣\n", "line 1: has a relevance"),
+        ("1\t\t1\n", "line 1: has an empty id"),
+        ("x" * 70_000, "line 1: is a record of more than 65536 bytes"),
+    ],
+)
+def test_a_line_that_is_no_judgement_is_an_error_with_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "q.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "q.txt")
+    assert message in str(caught.value)
+
+
+def test_an_empty_file_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("query-id\tcorpus-id\tscore\n")
+    rows, tally = read(tmp_path / "q.txt")
+    assert rows == []
+    assert tally.counts == {"empty_file": 1}
+
+
+NAMES = st.text(alphabet="abc123-_.:", min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("layout", ["beir", "trec"])
+@settings(max_examples=50)
+@given(judged=st.dictionaries(st.tuples(NAMES, NAMES), st.integers(-1, 3), min_size=1, max_size=8))
+def test_judgements_that_are_written_are_read_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, layout: str, judged: dict[tuple[str, str], int]
+) -> None:
+    path = tmp_path_factory.mktemp("q") / "q.txt"
+    if layout == "beir":
+        path.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{c}\t{r}\n" for (q, c), r in judged.items()))
+    else:
+        path.write_text("".join(f"{q} 0 {c} {r}\n" for (q, c), r in judged.items()))
+    assert {(q, c): r for q, c, r, _ in read(path)[0]} == judged

@@ -1,0 +1,233 @@
+"""OpenVINO computes what torch computes, is chosen where it can, and never calls home."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, SettingsError
+from ensemble_assets.compute.backends import choice as backends
+from ensemble_assets.compute.backends import openvino_graph
+from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
+from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
+from ensemble_assets.compute.backends.openvino_graph import graph_for
+from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.stages.context import ComputeContext
+from ensemble_assets.compute.stages.dense import encode_dense
+from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
+from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
+from ensemble_assets_tests.compute.running.doubles import run_here, table_of
+
+if importlib.util.find_spec("openvino") is None:  # importing it here would report usage
+    pytest.skip("openvino is not installed", allow_module_level=True)
+pytestmark = pytest.mark.models
+
+TORCH = Runtime(precision="fp32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def openvino_runtime(cache):
+    return Runtime(precision="fp32", threads=1, backend="openvino", cache_folder=cache)
+
+
+def complete(slug: str) -> tuple[ModelSpec, object]:
+    files = locate(MODELS[slug])
+    return complete_spec(MODELS[slug], files), files
+
+
+def both(slug: str, maker, runtime: Runtime, table, *more) -> tuple[dict, dict]:
+    spec, files = complete(slug)
+    one, other = (run_here(table, maker(spec, files, how, *more), 700) for how in (TORCH, runtime))
+    return one.outputs, other.outputs
+
+
+def test_dense_vectors_are_those_of_torch(openvino_runtime):
+    table = tokenise([*TEXTS, *QUERIES], complete("all-minilm-l6-v2")[1], 256)
+    expected, got = both("all-minilm-l6-v2", dense_factory, openvino_runtime, table)
+    np.testing.assert_allclose(got["vector"], expected["vector"], atol=1e-5)
+    if not backends._has_bf16():
+        pytest.skip("this CPU has no bfloat16 products")
+    _, got = both("all-minilm-l6-v2", dense_factory, replace(openvino_runtime, precision="auto"), table)
+    assert (got["vector"] * expected["vector"]).sum(axis=1).min() >= 0.9999
+    np.testing.assert_allclose(np.linalg.norm(got["vector"], axis=1), 1.0, atol=1e-5)
+
+
+def test_sparse_weights_are_those_of_torch(openvino_runtime):
+    table = tokenise([*TEXTS, *QUERIES], complete("splade-tiny")[1], 256)
+    expected, got = both("splade-tiny", sparse_factory, openvino_runtime, table, 0)
+    np.testing.assert_allclose(got["weight"], expected["weight"], atol=1e-4)
+    np.testing.assert_array_equal(got["active"], expected["active"])
+
+
+def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtime):
+    spec, files = complete("ensemble-reranker-tiny")
+    known = vocabulary(files)
+    bodies = [tokenise_bodies([pair[at] for pair in PAIRS], known, spec.max_tokens) for at in (0, 1)]
+    numbers = np.arange(len(PAIRS))
+    table = pair_table(*bodies, np.stack([numbers, numbers], axis=1), known.template, spec.max_tokens)
+    expected, got = both("ensemble-reranker-tiny", rerank_factory, openvino_runtime, table)
+    np.testing.assert_allclose(got["logit"], expected["logit"], atol=1e-4)
+    if backends._has_bf16():
+        _, half = both("ensemble-reranker-tiny", rerank_factory, replace(openvino_runtime, precision="bf16"), table)
+        np.testing.assert_allclose(half["logit"], expected["logit"], atol=0.25)
+        assert len(np.unique(half["logit"])) == len(np.unique(expected["logit"]))
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "words"),
+    [
+        ("auto", "fp32", ("openvino", "fastest_on_this_cpu")),
+        ("openvino", "fp32", ("openvino", "asked_for")),
+        ("torch", "fp32", ("torch", "reference")),
+    ],
+)
+def test_the_stage_records_the_backend_and_why(openvino_runtime, backend, precision, words):
+    runtime = replace(openvino_runtime, backend=backend, precision=precision)
+    texts, queries = pl.Series(TEXTS[:3]), pl.Series(QUERIES[:1])
+    record = encode_dense(texts, queries, [MODELS["all-minilm-l6-v2"]], ComputeContext(runtime=runtime)).record
+    assert (record.backend, record.backend_reason) == words
+    assert record.backend_reason in backends.REASONS
+
+
+def test_a_precision_that_openvino_lacks_is_computed_by_torch(openvino_runtime):
+    runtime = replace(openvino_runtime, backend="auto", precision="fp16")
+    factory = dense_factory(*complete("all-minilm-l6-v2"), runtime)
+    assert (factory.backend, factory.reason) == ("torch", "precision_not_supported")
+
+
+def test_without_openvino_torch_computes(monkeypatch, openvino_runtime):
+    spec, files = complete("all-minilm-l6-v2")
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    factory = dense_factory(spec, files, replace(openvino_runtime, backend="auto"))
+    assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
+    with pytest.raises(SettingsError, match=r"encoding.backend is openvino.*openvino_not_installed.*=auto"):
+        dense_factory(spec, files, openvino_runtime)
+
+
+def test_a_model_that_cannot_be_converted_is_run_by_torch(monkeypatch, tmp_path, openvino_runtime):
+    def fails(network, graph):
+        raise RuntimeError("the secret text")
+
+    monkeypatch.setattr(openvino_graph, "_traced", fails)
+    spec, files = complete("ensemble-reranker-tiny")
+    runtime = replace(openvino_runtime, cache_folder=tmp_path, backend="auto")
+    factory = rerank_factory(spec, files, runtime)
+    assert (factory.backend, factory.reason) == ("torch", "model_not_convertible")
+    with pytest.raises(SettingsError, match=r"cannot be converted for OpenVINO \(RuntimeError\)") as caught:
+        rerank_factory(spec, files, replace(runtime, backend="openvino"))
+    assert "secret" not in str(caught.value)
+    assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_a_graph_that_computes_something_else_is_refused(monkeypatch, tmp_path):
+    traced = openvino_graph._traced
+
+    def other(network, graph):
+        return traced(lambda **inputs: (1.05 * network(**inputs)[0],), graph)
+
+    monkeypatch.setattr(openvino_graph, "_traced", other)
+    with pytest.raises(ModelUnavailableError, match="does not compute what torch computes"):
+        graph_for(*complete("ensemble-reranker-tiny"), tmp_path)
+    assert not list(tmp_path.rglob("graph.json"))
+
+
+def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_path):
+    conversions = []
+    convert = openvino_graph._convert
+    monkeypatch.setattr(openvino_graph, "_convert", lambda *args: (conversions.append(1), convert(*args)))
+    spec, files = complete("ensemble-reranker-tiny")
+    with ThreadPoolExecutor(4) as pool:
+        graphs = list(pool.map(lambda _: graph_for(spec, files, tmp_path), range(4)))
+    assert conversions == [1]
+    assert len(set(graphs)) == 1
+    other = replace(files, fingerprint="0123456789abcdef")
+    assert graph_for(spec, other, tmp_path).folder != graphs[0].folder
+
+
+class Failing:
+    """An inference request that fails."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def infer(self, *args, **kwargs):
+        raise RuntimeError(self.message)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"), [("std::bad_alloc", DeviceOutOfMemoryError), ("the secret text", ModelFailedError)]
+)
+def test_failures_are_told_in_our_words(openvino_runtime, message, error):
+    forward = rerank_factory(*complete("ensemble-reranker-tiny"), openvino_runtime).load("cpu")
+    assert isinstance(forward, OpenVinoForward)
+    forward._request = Failing(message)
+    table = table_of([[5, 6], [7]], second_from=[1, 1])
+    with pytest.raises(error) as caught:
+        forward(table, Batch(np.arange(2), 2))
+    assert message not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_it_refuses_a_gpu(openvino_runtime):
+    with pytest.raises(DeviceError, match="runs on the CPU"):
+        rerank_factory(*complete("ensemble-reranker-tiny"), openvino_runtime).load("cuda:0")
+
+
+NO_CALLS_HOME = """
+import socket, sys
+from pathlib import Path
+def refuse(*args, **kwargs):
+    raise SystemExit("called home")
+socket.socket.connect = refuse
+socket.create_connection = refuse
+try:
+    import openvino_telemetry
+    openvino_telemetry.Telemetry.__init__ = refuse
+except ImportError:
+    pass
+from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.compute.backends.openvino_graph import graph_for
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+spec = MODELS["ensemble-reranker-tiny"]
+files = locate(spec)
+print(graph_for(complete_spec(spec, files), files, Path(sys.argv[1])).path.is_file())
+"""
+
+
+def test_neither_importing_nor_converting_reports_anything_to_anybody(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home)}
+    command = [sys.executable, "-c", NO_CALLS_HOME, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.stdout.strip() == "True", done.stderr
+    assert done.returncode == 0
+    assert not list(home.rglob("openvino_ga_cid"))
+
+
+def test_openvino_is_imported_in_one_place_only():
+    package = Path(backends.__file__).parents[1]
+    importing = re.compile(r"^\s*(import openvino|from openvino\b)", re.MULTILINE)
+    found = [path.name for path in package.rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
+    assert found == []

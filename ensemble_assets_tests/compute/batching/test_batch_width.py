@@ -1,0 +1,58 @@
+"""Fixed batches on a CPU hold more tokens of a model with narrow token states."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from ensemble_assets.compute.backends.forward import HasWidth
+from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.running.loaded_once import loaded_once
+from ensemble_assets.compute.running.worker_settings import cpu_batches, for_width
+from ensemble_assets.models.model_config import hidden_width
+from ensemble_assets.models.model_files import locate
+from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory, model_folder, run_here, table_of
+
+
+@dataclass(frozen=True)
+class OfWidth(DoubleFactory):
+    """A double that knows its width."""
+
+    width: int = 0
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(0, 4096), (768, 4096), (384, 4096), (192, 8192), (128, 12288)])
+def test_narrow_models_get_larger_batches(width: int, tokens: int) -> None:
+    sizes = for_width(cpu_batches(4096), width).sizes
+    assert (sizes.initial_tokens, sizes.max_tokens) == (tokens, tokens)
+
+
+def test_batches_by_memory_are_left_as_they_are() -> None:
+    by_memory = ControllerSettings()
+    assert for_width(by_memory, 128) is by_memory
+
+
+@pytest.mark.parametrize(("width", "largest"), [(0, 64), (128, 192)])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_run_here_plans_by_its_models_width(width: int, largest: int, kept: bool) -> None:
+    table = table_of([[5 + n % 20, 6 + n // 20] for n in range(200)])
+    factory = OfWidth(VECTOR, width=width)
+    if kept:
+        with loaded_once(factory) as once:
+            run_here(table, once, batch_tokens=64)
+    else:
+        run_here(table, factory, batch_tokens=64)
+    assert max(batch.tokens for batch in factory.journal.batches) == largest
+
+
+def test_the_width_is_the_models_own_word(tmp_path) -> None:
+    files = locate(model_folder(tmp_path / "m"))
+    assert hidden_width(files) == 8
+    (tmp_path / "m" / "config.json").write_text(json.dumps({"dim": 96}))
+    assert hidden_width(files) == 96
+    (tmp_path / "m" / "config.json").write_text("{}")
+    assert hidden_width(files) == 0
+    assert isinstance(OfWidth(VECTOR), HasWidth)
+    assert not isinstance(DoubleFactory(VECTOR), HasWidth)

@@ -1,0 +1,106 @@
+"""Batch sizes kept between runs: per model, kind and precision, by several processes at once, from any file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from ensemble_assets.compute.batching import size_history as batch_memory
+from ensemble_assets.compute.batching.failed_sizes import Failure
+from ensemble_assets.compute.batching.memory_model import Observation
+from ensemble_assets.compute.batching.size_history import BatchMemory
+from ensemble_assets.compute.batching.size_limits import SizeMemory
+
+ROOT = Path(__file__).resolve().parents[3]
+
+WRITER = """
+import sys
+from pathlib import Path
+from ensemble_assets.compute.batching.size_history import BatchMemory
+from ensemble_assets.compute.batching.size_limits import SizeMemory
+for number in range(12):
+    sizes = SizeMemory(worked_tokens=number + 1)
+    assert BatchMemory(Path(sys.argv[1])).keep(f"model-{sys.argv[2]}-{number}", "k", sizes)
+"""
+
+
+def test_what_worked_is_remembered_per_model_precision_and_kind_of_device(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "sizes.json"
+    seen = SizeMemory((Observation(4096, 128, 10**9),), 4096, 4096 * 128, (Failure(8192, 128, 2 * 10**9),))
+    assert BatchMemory(path).recall("model:fp16", "Tesla T4") == SizeMemory()
+    assert BatchMemory(path).keep("model:fp16", "Tesla T4", seen)
+    assert BatchMemory(path).recall("model:fp16", "Tesla T4") == seen
+    assert BatchMemory(path).recall("model:fp32", "Tesla T4") == SizeMemory()
+    assert BatchMemory(path).recall("model:fp16", "A100") == SizeMemory()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b'{"version": 99}',
+        b'{"version": 1, "entries": 3}',
+        b'{"version": 1, "entries": {"m|k": 3}}',
+        b'{"version": 1, "entries": {"m|k": {}}}',
+        b'{"version": 1, "entries": {"m|k": {"observations": [[1, 2]], "failures": [], '
+        b'"worked_tokens": 1, "worked_square": 1}}}',
+        b'{"version": 1, "entries": {"m|k": {"observations": [[-5, 2, 1]], "failures": [], '
+        b'"worked_tokens": 1, "worked_square": 1}}}',
+        b'{"version": 1, "entries": {"m|k": {"observations": [], "failures": [], '
+        b'"worked_tokens": 1e999, "worked_square": 1}}}',
+    ],
+)
+def test_a_damaged_or_foreign_file_is_ignored_and_replaced(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sizes.json"
+    path.write_bytes(content)
+    assert BatchMemory(path).recall("m", "k") == SizeMemory()
+    assert BatchMemory(path).keep("m", "k", SizeMemory(worked_tokens=7))
+    assert BatchMemory(path).recall("m", "k") == SizeMemory(worked_tokens=7)
+
+
+def test_several_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)], cwd=ROOT) for number in range(3)
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    for writer in range(3):
+        for number in range(12):
+            assert BatchMemory(path).recall(f"model-{writer}-{number}", "k").worked_tokens == number + 1
+    assert len(json.loads(path.read_text())["entries"]) == 36
+
+
+def test_a_file_that_another_process_keeps_locked_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_memory, "_LOCK_SECONDS", 0.05)
+    path = tmp_path / "sizes.json"
+    with FileLock(f"{path}.lock"):
+        assert not BatchMemory(path).keep("m", "k", SizeMemory(worked_tokens=7))
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_made_costs_the_hint_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert not BatchMemory(tmp_path / "file" / "sizes.json").keep("m", "k", SizeMemory(worked_tokens=7))
+
+
+def test_without_a_file_nothing_is_remembered() -> None:
+    assert not BatchMemory(None).keep("m", "k", SizeMemory(worked_tokens=7))
+    assert BatchMemory(None).recall("m", "k") == SizeMemory()
+
+
+def test_the_file_keeps_only_the_latest_models(tmp_path: Path) -> None:
+    file = BatchMemory(tmp_path / "sizes.json")
+    for index in range(70):
+        file.keep(f"model-{index}", "k", SizeMemory(worked_tokens=index + 1))
+    assert file.recall("model-0", "k") == SizeMemory()
+    assert file.recall("model-69", "k").worked_tokens == 70

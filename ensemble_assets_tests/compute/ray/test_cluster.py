@@ -1,0 +1,143 @@
+"""Encoding on a Ray cluster: the same results as on this machine, shards by size, leases on every node."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, StageError
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.devices.lease import local_lease
+from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
+from ensemble_assets.compute.ray.node import NodeOptions, Order, compute_shard
+from ensemble_assets.compute.running.run_table import ParallelSettings, in_process_runner
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
+from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets_tests.orchestration.doubles import Double, OutputSpec, _dense
+
+OUTPUTS = {"vector": OutputSpec((64,), np.float32)}
+
+
+def broken(table: TokenTable, row: int) -> dict[str, np.ndarray]:
+    raise MemoryError("canary-4711")
+
+
+def table_of(lengths: list[int]) -> TokenTable:
+    """Rows of these lengths; equal lengths from 40 on make equal rows."""
+    random = np.random.default_rng(7)
+    rows = [np.full(n, n, np.int32) if n >= 40 else random.integers(5, 900, n).astype(np.int32) for n in lengths]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenTable(np.concatenate(rows), offsets, np.zeros(len(lengths), bool))
+
+
+TABLE = table_of([3, 9, 40, 0, 17, 40, 25, 5, 41, 8, 40, 12])
+
+
+def options_in(folder: Path) -> NodeOptions:
+    settings = ParallelSettings(WorkerSettings(cpu_batches(64), workers_per_device=0))
+    return NodeOptions(settings, settings, folder / "locks", lease_timeout=30.0, ceiling_bytes=12 * 10**9, threads=1)
+
+
+def test_shards_hold_every_row_once_the_longest_first() -> None:
+    lengths = np.array([5, 9, 1, 9, 3])
+    shards = split(lengths, np.array([0, 1, 2, 3]), 2)
+    assert [shard.tolist() for shard in shards] == [[1, 3], [0, 2]]
+    assert split(lengths, np.array([], np.int64), 2) == []
+    assert len(split(lengths, np.arange(5), 5)) == 1, "up to the limit, a collection is one shard"
+
+
+def test_a_node_leases_its_devices_and_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMBEDDER_PATHS_LOCK_DIR", raising=False)
+    order = Order("double", "dense", options_in(tmp_path))
+    report = compute_shard(TABLE, Double(_dense, OUTPUTS, "double"), order)
+    assert report.result is not None
+    assert {"lease.acquired", "lease.released"} <= {event.name for event in report.events}
+    impatient = dataclasses.replace(order, options=dataclasses.replace(order.options, lease_timeout=0.0))
+    with lease_gpus("other", "dense", lock_folder=tmp_path / "locks", events=EventLog()):
+        taken = compute_shard(TABLE, Double(_dense, OUTPUTS, "double"), impatient)
+    assert isinstance(taken.error, LeaseTimeoutError)
+    missing = compute_shard(TABLE, Double(_dense, OUTPUTS, "double", missing=True), order)
+    assert type(missing.error).__name__ == "ModelUnavailableError"
+
+
+def test_the_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'ensemble-assets[ray]'")
+    runner = RayRunner(options_in(tmp_path), address="127.0.0.1:1")
+    with (
+        cluster_lease(model="m", stage="dense") as lease,
+        pytest.raises((DeviceError, StageError), match="no Ray cluster answers"),
+    ):
+        runner(TABLE, Double(_dense, OUTPUTS, "d"), lease=lease, events=EventLog())
+
+
+# With a real cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Path]]]:
+    """Two nodes on this machine, each with its own folder of locks, as two machines have them."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'ensemble-assets[ray]'")
+    from ray.cluster_utils import Cluster
+
+    locks = [tmp_path_factory.mktemp(f"locks{number}") for number in range(2)]
+    root = str(Path(__file__).resolve().parents[3])
+    head = {"num_cpus": 0, "object_store_memory": 10**8, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    for folder in locks:
+        variables = {"EMBEDDER_PATHS_LOCK_DIR": str(folder), "PYTHONPATH": root}
+        made.add_node(num_cpus=1, object_store_memory=10**8, env_vars=variables)
+    ray.init(address=made.address, log_to_driver=False)
+    try:
+        yield str(made.address), locks
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_nodes_give_what_this_machine_gives(cluster: tuple[str, list[Path]], tmp_path: Path) -> None:
+    address, locks = cluster
+    factory, events = Double(_dense, OUTPUTS, "double"), EventLog()
+    with local_lease(model="double", stage="dense") as lease:
+        expected = in_process_runner(64)(TABLE, factory, lease=lease, events=EventLog())
+    runner = RayRunner(options_in(tmp_path), address, shard_rows=3)
+    with cluster_lease(model="double", stage="dense") as lease:
+        found = runner(TABLE, factory, lease=lease, events=events)
+        stored = runner(TABLE, factory, lease=lease, events=EventLog(), folder=tmp_path / "outputs")
+    np.testing.assert_array_equal(found.outputs["vector"], expected.outputs["vector"])
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs" / "vector.npy"), expected.outputs["vector"])
+    assert (found.failed_rows, found.tokens) == (expected.failed_rows, expected.tokens)
+    assert (found.distinct_rows, stored.device) == (expected.distinct_rows, "cpu")
+    assert all(list(folder.glob("*.lock")) for folder in locks), "both nodes took their own lease"
+    assert len([event for event in events.events if event.name == "lease.acquired"]) == 3, (
+        "nine distinct rows in shards of three, one lease each"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_errors_of_nodes_arrive_without_their_words(cluster: tuple[str, list[Path]], tmp_path: Path) -> None:
+    runner = RayRunner(options_in(tmp_path), cluster[0])
+    with cluster_lease(model="double", stage="dense") as lease:
+        with pytest.raises(Exception, match="not here") as missing:
+            runner(TABLE, Double(_dense, OUTPUTS, "double", missing=True), lease=lease, events=EventLog())
+        assert type(missing.value).__name__ == "ModelUnavailableError"
+        outcome = runner(TABLE, Double(broken, OUTPUTS, "double"), lease=lease, events=EventLog())
+    assert "canary" not in str(outcome.failed_rows)
+    assert len(outcome.failed_rows) == len(TABLE)
+
+
+def test_a_lease_of_devices_is_refused(tmp_path: Path) -> None:
+    with (
+        local_lease(model="m", stage="dense") as lease,
+        pytest.raises(DeviceError, match="needs a lease of the cluster"),
+    ):
+        RayRunner(options_in(tmp_path))(TABLE, Double(_dense, OUTPUTS, "d"), lease=lease, events=EventLog())

@@ -1,0 +1,99 @@
+"""Work folders: gone when their run is, whoever ends it; results take their names whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.running.shared_folder import (
+    create_outputs,
+    load_table,
+    open_outputs,
+    save_table,
+    sweep,
+    take_outputs,
+    work_folder,
+)
+from ensemble_assets_tests.compute.running.doubles import table_of
+
+OUTPUTS = {"vector": OutputSpec((2,), "float32"), "active": OutputSpec((), "int32")}
+
+
+def abandoned(parent: Path) -> Path:
+    """What a killed run leaves: a folder with content that nobody locks any more."""
+    with work_folder(parent) as folder:
+        name = folder.name
+    left = parent / name
+    left.mkdir()
+    (left / "output-vector.npy").write_bytes(b"half")
+    return left
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_folder_is_gone_when_the_block_ends(tmp_path, error):
+    try:
+        with work_folder(tmp_path / "new") as folder:
+            create_outputs(folder, OUTPUTS, 3)
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_what_killed_runs_left_is_removed_and_what_living_ones_use_stays(tmp_path):
+    left = abandoned(tmp_path)
+    stranger = tmp_path / "somebody-elses"
+    stranger.mkdir()
+    with work_folder(tmp_path) as one, work_folder(tmp_path) as other:
+        assert not left.exists()
+        assert sweep(tmp_path) == 0
+        assert one.exists()
+        assert other.exists()
+    assert list(tmp_path.iterdir()) == [stranger]
+
+
+def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    make, made = tempfile.mkdtemp, []
+
+    def made_and_swept(**where):
+        made.append(make(**where))
+        if len(made) == 1:
+            assert sweep(tmp_path) == 1
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made_and_swept)
+    with work_folder(tmp_path) as folder:
+        assert str(folder) == made[1]
+        create_outputs(folder, OUTPUTS, 1)
+
+
+def test_tables_come_back_as_they_were_with_and_without_a_second_segment(tmp_path):
+    for name, second in (("pairs", [1, 2]), ("singles", None)):
+        (tmp_path / name).mkdir()
+        table = table_of([[5, 6], [7, 8, 9]], second)
+        save_table(tmp_path / name, table)
+        mapped = load_table(tmp_path / name)
+        for part in ("ids", "offsets", "truncated", "second_from"):
+            np.testing.assert_array_equal(getattr(mapped, part), getattr(table, part))
+
+
+def test_what_one_process_writes_another_maps_and_the_result_takes_its_name_at_the_end(tmp_path):
+    with work_folder(tmp_path) as folder:
+        create_outputs(folder, OUTPUTS, 3)
+        child = os.fork()
+        if child == 0:
+            open_outputs(folder, ["vector"])["vector"][1] = (4.0, 5.0)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        in_memory = take_outputs(folder, list(OUTPUTS), None)
+        assert not (tmp_path / "out").exists()
+        on_disk = take_outputs(folder, list(OUTPUTS), tmp_path / "out")
+    for taken in (in_memory, on_disk):
+        assert taken["vector"].tolist() == [[0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["active.npy", "vector.npy"]

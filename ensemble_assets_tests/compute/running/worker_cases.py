@@ -1,0 +1,216 @@
+"""Models and sinks for tests with real worker processes: importable, since a worker is a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ensemble_assets.common.errors import InputError, ModelUnavailableError
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
+from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.size_limits import SizeSettings
+from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets_tests.compute.running.doubles import table_of
+from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
+from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel, expected_vector
+
+SECRET = "the secret text"
+
+
+def random_table(rows: int = 200, longest: int = 60, seed: int = 0) -> TokenTable:
+    """Distinct rows of 1 to ``longest`` tokens, in no order."""
+    random = np.random.default_rng(seed)
+    return table_of([[*random.integers(5, 500, random.integers(0, longest)), 1000 + row] for row in range(rows)])
+
+
+def simulated(count: int, **facts: Any) -> tuple[SimulatedDevice, ...]:
+    return tuple(SimulatedDevice(uuid=f"SIM-{number}", **facts) for number in range(count))
+
+
+def fixed_batches(tokens: int = 256) -> ControllerSettings:
+    """One size for all batches: the plan depends on nothing that happens."""
+    return ControllerSettings(SizeSettings(initial_tokens=tokens, max_tokens=tokens))
+
+
+@dataclass(frozen=True)
+class Together(SimulatedModel):
+    """Every worker's first batch waits until each of ``parties`` workers has one: all of them take part.
+
+    Attributes:
+        folder: where workers say that they have begun.
+        parties: how many there are.
+        slow: the device whose batches take ``slow_seconds`` more.
+    """
+
+    folder: Path = Path()
+    parties: int = 1
+    slow: str = ""
+    slow_seconds: float = 0.0
+
+    def load(self, device: str) -> _TogetherForward:
+        super().load(device)
+        return _TogetherForward(self, OPEN_SESSIONS[device])
+
+
+@dataclass(frozen=True)
+class FitsOnOne(Together):
+    """A device on which the weights do not fit counts as having begun: the others go on once it has tried."""
+
+    def load(self, device: str) -> _TogetherForward:
+        try:
+            return super().load(device)
+        except DeviceOutOfMemoryError:
+            (self.folder / f"begun-{OPEN_SESSIONS[device].device.uuid}").touch()
+            raise
+
+
+class _TogetherForward(SimulatedForward):
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        model: Any = self._model
+        (model.folder / f"begun-{self._session.device.uuid}").touch()
+        while len(list(model.folder.glob("begun-*"))) < model.parties:
+            time.sleep(0.002)
+        if self._session.device.uuid == model.slow:
+            time.sleep(model.slow_seconds)
+        return super().__call__(table, batch)
+
+
+@dataclass(frozen=True)
+class Unloadable(SimulatedModel):
+    """Raises while loading, on every device or on one.
+
+    Attributes:
+        error: ``missing``, ``foreign``, ``two arguments``, ``end of file`` or ``hangs``.
+        on: the device; empty for all.
+    """
+
+    error: str = "missing"
+    on: str = ""
+
+    def load(self, device: str) -> SimulatedForward:
+        if not device.endswith(self.on):
+            return super().load(device)
+        if self.error == "hangs":
+            time.sleep(1e6)
+        raise {
+            "missing": ModelUnavailableError("its files are not here"),
+            "foreign": ValueError(SECRET),
+            "two arguments": InputError("a", "b", "c"),
+            "end of file": EOFError(SECRET),
+            "no memory": DeviceOutOfMemoryError("its weights do not fit"),
+        }[self.error]
+
+
+@dataclass(frozen=True)
+class HostMemoryModel:
+    """Takes real host memory: so many bytes per padded token, touched."""
+
+    bytes_per_token: int
+    outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"vector": OutputSpec((4,), "float32")})
+    identity: str = "host-memory"
+
+    def load(self, device: str) -> HostMemoryModel:
+        return self
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        np.ones(batch.tokens * self.bytes_per_token, np.uint8).sum()
+        return {"vector": np.stack([expected_vector(table, int(row)) for row in batch.rows])}
+
+
+@dataclass(frozen=True)
+class AsksItself:
+    """Answers for every row in which process it was computed and how many threads that process was given."""
+
+    outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"process": OutputSpec((2,), "int64")})
+    identity: str = "asks-itself"
+
+    def load(self, device: str) -> AsksItself:
+        return self
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        time.sleep(0.01)
+        threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        return {"process": np.tile(np.array([os.getpid(), threads]), (batch.size, 1))}
+
+
+@dataclass
+class ActingLog(EventLog):
+    """An event log that does something when an event comes, in the process that planned it.
+
+    Attributes:
+        act: called with (log, name, facts) after each event was kept.
+    """
+
+    act: Callable[[ActingLog, str, Mapping[str, Any]], None] = lambda log, name, facts: None
+
+    def emit(self, name: str, **facts: Any) -> None:
+        super().emit(name, **facts)
+        self.act(self, name, facts)
+
+    def pids(self) -> dict[str, int]:
+        """Worker process by device; the last one started."""
+        return {str(event.facts["device"]): int(event.facts["pid"]) for event in self.named("worker.started")}
+
+
+def kill_after(batches: int, *devices: str) -> Callable[[ActingLog, str, Mapping[str, Any]], None]:
+    """Kills these devices' workers once so many batches are done."""
+
+    def act(log: ActingLog, name: str, facts: Mapping[str, Any]) -> None:
+        if name == "batch.done" and len(log.named("batch.done")) == batches:
+            for device in devices:
+                os.kill(log.pids()[device], signal.SIGKILL)
+
+    return act
+
+
+def run_on(
+    devices: Any, table: TokenTable, model: Any, root: Path, events: EventLog | None = None, **settings: Any
+) -> tuple[Any, EventLog]:
+    """Lease the devices, take the table through the model on one worker each; the result and what was reported."""
+    log = ActingLog() if events is None else events
+    workers = replace(WorkerSettings(fixed_batches()), **settings)
+    with lease_gpus("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease:
+        result = run_parallel(
+            table, model, lease, ParallelSettings(workers, work_folder=root / "work"), log, root / "out"
+        )
+    return result, log
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Dead but not yet collected by whoever inherited it counts as dead: its memory and files are gone."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until_dead(living: Callable[[], Any], seconds: float = 120.0) -> bool:
+    """Whether soon nobody is left; an exit that has begun takes as long as the machine makes it take."""
+    deadline = time.monotonic() + seconds
+    while living() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not living()
+
+
+def assert_nothing_is_left(log: ActingLog, devices: Any, root: Path) -> None:
+    """No worker process, no held lease, no work folder."""
+    for pid in (int(event.facts["pid"]) for event in log.named("worker.started")):
+        with suppress(psutil.NoSuchProcess):
+            assert not is_running(psutil.Process(pid))
+    with lease_gpus("m", "dense", lock_folder=root / "locks", events=EventLog(), devices=devices, timeout=0.0):
+        pass
+    assert list((root / "work").iterdir()) == []

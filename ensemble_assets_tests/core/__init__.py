@@ -1,1 +1,0 @@
-"""Tests of ensemble_assets.core."""

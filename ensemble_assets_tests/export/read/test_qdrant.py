@@ -1,0 +1,144 @@
+"""Upload into embedded Qdrant: counts, searches, doing it again, going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+
+import qdrant_client
+
+from ensemble_assets.cli import main
+from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.export.read.qdrant import upload_bundle
+from ensemble_assets.export.write.bundle import write_bundle
+from ensemble_assets_tests.export.bundles import Chunk, bundle_of, dense, live_sparse, unit_rows
+from ensemble_assets_tests.export.runs import everything_off
+
+NAME = "guide_v4_mini_1.5b"
+
+
+def bundle(output: Path, count: int = 7, clock: str = "2026-01-02T03:04:05.678901", sparse: bool = True) -> Path:
+    models = (dense("mini-1.5b", unit_rows(count, 8)), dense("other", unit_rows(count, 3, seed=1)))
+    inputs = bundle_of([Chunk(f"chunk {i}", {"n": i}) for i in range(count)], *models, clock=clock)
+    if sparse:
+        rows = [{f"t{i}": 1.0 + i, "common": 0.5} for i in range(count)]
+        inputs = replace(inputs, sparse=live_sparse(rows, [1] * count))
+    return write_bundle(output, inputs, lambda written: everything_off()).folder
+
+
+@pytest.fixture
+def client() -> Any:
+    return qdrant_client.QdrantClient(":memory:")
+
+
+def test_a_chunk_finds_itself_by_every_vector_and_by_both_together(tmp_path: Path, client: Any) -> None:
+    done = upload_bundle(open_bundle(bundle(tmp_path)), client, batch_size=3)
+    assert (done.collection, done.points, done.sent, done.removed) == (NAME, 7, 7, 0)
+    assert done.searches == ("mini-1.5b", "other", "sparse", "hybrid")
+    assert client.count(NAME).count == 7
+    record = client.retrieve(NAME, ids=[4], with_payload=True)[0]
+    assert record.payload["n"] == 4
+
+
+def test_uploading_again_sends_nothing_and_a_broken_off_upload_goes_on(tmp_path: Path, client: Any) -> None:
+    opened = open_bundle(bundle(tmp_path))
+
+    class BrokenOffError(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done >= 4:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        upload_bundle(opened, client, batch_size=2, progress=stop)
+    assert client.count(NAME).count == 4
+    assert upload_bundle(opened, client, batch_size=2).sent == 3
+    assert upload_bundle(opened, client, batch_size=2).sent == 0
+
+
+def test_an_upload_that_was_killed_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, storage = bundle(tmp_path / "b", count=400), tmp_path / "storage"
+    command = [sys.executable, "-m", "ensemble_assets.cli", "upload", str(folder), "--path", str(storage)]
+    with subprocess.Popen([*command, "--batch-size", "2"], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while b"\r40 points" not in said:
+            said += process.stderr.read(1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(SystemExit) as ended:
+        main(["upload", str(folder), "--path", str(storage), "--batch-size", "2"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    sent = int(re.search(r"400 points \((\d+) sent", out)[1])
+    assert 0 < sent <= 360, "those of the killed process were not sent again"
+    assert "hybrid" in out
+
+
+def test_a_new_export_replaces_the_old_points_and_leaves_those_of_others(tmp_path: Path, client: Any) -> None:
+    upload_bundle(open_bundle(bundle(tmp_path / "old")), client)
+    vector = {"mini-1.5b": [1.0] + [0.0] * 7, "other": [1.0, 0.0, 0.0]}
+    client.upsert(NAME, [qdrant_client.models.PointStruct(id=999, vector=vector, payload={"mine": True})])
+    newer = open_bundle(bundle(tmp_path / "new", count=5, clock="2026-02-02T00:00:00.000001"))
+    done = upload_bundle(newer, client)
+    assert (done.sent, done.removed) == (5, 2)
+    assert {point.id for point in client.scroll(NAME, limit=100)[0]} == {0, 1, 2, 3, 4, 999}
+
+
+def test_without_sparse_vectors_there_is_no_hybrid_search(tmp_path: Path, client: Any) -> None:
+    assert upload_bundle(open_bundle(bundle(tmp_path, sparse=False)), client).searches == ("mini-1.5b", "other")
+
+
+def test_a_collection_with_other_vectors_is_refused(tmp_path: Path, client: Any) -> None:
+    size = qdrant_client.models.VectorParams(size=5, distance=qdrant_client.models.Distance.COSINE)
+    client.create_collection(NAME, vectors_config={"mini-1.5b": size})
+    with pytest.raises(ContractError, match=r"exists with other vectors: expected .*'other': 3"):
+        upload_bundle(open_bundle(bundle(tmp_path)), client)
+
+
+def test_lost_points_and_wrong_vectors_are_noticed(tmp_path: Path, client: Any, monkeypatch: Any) -> None:
+    opened = open_bundle(bundle(tmp_path))
+    upload_bundle(opened, client)
+    monkeypatch.setattr(client, "upsert", lambda *given, **named: None)
+    client.delete(NAME, points_selector=[2])
+    with pytest.raises(ContractError, match="expected 7 points of this export, found 6"):
+        upload_bundle(opened, client)
+    monkeypatch.undo()
+    upload_bundle(opened, client)
+    swapped = {"mini-1.5b": unit_rows(7, 8)[0].tolist()}
+    client.update_vectors(NAME, [qdrant_client.models.PointVectors(id=6, vector=swapped)])
+    with pytest.raises(ContractError, match=r"chunk 6 does not find itself by mini-1.5b"):
+        upload_bundle(opened, client)
+
+
+def test_the_command_uploads_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, storage = bundle(tmp_path / "b"), tmp_path / "storage"
+    for expected in ("7 sent", "0 sent"):
+        with pytest.raises(SystemExit) as ended:
+            main(["upload", str(folder), "--path", str(storage)])
+        assert ended.value.code == 0
+        assert expected in capsys.readouterr().out
+    client = qdrant_client.QdrantClient(path=str(storage))
+    assert client.count(NAME).count == 7
+    client.close()
+    assert json.loads((storage / "meta.json").read_text())["collections"]
+
+
+@pytest.mark.parametrize("arguments", [["missing"], ["missing", "--url", "http://a", "--path", "b"]])
+def test_bad_usage_gives_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["upload", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Fast JSON against the standard library's."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.write.json_bytes import (
+    JsonList,
+    compact,
+    float_list,
+    float_rows,
+    indented,
+    integer_list,
+    release,
+)
+from ensemble_assets_tests.export.strategies import metadata, values
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(finite, max_size=30))
+@example([1e-5, 9.999e-5, 1e-4, 0.00012, 1e15, 1e16, 123456789012345680.0, 5e-324, -0.0, 0.0, 1.0, 1e22, 1e-300])
+def test_float_list_is_the_librarys(numbers: list[float]) -> None:
+    assert float_list(np.array(numbers, dtype=np.float64)) == json.dumps(numbers)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30))
+def test_float_list_of_float32_is_what_tolist_gives(numbers: list[float]) -> None:
+    array = np.array(numbers, dtype=np.float32)
+    assert float_list(array.astype(np.float64)) == json.dumps(array.tolist())
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_integer_list_is_the_librarys(numbers: list[int]) -> None:
+    assert integer_list(np.array(numbers, dtype=np.int64)) == json.dumps(numbers)
+
+
+@given(metadata() | values)
+def test_indented_and_compact_are_the_librarys(value: object) -> None:
+    assert compact(value) == json.dumps(value, ensure_ascii=False)
+    assert indented(value, compact(value)) == json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        indented(["\ud800"], compact(["\ud800"]))
+
+
+def test_deep_nesting_takes_the_slow_way() -> None:
+    value: object = 1
+    for _ in range(300):
+        value = [value]
+    assert indented(value, compact(value)) == json.dumps(value, indent=2).encode()
+
+
+@given(st.lists(values, max_size=4))
+def test_json_list_is_the_librarys(items: list[object]) -> None:
+    file = io.BytesIO()
+    written = JsonList(file)
+    for item in items:
+        written.add(indented(item, compact(item)).replace(b"\n", b"\n  "))
+    written.end()
+    assert file.getvalue() == json.dumps(items, indent=2, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 100])
+def test_float_rows_come_in_order_whatever_the_block(block: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert list(float_rows(rows, "mini", block)) == [json.dumps(row.tolist()) for row in rows]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, 2.0])
+def test_a_row_that_is_no_finite_unit_vector_is_named(bad: float) -> None:
+    rows = np.zeros((5, 2), dtype=np.float32)
+    rows[:, 0] = 1.0
+    rows[3] = [bad, 0.0]
+    with pytest.raises(ContractError, match="vectors of mini, row 3: expected finite values"):
+        list(float_rows(rows, "mini", 2))
+
+
+def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(10_000.0))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    release(mapped[5:])
+    assert mapped.sum() == np.arange(10_000.0).sum()
+
+
+def test_pages_that_hold_unsaved_changes_are_not_released(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(10_000))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="c")
+    mapped[:] = 1.0
+    release(mapped)
+    assert mapped.sum() == 10_000

@@ -1,0 +1,27 @@
+"""The models of a run: what single options change in the profile's models, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.settings.options import Models
+
+
+def test_without_options_models_are_as_registered() -> None:
+    choice = choose_models(Models())
+    assert choice.primary == MODELS["all-minilm-l6-v2"]
+    assert choice.sparse == (MODELS["splade-tiny"],)
+    assert choice.rerank == MODELS["ensemble-reranker-tiny"]
+
+
+def test_the_pairs_length_can_be_set() -> None:
+    rerank = MODELS["ensemble-reranker-tiny"]
+    assert choose_models(Models(rerank_tokens=96)).rerank == dataclasses.replace(rerank, max_tokens=96)
+    assert choose_models(Models(rerank_tokens=96)).primary == MODELS["all-minilm-l6-v2"]
+
+
+def test_windows_are_set_for_every_model() -> None:
+    choice = choose_models(Models(windows=4))
+    assert [spec.windows for spec in (*choice.dense, *choice.sparse, choice.rerank)] == [4, 4, 4]

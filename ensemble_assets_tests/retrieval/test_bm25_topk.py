@@ -1,0 +1,89 @@
+"""BM25 over the queries' words equals the textbook formula over all words, whatever the slices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ensemble_assets.retrieval.bm25_topk import K1, B, bm25_rows, lexical_topk, words
+from ensemble_assets.retrieval.topk import NO_ROW
+
+WORDS = st.sampled_from(["river", "Rivers", "engine", "berries", "glass", "boxes", "über", "2024", "the", "THE"])
+TEXTS = st.lists(st.lists(WORDS, max_size=12).map(", ".join), min_size=1, max_size=8)
+
+
+def singular(word: str) -> str:
+    """Harman's S-stemmer, first rule that applies."""
+    if word.endswith("ies"):
+        return re.sub("([^ae])ies$", r"\1y", word)
+    if word.endswith("es"):
+        return re.sub("([^aeo])es$", r"\1e", word)
+    return re.sub("([^us])s$", r"\1", word)
+
+
+def split(text: str) -> list[str]:
+    return [singular(word) for word in re.findall(r"[^\W_]+", text.lower())]
+
+
+def reference(chunks: list[str], query: str) -> list[float]:
+    """BM25 of every chunk, straight from the formula."""
+    documents = [Counter(split(chunk)) for chunk in chunks]
+    lengths = [sum(document.values()) for document in documents]
+    mean = max(1.0, sum(lengths) / len(lengths))
+    scores = []
+    for document, length in zip(documents, lengths, strict=True):
+        score = 0.0
+        for word in split(query):
+            holding = sum(word in other for other in documents)
+            idf = math.log(1 + (len(chunks) - holding + 0.5) / (holding + 0.5))
+            tf = document[word]
+            score += idf * tf * (K1 + 1) / (tf + K1 * (1 - B + B * length / mean)) if tf else 0.0
+        scores.append(score)
+    return scores
+
+
+@given(TEXTS, TEXTS, st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_scores_are_those_of_the_formula_and_slices_do_not_matter(chunks, queries, size):
+    slices = [pl.Series(chunks[i : i + size], dtype=pl.String) for i in range(0, len(chunks), size)]
+    documents, asked = bm25_rows(slices, pl.Series(queries, dtype=pl.String))
+    for number, query in enumerate(queries):
+        mine = np.zeros(len(chunks))
+        for at in range(asked.indptr[number], asked.indptr[number + 1]):
+            for row in range(len(chunks)):
+                part = slice(documents.indptr[row], documents.indptr[row + 1])
+                mine[row] += (
+                    asked.values[at] * documents.values[part][documents.indices[part] == asked.indices[at]].sum()
+                )
+        assert mine == pytest.approx(reference(chunks, query), rel=1e-5, abs=1e-6)
+
+
+@given(TEXTS, TEXTS, st.integers(1, 5))
+@settings(max_examples=20, deadline=None)
+def test_the_search_returns_the_best_chunks_that_share_a_word(chunks, queries, k):
+    found = lexical_topk([pl.Series(chunks, dtype=pl.String)], pl.Series(queries, dtype=pl.String), k)
+    for number, query in enumerate(queries):
+        scores = np.array(reference(chunks, query), dtype=np.float32)
+        expected = [row for row in np.argsort(-scores, kind="stable")[:k] if scores[row] > 0]
+        got = [int(row) for row in found.rows[number] if row != NO_ROW]
+        assert len(got) == len(expected)
+        assert scores[got] == pytest.approx(scores[expected], rel=1e-5)
+
+
+def test_words_are_lower_case_without_punctuation_and_plural():
+    assert words(pl.Series(["The boxes, 12 Berries: glass!", ""])).to_list() == [
+        ["the", "boxe", "12", "berry", "glass"],
+        [],
+    ]
+
+
+def test_a_query_without_words_finds_nothing():
+    found = lexical_topk([pl.Series(["some text"])], pl.Series(["?!", "text"]), 3)
+    assert [int((rows != NO_ROW).sum()) for rows in found.rows] == [0, 1]

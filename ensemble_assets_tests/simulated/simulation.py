@@ -1,0 +1,303 @@
+"""Simulated devices on a virtual clock, driven by the very controller and dispatcher that drive real workers.
+
+For property tests over thousands of runs, and for planning: what would this model take on those devices?
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import DeviceError, EnsembleError
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.batching.batch_outcome import (
+    DeviceOutOfMemoryError,
+    DidNotFit,
+    Finished,
+    ModelFailed,
+    ModelFailedError,
+)
+from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, Dispatcher, Measure, Run
+from ensemble_assets.compute.batching.planner import Assignment, BatchController, Tally
+from ensemble_assets.compute.batching.size_limits import SizeMemory
+from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
+from ensemble_assets.compute.devices.ceiling import MemoryGuard
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets_tests.simulated.device import SimulatedDevice, SimulatedSession
+from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel
+
+_MOST_STEPS = 2_000_000
+
+
+@dataclass(frozen=True)
+class BatchTrace:
+    """One attempt at a batch.
+
+    Attributes:
+        device: where.
+        number: of the assignment.
+        rows: which.
+        longest: tokens of the longest.
+        begin: virtual seconds.
+        end: virtual seconds.
+        peak_used: bytes in use on the device at the batch's peak, by everybody, the allocator's unused cache left out.
+        outcome: ``finished``, ``oom``, ``raised``, ``lost`` or ``hung``.
+    """
+
+    device: str
+    number: int
+    rows: tuple[int, ...]
+    longest: int
+    begin: float
+    end: float
+    peak_used: int
+    outcome: str
+
+    @property
+    def tokens(self) -> int:
+        """Padded tokens."""
+        return len(self.rows) * self.longest
+
+
+@dataclass
+class SimulationReport:
+    """What happened.
+
+    Attributes:
+        times_done: ``[n] int64``, how often each row was finished.
+        failed: row -> why.
+        trace: every attempt, in order of its end.
+        seconds: virtual time until the last device was done.
+        peak_used: most bytes in use at once on any device, by everybody, whenever we took more.
+        crossings: bytes above the hard limit right after we took more memory, by device, where others had not just
+            changed (see ``blind``).
+        blind: the same where another program had taken memory since the last sample.
+        error: why it could not be finished, if so.
+        events: everything that was decided.
+        tally: the controller's counts.
+        sizes: what was learned about batch sizes.
+    """
+
+    times_done: NDArray[np.int64]
+    failed: dict[int, str] = field(default_factory=dict)
+    trace: list[BatchTrace] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_used: int = 0
+    crossings: list[int] = field(default_factory=list)
+    blind: list[int] = field(default_factory=list)
+    error: EnsembleError | None = None
+    events: EventLog = field(default_factory=EventLog)
+    tally: Tally = field(default_factory=Tally)
+    sizes: SizeMemory = field(default_factory=SizeMemory)
+
+    def busy_share(self, devices: int) -> float:
+        """Share of all device time that went into batches that finished."""
+        busy = sum(batch.end - batch.begin for batch in self.trace if batch.outcome == "finished")
+        return busy / (devices * self.seconds) if self.seconds else 0.0
+
+
+class VirtualClock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def simulate(
+    lengths: NDArray[np.int64],
+    model: SimulatedModel,
+    devices: Sequence[SimulatedDevice],
+    settings: WorkerSettings,
+    memory: SizeMemory | None = None,
+) -> SimulationReport:
+    """Take rows of the given lengths through a model on simulated devices.
+
+    Args:
+        lengths: ``[n] int64`` tokens per row.
+        model: memory, speed, faults.
+        devices: their clock is replaced by the virtual one.
+        settings: the ceiling, how batches are planned, how long to wait.
+        memory: what earlier runs learned about batch sizes.
+    """
+    return _Simulation(lengths, model, devices, settings, memory).run()
+
+
+@dataclass
+class _Machine:
+    """One simulated worker."""
+
+    session: SimulatedSession
+    guard: MemoryGuard
+    forward: SimulatedForward
+    known_others: int = 0
+    assignment: Assignment | None = None
+    phases: Iterator[float] | None = None
+    begin: float = 0.0
+
+    def tick(self) -> None:
+        """The sampler's sample."""
+        self.known_others = self.session.device.memory().used
+        self.guard.tick()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        model: SimulatedModel,
+        devices: Sequence[SimulatedDevice],
+        settings: WorkerSettings,
+        memory: SizeMemory | None,
+    ) -> None:
+        self._clock = VirtualClock()
+        self._model = model
+        self._settings = settings
+        self._order = count()
+        self._queue: list[tuple[float, int, str, str, int]] = []
+        self.report = SimulationReport(np.zeros(len(lengths), np.int64))
+        rows = np.arange(len(lengths))
+        self._controller = BatchController(lengths, rows, settings.controller, self.report.events, memory)
+        names = [device.uuid for device in devices]
+        self._dispatcher = Dispatcher(self._controller, names, self.report.events, settings.patience)
+        self._machines: dict[str, _Machine] = {}
+        for device in devices:
+            self._open(replace(device, clock=self._clock))
+
+    def run(self) -> SimulationReport:
+        for _ in range(_MOST_STEPS):
+            for action in self._dispatcher.decide(self._clock.now):
+                if isinstance(action, Run):
+                    self._begin(action.device, action.assignment)
+                elif isinstance(action, Measure):
+                    machine = self._machines[action.device]
+                    machine.tick()
+                    self._dispatcher.measured(action.device, machine.guard.tick())
+                else:
+                    self._remove(action.device, "hung")
+            self.report.error = self._dispatcher.failure()
+            if self._dispatcher.finished or self.report.error is not None:
+                return self._close()
+            self._advance()
+        raise AssertionError("the simulated run does not end")
+
+    def _open(self, device: SimulatedDevice) -> None:
+        used_before = device.memory().used
+        session = device.open()
+        guard = MemoryGuard(session, self._settings.ceiling.within(device.total_bytes))
+        guard.measure_reserve(used_before)
+        guard.tick()
+        try:
+            forward = self._model.load(device.torch_device)
+        except DeviceOutOfMemoryError:
+            self._dispatcher.lost(device.uuid, OUT_OF_MEMORY, "its model does not fit")
+            return
+        machine = _Machine(session, guard, forward, device.memory().used)
+        self._machines[device.uuid] = machine
+        session.on_growth = lambda used, others: self._grew(machine, used, others)
+        self._dispatcher.joined(device.uuid, session.reserved_bytes(), guard.tick())
+        period = self._settings.sampler_seconds
+        for at, _ in device.others.changes:  # between changes of others a sample changes nothing
+            self._push(math.floor(at / period + 1) * period, "tick", device.uuid)
+
+    def _grew(self, machine: _Machine, used: int, others: int) -> None:
+        self.report.peak_used = max(self.report.peak_used, used)
+        above = used - self._settings.ceiling.within(machine.session.device.total_bytes).hard_bytes
+        if above > 0:
+            (self.report.blind if others > machine.known_others else self.report.crossings).append(above)
+
+    def _push(self, at: float, kind: str, device: str, number: int = -1) -> None:
+        heapq.heappush(self._queue, (at, next(self._order), kind, device, number))
+
+    def _advance(self) -> None:
+        """Move the clock to what happens next, and let it happen."""
+        wakeup = self._dispatcher.wakeup()
+        next_event = self._queue[0][0] if self._queue else math.inf
+        if wakeup is not None and wakeup < next_event:
+            self._clock.now = max(self._clock.now, wakeup)
+            return
+        assert self._queue, "nothing is left to happen"
+        at, _, kind, name, number = heapq.heappop(self._queue)
+        self._clock.now = max(self._clock.now, at)
+        machine = self._machines.get(name)
+        if machine is None:
+            return
+        if kind == "tick":
+            machine.tick()
+        elif machine.assignment is not None and machine.assignment.number == number:
+            self._step(name, machine)
+
+    def _begin(self, name: str, assignment: Assignment) -> None:
+        machine = self._machines[name]
+        machine.tick()
+        machine.guard.before_batch()
+        machine.session.begin_peak()
+        machine.assignment, machine.begin = assignment, self._clock.now
+        machine.phases = machine.forward.phases(assignment.batch)
+        self._push(self._clock.now, "step", name, assignment.number)
+
+    def _step(self, name: str, machine: _Machine) -> None:
+        """Let a batch go on to its next change of memory, or to its end."""
+        assert machine.phases is not None
+        assert machine.assignment is not None
+        number = machine.assignment.number
+        try:
+            pause = next(machine.phases)
+        except StopIteration:
+            peak = machine.session.peak_bytes()
+            self.report.times_done[machine.assignment.batch.rows] += 1
+            self._end(machine, "finished")
+            seconds = self._clock.now - machine.begin
+            self._dispatcher.outcome(name, Finished(number, peak, seconds, machine.guard.tick()))
+        except DeviceOutOfMemoryError:
+            at_failure = machine.guard.tick()
+            machine.session.release_cache()
+            self._end(machine, "oom")
+            self._dispatcher.outcome(name, DidNotFit(number, at_failure, machine.guard.tick()))
+        except ModelFailedError as error:
+            self._end(machine, "raised")
+            self._dispatcher.outcome(name, ModelFailed(number, error.reason, machine.guard.tick()))
+        except DeviceError:
+            self._dispatcher.lost(name, DEVICE_FAILED, "the device was lost")
+            self._remove(name, "lost")
+        else:
+            if math.isfinite(pause):
+                self._push(self._clock.now + pause, "step", name, number)
+
+    def _end(self, machine: _Machine, outcome: str) -> None:
+        assert machine.assignment is not None
+        batch, reading = machine.assignment.batch, machine.session.memory().used
+        self.report.trace.append(
+            BatchTrace(
+                machine.session.device.uuid,
+                machine.assignment.number,
+                tuple(batch.rows.tolist()),
+                batch.longest,
+                machine.begin,
+                self._clock.now,
+                reading - machine.session.reserved_bytes() + machine.session.peak_bytes(),
+                outcome,
+            )
+        )
+        machine.assignment = machine.phases = None
+
+    def _remove(self, name: str, why: str) -> None:
+        machine = self._machines.pop(name)
+        if machine.assignment is not None:
+            self._end(machine, why)
+
+    def _close(self) -> SimulationReport:
+        self.report.seconds = self._clock.now
+        self.report.failed = self._controller.failed
+        self.report.tally = self._controller.tally
+        self.report.sizes = self._controller.sizes.memory()
+        return self.report
