@@ -1,0 +1,123 @@
+"""Describe the pipeline once: its stages, what each is made of, and the ranked lists that it makes.
+
+Everything that names a stage, an asset or a list derives it from these two tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: short name, in spans, metrics, the manifest and the command line.
+        asset: name of its Dagster asset and of its artefact.
+        inputs: names of the stages whose artefacts it reads.
+        timed: whether it counts in the latency budget and has a span ``rag.<name>``.
+        uses_model: whether it runs a model on leased devices.
+        toggle: settings key that switches it off, or "".
+        main_frame: name of the frame that stands for the artefact in Dagster, or "".
+        in_bundle: whether the bundle is made of it: the export reads it, and a stale one makes the bundle stale.
+        holds_text: whether its artefact holds texts of chunks or queries.
+    """
+
+    name: str
+    asset: str
+    inputs: tuple[str, ...] = ()
+    timed: bool = False
+    uses_model: bool = False
+    toggle: str = ""
+    main_frame: str = ""
+    in_bundle: bool = True
+    holds_text: bool = False
+
+
+PIPELINE: tuple[Stage, ...] = (
+    Stage("chunks", "chunks", main_frame="chunks", holds_text=True),
+    Stage("queries", "queries", ("chunks",), main_frame="queries", holds_text=True),
+    Stage("dense", "dense_embeddings", ("chunks", "queries"), timed=True, uses_model=True),
+    Stage("sparse", "sparse_vectors", ("chunks", "queries"), timed=True, uses_model=True, toggle="enable_sparse"),
+    Stage(
+        "fusion",
+        "fused_candidates",
+        ("chunks", "queries", "dense", "sparse"),
+        timed=True,
+        main_frame="candidates",
+    ),
+    Stage(
+        "rerank",
+        "reranked_candidates",
+        ("chunks", "queries", "fusion"),
+        timed=True,
+        uses_model=True,
+        toggle="enable_rerank",
+        main_frame="reranked",
+    ),
+    Stage("evaluation", "evaluation", ("chunks", "queries", "fusion", "rerank"), in_bundle=False),
+    Stage(
+        "export",
+        "export_bundle",
+        ("chunks", "queries", "dense", "sparse", "fusion", "rerank"),
+        timed=True,
+    ),
+)
+"""The stages in the order in which they run."""
+
+STAGE: dict[str, Stage] = {stage.name: stage for stage in PIPELINE}
+"""The stages by name."""
+
+TIMED_STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE if stage.timed)
+"""Names of the stages that count in the latency budget: dense, sparse, fusion, rerank, export."""
+
+MODEL_STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE if stage.uses_model)
+"""Names of the stages that run a model: dense, sparse, rerank."""
+
+BUNDLE_ASSETS: tuple[str, ...] = tuple(stage.asset for stage in PIPELINE if stage.in_bundle)
+"""Names of the assets that a bundle is made of, and of the bundle itself."""
+
+
+def assets_read_by(asset: str) -> tuple[str, ...]:
+    """Names of the assets whose artefacts ``asset`` reads."""
+    stage = next(stage for stage in PIPELINE if stage.asset == asset)
+    return tuple(STAGE[name].asset for name in stage.inputs)
+
+
+@dataclass(frozen=True)
+class RankedListKind:
+    """One ranked list per query that the pipeline makes.
+
+    Attributes:
+        name: in evaluations, gates, metadata and file names; also the prefix of its columns among the candidates.
+        title: for people.
+        stage: name of the stage that makes it.
+        first_stage: whether it is an input of the fusion; such a list has the columns ``<name>_rank`` and
+            ``<name>_score`` among the candidates.
+    """
+
+    name: str
+    title: str
+    stage: str
+    first_stage: bool = False
+
+
+LISTS: tuple[RankedListKind, ...] = (
+    RankedListKind("dense", "Dense", "fusion", first_stage=True),
+    RankedListKind("sparse", "Sparse", "fusion", first_stage=True),
+    RankedListKind("lexical", "BM25", "fusion", first_stage=True),
+    RankedListKind("fused", "Fused", "fusion"),
+    RankedListKind("reranked", "Reranked", "rerank"),
+)
+"""The ranked lists in the order in which they are shown. Read it through the functions below, which see additions."""
+
+
+def list_names() -> tuple[str, ...]:
+    """Names of all ranked lists, in order."""
+    return tuple(ranked.name for ranked in LISTS)
+
+
+def first_stage_lists() -> tuple[str, ...]:
+    """Names of the lists that are fused, in order."""
+    return tuple(ranked.name for ranked in LISTS if ranked.first_stage)
