@@ -20,7 +20,7 @@ from ensemble_assets.settings.options import Device as DeviceOptions
 from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.backends.runtime import BackendName, Precision
+    from ensemble_assets.compute.backends.forward import BackendName, Precision
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.running.run_table import ParallelSettings, Runner
     from ensemble_assets.compute.stages.context import ComputeContext
@@ -51,7 +51,7 @@ class Computing:
 
     def context(self, run: ComputeRun) -> ComputeContext:
         """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process."""
-        from ensemble_assets.compute.backends.runtime import Runtime
+        from ensemble_assets.compute.backends.forward import Runtime
         from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
         from ensemble_assets.compute.stages.context import ComputeContext
 
@@ -84,7 +84,7 @@ class Computing:
 
     def _on_cluster(self, run: ComputeRun) -> ComputeContext:
         """Encoders on the nodes of a Ray cluster, which lease their own devices; nothing is leased or loaded here."""
-        from ensemble_assets.compute.backends.runtime import Runtime
+        from ensemble_assets.compute.backends.forward import Runtime
         from ensemble_assets.compute.ray.cluster import cluster_lease
         from ensemble_assets.compute.stages.context import ComputeContext
 

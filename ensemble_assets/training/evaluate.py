@@ -21,7 +21,7 @@ import torch
 
 from ensemble_assets.common.errors import EnsembleError, InputError
 from ensemble_assets.common.frame_schemas import QRELS
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import FolderSource, ModelSpec, model_spec
 from ensemble_assets.training.collections import (

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ensemble_assets.common.errors import StageError
 from ensemble_assets.common.frame_schemas import CANDIDATES, QRELS, RUN
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.rerank_scores import final_order

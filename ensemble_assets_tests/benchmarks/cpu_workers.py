@@ -23,8 +23,7 @@ import numpy as np
 
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.runtime import BackendName, Runtime
+from ensemble_assets.compute.backends.forward import BackendName, ForwardFactory, Runtime
 from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import LocalDevices

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from ensemble_assets.common.frame_schemas import CANDIDATES
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
 
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.training.collections import read_collection

@@ -12,11 +12,10 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
-from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
 from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for
 from ensemble_assets.compute.backends.openvino_import import import_openvino
-from ensemble_assets.compute.backends.runtime import Precision, Runtime
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 

@@ -1,19 +1,38 @@
-"""What an encoder and the machinery that feeds it agree on: token tables, batches, forwards and their outputs.
-
-Planning batches, holding devices and running workers are other modules; so are the three encoders. This module holds
-the data types and the protocols between them, and nothing that computes.
-"""
+"""How a model is run, and what its forward takes and gives: the data types and protocols of all backends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+BackendName = Literal["auto", "torch", "openvino"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a model is run.
+
+    Attributes:
+        precision: ``auto`` is the fastest that keeps half a percent of a vector's direction: bf16 where the device has
+            it in hardware (on a CPU: with OpenVINO), fp16 on older CUDA devices, else fp32. Pooling, norms and final
+            logits are fp32 always.
+        threads: CPU threads of one forward; 0 leaves the backend's own choice.
+        backend: ``torch`` is the reference; ``auto`` takes OpenVINO on a CPU where it is installed.
+        cache_folder: converted models are kept below it; None keeps none, so that only torch can be used.
+    """
+
+    precision: Precision = "auto"
+    threads: int = 0
+    backend: BackendName = "torch"
+    cache_folder: Path | None = None
 
 
 @dataclass(frozen=True)

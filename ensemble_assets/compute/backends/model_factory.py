@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import ModelFiles

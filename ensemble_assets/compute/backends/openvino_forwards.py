@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
-from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.forward import OutputSpec, Precision
 from ensemble_assets.compute.backends.late_interaction import SCORES, STATES, LateInteractionForward
 from ensemble_assets.compute.backends.model_factory import ModelFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph
 from ensemble_assets.compute.backends.openvino_import import import_openvino
-from ensemble_assets.compute.backends.runtime import Precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.padded_arrays import PaddedArrays, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable

@@ -146,7 +146,7 @@ _BODIES: dict[ModelKind, Callable[[ModelSpec, ModelFiles], tuple[Any, Head | Non
 
 
 def _load(auto_class: Any, spec: ModelSpec, files: ModelFiles) -> Any:
-    from ensemble_assets.compute.backends.runtime import Runtime
+    from ensemble_assets.compute.backends.forward import Runtime
     from ensemble_assets.compute.backends.torch_loading import load_network
 
     return load_network(auto_class, spec, files, Runtime(precision="fp32"), "cpu")

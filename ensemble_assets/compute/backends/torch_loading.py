@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
-from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.forward import OutputSpec, Precision, Runtime
 from ensemble_assets.compute.backends.model_factory import ModelFactory
 from ensemble_assets.compute.backends.padding import Inputs, padded_inputs
-from ensemble_assets.compute.backends.runtime import Precision, Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles

@@ -19,8 +19,7 @@ from ensemble_assets.common.errors import (
     failure_word,
 )
 from ensemble_assets.common.events import EventLog, EventSink
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import LeaseMaker, local_lease

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.runtime import Runtime
+from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.running.part_events import PartEvents

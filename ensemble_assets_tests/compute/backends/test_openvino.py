@@ -19,9 +19,9 @@ from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, Se
 from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.compute.backends.openvino_graph import graph_for
-from ensemble_assets.compute.backends.runtime import Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense

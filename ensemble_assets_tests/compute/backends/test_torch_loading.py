@@ -12,9 +12,9 @@ import torch
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.compute.backends import torch_loading as loading
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.forward_rerank import RerankFactory
 from ensemble_assets.compute.backends.padding import padded_inputs
-from ensemble_assets.compute.backends.runtime import Runtime
 from ensemble_assets.compute.backends.torch_forwards import DenseFactory
 from ensemble_assets.compute.backends.torch_loading import exact_medium, kernels
 from ensemble_assets.compute.backends.torch_splade import SparseFactory

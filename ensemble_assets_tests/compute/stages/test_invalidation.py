@@ -8,10 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoDenseFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph
-from ensemble_assets.compute.backends.runtime import Runtime
 from ensemble_assets.compute.backends.torch_forwards import DenseFactory
 from ensemble_assets.compute.running.reuse import ReusingRunner
 from ensemble_assets.compute.running.run_table import in_process_runner
