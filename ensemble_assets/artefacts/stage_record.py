@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -55,7 +56,7 @@ class StageRecord:
         stage: ``dense``, ``sparse`` or ``rerank``.
         status: see ``StageStatus``.
         models: the models that produced output, in order; empty where none did.
-        device: where they ran (``cpu``, ``cuda:0``; several joined by commas), or ``none``.
+        device: the devices that they ran on.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``none``.
         backend: ``torch``, ``openvino``, or ``none``.
         backend_reason: why it was chosen, a fixed word.
@@ -75,7 +76,7 @@ class StageRecord:
     stage: str
     status: StageStatus
     models: tuple[ModelFacts, ...] = ()
-    device: str = "none"
+    device: UsedDevices = field(default_factory=UsedDevices)
     precision: str = "none"
     backend: str = "none"
     backend_reason: str = "none"
@@ -99,6 +100,7 @@ class StageRecord:
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary of JSON types, ``tokens_per_second`` included."""
         record = asdict(self)
+        record["device"] = self.device.as_json()
         record["models"] = [asdict(model) for model in self.models]
         record["tokens_per_second"] = self.tokens_per_second
         return record
@@ -117,7 +119,7 @@ def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord])
         stage=stage,
         status=status,
         models=tuple(model for part in parts for model in part.models),
-        device=_joined(part.device for part in parts),
+        device=merge_devices(part.device for part in parts),
         precision=_joined(part.precision for part in parts),
         backend=_joined(part.backend for part in parts),
         backend_reason=_joined(part.backend_reason for part in parts),

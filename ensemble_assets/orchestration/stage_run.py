@@ -46,7 +46,7 @@ def finish(
         record: status, amounts and fallbacks of the stage.
     """
     artefact = run.seal(facts, record)
-    own = record.as_json() if record is not None else {}
+    own = {**record.as_json(), "device": record.device.label} if record is not None else {}
     described = {**own, **own.get("facts", {}), **facts}
     seconds = artefact.facts["wall_seconds"]
     shown = {name: value for name, value in described.items() if isinstance(value, (int, float, str))}

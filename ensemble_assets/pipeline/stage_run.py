@@ -90,6 +90,7 @@ class StageRun:
         if record is not None:
             made = record.as_json()
             more = made.pop("facts")
+            made["device"] = record.device.label  # readers of facts take words
             facts = {**made, **more, **facts}
         if self.span is not None:
             self._describe(self.span, record, facts)

@@ -66,7 +66,7 @@ class StageState:
 
 
 _FROM_RECORD = (
-    "items", "tokens", "tokens_dropped", "truncated", "device", "precision", "peak_bytes", "precision_redone",
+    "items", "tokens", "tokens_dropped", "truncated", "precision", "peak_bytes", "precision_redone",
     "fallback_count",
 )  # fmt: skip
 _STANDS_IN = {"sparse": "metadata", "rerank": "fused_order"}
@@ -113,6 +113,8 @@ class ActiveSpan:
         """Takes over what a stage says of itself: amounts, outcome, and fallbacks that no event reported."""
         facts = {name: value for name, value in record.facts.items() if name in self._allowed}
         amounts = {name: getattr(record, name) for name in _FROM_RECORD if name in self._allowed}
+        if "device" in self._allowed:
+            amounts["device"] = record.device.label
         if not record.peak_bytes:
             amounts.pop("peak_bytes", None)  # 0 says that nobody measured it
         self.set(**{**amounts, **facts}, outcome=record.status)

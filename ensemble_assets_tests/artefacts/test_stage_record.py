@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from ensemble_assets.artefacts.stage_record import ModelFacts, StageRecord, merge_records
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import MODELS
 
@@ -12,7 +13,7 @@ ONE = StageRecord(
     stage="dense",
     status="completed",
     models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: "),),
-    device="cuda:0",
+    device=UsedDevices("cuda", ("GPU-1",)),
     precision="fp16",
     seconds=2.0,
     tokens=100,
@@ -42,6 +43,7 @@ def test_a_record_is_json_with_its_rate():
             "windows": 1,
         }
     ]
+    assert UsedDevices.from_json(as_json["device"]) == ONE.device
     assert as_json["fallback_reasons"] == {"out_of_memory": 1}
 
 
@@ -58,12 +60,11 @@ def test_a_record_of_nothing_has_rate_zero():
 
 
 def test_merged_costs_add_up_and_peaks_do_not():
-    two = StageRecord(
-        "dense", "completed", device="cuda:0", precision="fp32", seconds=1.0, tokens=20, items=10, peak_bytes=900
-    )
+    costs = {"seconds": 1.0, "tokens": 20, "items": 10, "peak_bytes": 900}
+    two = StageRecord("dense", "completed", device=ONE.device, precision="fp32", **costs)
     merged = merge_records("dense", "completed", [ONE, two])
     assert (merged.seconds, merged.tokens, merged.items, merged.peak_bytes) == (3.0, 120, 10, 900)
-    assert (merged.device, merged.precision) == ("cuda:0", "fp16,fp32")
+    assert (merged.device, merged.precision) == (UsedDevices("cuda", ("GPU-1",)), "fp16,fp32")
     assert (merged.fallback_count, merged.fallback_reasons) == (1, {"out_of_memory": 1})
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
 from ensemble_assets.models.model_files import locate
@@ -82,7 +83,7 @@ def test_the_gpu_agrees_with_fp32_on_the_cpu(gpu, tmp_path, kind, precision):
         pytest.skip(f"{gpu.name} has no bf16 in hardware")
     factory, table = factory_and_table(kind, precision)
     result, _ = run_on((gpu,), table, factory, tmp_path)
-    assert (result.precision, result.failed_rows, result.device) == (precision, {}, gpu.uuid)
+    assert (result.precision, result.failed_rows, result.device) == (precision, {}, UsedDevices("cuda", (gpu.uuid,)))
     exact, _ = factory_and_table(kind, "fp32")
     agree(result.outputs, run_here(table, exact).outputs, precision)
 

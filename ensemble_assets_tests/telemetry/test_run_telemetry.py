@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 
 from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.journal import read_journal
@@ -185,16 +186,17 @@ def test_replayed_events_keep_their_time_and_get_a_worker_span(run):
 
 def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_reported(run):
     record = StageRecord(
-        "sparse", "partial", device="cuda:0,cuda:1", precision="fp16", seconds=2.0, tokens=900, items=30, truncated=4,
-        tokens_dropped=70, peak_bytes=9_000_000_000, precision_redone=2, fallback_count=5,
-        fallback_reasons={"out_of_memory": 3, "no_tokens": 2}, facts={"coverage_ratio": 0.9, "query": "text"},
+        "sparse", "partial", device=UsedDevices("cuda", ("GPU-0", "GPU-1")), precision="fp16", seconds=2.0,
+        tokens=900, items=30, truncated=4, tokens_dropped=70, peak_bytes=9_000_000_000, precision_redone=2,
+        fallback_count=5, fallback_reasons={"out_of_memory": 3, "no_tokens": 2},
+        facts={"coverage_ratio": 0.9, "query": "text"},
     )  # fmt: skip
     with run.stage("sparse") as span:
         span.emit("fallback.sparse", reason="out_of_memory", source="metadata", count=1)
         span.describe(record)
     kept = span.record()
     assert kept.attributes["outcome"] == "partial"
-    assert kept.attributes["device"] == "cuda:0,cuda:1"
+    assert kept.attributes["device"] == "GPU-0,GPU-1"
     assert "dropped_attributes" not in kept.attributes, "facts for others are not ours to count"
     values = metric_values([kept])
     fallbacks: Counter[str] = Counter()
@@ -211,7 +213,7 @@ def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_repo
 
 def test_a_record_sets_only_what_its_span_may_have_and_what_was_measured(run):
     with run.stage("fusion") as span:
-        span.describe(StageRecord("fusion", "completed", items=20, device="cpu", facts={"depth": 100}))
+        span.describe(StageRecord("fusion", "completed", items=20, device=UsedDevices("cpu"), facts={"depth": 100}))
     attributes = span.record().attributes
     assert attributes["items"] == 20
     assert attributes["depth"] == 100

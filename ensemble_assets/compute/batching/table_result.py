@@ -7,6 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ensemble_assets.common.compute_devices import UsedDevices
+
 OUT_OF_MEMORY = "out_of_memory"
 NOT_FINITE = "not_finite"
 NO_TOKENS = "no_tokens"
@@ -24,7 +26,7 @@ class TableResult:
         peak_bytes: most memory in use on any device; what counts is ``devices.device.MemoryReading.used``.
         precision_redone: distinct rows computed again in fp32 because they were not finite.
         distinct_rows: rows that were different from all before.
-        device: ``cpu`` or the UUIDs of the devices, joined by commas; ``none`` if there was nothing to run.
+        device: the devices that ran rows; of kind ``none`` if there was nothing to run.
         precision: what the forward computed in.
         largest_batch: rows of the largest batch that worked.
         reused_rows: rows whose outputs an earlier run had computed.
@@ -37,7 +39,7 @@ class TableResult:
     peak_bytes: int
     precision_redone: int
     distinct_rows: int
-    device: str
+    device: UsedDevices
     precision: str
     largest_batch: int = 0
     reused_rows: int = 0

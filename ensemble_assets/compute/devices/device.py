@@ -6,9 +6,11 @@ one process that computes on it sees it. Limits, leases and batches are decided 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from ensemble_assets.common.compute_devices import UsedDevices
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,10 @@ class Device(Protocol):
             DeviceError: if the device cannot be used.
         """
         ...
+
+
+def used_devices(devices: Sequence[Device]) -> UsedDevices:
+    """Name devices of one kind for the record of a run: a host without a UUID, GPUs by theirs."""
+    if all(device.torch_device == "cpu" for device in devices):
+        return UsedDevices("cpu")
+    return UsedDevices("cuda", tuple(dict.fromkeys(device.uuid for device in devices)))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.compute_devices import merge_devices
 from ensemble_assets.common.errors import DeviceError, StageError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
@@ -148,7 +149,7 @@ class RayRunner:
             peak_bytes=max((part.peak_bytes for part in parts), default=0),
             precision_redone=sum(part.precision_redone for part in parts),
             distinct_rows=len(distinct.first),
-            device=",".join(sorted({part.device for part in parts})) or "none",
+            device=merge_devices(part.device for part in parts),
             precision=parts[0].precision if parts else "none",
             largest_batch=max((part.largest_batch for part in parts), default=0),
         )

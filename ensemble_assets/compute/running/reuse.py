@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import TableResult
@@ -118,7 +119,7 @@ class _Total:
     peak_bytes: int = 0
     precision_redone: int = 0
     largest_batch: int = 0
-    device: str = "none"
+    device: UsedDevices = field(default_factory=UsedDevices)
     failed: dict[int, str] = field(default_factory=dict)
 
     def take(self, part: TableResult, groups: NDArray[np.int64]) -> None:
@@ -126,5 +127,5 @@ class _Total:
         self.peak_bytes = max(self.peak_bytes, part.peak_bytes)
         self.precision_redone += part.precision_redone
         self.largest_batch = max(self.largest_batch, part.largest_batch)
-        self.device = part.device if part.device != "none" else self.device
+        self.device = merge_devices((self.device, part.device))
         self.failed |= {int(groups[row]): reason for row, reason in part.failed_rows.items()}

@@ -14,13 +14,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory, HasFullPrecision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.size_history import BatchMemory
 from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult
-from ensemble_assets.compute.devices.device import Device
+from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import DistinctRows
 from ensemble_assets.compute.running.in_process import InProcess
@@ -101,14 +102,10 @@ def run_parallel(
         peak_bytes=done.peak_bytes,
         precision_redone=len(done.not_finite),
         distinct_rows=len(distinct.first),
-        device=",".join(dict.fromkeys(map(_label, lease.devices))) if len(rows) else "none",
+        device=used_devices(lease.devices) if len(rows) else UsedDevices(),
         precision=done.precision,
         largest_batch=done.largest_batch,
     )
-
-
-def _label(device: Device) -> str:
-    return "cpu" if device.torch_device == "cpu" else device.uuid
 
 
 @dataclass(frozen=True)

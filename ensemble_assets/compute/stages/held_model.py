@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.compute_devices import merge_devices
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import Lease
@@ -85,7 +86,7 @@ def merge_results(parts: list[TableResult]) -> TableResult:
         peak_bytes=max(part.peak_bytes for part in parts),
         precision_redone=sum(part.precision_redone for part in parts),
         distinct_rows=sum(part.distinct_rows for part in parts),
-        device=next((part.device for part in reversed(parts) if part.device != "none"), "none"),
+        device=merge_devices(part.device for part in parts),
         largest_batch=max(part.largest_batch for part in parts),
         reused_rows=sum(part.reused_rows for part in parts),
     )

@@ -6,6 +6,7 @@ import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.pictures import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
@@ -50,7 +51,9 @@ def fused_candidates(
             "depth": options.depth,
             "method": rule.method.name,
         }
-        record = StageRecord("fusion", "completed", items=len(ids), seconds=seconds, device="cpu", facts=numbers)
+        record = StageRecord(
+            "fusion", "completed", items=len(ids), seconds=seconds, device=UsedDevices("cpu"), facts=numbers
+        )
         facts = {
             "unit": "queries",
             "parameters": dict(rule.method.parameters),

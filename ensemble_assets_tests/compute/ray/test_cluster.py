@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, StageError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.lease import local_lease
@@ -115,7 +116,7 @@ def test_two_nodes_give_what_this_machine_gives(cluster: tuple[str, list[Path]],
     np.testing.assert_array_equal(found.outputs["vector"], expected.outputs["vector"])
     np.testing.assert_array_equal(np.load(tmp_path / "outputs" / "vector.npy"), expected.outputs["vector"])
     assert (found.failed_rows, found.tokens) == (expected.failed_rows, expected.tokens)
-    assert (found.distinct_rows, stored.device) == (expected.distinct_rows, "cpu")
+    assert (found.distinct_rows, stored.device) == (expected.distinct_rows, UsedDevices("cpu"))
     assert all(list(folder.glob("*.lock")) for folder in locks), "both nodes took their own lease"
     assert len([event for event in events.events if event.name == "lease.acquired"]) == 3, (
         "nine distinct rows in shards of three, one lease each"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cuda import CudaDevice
@@ -183,7 +184,7 @@ def test_nothing_to_do_loads_nothing():
     empty = TokenTable(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.bool_))
     factory = DoubleFactory(OUTPUTS)
     result = run_here(empty, factory)
-    assert (factory.journal.loaded, result.device, result.precision) == ([], "none", "none")
+    assert (factory.journal.loaded, result.device, result.precision) == ([], UsedDevices(), "none")
     assert result.outputs["vector"].shape == (0, 8)
 
 
@@ -198,7 +199,7 @@ def test_outputs_in_a_folder_are_memory_mapped_npy_files(tmp_path):
 
 def test_it_says_where_it_ran():
     factory = DoubleFactory(OUTPUTS)
-    assert run_here(table_of([[5]]), factory).device == "cpu"
+    assert run_here(table_of([[5]]), factory).device == UsedDevices("cpu")
     assert factory.journal.loaded == ["fp16@cpu"]
 
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.devices.lease import LocalDevices
@@ -69,7 +70,7 @@ def test_a_second_run_computes_nothing_and_loads_no_model(tmp_path):
     assert_same(second.outputs, first.outputs)
     assert again.journal.loaded == []
     assert (first.reused_rows, second.reused_rows) == (0, len(ROWS))
-    assert (second.device, second.tokens, second.precision) == ("none", 0, first.precision)
+    assert (second.device, second.tokens, second.precision) == (UsedDevices(), 0, first.precision)
 
 
 def test_only_changed_rows_are_computed(tmp_path):

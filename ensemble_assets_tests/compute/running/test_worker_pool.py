@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.dispatcher import Dispatcher, Patience, Run
@@ -76,7 +77,7 @@ def test_every_row_is_computed_once_and_lands_at_its_number(tmp_path, together, 
     np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
     assert rows_run(tmp_path) == Counter(range(len(TABLE)))
     assert result.largest_batch == max(event.facts["rows"] for event in log.named("batch.done"))
-    assert result.device == ",".join(f"SIM-{number}" for number in range(count))
+    assert result.device == UsedDevices("cuda", tuple(f"SIM-{number}" for number in range(count)))
 
 
 def test_batches_go_longest_first_from_one_queue(tmp_path, together):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import Lease, LocalDevices
@@ -116,10 +117,10 @@ def test_nothing_run_is_nothing_to_merge() -> None:
 
 
 def test_rows_that_an_earlier_run_computed_count_over_all_slices() -> None:
-    ran = TableResult({}, {}, 1.0, 10, 5, 0, 3, "cpu", "fp32", 3, reused_rows=1)
-    taken = TableResult({}, {}, 0.1, 0, 0, 0, 2, "none", "fp32", 0, reused_rows=2)
+    ran = TableResult({}, {}, 1.0, 10, 5, 0, 3, UsedDevices("cpu"), "fp32", 3, reused_rows=1)
+    taken = TableResult({}, {}, 0.1, 0, 0, 0, 2, UsedDevices(), "fp32", 0, reused_rows=2)
     merged = merge_results([ran, taken])
-    assert (merged.reused_rows, merged.device, merged.tokens, merged.largest_batch) == (3, "cpu", 10, 3)
+    assert (merged.reused_rows, merged.device, merged.tokens, merged.largest_batch) == (3, UsedDevices("cpu"), 10, 3)
 
 
 def test_events_call_the_rows_of_a_part_by_their_numbers_in_the_whole_table(spec) -> None:
