@@ -1,81 +1,72 @@
-"""What a collection's folder holds, as one short word that changes when the content does.
+"""Fingerprint a collection's folder: one short word that changes when its content changes.
 
-Only files that the readers would read count: chunks, queries, judgements. Their bytes are hashed; touching a file
-changes nothing. Which collections there are is ``core.collections``; what to do about a change is ``orchestration``.
+Chunks, queries and judgements count, by their bytes. A new modification time alone changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble_assets.collection.readers.formats import feeds_collection
 from ensemble_assets.collection.readers.walk import visible_files
-from ensemble_assets.common.atomic_files import atomic_write, file_hash
+from ensemble_assets.common.atomic_files import file_hash
+from ensemble_assets.common.json_cache import JsonCache
 
 UNREADABLE = "unreadable"
-"""Stands for the content of a file that cannot be read, so that a change of rights is a change."""
+"""Stands for the content of an unreadable file, so that a change of its access rights changes the fingerprint."""
 
 _SETTLED_NS = 2_000_000_000
-"""A file changed less than this before it was hashed may change again within the clock's step: not remembered."""
+"""The hash of a file changed less than this long ago is not stored: some file systems count time in steps of 2 s."""
 
 
-@dataclass
-class KnownHashes:
-    """Content hashes of files by where they are, how long, and when they were changed; kept in one JSON file.
+class FileHashes:
+    """Content hashes of files, stored between runs by the file's path and state.
 
-    The time of the last change of the inode (``ctime``) is part of it, which programs cannot set back.
+    The state has the inode, the size and the times of the last change. One of them is ``ctime``, which programs cannot
+    set back.
 
-    Attributes:
-        file: where they are kept; None keeps them in memory.
-        hashes: hash by the file's place and state.
+    Args:
+        cache: where the hashes are stored.
     """
 
-    file: Path | None = None
-    hashes: dict[str, str] = field(default_factory=dict)
-    _used: dict[str, str] = field(default_factory=dict)
+    def __init__(self, cache: JsonCache) -> None:
+        self._cache = cache
+        self._stored: dict[str, str] = {key: value for key, value in cache.read().items() if isinstance(value, str)}
+        self._asked: dict[str, str] = {}
 
-    @classmethod
-    def read(cls, file: Path) -> KnownHashes:
-        """The hashes kept in ``file``; none where it is missing or damaged, since they can be made again."""
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            kept = {}
-        usable = isinstance(kept, dict) and all(isinstance(value, str) for value in kept.values())
-        return cls(file, kept if usable else {})
-
-    def keep(self, *, all_seen: bool = True) -> None:
-        """Write what was asked for since; with ``all_seen``, the rest belongs to no file and is dropped."""
-        kept = self._used if all_seen else self.hashes | self._used
-        if self.file is not None and kept != self.hashes:
-            with atomic_write(self.file) as stream:
-                stream.write(json.dumps(kept).encode())
-
-    def of(self, path: Path) -> str:
-        """The content hash of a file, from memory where its state is known."""
+    def hash_of(self, path: Path) -> str:
+        """Return a file's content hash, computed only if its state is new. ``UNREADABLE`` if it cannot be read."""
         try:
             state = path.stat()
-            place = f"{path}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}"
-            known = self._used.get(place) or self.hashes.get(place) or file_hash(path)
+            key = f"{path}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}"
+            content = self._asked.get(key) or self._stored.get(key) or file_hash(path)
         except OSError:
             return UNREADABLE
         if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > _SETTLED_NS:
-            self._used[place] = known
-        return known
+            self._asked[key] = content
+        return content
+
+    def store(self, *, all_seen: bool = True) -> None:
+        """Store the hashes that were asked for.
+
+        Args:
+            all_seen: whether every file was asked for. Then the other stored hashes belong to no file and are dropped.
+        """
+        hashes = self._asked if all_seen else self._stored | self._asked
+        if hashes != self._stored:
+            self._cache.update(lambda stored: hashes if all_seen else stored | hashes)
 
 
 def collection_fingerprint(folder: Path, hash_of: Callable[[Path], str] = file_hash) -> str:
-    """BLAKE2b over the names and contents of a collection's files, 32 hex digits.
+    """Return BLAKE2b over the names and contents of a collection's files, 32 hex digits.
 
     Args:
         folder: the collection's folder.
-        hash_of: content hash of a file; ``KnownHashes.of`` remembers.
+        hash_of: returns the content hash of a file. ``FileHashes.hash_of`` stores them between runs.
     """
     digest = hashlib.blake2b(digest_size=16)
     for relative, path in sorted(collection_files(folder)):
@@ -91,7 +82,7 @@ def _hash_or_mark(path: Path, hash_of: Callable[[Path], str]) -> str:
 
 
 def last_change(folder: Path) -> float:
-    """When one of the collection's files was last changed, in seconds since the epoch; 0 where there is none."""
+    """Return when a file of the collection was last changed, in seconds since the epoch. 0 if it has no file."""
     times = [0.0]
     for _, path in collection_files(folder):
         try:
@@ -102,7 +93,7 @@ def last_change(folder: Path) -> float:
 
 
 def collection_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file that readers would look at, as (POSIX path relative to ``folder``, path); each folder once."""
+    """Yield every input file as (POSIX path relative to ``folder``, path). Each folder is listed once."""
     for relative, path in visible_files(folder):
         if path.is_file() and feeds_collection(relative):
             yield relative, path

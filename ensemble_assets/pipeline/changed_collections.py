@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble_assets.collection.fingerprints import KnownHashes, collection_fingerprint, last_change
+from ensemble_assets.collection.fingerprints import FileHashes, collection_fingerprint, last_change
 from ensemble_assets.collection.folders import survey
+from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder
@@ -96,7 +97,7 @@ def look(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] =
         InputError: if the root itself cannot be used.
     """
     found = survey(Path(settings.paths.chunked_dir))
-    hashes = KnownHashes.read(cache_folder(settings.paths) / "collection_hashes.json")
+    hashes = FileHashes(JsonCache(cache_folder(settings.paths) / "collection_hashes.json"))
     until = clock() + seconds
     fingerprints: dict[str, str] = {}
     waiting: list[str] = []
@@ -105,8 +106,8 @@ def look(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] =
         if 0 <= age < settings.operations.settle_seconds or clock() > until:
             waiting.append(collection.name)
         else:
-            fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.of)
-    hashes.keep(all_seen=not waiting)
+            fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.hash_of)
+    hashes.store(all_seen=not waiting)
     return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in found.refused))
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.collection.fingerprints import KnownHashes, collection_fingerprint, last_change
+from ensemble_assets.collection.fingerprints import FileHashes, collection_fingerprint, last_change
 from ensemble_assets.common.atomic_files import file_hash
+from ensemble_assets.common.json_cache import JsonCache
 
 
 @pytest.fixture
@@ -57,24 +58,47 @@ def test_linked_circles_end(notes: Path) -> None:
 
 def test_known_hashes_are_not_computed_again_but_changes_with_old_dates_are_seen(notes: Path, tmp_path: Path) -> None:
     file = notes / "a_chunks.json"
-    (tmp_path / "cache").mkdir()
-    hashes = KnownHashes.read(tmp_path / "cache" / "hashes.json")
+    cache = JsonCache(tmp_path / "cache" / "hashes.json")
+    hashes = FileHashes(cache)
     plain = collection_fingerprint(notes)
     time.sleep(2.1)  # files changed within the last two seconds are not remembered
-    assert collection_fingerprint(notes, hashes.of) == plain
-    hashes.keep()
-    again = KnownHashes.read(tmp_path / "cache" / "hashes.json")
-    assert sorted(again.hashes.values()) == sorted(file_hash(path) for path in notes.rglob("*.*") if path.is_file())
+    assert collection_fingerprint(notes, hashes.hash_of) == plain
+    hashes.store()
+    again = FileHashes(cache)
+    assert sorted(cache.read().values()) == sorted(file_hash(path) for path in notes.rglob("*.*") if path.is_file())
     state = file.stat()
     file.write_text("{}")  # as long as before
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert collection_fingerprint(notes, again.of) == collection_fingerprint(notes) != plain
+    assert collection_fingerprint(notes, again.hash_of) == collection_fingerprint(notes) != plain
 
 
-def test_a_damaged_memory_is_as_good_as_none(tmp_path: Path) -> None:
-    for content in ("{", "[]", '{"a": 1}'):
+def test_stored_hashes_are_used_instead_of_reading_the_file(notes: Path, tmp_path: Path) -> None:
+    cache = JsonCache(tmp_path / "hashes.json")
+    file = notes / "a_chunks.json"
+    state = file.stat()
+    cache.put({f"{file}|{state.st_ino}|{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}": "stored"})
+    assert FileHashes(cache).hash_of(file) == "stored"
+
+
+def test_hashes_of_files_that_were_not_asked_for_stay_unless_all_were_seen(notes: Path, tmp_path: Path) -> None:
+    cache = JsonCache(tmp_path / "hashes.json")
+    cache.put({"gone": "1"})
+    hashes = FileHashes(cache)
+    file = notes / "a_chunks.json"
+    os.utime(file, (1, 1))
+    time.sleep(2.1)  # the change of the time set ctime
+    content = hashes.hash_of(file)
+    hashes.store(all_seen=False)
+    assert sorted(cache.read().values()) == sorted(["1", content])
+    hashes.store()
+    assert list(cache.read().values()) == [content]
+
+
+def test_a_damaged_cache_is_as_good_as_none(notes: Path, tmp_path: Path) -> None:
+    for content in ("{", "[]", '{"a": 1}', '{"version": 1, "entries": {"a": 1}}'):
         (tmp_path / "hashes.json").write_text(content)
-        assert KnownHashes.read(tmp_path / "hashes.json").hashes == {}
+        hashes = FileHashes(JsonCache(tmp_path / "hashes.json"))
+        assert collection_fingerprint(notes, hashes.hash_of) == collection_fingerprint(notes)
 
 
 def test_the_last_change_is_the_youngest_files(notes: Path) -> None:
