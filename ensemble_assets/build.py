@@ -10,8 +10,8 @@ from ensemble_assets.orchestration.io_manager import artefacts
 from ensemble_assets.orchestration.jobs import build_jobs
 from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_resource
 from ensemble_assets.orchestration.run_end import TRACE_SENSORS
-from ensemble_assets.orchestration.schedules import build_schedules
-from ensemble_assets.orchestration.sensors import build_sensors
+from ensemble_assets.orchestration.schedules import nightly_schedule
+from ensemble_assets.orchestration.sensors import ALL_SENSORS
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
 
@@ -33,13 +33,12 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
     assets = [*ALL_ASSETS, *SERVING_ASSETS]
     specs = [spec for asset in assets for spec in asset.specs]
     checks = [key for made in ALL_CHECKS for key in made.check_keys]
-    jobs = build_jobs(current)
     return dg.Definitions(
         assets=assets,
         asset_checks=list(ALL_CHECKS),
-        jobs=jobs,
-        schedules=build_schedules(current, {spec.key.path[-1]: spec.code_version or "" for spec in specs}, checks),
-        sensors=[*build_sensors(jobs), *TRACE_SENSORS],
+        jobs=build_jobs(current),
+        schedules=[nightly_schedule(current, {spec.key.path[-1]: spec.code_version or "" for spec in specs}, checks)],
+        sensors=[*ALL_SENSORS, *TRACE_SENSORS],
         resources={
             "settings": settings_resource(current),
             "artefacts": artefacts,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.export.checks.bundle_walk import RowGate, Walk
-from ensemble_assets.export.checks.dense_twin import dense_twin
 from ensemble_assets.export.checks.legacy_keys import LegacyKeys
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.row_alignment import RowAlignment
@@ -48,7 +47,6 @@ class Evidence:
         original: the bundle, and how to get the v4.0 bundle that it extends.
         limits: of the settings.
         costs: of the stages, by name.
-        twin: folder of the collection's dense-only bundle, where there may be one.
         queries: to look for; empty where they are not known.
         places: gives what was written beside the bundle.
         public: gives names that may stand anywhere.
@@ -58,7 +56,6 @@ class Evidence:
     original: Original
     limits: Limits = field(default_factory=Limits)
     costs: Mapping[str, StageCost] = field(default_factory=dict)
-    twin: Path | None = None
     queries: tuple[Query, ...] = ()
     places: Callable[[], Iterable[Place]] = tuple
     public: Callable[[], Iterable[str]] = tuple
@@ -95,7 +92,6 @@ _ROW_GATES: Mapping[str, Callable[[Walk, Evidence], RowGate]] = {
     "no_raw_queries": lambda walk, evidence: NoRawQueries(walk, evidence.queries, evidence.places, evidence.public),
 }
 _RUN_GATES: Mapping[str, Callable[[Evidence], GateResult]] = {
-    "dense_twin": lambda evidence: dense_twin(evidence.bundle, evidence.twin),
     "rerank_fallbacks": lambda evidence: rerank_fallbacks(evidence.bundle),
     "gpu_ceiling": lambda evidence: gpu_ceiling(evidence.costs, evidence.limits.ceiling_bytes),
     "latency_budget": _latency,
@@ -107,7 +103,6 @@ DESCRIPTIONS: Mapping[str, str] = {
     "vectors_finite_and_unit": "Dense rows have norm 1; no number is not finite.",
     "legacy_projection": "Without what v4.1 adds, the bundle is the v4.0 bundle.",
     "dense_parity": "Dense content is byte-identical to what v4.0 writes.",
-    "dense_twin": "Dense vectors are those of the collection's dense-only bundle, where there is one.",
     "sparse_coverage": "Enough chunks have a sparse vector. Warns below one limit, fails below another.",
     "rerank_fallbacks": "Queries that were not reranked are flagged, counted and explained. Warns if there are any.",
     "no_raw_queries": "No query, no form of one and no long part of one is in anything that the run wrote.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -15,9 +14,6 @@ from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION
 OWNERS = ["team:retrieval"]
 GPU_POOL = "gpu"
 """Admission to devices; its one slot comes from dagster.yaml. The lease is what keeps devices exclusive."""
-
-FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=8), warn_window=timedelta(days=2))
-"""The nightly schedule runs what is stale, the weekly one everything: nothing should be older than a week and a day."""
 
 
 def collection_asset(
@@ -39,7 +35,6 @@ def collection_asset(
                 pool=pool,
                 deps=deps,
                 retry_policy=STEP_RETRY,
-                freshness_policy=FRESHNESS,
             )(function)
 
     return decorate

@@ -23,9 +23,6 @@ UPLOAD = "upload"
 REFERENCE_FOLDER = ".dense_only"
 """Below the output folder: bundles and artefacts of ``dense_only``, so that it never replaces a bundle in use."""
 
-ANEW = "encoding.reuse"
-"""The option that is off where a run is made to be compared: seconds of reused rows say nothing."""
-
 REASON_TAG = "ensemble/reason"
 TRIGGER_TAG = "ensemble/trigger"
 CONTENT_TAG = "ensemble/content"
@@ -50,8 +47,7 @@ def build_jobs(settings: Settings) -> list[AssetJob]:
             selection=_BUNDLE,
             config=dense_only_config(settings),
             description=(
-                "The opt-out twin: sparse and rerank off, into its own folder beside the bundles. "
-                "Its seconds and bytes are what later bundles of the collection are compared with."
+                "The dense stage alone: sparse and rerank off, nothing reused, into its own folder beside the bundles."
             ),
         ),
         dg.define_asset_job(
@@ -79,7 +75,7 @@ def reference_paths(settings: Settings) -> dict[str, str]:
 
 def dense_only_config(settings: Settings) -> dict[str, Any]:
     """The run configuration of ``dense_only``."""
-    off = {"enable_sparse": False, "enable_rerank": False, ANEW: False}
+    off = {"enable_sparse": False, "enable_rerank": False, "encoding.reuse": False}
     values: Mapping[str, Any] = off | reference_paths(settings)
     return settings_run_config(values, dict.fromkeys(values, f"job {DENSE_ONLY}"))
 

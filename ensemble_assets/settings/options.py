@@ -247,7 +247,6 @@ class Operations:
 
     timezone: str = option("UTC", "time zone of the schedules, such as Europe/Berlin")
     nightly_cron: str = option("0 2 * * *", "when stale collections are run")
-    weekly_cron: str = option("0 4 * * 0", "when every collection is run dense-only and then in full, to compare")
     settle_seconds: float = option(
         5.0, "a folder whose files were changed less than this ago waits for the sensor's next tick", unit="seconds",
         low=0.0,

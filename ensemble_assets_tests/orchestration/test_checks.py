@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import numpy as np
 import pytest
 
 from ensemble_assets.build import build_definitions
@@ -17,7 +16,7 @@ from ensemble_assets.export.suite import DESCRIPTIONS, GATES
 from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle
 from ensemble_assets.orchestration.checks.check_inputs import run_evidence, run_places
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
-from ensemble_assets.orchestration.jobs import ANEW, REFERENCE_FOLDER, RETRIEVAL_BUNDLE
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets_tests.export.checks.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
@@ -134,23 +133,3 @@ def test_the_bundle_goes_to_qdrant_where_that_is_configured(pipeline: Pipeline, 
         client = qdrant_client.QdrantClient(path=str(storage))
         assert client.count(facts["collection_in_qdrant"]).count == len(outcome.points()) == facts["items"]
         client.close()
-
-
-def test_the_full_run_is_held_against_the_dense_only_bundle_beside_it(pipeline: Pipeline) -> None:
-    reference = pipeline.root / "output" / REFERENCE_FOLDER
-    off = {"enable_sparse": False, "enable_rerank": False, "paths.output_dir": str(reference), ANEW: False}
-    twin = pipeline.run(off)
-    assert twin.succeeded, twin.error
-    assert evaluations(twin)["dense_twin"].metadata["rows"].value == 0, "it has no twin of its own"
-
-    full = pipeline.run({ANEW: False})
-    assert full.succeeded, full.error
-    verdict = evaluations(full)["dense_twin"]
-    assert (verdict.metadata["rows"].value, verdict.metadata["arrays"].value) == (20, 1)
-    assert verdict.metadata["least_cosine"].value > 0.9999
-
-    [vectors] = reference.glob("notes/*_embeddings.npy")
-    np.save(vectors, np.roll(np.load(vectors), 1, axis=0))
-    other = pipeline.run()
-    assert not other.succeeded
-    assert "row " in str(evaluations(other)["dense_twin"].description)

@@ -18,10 +18,9 @@ from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.incidents import in_words, incident_of, post, write_incident
 from ensemble_assets.orchestration.jobs import DENSE_ONLY, REASON_TAG, RETRIEVAL_BUNDLE, TRIGGER_TAG, UPLOAD
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.orchestration.schedules import NIGHTLY, WEEKLY
+from ensemble_assets.orchestration.schedules import NIGHTLY
 from ensemble_assets.orchestration.sensors.corpora import corpora
 from ensemble_assets.orchestration.sensors.dead_runs import RunProcess
-from ensemble_assets.orchestration.sensors.full_after_reference import follow_up
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
 
 MIDNIGHT = datetime.datetime(2026, 11, 23, 2, tzinfo=datetime.UTC)
@@ -162,32 +161,14 @@ def test_a_failed_check_is_a_reason_to_run_again(configured: Pipeline, stored: d
     assert "check_failed:no_raw_queries" in request.tags[REASON_TAG]
 
 
-def test_the_weekly_schedule_asks_for_every_collection_and_the_full_run_follows(
-    configured: Pipeline, stored: dg.DagsterInstance
-) -> None:
-    write_collection(configured.root / "corpora" / "more", count=2)
-    asked = tick_of(WEEKLY, stored, configured)
-    assert [request.partition_key for request in asked if isinstance(request, dg.RunRequest)] == ["more", "notes"]
-    assert stored.get_dynamic_partitions("collection") == ["more", "notes"]
-    job = build_definitions().resolve_job_def(DENSE_ONLY)
-    weekly = stored.create_run_for_job(job, tags={TRIGGER_TAG: WEEKLY, "dagster/partition": "notes"})
-    followed = follow_up(weekly)
-    assert isinstance(followed, dg.RunRequest)
-    assert (followed.job_name, followed.partition_key) == (RETRIEVAL_BUNDLE, "notes")
-    assert followed.run_config["resources"]["settings"]["config"]["encoding"] == {"reuse": False}
-    by_hand = stored.create_run_for_job(job, tags={"dagster/partition": "notes"})
-    assert isinstance(follow_up(by_hand), dg.SkipReason)
-
-
-def test_schedules_are_stopped_and_in_the_zone_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schedule_is_stopped_and_in_the_zone_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDDER_OPERATIONS_TIMEZONE", "Europe/Berlin")
     monkeypatch.setenv("EMBEDDER_OPERATIONS_NIGHTLY_CRON", "30 1 * * *")
-    definitions = build_definitions()
-    found = {name: definitions.resolve_schedule_def(name) for name in (NIGHTLY, WEEKLY)}
-    assert {schedule.default_status for schedule in found.values()} == {dg.DefaultScheduleStatus.STOPPED}
-    assert {schedule.execution_timezone for schedule in found.values()} == {"Europe/Berlin"}
-    assert found[NIGHTLY].cron_schedule == "30 1 * * *"
-    assert {schedule.job_name for schedule in found.values()} == {RETRIEVAL_BUNDLE, DENSE_ONLY}
+    schedule = build_definitions().resolve_schedule_def(NIGHTLY)
+    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert schedule.execution_timezone == "Europe/Berlin"
+    assert schedule.cron_schedule == "30 1 * * *"
+    assert schedule.job_name == RETRIEVAL_BUNDLE
 
 
 @pytest.mark.parametrize(
@@ -196,7 +177,7 @@ def test_schedules_are_stopped_and_in_the_zone_of_the_setting(monkeypatch: pytes
         ("TIMEZONE", "Mars/Olympus", "operations.timezone: 'Mars/Olympus' is not a time zone"),
         ("TIMEZONE", "../../etc/passwd", "operations.timezone"),
         ("NIGHTLY_CRON", "at two", "operations.nightly_cron: 'at two' is not a time"),
-        ("WEEKLY_CRON", "99 * * * *", "operations.weekly_cron: '99 * * * *' is not a time"),
+        ("NIGHTLY_CRON", "99 * * * *", "operations.nightly_cron: '99 * * * *' is not a time"),
     ],
 )
 def test_a_wrong_time_or_zone_is_refused_when_the_definitions_load(

@@ -20,7 +20,6 @@ from ensemble_assets.export.query_leaks.searched_places import Place, file_place
 from ensemble_assets.export.read.bundle_reader import open_bundle, read_object
 from ensemble_assets.export.suite import Evidence, Limits, public_names
 from ensemble_assets.export.write.names import collection_folder
-from ensemble_assets.orchestration.jobs import reference_paths
 from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.run_report import report_path
@@ -72,7 +71,6 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
             **{stage: _cost(artefacts[field].facts) for stage, field in _COSTED.items()},
             "export": _cost(exported),
         },
-        twin=Path(reference_paths(settings)["paths.output_dir"]) / bundle.folder.name,
         queries=run_queries(upstream),
         places=lambda: _places(context.instance, bundle.folder, artefacts, runs),
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
