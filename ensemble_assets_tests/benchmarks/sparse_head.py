@@ -36,7 +36,7 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     """Write ``states``, ``spans``, ``matrix`` and ``bias`` of documents, ordered by length as the engine does."""
     import torch
 
-    from ensemble_assets.compute.backends.padding import padded_inputs
+    from ensemble_assets.compute.backends.torch_loading import padded_inputs
     from ensemble_assets.compute.backends.torch_splade import SparseFactory
     from ensemble_assets.compute.tokens.token_tables import Batch
     from ensemble_assets.compute.tokens.tokenizer import tokenise

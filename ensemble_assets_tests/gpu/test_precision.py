@@ -40,8 +40,7 @@ LIMITS = {
 
 def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
     from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.backends.forward_rerank import RerankFactory
-    from ensemble_assets.compute.backends.torch_forwards import DenseFactory
+    from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
     from ensemble_assets.compute.backends.torch_splade import SparseFactory
     from ensemble_assets.models.model_config import complete_spec
 

@@ -14,8 +14,7 @@ from functools import lru_cache
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
-from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for
-from ensemble_assets.compute.backends.openvino_import import import_openvino
+from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for, import_openvino
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -54,7 +53,7 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
         return SparseFactory(spec, files, runtime, reason, top_k)
 
     def with_openvino(runtime: Runtime, graph: Graph, reason: str) -> ForwardFactory:
-        from ensemble_assets.compute.backends.openvino_sparse import OpenVinoSparseFactory
+        from ensemble_assets.compute.backends.openvino_forwards import OpenVinoSparseFactory
 
         return OpenVinoSparseFactory(spec, files, runtime, reason, top_k, graph=graph)
 
@@ -73,8 +72,7 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
         spec = replace(spec, kind="dense")  # it is loaded as the encoder that it is
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
-        from ensemble_assets.compute.backends.forward_late import LateInteractionFactory
-        from ensemble_assets.compute.backends.forward_rerank import RerankFactory
+        from ensemble_assets.compute.backends.torch_forwards import LateInteractionFactory, RerankFactory
 
         return (LateInteractionFactory if late else RerankFactory)(spec, files, runtime, reason)
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
 from ensemble_assets.compute.backends.forward import OutputSpec, Precision
 from ensemble_assets.compute.backends.late_interaction import SCORES, STATES, LateInteractionForward
-from ensemble_assets.compute.backends.model_factory import ModelFactory
-from ensemble_assets.compute.backends.openvino_graph import Graph
-from ensemble_assets.compute.backends.openvino_import import import_openvino
+from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseModelFactory
+from ensemble_assets.compute.backends.openvino_graph import Graph, import_openvino
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.padded_arrays import PaddedArrays, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
@@ -200,3 +200,30 @@ class OpenVinoRerank(OpenVinoForward):
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
         """The single label's logit, before any activation."""
         return {"logit": (states @ self._matrix.T + self._bias)[:, 0].astype(np.float32)}
+
+
+@dataclass(frozen=True)
+class OpenVinoSparseFactory(SparseModelFactory, OpenVinoFactory):
+    """Makes forwards with the outputs of ``SparseFactory``."""
+
+    def load(self, device: str) -> OpenVinoSparse:
+        """Compile for the CPU."""
+        return OpenVinoSparse(self, self.outputs, device)
+
+
+class OpenVinoSparse(OpenVinoForward):
+    """A masked language model whose output layer is a ``SparseHead``."""
+
+    def __init__(self, factory: OpenVinoSparseFactory, outputs: Mapping[str, OutputSpec], device: str) -> None:
+        super().__init__(factory, outputs, device)
+        runtime = factory.runtime
+        self._head = SparseHead(*factory.graph.head(), factory.top_k, runtime.threads, runtime.cache_folder)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch of a table."""
+        self._head.expect(int(table.offsets[-1]))
+        return super().__call__(table, batch)
+
+    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+        """Weights by the formula, pruned to the largest."""
+        return self._head.of_batch(states, arrays.lengths)

@@ -6,11 +6,14 @@ What a graph computes ends before pooling, vocabulary and classification head: t
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,6 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.openvino_import import import_openvino
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelKind, ModelSpec
 
@@ -212,3 +214,25 @@ def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
             got[used], expected[used], rtol=0, atol=_TOLERANCE * np.abs(expected[used]).max()
         ):
             raise ModelUnavailableError(f"{spec.slug}: its OpenVINO graph does not compute what torch computes")
+
+
+_CONVERTER = "openvino.tools.ovc"
+"""``import openvino`` does without it where it is missing; where it is not, an event goes to an analytics service."""
+
+
+def import_openvino(part: str = "openvino") -> ModuleType:
+    """The module ``part`` of OpenVINO.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    if "openvino" in sys.modules:
+        return importlib.import_module(part)
+    hidden = sys.modules.get(_CONVERTER)
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # the import system's way to say "not here"
+    try:
+        return importlib.import_module(part)
+    finally:
+        del sys.modules[_CONVERTER]
+        if hidden is not None:
+            sys.modules[_CONVERTER] = hidden

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
 from ensemble_assets.compute.backends.forward import OutputSpec, Precision, Runtime
 from ensemble_assets.compute.backends.model_factory import ModelFactory
-from ensemble_assets.compute.backends.padding import Inputs, padded_inputs
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import HubSource, ModelSpec
@@ -231,3 +231,43 @@ class TorchFactory(ModelFactory):
     """A model for torch, the reference."""
 
     backend = "torch"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One padded batch on its device.
+
+    Attributes:
+        ids: ``[batch, longest] int64``, padded on the right.
+        mask: ``[batch, longest] bool``, True on tokens.
+        lengths: ``[batch] int64``.
+        types: ``[batch, longest] int64`` token types, or None for single texts.
+        padded: whether any position is padding.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    types: torch.Tensor | None
+    padded: bool
+
+    def keywords(self, takes_types: bool) -> dict[str, torch.Tensor]:
+        """What a transformers model is called with; no mask where nothing is padded, which is faster."""
+        words = {"input_ids": self.ids}
+        if self.padded:
+            words["attention_mask"] = self.mask.long()
+        if takes_types and self.types is not None:
+            words["token_type_ids"] = self.types
+        return words
+
+
+def padded_inputs(table: TokenTable, batch: Batch, pad_id: int, device: str) -> Inputs:
+    """The batch's rows as tensors on ``device``."""
+    arrays = padded_arrays(table, batch, pad_id)
+    return Inputs(
+        torch.from_numpy(arrays.ids).to(device),
+        torch.from_numpy(arrays.mask).to(device),
+        torch.from_numpy(arrays.lengths).to(device),
+        None if arrays.types is None else torch.from_numpy(arrays.types).to(device),
+        padded=arrays.padded,
+    )

@@ -19,8 +19,13 @@ from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.model_factory import SparseModelFactory
-from ensemble_assets.compute.backends.padding import Inputs
-from ensemble_assets.compute.backends.torch_loading import ForwardSettings, TorchFactory, TorchForward, load_network
+from ensemble_assets.compute.backends.torch_loading import (
+    ForwardSettings,
+    Inputs,
+    TorchFactory,
+    TorchForward,
+    load_network,
+)
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.splade_head.host_vectors import dot_product_lanes
+from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
 from ensemble_assets.compute.splade_head.plain_products import positive_terms
-from ensemble_assets.compute.splade_head.put_off import tokens_together
 
 _WORTH_FITTING = 16_384
 """Tokens after which a screen has paid for loading its code and fitting, a good second."""
 
 _WORTH_COMPILING = 131_072
-"""The same where the compiled code is not there yet, over all runs: about ten seconds, once per machine."""
+"""The same where the code has to be compiled first, which takes about ten seconds, once per machine."""
 
 _USUAL = 1e12
 """A screen is not fitted to larger numbers, whose squares would leave float32."""
@@ -93,7 +92,6 @@ class SparseHead:
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
         self._seen = self._expected = 0
-        self._together: int | None = None
         self.path = HeadPath("products", "few_tokens")
         self._screen: Any = None
 
@@ -147,36 +145,28 @@ class SparseHead:
         self.path = host_path()  # imports numba, which a small run can do without
         if self.path.name != "screen":
             return
-        from ensemble_assets.compute.splade_head import kernels as screen_kernels
-        from ensemble_assets.compute.splade_head import screen as screening
+        from ensemble_assets.compute.splade_head import kernels
+        from ensemble_assets.compute.splade_head.screen import prepare
 
-        folder = screen_kernels.compiled_in(self._cache_folder) if self._cache_folder else None
-        if not screen_kernels.is_compiled(folder) and not self._worth_compiling(tokens, folder):
+        folder = kernels.compiled_in(self._cache_folder) if self._cache_folder else None
+        if not kernels.is_compiled(folder) and tokens < _WORTH_COMPILING:
             self.path = HeadPath("products", "not_compiled_yet")
             return
         usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all
         if not any(usual) or max(np.abs(self._matrix).max(), np.abs(self._bias).max()) >= _USUAL:
             self.path = HeadPath("products", "unusual_numbers")
             return
-        screen_kernels.keep_compiled(folder)
+        kernels.keep_compiled(folder)
         some = spans[np.array(usual)]
-        self._screen = screening.prepare(self._matrix, self._bias, states, some, self._threads)
-
-    def _worth_compiling(self, tokens: int, folder: Path | None) -> bool:
-        """Whether this run is, or is together with the small ones before it; it is counted once."""
-        if tokens >= _WORTH_COMPILING:
-            return True
-        if self._together is None:
-            self._together = tokens_together(folder and folder.with_name(f"{folder.name}.put-off"), tokens)
-        return self._together >= _WORTH_COMPILING
+        self._screen = prepare(self._matrix, self._bias, states, some, self._threads)
 
     def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
-        from ensemble_assets.compute.splade_head import kernels as screen_kernels
+        from ensemble_assets.compute.splade_head import kernels
 
         def one(text: int) -> None:
             part = slice(text, text + 1)
-            outputs = screen_kernels.Outputs(out.index[part], out.weight[part], out.active[part], out.ends[part])
-            screen_kernels.encode(states, spans[part], self._screen, outputs)
+            outputs = kernels.Outputs(out.index[part], out.weight[part], out.active[part], out.ends[part])
+            kernels.encode(states, spans[part], self._screen, outputs)
 
         with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(one, range(len(spans))))
@@ -196,7 +186,7 @@ class SparseHead:
 
 @dataclass(frozen=True)
 class _Outputs:
-    """See ``screen_kernels.Outputs``, which cannot be had without numba."""
+    """See ``kernels.Outputs``, which cannot be had without numba."""
 
     index: NDArray[np.int32]
     weight: NDArray[np.float32]

@@ -14,12 +14,17 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.splade_head import compiled_order
-from ensemble_assets.compute.splade_head import llvm_blocks as vector_blocks
-from ensemble_assets.compute.splade_head import quantise as quantised_text
-from ensemble_assets.compute.splade_head.compiled_order import keep_largest, longest_first
+from ensemble_assets.compute.splade_head import llvm_blocks, quantise
 from ensemble_assets.compute.splade_head.llvm_blocks import GROUP, ROWS, compiled, largest_block, terms_block
-from ensemble_assets.compute.splade_head.quantise import OFFSET, QuantisedText, Screen, quantised, rotated
+from ensemble_assets.compute.splade_head.quantise import (
+    OFFSET,
+    QuantisedText,
+    Screen,
+    keep_largest,
+    longest_first,
+    quantised,
+    rotated,
+)
 
 DONE, NOT_FINITE, TOO_MANY = 0, 1, 2
 """How a text ended: computed; has a NaN or infinity; screening left so much that plain products are faster."""
@@ -278,7 +283,7 @@ def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen
 
 def compiled_in(cache: Path) -> Path:
     """Where the machine code of these sources belongs below a cache folder."""
-    modules = (__file__, compiled_order.__file__, quantised_text.__file__, vector_blocks.__file__)
+    modules = (__file__, quantise.__file__, llvm_blocks.__file__)
     sources = b"".join(Path(str(module)).read_bytes() for module in modules)
     return cache / f"sparse-head-{hashlib.sha256(sources).hexdigest()[:16]}"
 

@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ensemble_assets.compute.splade_head.host_vectors import dot_product_lanes
+from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
 
 LANES = dot_product_lanes() or 8
 """32-bit numbers in a vector register of this CPU."""

@@ -23,9 +23,8 @@ from ensemble_assets.common.frame_schemas import CANDIDATES, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.held_model import hold, merge_results
-from ensemble_assets.compute.stages.rerank_depth import NO_LIMIT, Allowance
+from ensemble_assets.compute.stages.rerank_depth import NO_LIMIT, Allowance, PairWork, TimeLimit, score_slices
 from ensemble_assets.compute.stages.rerank_scores import final_order
-from ensemble_assets.compute.stages.rerank_slices import PairWork, TimeLimit, score_slices
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies, vocabulary
 from ensemble_assets.compute.tokens.windows import Windows, failed_texts, largest_logits, take_bodies, windows_of

@@ -25,14 +25,18 @@ from ensemble_assets.compute.running.part_events import PartEvents
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_work
 from ensemble_assets.compute.stages.sparse_fallback import (
+    LIVE,
+    STAND_IN,
     CollectionSpace,
+    PrunedOutputs,
     Rarity,
+    SourcedVectors,
     TermSpace,
     VocabularySpace,
     metadata_rows,
     text_rows,
+    with_sources,
 )
-from ensemble_assets.compute.stages.sparse_sources import LIVE, STAND_IN, PrunedOutputs, SourcedVectors, with_sources
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 from ensemble_assets.compute.tokens.tokenizer import vocabulary
 from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights

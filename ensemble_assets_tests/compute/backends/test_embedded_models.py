@@ -12,7 +12,7 @@ import transformers
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.forward_rerank import RerankFactory
+from ensemble_assets.compute.backends.torch_forwards import RerankFactory
 from ensemble_assets.compute.backends.torch_splade import SparseFactory
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext

@@ -11,8 +11,7 @@ import torch
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends import torch_splade as forward_sparse
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.forward_rerank import RerankFactory
-from ensemble_assets.compute.backends.torch_forwards import DenseFactory
+from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
 from ensemble_assets.compute.backends.torch_splade import SparseFactory
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec

@@ -19,13 +19,13 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
-from ensemble_assets.compute.backends.forward_late import LateInteractionFactory
 from ensemble_assets.compute.backends.late_interaction import (
     KeptStates,
     LateInteractionForward,
     similarity,
     split_pair,
 )
+from ensemble_assets.compute.backends.torch_forwards import LateInteractionFactory
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.compute.backends import sparse_output as sparse_rows
 from ensemble_assets.compute.backends.sparse_output import SparseRow, matrix_of, row_of
-from ensemble_assets.compute.stages.sparse_sources import PrunedOutputs, with_sources
+from ensemble_assets.compute.stages.sparse_fallback import PrunedOutputs, with_sources
 
 WIDTH = 12
 VECTOR = st.dictionaries(st.integers(0, WIDTH - 1), st.floats(0.125, 4.0, width=32), max_size=6)

@@ -13,10 +13,8 @@ import torch
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.compute.backends import torch_loading as loading
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.forward_rerank import RerankFactory
-from ensemble_assets.compute.backends.padding import padded_inputs
-from ensemble_assets.compute.backends.torch_forwards import DenseFactory
-from ensemble_assets.compute.backends.torch_loading import exact_medium, kernels
+from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
+from ensemble_assets.compute.backends.torch_loading import exact_medium, kernels, padded_inputs
 from ensemble_assets.compute.backends.torch_splade import SparseFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch

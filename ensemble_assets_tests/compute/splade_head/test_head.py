@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.splade_head import cpu_vectors
 from ensemble_assets.compute.splade_head import head as sparse_head
-from ensemble_assets.compute.splade_head import host_vectors
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
 
 PATHS = ["products", *(["screen"] if host_path().name == "screen" else [])]
@@ -107,16 +107,16 @@ def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_no_positive_logit_exceeds_its_upper_bound(problem):
-    from ensemble_assets.compute.splade_head import kernels as screen_kernels
-    from ensemble_assets.compute.splade_head import screen as screening
+    from ensemble_assets.compute.splade_head import kernels
+    from ensemble_assets.compute.splade_head.screen import prepare
 
     states, spans, matrix, bias = problem
     assume(np.abs(states).max() < 1e12)  # others are not screened
-    screen = screening.prepare(matrix, bias, states, spans)
+    screen = prepare(matrix, bias, states, spans)
     for first, count in spans:
         text = np.ascontiguousarray(states[first : first + count])
         logits = (text.astype(np.float64) @ matrix.astype(np.float64).T + bias).max(axis=0)
-        bounds = screen_kernels.upper_bounds(text, screen)
+        bounds = kernels.upper_bounds(text, screen)
         terms = screen.term >= 0
         assert (bounds[terms] >= np.where(logits > 0, logits, -np.inf)[screen.term[terms]]).all()
         assert (bounds[~terms] == -np.inf).all()
@@ -124,14 +124,14 @@ def test_no_positive_logit_exceeds_its_upper_bound(problem):
 
 @needs_screen
 def test_most_terms_are_ruled_out_by_their_bound():
-    from ensemble_assets.compute.splade_head import kernels as screen_kernels
-    from ensemble_assets.compute.splade_head import screen as screening
+    from ensemble_assets.compute.splade_head import kernels
+    from ensemble_assets.compute.splade_head.screen import prepare
 
     states, spans, matrix, bias = random_problem(1, hidden=64, size=2000, lengths=[40] * 8)
-    screen = screening.prepare(matrix, bias, states[:160], spans[:4])
+    screen = prepare(matrix, bias, states[:160], spans[:4])
     assert len({tuple(levels) for levels in screen.level.tolist()}) > 1  # terms differ in what rules them out
     for first, count in spans[4:]:
-        bounds = screen_kernels.upper_bounds(states[first : first + count], screen)
+        bounds = kernels.upper_bounds(states[first : first + count], screen)
         positive = (naive(states, [(first, count)], matrix, bias) > 0).mean()
         assert positive <= (bounds > 0).mean() < positive + 0.02
 
@@ -249,13 +249,13 @@ def test_a_small_run_is_not_made_to_wait_for_numba_or_its_compiler(tmp_path):
 
 @needs_screen
 def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
-    from ensemble_assets.compute.splade_head import kernels as screen_kernels
+    from ensemble_assets.compute.splade_head import kernels
 
     states, spans, matrix, bias = random_problem(13)
     monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
     head = SparseHead(matrix, bias, 9, 1, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(screen_kernels, "is_compiled", lambda _: False)
+        patch.setattr(kernels, "is_compiled", lambda _: False)
         head(states, spans)
         assert head.path == HeadPath("products", "not_compiled_yet")
     monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
@@ -266,59 +266,56 @@ def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
 
 
 @needs_screen
-def test_small_runs_compile_when_they_are_together_worth_it(monkeypatch, tmp_path):
-    from ensemble_assets.compute.splade_head import kernels as screen_kernels
+def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
+    from ensemble_assets.compute.splade_head import kernels
 
     states, spans, matrix, bias = random_problem(13)
     tokens = int(spans[:, 1].sum())
     monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
     monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 3 * tokens)
-    monkeypatch.setattr(screen_kernels, "is_compiled", lambda _: False)
+    monkeypatch.setattr(kernels, "is_compiled", lambda _: False)
     results = []
-    for reason in ("not_compiled_yet", "not_compiled_yet", host_path().reason):
+    reasons = {tokens: "not_compiled_yet", 3 * tokens - 1: "not_compiled_yet", 3 * tokens: host_path().reason}
+    for expected, reason in reasons.items():
         head = SparseHead(matrix, bias, 9, 1, tmp_path)
-        head.expect(tokens)
+        head.expect(expected)
         results.append(head(states, spans))
-        head(states[:0], spans[:0])  # more of the same run is not counted again
         assert head.path.reason == reason
     for name, values in results[0].items():
         np.testing.assert_array_equal(results[2][name], values)
-    unkept = SparseHead(matrix, bias, 9, 1)
-    unkept(states, spans)
-    assert unkept.path.reason == "not_compiled_yet"
 
 
 def test_numba_told_to_compile_for_another_cpu_is_not_given_this_ones_instructions(monkeypatch):
     from numba import config
 
-    before = host_vectors.dot_product_lanes()
+    before = cpu_vectors.dot_product_lanes()
     monkeypatch.setattr(config, "CPU_NAME", "generic")
-    host_vectors.dot_product_lanes.cache_clear()
+    cpu_vectors.dot_product_lanes.cache_clear()
     try:
-        assert host_vectors.dot_product_lanes() == 0
+        assert cpu_vectors.dot_product_lanes() == 0
         assert host_path() == HeadPath("products", "no_vector_instruction")
     finally:
         monkeypatch.undo()
-        host_vectors.dot_product_lanes.cache_clear()
-    assert host_vectors.dot_product_lanes() == before
+        cpu_vectors.dot_product_lanes.cache_clear()
+    assert cpu_vectors.dot_product_lanes() == before
 
 
 NARROW = """
 import json, sys
 from pathlib import Path
-from ensemble_assets.compute.splade_head import host_vectors
-host_vectors.dot_product_lanes = lambda: 8
+from ensemble_assets.compute.splade_head import cpu_vectors
+cpu_vectors.dot_product_lanes = lambda: 8
 from ensemble_assets.compute.splade_head import head as sparse_head
-from ensemble_assets.compute.splade_head import kernels as screen_kernels
-from ensemble_assets.compute.splade_head import llvm_blocks as vector_blocks
+from ensemble_assets.compute.splade_head import kernels
+from ensemble_assets.compute.splade_head import llvm_blocks
 from ensemble_assets_tests.compute.splade_head.test_head import random_problem
-assert vector_blocks.GROUP == 16
+assert llvm_blocks.GROUP == 16
 sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
 sparse_head.host_path = lambda: sparse_head.HeadPath("screen", "avx_vnni")
 states, spans, matrix, bias = random_problem(11)
 head = sparse_head.SparseHead(matrix, bias, 50, 1, Path(sys.argv[1]))
 out = head(states, spans)
-hits = sum(screen_kernels.encode.stats.cache_hits.values())
+hits = sum(kernels.encode.stats.cache_hits.values())
 print(json.dumps({"hits": hits, **{name: values.tolist() for name, values in out.items()}}))
 """
 
@@ -334,7 +331,7 @@ def test_narrow_registers_give_the_same_and_a_second_process_need_not_compile(mo
         for name, values in expected.items():
             np.testing.assert_array_equal(np.array(out[name], values.dtype), values)
     assert list(tmp_path.rglob("*.nbc"))
-    assert not list(Path(sparse_head.__file__).parent.rglob("screen_kernels*.nb?"))
+    assert not list(Path(sparse_head.__file__).parent.rglob("kernels*.nb?"))
 
 
 PEAK = """
