@@ -24,8 +24,9 @@ from ensemble_assets.compute.splade_head.plain_products import positive_terms
 _WORTH_FITTING = 16_384
 """Tokens after which a screen has paid for loading its code and fitting, a good second."""
 
-_WORTH_COMPILING = 131_072
-"""The same where the code has to be compiled first, which takes about ten seconds, once per machine."""
+_WORTH_COMPILING = 65_536
+"""Tokens from which a run compiles code that is not in the cache. Compiling takes about ten seconds, once per machine;
+plain products of so many tokens take five, so the second such run has paid for it (``docs/decisions/0008``)."""
 
 _USUAL = 1e12
 """A screen is not fitted to larger numbers, whose squares would leave float32."""

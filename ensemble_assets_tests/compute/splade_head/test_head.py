@@ -16,9 +16,18 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.splade_head import cpu_vectors
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
+from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate_where_missing
 
-PATHS = ["products", *(["screen"] if host_path().name == "screen" else [])]
-needs_screen = pytest.mark.skipif("screen" not in PATHS, reason="this CPU has no 8-bit dot-product instruction")
+emulate_where_missing()
+
+PATHS = ["products", "screen"]
+SCREEN = HeadPath("screen", "avx_vnni")
+
+
+@pytest.fixture
+def screening_host(monkeypatch):
+    """A CPU that has the dot-product instruction, or emulates it."""
+    monkeypatch.setattr(sparse_head, "host_path", lambda: SCREEN)
 
 
 def naive(states, spans, matrix, bias):
@@ -94,7 +103,6 @@ def test_weights_equal_the_formula_whatever_the_numbers(monkeypatch, path, probl
     np.testing.assert_array_equal(out["active"], (out["weight"] > 0).sum(axis=1))
 
 
-@needs_screen
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), top_k=st.integers(1, 40))
 def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
@@ -103,7 +111,6 @@ def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
         np.testing.assert_array_equal(outputs[1][name], values)
 
 
-@needs_screen
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_no_positive_logit_exceeds_its_upper_bound(problem):
@@ -122,7 +129,6 @@ def test_no_positive_logit_exceeds_its_upper_bound(problem):
         assert (bounds[~terms] == -np.inf).all()
 
 
-@needs_screen
 def test_most_terms_are_ruled_out_by_their_bound():
     from ensemble_assets.compute.splade_head import kernels
     from ensemble_assets.compute.splade_head.screen import prepare
@@ -247,7 +253,7 @@ def test_a_small_run_is_not_made_to_wait_for_numba_or_its_compiler(tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@needs_screen
+@pytest.mark.usefixtures("screening_host")
 def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
     from ensemble_assets.compute.splade_head import kernels
 
@@ -262,10 +268,10 @@ def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
     head(states * np.float32(1e20), spans)
     assert head.path == HeadPath("products", "unusual_numbers")
     head(states, spans)
-    assert head.path == host_path()
+    assert head.path == SCREEN
 
 
-@needs_screen
+@pytest.mark.usefixtures("screening_host")
 def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
     from ensemble_assets.compute.splade_head import kernels
 
@@ -275,7 +281,7 @@ def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 3 * tokens)
     monkeypatch.setattr(kernels, "is_compiled", lambda _: False)
     results = []
-    reasons = {tokens: "not_compiled_yet", 3 * tokens - 1: "not_compiled_yet", 3 * tokens: host_path().reason}
+    reasons = {tokens: "not_compiled_yet", 3 * tokens - 1: "not_compiled_yet", 3 * tokens: SCREEN.reason}
     for expected, reason in reasons.items():
         head = SparseHead(matrix, bias, 9, 1, tmp_path)
         head.expect(expected)
@@ -320,7 +326,6 @@ print(json.dumps({"hits": hits, **{name: values.tolist() for name, values in out
 """
 
 
-@needs_screen
 @pytest.mark.slow
 def test_narrow_registers_give_the_same_and_a_second_process_need_not_compile(monkeypatch, tmp_path):
     expected = encoded(monkeypatch, "screen", random_problem(11), 50)
@@ -365,6 +370,7 @@ def test_memory_stays_at_a_fifth_of_every_logit_of_every_token(path):
         assert int(done.stdout) < every_logit / 5
 
 
+@pytest.mark.usefixtures("screening_host")
 def test_a_large_run_is_screened_from_its_first_text_on(monkeypatch) -> None:
     monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
     states, spans, matrix, bias = random_problem(3)
@@ -373,5 +379,5 @@ def test_a_large_run_is_screened_from_its_first_text_on(monkeypatch) -> None:
     assert head.path.reason == "few_tokens"
     head.expect(10**6)
     expected = head(states, spans)
-    assert head.path.reason != "few_tokens"
+    assert head.path == SCREEN
     np.testing.assert_array_equal(expected["weight"], SparseHead(matrix, bias, 5)(states, spans)["weight"])
