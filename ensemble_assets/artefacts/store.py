@@ -1,7 +1,7 @@
-"""Where artefact versions live: ``<base>/<collection>/<asset>/<version folder>`` and a ``current`` file that names one.
+"""Keep artefact versions in ``<base>/<collection>/<asset>/<version folder>``, with a file ``current`` that names one.
 
-The base is a local folder or any fsspec URL. Stages always write and map local files; with a remote base, publishing
-uploads the version and loading downloads it once into a local cache. What is inside a version is ``core.artefacts``.
+The base is a local folder (``LocalStore``) or any fsspec URL (``RemoteStore``). Stages always write and map local
+files. Publishing uploads a version to a remote base. Loading downloads it once into a local cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import os
 import secrets
 import shutil
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,61 +23,68 @@ import psutil
 from upath import UPath
 
 from ensemble_assets.artefacts.artefact import INDEX_NAME, Artefact, ArtefactWriter, open_artefact
-from ensemble_assets.common.atomic_files import atomic_write
+from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.machine import digest
 
 _CURRENT = "current"
 _PUBLISHED = ".published"
+"""Marks a version folder that is whole. A remote one holds the time of its publication, in seconds since the epoch."""
+
 _KEPT_VERSIONS = 2
+"""Versions that stay after a sweep: the current one and the one before it."""
+
+_UPLOAD_SECONDS = 86_400.0
+"""A remote version folder older than this and without ``_PUBLISHED`` belongs to an upload that was killed."""
+
+_STAMP = "%Y%m%dT%H%M%S"
+"""First part of a version folder's name: UTC time at which its stage began."""
 
 
-class ArtefactStore:
+class ArtefactStore(ABC):
     """Artefacts by collection and asset.
 
     Args:
-        base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
-        cache: local folder for the copies of a remote base; unused with a local one.
-        grace_seconds: how long a replaced version stays for readers that still hold it.
+        folder: local folder of the version folders.
+        grace_seconds: a replaced version stays this long for readers that still use it.
         budget_bytes: most host memory that one frame of a loaded artefact may take.
     """
 
-    def __init__(self, base: str, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None) -> None:
+    def __init__(self, folder: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None) -> None:
+        self._folder = folder
         self._grace_seconds = grace_seconds
         self._budget_bytes = budget_bytes
-        self._base = UPath(base)
-        self._remote = self._base.protocol not in ("", "file", "local")
-        self._local = cache / "artefacts" if self._remote else Path(self._base.path).absolute()
 
     def begin(self, collection: str, asset: str) -> ArtefactWriter:
-        """A writer into a fresh version folder; removes what killed processes left of earlier attempts."""
-        home = self._local / collection / asset
+        """Open a new version folder for writing. Remove the folders of earlier writers that were killed."""
+        home = self._folder / collection / asset
         home.mkdir(parents=True, exist_ok=True)
-        self._sweep(home)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        _remove_dead(home)
+        stamp = datetime.now(UTC).strftime(_STAMP)
         return ArtefactWriter(home / f"{stamp}-{os.getpid()}-{secrets.token_hex(3)}")
 
     def working_folder(self, collection: str) -> Path:
-        """A local folder for what is kept of a collection between runs; nothing in it is an artefact."""
-        return self._local / collection / ".working"
+        """Return the local folder for data of a collection that stays between runs. It holds no artefacts."""
+        return self._folder / collection / ".working"
 
+    @abstractmethod
     def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
-        """Makes ``artefact`` the current version, in one atomic replacement."""
-        name = artefact.folder.name
-        if self._remote:
-            target = self._base / collection / asset
-            for path in sorted(artefact.folder.iterdir(), key=lambda p: p.name == INDEX_NAME):
-                (target / name).mkdir(parents=True, exist_ok=True)
-                (target / name / path.name).write_bytes(path.read_bytes())
-            (target / _CURRENT).write_text(name)
-        else:
-            home = artefact.folder.parent
-            (artefact.folder / _PUBLISHED).touch()
-            with atomic_write(home / _CURRENT) as stream:
-                stream.write(name.encode())
-            self._sweep(home)
+        """Make ``artefact`` the current version in one atomic replacement, then remove versions past their time."""
+
+    @abstractmethod
+    def _home(self, collection: str, asset: str) -> UPath:
+        """Return the folder that holds ``current`` and the published versions."""
+
+    @abstractmethod
+    def _local_version(self, collection: str, asset: str, name: str) -> Path:
+        """Return the local folder of a published version.
+
+        Raises:
+            ArtefactError: if the version is gone.
+        """
 
     def load(self, collection: str, asset: str) -> Artefact:
-        """The current version, verified against its recorded sizes and content hashes.
+        """Return the current version, verified against its recorded sizes and content hashes.
 
         Raises:
             ArtefactError: if there is none or it is damaged.
@@ -81,7 +92,9 @@ class ArtefactStore:
         name = self._current(collection, asset)
         while True:
             try:
-                return self._open(collection, asset, name)
+                artefact = open_artefact(self._local_version(collection, asset, name), self._budget_bytes)
+                artefact.verify()
+                return artefact
             except (ArtefactError, FileNotFoundError):
                 # A version may be replaced and swept between reading its name and opening it.
                 latest = self._current(collection, asset)
@@ -90,10 +103,10 @@ class ArtefactStore:
                 name = latest
 
     def facts(self, collection: str, asset: str) -> dict[str, Any] | None:
-        """What the stage recorded of the current version, without looking at its data; None where there is none.
+        """Return the stage's record of the current version, without looking at its data. None if there is none.
 
-        ``version`` (content hash) and ``folder`` (name of the version folder, which begins with the UTC second at
-        which the stage began) are added.
+        Added are ``version`` (content hash) and ``folder`` (name of the version folder; it begins with the UTC second
+        at which the stage began).
         """
         try:
             name = self._current(collection, asset)
@@ -102,48 +115,153 @@ class ArtefactStore:
             return None
         return {**index["facts"], "version": index["version"], "folder": name}
 
+    def exists(self, collection: str, asset: str) -> bool:
+        """Return whether a version was published."""
+        return (self._home(collection, asset) / _CURRENT).exists()
+
     def _current(self, collection: str, asset: str) -> str:
         try:
-            return str((self._home(collection, asset) / _CURRENT).read_text()).strip()
+            return (self._home(collection, asset) / _CURRENT).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise ArtefactError(
                 f"{asset} of collection {collection} was never materialised here. Materialise it first"
             ) from None
 
-    def _open(self, collection: str, asset: str, name: str) -> Artefact:
-        folder = self._local / collection / asset / name
-        if self._remote and not (folder / INDEX_NAME).is_file():
-            self._download(self._home(collection, asset) / name, folder)
-        artefact = open_artefact(folder, self._budget_bytes)
-        artefact.verify()
-        return artefact
+    def _sweep_local(self, home: Path, current: str) -> None:
+        """Remove local version folders whose grace time is over."""
+        versions: list[_Version] = []
+        for path in home.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError):  # not published, or just swept by another process
+                versions.append(_Version(path.name, (path / _PUBLISHED).stat().st_mtime))
+        for name in self._expired(versions, current):
+            shutil.rmtree(home / name, ignore_errors=True)
+
+    def _expired(self, versions: Iterable[_Version], current: str) -> list[str]:
+        """Return the names of replaced versions past their grace time, without the newest ``_KEPT_VERSIONS - 1``."""
+        cutoff = time.time() - self._grace_seconds
+        replaced = sorted(v.name for v in versions if v.name != current and v.published_at <= cutoff)
+        return replaced[: max(0, len(replaced) - (_KEPT_VERSIONS - 1))]
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A published version: its folder's name, and when it was published in seconds since the epoch."""
+
+    name: str
+    published_at: float
+
+
+class LocalStore(ArtefactStore):
+    """Artefacts below a local folder."""
+
+    def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
+        """Make ``artefact`` the current version in one atomic replacement, then remove versions past their time."""
+        home = artefact.folder.parent
+        (artefact.folder / _PUBLISHED).touch()
+        with atomic_write(home / _CURRENT) as stream:
+            stream.write(artefact.folder.name.encode())
+        self._sweep_local(home, artefact.folder.name)
 
     def _home(self, collection: str, asset: str) -> UPath:
-        return (self._base if self._remote else UPath(self._local)) / collection / asset
+        return UPath(self._folder / collection / asset)
 
-    def exists(self, collection: str, asset: str) -> bool:
-        """Whether a version was published."""
-        return bool((self._home(collection, asset) / _CURRENT).exists())
+    def _local_version(self, collection: str, asset: str, name: str) -> Path:
+        return self._folder / collection / asset / name
 
-    def _download(self, source: UPath, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(source.iterdir(), key=lambda p: p.name == INDEX_NAME):
-            with atomic_write(folder / path.name) as stream:
-                stream.write(path.read_bytes())
 
-    def _sweep(self, home: Path) -> None:
-        """Removes published versions past their grace time, all but the last, and unpublished ones of dead writers."""
-        marker = home / _CURRENT
-        current = marker.read_text().strip() if marker.is_file() else ""
-        folders = sorted(path for path in home.iterdir() if path.is_dir())
-        published = [path for path in folders if (path / _PUBLISHED).exists()]
-        expired = time.time() - self._grace_seconds
-        old = [p for p in published if p.name != current and (p / _PUBLISHED).stat().st_mtime <= expired]
-        dead = [path for path in folders if path not in published and not _writer_alive(path)]
-        for path in (*old[: max(0, len(old) - _KEPT_VERSIONS + 1)], *dead):
+class RemoteStore(ArtefactStore):
+    """Artefacts below an fsspec URL, with local copies.
+
+    Args:
+        base: the URL.
+        cache: local folder of the copies.
+        grace_seconds: as ``ArtefactStore``; counts for remote versions and for local copies.
+        budget_bytes: as ``ArtefactStore``.
+    """
+
+    def __init__(
+        self, base: UPath, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None
+    ) -> None:
+        # A folder per base: copies of one base must not count as replaced versions of another.
+        super().__init__(cache / "artefacts" / digest(str(base)), grace_seconds, budget_bytes)
+        self._base = base
+
+    def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
+        """Upload ``artefact``, make it the current version, then remove versions past their time here and there."""
+        name, home = artefact.folder.name, self._home(collection, asset)
+        (home / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted(artefact.folder.iterdir(), key=lambda p: p.name == INDEX_NAME):  # the index last
+            (home / name / path.name).write_bytes(path.read_bytes())
+        (home / name / _PUBLISHED).write_text(repr(time.time()), encoding="utf-8")
+        (home / _CURRENT).write_text(name, encoding="utf-8")
+        (artefact.folder / _PUBLISHED).touch()
+        self._sweep_local(artefact.folder.parent, name)
+        with suppress(OSError):  # a base that forbids deletion keeps its versions; the run has succeeded
+            self._sweep_remote(home, name)
+
+    def _home(self, collection: str, asset: str) -> UPath:
+        return self._base / collection / asset
+
+    def _local_version(self, collection: str, asset: str, name: str) -> Path:
+        folder = self._folder / collection / asset / name
+        if (folder / _PUBLISHED).is_file():
+            return folder
+        source = self._home(collection, asset) / name
+        if not (source / INDEX_NAME).is_file():
+            raise ArtefactError(f"{asset} of collection {collection}: version {name} is gone. Materialise it again")
+        with atomic_folder(folder) as copy:
+            for path in source.iterdir():
+                (copy / path.name).write_bytes(path.read_bytes())
+            (copy / _PUBLISHED).touch()
+        self._sweep_local(folder.parent, name)
+        return folder
+
+    def _sweep_remote(self, home: UPath, current: str) -> None:
+        versions: list[_Version] = []
+        for folder in home.iterdir():
+            if not folder.is_dir() or folder.name == current:
+                continue
+            marker = folder / _PUBLISHED
+            if marker.exists():
+                versions.append(_Version(folder.name, float(marker.read_text(encoding="utf-8"))))
+            elif _began_at(folder.name) < time.time() - _UPLOAD_SECONDS:
+                folder.fs.rm(folder.path, recursive=True)
+        for name in self._expired(versions, current):
+            (home / name).fs.rm((home / name).path, recursive=True)
+
+
+def artefact_store(
+    base: str, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None
+) -> ArtefactStore:
+    """Open the store of a base.
+
+    Args:
+        base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
+        cache: local folder for the copies of a remote base; unused with a local one.
+        grace_seconds: a replaced version stays this long for readers that still use it.
+        budget_bytes: most host memory that one frame of a loaded artefact may take.
+    """
+    place = UPath(base)
+    if place.protocol in ("", "file", "local"):
+        return LocalStore(Path(place.path).absolute(), grace_seconds, budget_bytes)
+    # Other machines publish too, so a listing from a moment ago may be wrong.
+    return RemoteStore(UPath(base, use_listings_cache=False), cache, grace_seconds, budget_bytes)
+
+
+def _remove_dead(home: Path) -> None:
+    """Remove version folders without ``_PUBLISHED`` whose writing process is dead."""
+    for path in home.iterdir():
+        parts = path.name.split("-")
+        hidden = path.name.startswith(".")  # a copy that is being downloaded; it has the name of another host's process
+        if hidden or len(parts) != 3 or not path.is_dir() or (path / _PUBLISHED).exists():
+            continue
+        if not (parts[1].isdigit() and psutil.pid_exists(int(parts[1]))):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _writer_alive(folder: Path) -> bool:
-    parts = folder.name.split("-")
-    return len(parts) == 3 and parts[1].isdigit() and psutil.pid_exists(int(parts[1]))
+def _began_at(name: str) -> float:
+    """Return the time in a version folder's name, in seconds since the epoch; infinity for any other name."""
+    try:
+        return datetime.strptime(name.partition("-")[0], _STAMP).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return float("inf")

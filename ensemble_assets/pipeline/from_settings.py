@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder
 
@@ -10,4 +10,4 @@ from ensemble_assets.settings.default_paths import artefact_base, cache_folder
 def open_store(settings: Settings) -> ArtefactStore:
     """The artefact store that the settings name."""
     budget = int(settings.device.host_budget_gb * 1e9)
-    return ArtefactStore(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)
+    return artefact_store(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(str(tmp_path / "artefacts"), tmp_path / "cache")
+    return artefact_store(str(tmp_path / "artefacts"), tmp_path / "cache")
 
 
 def save(store: ArtefactStore, value: float = 1.0, rows: int = 4):
@@ -52,7 +52,7 @@ def test_round_trip_maps_arrays_and_scans_frames(store: ArtefactStore) -> None:
 )
 def test_any_array_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
     folder = tmp_path_factory.mktemp("artefact")
-    store = ArtefactStore(str(folder), folder)
+    store = artefact_store(str(folder), folder)
     writer = store.begin("c", "a")
     writer.array("x", values)
     store.publish("c", "a", writer.seal({}))
@@ -104,11 +104,11 @@ def test_a_column_that_an_earlier_version_did_not_write_is_named(store: Artefact
 def test_a_frame_that_does_not_fit_is_refused_before_reading(store: ArtefactStore, tmp_path: Path) -> None:
     save(store, rows=1000)
     base = str(tmp_path / "artefacts")
-    small = ArtefactStore(base, tmp_path, budget_bytes=3_999).load("docs", "dense_embeddings")
+    small = artefact_store(base, tmp_path, budget_bytes=3_999).load("docs", "dense_embeddings")
     with pytest.raises(MemoryBudgetError, match=r"device\.host_budget_gb"):
         small.frame("chunks")
     assert small.scan("chunks").select("row").head(1).collect().height == 1
-    large = ArtefactStore(base, tmp_path, budget_bytes=4_000).load("docs", "dense_embeddings")
+    large = artefact_store(base, tmp_path, budget_bytes=4_000).load("docs", "dense_embeddings")
     assert large.frame("chunks", columns=["row"]).height == 1000
 
 
@@ -121,7 +121,7 @@ def test_unpublished_versions_are_invisible(store: ArtefactStore) -> None:
 
 
 def test_old_versions_are_removed_but_one_after_their_grace_time(tmp_path: Path) -> None:
-    store = ArtefactStore(str(tmp_path / "artefacts"), tmp_path / "cache", grace_seconds=0)
+    store = artefact_store(str(tmp_path / "artefacts"), tmp_path / "cache", grace_seconds=0)
     for value in range(6):
         save(store, float(value))
     home = tmp_path / "artefacts" / "docs" / "dense_embeddings"
@@ -136,22 +136,14 @@ def test_a_reader_keeps_what_it_opened_while_newer_versions_arrive(store: Artefa
     assert held.array("vectors")[0, 0] == 1.0
 
 
-def test_a_remote_base_is_uploaded_and_cached(tmp_path: Path) -> None:
-    base = f"memory://artefacts-{tmp_path.name}"
-    save(ArtefactStore(base, tmp_path / "here"), 7.0)
-    elsewhere = ArtefactStore(base, tmp_path / "there")
-    assert elsewhere.exists("docs", "dense_embeddings")
-    assert elsewhere.load("docs", "dense_embeddings").array("vectors")[0, 0] == 7.0
-
-
 def test_a_killed_writer_leaves_the_old_version_and_no_litter(tmp_path: Path) -> None:
-    store = ArtefactStore(str(tmp_path), tmp_path)
+    store = artefact_store(str(tmp_path), tmp_path)
     save(store, 1.0)
     script = (
         "import sys, time, numpy as np\n"
         "from pathlib import Path\n"
-        "from ensemble_assets.artefacts.store import ArtefactStore\n"
-        "writer = ArtefactStore(sys.argv[1], Path(sys.argv[1])).begin('docs', 'dense_embeddings')\n"
+        "from ensemble_assets.artefacts.store import artefact_store\n"
+        "writer = artefact_store(sys.argv[1], Path(sys.argv[1])).begin('docs', 'dense_embeddings')\n"
         "writer.array('vectors', np.zeros((9, 3), dtype=np.float32))\n"
         "print(writer.folder.name, flush=True)\n"
         "time.sleep(60)\n"
@@ -168,13 +160,13 @@ def test_a_killed_writer_leaves_the_old_version_and_no_litter(tmp_path: Path) ->
 
 
 def test_readers_always_see_a_whole_version(tmp_path: Path) -> None:
-    store = ArtefactStore(str(tmp_path), tmp_path)
+    store = artefact_store(str(tmp_path), tmp_path)
     save(store, 0.0)
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from ensemble_assets.artefacts.store import ArtefactStore\n"
-        "store = ArtefactStore(sys.argv[1], Path(sys.argv[1]))\n"
+        "from ensemble_assets.artefacts.store import artefact_store\n"
+        "store = artefact_store(sys.argv[1], Path(sys.argv[1]))\n"
         "for value in range(1, 10_000):\n"
         "    writer = store.begin('docs', 'dense_embeddings')\n"
         "    writer.array('vectors', np.full((50, 3), value % 7, dtype=np.float32))\n"

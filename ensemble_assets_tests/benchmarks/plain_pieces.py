@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.collection.folders import discover
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
@@ -77,7 +77,7 @@ def ours_run(work: Path) -> dict[str, Any]:
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - started
     stages = json.loads(finished.stdout)["collections"][0]["stages"]
-    store = ArtefactStore(str(output / ".artifacts"), work / "cache")
+    store = artefact_store(str(output / ".artifacts"), work / "cache")
     candidates = store.load("subset", "fused_candidates").frame("candidates")
     pairs = candidates.filter(pl.col("rank") <= DEPTH).select("public_id", "row", "rank")
     (work / "made").mkdir(exist_ok=True)

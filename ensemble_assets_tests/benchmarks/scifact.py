@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.pipeline.searched_texts import searched_texts
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         seconds, peak, summary = run_pipeline(arguments.eval_dir, Path(folder), arguments.set)
-        store = ArtefactStore(str(Path(folder) / ".artifacts"), Path(folder))
+        store = artefact_store(str(Path(folder) / ".artifacts"), Path(folder))
         loaded = {asset: store.load("scifact", asset) for asset in ASSETS}
         figures = {
             "pipeline_seconds": seconds,

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
@@ -109,7 +109,7 @@ class Pipeline:
                 partition_key=collection, instance=used, run_config=config, raise_on_error=False
             )
             end_trace(used, result.run_id)  # as the command line does
-        store = ArtefactStore(str(self.root / "output" / ".artifacts"), self.root / "cache")
+        store = artefact_store(str(self.root / "output" / ".artifacts"), self.root / "cache")
         return Outcome(result.success, store, self.root / "output" / collection, result, collection)
 
 

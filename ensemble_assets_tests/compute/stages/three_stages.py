@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.devices.leases import lease_gpus
@@ -41,7 +41,7 @@ QUERIES = pl.DataFrame({"public_id": ["q1", "q2", "q3"], "text": ["storm flood",
 
 
 def store_of(root: Path) -> ArtefactStore:
-    return ArtefactStore(str(root / "store"), root / "cache")
+    return artefact_store(str(root / "store"), root / "cache")
 
 
 def run_stages(root: Path) -> None:
