@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.export.suite import Limits
 from ensemble_assets.export.write.bundle import RankedLists
 from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, DeviceFacts, LiveSparse, chunk_rows
 from ensemble_assets.settings import Settings
@@ -90,3 +91,9 @@ def ranked_lists(upstream: Upstream) -> RankedLists | None:
         fused=upstream.fused.frame("candidates"),
         reranked=upstream.reranked.frame("reranked") if upstream.rerank_on else None,
     )
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Give the limits of the bundle checks, as set."""
+    checks = settings.checks
+    return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, int(settings.device.ceiling_gb * 1e9))

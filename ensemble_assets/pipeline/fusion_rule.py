@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble_assets.retrieval.fitted_weights import read_weights
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod
-from ensemble_assets.retrieval.fusion_weights import read_weights
 from ensemble_assets.settings.options import Fusion
 
 

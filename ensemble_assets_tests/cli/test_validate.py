@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets.cli import main
+from ensemble_assets.cli.main import main
 from ensemble_assets.export.suite import GATES
 from ensemble_assets_tests.export.checks.bundles import QUERY, everything, plain
 from ensemble_assets_tests.export.golden_cases import CASES, write_case

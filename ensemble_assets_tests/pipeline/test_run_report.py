@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ensemble_assets.cli import main
+from ensemble_assets.cli.main import main
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places

@@ -12,12 +12,12 @@ from ensemble_assets.export.checks.verdicts import circumstances, kept
 from ensemble_assets.export.suite import require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.checks.check_inputs import limits_of, run_queries
+from ensemble_assets.orchestration.checks.check_inputs import run_queries
 from ensemble_assets.orchestration.pictures import table
 from ensemble_assets.orchestration.report_metadata import report_metadata
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, ranked_lists
+from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists
 from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.run_costs import final_ratios, report_ratios
 from ensemble_assets.planning.observed_costs import remember_run

@@ -18,9 +18,9 @@ from ensemble_assets.export.checks.verdicts import circumstances, holding
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.query_leaks.searched_places import Place, file_place, text_place
 from ensemble_assets.export.read.bundle_reader import open_bundle, read_object
-from ensemble_assets.export.suite import Evidence, Limits, public_names
+from ensemble_assets.export.suite import Evidence, public_names
 from ensemble_assets.export.write.names import collection_folder
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs
+from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.run_report import report_path
 from ensemble_assets.pipeline.telemetry_of_run import JOURNALS
@@ -76,12 +76,6 @@ def run_evidence(context: dg.AssetCheckExecutionContext, settings: Settings, scr
         public=lambda: (*public_names(inputs), *upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]),
         known=known,
     )
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The gates' limits as the settings have them."""
-    checks = settings.checks
-    return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, int(settings.device.ceiling_gb * 1e9))
 
 
 def run_queries(upstream: Upstream) -> tuple[Query, ...]:
