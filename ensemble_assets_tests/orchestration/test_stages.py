@@ -11,7 +11,6 @@ import pytest
 
 from ensemble_assets.orchestration.dagster_metadata import DROPPED, METADATA, PICTURES
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.first_stage import lexical_run
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
 
@@ -211,7 +210,7 @@ def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipelin
         assert outcome.succeeded, outcome.error
         assert outcome.artefact("chunks").facts["searched"] == searched
         candidates = outcome.artefact("fused_candidates").frame("candidates")
-        words = lexical_run(outcome.artefact("chunks"), outcome.artefact("queries"), ["q0"], 10)
+        words = outcome.artefact("fused_candidates").frame("run.lexical")
         found[searched] = candidates.filter(sparse_rank=1)["chunk_id"].to_list(), words["row"].to_list()
         vectors[searched] = outcome.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2")
         assert json.loads((outcome.bundle / f"{PREFIX}_texts.json").read_text())[0] == text[:1024] + "..."

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.common.frame_schemas import CANDIDATES, conform
+from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.held_model import hold, merge_results
@@ -108,7 +108,7 @@ def rerank_candidates(
     """Rerank every query's first ``depth`` candidates, or as many as time allows; the rest stay below, in fused order.
 
     Args:
-        candidates: a ``CANDIDATES`` frame.
+        candidates: a ``FUSED`` frame, or one with more columns.
         chunks: all chunk texts; ``row`` of the candidates points into them.
         queries: a frame with ``public_id`` and ``text``.
         spec: the CrossEncoder, or what takes its place.
@@ -124,7 +124,7 @@ def rerank_candidates(
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
     started = clock()
-    candidates = conform(candidates, CANDIDATES, "fused candidates")
+    candidates = conform(candidates, FUSED, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
     reason = "" if options.enabled else FEATURE_DISABLED
     scored: _Scored | None = None

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.errors import ArtefactError, ContractError
+from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 
 SCHEMA_VERSION = "v4.1"
-STAGES = ("dense", "sparse", "fusion", "rerank", "export")
 
 _SPAN_KEYS = ("span_id", "status", "reason", "attributes", "timestamp")
 _METRIC_KEYS = ("status", "reason", "metrics")
@@ -187,9 +187,9 @@ def _require_runs_fit_toggles(run: ManifestInputs) -> None:
 
 def _telemetry(run: ManifestInputs) -> dict[str, Any]:
     given = run.telemetry
-    names = [f"rag.{stage}" for stage in STAGES]
+    names = [f"rag.{stage}" for stage in TIMED_STAGES]
     _require_known("span", given.spans, names)
-    _require_known("stage of metrics", given.metrics, STAGES)
+    _require_known("stage of metrics", given.metrics, TIMED_STAGES)
     _require_known("telemetry count", given.counts, _EVENT_COUNTS)
     return {
         "spans": {
@@ -197,7 +197,7 @@ def _telemetry(run: ManifestInputs) -> dict[str, Any]:
         },
         "metrics": {
             stage: _picked(f"metrics of {stage}", given.metrics.get(stage) or _no_metrics(run, stage), _METRIC_KEYS)
-            for stage in STAGES
+            for stage in TIMED_STAGES
         },
         **{name: int(given.counts.get(name, 0)) for name in _EVENT_COUNTS},
     }

@@ -11,7 +11,6 @@ from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.changed_collections import FINGERPRINT
 from ensemble_assets.pipeline.collections import chunks_of, find_collection
-from ensemble_assets.pipeline.searched_texts import SEARCHED
 
 
 @collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="3")
@@ -34,7 +33,7 @@ def chunks(
             FINGERPRINT: fingerprint,
             "skipped": report.skipped,
             "texts_cut": int(frame["cut"].sum()),
-            SEARCHED: run.settings.chunks.searched,
+            "searched": run.settings.chunks.searched,
             "report": report.as_json(),
             "warnings": report.warnings(),
         }

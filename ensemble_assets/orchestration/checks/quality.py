@@ -14,6 +14,7 @@ import polars as pl
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
 from ensemble_assets.common.errors import ArtefactError, EnsembleError
+from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
@@ -27,8 +28,6 @@ from ensemble_assets.retrieval.quality_verdicts import (
     rerank_not_worse,
 )
 from ensemble_assets.settings import Settings
-
-_SINGLES = ("dense", "sparse")
 
 QUALITY_DESCRIPTIONS: Mapping[str, str] = {
     "quality_regression": "the final list is not worse than the accepted baseline of the collection",
@@ -93,7 +92,7 @@ def _rerank(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVer
 
 
 def _fusion(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVerdict:
-    singles = {name: lists[name] for name in _SINGLES if name in lists}
+    singles = {name: lists[name] for name in first_stage_lists() if name in lists}
     return fusion_not_worse(lists["fused"], singles, epsilon=settings.checks.fusion_epsilon)
 
 
