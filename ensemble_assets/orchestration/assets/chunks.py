@@ -6,7 +6,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import content_fingerprint
 from ensemble_assets.collection.fingerprints import collection_fingerprint
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import histogram, table
+from ensemble_assets.orchestration.dagster_metadata import histogram, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.changed_collections import FINGERPRINT

@@ -13,8 +13,7 @@ from ensemble_assets.export.suite import require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.checks.check_inputs import run_queries
-from ensemble_assets.orchestration.pictures import table
-from ensemble_assets.orchestration.report_metadata import report_metadata
+from ensemble_assets.orchestration.dagster_metadata import report_metadata, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists

@@ -8,7 +8,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.first_stage import Searched, first_stage_runs, fused, fusion_rule

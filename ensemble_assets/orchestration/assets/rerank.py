@@ -5,7 +5,7 @@ import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.compute_context import Computing
