@@ -173,7 +173,7 @@ TABLE = (
     ),
     _of(
         "prompt-passage", build=dense("bert", "cls", prompts={"query": "Q: ", "passage": "P: "}),
-        note="documents' prompt under the name passage",
+        note="a prompt named passage, which encode_document leaves out",
     ),
     _of(
         "arctic", build=dense("bert", "cls", edits=[_OLD], prompts={"query": "Represent this sentence: "}),
@@ -228,10 +228,10 @@ TABLE = (
     ),
     _of("router-static-query", build=router(static_route, encoder_route("bert")), note="static queries"),
     _of("router-after-pooling", build=shared_then_routed, note="one encoder, a projection per side"),
-    _of("word-embeddings", build=word_embeddings(), note="GloVe and mean pooling; a deprecated piece"),
-    _of("word-weights", build=word_embeddings(weights=True), note="weighted word embeddings"),
-    _of("word-lstm", build=word_embeddings(lstm=True), note="an LSTM over word embeddings"),
-    _of("bag-of-words", build=bag_of_words, note="word counts and a projection"),
+    _of("word-embeddings", build=word_embeddings(), note="GloVe and mean pooling", expected="either"),
+    _of("word-weights", build=word_embeddings(weights=True), note="weighted word embeddings", expected="either"),
+    _of("word-lstm", build=word_embeddings(lstm=True), note="an LSTM over word embeddings", expected="either"),
+    _of("bag-of-words", build=bag_of_words, note="word counts and a projection", expected="either"),
     _of(
         "dense-on-tokens",
         build=dense("bert", before_pooling=projection(HIDDEN, 40, tanh=False, module_input_name="token_embeddings")),

@@ -139,8 +139,10 @@ RERANK = (
     ),
     _rerank(
         "truncation-query-kept",
-        build=classifier("bert", module={"processing_kwargs": {"text": {"truncation": "only_second"}}}),
-        note="only the document is cut",
+        build=classifier(
+            "bert", module={"max_seq_length": 320, "processing_kwargs": {"text": {"truncation": "only_second"}}}
+        ),
+        note="only the document is cut, at 320 tokens of a pair",
     ),
     _rerank(
         "truncation-left", build=classifier("bert", tokenizer={"truncation_side": "left"}),

@@ -15,8 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.artefacts.artefact import Artefact, open_artefact
 from ensemble_assets.cli.main import main
 from ensemble_assets.collection.whole_text import COLUMNS, whole_text
 from ensemble_assets_tests.model_zoo.families.layout import Kind
@@ -89,17 +88,23 @@ def run_product(
     started = time.perf_counter()
     code, printed, complaint = _command([*arguments, *switches, *(p for a in assignments for p in ("--set", a))])
     seconds = time.perf_counter() - started
-    store = ArtefactStore(str(folder / "out" / ".artifacts"), folder / "cache")
+    base = folder / "out" / ".artifacts" / COLLECTION
     message = _message(code, printed, complaint)
     try:
-        chunks = store.load(COLLECTION, "chunks")
-        outputs = _READERS[kind](store, chunks)
+        chunks = _current(base, "chunks")
+        outputs = _READERS[kind](base, chunks)
     except Exception as error:  # noqa: BLE001  # a run that failed left no artefact; its message says why
         message = message or f"exit code {code}, and no artefact ({error})"
         return Outputs(chunk_texts(), list(QUERIES), message=message, exit_code=code, seconds=seconds)
-    queries = store.load(COLLECTION, "queries").frame("queries")["text"].to_list()
+    queries = _current(base, "queries").frame("queries")["text"].to_list()
     lost = outputs.pop("lost", "")
     return Outputs(**outputs, queries=queries, message=message or lost, exit_code=code, seconds=seconds)
+
+
+def _current(base: Path, asset: str) -> Artefact:
+    """Open the current version of an artefact: the folder that the file ``current`` names."""
+    home = base / asset
+    return open_artefact(home / (home / "current").read_text().strip())
 
 
 def _command(arguments: list[str]) -> tuple[int, str, str]:
@@ -127,30 +132,30 @@ def _message(code: int, printed: str, complaint: str) -> str:
     return lines[-1] if lines else f"exit code {code} without a message"
 
 
-def _read_dense(store: ArtefactStore, chunks: Artefact) -> dict[str, Any]:
-    dense = store.load(COLLECTION, "dense_embeddings")
+def _read_dense(base: Path, chunks: Artefact) -> dict[str, Any]:
+    dense = _current(base, "dense_embeddings")
     slug = dense.facts["layout"][0]["slug"]
     return {
         "chunks": chunks.frame("chunks", columns=["text"])["text"].to_list(),
         "chunk_vectors": np.array(dense.array(f"chunks.{slug}")),
         "query_vectors": np.array(dense.array(f"queries.{slug}")),
-        "ranked": _ranked(store),
+        "ranked": _ranked(base),
     }
 
 
-def _ranked(store: ArtefactStore) -> list[list[int]]:
+def _ranked(base: Path) -> list[list[int]]:
     """Chunk rows by falling dense score, query by query."""
     try:
-        fused = store.load(COLLECTION, "fused_candidates").frame("candidates")
+        fused = _current(base, "fused_candidates").frame("candidates")
     except Exception:  # noqa: BLE001  # the stage after the one that is compared may fail
         return []
-    ids = store.load(COLLECTION, "queries").frame("queries")["public_id"].to_list()
+    ids = _current(base, "queries").frame("queries")["public_id"].to_list()
     lists = fused.filter(pl.col("dense_rank").is_not_null()).sort("dense_rank")
     return [lists.filter(pl.col("public_id") == one)["row"].to_list() for one in ids]
 
 
-def _read_sparse(store: ArtefactStore, chunks: Artefact) -> dict[str, Any]:
-    sparse = store.load(COLLECTION, "sparse_vectors")
+def _read_sparse(base: Path, chunks: Artefact) -> dict[str, Any]:
+    sparse = _current(base, "sparse_vectors")
     dimension = int(sparse.facts["dimension"])
     live = np.array(sparse.array("source")) == 1
     facts = sparse.facts
@@ -172,9 +177,9 @@ def _from_rows(artefact: Artefact, side: str, dimension: int) -> NDArray[np.floa
     return unfolded
 
 
-def _read_rerank(store: ArtefactStore, chunks: Artefact) -> dict[str, Any]:
-    artefact = store.load(COLLECTION, "reranked_candidates")
-    frame, ids = artefact.frame("reranked"), store.load(COLLECTION, "queries").frame("queries")["public_id"].to_list()
+def _read_rerank(base: Path, chunks: Artefact) -> dict[str, Any]:
+    artefact = _current(base, "reranked_candidates")
+    frame, ids = artefact.frame("reranked"), _current(base, "queries").frame("queries")["public_id"].to_list()
     texts = _whole(chunks)
     scores = np.full((len(ids), len(texts)), np.nan, np.float32)
     for public_id, row, score in frame.select("public_id", "row", "rerank_score").iter_rows():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["dense", "sparse", "rerank"]
-Expected = Literal["equal", "refused"]
+Expected = Literal["equal", "refused", "either"]
 Build = Callable[[Path], None]
 
 
@@ -21,7 +21,8 @@ class Layout:
         kind: which stage runs it.
         build: writes the model's files into an empty folder.
         note: what is special about it, and which published models look like it.
-        expected: whether the product must give what sentence-transformers gives, or refuse the model.
+        expected: whether the product must give what sentence-transformers gives, or refuse the model; ``either`` for
+            deprecated pieces, which may be refused.
         owner: the organisation in the hub id; empty: one per kind, so that kinds may share names.
         ranking: whether the order of the dense search is compared too (models that are meant for dot products).
     """

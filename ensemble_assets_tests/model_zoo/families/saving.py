@@ -57,6 +57,8 @@ def transformer(
     model, words = network(name, task, **(options or {}))
     for attribute, value in (tokenizer or {}).items():
         setattr(words, attribute, value)
+        if attribute.endswith("_side"):  # only what the tokenizer was made with is saved
+            words.init_kwargs[attribute] = value
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), model, words)
         return Transformer(folder, transformer_task=TASKS[task], **arguments)
@@ -180,7 +182,8 @@ def before_version_6(*, limit: int = 512, lower: bool = False, sparse: bool = Fa
         settings.write_text(json.dumps({"max_seq_length": limit, "do_lower_case": lower}))
         for path in folder.glob("*_Pooling/config.json"):
             path.write_text(json.dumps(_pooling_before_version_6(json.loads(path.read_text()))))
-        json_with("config_sentence_transformers.json", __version__=_OLD_VERSIONS, model_type=None)(folder)
+        kind = "SparseEncoder" if sparse else None  # dense models did not say what they are
+        json_with("config_sentence_transformers.json", __version__=_OLD_VERSIONS, model_type=kind)(folder)
 
     return edit
 

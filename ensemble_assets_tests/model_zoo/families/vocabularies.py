@@ -1,73 +1,120 @@
-"""Small vocabularies, learnt from the zoo's lines, in the tokenizer class that each architecture publishes."""
+"""Small vocabularies, learnt from the zoo's lines, in the tokenizer class that each architecture publishes.
+
+They are learnt here, since the trainers of ``tokenizers`` break ties differently from run to run.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import math
+import re
+from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ensemble_assets_tests.model_zoo.texts import training_lines
 
-_WORDS = 600
-"""Entries of a learnt vocabulary; special tokens that a class adds come on top."""
+_ENTRIES = 600
+"""Entries of a vocabulary; special tokens that a class adds come on top."""
+
+_LONGEST = 9
+"""Characters of a piece."""
+
+_SPACE = "\u2581"
+
+
+@lru_cache(maxsize=2)
+def _words(lower: bool) -> Counter[str]:
+    """Count words, with punctuation on its own."""
+    text = "\n".join(training_lines())
+    return Counter(re.findall(r"\w+|[^\w\s]", text.lower() if lower else text))
+
+
+def _best(pieces: Counter[str], room: int) -> list[str]:
+    """Choose the pieces that stand for most characters; ties go by the alphabet, so that every run chooses alike."""
+    return sorted(pieces, key=lambda piece: (-pieces[piece] * len(piece), piece))[:room]
+
+
+def _substrings(words: Counter[str], first: bool) -> Counter[str]:
+    """Count the beginnings of words, or all other parts of them, of more than one character."""
+    counted: Counter[str] = Counter()
+    for word, count in words.items():
+        for start in [0] if first else range(1, len(word)):
+            for stop in range(start + 2, min(len(word), start + _LONGEST) + 1):
+                counted[word[start:stop]] += count
+    return counted
+
+
+@lru_cache(maxsize=4)
+def _wordpiece_vocabulary(lower: bool, specials: tuple[str, ...]) -> dict[str, int]:
+    """WordPiece: all characters, as beginnings and inside of words, and the best longer pieces."""
+    words = _words(lower)
+    letters = sorted({letter for word in words for letter in word})
+    base = [*specials, *letters, *(f"##{letter}" for letter in letters)]
+    room = _ENTRIES - len(base)
+    pieces = _best(_substrings(words, True), room * 2 // 3)
+    pieces += [f"##{piece}" for piece in _best(_substrings(words, False), room - len(pieces))]
+    return {piece: number for number, piece in enumerate([*base, *pieces])}
 
 
 @lru_cache(maxsize=8)
-def _learnt(kind: str, lower: bool, specials: tuple[str, ...]) -> dict[str, Any]:
-    """Train a tokenizer of the given kind and return the ``model`` part of its JSON."""
-    tokenizer, trainer = _TRAINERS[kind](list(specials))
-    if lower:
-        tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.train_from_iterator(training_lines(), trainer)
-    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
-    return model
+def _unigram_vocabulary(specials: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Unigram pieces with the logarithm of their share, special tokens first."""
+    words = Counter({f"{_SPACE}{word}": count for word, count in _words(False).items()})
+    letters = Counter({letter: sum(word.count(letter) * n for word, n in words.items()) for letter in "".join(words)})
+    longer = _substrings(words, True) + _substrings(words, False)
+    pieces = [*sorted(letters), *_best(longer, _ENTRIES - len(specials) - len(letters))]
+    counts = letters + longer
+    total = sum(counts[piece] for piece in pieces)
+    return [*((special, 0.0) for special in specials), *((p, math.log(counts[p] / total)) for p in pieces)]
 
 
-def _wordpiece(specials: list[str]) -> tuple[Tokenizer, Any]:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer, trainers.WordPieceTrainer(vocab_size=_WORDS, special_tokens=specials, show_progress=False)
+@lru_cache(maxsize=8)
+def _merges(bytewise: bool, room: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Learn byte pair encoding: the alphabet, and ``room`` merges of the most frequent pair."""
+    if bytewise:
+        split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        parts = Counter(part for line in training_lines() for part, _ in split.pre_tokenize_str(line))
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    else:
+        parts = Counter({f"{_SPACE}{word}": count for word, count in _words(False).items()})
+        alphabet = sorted({letter for part in parts for letter in part})
+    spelled = {tuple(part): count for part, count in parts.items()}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < room:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for symbols, count in spelled.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += count
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = {_merged(symbols, best): count for symbols, count in spelled.items()}
+    return alphabet, merges
 
 
-def _bytes(specials: list[str]) -> tuple[Tokenizer, Any]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return tokenizer, trainers.BpeTrainer(
-        vocab_size=_WORDS, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
+def _merged(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    if pair[0] not in symbols:
+        return symbols
+    joined: list[str] = []
+    for symbol in symbols:
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return tuple(joined)
 
 
-def _pieces(specials: list[str]) -> tuple[Tokenizer, Any]:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    return tokenizer, trainers.UnigramTrainer(
-        vocab_size=_WORDS, special_tokens=specials, unk_token=specials[-1], show_progress=False
-    )
-
-
-def _byte_fallback(specials: list[str]) -> tuple[Tokenizer, Any]:
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.ByteFallback()
-    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
-    return tokenizer, trainers.BpeTrainer(
-        vocab_size=_WORDS + 256, special_tokens=[*specials, *bytes_], show_progress=False
-    )
-
-
-_TRAINERS: dict[str, Callable[[list[str]], tuple[Tokenizer, Any]]] = {
-    "wordpiece": _wordpiece,
-    "bytes": _bytes,
-    "pieces": _pieces,
-    "byte_fallback": _byte_fallback,
-}
+def _bpe_vocabulary(specials: tuple[str, ...], bytewise: bool) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A BPE vocabulary, and its merges; with byte fallback where it is not made of bytes itself."""
+    fallback = [] if bytewise else [f"<0x{value:02X}>" for value in range(256)]
+    alphabet, merges = _merges(bytewise, 300)
+    entries = dict.fromkeys([*specials, *fallback, *alphabet, *(first + second for first, second in merges)])
+    return {entry: number for number, entry in enumerate(entries)}, list(merges)
 
 
 def wordpiece(class_name: str = "BertTokenizer", *, lower: bool = True, **options: Any) -> PreTrainedTokenizerBase:
@@ -76,8 +123,7 @@ def wordpiece(class_name: str = "BertTokenizer", *, lower: bool = True, **option
         "MPNetTokenizer": ("<s>", "<pad>", "</s>", "[UNK]", "<mask>"),
         "FunnelTokenizer": ("<pad>", "<unk>", "<cls>", "<sep>", "<mask>", "<s>", "</s>", "[UNK]"),
     }.get(class_name, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
-    vocabulary = _learnt("wordpiece", lower, specials)["vocab"]
-    return _made(class_name, vocab=vocabulary, do_lower_case=lower, **options)
+    return _made(class_name, vocab=_wordpiece_vocabulary(lower, specials), do_lower_case=lower, **options)
 
 
 def byte_level(class_name: str = "RobertaTokenizer", **options: Any) -> PreTrainedTokenizerBase:
@@ -87,9 +133,8 @@ def byte_level(class_name: str = "RobertaTokenizer", **options: Any) -> PreTrain
         "Qwen2Tokenizer": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         "GPT2Tokenizer": ("<|endoftext|>",),
     }[class_name]
-    model = _learnt("bytes", False, specials)
-    merges = [tuple(pair) for pair in model["merges"]]
-    tokenizer = _made(class_name, vocab=model["vocab"], merges=merges, **options)
+    vocabulary, merges = _bpe_vocabulary(specials, bytewise=True)
+    tokenizer = _made(class_name, vocab=vocabulary, merges=merges, **options)
     if class_name == "Qwen2Tokenizer":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
@@ -98,8 +143,8 @@ def byte_level(class_name: str = "RobertaTokenizer", **options: Any) -> PreTrain
 def byte_level_of_bert(**options: Any) -> PreTrainedTokenizerBase:
     """Make ModernBERT's tokenizer: byte-level BPE with BERT's special tokens, saved as the general fast class."""
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    model = _learnt("bytes", False, specials)
-    tokenizer = Tokenizer(models.BPE(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]))
+    vocabulary, merges = _bpe_vocabulary(specials, bytewise=True)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,7 +180,7 @@ def pieces(class_name: str = "XLMRobertaTokenizer", **options: Any) -> PreTraine
         "BigBirdTokenizer": ("<pad>", "</s>", "<s>", "[CLS]", "[SEP]", "[MASK]", "<unk>"),
         "XLNetTokenizer": ("<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>", "<unk>"),
     }[class_name]
-    vocabulary = [(str(piece), float(score)) for piece, score in _learnt("pieces", False, specials)["vocab"]]
+    vocabulary = list(_unigram_vocabulary(specials))
     if class_name == "XLMRobertaTokenizer":
         vocabulary.append(("<mask>", 0.0))
     if class_name == "DebertaV2Tokenizer":
@@ -148,9 +193,8 @@ def pieces(class_name: str = "XLMRobertaTokenizer", **options: Any) -> PreTraine
 def byte_fallback(class_name: str = "LlamaTokenizer", **options: Any) -> PreTrainedTokenizerBase:
     """Make a BPE tokenizer over pieces that falls back to bytes: Llama, Mistral, Gemma."""
     specials = ("<pad>", "<eos>", "<bos>", "<unk>") if class_name == "GemmaTokenizer" else ("<unk>", "<s>", "</s>")
-    model = _learnt("byte_fallback", False, specials)
-    merges = [tuple(pair) for pair in model["merges"]]
-    tokenizer = _made(class_name, vocab=model["vocab"], merges=merges, **options)
+    vocabulary, merges = _bpe_vocabulary(specials, bytewise=False)
+    tokenizer = _made(class_name, vocab=vocabulary, merges=merges, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
