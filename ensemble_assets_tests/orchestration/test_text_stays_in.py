@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.compute.tokens import tokenizer as tokenise
+from ensemble_assets.compute.tokens import tokenizer
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.query_leaks.searched_places import Place, folder_places, text_place
@@ -124,15 +124,15 @@ def test_a_model_that_quotes_its_input_gets_nothing_out(
 def test_a_tokenizer_that_quotes_its_input_gets_nothing_out(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    load = tokenise._load_tokenizer
-    monkeypatch.setattr(tokenise, "_load_tokenizer", lambda files: QuotingTokenizer(load(files)))
-    tokenise.vocabulary.cache_clear()
+    load = tokenizer._load_tokenizer
+    monkeypatch.setattr(tokenizer, "_load_tokenizer", lambda files: QuotingTokenizer(load(files)))
+    tokenizer.load_vocabulary.cache_clear()
     with everything_of(pipeline) as (result, places):
         assert not result.success
         failures = [e.step_failure_data.error for e in result.all_events if e.is_step_failure]
         assert any("the tokenizer failed on text 0 of its list (ValueError)" in str(e.to_string()) for e in failures)
         assert_nothing_got_out(places, *capfd.readouterr())
-    tokenise.vocabulary.cache_clear()
+    tokenizer.load_vocabulary.cache_clear()
 
 
 def test_the_search_of_these_tests_sees_a_text_that_got_out(pipeline: Pipeline) -> None:
