@@ -1,22 +1,30 @@
-"""Finds a model's folder on this machine and takes its fingerprint. Offline first; never imports the package it reads.
-
-Loading weights into a network is ``compute``'s business; this module only touches files.
-"""
+"""Find a model's folder on this machine, offline first, and take its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.models.registry import FolderSource, HubSource, ModelSpec, PackageSource
 
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-_IDENTITY_FILES = ("config.json", "tokenizer.json", "1_Pooling/config.json")
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*/config.json")
+WeightsFormat = Literal["safetensors", "pickle"]
+
+_READ_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.py")
+"""Files that sentence-transformers and transformers read, in any folder of a repository; ``*`` matches ``/`` too."""
+
+_PICKLED = ("pytorch_model*.bin", "*/pytorch_model*.bin")
+"""Older weights. ``torch.load(weights_only=True)`` reads them, which runs no code of the file."""
+
+_OTHER_BACKENDS = ("onnx", "openvino")
+"""Folders of the same weights for other backends, which this program does not read."""
+
+_HASHED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,36 +32,46 @@ class ModelFiles:
     """A model that is on this machine.
 
     Attributes:
-        folder: Hugging Face layout with safetensors weights.
+        folder: in sentence-transformers or Hugging Face layout.
         revision: commit hash, package version, or ``"local"``.
-        fingerprint: 16 hex digits over weights, configuration and tokenizer; changes when the output could change.
+        fingerprint: 16 hex digits over every file that the libraries read; changes when the output could change.
+        weights: ``safetensors``, or ``pickle`` where the model is published in nothing else.
     """
 
     folder: Path
     revision: str
     fingerprint: str
+    weights: WeightsFormat = "safetensors"
 
 
 def locate(spec: ModelSpec) -> ModelFiles:
-    """Where ``spec``'s files are here; downloads from the hub only if they are not cached and a network exists.
+    """Return where ``spec``'s files are; download from the hub only what the local cache lacks.
 
     Raises:
         ModelUnavailableError: with what is missing and how to get it.
     """
     folder, revision = _LOCATORS[type(spec.source)](spec)
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+    weights = _weights_format(folder)
+    if weights is None:
         raise ModelUnavailableError(
-            f"{spec.slug}: no safetensors weights among its files. Only safetensors are loaded; "
-            "choose a model or revision that has them"
+            f"{spec.slug}: no weights (*.safetensors or pytorch_model.bin) among its files in {folder.name}. "
+            "Choose a model or revision that has them"
         )
-    return ModelFiles(folder, revision, _fingerprint(folder))
+    return ModelFiles(folder, revision, _fingerprint(folder), weights)
+
+
+def _weights_format(folder: Path) -> WeightsFormat | None:
+    names = [path.name for path in _files(folder)]
+    if any(name.endswith(".safetensors") for name in names):
+        return "safetensors"
+    return "pickle" if any(name.startswith("pytorch_model") for name in names) else None
 
 
 def _from_package(spec: ModelSpec) -> tuple[Path, str]:
     source = spec.source
     assert isinstance(source, PackageSource)
-    found = importlib.util.find_spec(source.module)
-    roots = list(found.submodule_search_locations or ()) if found else []
+    module = importlib.util.find_spec(source.module)
+    roots = list(module.submodule_search_locations or ()) if module else []
     for root in roots:
         folder = Path(root) / source.folder
         if folder.is_dir():
@@ -74,48 +92,113 @@ def _version(distribution: str) -> str:
 
 
 def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
+    """Return the snapshot in the local cache if it is whole, else complete it from the hub."""
     source = spec.source
     assert isinstance(source, HubSource)
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted: dict[str, Any] = {
-        "repo_id": source.repository,
-        "revision": source.revision,
-        "allow_patterns": list(_HUB_PATTERNS),
-    }
+    state, failure = "is not in the local Hugging Face cache", ""
     try:
-        folder = Path(snapshot_download(**wanted, local_files_only=True))
+        cached = _snapshot(source, [*_READ_PATTERNS, *_PICKLED], local_files_only=True)
+        lacks = missing_file(cached)
+        if not lacks:
+            return cached, cached.name
+        state = f"is in the local Hugging Face cache only in part: {lacks} is missing"
     except LocalEntryNotFoundError:
-        try:
-            folder = Path(snapshot_download(**wanted))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ModelUnavailableError(
-                f"{spec.slug}: {source.repository} is not in the local Hugging Face cache and could not be downloaded "
-                f"({type(error).__name__}). Check the network and the id, or download it beforehand"
-            ) from error
-    return folder, folder.name
+        pass
+    try:
+        folder = _snapshot(source, list(_READ_PATTERNS), local_files_only=False)
+        if _weights_format(folder) is None:
+            folder = _snapshot(source, [*_READ_PATTERNS, *_PICKLED], local_files_only=False)
+        if not missing_file(folder):
+            return folder, folder.name
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        failure = f" ({type(error).__name__})"
+    raise ModelUnavailableError(
+        f"{spec.slug}: {source.repository} {state}, and it could not be downloaded whole{failure}. "
+        "Check the network and the id, or download it beforehand"
+    )
+
+
+def _snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    others = [f"{name}/*" for name in _OTHER_BACKENDS]
+    wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": others}
+    return Path(
+        snapshot_download(source.repository, revision=source.revision, local_files_only=local_files_only, **wanted)
+    )
+
+
+def missing_file(folder: Path) -> str:
+    """Name the first file that a model's folder names and does not have; empty if it is whole.
+
+    Named are: a configuration, weights, the shards of an index, and the folders of ``modules.json``.
+    """
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        return "config.json"
+    for index in sorted(folder.rglob("*.index.json")):
+        shards = _json(index).get("weight_map", {}).values()
+        absent = sorted({str(shard) for shard in shards if not (index.parent / str(shard)).is_file()})
+        if absent:
+            return absent[0]
+    modules = _json(folder / "modules.json")
+    for module in modules if isinstance(modules, list) else ():
+        path = str(module.get("path", "")) if isinstance(module, dict) else ""
+        if path and not path.endswith("_Normalize") and not (folder / path).is_dir():
+            return path
+    return "" if _weights_format(folder) is not None else "model.safetensors"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _from_folder(spec: ModelSpec) -> tuple[Path, str]:
     source = spec.source
     assert isinstance(source, FolderSource)
-    folder = Path(source.path)
+    folder = Path(source.path).expanduser()
     if not folder.is_dir():
-        raise ModelUnavailableError(f"{spec.slug}: the folder {source.path} does not exist. Correct source.path")
+        raise ModelUnavailableError(f"{spec.slug}: the folder {source.path} does not exist. Correct the path")
     return folder, "local"
 
 
 _LOCATORS = {PackageSource: _from_package, HubSource: _from_hub, FolderSource: _from_folder}
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a model that the libraries read, sorted, and pickled weights."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        read = any(inside.match(pattern) for pattern in (*_READ_PATTERNS, "pytorch_model*.bin"))
+        if read and inside.parts[0] not in _OTHER_BACKENDS and path.is_file():
+            yield path
+
+
 def _fingerprint(folder: Path) -> str:
+    """Hash names and contents. Pickled weights beside safetensors are not read, so they do not count."""
+    pickled = _weights_format(folder) == "pickle"
     digest = hashlib.blake2b(digest_size=8)
-    names = [name for name in (*_IDENTITY_FILES, *_WEIGHT_FILES) if (folder / name).is_file()]
-    names += sorted(path.name for path in folder.glob("model-*.safetensors"))
-    for name in names:
-        digest.update(name.encode())
-        with (folder / name).open("rb") as stream:
-            while block := stream.read(1 << 20):
+    for path in _files(folder):
+        if path.suffix == ".bin" and not pickled:
+            continue
+        digest.update(path.relative_to(folder).as_posix().encode())
+        content_name = _hash_in_cache(path)
+        if content_name:
+            digest.update(content_name.encode())
+            continue
+        with path.open("rb") as stream:
+            while block := stream.read(_HASHED_AT_ONCE):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _hash_in_cache(path: Path) -> str:
+    """Return the SHA-256 that the hub's cache has for a large file as its name, so that it is not read; else ""."""
+    target = path.resolve()
+    digits = len("0" * 64)
+    in_cache = path.is_symlink() and target.parent.name == "blobs"
+    return target.name if in_cache and len(target.name) == digits else ""

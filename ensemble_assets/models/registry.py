@@ -5,7 +5,9 @@ Only facts live here. Finding a model's files is ``core.model_files``; loading w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,6 +24,8 @@ POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
     }
 )
 """What token states can become, by kind of model."""
+
+_NOT_IN_SLUGS = re.compile(r"[^a-z0-9.\-]+")
 
 DEFAULT_SHARE = 0.05
 """A reranker's share in the final score where nothing else is known: docs/quality.md says how it was chosen."""
@@ -156,7 +160,7 @@ _SPECS = (
         slug="jina-code-embeddings-1.5b",
         kind="dense",
         hf_model_id="jinaai/jina-code-embeddings-1.5b",
-        source=HubSource("jinaai/jina-code-embeddings-1.5b"),
+        source=HubSource("jinaai/jina-code-embeddings-1.5b", "39aeb4fb9b60f930934c78ae5d749a46287c248a"),
         dimension=1536,
         max_tokens=32768,
         pooling="last_token",
@@ -168,7 +172,7 @@ _SPECS = (
         slug="bge-m3",
         kind="dense",
         hf_model_id="BAAI/bge-m3",
-        source=HubSource("BAAI/bge-m3"),
+        source=HubSource("BAAI/bge-m3", "5617a9f61b028005a4858fdac845db406aefb181"),
         dimension=1024,
         max_tokens=8192,
         pooling="cls",
@@ -178,7 +182,7 @@ _SPECS = (
         slug="qwen3-embedding-0.6b",
         kind="dense",
         hf_model_id="Qwen/Qwen3-Embedding-0.6B",
-        source=HubSource("Qwen/Qwen3-Embedding-0.6B"),
+        source=HubSource("Qwen/Qwen3-Embedding-0.6B", "c54f2e6e80b2d7b7de06f51cec4959f6b3e03418"),
         dimension=1024,
         max_tokens=32768,
         pooling="last_token",
@@ -199,7 +203,7 @@ _SPECS = (
         slug="bge-reranker-v2-m3",
         kind="rerank",
         hf_model_id="BAAI/bge-reranker-v2-m3",
-        source=HubSource("BAAI/bge-reranker-v2-m3"),
+        source=HubSource("BAAI/bge-reranker-v2-m3", "953dc6f6f85a1b2dbfca4c34a2796e7dde08d41e"),
         dimension=1,
         max_tokens=1024,
         pooling="cross_encoder",
@@ -209,7 +213,7 @@ _SPECS = (
         slug="ms-marco-minilm-l6-v2",
         kind="rerank",
         hf_model_id="cross-encoder/ms-marco-MiniLM-L6-v2",
-        source=HubSource("cross-encoder/ms-marco-MiniLM-L6-v2"),
+        source=HubSource("cross-encoder/ms-marco-MiniLM-L6-v2", "c5ee24cb16019beea0893ab7796b1df96625c6b8"),
         dimension=1,
         max_tokens=512,
         pooling="cross_encoder",
@@ -242,25 +246,32 @@ PROFILES: MappingProxyType[str, Profile] = MappingProxyType(
 )
 
 
-def model_spec(slug: str, kind: ModelKind) -> ModelSpec:
-    """The registered model ``slug`` of the given kind.
+def model_spec(name: str, kind: ModelKind) -> ModelSpec:
+    """Return the model of the given kind that a user calls ``name``.
 
-    Any ``owner/name`` with a slash that is not registered is taken as a Hugging Face id with the kind's usual defaults.
+    Accepted are a registered slug, the full Hugging Face id of a registered model (the two are one model), any other
+    Hugging Face id, and the path of a local folder, which begins with ``.``, ``/`` or ``~``.
 
     Raises:
-        SettingsError: if the slug is unknown or names a model of another kind.
+        SettingsError: if the name is unknown or names a model of another kind.
     """
-    spec = MODELS.get(slug)
-    if spec is None and "/" in slug:
-        return hub_spec(slug, kind)
+    if name.startswith((".", "/", "~")):
+        return folder_spec(name, kind)
+    spec = MODELS.get(name) or _BY_HUB_ID.get((name.lower(), kind))
+    if spec is None and "/" in name:
+        return hub_spec(name, kind)
     if spec is None or spec.kind != kind:
-        known = ", ".join(sorted(s.slug for s in MODELS.values() if s.kind == kind))
+        names = ", ".join(sorted(s.slug for s in MODELS.values() if s.kind == kind))
         raise SettingsError(
-            f"no {kind} model is called {slug!r}; known {kind} models: {known}; "
-            "or give a Hugging Face id such as owner/name"
+            f"no {kind} model is called {name!r}; known {kind} models: {names}; "
+            "or give a Hugging Face id such as owner/name, or a folder such as ./my-model"
         )
     return spec
 
+
+_BY_HUB_ID = {
+    (spec.source.repository.lower(), spec.kind): spec for spec in _SPECS if isinstance(spec.source, HubSource)
+}
 
 _HUB_DEFAULTS: dict[ModelKind, tuple[Pooling, int, int]] = {
     "dense": ("mean", 0, 512),
@@ -270,13 +281,31 @@ _HUB_DEFAULTS: dict[ModelKind, tuple[Pooling, int, int]] = {
 
 
 def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:
-    """A spec for an unregistered Hugging Face id; dimension 0 means: read it from the model's own configuration."""
+    """Return a spec for an unregistered Hugging Face id; dimension 0 means: read it from the model's files."""
+    return _unregistered(repository.rsplit("/", 1)[-1], repository, HubSource(repository), kind)
+
+
+def folder_spec(path: str, kind: ModelKind) -> ModelSpec:
+    """Return a spec for a local folder in Hugging Face layout; its slug is the folder's name.
+
+    Raises:
+        SettingsError: if there is no such folder.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SettingsError(f"the model {path!r} is no folder on this machine. Correct the path")
+    name = folder.resolve().name
+    return _unregistered(name, f"local/{name}", FolderSource(str(folder)), kind)
+
+
+def _unregistered(name: str, hf_model_id: str, source: Source, kind: ModelKind) -> ModelSpec:
     pooling, dimension, max_tokens = _HUB_DEFAULTS[kind]
+    slug = _NOT_IN_SLUGS.sub("-", name.lower()).strip("-.")
     return ModelSpec(
-        slug=repository.rsplit("/", 1)[-1].lower(),
+        slug=slug or "model",
         kind=kind,
-        hf_model_id=repository,
-        source=HubSource(repository),
+        hf_model_id=hf_model_id,
+        source=source,
         dimension=dimension,
         max_tokens=max_tokens,
         pooling=pooling,

@@ -40,8 +40,7 @@ def choose_models(models: Models) -> ModelChoice:
 
     def specs(named: tuple[str, ...], usual: tuple[str, ...], kind: ModelKind) -> tuple[ModelSpec, ...]:
         chosen = tuple(spec_of(slug, kind) for slug in (named or usual))
-        if len({spec.slug for spec in chosen}) != len(chosen):
-            raise SettingsError(f"a {kind} model is named twice: {', '.join(s.slug for s in chosen)}")
+        _refuse_equal_slugs(chosen, kind)
         return chosen
 
     reranker = spec_of(models.rerank or profile.rerank, "rerank")
@@ -50,6 +49,25 @@ def choose_models(models: Models) -> ModelChoice:
         sparse=specs(models.sparse, profile.sparse, "sparse"),
         rerank=replace(reranker, max_tokens=models.rerank_tokens or reranker.max_tokens),
     )
+
+
+def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
+    """Refuse one model named twice, and two models that would share files because they have one slug.
+
+    Raises:
+        SettingsError: naming both.
+    """
+    by_slug: dict[str, ModelSpec] = {}
+    for spec in specs:
+        other = by_slug.setdefault(spec.slug, spec)
+        if other is spec:
+            continue
+        if other.source == spec.source:
+            raise SettingsError(f"the {kind} model {spec.slug} is named twice. Name it once")
+        raise SettingsError(
+            f"the {kind} models {other.hf_model_id} and {spec.hf_model_id} would both be called {spec.slug} in files "
+            "and telemetry. Give one of them another slug in a models file (profile custom)"
+        )
 
 
 def _catalogue(models: Models) -> ModelCatalogue:
