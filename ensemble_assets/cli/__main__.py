@@ -1,4 +1,4 @@
-"""Start the command line with ``python -m ensemble_assets.cli``."""
+"""``python -m ensemble_assets.cli``: the same as the ``ensemble-assets`` command."""
 
 from ensemble_assets.cli.main import main
 

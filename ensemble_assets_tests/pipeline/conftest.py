@@ -1,4 +1,6 @@
-"""A small collection and a pipeline with fast doubles."""
+"""Lend the small pipeline of the orchestration tests to these tests."""
+
+from __future__ import annotations
 
 from ensemble_assets_tests.orchestration.conftest import pipeline
 

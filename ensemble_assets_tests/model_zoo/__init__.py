@@ -1,1 +1,0 @@
-"""Compare the product with sentence-transformers on tiny models in the layouts that people publish."""
