@@ -1,7 +1,7 @@
 """The accepted quality of a collection: a small text file that can be committed and reviewed, one per collection.
 
 Per-query values, since runs are compared query by query; public ids only. Measuring is ``retrieval.evaluation``,
-comparing ``retrieval.gates``.
+comparing ``retrieval/quality_verdicts.py``.
 """
 
 from __future__ import annotations

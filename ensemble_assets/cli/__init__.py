@@ -1,5 +1,1 @@
-"""The command line: ``ensemble-assets run | demo | …``. Parses, calls, prints; no stage logic."""
-
-from ensemble_assets.cli.main import main
-
-__all__ = ["main"]
+"""The command line ``ensemble-assets``: commands that parse, call and print."""

@@ -1,4 +1,4 @@
-"""``python -m ensemble_assets.cli``: the same as the ``ensemble-assets`` command."""
+"""Start the command line with ``python -m ensemble_assets.cli``."""
 
 from ensemble_assets.cli.main import main
 

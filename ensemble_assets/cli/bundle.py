@@ -1,34 +1,36 @@
-"""``ensemble-assets validate BUNDLE``: the gates of the export contract, outside Dagster."""
+"""Work on a finished bundle: ``validate``, ``report`` and ``upload``."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ensemble_assets.collection.queries import read_queries
-from ensemble_assets.collection.readers.input_files import InputFile
-from ensemble_assets.collection.readers.read_report import Tally
-from ensemble_assets.common.errors import ArtefactError, SettingsError
-from ensemble_assets.export.checks.result import GateResult
-from ensemble_assets.export.checks.stage_limits import costs_of
-from ensemble_assets.export.checks.v40_parity import v40_parity
-from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import Place, file_place, folder_places
-from ensemble_assets.export.read.bundle_reader import Bundle, open_bundle
-from ensemble_assets.export.suite import judge_bundle, judge_costs, public_names_in
-from ensemble_assets.pipeline.bundle_inputs import limits_of
+from ensemble_assets.cli.arguments import JSON, unreadable_is_usage_error
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings import resolve
+from ensemble_assets.settings.sources import process_environment
+
+if TYPE_CHECKING:
+    from ensemble_assets.export.checks.result import GateResult
+    from ensemble_assets.export.query_leaks.query_forms import Query
+    from ensemble_assets.export.query_leaks.searched_places import Place
+    from ensemble_assets.export.read.bundle_reader import Bundle
+
+_PATH = click.Path(path_type=Path)
+_BUNDLE = click.argument("bundle", type=_PATH)
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), metavar="OTHER", help="A bundle of the same vectors.")
-@click.option("--queries", type=click.Path(path_type=Path), metavar="FILE", help="Queries that must be nowhere.")
-@click.option("--search", type=click.Path(path_type=Path), multiple=True, help="Search this file or folder too.")
-@click.option("--json", "json_output", is_flag=True, help="Print as JSON.")
+@_BUNDLE
+@click.option("--against", type=_PATH, metavar="OTHER", help="Compare with a bundle of the same vectors.")
+@click.option("--queries", type=_PATH, metavar="FILE", help="Search for these queries, which must not occur.")
+@click.option("--search", type=_PATH, multiple=True, help="Search this file or folder too.")
+@JSON
 def validate(
     bundle: Path, against: Path | None, queries: Path | None, search: tuple[Path, ...], json_output: bool
 ) -> int:
@@ -36,35 +38,45 @@ def validate(
 
     Exit code 0: nothing worse than warnings. 1: problems. 2: BUNDLE or OTHER is no bundle, or a file is missing.
     """
-    opened, limits = _bundle(bundle), limits_of(resolve().settings)
-    other = _bundle(against) if against is not None else None
+    from ensemble_assets.export.checks.stage_limits import costs_of
+    from ensemble_assets.export.checks.v40_records import Original
+    from ensemble_assets.export.suite import Evidence, judge, public_names_in
+    from ensemble_assets.pipeline.bundle_inputs import limits_of
+
+    opened = _open(bundle)
+    if against is not None:
+        _open(against)
     missing = [path.name for path in search if not path.exists()]
     if missing:
         raise SettingsError(f"--search {missing[0]}: there is no such file or folder")
-    results = [
-        *judge_bundle(
-            opened,
-            limits,
-            queries=_queries(queries) if queries else (),
+    with tempfile.TemporaryDirectory(prefix="ensemble-assets-") as scratch:
+        evidence = Evidence(
+            original=Original(opened, Path(scratch), against=against),
+            limits=limits_of(resolve().settings),
+            costs=costs_of(opened.manifest),
+            queries=_read_queries(queries) if queries else (),
             places=lambda: _places(search),
             public=lambda: public_names_in(opened),
-        ),
-        *judge_costs(costs_of(opened.manifest), limits, opened.manifest),
-        *([v40_parity(opened, other)] if other is not None else []),
-    ]
-    _report(opened, results, json_output)
+        )
+        results = list(judge(evidence))
+    _print_results(opened, results, json_output)
     return 1 if any(result.failed for result in results) else 0
 
 
-def _bundle(folder: Path) -> Bundle:
-    try:
+def _open(folder: Path) -> Bundle:
+    from ensemble_assets.export.read.bundle_reader import open_bundle
+
+    with unreadable_is_usage_error():
         return open_bundle(folder)
-    except ArtefactError as error:
-        raise SettingsError(str(error)) from None
 
 
-def _queries(path: Path) -> tuple[Query, ...]:
-    """The queries of a file, called by their lines: their ids may be texts."""
+def _read_queries(path: Path) -> tuple[Query, ...]:
+    """Read the queries of a file; labels are line numbers, because an id may be the query's text."""
+    from ensemble_assets.collection.queries import read_queries
+    from ensemble_assets.collection.readers.input_files import InputFile
+    from ensemble_assets.collection.readers.read_report import Tally
+    from ensemble_assets.export.query_leaks.query_forms import Query
+
     if not path.is_file():
         raise SettingsError(f"--queries {path.name}: there is no such file")
     frame = read_queries(InputFile(path, path.name), Tally())
@@ -72,6 +84,8 @@ def _queries(path: Path) -> tuple[Query, ...]:
 
 
 def _places(search: tuple[Path, ...]) -> Iterator[Place]:
+    from ensemble_assets.export.query_leaks.searched_places import file_place, folder_places
+
     for path in search:
         if path.is_dir():
             yield from folder_places(path)
@@ -79,7 +93,7 @@ def _places(search: tuple[Path, ...]) -> Iterator[Place]:
             yield file_place(path)
 
 
-def _report(bundle: Bundle, results: list[GateResult], json_output: bool) -> None:
+def _print_results(bundle: Bundle, results: list[GateResult], json_output: bool) -> None:
     passed = not any(result.failed for result in results)
     if json_output:
         gates = [result.as_json() for result in results]
@@ -91,8 +105,69 @@ def _report(bundle: Bundle, results: list[GateResult], json_output: bool) -> Non
         click.echo(f"  {state:8}{result.name}")
         for sentence in result.problems:
             click.echo(f"          {sentence}")
-        quoted, count = len(result.problems), int(result.numbers.get("problems", 0))
-        if count > quoted:
-            click.echo(f"          and {count - quoted} more")
+        # A result holds the first problems in words and the number of all of them.
+        shown, count = len(result.problems), int(result.numbers.get("problems", 0))
+        if count > shown:
+            click.echo(f"          and {count - shown} more")
         for sentence in result.notes:
             click.echo(f"          ({sentence})")
+
+
+@click.command()
+@_BUNDLE
+@click.option("--output", type=_PATH, metavar="FILE", help="Write here; beside BUNDLE if not given.")
+def report(bundle: Path, output: Path | None) -> int:
+    """Write an HTML page about BUNDLE: time, memory, scores, fallbacks, settings, quality.
+
+    The page is one file that opens from disk and needs no network. Exit code 2: BUNDLE has no readable manifest, or
+    FILE cannot be written.
+    """
+    from ensemble_assets.pipeline.run_report import facts_of_bundle, report_path, write_report
+
+    with unreadable_is_usage_error():
+        facts = facts_of_bundle(bundle, resolve().settings)
+    path = output or report_path(bundle)
+    try:
+        write_report(facts, path)
+    except OSError as error:
+        raise SettingsError(f"{path.name}: cannot be written ({error.strerror}). Give --output another place") from None
+    click.echo(path)
+    return 0
+
+
+@click.command()
+@_BUNDLE
+@click.option("--url", help="Server, such as http://localhost:6333.")
+@click.option("--api-key", help="Key of the server; better given as QDRANT_API_KEY.")
+@click.option("--path", help="Folder of embedded storage; <output_dir>/.qdrant if neither is given.")
+@click.option("--collection", help="Name in Qdrant; <collection>_v4_<primary model> if not given.")
+@click.option("--batch-size", type=click.IntRange(1, 10_000), help="Points per request.")
+def upload(  # one parameter per option
+    bundle: Path, url: str | None, api_key: str | None, path: str | None, collection: str | None, batch_size: int | None
+) -> int:
+    """Upload BUNDLE into Qdrant, then check that counts match and that a chunk finds itself.
+
+    A second upload changes nothing. An interrupted upload continues where it stopped.
+    """
+    from ensemble_assets.export.read.qdrant import connect, describe, upload_bundle
+
+    if url and path:
+        raise SettingsError("--url and --path: give one of them, a server or a folder")
+    settings = resolve().settings
+    defaults = settings.qdrant
+    opened = _open(bundle)
+    server = url or ("" if path else defaults.url)
+    folder = path or defaults.path or str(Path(settings.paths.output_dir) / ".qdrant")
+    client = connect(server, folder, api_key or process_environment().get("QDRANT_API_KEY"))
+    try:
+        uploaded = upload_bundle(
+            opened, client, collection or defaults.collection, batch_size or defaults.batch_size, _show_progress
+        )
+    finally:
+        client.close()
+    click.echo(describe(uploaded))
+    return 0
+
+
+def _show_progress(points: int) -> None:
+    click.echo(f"\r{points} points", nl=False, err=True)

@@ -1,42 +1,41 @@
-"""``ensemble-assets doctor`` and ``leases``: what this machine has, what a run would use and why, who holds devices."""
+"""Describe this machine: ``doctor`` says what a run would use and why, ``leases`` who uses which device."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ensemble_assets.cli.arguments import JSON
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import ModelSpec
-from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
 from ensemble_assets.settings.sources import process_environment
 
+if TYPE_CHECKING:
+    from ensemble_assets.models.registry import ModelSpec
+
 
 @click.command()
-@click.option("--json", "json_output", is_flag=True, help="Print as JSON.")
+@JSON
 def leases(json_output: bool) -> int:
     """List the devices that are leased right now, and by whom."""
     from ensemble_assets.compute.devices.lease_notes import list_leases
 
-    held = list_leases(lock_folder(resolve().settings.paths))
+    records = list_leases(lock_folder(resolve().settings.paths))
     if json_output:
-        click.echo(json.dumps([asdict(record) for record in held], indent=2))
+        click.echo(json.dumps([asdict(record) for record in records], indent=2))
     else:
-        click.echo(
-            "\n".join(f"{record.device} ({record.uuid}): {record.describe()}" for record in held)
-            or "No device is leased."
-        )
+        lines = [f"{record.device} ({record.uuid}): {record.describe()}" for record in records]
+        click.echo("\n".join(lines) or "No device is leased.")
     return 0
 
 
 @click.command()
 def doctor() -> int:
-    """Say what was found on this machine, and what a run would use and why."""
+    """Describe this machine, and what a run would use and why."""
     from ensemble_assets.compute.devices.discovery import describe_devices
 
     settings = resolve().settings
@@ -48,7 +47,7 @@ def doctor() -> int:
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
             f"Batches are planned to {soft} of that (device.soft_fraction).",
         ],
-        "Models": _models(settings),
+        "Models": _describe_models(settings),
         "Stages": [
             f"sparse vectors are {_switch(settings.enable_sparse)}, reranking is {_switch(settings.enable_rerank)}."
         ],
@@ -69,13 +68,16 @@ def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def _models(settings: Settings) -> list[str]:
-    chosen: Any = choose_models(settings.models)
-    specs: list[ModelSpec] = [*chosen.dense, *chosen.sparse, chosen.rerank]
-    return [f"Profile {settings.models.profile}.", *(f"{spec.kind}: {spec.slug}, {_found(spec)}." for spec in specs)]
+def _describe_models(settings: Settings) -> list[str]:
+    from ensemble_assets.pipeline.model_choice import choose_models
+
+    choice = choose_models(settings.models)
+    specs: list[ModelSpec] = [*choice.dense, *choice.sparse, choice.rerank]
+    return [f"Profile {settings.models.profile}.", *(f"{spec.kind}: {spec.slug}, {_origin(spec)}." for spec in specs)]
 
 
-def _found(spec: ModelSpec) -> str:
+def _origin(spec: ModelSpec) -> str:
+    from ensemble_assets.models.model_files import locate
     from ensemble_assets.models.registry import HubSource
 
     if isinstance(spec.source, HubSource):

@@ -1,4 +1,7 @@
-"""The command group, and how errors become exit codes: 0 done, 1 a stage or gate failed, 2 bad usage or settings."""
+"""Gather the commands, and turn errors into exit codes: 0 done, 1 a stage or gate failed, 2 bad usage or settings.
+
+Command modules import heavy libraries inside their functions, so that ``--help`` and small commands start quickly.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,11 @@ import sys
 import click
 
 from ensemble_assets import __version__
-from ensemble_assets.cli.baseline_command import baseline
-from ensemble_assets.cli.bundle import validate
-from ensemble_assets.cli.fit_command import fit_fusion
+from ensemble_assets.cli.bundle import report, upload, validate
 from ensemble_assets.cli.machine import doctor, leases
-from ensemble_assets.cli.measure import accept, evaluate
+from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
-from ensemble_assets.cli.report_command import report
 from ensemble_assets.cli.run import demo, run
-from ensemble_assets.cli.upload_command import upload
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 
 
@@ -27,11 +26,10 @@ def commands() -> None:
 
 for command in (run, demo, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan):
     commands.add_command(command)
-baseline.add_command(accept)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``ensemble-assets``."""
+    """Run one command and exit with its code; ``arguments`` stands in for the command line in tests."""
     try:
         code = commands.main(arguments, standalone_mode=False)
     except click.ClickException as error:

@@ -1,61 +1,56 @@
-"""``ensemble-assets evaluate`` and ``baseline accept``: quality of what was run, outside the UI."""
+"""Measure quality and time: ``evaluate``, ``fit-fusion`` and ``baseline``."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
-from ensemble_assets.cli.execute import CollectionOutcome, RunRequest, run_collections
-from ensemble_assets.cli.live import ConsoleProgress
-from ensemble_assets.cli.run import option_overrides
+from ensemble_assets.cli.arguments import (
+    CHUNKED_DIR,
+    DENSE_MODELS,
+    JSON,
+    PROFILE,
+    SAMPLE,
+    SET,
+    TARGET,
+    TARGET_OUTPUT,
+    choose_collections,
+    locate_target,
+    resolve_flags,
+    with_options,
+)
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.pipeline.from_settings import open_store
-from ensemble_assets.pipeline.quality_facts import accepted_baseline
-from ensemble_assets.retrieval.evaluation import MEASURES
-from ensemble_assets.settings import Settings, resolve
+from ensemble_assets.settings import resolve
+from ensemble_assets.settings.default_paths import baselines_folder
 
-_MANIFEST = "processing_summary.json"
+if TYPE_CHECKING:
+    import polars as pl
 
+    from ensemble_assets.artefacts.artefact import Artefact
+    from ensemble_assets.artefacts.latency_baseline import SlaBaseline
+    from ensemble_assets.cli.summary import CollectionOutcome
 
-def target_options(command: Any) -> Any:
-    """TARGET, and the options that say where its artefacts are."""
-    flags = (
-        click.argument("target"),
-        click.option("--output-dir", metavar="DIR", help="Where the collection's bundle is; not with a bundle."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any option by its dotted key."),
-    )
-    for flag in reversed(flags):
-        command = flag(command)
-    return command
-
-
-def located(
-    target: str, output_dir: str | None, assignments: tuple[str, ...]
-) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """The collection's name, and option values with their sources; a bundle's folder says where its artefacts are."""
-    folder = Path(target)
-    if (folder / _MANIFEST).is_file():
-        resolved = folder.resolve()
-        target, output_dir = resolved.name, output_dir or str(resolved.parent)
-    overrides, sources = option_overrides({"output_dir": output_dir}, assignments)
-    return target, overrides, sources
+_target_options = with_options(TARGET, TARGET_OUTPUT, SET)
 
 
 @click.command()
-@target_options
-@click.option("--json", "json_output", is_flag=True, help="Print as JSON.")
+@_target_options
+@JSON
 def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], json_output: bool) -> int:
     """Measure the lists of TARGET again: a collection that was run, or its bundle's folder.
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    collection, overrides, sources = located(target, output_dir, assignments)
+    from ensemble_assets.cli.run import RunRequest, run_collections
+    from ensemble_assets.cli.summary import ConsoleProgress
+    from ensemble_assets.pipeline.from_settings import open_store
+
+    collection, overrides, sources = locate_target(target, output_dir, assignments)
     store = open_store(resolve(overrides, override_sources=sources).settings)
     if not store.exists(collection, "reranked_candidates"):
         raise SettingsError(
@@ -64,33 +59,34 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
         )
     request = RunRequest((collection,), overrides, sources, assets=("evaluation",))
     outcome = run_collections(request, ConsoleProgress())[0]
-    measured = store.load(collection, "evaluation") if not outcome.error else None
+    evaluation = store.load(collection, "evaluation") if not outcome.error else None
     if json_output:
-        click.echo(json.dumps(_as_json(outcome, measured), indent=2))
+        click.echo(json.dumps(_evaluation_json(outcome, evaluation), indent=2))
     else:
-        _print(outcome, measured)
+        _print_evaluation(outcome, evaluation)
     return 0 if outcome.succeeded else 1
 
 
-def _as_json(outcome: CollectionOutcome, measured: Artefact | None) -> dict[str, Any]:
-    facts = measured.facts if measured else {}
-    kept = ("status", "judged", "query_source", "items", "without_relevant", "not_retrieved", "fusion")
-    rows = measured.frame("summary").to_dicts() if measured else []
+def _evaluation_json(outcome: CollectionOutcome, evaluation: Artefact | None) -> dict[str, Any]:
+    facts = evaluation.facts if evaluation else {}
+    shown = ("status", "judged", "query_source", "items", "without_relevant", "not_retrieved", "fusion")
     return {
         "collection": outcome.collection,
         "succeeded": outcome.succeeded,
         "error": outcome.error,
-        **{name: facts[name] for name in kept if name in facts},
-        "summary": rows,
+        **{name: facts[name] for name in shown if name in facts},
+        "summary": evaluation.frame("summary").to_dicts() if evaluation else [],
         "checks": outcome.checks,
     }
 
 
-def _print(outcome: CollectionOutcome, measured: Artefact | None) -> None:
-    if measured is None:
+def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact | None) -> None:
+    from ensemble_assets.retrieval.evaluation import MEASURES
+
+    if evaluation is None:
         click.echo(f"{outcome.collection}: {outcome.error}", err=True)
         return
-    facts = measured.facts
+    facts = evaluation.facts
     kind = "judgements from a file" if facts["judged"] else "pseudo-judgements of derived probes"
     click.echo(f"{outcome.collection}: {facts['items']} judged queries ({kind})")
     runs = [name.removesuffix(" nDCG@10") for name in facts if name.endswith(" nDCG@10")]
@@ -103,20 +99,159 @@ def _print(outcome: CollectionOutcome, measured: Artefact | None) -> None:
         click.echo(f"  {state:8}{check['check']}: {check['description']}")
 
 
-@click.command()
-@target_options
+@click.command("fit-fusion")
+@_target_options
+@click.option("--qrels", type=click.Path(path_type=Path), required=True, help="Training judgements, TREC or BEIR.")
+@click.option("--method", help="Fusion method; fusion.method if not given.")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write; fusion/<collection>.json if not given.")
+def fit_fusion(
+    target: str,
+    output_dir: str | None,
+    assignments: tuple[str, ...],
+    qrels: Path,
+    method: str | None,
+    output: Path | None,
+) -> int:
+    """Fit fusion weights for TARGET, a collection that was run, or its bundle, on training judgements.
+
+    The run must have had the training queries (queries.judged_only=false keeps all of a queries file). Judgements of
+    queries that the collection's own qrels judge are refused: quality is reported on those. Later runs read the
+    weights with fusion.weights_file.
+    """
+    from ensemble_assets.pipeline.from_settings import open_store
+    from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_weights, write_weights
+    from ensemble_assets.retrieval.fusion import METHODS, RankedList
+
+    collection, overrides, sources = locate_target(target, output_dir, assignments, method=method)
+    settings = resolve(overrides, override_sources=sources).settings
+    store = open_store(settings)
+    queries, fused = store.load(collection, "queries"), store.load(collection, "fused_candidates")
+    chunks = store.load(collection, "chunks").frame("chunks", columns=["chunk_id"])
+    training = _read_training_qrels(qrels, queries, chunks, bool(queries.facts["judged"]))
+    chosen = settings.fusion.method
+    lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.facts["lists"]]
+    rule = METHODS[chosen](settings.fusion.rrf_k) if chosen == "rrf" else METHODS[chosen]()
+    fit = fit_weights(lists, chunks["chunk_id"], training, rule)
+    weights = FusionWeights(
+        collection=collection,
+        method=chosen,
+        dense_weight=_dense_share(fit.weights["dense"], fit.weights.get("sparse", 0.0)),
+        lexical_share=fit.weights.get("lexical", 0.0),
+        quality=round(fit.quality, 6),
+        equal_quality=round(fit.equal_quality, 6),
+        training_queries=fit.queries,
+        training_qrels_sha256=hashlib.sha256(qrels.read_bytes()).hexdigest(),
+    )
+    path = output or Path("fusion") / f"{collection}.json"
+    write_weights(path, weights)
+    click.echo(
+        f"{path}: {chosen} with " + ", ".join(f"{name} {w:g}" for name, w in fit.weights.items()) + "; nDCG@10 "
+        f"{weights.quality:.4f} on {weights.training_queries} training queries, equal weights "
+        f"{weights.equal_quality:.4f}. Use it with: --set fusion.weights_file={path}"
+    )
+    return 0
+
+
+def _dense_share(dense: float, sparse: float) -> float:
+    """Give the dense list's share of dense and sparse together; a half if both weights are 0."""
+    return dense / (dense + sparse) if dense + sparse else 0.5
+
+
+def _read_training_qrels(path: Path, queries: Artefact, chunks: pl.DataFrame, judged: bool) -> pl.DataFrame:
+    """Read judgements of queries that were run and that the collection's own qrels do not judge."""
+    from ensemble_assets.collection.qrels import fit_qrels, read_qrels
+    from ensemble_assets.collection.readers.input_files import InputFile
+    from ensemble_assets.collection.readers.read_report import Tally
+
+    if not path.is_file():
+        raise SettingsError(f"--qrels {path.name}: there is no such file")
+    tally = Tally()
+    run_queries = queries.frame("queries", columns=["query_id", "public_id"])
+    training = fit_qrels(read_qrels(InputFile(path, path.name), tally), run_queries, chunks, path.name, tally)
+    reported = set(queries.frame("qrels")["public_id"]) if judged else set()
+    both = reported & set(training["public_id"])
+    if both:
+        raise SettingsError(
+            f"--qrels {path.name}: {len(both)} of its queries are judged by the collection's own qrels, on which "
+            "quality is reported. Give the judgements of a training split"
+        )
+    if training.is_empty():
+        raise SettingsError(
+            f"--qrels {path.name}: none of its queries was run. Run the collection with --set queries.judged_only=false"
+        )
+    return training
+
+
+@click.group()
+def baseline() -> None:
+    """Measure or accept what later runs are compared with."""
+
+
+@baseline.command()
+@click.argument("collection", required=False)
+@with_options(CHUNKED_DIR, SAMPLE, PROFILE, DENSE_MODELS, SET)
+@click.option("--repeats", default=3, show_default=True, help="Measurements per model; fewer for slow collections.")
+@JSON
+def sla(
+    collection: str | None,
+    repeats: int,
+    sample: bool,
+    json_output: bool,
+    assignments: tuple[str, ...],
+    **flags: Any,
+) -> int:
+    """Time a plain sentence-transformers script, for COLLECTION or for all.
+
+    Runs SentenceTransformer.encode at its default settings over the chunks, once per dense model, and stores the
+    seconds for this machine. Later runs are compared with it (vs_sla, see docs/performance.md). Needs a quiet machine.
+    """
+    from ensemble_assets.artefacts.latency_baseline import store_baseline
+    from ensemble_assets.compute.stages.plain_baseline import measure_baseline
+    from ensemble_assets.pipeline.collections import chunks_of
+    from ensemble_assets.pipeline.model_choice import choose_models
+
+    settings = resolve_flags(flags, assignments, sample=sample)
+    stored: list[dict[str, Any]] = []
+    for chosen in choose_collections(settings, (collection,) if collection else ()):
+        if not json_output:
+            click.echo(f"{chosen.name}: measuring the plain script …", err=True)
+        chunks = chunks_of(settings, chosen)[0]
+        measured = measure_baseline(chosen.name, chunks, choose_models(settings.models).dense, repeats)
+        store_baseline(baselines_folder(settings.paths), measured)
+        stored.append(measured.as_json())
+        if not json_output:
+            click.echo(_baseline_sentence(measured))
+    if json_output:
+        click.echo(json.dumps(stored, indent=2))
+    return 0
+
+
+def _baseline_sentence(measured: SlaBaseline) -> str:
+    models = ", ".join(f"{model.slug} {model.seconds:.2f} s" for model in measured.models)
+    repeats = min(len(model.encode_seconds) for model in measured.models)
+    return (
+        f"{measured.collection}: {measured.seconds:.2f} s for {measured.texts} chunks ({models}; median of {repeats}) "
+        f"on {measured.host.cores} cores of {measured.host.cpu}. Stored; later runs here are compared with it."
+    )
+
+
+@baseline.command()
+@_target_options
 def accept(target: str, output_dir: str | None, assignments: tuple[str, ...]) -> int:
-    """Accept the quality of TARGET as what later runs are held against: a collection that was run, or its bundle.
+    """Accept the quality of TARGET, a collection that was run, or its bundle; later runs are compared with it.
 
     Writes one small text file, <checks.baselines_dir>/<collection>.quality.json, to be committed and reviewed: means,
     nDCG@10 of every query by its public id, and the models, settings and versions that it comes from.
     """
-    collection, overrides, sources = located(target, output_dir, assignments)
-    settings: Settings = resolve(overrides, override_sources=sources).settings
-    made = accepted_baseline(
-        open_store(settings), collection, datetime.now().astimezone().isoformat(timespec="seconds")
-    )
-    path = write_quality_baseline(Path(settings.checks.baselines_dir), made)
-    means = ", ".join(f"{run} {values[made.measure]:.4f}" for run, values in made.means.items())
-    click.echo(f"{path}: {made.measure} {means} over {len(next(iter(made.per_query.values())))} queries")
+    from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
+    from ensemble_assets.pipeline.from_settings import open_store
+    from ensemble_assets.pipeline.quality_facts import accepted_baseline
+
+    collection, overrides, sources = locate_target(target, output_dir, assignments)
+    settings = resolve(overrides, override_sources=sources).settings
+    accepted_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    quality = accepted_baseline(open_store(settings), collection, accepted_at)
+    path = write_quality_baseline(Path(settings.checks.baselines_dir), quality)
+    means = ", ".join(f"{run} {values[quality.measure]:.4f}" for run, values in quality.means.items())
+    click.echo(f"{path}: {quality.measure} {means} over {len(next(iter(quality.per_query.values())))} queries")
     return 0

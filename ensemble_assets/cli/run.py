@@ -1,103 +1,217 @@
-"""``ensemble-assets run`` and ``demo``: flags to overrides, one pipeline run per collection, a summary at the end."""
+"""Run the pipeline in this process: ``ensemble-assets run`` and ``demo``.
+
+The only module of the command line that imports Dagster, and only inside the functions that run something.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.execute import CollectionOutcome, RunRequest, run_collections
-from ensemble_assets.cli.live import ConsoleProgress
-from ensemble_assets.cli.summary import as_json, print_summary
-from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.cli.arguments import (
+    CHUNKED_DIR,
+    COLLECTIONS,
+    DENSE_MODELS,
+    JSON,
+    PROFILE,
+    SET,
+    SPARSE_MODELS,
+    choose_collections,
+    option_overrides,
+    split_names,
+    with_options,
+)
+from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
-from ensemble_assets.settings import options
+from ensemble_assets.settings import Resolved, flatten, resolve
+from ensemble_assets.settings.sources import process_environment
 
-_FLAG_KEYS = {
-    "chunked_dir": "paths.chunked_dir",
-    "output_dir": "paths.output_dir",
-    "queries": "queries.file",
-    "qrels": "queries.qrels",
-    "profile": "models.profile",
-    "ensemble_models": "models.ensemble",
-    "sparse_models": "models.sparse",
-    "enable_rerank": "enable_rerank",
-    "enable_sparse": "enable_sparse",
-}
+if TYPE_CHECKING:
+    import dagster as dg
 
+    from ensemble_assets.cli.summary import CollectionOutcome, ConsoleProgress
 
-def _shared_flags(command: Any) -> Any:
-    """The flags that ``run`` and ``demo`` have in common."""
-    flags = (
-        click.option("--profile", help="Named choice of models (embedded, kaggle-t4x2, custom)."),
-        click.option("--ensemble-models", help="Dense models, comma-separated; the first is the primary one."),
-        click.option("--sparse-models", help="Sparse models, comma-separated."),
-        click.option("--enable-rerank/--disable-rerank", default=None, help="CrossEncoder reranking (default on)."),
-        click.option("--enable-sparse/--disable-sparse", default=None, help="Learned sparse vectors (default on)."),
-        click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any option by its dotted key."),
-        click.option("--json", "json_output", is_flag=True, help="Print the summary as JSON on standard output."),
-    )
-    for flag in reversed(flags):
-        command = flag(command)
-    return command
+_PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
+"""Dagster reports nothing to its makers and shows no invitation to its newsletter."""
+
+_run_options = with_options(
+    PROFILE,
+    DENSE_MODELS,
+    SPARSE_MODELS,
+    click.option("--enable-rerank/--disable-rerank", default=None, help="CrossEncoder reranking (default on)."),
+    click.option("--enable-sparse/--disable-sparse", default=None, help="Learned sparse vectors (default on)."),
+    SET,
+    JSON,
+)
 
 
 @click.command()
-@click.option("--chunked-dir", metavar="DIR", help="Folder with one sub-folder of chunk files per collection.")
-@click.option("--output-dir", metavar="DIR", help="Bundles land in DIR/<collection>/.")
-@click.option("--collections", help="Comma-separated; all sub-folders if not given.")
-@click.option("--queries", metavar="FILE", help="JSONL (query_id or _id, text) or TSV (id, text).")
-@click.option("--qrels", metavar="FILE", help="Relevance judgements, TREC or BEIR format.")
-@_shared_flags
+@CHUNKED_DIR
+@click.option("--output-dir", metavar="DIR", help="Write bundles to DIR/<collection>/.")
+@COLLECTIONS
+@click.option("--queries", metavar="FILE", help="Queries: JSONL (query_id or _id, text) or TSV (id, text).")
+@click.option("--qrels", metavar="FILE", help="Relevance judgements, in TREC or BEIR format.")
+@_run_options
 def run(json_output: bool, collections: str | None, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the whole pipeline for one or more collections, in this process."""
-    overrides, sources = option_overrides(flags, assignments)
-    names = tuple(name.strip() for name in (collections or "").split(",") if name.strip())
-    outcomes = run_collections(RunRequest(names, overrides, sources), ConsoleProgress())
-    return _report(outcomes, json_output)
+    return _run_and_show(split_names(collections), flags, assignments, json_output)
 
 
 @click.command()
-@click.option("--output-dir", metavar="DIR", default="output", show_default=True, help="Where the bundle lands.")
-@_shared_flags
+@click.option("--output-dir", metavar="DIR", default="output", show_default=True, help="Write the bundle below DIR.")
+@_run_options
 def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the pipeline on the sample collection that ships with the package."""
-    overrides, sources = option_overrides({**flags, "chunked_dir": str(SAMPLE_FOLDER)}, assignments)
-    outcomes = run_collections(RunRequest((DEMO_COLLECTION,), overrides, sources), ConsoleProgress())
-    return _report(outcomes, json_output)
+    return _run_and_show((DEMO_COLLECTION,), {**flags, "chunked_dir": str(SAMPLE_FOLDER)}, assignments, json_output)
 
 
-def option_overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Option values by dotted key, and the name of each one's source."""
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {assignment}: expected KEY=VALUE, such as rerank.depth=50")
-        values[key.strip()] = value.strip()
-        sources[key.strip()] = f"--set {key.strip()}"
-    for flag, value in flags.items():
-        if value is not None:
-            values[_FLAG_KEYS[flag]] = value
-            sources[_FLAG_KEYS[flag]] = _flag_name(flag, value)
-    unknown = sorted(set(values) - set(options()))
-    if unknown:
-        raise SettingsError(f"--set {unknown[0]}: there is no such option; docs/configuration.md lists them all")
-    return values, sources
+def _run_and_show(
+    names: tuple[str, ...], flags: dict[str, Any], assignments: tuple[str, ...], json_output: bool
+) -> int:
+    from ensemble_assets.cli.summary import ConsoleProgress, as_json, print_summary
 
-
-def _flag_name(flag: str, value: Any) -> str:
-    if flag.startswith("enable_"):
-        stage = flag.removeprefix("enable_")
-        return f"--enable-{stage}" if value else f"--disable-{stage}"
-    return "--" + flag.replace("_", "-")
-
-
-def _report(outcomes: list[CollectionOutcome], json_output: bool) -> int:
+    overrides, sources = option_overrides(flags, assignments)
+    outcomes = run_collections(RunRequest(names, overrides, sources), ConsoleProgress())
     if json_output:
         click.echo(json.dumps(as_json(outcomes), indent=2))
     else:
         print_summary(outcomes)
     return 0 if all(outcome.succeeded for outcome in outcomes) else 1
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to run.
+
+    Attributes:
+        collections: names; all collections if empty.
+        overrides: option values by dotted key.
+        sources: name of the source of each override.
+        assets: materialise only these assets, of collections that were run before; all assets if empty.
+    """
+
+    collections: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    sources: Mapping[str, str]
+    assets: tuple[str, ...] = ()
+
+
+def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[CollectionOutcome]:
+    """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
+
+    Raises:
+        SettingsError: before anything runs, for a value that is not accepted.
+        InputError: if a named collection does not exist.
+    """
+    from ensemble_assets.build import build_definitions
+    from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
+    from ensemble_assets.orchestration.resources import settings_run_config
+
+    resolved = resolve(request.overrides, override_sources=request.sources)
+    names = list(request.collections) if request.assets else _collection_names(resolved, request.collections)
+    with _dagster_instance() as instance:
+        instance.add_dynamic_partitions(str(PARTITIONS.name), names)
+        definitions = build_definitions(progress=progress)
+        typed = flatten(resolved.settings)
+        config = settings_run_config({key: typed[key] for key in request.overrides}, request.sources)
+        config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
+        outcomes = []
+        for name in names:
+            result = _materialise(name, definitions, instance, config, request.assets)
+            outcomes.append(_outcome(name, result, resolved, progress.records.get(name, [])))
+        return outcomes
+
+
+def _collection_names(resolved: Resolved, names: tuple[str, ...]) -> list[str]:
+    chosen = choose_collections(resolved.settings, names, has_sample=False)
+    return [collection.name for collection in chosen]
+
+
+def _materialise(
+    collection: str,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    config: dict[str, Any],
+    assets: tuple[str, ...],
+) -> dg.ExecuteInProcessResult:
+    import dagster as dg
+
+    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+    from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
+
+    job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
+    with _quiet_dagster():
+        try:
+            return job.execute_in_process(
+                partition_key=collection,
+                instance=instance,
+                raise_on_error=False,
+                run_config=config,
+                run_id=run_id,
+                tags=BY_COMMAND_LINE,
+                asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
+            )
+        finally:
+            end_trace(instance, run_id)
+
+
+def _outcome(
+    collection: str, result: dg.ExecuteInProcessResult, resolved: Resolved, stages: list[dict[str, Any]]
+) -> CollectionOutcome:
+    from ensemble_assets.cli.summary import CollectionOutcome
+
+    toggles = [stage.toggle for stage in PIPELINE if stage.toggle]
+    return CollectionOutcome(
+        collection=collection,
+        succeeded=result.success,
+        bundle=Path(resolved.settings.paths.output_dir) / collection,
+        stages=stages,
+        checks=[
+            {
+                "check": check.check_name,
+                "passed": check.passed,
+                "severity": check.severity.value,
+                "description": check.description,
+            }
+            for check in result.get_asset_check_evaluations()
+        ],
+        provenance=resolved.provenance(*toggles),
+        error=next((str(facts["reason"]) for facts in stages if facts.get("status") == "failed"), ""),
+    )
+
+
+@contextmanager
+def _dagster_instance() -> Iterator[dg.DagsterInstance]:
+    """Open the instance of DAGSTER_HOME, or a private one that is gone afterwards."""
+    import dagster as dg
+
+    if process_environment().get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    else:
+        # In memory: a database on disk takes most of a second of every run and is thrown away.
+        with dg.DagsterInstance.ephemeral(settings=_PRIVATE_INSTANCE) as instance:
+            yield instance
+
+
+@contextmanager
+def _quiet_dagster() -> Iterator[None]:
+    """Keep Dagster's log lines off the terminal, which shows progress and the summary only."""
+    logger = logging.getLogger("dagster")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,21 +1,85 @@
-"""The summary of a run: a table for people, the same facts as JSON for programs."""
+"""Show a run: progress while it goes on, and a summary as a table or as JSON."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ensemble_assets.cli.execute import CollectionOutcome
+from ensemble_assets.common.stages import STAGE
+from ensemble_assets.pipeline.run_report import report_path
 
-_COLUMNS = ("stage", "status", "seconds", "items/s", "peak memory", "fallbacks", "toggle", "source")
+_MARKS = {"failed": "[red]failed[/red]", "feature_disabled": "[dim]off[/dim]", "fallback": "[yellow]fallback[/yellow]"}
+_NUMBERS = ("seconds", "items/s", "peak memory", "fallbacks")
+_COLUMNS = ("stage", "status", *_NUMBERS, "toggle", "source")
 _PLAIN_WIDTH = 140
-_TOGGLES = {"sparse": "enable_sparse", "rerank": "enable_rerank"}
+"""Characters of a line in a file or pipe: enough for every column, so that nothing is cut."""
+
+
+@dataclass(frozen=True)
+class CollectionOutcome:
+    """How one collection's run ended.
+
+    Attributes:
+        bundle: folder of the bundle.
+        stages: record of each stage that began, in order.
+        checks: name, verdict, severity and description of each asset check.
+        provenance: value and source of each stage toggle.
+        error: why the run failed, or "".
+    """
+
+    collection: str
+    succeeded: bool
+    bundle: Path
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def report(self) -> Path:
+        """Path of the HTML page about the bundle."""
+        return report_path(self.bundle)
+
+
+class ConsoleProgress:
+    """Progress on standard error: one line when a stage begins, one when it ends.
+
+    Attributes:
+        records: records of the finished stages, by collection.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[dict[str, Any]]] = {}
+        self._console = Console(stderr=True, highlight=False)
+
+    def stage_started(self, stage: str, collection: str) -> None:
+        """Print that a stage begins."""
+        self._console.print(f"  {collection}  {stage} …", style="dim")
+
+    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
+        """Print how a stage ended, and store its record."""
+        self.records.setdefault(collection, []).append(facts)
+        status = str(facts.get("status", "completed"))
+        mark = _MARKS.get(status, f"[green]{status}[/green]")
+        items = facts.get("items")
+        count = f"{items} {facts.get('unit', 'items')}, " if items else ""
+        self._console.print(f"  {collection}  {stage}: {mark}  {count}{facts.get('wall_seconds', 0):.1f} s")
+        if status in {"failed", "fallback"} and facts.get("reason"):
+            self._console.print(f"    {facts['reason']}", markup=False)
+
+
+def plain_or_terminal(width: int) -> Console:
+    """Give a console for standard output; ``width`` characters wide if it is no terminal."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=width)
 
 
 def as_json(outcomes: list[CollectionOutcome]) -> dict[str, Any]:
-    """Everything the table shows, and the checks."""
+    """Give the content of the tables, and the checks, in plain JSON types."""
     return {
         "succeeded": all(outcome.succeeded for outcome in outcomes),
         "collections": [
@@ -25,7 +89,7 @@ def as_json(outcomes: list[CollectionOutcome]) -> dict[str, Any]:
                 "bundle": str(outcome.bundle),
                 "report": str(outcome.report),
                 "error": outcome.error,
-                "stages": [_json_stage(facts) for facts in outcome.stages],
+                "stages": [{k: v for k, v in facts.items() if k != "events"} for facts in outcome.stages],
                 "checks": outcome.checks,
                 "toggles": outcome.provenance,
             }
@@ -34,21 +98,17 @@ def as_json(outcomes: list[CollectionOutcome]) -> dict[str, Any]:
     }
 
 
-def _json_stage(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if name != "events"}
-
-
 def print_summary(outcomes: list[CollectionOutcome]) -> None:
-    """Prints one table per collection and where its bundle is."""
-    terminal = Console(highlight=False)
-    console = terminal if terminal.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    """Print one table per collection, failures, and where bundle and report are."""
+    console = plain_or_terminal(_PLAIN_WIDTH)
     for outcome in outcomes:
         table = Table(title=f"{outcome.collection}: {'done' if outcome.succeeded else 'FAILED'}", title_justify="left")
         for column in _COLUMNS:
-            table.add_column(column, justify="right" if column in _COLUMNS[2:6] else "left", no_wrap=True)
+            table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
         toggles = {row["key"]: row for row in outcome.provenance}
         for facts in outcome.stages:
-            table.add_row(*_cells(facts, toggles.get(_TOGGLES.get(facts["stage"], ""), {})))
+            stage = STAGE.get(facts["stage"])
+            table.add_row(*_cells(facts, toggles.get(stage.toggle if stage else "", {})))
         console.print(table)
         if outcome.error:
             console.print(f"Error: {outcome.error}", style="red", markup=False)

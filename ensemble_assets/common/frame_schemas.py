@@ -1,6 +1,6 @@
-"""The columns of every frame that one stage hands to another: names, types and what they mean.
+"""Name and type the columns of every frame that one stage hands to another.
 
-Schemas are data; the stages that fill them live elsewhere. ``conform`` is the one check that a frame is what it claims.
+``conform`` checks a frame against its schema.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from types import MappingProxyType
 import polars as pl
 
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.stages import first_stage_lists
 
 Schema = MappingProxyType[str, pl.DataType]
 
@@ -59,18 +60,24 @@ RUN = _schema(
 )
 """One ranked list per query: sorted by public_id in query order, then rank."""
 
-CANDIDATES = _schema(
+FUSED = _schema(
     public_id=pl.String,
     rank=pl.UInt32,  # 1-based fused rank
     row=pl.UInt32,
     chunk_id=pl.String,
     score=pl.Float32,  # fused score
-    dense_rank=pl.UInt32,  # null where the list does not have the chunk
-    dense_score=pl.Float32,
-    sparse_rank=pl.UInt32,
-    sparse_score=pl.Float32,
 )
-"""Fused candidates with what each first-stage list said of them."""
+"""Fused candidates, in the order of their queries and ranks."""
+
+CANDIDATES = _schema(
+    **FUSED,
+    **{
+        f"{name}_{column}": dtype
+        for name in first_stage_lists()
+        for column, dtype in (("rank", pl.UInt32), ("score", pl.Float32))
+    },
+)
+"""``FUSED``, then ``<list>_rank`` and ``<list>_score`` of every first-stage list; null where it lacks the chunk."""
 
 RERANKED = _schema(
     public_id=pl.String,
@@ -86,11 +93,11 @@ RERANKED = _schema(
 """Reranked lists; fused order kept and flagged where rerank is off or failed."""
 
 
-def conform(frame: pl.DataFrame, schema: Schema, what: str) -> pl.DataFrame:
-    """The frame with exactly the schema's columns, in order.
+def conform(frame: pl.DataFrame, schema: Schema, title: str) -> pl.DataFrame:
+    """Return the frame with exactly the schema's columns, in order.
 
     Raises:
-        ArtefactError: if a column is missing or has another type; names ``what`` and every mismatch.
+        ArtefactError: if a column is missing or has another type; names ``title`` and every mismatch.
     """
     wrong = [
         f"{name}: expected {dtype}, found {frame.schema.get(name, 'no such column')}"
@@ -98,5 +105,5 @@ def conform(frame: pl.DataFrame, schema: Schema, what: str) -> pl.DataFrame:
         if frame.schema.get(name) != dtype
     ]
     if wrong:
-        raise ArtefactError(f"{what} does not have the expected columns: {'; '.join(wrong)}. Materialise it again")
+        raise ArtefactError(f"{title} does not have the expected columns: {'; '.join(wrong)}. Materialise it again")
     return frame.select(list(schema))

@@ -1,14 +1,15 @@
-"""Seconds of one run by stage, and the two ratios of the latency budget, which are never mixed up.
+"""Add up the seconds of one run, and compute the two ratios of the latency budget.
 
-``vs_sla`` holds the whole run against the dense-only time of the plain script, measured here beforehand
-(``core.latency_baseline``). ``vs_own_dense`` holds dense, sparse, fusion and rerank against the dense stage of the same
-run. Gates, manifest and governor all compute them here.
+``vs_sla`` compares the whole run with the dense-only time of the plain script (``artefacts/latency_baseline``).
+``vs_own_dense`` compares dense, sparse, fusion and rerank with the dense stage of the same run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from ensemble_assets.common.stages import TIMED_STAGES
 
 LIMIT_RATIO = 1.1
 """Sparse and rerank may add 10 % to what the dense-only ensemble takes."""
@@ -26,8 +27,8 @@ class StageSeconds:
 
     @classmethod
     def of(cls, seconds: Mapping[str, float]) -> StageSeconds:
-        """From seconds by stage; a stage that is not named took none, other names are left out."""
-        return cls(**{stage: float(seconds.get(stage, 0.0)) for stage in _STAGES})
+        """Read seconds by stage; a stage that is missing took none, other names are left out."""
+        return cls(**{stage: float(seconds.get(stage, 0.0)) for stage in TIMED_STAGES})
 
     @property
     def ranking(self) -> float:
@@ -46,6 +47,3 @@ class StageSeconds:
     def vs_sla(self, plain_dense: float | None) -> float | None:
         """Whole run / dense-only time of the plain script; None where that was not measured."""
         return self.total / plain_dense if plain_dense else None
-
-
-_STAGES = ("dense", "sparse", "fusion", "rerank", "export")

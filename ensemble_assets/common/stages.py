@@ -75,6 +75,9 @@ TIMED_STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE if stage.
 MODEL_STAGES: tuple[str, ...] = tuple(stage.name for stage in PIPELINE if stage.uses_model)
 """Names of the stages that run a model: dense, sparse, rerank."""
 
+RANKING_STAGES: tuple[str, ...] = tuple(name for name in STAGE["export"].inputs if STAGE[name].timed)
+"""Names of the timed stages that make the ranked lists: dense, sparse, fusion, rerank."""
+
 BUNDLE_ASSETS: tuple[str, ...] = tuple(stage.asset for stage in PIPELINE if stage.in_bundle)
 """Names of the assets that a bundle is made of, and of the bundle itself."""
 

@@ -1,201 +1,170 @@
-"""What asset metadata and check metadata may say: every key with its meaning, and which values it takes.
+"""Describe artefacts and checks to Dagster: facts, charts, tables, columns and the report of a bundle.
 
-One table. A key that is not here, or a value that its check does not know, is dropped and counted
-(``dropped_metadata``). ``docs/telemetry.md`` lists the same keys; a test compares the two.
+One rule keeps texts of chunks and queries out, and it looks at values: numbers, booleans, words of fixed tables,
+hex digests and device names pass. Three keys hold names that the operator chose. Every other string is dropped and
+counted under ``dropped_metadata``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
 
-from ensemble_assets.telemetry.allowed_names import FIELDS, OUTCOMES, STAGES
-from ensemble_assets.telemetry.allowed_values import Field, Scalar, count, flag, number, shape, word
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.collection.queries import QuerySource
+from ensemble_assets.common import stages
+from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
+from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.run_report import measured_quality, report_path, write_report
+from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.report import charts
+from ensemble_assets.report.facts import Facts, read_facts
+from ensemble_assets.report.small_pictures import small_pictures
+from ensemble_assets.settings import options
+from ensemble_assets.telemetry.allowed_names import FIELDS, OUTCOMES, REASONS, SOURCES
+from ensemble_assets.telemetry.allowed_values import Scalar, plain_scalar
 from ensemble_assets.telemetry.ids import public_name
 
 DROPPED = "dropped_metadata"
-_UNITS = ("chunks", "queries", "chunks and queries", "pairs", "points", "judged queries")
-_BACKENDS = r"(torch|openvino|none)(,(torch|openvino|none))*"
-_FIXED_WORD = r"(reference|none|[a-z0-9]+(_[a-z0-9]+)+)(,(reference|none|[a-z0-9]+(_[a-z0-9]+)+))*"
-_LISTS = ("dense", "sparse", "lexical", "fused", "reranked")
-_MEASURES = ("nDCG@10", "MRR@10", "recall@100", "MAP")
+NAMES = frozenset({"alias", "model", "collection_in_qdrant"})
+"""Keys whose value the operator chose; shown as it is if it is a plain name, else as a hash."""
 
+_WORDS = (
+    "failed", "no_judgements",  # status
+    "chunks", "queries", "chunks and queries", "pairs", "points", "judged queries",  # unit
+    "budget_off", "no_baseline", "costs_unknown",  # why nothing limits rerank
+    "torch", "openvino", "int8",  # backend, precision
+    "terms-of-this-collection",  # index space
+    "derived probes",  # where judgements come from
+)  # fmt: skip
+_DIGEST = re.compile(r"(vocabulary-)?([0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})", re.ASCII)
+_KEY = re.compile(r"(dagster/)?[a-z][a-z0-9_]{0,63}", re.ASCII)
+_MEASURE = re.compile(r"(nDCG|MRR|recall|MAP)(@\d{1,4})?", re.ASCII)
 
-def _name(meaning: str) -> Field:
-    """A name that the operator chose; shown as a hash where it is no plain name."""
-    return Field(
-        meaning, "plain name, else its hash", lambda value, _: public_name(value) if isinstance(value, str) else None
-    )
-
-
-def _source(value: object, known: Mapping[str, frozenset[str]]) -> Scalar | None:
-    return value if value in ("file", "derived probes") else count("").check(value, known)
-
-
-METADATA: MappingProxyType[str, Field] = MappingProxyType(
-    {
-        # every asset
-        "wall_seconds": number("wall time of the step's work, seconds"),
-        "status": word("how much of the work went as asked", (*OUTCOMES, "failed")),
-        "unit": word("what `items` counts", _UNITS),
-        "dagster/row_count": count("rows of the artefact"),
-        # stages
-        "stage": word("stage", STAGES),
-        "device": FIELDS["device"],
-        "precision": FIELDS["precision"],
-        "seconds": number("wall time of the stage's computing, seconds"),
-        "tokens": count("tokens that went through the model"),
-        "items": count("chunks, queries or pairs; `unit` says which"),
-        "truncated": count("items that lost tokens to the model's limit"),
-        "tokens_dropped": count("how many tokens they lost"),
-        "peak_bytes": count("highest memory seen, bytes"),
-        "precision_redone": count("items computed again in fp32"),
-        "fallback_count": count("items that did not get what was asked for"),
-        "queries": count("queries"),
-        "candidates": count("candidates of all queries"),
-        "depth": count("candidates per query"),
-        "requested_depth": count("rerank depth asked for"),
-        "reached_depth": count("rerank depth that every query reached"),
-        "budget_seconds": number("time the stage may take, seconds"),
-        "budget": word("what limits rerank", ("sla", "own_dense", "off")),
-        "budget_reason": word("why nothing limits rerank", ("budget_off", "no_baseline", "costs_unknown")),
-        "floor_depth": count("rerank depth that is reached whatever it takes"),
-        "queries_cut_short": count("queries of which fewer candidates were scored than asked for"),
-        "coverage_ratio": number("share of chunks with a sparse vector, 0 to 1"),
-        "dimension": count("width of the index space"),
-        "files": count("files of the bundle"),
-        "tokens_per_second": number("tokens over seconds"),
-        "alias": _name("folder name of the collection"),
-        "content": shape("hash of the chunks' content in order", "32 hex digits", "[0-9a-f]{32}"),
-        "source_fingerprint": shape("content hash of the collection's files", "32 hex digits", "[0-9a-f]{32}"),
-        "skipped": count("chunks left out"),
-        "texts_cut": count("texts cut at the contract's length"),
-        "searched": word("what of a chunk sparse vectors, BM25 and the reranker read", ("whole", "exported")),
-        "query_source": word("where the queries came from", ("file", "derived")),
-        "judgements": Field(
-            "relevance judgements, or in checks where they are from",
-            "whole number ≥ 0, `file` or `derived probes`",
-            _source,
-        ),
-        "judged": flag("whether any query has judgements"),
-        "model": _name("model"),
-        "index_space": shape(
-            "what sparse indices number",
-            "`vocabulary-` and a hash, `terms-of-this-collection`",
-            r"vocabulary-[0-9a-f]{8,64}|terms-of-this-collection",
-        ),
-        "vectors_total": count("chunks"),
-        "vectors_live": count("chunks with a vector from inference"),
-        "vectors_from_metadata": count("chunks with a vector from metadata terms"),
-        "vectors_available": count("chunks with a vector"),
-        "entries": count("entries of all sparse vectors"),
-        "queries_live": count("queries with a sparse vector"),
-        "queries_pruned": count("query vectors cut to `top_k`"),
-        "top_k": count("most entries of a sparse vector"),
-        "method": FIELDS["method"],
-        "dense_share": number("weight of the dense list, 0 to 1"),
-        "lexical_share": number("weight of the BM25 list, 0 to 1"),
-        "query_count": count("queries"),
-        "queries_reranked": count("queries with a reranked list"),
-        "pairs_scored": count("pairs that the reranker scored"),
-        "weight": number("share of the reranker in the final score"),
-        "largest_batch": count("pairs in the largest batch"),
-        "backend": shape("what ran the model", "`torch`, `openvino`, `none`", _BACKENDS),
-        "backend_reason": shape("why that backend", "fixed words", _FIXED_WORD),
-        "reused": count("items whose result was taken from an earlier materialisation"),
-        "without_relevant": count("queries without a relevant chunk"),
-        **{
-            f"{name} {measure}": number(f"mean {measure} of the {name} lists")
-            for name in _LISTS
-            for measure in _MEASURES
-        },
-        "fallback_source": FIELDS["source"],
-        "points": count("points of the bundle"),
-        "bytes": count("size of the bundle, bytes"),
-        "collection_in_qdrant": _name("collection in Qdrant"),
-        "sent": count("points sent"),
-        "removed": count("points of earlier exports removed"),
-        "searches": count("kinds of search by which a chunk found itself"),
-        "bundle": shape("version of the bundle's artefact", "32 hex digits", "[0-9a-f]{32}"),
-        # checks
-        "records": count("records looked at"),
-        "rows": count("rows looked at"),
-        "arrays": count("arrays looked at"),
-        "largest_norm_error": number("largest distance of a norm from 1"),
-        "total": count("chunks"),
-        "available": count("chunks with a sparse vector"),
-        "fallbacks": count("queries that kept their fused order"),
-        "places": count("places searched"),
-        "bytes_searched": count("bytes searched"),
-        "weak_queries": count("queries too short to be told from ordinary words"),
-        "ceiling_bytes": count("memory ceiling, bytes"),
-        "vs_sla": number("seconds of the whole run over the plain script's dense stage"),
-        "vs_own_dense": number("seconds of dense, sparse, fusion and rerank over those of dense"),
-        "limit_ratio": number("largest ratio to the baseline"),
-        "problems": count("problems found"),
-        **{f"{stage}_peak_bytes": count(f"peak memory of {stage}, bytes") for stage in STAGES},
-        **{f"{stage}_seconds": number(f"seconds of {stage}") for stage in STAGES},
-        **{name: number(f"mean of the {name} lists") for name in _LISTS},
-        "weakest": number("mean of the weakest single list"),
-        "strongest": number("mean of the strongest single list"),
-        "delta": number("difference of means"),
-        "delta_low": number("lower end of its 95 % interval"),
-        "delta_high": number("upper end of its 95 % interval"),
-        "p_value": number("of a paired randomisation test"),
-        "epsilon": number("loss that is tolerated"),
-        DROPPED: count("keys and values that this list kept out"),
-    }
-)
-
-PICTURES: MappingProxyType[str, str] = MappingProxyType(
-    {
-        "token_counts": "histogram of tokens per chunk",
-        "report": "what was left out or changed on reading, by reason",
-        "query_lengths": "histogram of query lengths",
-        "model_seconds": "seconds per model",
-        "terms_per_chunk": "histogram of sparse entries",
-        "fused_scores": "histogram of scores",
-        "nDCG@10": "bars of mean nDCG@10",
-        "places_moved": "histogram of places moved by reranking",
-        "bundle": "where the bundle is",
-        "contents": "files of the bundle with their sizes",
-        "dagster/column_schema": "names and types of the table's columns",
-        "dagster/column_lineage": "which columns a column is made of",
-        "run_report": "where the page about the run is",
-        "stage_times": "stages one after another, against the dense-only baseline and its limit",
-        "memory_over_time": "memory of each device against the ceiling",
-        "scores": "distributions of dense, sparse, fused and reranker scores",
-        "rerank_moves": "how far reranking moved candidates",
-        "coverage": "chunks with a sparse vector",
-        "fallback_reasons": "fallbacks by stage, reason and what stood in",
-        "toggles": "settings of the optional stages and where they came from",
-        "quality": "means per list and measure, over the judged queries",
-        "details": "what a check found: records and keys, never texts",
-        "notes": "what a check did not look at, and why",
-    }
-)
-"""Metadata that is a picture, a table, a path or sentences of this package; made by its own code from figures."""
+Cell = str | int | float | bool | None
 
 
 def admitted_metadata(facts: Mapping[str, object], pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a step's facts may be shown.
+    """Choose the facts and pictures of a step that Dagster may show.
 
     Args:
         facts: by key; None means "no value" and is left out without being counted.
-        pictures: by key.
+        pictures: charts, tables and paths by key, made by this program from numbers and its own sentences.
 
     Returns:
-        Both together, with ``dropped_metadata`` where something was kept out.
+        Both together, with ``dropped_metadata`` where something was dropped.
     """
-    shown: dict[str, Scalar | Any] = {}
-    dropped = 0
-    for name, value in facts.items():
-        field = METADATA.get(name)
-        plain = field.check(value, {}) if field is not None and value is not None else None
-        if plain is not None:
-            shown[name] = plain
-        dropped += plain is None and value is not None
-    kept = {name: picture for name, picture in pictures.items() if name in PICTURES}
-    dropped += len(pictures) - len(kept)
-    return {**shown, **kept, **({DROPPED: dropped} if dropped else {})}
+    given = {name: value for name, value in facts.items() if value is not None}
+    shown = {name: _admitted(name, value) for name, value in given.items() if _is_key(name)}
+    passed = {name: value for name, value in shown.items() if value is not None}
+    drawn = {name: picture for name, picture in pictures.items() if _is_key(name) and isinstance(picture, _PICTURES)}
+    dropped = len(given) + len(pictures) - len(passed) - len(drawn)
+    return {**passed, **drawn, **({DROPPED: dropped} if dropped else {})}
+
+
+_PICTURES = (
+    dg.MarkdownMetadataValue,
+    dg.TableMetadataValue,
+    dg.PathMetadataValue,
+    dg.TableSchema,
+)
+
+
+def _is_key(name: str) -> bool:
+    """Say whether ``name`` is written as this program writes keys: ``snake_case``, ``MAP`` or ``<list> MAP``."""
+    ranked, _, measure = name.rpartition(" ")
+    of_list = ranked in ("", *stages.list_names()) and _MEASURE.fullmatch(measure)
+    return _KEY.fullmatch(name) is not None or bool(of_list)
+
+
+def _admitted(name: str, value: object) -> Scalar | None:
+    if not isinstance(value, str):
+        return plain_scalar(value)
+    if name in NAMES:
+        return public_name(value)
+    words = all(part in _fixed_words() for part in value.split(","))
+    passes = words or _DIGEST.fullmatch(value) or FIELDS["device"].check(value, {}) is not None
+    return value if passes else None
+
+
+@lru_cache(maxsize=1)
+def _fixed_words() -> frozenset[str]:
+    """Collect the words that stages, settings and telemetry choose their values from."""
+    choices = (choice for option in options().values() for choice in option.choices or ())
+    names = (name for stage in stages.PIPELINE for name in (stage.name, stage.asset))
+    tables = (OUTCOMES, REASONS, SOURCES, BACKEND_REASONS, get_args(QuerySource), choices, names, _WORDS)
+    return frozenset(word for table in tables for word in table if word)
+
+
+def picture(chart: charts.Chart) -> dg.MetadataValue:
+    """Wrap a chart as Markdown; its words are read out in place of the drawing."""
+    encoded = base64.b64encode(chart.image().encode()).decode()
+    words = chart.words if chart.words.startswith(chart.title) else f"{chart.title}: {chart.words}"
+    return dg.MetadataValue.md(f"![{words}](data:image/svg+xml;base64,{encoded})")
+
+
+def histogram(values: NDArray[np.floating | np.integer], title: str, unit: str) -> dg.MetadataValue:
+    """Draw a histogram of the finite values."""
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return dg.MetadataValue.md(f"{title}: no values")
+    return picture(charts.histogram(title, finite, unit, charts.SMALL_WIDTH))
+
+
+def bars(names: Sequence[str], values: Sequence[float], title: str, unit: str) -> dg.MetadataValue:
+    """Draw one bar per name."""
+    rows = [charts.Bar(name, 0.0, value) for name, value in zip(names, values, strict=True)]
+    return picture(charts.bars(title, rows, (), unit, charts.SMALL_WIDTH))
+
+
+def table(rows: Sequence[Mapping[str, Cell]], limit: int = 20) -> dg.MetadataValue:
+    """Make a table of at most ``limit`` rows; a sentence where there are none."""
+    if not rows:
+        return dg.MetadataValue.md("nothing to report")
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:limit]])
+
+
+def column_metadata(asset: str, artefact: Artefact) -> dict[str, Any]:
+    """Describe the columns of an artefact's main frame; nothing for an artefact of arrays or files alone."""
+    frame = next((stage.main_frame for stage in stages.PIPELINE if stage.asset == asset), "")
+    if not frame or not artefact.has(frame):
+        return {}
+    columns: Mapping[str, str] = artefact.index["files"][f"{frame}.parquet"]["columns"]
+    schema = dg.TableSchema([dg.TableColumn(name, dtype) for name, dtype in columns.items()])
+    return {"dagster/column_schema": schema}
+
+
+def report_metadata(run: StageRun, bundle: Path, upstream: Upstream) -> dict[str, dg.MetadataValue]:
+    """Write the report of a bundle that was just exported, and show its path, charts and tables."""
+    artefacts = upstream.by_stage()
+    current = run.span.record() if run.span is not None else None
+    candidates = artefacts["fusion"].frame("candidates")
+    facts = read_facts(bundle, run.telemetry.journal_path, candidates, measured_quality(artefacts), current)
+    where: dg.MetadataValue
+    try:
+        where = dg.MetadataValue.path(str(write_report(facts, report_path(bundle))))
+    except OSError as error:  # the bundle is whole and in place; a page about it must not fail it
+        where = dg.MetadataValue.md(f"not written ({error.strerror}); ensemble-assets report makes it later")
+    drawings = {name: picture(chart) for name, chart in small_pictures(facts).items()}
+    return {"run_report": where, **drawings, **_report_tables(facts)}
+
+
+def _report_tables(facts: Facts) -> dict[str, dg.MetadataValue]:
+    rows: dict[str, list[dict[str, Cell]]] = {
+        "fallback_reasons": [
+            dict(zip(("stage", "reason", "source", "count"), row, strict=True)) for row in facts.fallbacks
+        ],
+        "toggles": [dict(zip(("option", "value", "layer", "set by"), row, strict=True)) for row in facts.toggles],
+        "coverage": [dict(facts.coverage)] if facts.coverage else [],
+        "quality": [{"list": name, **means} for name, means in facts.quality.items()],
+    }
+    return {name: table(listed) for name, listed in rows.items() if listed or name == "fallback_reasons"}

@@ -18,15 +18,14 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.orchestration.columns import column_metadata
-from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
 from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.step_process import end_with_the_run
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
-from ensemble_assets.telemetry.allowed_names import STAGES
 
 
 def finish(
@@ -76,7 +75,7 @@ def stage_run(
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
     telemetry = run_telemetry(context.run.run_id, collection, resolved.settings)
-    opened = telemetry.stage(stage, attempt=context.retry_number) if stage in STAGES else nullcontext()
+    opened = telemetry.stage(stage, attempt=context.retry_number) if stage in TIMED_STAGES else nullcontext()
     progress.stage_started(stage, collection)
     started = time.perf_counter()
     try:

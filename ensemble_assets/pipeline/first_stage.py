@@ -1,55 +1,178 @@
-"""Stored vectors as what the searches take, and the exact searches. Arrays stay memory-mapped."""
+"""Search the stored vectors and texts of a collection, exactly, and fuse the ranked lists.
+
+``SEARCHES`` has one search for every first-stage list of ``common/stages.py``. Arrays stay memory-mapped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.pipeline.searched_texts import searched_slices
+from ensemble_assets.collection.whole_text import COLUMNS, whole_text
+from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
+from ensemble_assets.retrieval.fitted_weights import read_weights
+from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, fuse
 from ensemble_assets.retrieval.ranked_lists import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
-
-_SLICE = 20_000
-"""Chunks whose words are in memory at once."""
+from ensemble_assets.retrieval.topk import TopK
+from ensemble_assets.settings.options import Fusion
 
 SPARSE_PARTS = ("indptr", "indices", "values")
+"""Names of the arrays of one CSR matrix."""
+
+_TEXTS_IN_MEMORY = 20_000
+"""Chunks whose words BM25 holds at once: about 40 MB of texts of 2 kB."""
 
 
-def dense_models(embeddings: Artefact) -> list[DenseModel]:
-    """The models of ``dense_embeddings``, the primary first."""
-    return [
+@dataclass(frozen=True)
+class FusionRule:
+    """Method and weights of one run.
+
+    Attributes:
+        method: of ``METHODS``.
+        dense_share: weight of the dense list against the sparse one, 0 to 1.
+        lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
+        fitted: judgements that the weights were fitted on, for the manifest; empty where they were set.
+    """
+
+    method: FusionMethod
+    dense_share: float
+    lexical_share: float
+    fitted: dict[str, Any]
+
+    def weight(self, name: str) -> float:
+        """Weight of a list: twice its share, so that equal shares leave RRF's textbook score ``1 / (k + rank)``.
+
+        A list that the settings do not know has weight 1.
+        """
+        rest = 2 * (1 - self.lexical_share)
+        weights = {
+            "dense": rest * self.dense_share,
+            "sparse": rest * (1 - self.dense_share),
+            "lexical": 2 * self.lexical_share,
+        }
+        return weights.get(name, 1.0)
+
+
+def fusion_rule(options: Fusion, collection: str) -> FusionRule:
+    """Choose method and weights: as set, or as fitted on training judgements.
+
+    Raises:
+        SettingsError: if ``fusion.weights_file`` is missing, or is of another collection.
+        InputError: if it cannot be read.
+    """
+    name, share, lexical, fitted = options.method, options.dense_weight, options.lexical_share, dict[str, Any]()
+    if options.weights_file:
+        weights = read_weights(Path(options.weights_file), collection)
+        name, share, lexical = weights.method, weights.dense_weight, weights.lexical_share
+        fitted = weights.facts()
+    method = METHODS[name](options.rrf_k) if name == "rrf" else METHODS[name]()
+    return FusionRule(method, share, lexical, fitted)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The artefacts that the searches of one collection read.
+
+    Attributes:
+        depth: chunks per query and list.
+        rule: weights of the lists; a search may be left out where its list has none.
+    """
+
+    chunks: Artefact
+    queries: Artefact
+    dense: Artefact
+    sparse: Artefact
+    depth: int
+    rule: FusionRule
+
+    @cached_property
+    def public_ids(self) -> list[str]:
+        """Public ids of the queries, in query order."""
+        return self.queries.frame("queries", columns=["public_id"])["public_id"].to_list()
+
+    @property
+    def has_sparse(self) -> bool:
+        """Whether the sparse stage was on."""
+        return self.sparse.has("chunks.indptr")
+
+
+def _dense(searched: Searched) -> TopK | None:
+    models = [
         DenseModel(
             model["slug"],
-            embeddings.array(f"chunks.{model['slug']}"),
-            embeddings.array(f"queries.{model['slug']}"),
+            searched.dense.array(f"chunks.{model['slug']}"),
+            searched.dense.array(f"queries.{model['slug']}"),
             model["weight"],
         )
-        for model in embeddings.facts["layout"]
+        for model in searched.dense.facts["layout"]
     ]
+    return dense_topk(models, searched.depth)
 
 
-def sparse_rows(vectors: Artefact, side: str) -> SparseRows:
-    """The rows of ``sparse_vectors`` for ``side``: ``chunks`` or ``queries``."""
+def _sparse(searched: Searched) -> TopK | None:
+    if not searched.has_sparse:
+        return None
+    chunks, queries = (_sparse_rows(searched.sparse, side) for side in ("chunks", "queries"))
+    return sparse_topk(chunks, queries, searched.depth)
+
+
+def _sparse_rows(vectors: Artefact, side: str) -> SparseRows:
     indptr, indices, values = (vectors.array(f"{side}.{part}") for part in SPARSE_PARTS)
     return SparseRows(indptr, indices, values, int(vectors.facts["dimension"]))
 
 
-def first_stage_runs(
-    embeddings: Artefact, vectors: Artefact, public_ids: Sequence[str], depth: int
-) -> dict[str, pl.DataFrame]:
-    """RUN frames of the exact searches: ``dense`` always, ``sparse`` where there are sparse vectors."""
-    runs = {"dense": run_from_topk(dense_topk(dense_models(embeddings), depth), public_ids)}
-    if vectors.has("chunks.indptr"):
-        found = sparse_topk(sparse_rows(vectors, "chunks"), sparse_rows(vectors, "queries"), depth)
-        runs["sparse"] = run_from_topk(found, public_ids)
-    return runs
+def _bm25(searched: Searched) -> TopK | None:
+    # With the sparse stage off the run is the old dense-only one, which has no second list.
+    if not searched.has_sparse or not searched.rule.lexical_share:
+        return None
+    texts = searched.queries.frame("queries", columns=["text"])["text"]
+    return lexical_topk(searched_slices(searched.chunks, _TEXTS_IN_MEMORY), texts, searched.depth)
 
 
-def lexical_run(chunks: Artefact, queries: Artefact, public_ids: Sequence[str], depth: int) -> pl.DataFrame:
-    """RUN frame of the exact BM25 search over the chunks' words."""
-    texts = queries.frame("queries", columns=["text"])["text"]
-    return run_from_topk(lexical_topk(searched_slices(chunks, _SLICE), texts, depth), public_ids)
+Search = Callable[[Searched], TopK | None]
+"""Gives the best chunks of every query; None where the search is off."""
+
+SEARCHES: dict[str, Search] = {"dense": _dense, "sparse": _sparse, "lexical": _bm25}
+"""The search of every first-stage list, by the list's name."""
+
+
+def first_stage_runs(searched: Searched) -> dict[str, pl.DataFrame]:
+    """Run every search that is on: RUN frames by list name, in the order of the table."""
+    results = {name: SEARCHES[name](searched) for name in first_stage_lists()}
+    return {name: run_from_topk(topk, searched.public_ids) for name, topk in results.items() if topk is not None}
+
+
+def fused(searched: Searched, runs: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """Fuse the lists of every query into one: a CANDIDATES frame."""
+    weights = {name: searched.rule.weight(name) if len(runs) > 1 else 1.0 for name in runs}
+    return fuse(
+        [RankedList(name, ranked, weights[name]) for name, ranked in runs.items()],
+        searched.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
+        searched.rule.method,
+        query_order=searched.public_ids,
+    )
+
+
+def searched_texts(chunks: Artefact) -> pl.Series:
+    """Read the text of every chunk that sparse encoding, BM25 and reranking take, in row order.
+
+    It is whole unless ``chunks.searched`` is ``exported``: the asset ``chunks`` leaves ``rest`` empty then. Embeddings
+    and exports always take the cut text (docs/decisions/0012).
+    """
+    return chunks.frame("chunks", columns=COLUMNS).select(whole_text())["text"]
+
+
+def searched_slices(chunks: Artefact, rows: int) -> Iterator[pl.Series]:
+    """Read the same texts, at most ``rows`` in memory at once."""
+    texts = chunks.scan("chunks", columns=COLUMNS)
+    for start in range(0, int(chunks.facts["items"]), rows):
+        yield texts.slice(start, rows).collect().select(whole_text())["text"]

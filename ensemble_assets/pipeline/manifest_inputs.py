@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets.export.write.v40_files import Written
@@ -103,7 +104,7 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
         device=facts["device"],
         run_id=facts["run_id"],
         latency_ms=round(1000 * float(facts["seconds"]), 3),
-        gpu_peak_gb=facts["peak_bytes"] / 1e9 if "cuda" in facts["device"] else 0.0,
+        gpu_peak_gb=facts["peak_bytes"] / 1e9 if UsedDevices.from_json(facts["device"]).on_gpu else 0.0,
         batch_size=int(facts["largest_batch"]),
         top_k_candidates=run.settings.fusion.depth,
         rerank_top_k=int(facts["depth"]),

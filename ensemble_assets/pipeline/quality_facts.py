@@ -11,6 +11,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import QualityBaseline
 from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.stages import RANKING_STAGES, STAGE
 from ensemble_assets.retrieval.evaluation import Evaluation
 from ensemble_assets.retrieval.ranked_lists import with_chunk_ids
 
@@ -44,12 +45,6 @@ def quality_facts(result: Evaluation, queries: Artefact, fused: Artefact) -> dic
     }
 
 
-_STAGES = {
-    "dense": "dense_embeddings",
-    "sparse": "sparse_vectors",
-    "fusion": "fused_candidates",
-    "rerank": "reranked_candidates",
-}
 _SETTINGS = ("method", "parameters", "dense_share", "lexical_share", "depth", "weight", "top_k", "index_space")
 
 
@@ -84,7 +79,7 @@ def accepted_baseline(store: ArtefactStore, collection: str, accepted_at: str) -
             "evaluation": measured.version,
             "chunks": store.load(collection, "chunks").version,
             "query_source": measured.facts["query_source"],
-            "stages": {stage: _made_by(store.load(collection, asset).facts) for stage, asset in _STAGES.items()},
+            "stages": {stage: _made_by(store.load(collection, STAGE[stage].asset).facts) for stage in RANKING_STAGES},
         },
     )
 

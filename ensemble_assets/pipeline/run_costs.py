@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import BaselineKey, SlaBaseline, baselines, find_baseline
-from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.common.errors import ArtefactError, DeviceError
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.common.stages import RANKING_STAGES, TIMED_STAGES
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import StageRun
@@ -23,7 +26,6 @@ from ensemble_assets.settings.default_paths import baselines_folder
 if TYPE_CHECKING:
     from ensemble_assets.compute.stages.rerank_depth import Against, Allowance
 
-_STAGES = ("dense", "sparse", "fusion", "rerank")
 _DEPTHS = ("requested_depth", "reached_depth", "queries_cut_short", "floor_depth", "budget_seconds", "budget_reason")
 _PLACES = 4
 
@@ -80,9 +82,9 @@ def performance_facts(upstream: Upstream, run: StageRun, predicted: Predicted) -
         **({"dense_only_seconds": round(baseline.seconds, _PLACES)} if baseline else {}),
         "limit_ratio": round(1 + share, 6),
         **ratios(costs, baseline.seconds if baseline else None),
-        "stage_seconds": {stage: round(getattr(costs, stage), _PLACES) for stage in (*_STAGES, "export")},
-        "precision": {stage: str(artefacts[stage].facts.get("precision", "none")) for stage in _STAGES},
-        "reused": {stage: int(artefacts[stage].facts.get("reused", 0)) for stage in _STAGES},
+        "stage_seconds": {stage: round(getattr(costs, stage), _PLACES) for stage in TIMED_STAGES},
+        "precision": {stage: str(artefacts[stage].facts.get("precision", "none")) for stage in RANKING_STAGES},
+        "reused": {stage: int(artefacts[stage].facts.get("reused", 0)) for stage in RANKING_STAGES},
         "one_run": len({artefact.facts["run_id"] for artefact in artefacts.values()}) == 1,
         "budget": {"against": against, **{name: reranked[name] for name in _DEPTHS if name in reranked}},
     }
@@ -129,15 +131,22 @@ def stage_seconds(upstream: Upstream, export: float) -> StageSeconds:
 
 
 def _baseline(settings: Settings, chunks: Artefact, models: list[str], device: str) -> SlaBaseline | None:
-    accelerators: tuple[str, ...] = ()
-    if "cuda" in device:
-        from ensemble_assets.compute.stages.plain_baseline import (
-            accelerators as names,  # torch, which a GPU host has loaded
-        )
-
-        accelerators = names()
-    key = BaselineKey(this_host(accelerators), str(chunks.facts.get("content", "")), tuple(models))
+    key = BaselineKey(
+        this_host(_accelerators(UsedDevices.from_json(device))), str(chunks.facts.get("content", "")), tuple(models)
+    )
     return find_baseline(baselines_folder(settings.paths), key)
+
+
+def _accelerators(used: UsedDevices) -> tuple[str, ...]:
+    """Name the GPUs of this host, as the baseline was measured on them; empty for a stage that ran on the CPU."""
+    from ensemble_assets.compute.devices.cuda import list_cuda_devices
+    from ensemble_assets.compute.stages import plain_baseline
+
+    gpus = used.on_gpu
+    if used.kind == "none":  # every row was reused, so the stage does not say where it would have run
+        with suppress(DeviceError):
+            gpus = bool(list_cuda_devices())
+    return plain_baseline.accelerators() if gpus else ()
 
 
 def _last_export(settings: Settings, collection: str) -> float:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 from ensemble_assets.artefacts.artefact import Artefact, ArtefactWriter
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.events import EventLog, EventSink
+from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.staleness import CODE_VERSION
 from ensemble_assets.settings import Resolved, Settings
-from ensemble_assets.telemetry.allowed_names import EVENTS, MODEL_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets.telemetry.spans import ActiveSpan
 

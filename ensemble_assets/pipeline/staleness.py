@@ -10,28 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, assets_read_by
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource, ModelSpec
 from ensemble_assets.pipeline.changed_collections import FINGERPRINT
 from ensemble_assets.pipeline.model_choice import choose_models
-from ensemble_assets.pipeline.searched_texts import SEARCHED
 from ensemble_assets.settings import Settings
 
 CODE_VERSION = "code_version"
 """Fact of every artefact: version of the code that made it."""
 
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "chunks": (),
-    "queries": ("chunks",),
-    "dense_embeddings": ("chunks", "queries"),
-    "sparse_vectors": ("chunks", "queries"),
-    "fused_candidates": ("dense_embeddings", "sparse_vectors"),
-    "reranked_candidates": ("fused_candidates",),
-    "export_bundle": ("dense_embeddings", "sparse_vectors", "reranked_candidates"),
-}
-"""The assets of a bundle in pipeline order, and what each is made of."""
-
-_SWITCHES = {"sparse_vectors": "enable_sparse", "reranked_candidates": "enable_rerank"}
+_SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}
 _ALL_MODELS_RUN = {"dense_embeddings"}
 """Where every wanted model contributes; elsewhere a second one stands in for the first."""
 
@@ -113,8 +102,8 @@ def stale_reasons(
         wanted: what a run would use.
         failed_checks: names of checks of severity ERROR whose last result is a failure.
     """
-    reasons = [f"never_materialised:{asset}" for asset in STAGES if facts.get(asset) is None]
-    there = {asset: found for asset in STAGES if (found := facts.get(asset)) is not None}
+    reasons = [f"never_materialised:{asset}" for asset in BUNDLE_ASSETS if facts.get(asset) is None]
+    there = {asset: found for asset in BUNDLE_ASSETS if (found := facts.get(asset)) is not None}
     if fingerprint is not None and "chunks" in there and there["chunks"].get(FINGERPRINT) != fingerprint:
         reasons.append("chunks_changed")
     for asset, found in there.items():
@@ -126,7 +115,7 @@ def stale_reasons(
             reasons.append(f"texts_prepared_otherwise:{asset}")
         if asset in wanted.switched_on and (found.get("status") != "feature_disabled") != wanted.switched_on[asset]:
             reasons.append(f"switched:{asset}")
-        if any(_began(there[source]) > _began(found) for source in STAGES[asset] if source in there):
+        if any(_began(there[source]) > _began(found) for source in assets_read_by(asset) if source in there):
             reasons.append(f"older_than_input:{asset}")
     return (*reasons, *(f"check_failed:{name}" for name in sorted(failed_checks)))
 
@@ -150,7 +139,7 @@ def _prepared_otherwise(found: Mapping[str, Any], wanted: Mapping[str, Preparati
 
 
 def _searched_otherwise(found: Mapping[str, Any], wanted: Wanted) -> bool:
-    return SEARCHED in found and wanted.searched not in (None, found[SEARCHED])
+    return "searched" in found and wanted.searched not in (None, found["searched"])
 
 
 def _preparation(spec: ModelSpec) -> Preparation:

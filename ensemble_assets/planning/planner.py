@@ -216,10 +216,10 @@ def token_lengths(texts: pl.Series, spec: ModelSpec, *, exact: bool) -> NDArray[
     """Tokens of every text without special ones: counted, or estimated from words and punctuation marks."""
     if not exact:
         return texts.str.count_matches(r"\w+|[^\w\s]").to_numpy().astype(np.int64)
-    from ensemble_assets.compute.tokens.tokenizer import tokenise_bodies, vocabulary
+    from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 
     prefix = spec.document_prefix
-    return tokenise_bodies(texts, vocabulary(locate(spec)), spec.chunk_tokens, prefix).full_lengths
+    return tokenise_bodies(texts, load_vocabulary(locate(spec)), spec.chunk_tokens, prefix).full_lengths
 
 
 def _shape(spec: ModelSpec) -> ModelShape:

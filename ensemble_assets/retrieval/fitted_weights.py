@@ -1,4 +1,4 @@
-"""Chooses fusion weights on training judgements by trying a grid of convex weights.
+"""Fit fusion weights on training judgements by trying a grid of convex weights, and keep them in a small text file.
 
 The caller passes training judgements. Never pass the judgements that quality is then reported on: the chosen weights
 would look better than they are.
@@ -6,22 +6,27 @@ would look better than they are.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from ensemble_assets.common.errors import ArtefactError, SettingsError
+from ensemble_assets.common.atomic_files import atomic_write
+from ensemble_assets.common.errors import ArtefactError, InputError, SettingsError
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import FusionMethod, RankedList, fuse
 
 MEASURE = "nDCG@10"
-_DEPTH = 10  # what the measure sees
+_DEPTH = 10  # the measure reads no further
+_VERSION = 1  # of the file; another version is refused
 
 
 @dataclass(frozen=True)
 class WeightFit:
-    """Chosen weights and what each grid point gave.
+    """The chosen weights, and the quality at each grid point.
 
     Attributes:
         method: fusion method.
@@ -48,7 +53,7 @@ def fit_weights(
     *,
     steps: int = 20,
 ) -> WeightFit:
-    """The convex weights with the highest nDCG@10 on the training judgements.
+    """Find the convex weights with the highest nDCG@10 on the training judgements.
 
     All weights that are multiples of ``1 / steps`` and sum to 1 are tried. Of equally good ones the nearest to equal
     weights is chosen, then the one with more weight on the list whose name comes first. Deterministic.
@@ -94,7 +99,7 @@ def _quality(
     qrels: pl.DataFrame,
     method: FusionMethod,
 ) -> float:
-    """Mean nDCG@10 of the lists fused with these weights."""
+    """Measure mean nDCG@10 of the lists fused with these weights."""
     weighted = [replace(each, weight=weight) for each, weight in zip(lists, weights, strict=True)]
     evaluation = evaluate({"fused": fuse(weighted, chunk_ids, method, depth=_DEPTH)}, qrels)
     if not evaluation.queries:
@@ -104,15 +109,79 @@ def _quality(
 
 
 def _distance(weights: Sequence[float], equal: Sequence[float]) -> float:
-    """Squared distance, rounded so that mirror images tie."""
+    """Compute the squared distance, rounded so that mirror images tie."""
     return round(sum((weight - even) ** 2 for weight, even in zip(weights, equal, strict=True)), 12)
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write ``total`` as an ordered sum of ``parts`` numbers of at least 0."""
+    """List all ways to write ``total`` as an ordered sum of ``parts`` numbers of at least 0."""
     if parts == 1:
         yield (total,)
         return
     for first in range(total + 1):
         for rest in _compositions(total - first, parts - 1):
             yield (first, *rest)
+
+
+@dataclass(frozen=True)
+class FusionWeights:
+    """Fitted weights of the lists, and the judgements that they were fitted on.
+
+    Attributes:
+        collection: has the training judgements; only its runs use the weights.
+        method: fusion method.
+        dense_weight: weight of the dense list against the sparse one, 0 to 1.
+        lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
+        quality: nDCG@10 of these weights on the training judgements (optimistic: chosen on them).
+        equal_quality: nDCG@10 of equal weights on the training judgements.
+        training_queries: queries with a relevant training judgement.
+        training_qrels_sha256: hash of the file of training judgements.
+    """
+
+    collection: str
+    method: str
+    dense_weight: float
+    lexical_share: float
+    quality: float
+    equal_quality: float
+    training_queries: int
+    training_qrels_sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """Give the entry of the manifest."""
+        return asdict(self)
+
+
+def write_weights(path: Path, weights: FusionWeights) -> None:
+    """Write the file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as stream:
+        stream.write((json.dumps({"version": _VERSION, **asdict(weights)}, indent=1) + "\n").encode())
+
+
+def read_weights(path: Path, collection: str) -> FusionWeights:
+    """Read the weights that ``fit-fusion`` wrote for this collection.
+
+    Raises:
+        SettingsError: if there is no such file, or it is of another collection.
+        InputError: if its content is no fitted weights.
+    """
+    if not path.is_file():
+        raise SettingsError(f"fusion.weights_file: {path} is not a file. Make one with: ensemble-assets fit-fusion")
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("version") != _VERSION:
+            raise ValueError
+        weights = FusionWeights(**content)
+        if not all(0.0 <= float(weight) <= 1.0 for weight in (weights.dense_weight, weights.lexical_share)):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            path.name, "is not a file of fitted fusion weights", "Make one with: ensemble-assets fit-fusion"
+        ) from None
+    if weights.collection != collection:
+        raise SettingsError(
+            f"fusion.weights_file: {path.name} was fitted on collection {weights.collection}, not {collection}. "
+            "Fit weights for this collection, or leave the option empty"
+        )
+    return weights

@@ -130,8 +130,8 @@ def fuse(
         query_order: public ids in the order of the result; by default the order of the lists, taken by name.
 
     Returns:
-        CANDIDATES, plus ``<name>_rank`` and ``<name>_score`` for lists called other than dense and sparse. The columns
-        of dense and sparse are null when there is no such list. Scores are compared as stored, in float32.
+        CANDIDATES, plus ``<name>_rank`` and ``<name>_score`` for lists that are not in the table of lists. The columns
+        of a list of the table are null where it was not given. Scores are compared as stored, in float32.
 
     Raises:
         ArtefactError: if a list is not a RUN frame, has a chunk twice for one query, a rank of 0, or a score that is

@@ -1,12 +1,12 @@
-"""Verdicts about retrieval quality: is a run better than, worse than or as good as another, and does it pass.
+"""Judge retrieval quality: is a run better than, worse than or as good as another, and does it pass a gate.
 
-Pure functions on per-query values; Dagster checks and the CLI show their results. Measuring is ``evaluation``.
+All functions are pure and work on one value per query. The values come from ``retrieval/evaluation.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.retrieval.significance import bootstrap_interval, randomisation_test, smallest_p_value
 
 COMMON_SHARE = 0.8
 """Share of the queries that two evaluations must have in common to be compared."""
@@ -22,31 +21,39 @@ COMMON_SHARE = 0.8
 _ROUNDING = 1e-9  # so that a difference of exactly epsilon passes
 
 
+RERANK_EPSILON = 0.005
+"""Loss of mean nDCG@10 that reranking may cost; smaller differences are within the noise of model precision."""
+
+FUSION_EPSILON = 0.0
+"""Loss against the weakest single list that fusion may cost: none, since it could return that list unchanged."""
+
+_RESAMPLES = 9_999
+"""Drawn sign patterns and bootstrap samples: the standard error of a p-value near 0.05 is then 0.002."""
+
+_CELLS_AT_ONCE = 2_000_000
+"""Resampled values held in memory at once: 16 MB of float64."""
+
+
 @dataclass(frozen=True)
-class Verdict:
-    """How two runs compare on the same queries.
+class Difference:
+    """How far two runs are apart on the same queries.
 
     Attributes:
-        verdict: ``equal`` means within tolerance: too small, or not more than chance.
         delta: mean of current minus mean of baseline.
         p_value: two-sided, paired randomisation test.
         low: lower end of the 95 % bootstrap interval of ``delta``.
         high: upper end.
         queries: paired queries.
-        decided_by: ``test`` when effect and test decided; ``effect`` when there are too few queries for the test to
-            reach ``alpha`` even if all agreed, so that the effect alone decided.
     """
 
-    verdict: Literal["equal", "better", "worse"]
     delta: float
     p_value: float
     low: float
     high: float
     queries: int
-    decided_by: Literal["test", "effect"]
 
     def numbers(self) -> dict[str, float]:
-        """The figures, for metadata."""
+        """Give the figures, for metadata."""
         return {
             "delta": self.delta,
             "p_value": self.p_value,
@@ -56,7 +63,7 @@ class Verdict:
         }
 
     def in_words(self) -> str:
-        """The figures in one phrase."""
+        """Give the figures in one phrase."""
         return (
             f"{self.delta:+.4f} over {self.queries} queries, 95 % interval {self.low:+.4f} to {self.high:+.4f}, "
             f"p = {self.p_value:.3g}"
@@ -64,14 +71,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class GateResult:
-    """Outcome of one gate.
+class Comparison(Difference):
+    """A difference, and whether it counts.
+
+    Attributes:
+        outcome: ``equal`` means within tolerance: too small, or not more than chance.
+        decided_by: ``test`` when effect and test decided; ``effect`` when there are too few queries for the test to
+            reach ``alpha`` even if all agreed, so that the effect alone decided.
+    """
+
+    outcome: Literal["equal", "better", "worse"]
+    decided_by: Literal["test", "effect"]
+
+
+@dataclass(frozen=True)
+class QualityVerdict:
+    """The verdict of one quality gate.
 
     Attributes:
         name: name of the check.
         passed: whether quality is good enough.
         numbers: figures for plots.
-        message: what was found and, when it did not pass, what to do.
+        message: the comparison in words and, if it did not pass, advice.
     """
 
     name: str
@@ -80,15 +101,93 @@ class GateResult:
     message: str
 
 
+def randomisation_test(differences: NDArray[np.float64], *, seed: int = 0, resamples: int = _RESAMPLES) -> float:
+    """Compute the two-sided p-value of a paired randomisation (sign-flip) test of the mean difference.
+
+    Under the null hypothesis the two runs are exchangeable per query, so every difference could as well have the other
+    sign (Smucker, Allan and Carterette, CIKM 2007). The p-value is the share of sign patterns whose mean is at least
+    as far from 0 as the observed one. It is exact if there are at most ``resamples`` patterns. Otherwise patterns are
+    drawn, and it is (hits + 1) / (resamples + 1).
+
+    Args:
+        differences: ``[n_queries] float64``, current minus baseline per query.
+        seed: of the drawn patterns; the same seed gives the same value.
+        resamples: patterns drawn.
+
+    Returns:
+        0 to 1; 1 if fewer than two queries differ.
+    """
+    from scipy.stats import permutation_test  # takes most of a second to import
+
+    changed = differences[differences != 0]
+    if len(changed) < 2:
+        return 1.0
+    test = permutation_test(
+        (changed, np.zeros_like(changed)),
+        lambda current, baseline, axis: np.abs(np.mean(current - baseline, axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _CELLS_AT_ONCE // len(changed)),
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def smallest_p_value(n_queries: int) -> float:
+    """Give the smallest p-value of a randomisation test over so many queries: all differences have one sign."""
+    return float(min(1.0, 2.0 ** (1 - n_queries)))
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0, resamples: int = _RESAMPLES
+) -> tuple[float, float]:
+    """Compute the percentile bootstrap confidence interval of the mean, drawing queries with replacement.
+
+    Args:
+        values: ``[n_queries] float64``: a measure per query, or paired differences of one.
+        confidence: share of the interval, 0 to 1.
+        seed: of the draws; the same seed gives the same interval.
+        resamples: draws.
+
+    Returns:
+        Lower and upper end; the value twice if there is one, ``(nan, nan)`` if there is none.
+    """
+    from scipy.stats import bootstrap
+
+    if len(values) < 2:
+        only = float(values[0]) if len(values) else float("nan")
+        return only, only
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        batch=max(1, _CELLS_AT_ONCE // len(values)),
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def measure_difference(baseline: pl.DataFrame, current: pl.DataFrame, *, seed: int = 0) -> Difference:
+    """Measure the difference of two runs, ``public_id, value`` each, one row per query.
+
+    Raises:
+        ArtefactError: if the two are not over the same queries, or over none.
+    """
+    differences = _paired(baseline, current)
+    low, high = bootstrap_interval(differences, seed=seed)
+    return Difference(
+        float(differences.mean()), randomisation_test(differences, seed=seed), low, high, len(differences)
+    )
+
+
 def compare(
-    baseline: pl.DataFrame,
-    current: pl.DataFrame,
-    *,
-    minimum_effect: float = 0.005,
-    alpha: float = 0.05,
-    seed: int = 0,
-) -> Verdict:
-    """Better or worse if the mean moved by at least ``minimum_effect`` and the move is significant; equal otherwise.
+    baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float, seed: int = 0
+) -> Comparison:
+    """Call a run better or worse if its mean moved by ``minimum_effect`` and the move is significant, else equal.
 
     Args:
         baseline: ``public_id, value``, one row per query.
@@ -100,32 +199,19 @@ def compare(
     Raises:
         ArtefactError: if the two are not over the same queries, or over none.
     """
-    differences = _paired(baseline, current)
-    delta = float(differences.mean())
-    p_value = randomisation_test(differences, seed=seed)
-    testable = smallest_p_value(len(differences)) < alpha
-    counts = delta != 0 and abs(delta) >= minimum_effect - _ROUNDING and (p_value < alpha or not testable)
-    low, high = bootstrap_interval(differences, seed=seed)
-    return Verdict(
-        verdict=("better" if delta > 0 else "worse") if counts else "equal",
-        delta=delta,
-        p_value=p_value,
-        low=low,
-        high=high,
-        queries=len(differences),
-        decided_by="test" if testable else "effect",
-    )
+    difference = measure_difference(baseline, current, seed=seed)
+    delta = difference.delta
+    testable = smallest_p_value(difference.queries) < alpha
+    significant = difference.p_value < alpha or not testable
+    counts = delta != 0 and abs(delta) >= minimum_effect - _ROUNDING and significant
+    outcome: Literal["equal", "better", "worse"] = ("better" if delta > 0 else "worse") if counts else "equal"
+    return Comparison(**asdict(difference), outcome=outcome, decided_by="test" if testable else "effect")
 
 
 def compare_common(
-    baseline: pl.DataFrame,
-    current: pl.DataFrame,
-    *,
-    minimum_effect: float = 0.005,
-    alpha: float = 0.05,
-    seed: int = 0,
-) -> Verdict:
-    """``compare`` on the queries that both have: a collection may gain and lose a few between two runs.
+    baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float, seed: int = 0
+) -> Comparison:
+    """Compare on the queries that both have: a collection may gain and lose a few between two runs.
 
     Raises:
         ArtefactError: if fewer than ``COMMON_SHARE`` of either side's queries are common.
@@ -136,12 +222,12 @@ def compare_common(
             f"only {len(common)} queries are both in the baseline ({len(baseline)}) and in this evaluation "
             f"({len(current)}): too few to compare. Accept a new baseline: ensemble-assets baseline accept BUNDLE"
         )
-    kept = [frame.join(common, on="public_id", how="semi") for frame in (baseline, current)]
-    return compare(*kept, minimum_effect=minimum_effect, alpha=alpha, seed=seed)
+    before, after = (frame.join(common, on="public_id", how="semi") for frame in (baseline, current))
+    return compare(before, after, minimum_effect=minimum_effect, alpha=alpha, seed=seed)
 
 
-def quality_regression(verdict: Verdict, measure: str = "nDCG@10") -> GateResult:
-    """Passes unless the current run is worse than the accepted baseline."""
+def quality_regression(comparison: Comparison, measure: str = "nDCG@10") -> QualityVerdict:
+    """Pass unless the current run is worse than the accepted baseline."""
     advice = {
         "equal": "equal to the accepted baseline within tolerance",
         "better": "better than the accepted baseline. Record it with: ensemble-assets baseline accept BUNDLE",
@@ -150,14 +236,19 @@ def quality_regression(verdict: Verdict, measure: str = "nDCG@10") -> GateResult
             "revisions, chunks, settings); if the loss is intended: ensemble-assets baseline accept BUNDLE"
         ),
     }
-    message = f"{measure} {verdict.in_words()}: {advice[verdict.verdict]}"
-    return GateResult("quality_regression", verdict.verdict != "worse", verdict.numbers(), message)
+    message = f"{measure} {comparison.in_words()}: {advice[comparison.outcome]}"
+    return QualityVerdict("quality_regression", comparison.outcome != "worse", comparison.numbers(), message)
 
 
 def rerank_not_worse(
-    fused: pl.DataFrame, reranked: pl.DataFrame, *, epsilon: float = 0.005, measure: str = "nDCG@10", seed: int = 0
-) -> GateResult:
-    """Passes if the reranked mean is at least the fused mean minus ``epsilon``.
+    fused: pl.DataFrame,
+    reranked: pl.DataFrame,
+    *,
+    epsilon: float = RERANK_EPSILON,
+    measure: str = "nDCG@10",
+    seed: int = 0,
+) -> QualityVerdict:
+    """Pass if the reranked mean is at least the fused mean minus ``epsilon``.
 
     Args:
         fused: ``public_id, value`` of the fused run, one row per query.
@@ -169,27 +260,30 @@ def rerank_not_worse(
     Raises:
         ArtefactError: if the two are not over the same queries, or over none.
     """
-    verdict = compare(fused, reranked, minimum_effect=epsilon, seed=seed)
-    passed = verdict.delta >= -epsilon - _ROUNDING
+    difference = measure_difference(fused, reranked, seed=seed)
+    passed = difference.delta >= -epsilon - _ROUNDING
     outcome = (
         f"within the tolerated loss of {epsilon}"
         if passed
         else f"more than the tolerated loss of {epsilon}. Lower the reranker's share in the final score or its depth, "
         "choose another reranker, or turn reranking off for this collection"
     )
-    numbers = {**verdict.numbers(), "epsilon": epsilon, "fused": _mean(fused), "reranked": _mean(reranked)}
-    return GateResult(
-        "rerank_not_worse", passed, numbers, f"{measure} reranked against fused {verdict.in_words()}: {outcome}"
-    )
+    numbers = {**difference.numbers(), "epsilon": epsilon, "fused": _mean(fused), "reranked": _mean(reranked)}
+    message = f"{measure} reranked against fused {difference.in_words()}: {outcome}"
+    return QualityVerdict("rerank_not_worse", passed, numbers, message)
 
 
 def fusion_not_worse(
-    fused: pl.DataFrame, singles: Mapping[str, pl.DataFrame], *, epsilon: float = 0.0, measure: str = "nDCG@10"
-) -> GateResult:
-    """Passes if the fused mean is at least that of the weakest single list minus ``epsilon``.
+    fused: pl.DataFrame,
+    singles: Mapping[str, pl.DataFrame],
+    *,
+    epsilon: float = FUSION_EPSILON,
+    measure: str = "nDCG@10",
+) -> QualityVerdict:
+    """Pass if the fused mean is at least that of the weakest single list minus ``epsilon``.
 
-    Not the strongest: on several public collections fusion loses to the better of its parts, and rightly configured
-    fusion still never falls below the weaker one.
+    The strongest list would be too strict: on several public collections fusion loses to the better of its parts.
+    Rightly configured fusion still never falls below the weakest.
 
     Args:
         fused: ``public_id, value`` of the fused run, one row per query.
@@ -203,7 +297,7 @@ def fusion_not_worse(
     if not singles:
         raise ArtefactError("fusion cannot be judged without a single list. Evaluate dense or sparse as well")
     for single in singles.values():
-        _paired(single, fused)
+        _require_same_queries(single, fused)
     means = {name: _mean(single) for name, single in singles.items()}
     weakest = min(means, key=lambda name: (means[name], name))
     strongest = max(means, key=lambda name: (means[name], name))
@@ -217,7 +311,7 @@ def fusion_not_worse(
     )
     numbers = {"fused": _mean(fused), "weakest": means[weakest], "strongest": means[strongest], "epsilon": epsilon}
     message = f"{measure} fused {_mean(fused):.4f} of {parts}: {outcome}"
-    return GateResult("fusion_not_worse", passed, numbers, message)
+    return QualityVerdict("fusion_not_worse", passed, numbers, message)
 
 
 def _mean(values: pl.DataFrame) -> float:
@@ -225,15 +319,19 @@ def _mean(values: pl.DataFrame) -> float:
 
 
 def _paired(baseline: pl.DataFrame, current: pl.DataFrame) -> NDArray[np.float64]:
-    """Current minus baseline per query, ``[n_queries] float64``, queries by id."""
-    sets = [set(frame["public_id"]) for frame in (baseline, current)]
-    if sets[0] != sets[1] or len(sets[0]) != len(baseline) or len(sets[1]) != len(current):
+    """Subtract baseline from current per query, ``[n_queries] float64``, queries by id."""
+    _require_same_queries(baseline, current)
+    before, after = (frame.sort("public_id")["value"].to_numpy().astype(np.float64) for frame in (baseline, current))
+    return after - before
+
+
+def _require_same_queries(baseline: pl.DataFrame, current: pl.DataFrame) -> None:
+    before, after = set(baseline["public_id"]), set(current["public_id"])
+    if before != after or len(before) != len(baseline) or len(after) != len(current):
         raise ArtefactError(
-            f"two runs can only be compared on the same queries: {len(sets[0] - sets[1])} are only in the first "
-            f"({len(baseline)} values), {len(sets[1] - sets[0])} only in the second ({len(current)} values). Evaluate "
+            f"two runs can only be compared on the same queries: {len(before - after)} are only in the first "
+            f"({len(baseline)} values), {len(after - before)} only in the second ({len(current)} values). Evaluate "
             "both with the same judgements; for a baseline: ensemble-assets baseline accept BUNDLE"
         )
-    if not sets[0]:
+    if not before:
         raise ArtefactError("there is no judged query to compare on. Add relevance judgements")
-    first, second = (frame.sort("public_id")["value"].to_numpy().astype(np.float64) for frame in (baseline, current))
-    return second - first

@@ -13,10 +13,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from ensemble_assets.common import errors
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.telemetry.allowed_values import Field, count, declared, number, shape, word
 
-STAGES = ("dense", "sparse", "fusion", "rerank", "export")
-MODEL_STAGES = ("dense", "sparse", "rerank")
 Category = Literal["lease", "progress", "mitigation", "fallback", "budget", "run"]
 
 
@@ -76,7 +75,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
             r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32}",
         ),
         "collection": declared("collection (partition)", "collection"),
-        "stage": word("stage", STAGES),
+        "stage": word("stage", TIMED_STAGES),
         "model": declared("model slug", "model"),
         "revision": declared("commit, package version or `local`", "revision"),
         "device": shape("device, or several joined by commas", "`cpu`, `cuda:N` or a device UUID", _DEVICES, 800),

@@ -48,16 +48,6 @@ def number(meaning: str) -> Field:
     return Field(meaning, "finite number", lambda value, _: _finite(value))
 
 
-def flag(meaning: str) -> Field:
-    """True or false."""
-
-    def check(value: object, _: Declared) -> bool | None:
-        plain = _unwrapped(value)
-        return plain if isinstance(plain, bool) else None
-
-    return Field(meaning, "boolean", check)
-
-
 def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
     """One of a fixed list of words; ``accepts`` describes the list where it is long."""
     allowed = frozenset(choices)
@@ -119,6 +109,12 @@ def admit(
 def declare(**kinds: Iterable[str]) -> Declared:
     """Declared values per kind; a value that is no slug is left out."""
     return {kind: frozenset(filter(is_slug, values)) for kind, values in kinds.items()}
+
+
+def plain_scalar(value: object) -> int | float | bool | None:
+    """Return a boolean or a finite number as plain Python; None for anything else."""
+    plain = _unwrapped(value)
+    return plain if isinstance(plain, bool) else _finite(plain)
 
 
 def _unwrapped(value: object) -> object:

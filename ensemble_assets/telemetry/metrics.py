@@ -14,7 +14,8 @@ from typing import Literal
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.events import Value
-from ensemble_assets.telemetry.allowed_names import EVENTS, STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.allowed_values import Scalar
 
 Kind = Literal["histogram", "counter", "gauge"]
@@ -52,7 +53,7 @@ class MetricSpec:
 _SPECS = (
     *(
         MetricSpec(f"{stage}_latency_seconds", "histogram", f"Wall time of the {stage} stage.", unit="s")
-        for stage in STAGES
+        for stage in TIMED_STAGES
     ),
     MetricSpec("stage_items_total", "counter", "Items that a stage finished.", ("stage",)),
     MetricSpec("stage_tokens_total", "counter", "Tokens that went through a stage's models.", ("stage",)),

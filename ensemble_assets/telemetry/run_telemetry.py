@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.events import Event, EventLog, Value
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.telemetry import ids
-from ensemble_assets.telemetry.allowed_names import MODEL_STAGES, STAGES
 from ensemble_assets.telemetry.allowed_values import Scalar, declare
 from ensemble_assets.telemetry.exporters import ProcessTelemetry
 from ensemble_assets.telemetry.journal import SpanStart, journal_path, read_journal
@@ -76,7 +76,7 @@ class RunTelemetry:
         """The span of a stage, current while the block runs; everything is flushed when it ends, however it ends.
 
         Args:
-            stage: one of ``allow_list.STAGES``.
+            stage: one of ``allow_list.TIMED_STAGES``.
             attempt: number of the step's retry in this run; keeps the span ids of retries apart.
             attributes: first attributes.
         """
@@ -104,7 +104,7 @@ class RunTelemetry:
         """A worker's span, in the worker process; its parent is the stage's or the model's span in another process.
 
         Args:
-            stage: one of ``allow_list.STAGES``.
+            stage: one of ``allow_list.TIMED_STAGES``.
             number: worker number within the stage.
             attempt: as given to ``stage``.
             model: the model whose span is the parent; empty: the stage's.
@@ -200,7 +200,7 @@ class RunTelemetry:
         with self._lock:
             occurrence = self._opened.get(stage, 0)
             self._opened[stage] = occurrence + 1
-        state, stage_id = self._stage_state(process, known_stage(stage, STAGES), attempt, occurrence)
+        state, stage_id = self._stage_state(process, known_stage(stage, TIMED_STAGES), attempt, occurrence)
         start = SpanStart(
             name=f"rag.{stage}",
             span_id=stage_id,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ensemble_assets.common.events import Event
-from ensemble_assets.telemetry.allowed_names import EVENTS, STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.allowed_values import Scalar
 from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricValues, from_event, from_stage
 
@@ -134,7 +135,7 @@ def latest_tries(records: Iterable[SpanRecord]) -> list[SpanRecord]:
     found: dict[tuple[str, str], SpanRecord] = {}
     for record in sorted(filter(lambda record: record.is_stage, records), key=lambda record: record.started_at):
         found[record.collection, record.stage] = record
-    return sorted(found.values(), key=lambda record: STAGES.index(record.stage))
+    return sorted(found.values(), key=lambda record: TIMED_STAGES.index(record.stage))
 
 
 def metric_values(records: Iterable[SpanRecord]) -> MetricValues:

@@ -18,8 +18,9 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.events import Event, Value
+from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.telemetry import ids
-from ensemble_assets.telemetry.allowed_names import ERROR_TYPES, EVENTS, FIELDS, MODEL_STAGES, SPANS
+from ensemble_assets.telemetry.allowed_names import ERROR_TYPES, EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.allowed_values import Declared, Scalar, admit, declare
 from ensemble_assets.telemetry.child_spans import ChildSpans
 from ensemble_assets.telemetry.exporters import ProcessTelemetry, nanoseconds

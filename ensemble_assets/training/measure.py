@@ -26,7 +26,7 @@ from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
-from ensemble_assets.retrieval.significance import bootstrap_interval
+from ensemble_assets.retrieval.quality_verdicts import bootstrap_interval
 from ensemble_assets.settings.options import Fusion
 from ensemble_assets.training.preparation import FirstStage
 from ensemble_assets.training.tokens import load_tokenizer, pad_pairs, row, tokenise

@@ -30,12 +30,13 @@ from ensemble_assets.compute.devices.lease import LocalDevices
 from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, pair_table
-from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.default_paths import cache_folder
 from ensemble_assets.settings.options import Paths
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 SAMPLE = Path(__file__).resolve().parents[2] / "ensemble_assets" / "sample" / "pydoc"
 SLUGS = {"dense": "all-minilm-l6-v2", "sparse": "splade-tiny", "rerank": "ensemble-reranker-tiny"}
@@ -119,7 +120,7 @@ def table_of(kind: str, texts: Sequence[str]) -> TokenTable:
     spec = complete_spec(MODELS[SLUGS[kind]], files)
     if kind != "rerank":
         return tokenise(texts, files, spec.max_tokens)
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     queries = [" ".join(text.split()[:8]) for text in texts]
     rows = np.stack([np.roll(np.arange(len(texts)), 7), np.arange(len(texts))], axis=1)
     bodies = [tokenise_bodies(side, known, spec.max_tokens) for side in (queries, texts)]

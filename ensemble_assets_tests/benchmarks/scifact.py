@@ -23,7 +23,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
-from ensemble_assets.pipeline.searched_texts import searched_texts
+from ensemble_assets.pipeline.first_stage import searched_texts
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.ranked_lists import with_chunk_ids
 

@@ -39,10 +39,10 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     from ensemble_assets.compute.backends.torch_loading import padded_inputs
     from ensemble_assets.compute.backends.torch_splade import SparseFactory
     from ensemble_assets.compute.tokens.token_tables import Batch
-    from ensemble_assets.compute.tokens.tokenizer import tokenise
     from ensemble_assets.models.model_config import complete_spec
     from ensemble_assets.models.model_files import locate
     from ensemble_assets.models.registry import MODELS
+    from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
     with (eval_dir / "scifact" / "corpus.jsonl").open() as lines:
         read = [json.loads(line) for line, _ in zip(lines, range(documents), strict=False)]

@@ -10,10 +10,9 @@ import pytest
 from ensemble_assets.cli.main import commands
 from ensemble_assets.collection.qrels import QRELS
 from ensemble_assets.common.errors import InputError, SettingsError
-from ensemble_assets.pipeline.fusion_rule import fusion_rule
-from ensemble_assets.retrieval.fitted_weights import fit_weights
+from ensemble_assets.pipeline.first_stage import fusion_rule
+from ensemble_assets.retrieval.fitted_weights import fit_weights, read_weights
 from ensemble_assets.retrieval.fusion import RankedList, zscore
-from ensemble_assets.retrieval.fusion_weights import read_weights
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.pipeline import TOPICS, Outcome, Pipeline, write_collection
 

@@ -86,7 +86,7 @@ def queries(*ids: str) -> pl.DataFrame:
 
 def candidates(*rows: tuple[str, int, int, str, float]) -> pl.DataFrame:
     """(public id, rank, row, chunk id, score)."""
-    filled = [(*row, row[1], row[4], None, None) for row in rows]
+    filled = [(*row, row[1], row[4], *[None] * (len(CANDIDATES) - 7)) for row in rows]
     return pl.DataFrame(filled, schema=dict(CANDIDATES), orient="row")
 
 

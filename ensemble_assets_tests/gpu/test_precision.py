@@ -12,11 +12,12 @@ import pytest
 
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.compute.tokens.token_tables import pair_table
-from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets_tests.compute.running.doubles import run_here
 from ensemble_assets_tests.compute.running.worker_cases import run_on
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.models]
 
@@ -51,7 +52,7 @@ def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
         return DenseFactory(spec, files, runtime), tokenise(TEXTS, files, spec.max_tokens)
     if kind == "sparse":
         return SparseFactory(spec, files, runtime, top_k=0), tokenise(TEXTS, files, spec.max_tokens)
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     rows = np.array([(query, text) for query in range(len(QUERIES)) for text in range(len(TEXTS))])
     bodies = [tokenise_bodies(texts, known, spec.max_tokens) for texts in (QUERIES, TEXTS)]
     return RerankFactory(spec, files, runtime), pair_table(*bodies, rows, known.template, spec.max_tokens)

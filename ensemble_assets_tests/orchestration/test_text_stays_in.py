@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +12,16 @@ import dagster as dg
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.compute.tokens import tokenizer as tokenise
+from ensemble_assets.compute.tokens import tokenizer
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import Place, text_place
+from ensemble_assets.export.query_leaks.searched_places import Place, folder_places, text_place
+from ensemble_assets.orchestration.checks.check_inputs import run_places
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
-from ensemble_assets_tests.orchestration.stored_text import run_places, with_base64, written_places
 
 ASKED = "how do I dispute a charge on my late mother's credit card"
 PERSON = "anna-lena.schmidt+rag@example.org"
@@ -83,14 +82,15 @@ def everything_of(pipeline: Pipeline) -> Iterator[tuple[dg.ExecuteInProcessResul
 
 
 def _written(root: Path) -> Iterator[Place]:
-    for place in written_places(root, ("dagster", "output", "cache")):
-        if "/queries/" not in f"/{place.name}":
-            yield place
+    for name in ("dagster", "output", "cache"):
+        for place in folder_places(root / name):
+            if "/queries/" not in f"/{place.name}":
+                yield place
 
 
 def assert_nothing_got_out(places: list[Place], *more: str) -> None:
     places = [*places, *(text_place(f"captured output {n}", [text]) for n, text in enumerate(more))]
-    result = no_raw_queries(SOUGHT, [deeper for place in places for deeper in with_base64(place)])
+    result = no_raw_queries(SOUGHT, places)
     assert result.passed, result.problems
     assert int(result.numbers["bytes_searched"]) > 50_000
     assert int(result.numbers["places"]) > 12
@@ -124,21 +124,18 @@ def test_a_model_that_quotes_its_input_gets_nothing_out(
 def test_a_tokenizer_that_quotes_its_input_gets_nothing_out(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    load = tokenise._load_tokenizer
-    monkeypatch.setattr(tokenise, "_load_tokenizer", lambda files: QuotingTokenizer(load(files)))
-    tokenise.vocabulary.cache_clear()
+    load = tokenizer._load_tokenizer
+    monkeypatch.setattr(tokenizer, "_load_tokenizer", lambda files: QuotingTokenizer(load(files)))
+    tokenizer.load_vocabulary.cache_clear()
     with everything_of(pipeline) as (result, places):
         assert not result.success
         failures = [e.step_failure_data.error for e in result.all_events if e.is_step_failure]
         assert any("the tokenizer failed on text 0 of its list (ValueError)" in str(e.to_string()) for e in failures)
         assert_nothing_got_out(places, *capfd.readouterr())
-    tokenise.vocabulary.cache_clear()
+    tokenizer.load_vocabulary.cache_clear()
 
 
 def test_the_search_of_these_tests_sees_a_text_that_got_out(pipeline: Pipeline) -> None:
     with everything_of(pipeline) as (_, places):
         planted = text_place("planted", [json.dumps({"id": PERSON})])
         assert no_raw_queries(SOUGHT, [*places, planted]).failed
-        hidden = text_place("hidden", [base64.b64encode(ASKED.encode()).decode()])
-        with pytest.raises(AssertionError, match="base64 in hidden"):
-            assert_nothing_got_out([*places, hidden])

@@ -1,6 +1,4 @@
-"""Lend the small pipeline of the orchestration tests to these tests."""
-
-from __future__ import annotations
+"""A small collection and a pipeline with fast doubles."""
 
 from ensemble_assets_tests.orchestration.conftest import pipeline
 

@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from ensemble_assets.cli import main
+from ensemble_assets.cli.main import main
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places
@@ -89,10 +89,10 @@ def test_the_quality_shown_is_what_an_evaluation_of_the_artefacts_gives(exported
     shown = {row.data["list"]: row.data for row in _metadata(outcome)["quality"].records}
     fused = outcome.artefact("fused_candidates")
     ids = outcome.artefact("chunks").frame("chunks", columns=["row", "chunk_id"])
-    lists = {name: fused.frame(f"run.{name}").join(ids, on="row") for name in ("dense", "sparse")}
+    lists = {name: fused.frame(f"run.{name}").join(ids, on="row") for name in ("dense", "sparse", "lexical")}
     lists |= {"fused": fused.frame("candidates"), "reranked": outcome.artefact("reranked_candidates").frame("reranked")}
     measured = evaluate(lists, outcome.artefact("queries").frame("qrels")).summary
-    assert list(shown) == ["dense", "sparse", "fused", "reranked"]
+    assert list(shown) == ["dense", "sparse", "lexical", "fused", "reranked"]
     for run, measure, mean in measured.select("run", "measure", "mean").iter_rows():
         assert shown[run][measure] == pytest.approx(mean)
 

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from ensemble_assets.common.stages import BUNDLE_ASSETS
 from ensemble_assets.models.registry import HubSource
 from ensemble_assets.orchestration.failure_policy import RULES, tried_again
-from ensemble_assets.pipeline.staleness import STAGES, Preparation, Wanted, stale_reasons, wanted_now
+from ensemble_assets.pipeline.staleness import Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve
 
 OTHERWISE = "texts_prepared_otherwise"
 MODEL = {"slug": "mini", "revision": "r1", "fingerprint": "f1"}
 WANTED = Wanted(
-    code_versions=dict.fromkeys(STAGES, "1"),
+    code_versions=dict.fromkeys(BUNDLE_ASSETS, "1"),
     models={"dense_embeddings": frozenset({"mini#f1"}), "sparse_vectors": frozenset({"mini@r1", "other"})},
     switched_on={"sparse_vectors": True, "reranked_candidates": True},
     prepared={
@@ -30,7 +31,7 @@ def facts(**changes: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """Fresh artefacts of every stage, with changes by asset."""
     made: dict[str, dict[str, Any] | None] = {
         asset: {"status": "completed", "code_version": "1", "folder": f"20260101T00000{n}-1-a", "models": [MODEL]}
-        for n, asset in enumerate(STAGES)
+        for n, asset in enumerate(BUNDLE_ASSETS)
     }
     made["chunks"] = {**(made["chunks"] or {}), "source_fingerprint": "c1", "searched": "whole"}
     for asset, change in changes.items():

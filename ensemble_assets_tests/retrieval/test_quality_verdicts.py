@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import polars as pl
 import pytest
 
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.retrieval import quality_verdicts
 from ensemble_assets.retrieval.quality_verdicts import (
-    compare,
-    compare_common,
     fusion_not_worse,
     quality_regression,
     rerank_not_worse,
 )
+
+compare = partial(quality_verdicts.compare, minimum_effect=0.005, alpha=0.05)
+compare_common = partial(quality_verdicts.compare_common, minimum_effect=0.005, alpha=0.05)
 
 
 def frame(values):
@@ -28,7 +32,7 @@ BASELINE = noisy(0.6)
 
 
 @pytest.mark.parametrize(
-    ("current", "verdict"),
+    ("current", "outcome"),
     [
         (BASELINE, "equal"),
         (BASELINE - 0.02, "worse"),
@@ -37,37 +41,37 @@ BASELINE = noisy(0.6)
         (BASELINE + noisy(-0.01, spread=0.5, seed=1) * 0.5, "equal"),  # as large, but not more than chance
     ],
 )
-def test_a_run_is_better_or_worse_only_if_the_difference_is_large_and_significant(current, verdict):
-    found = compare(frame(BASELINE), frame(current))
-    assert found.verdict == verdict
-    assert found.delta == pytest.approx(np.mean(current - BASELINE))
-    assert found.low <= found.delta <= found.high
-    assert found.queries == 200
-    assert found.decided_by == "test"
+def test_a_run_is_better_or_worse_only_if_the_difference_is_large_and_significant(current, outcome):
+    comparison = compare(frame(BASELINE), frame(current))
+    assert comparison.outcome == outcome
+    assert comparison.delta == pytest.approx(np.mean(current - BASELINE))
+    assert comparison.low <= comparison.delta <= comparison.high
+    assert comparison.queries == 200
+    assert comparison.decided_by == "test"
 
 
 def test_exactly_the_minimum_effect_counts():
     values = np.full(200, 0.014)
     assert (values + 0.005 - values).mean() < 0.005  # in floating point
-    assert compare(frame(values), frame(values + 0.005), minimum_effect=0.005).verdict == "better"
+    assert compare(frame(values), frame(values + 0.005), minimum_effect=0.005).outcome == "better"
 
 
 def test_with_too_few_queries_for_a_test_the_effect_decides():
     before, after = np.full(5, 1.0), np.zeros(5)
-    found = compare(frame(before), frame(after))
-    assert found.p_value > 0.05
-    assert (found.verdict, found.decided_by) == ("worse", "effect")
+    comparison = compare(frame(before), frame(after))
+    assert comparison.p_value > 0.05
+    assert (comparison.outcome, comparison.decided_by) == ("worse", "effect")
     assert compare(frame(np.full(6, 1.0)), frame(np.zeros(6))).decided_by == "test"
 
 
 def test_without_a_minimum_effect_no_difference_is_still_equal():
-    assert compare(frame(BASELINE[:3]), frame(BASELINE[:3]), minimum_effect=0).verdict == "equal"
+    assert compare(frame(BASELINE[:3]), frame(BASELINE[:3]), minimum_effect=0).outcome == "equal"
 
 
 def test_queries_are_paired_by_id_and_not_by_place():
     shuffled = frame(BASELINE).sample(fraction=1, shuffle=True, seed=3)
-    found = compare(frame(BASELINE), shuffled)
-    assert (found.delta, found.p_value) == (0.0, 1.0)
+    comparison = compare(frame(BASELINE), shuffled)
+    assert (comparison.delta, comparison.p_value) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +145,9 @@ def test_fusion_cannot_be_judged_without_single_lists_or_on_other_queries():
 
 def test_a_collection_that_gained_and_lost_a_few_queries_is_compared_on_the_common_ones():
     current = frame(BASELINE - 0.02).tail(180)
-    found = compare_common(frame(BASELINE), current)
-    assert (found.verdict, found.queries) == ("worse", 180)
-    assert found.delta == pytest.approx(-0.02)
+    comparison = compare_common(frame(BASELINE), current)
+    assert (comparison.outcome, comparison.queries) == ("worse", 180)
+    assert comparison.delta == pytest.approx(-0.02)
 
 
 def test_too_few_common_queries_are_not_compared():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,12 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.retrieval.significance import (
-    EXACT_UP_TO,
-    bootstrap_interval,
-    randomisation_test,
-    smallest_p_value,
-)
+from ensemble_assets.retrieval.quality_verdicts import bootstrap_interval, randomisation_test, smallest_p_value
 
 
 def brute_force(differences):
@@ -57,12 +53,12 @@ def test_the_drawn_p_value_is_close_to_scipys(shift):
     assert randomisation_test(differences) == pytest.approx(theirs.pvalue, abs=0.015)
 
 
-def test_drawn_and_exact_meet_where_one_takes_over_from_the_other(monkeypatch):
-    differences = np.random.default_rng(6).normal(0.1, 0.2, EXACT_UP_TO)
-    exact = randomisation_test(differences)
-    monkeypatch.setattr("ensemble_assets.retrieval.significance.EXACT_UP_TO", 0)
-    assert randomisation_test(differences) == pytest.approx(exact, abs=0.01)
-    assert randomisation_test(differences) != exact
+def test_drawn_and_exact_meet_where_one_replaces_the_other():
+    differences = np.random.default_rng(6).normal(0.1, 0.2, 12)
+    exact, drawn = (randomisation_test(differences, resamples=resamples) for resamples in (2**12, 2**12 - 1))
+    assert exact == pytest.approx(brute_force(differences.tolist()))
+    assert drawn == pytest.approx(exact, abs=0.02)
+    assert drawn != exact
 
 
 def test_the_drawn_p_value_is_never_zero_and_the_seed_fixes_it():
@@ -85,7 +81,7 @@ def test_queries_that_do_not_differ_change_nothing():
     assert randomisation_test(np.zeros(500)) == 1.0
 
 
-@pytest.mark.parametrize("n", [1, 2, 6, 10, 12, 16])
+@pytest.mark.parametrize("n", [1, 2, 6, 10, 12, 13])
 def test_the_smallest_p_value_is_reached_when_all_queries_agree(n):
     assert smallest_p_value(n) == randomisation_test(np.full(n, 0.1))  # sums of 0.1 depend on their order
 
@@ -115,3 +111,13 @@ def test_a_wider_confidence_gives_a_wider_interval_and_one_value_none_at_all():
     assert wide[0] < narrow[0] < values.mean() < narrow[1] < wide[1]
     assert bootstrap_interval(np.array([0.4])) == (0.4, 0.4)
     assert np.isnan(bootstrap_interval(np.array([]))).all()
+
+
+def test_memory_does_not_grow_with_the_number_of_queries_times_draws():
+    differences = np.random.default_rng(14).normal(0.0, 0.2, 20_000)
+    tracemalloc.start()
+    randomisation_test(differences, resamples=999)
+    bootstrap_interval(differences, resamples=999)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 999 * 20_000 * 8

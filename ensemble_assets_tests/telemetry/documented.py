@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ensemble_assets.orchestration.dagster_metadata import METADATA, PICTURES
-from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS, STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
-_STAGE_SPANS = {f"rag.{stage}" for stage in STAGES}
+_STAGE_SPANS = {f"rag.{stage}" for stage in TIMED_STAGES}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "telemetry.md"
 
 
@@ -25,7 +25,7 @@ def _table(head: str, rows: list[str]) -> str:
 
 def spans() -> str:
     common = frozenset.intersection(*(spec.attributes for spec in SPANS.values()))
-    stages = frozenset.intersection(*(SPANS[f"rag.{stage}"].attributes for stage in STAGES)) - common
+    stages = frozenset.intersection(*(SPANS[f"rag.{stage}"].attributes for stage in TIMED_STAGES)) - common
     rows = [
         f"`{name}` | {spec.meaning} | {_names(spec.attributes - common - (stages if name in _STAGE_SPANS else set()))}"
         for name, spec in SPANS.items()
@@ -57,14 +57,8 @@ def resource() -> str:
     return _table("attribute | value", [f"`{name}` | {meaning}" for name, meaning in RESOURCE_ATTRIBUTES.items()])
 
 
-def metadata() -> str:
-    rows = [f"`{name}` | {field.meaning} | {field.accepts}" for name, field in METADATA.items()]
-    rows += [f"`{name}` | {meaning} | picture, table or path" for name, meaning in PICTURES.items()]
-    return _table("key | meaning | accepted values", rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-    "spans": spans, "names": fields, "events": events, "metrics": metrics, "resource": resource, "metadata": metadata
+    "spans": spans, "names": fields, "events": events, "metrics": metrics, "resource": resource
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ensemble_assets.common.events import Value
-from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.allowed_values import declare
 from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
@@ -38,7 +39,7 @@ def telemetry(options: TelemetryOptions | None = None) -> RunTelemetry:
 
 def report_everything(run: RunTelemetry) -> None:
     """Opens every span with every attribute and emits every event with every fact."""
-    for stage in STAGES:
+    for stage in TIMED_STAGES:
         with run.stage(stage, **attributes(f"rag.{stage}")) as span:
             span.set(not_on_the_list=1)
             for name, spec in EVENTS.items():

@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.telemetry.allowed_names import EVENTS, STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.manifest_section import telemetry_section
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 from ensemble_assets.telemetry.options import TelemetryOptions
@@ -28,7 +29,7 @@ def test_the_section_has_the_keys_of_the_contract(records):
     assert list(section) == [
         "spans", "metrics", "lease_events_recorded", "batch_progress_events_recorded", "mitigation_events_recorded"
     ]  # fmt: skip
-    assert list(section["spans"]) == [f"rag.{stage}" for stage in STAGES]
+    assert list(section["spans"]) == [f"rag.{stage}" for stage in TIMED_STAGES]
     for span in section["spans"].values():
         assert list(span) == ["span_id", "status", "attributes", "timestamp"]
         assert (len(span["span_id"]), span["status"]) == (16, "active")
@@ -39,7 +40,7 @@ def test_the_section_has_the_keys_of_the_contract(records):
 def test_counts_are_those_of_the_events(records):
     section = telemetry_section(records)
     per_category = {
-        key: len(STAGES) * sum(spec.category in categories for spec in EVENTS.values())
+        key: len(TIMED_STAGES) * sum(spec.category in categories for spec in EVENTS.values())
         for key, categories in {
             "lease_events_recorded": {"lease"},
             "batch_progress_events_recorded": {"progress"},
@@ -52,7 +53,7 @@ def test_counts_are_those_of_the_events(records):
 
 def test_metrics_are_named_under_the_stage_that_emitted_them(records):
     section = telemetry_section(records, namespace="team_a")
-    assert set(section["metrics"]) == set(STAGES)
+    assert set(section["metrics"]) == set(TIMED_STAGES)
     named = {name for stage in section["metrics"].values() for name in stage["metrics"]}
     assert named == {full_name("team_a", name) for name in METRICS}
     assert "team_a_dense_latency_seconds" not in section["metrics"]["rerank"]["metrics"]

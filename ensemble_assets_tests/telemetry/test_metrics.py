@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.telemetry.allowed_names import STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.metrics import (
     MAX_SERIES,
     METRICS,
@@ -23,7 +23,7 @@ from ensemble_assets.telemetry.metrics import (
 from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 
-LABELS = st.sampled_from([(("collection", "a"), ("stage", stage)) for stage in STAGES])
+LABELS = st.sampled_from([(("collection", "a"), ("stage", stage)) for stage in TIMED_STAGES])
 VALUES = st.floats(0, 2e4) | st.sampled_from(METRICS["dense_latency_seconds"].buckets)
 MEASUREMENTS = st.lists(st.builds(Measurement, st.sampled_from(sorted(METRICS)), LABELS, VALUES), max_size=60)
 
@@ -88,7 +88,7 @@ def test_a_full_run_feeds_every_metric_and_each_once():
         values.add(from_stage(record.collection, record.stage, record.status, record.ended_at, record.attributes))
     assert values.names() == tuple(METRICS)
     items = Counter({dict(labels)["stage"]: value for labels, value in values.numbers["stage_items_total"].items()})
-    assert items == dict.fromkeys(STAGES, 3.0)
+    assert items == dict.fromkeys(TIMED_STAGES, 3.0)
 
 
 @pytest.mark.parametrize("namespace", ["rag", "_x9", "Team_A"])

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra ensemble-assets[otlp]")
 
 from ensemble_assets.common.events import Event, EventLog
-from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, MODEL_STAGES, SPANS, STAGES
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets.telemetry.manifest_section import telemetry_section
 from ensemble_assets.telemetry.options import TelemetryOptions
@@ -28,7 +29,7 @@ class CanaryError(ValueError):
 def _push(run: RunTelemetry, canary: str) -> None:
     """``canary`` as value of every attribute and fact, as name of attributes, facts and events, and as an exception."""
     values = dict.fromkeys(FIELDS, canary)
-    for stage in STAGES:
+    for stage in TIMED_STAGES:
         with pytest.raises(CanaryError):
             _push_into(run, stage, canary, values)
     run.finish_run(0.0, failed=CanaryError(canary))

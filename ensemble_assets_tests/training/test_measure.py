@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from ensemble_assets.common.frame_schemas import QRELS
-from ensemble_assets.pipeline.fusion_rule import fusion_rule
+from ensemble_assets.pipeline.first_stage import fusion_rule
 from ensemble_assets.retrieval.fusion import RankedList, fuse, zscore
 from ensemble_assets.settings.options import Fusion
 from ensemble_assets.training.collections import Collection

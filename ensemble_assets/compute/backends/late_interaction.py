@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Forward, HasRelease, OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -63,7 +63,7 @@ def refuse_unsuitable(spec: ModelSpec, files: ModelFiles) -> None:
     Raises:
         ModelUnavailableError: if they are not.
     """
-    template = vocabulary(files).template
+    template = load_vocabulary(files).template
     counts = [len(part) for part in (template.pair_before, template.pair_between, template.pair_after)]
     if counts != [1, 1, 1] or not template.second_segment:
         raise ModelUnavailableError(

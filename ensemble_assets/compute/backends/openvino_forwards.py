@@ -221,9 +221,9 @@ class OpenVinoSparse(OpenVinoForward):
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch of a table."""
-        self._head.expect(int(table.offsets[-1]))
+        self._head.expect_tokens(int(table.offsets[-1]))
         return super().__call__(table, batch)
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
         """Weights by the formula, pruned to the largest."""
-        return self._head.of_batch(states, arrays.lengths)
+        return self._head.encode_batch(states, arrays.lengths)

@@ -84,7 +84,7 @@ def empty_matrix(rows: int) -> SparseMatrix:
     return SparseMatrix(np.zeros(rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
 
 
-def matrix_of(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int, SparseRow]) -> SparseMatrix:
+def build_matrix(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int, SparseRow]) -> SparseMatrix:
     """CSR of a sparse forward's pruned outputs, some rows replaced.
 
     Args:

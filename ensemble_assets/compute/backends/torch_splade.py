@@ -66,14 +66,14 @@ class SparseForward(TorchForward):
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch of a table; see ``TorchForward``."""
         if self._head is not None:
-            self._head.expect(int(table.offsets[-1]))
+            self._head.expect_tokens(int(table.offsets[-1]))
         return super().__call__(table, batch)
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
         """Weights by the formula above, pruned to the largest on the device."""
         states = self.run_network(inputs).logits  # the decoder is gone: these are its inputs
         if self._head is not None:
-            found = self._head.of_batch(states.float().numpy(), inputs.lengths.numpy())
+            found = self._head.encode_batch(states.float().numpy(), inputs.lengths.numpy())
             return {name: torch.from_numpy(values) for name, values in found.items()}
         if inputs.padded:
             # padding repeats the row's first token: a maximum over duplicates is the maximum

@@ -1,4 +1,7 @@
-"""What this CPU's vector instructions offer to compiled kernels. Asks llvmlite and numba; compiles nothing."""
+"""Find out which vector instructions of this CPU the compiled code may use.
+
+This is a module of its own so that a process can ask without importing numba successfully.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from importlib.util import find_spec
 
 @lru_cache(maxsize=1)
 def dot_product_lanes() -> int:
-    """32-bit lanes of the widest 8-bit dot-product instruction (VNNI) that numba may emit here; 0 where there is none.
+    """Return the 32-bit lanes of the widest 8-bit dot-product instruction that numba may emit here.
 
-    16 with AVX-512 VNNI, 8 with AVX-VNNI. Zero, too, where numba is missing or was told to compile for another CPU than
-    this one (its settings NUMBA_CPU_NAME and NUMBA_CPU_FEATURES): code for an instruction that it may not use would end
-    the process.
+    Returns:
+        16 with AVX-512 VNNI, 8 with AVX-VNNI, 0 where there is neither. Also 0 where numba is missing, or is set to
+        compile for another CPU (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES): an instruction that it may not use would end the
+        process.
     """
     if find_spec("numba") is None:
         return 0
@@ -25,6 +29,7 @@ def dot_product_lanes() -> int:
         return 0
     if config.CPU_NAME or config.CPU_FEATURES or config.DISABLE_JIT:
         return 0
+    # LLVM may use VL and BW instructions in the code around the dot product
     if features.get("avx512vnni") and features.get("avx512vl") and features.get("avx512bw"):
         return 16
     return 8 if features.get("avxvnni") and features.get("avx2") and features.get("fma") else 0

@@ -1,7 +1,9 @@
-"""The output layer of a SPLADE model on a CPU: from a text's final states to its largest weights, pruned.
+"""Compute the output layer of a SPLADE model on a CPU: from a text's final states to its largest weights.
 
-weight[v] = max over tokens of log1p(relu(logit[token, v])). Nothing of the size tokens times vocabulary is ever made,
-and almost no logit is computed: see ``screening``. The head knows arrays only, so any backend's body can feed it.
+    weight[v] = max over tokens of log1p(relu(state[token] . matrix[v] + bias[v]))
+
+``SparseHead`` is all that other packages use of ``splade_head``. It takes arrays, so that any backend can feed it.
+``docs/sparse-head.md`` explains how it avoids almost all of the logits.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +23,24 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
 from ensemble_assets.compute.splade_head.plain_products import positive_terms
 
+if TYPE_CHECKING:
+    from ensemble_assets.compute.splade_head.quantise import Screen
+
 _WORTH_FITTING = 16_384
-"""Tokens after which a screen has paid for loading its code and fitting, a good second."""
+"""Tokens from which a run makes a screen. Loading the compiled code and fitting take a good second, which the screen
+then saves."""
 
 _WORTH_COMPILING = 65_536
 """Tokens from which a run compiles code that is not in the cache. Compiling takes about ten seconds, once per machine;
 plain products of so many tokens take five, so the second such run has paid for it (``docs/decisions/0008``)."""
 
 _USUAL = 1e12
-"""A screen is not fitted to larger numbers, whose squares would leave float32."""
+"""A screen is not fitted to larger numbers: their squares would leave float32."""
 
 
 @dataclass(frozen=True)
 class HeadPath:
-    """How heads compute on this machine.
+    """How a head computes.
 
     Attributes:
         name: ``screen``, or ``products`` where the screen cannot run or does not pay.
@@ -46,18 +52,11 @@ class HeadPath:
     reason: str
 
 
-def host_path() -> HeadPath:
-    """What ``SparseHead`` uses here once a run is large enough. Imports numba."""
-    reasons = {16: "avx512_vnni", 8: "avx_vnni"}
-    lanes = dot_product_lanes()
-    return HeadPath("screen", reasons[lanes]) if lanes else HeadPath("products", "no_vector_instruction")
-
-
 class SparseHead:
     """A SPLADE model's last linear layer with the maximum over tokens, the logarithm and the pruning.
 
-    Results depend on nothing but a text's own states: not on the batch, the threads or the path taken. Logits are
-    computed in float64 and their weights rounded to float32.
+    A text's result depends on its own states only: not on the batch, the threads or the path taken. Logits are computed
+    in float64 and their weights rounded to float32.
 
     Args:
         matrix: ``[V, H] float32``.
@@ -92,15 +91,26 @@ class SparseHead:
         self._threads = threads or cores
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
-        self._seen = self._expected = 0
+        self._tokens_seen = self._tokens_expected = 0
         self.path = HeadPath("products", "few_tokens")
-        self._screen: Any = None
+        self._screen: Screen | None = None
+
+    def expect_tokens(self, tokens: int) -> None:
+        """Announce how many tokens a run has in all, so that the screen is made before the first of them."""
+        self._tokens_expected = tokens
+
+    def encode_batch(
+        self, states: NDArray[np.float32], lengths: NDArray[np.int64]
+    ) -> Mapping[str, NDArray[np.generic]]:
+        """Compute the sparse vectors of a padded batch ``[B, longest, H]``, texts on the left; see ``__call__``."""
+        batch, longest, hidden = states.shape
+        return self(states.reshape(-1, hidden), np.stack([np.arange(batch) * longest, lengths], axis=1))
 
     def __call__(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
-        """Sparse vectors of some texts.
+        """Compute the sparse vectors of some texts.
 
         Args:
-            states: ``[tokens, H] float32``: final states, of padding too if that is how they come.
+            states: ``[tokens, H] float32``: final states; rows between the texts, such as padding, are ignored.
             spans: ``[B, 2] int64``: first token and number of tokens of every text.
 
         Returns:
@@ -117,62 +127,56 @@ class SparseHead:
             np.zeros(len(spans), np.uint8),
         )
         rows = np.flatnonzero(spans[:, 1] > 0)
-        self._seen += int(spans[:, 1].sum())
+        self._tokens_seen += int(spans[:, 1].sum())
         with self._blas.limit(limits=self._threads, user_api="blas"):
-            self._prepare(states, spans[rows])
+            if self._screen is None:
+                self._screen = self._make_screen(states, spans[rows])
             if self._screen is not None:
-                self._screened(states, spans, out)
-                rows = np.flatnonzero(out.ends)
+                self._encode_screened(self._screen, states, spans, out)
+                rows = np.flatnonzero(out.ends)  # the texts that the screen leaves to plain products
             for row in rows.tolist():
                 first, count = spans[row].tolist()
-                self._by_products(states[first : first + count], row, out)
+                self._encode_by_products(states[first : first + count], row, out)
         active = {"active": out.active}
         return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
 
-    def expect(self, tokens: int) -> None:
-        """Say how many tokens are to come in all, so that what is worth making is made before the first of them."""
-        self._expected = tokens
-
-    def of_batch(self, states: NDArray[np.float32], lengths: NDArray[np.int64]) -> Mapping[str, NDArray[np.generic]]:
-        """The same for a padded batch: ``[B, longest, H]``, texts on the left."""
-        batch, longest, hidden = states.shape
-        return self(states.reshape(-1, hidden), np.stack([np.arange(batch) * longest, lengths], axis=1))
-
-    def _prepare(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
-        """Make the screen when it is worth it; ``path`` says what became of it."""
-        tokens = max(self._seen, self._expected)
-        if self._screen is not None or tokens < _WORTH_FITTING:
-            return
+    def _make_screen(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> Screen | None:
+        """Fit a screen to texts without empty ones, if that pays for itself; set ``path``."""
+        tokens = max(self._tokens_seen, self._tokens_expected)
+        if tokens < _WORTH_FITTING:
+            return None
         self.path = host_path()  # imports numba, which a small run can do without
         if self.path.name != "screen":
-            return
+            return None
         from ensemble_assets.compute.splade_head import kernels
         from ensemble_assets.compute.splade_head.screen import prepare
 
         folder = kernels.compiled_in(self._cache_folder) if self._cache_folder else None
         if not kernels.is_compiled(folder) and tokens < _WORTH_COMPILING:
             self.path = HeadPath("products", "not_compiled_yet")
-            return
-        usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]  # and numbers at all
+            return None
+        # a NaN is not smaller than anything, so that such texts are left out too
+        usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]
         if not any(usual) or max(np.abs(self._matrix).max(), np.abs(self._bias).max()) >= _USUAL:
             self.path = HeadPath("products", "unusual_numbers")
-            return
+            return None
         kernels.keep_compiled(folder)
-        some = spans[np.array(usual)]
-        self._screen = prepare(self._matrix, self._bias, states, some, self._threads)
+        return prepare(self._matrix, self._bias, states, spans[np.array(usual)], self._threads)
 
-    def _screened(self, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs) -> None:
+    def _encode_screened(
+        self, screen: Screen, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs
+    ) -> None:
         from ensemble_assets.compute.splade_head import kernels
 
-        def one(text: int) -> None:
+        def encode_text(text: int) -> None:
             part = slice(text, text + 1)
             outputs = kernels.Outputs(out.index[part], out.weight[part], out.active[part], out.ends[part])
-            kernels.encode(states, spans[part], self._screen, outputs)
+            kernels.encode(states, spans[part], screen, outputs)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(one, range(len(spans))))
+            list(pool.map(encode_text, range(len(spans))))
 
-    def _by_products(self, states: NDArray[np.float32], row: int, out: _Outputs) -> None:
+    def _encode_by_products(self, states: NDArray[np.float32], row: int, out: _Outputs) -> None:
         if not np.isfinite(states).all():
             out.weight[row], out.index[row] = np.nan, np.arange(self._top_k)
             return
@@ -185,9 +189,16 @@ class SparseHead:
         out.index[row, : len(order)], out.weight[row, : len(order)] = terms[order], weights[order]
 
 
+def host_path() -> HeadPath:
+    """Return the path that ``SparseHead`` takes on this CPU in a run that is large enough. Imports numba."""
+    reasons = {16: "avx512_vnni", 8: "avx_vnni"}
+    lanes = dot_product_lanes()
+    return HeadPath("screen", reasons[lanes]) if lanes else HeadPath("products", "no_vector_instruction")
+
+
 @dataclass(frozen=True)
 class _Outputs:
-    """See ``kernels.Outputs``, which cannot be had without numba."""
+    """The fields of ``kernels.Outputs``, whose module needs numba."""
 
     index: NDArray[np.int32]
     weight: NDArray[np.float32]
@@ -196,6 +207,6 @@ class _Outputs:
 
 
 def _plain(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Contiguous and writable float32, copied only if it is not: compiled code is made for one kind of array."""
+    """Return contiguous and writable float32, copied only if needed: compiled code is made for one kind of array."""
     plain: NDArray[np.float32] = np.require(values, np.float32, ["C", "A", "W"])
     return plain

@@ -1,8 +1,11 @@
-"""Three blocks of vector code for the sparse head, as numba functions: ROWS by COLUMNS sums kept in registers.
+"""Three small matrix products in LLVM code, callable from numba: ROWS rows by COLUMNS registers of running sums.
 
-numba and numpy do not offer the CPU's 8-bit dot-product instruction (VNNI), so these few lines are written in LLVM's
-language, with llvmlite. Arguments are addresses, strides in bytes and counts, all integers; nothing is checked. What
-the blocks are for is ``screen_kernels``.
+The sums stay in the CPU's vector registers for a whole loop, where a matrix product of a library writes every sum to
+memory. Neither numba nor numpy offers the 8-bit dot-product instruction that two of the products use (VNNI). So their
+code is written as LLVM instructions, with llvmlite.
+
+All arguments of the three functions are 64-bit integers: addresses, strides in bytes, and counts. Nothing is checked.
+``docs/sparse-head.md`` shows where each product is used.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.base import BaseContext
+from numba.core.typing import BaseContext as TypingContext
 from numba.extending import intrinsic
 
 from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
@@ -23,218 +28,294 @@ LANES = dot_product_lanes() or 8
 """32-bit numbers in a vector register of this CPU."""
 
 ROWS, COLUMNS = (6, 4) if LANES == 16 else (6, 2)
-"""Scalars by vectors whose sums stay in registers: 24 of 32, or 12 of 16."""
+"""Size of a block. Its sums take 24 of 32 registers, or 12 of 16; operands and addresses need the others."""
 
 GROUP = LANES * COLUMNS
-"""Columns of a block."""
+"""Numbers in a row of a block: terms that are screened together, or columns of a rotation."""
 
-F = TypeVar("F", bound=Callable[..., Any])
+_INDEX, _WORD, _BYTES_OF_WORD = ir.IntType(64), ir.IntType(32), 4
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_Sums = list[list[ir.Value]]
+"""ROWS lists of COLUMNS vector registers."""
+
+_AddProduct = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
+"""Adds to a register of sums the product of a row's number, in every lane, and a register of columns."""
 
 
-def compiled(function: F) -> F:
-    """Machine code without the interpreter's lock, made at the first call."""
-    return cast("F", numba.njit(nogil=True, error_model="numpy")(function))
+def compiled(function: Function) -> Function:
+    """Make a function machine code at its first call. It runs without the interpreter's lock."""
+    return cast("Function", numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def _inlined(function: Callable[..., Any]) -> Callable[..., None]:
-    """Code for a call, given as LLVM builder calls; its first parameter, the typing context, is not the caller's."""
+    """Make a numba function of one that returns its signature and a generator of its code.
+
+    The first parameter, numba's typing context, is not an argument of the call. The other parameters are the types of
+    the call's arguments; the generator gets their values.
+    """
     return cast("Callable[..., None]", intrinsic(function))
 
 
-_Sums = list[list[Any]]
-"""ROWS by COLUMNS vectors."""
+def _nothing_of(arguments: int) -> Any:
+    """Signature of a function of so many integers that returns nothing."""
+    return types.void(*[types.intp] * arguments)
 
 
-def _zeros(element: Any) -> _Sums:
-    zero = ir.Constant(ir.VectorType(element, LANES), [0] * LANES)
-    return [[zero] * COLUMNS for _ in range(ROWS)]
-
-
-def _joined(builder: Any, sums: _Sums) -> _Sums:
-    """Places for sums that come from several blocks (``_come_from``)."""
-    return [[builder.phi(held.type) for held in row] for row in sums]
-
-
-def _come_from(joined: _Sums, sums: _Sums, block: Any) -> None:
-    for row, own in zip(joined, sums, strict=True):
-        for value, held in zip(row, own, strict=True):
-            value.add_incoming(held, block)
-
-
-def _loop(builder: Any, rows: list[Any], columns: Any, span: tuple[Any, Any], sums: _Sums, add: Any) -> _Sums:
-    """``sums`` and the products of the steps of ``span``, at least one: a scalar of every row and COLUMNS vectors."""
-    index, (first, end) = ir.IntType(64), span
-    entry, body, done = builder.block, builder.append_basic_block("body"), builder.append_basic_block("done")
-    builder.branch(body)
-    builder.position_at_end(body)
-    step = builder.phi(index)
-    step.add_incoming(first, entry)
-    held = _joined(builder, sums)
-    _come_from(held, sums, entry)
-    at = builder.add(columns, builder.mul(step, index(COLUMNS * LANES * 4)))
-    added = _step(builder, held, [builder.gep(row, [step]) for row in rows], at, add)
-    following = builder.add(step, index(1))
-    step.add_incoming(following, builder.block)
-    _come_from(held, added, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, end), body, done)
-    builder.position_at_end(done)
-    return added
-
-
-def _step(builder: Any, sums: _Sums, rows: list[Any], columns: Any, add: Any) -> _Sums:
-    vector = sums[0][0].type
-    base = builder.inttoptr(columns, vector.as_pointer())
-    loaded = [builder.load(builder.gep(base, [ir.IntType(64)(at)]), align=4) for at in range(COLUMNS)]
-    added = []
-    for row, scalar in zip(sums, rows, strict=True):
-        spread = _spread(builder, builder.load(scalar, align=1), vector)
-        added.append([add(builder, held, spread, column) for held, column in zip(row, loaded, strict=True)])
-    return added
-
-
-def _rows(builder: Any, element: Any, start: Any, stride: Any) -> list[Any]:
-    """Pointers to the rows' first elements."""
-    places = [builder.add(start, builder.mul(stride, ir.IntType(64)(row))) for row in range(ROWS)]
-    return [builder.inttoptr(place, element.as_pointer()) for place in places]
-
-
-def _spread(builder: Any, scalar: Any, vector: Any) -> Any:
-    undefined, word = ir.Constant(vector, ir.Undefined), ir.IntType(32)
-    single = builder.insert_element(undefined, scalar, word(0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(word, LANES), [0] * LANES))
-
-
-def _multiply_add(builder: Any, total: Any, left: Any, right: Any) -> Any:
-    return _called(builder, f"llvm.fma.v{LANES}f32", left, right, total)
-
-
-def _unsigned_rows(builder: Any, total: Any, row: Any, column: Any) -> Any:
-    """Adds to every 32-bit lane the products of its four unsigned and four signed bytes, without saturation."""
-    return _called(builder, f"llvm.x86.avx512.vpdpbusd.{LANES * 32}", total, row, column)
-
-
-def _unsigned_columns(builder: Any, total: Any, row: Any, column: Any) -> Any:
-    return _unsigned_rows(builder, total, column, row)
-
-
-def _called(builder: Any, name: str, *arguments: Any) -> Any:
-    kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+# --- the three products ---
 
 
 @_inlined
-def rotate_block(_: Any, states: Any, stride: Any, basis: Any, steps: Any, out: Any, out_stride: Any) -> Any:
-    """``out[row, column]``: float32 products of ROWS states with COLUMNS vectors of the basis."""
+def rotate_block(  # numba's intrinsics take nothing by name
+    _: TypingContext,
+    states: types.Type,
+    stride: types.Type,
+    basis: types.Type,
+    steps: types.Type,
+    out: types.Type,
+    out_stride: types.Type,
+) -> Any:
+    """Multiply ROWS states ``[ROWS, steps] float32`` by a block of the basis ``[steps, GROUP]`` into ``out``."""
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> Any:
         states, stride, basis, steps, out, out_stride = arguments
-        rows, zeros = _rows(builder, ir.FloatType(), states, stride), _zeros(ir.FloatType())
-        sums = _loop(builder, rows, basis, (ir.IntType(64)(0), steps), zeros, _multiply_add)
+        rows, zeros = _row_pointers(builder, ir.FloatType(), states, stride), _zero_sums(ir.FloatType())
+        sums = _loop(builder, rows, basis, (_INDEX(0), steps), zeros, _add_float_product)
         _store(builder, sums, out, out_stride)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), generate
+    return _nothing_of(6), generate
 
 
 @_inlined
 def largest_block(  # noqa: PLR0913, PLR0917  # numba's intrinsics take nothing by name
-    _: Any,
-    states: Any,
-    stride: Any,
-    tails: Any,
-    terms: Any,
-    plan: Any,
-    checks: Any,
-    term_tails: Any,
-    limits: Any,
-    largest: Any,
+    _: TypingContext,
+    states: types.Type,
+    stride: types.Type,
+    tails: types.Type,
+    terms: types.Type,
+    plan: types.Type,
+    checks: types.Type,
+    term_tails: types.Type,
+    limits: types.Type,
+    largest: types.Type,
 ) -> Any:
-    """``largest[column]``: raised to the largest 8-bit product of ROWS states with each of GROUP terms.
+    """Raise ``largest[GROUP] int32`` to the 8-bit products of ROWS states with each of GROUP terms.
 
-    Left alone if that is in vain: ``plan[stage]`` says up to which step to go and where the states' tail of that stage
-    lies; after each of the first ``checks`` stages, the largest product so far and that of the tails must be above the
-    stage's limit for at least one term.
+    The product is computed in stages. ``plan[stage]`` holds the step at which a stage ends and the offset of the
+    states' tail norms in ``tails``. After each of the first ``checks`` stages, the largest product so far plus the
+    product of the tails bounds what the whole product can be. If no term's bound is above its ``limits[stage]``, the
+    block is given up and ``largest`` is not written.
+
+    In C, with the vectors of a group as one value:
+
+        sums = 0; stage = 0; first = 0
+        begin:  sums += products of the steps first .. plan[stage].end
+                if stage >= checks: goto whole
+        check:  bound = max over rows(sums) + tails * term_tails[stage]
+                first = plan[stage].end; stage += 1
+                if any(bound > limits): goto begin else: goto end
+        whole:  largest = max(largest, max over rows(sums))
+        end:
     """
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> Any:
         states, stride, tails, terms, plan, checks, term_tails, limits, largest = arguments
-        index, word = ir.IntType(64), ir.IntType(32)
-        entry, begin, check, whole, end = (
-            builder.block,
-            *map(builder.append_basic_block, ("begin", "check", "whole", "end")),
-        )
-        rows, zeros = _rows(builder, word, states, stride), _zeros(word)
+        entry = builder.block
+        begin, check, whole, end = map(builder.append_basic_block, ("begin", "check", "whole", "end"))
+        rows, zeros = _row_pointers(builder, _WORD, states, stride), _zero_sums(_WORD)
         builder.branch(begin)
 
         builder.position_at_end(begin)
-        stage, first, held = builder.phi(index), builder.phi(index), _joined(builder, zeros)
-        stage.add_incoming(index(0), entry)
-        first.add_incoming(index(0), entry)
-        _come_from(held, zeros, entry)
-        entered = builder.add(plan, builder.mul(stage, index(16)))
-        last = _number(builder, index, entered)
-        sums = _loop(builder, rows, terms, (first, last), held, _unsigned_rows)
+        stage, first, sums_before = builder.phi(_INDEX), builder.phi(_INDEX), _phi_sums(builder, zeros)
+        stage.add_incoming(_INDEX(0), entry)
+        first.add_incoming(_INDEX(0), entry)
+        _add_incoming(sums_before, zeros, entry)
+        plan_entry = builder.add(plan, builder.mul(stage, _INDEX(16)))  # two 64-bit numbers
+        last = _load(builder, _INDEX, plan_entry)
+        sums = _loop(builder, rows, terms, (first, last), sums_before, _add_row_unsigned)
         builder.cbranch(builder.icmp_signed("<", stage, checks), check, whole)
 
         builder.position_at_end(check)
-        own = _number(builder, word, builder.add(tails, _number(builder, index, builder.add(entered, index(8)))))
-        tail, moved = _spread(builder, own, zeros[0][0].type), builder.mul(stage, index(GROUP * 4))
-        theirs, least = (_vectors(builder, builder.add(start, moved)) for start in (term_tails, limits))
+        tail_address = builder.add(tails, _load(builder, _INDEX, builder.add(plan_entry, _INDEX(8))))
+        state_tail = _broadcast(builder, _load(builder, _WORD, tail_address), zeros[0][0].type)
+        of_stage = builder.mul(stage, _INDEX(GROUP * _BYTES_OF_WORD))
+        tail_vectors, limit_vectors = (
+            _load_vectors(builder, builder.add(table, of_stage)) for table in (term_tails, limits)
+        )
         above = []
         for column in range(COLUMNS):
-            best = _highest(builder, [row[column] for row in sums])
-            above.append(builder.icmp_signed(">", _unsigned_rows(builder, best, tail, theirs[column]), least[column]))
-        some = builder.bitcast(reduce(builder.or_, above), ir.IntType(LANES))
-        stage.add_incoming(builder.add(stage, index(1)), builder.block)
+            best = _largest_lanes(builder, [row[column] for row in sums])
+            bound = dot_product(builder, best, state_tail, tail_vectors[column])
+            above.append(builder.icmp_signed(">", bound, limit_vectors[column]))
+        any_above = builder.bitcast(reduce(builder.or_, above), ir.IntType(LANES))
+        stage.add_incoming(builder.add(stage, _INDEX(1)), builder.block)
         first.add_incoming(last, builder.block)
-        _come_from(held, sums, builder.block)
-        builder.cbranch(builder.icmp_unsigned("!=", some, ir.IntType(LANES)(0)), begin, end)
+        _add_incoming(sums_before, sums, builder.block)
+        builder.cbranch(builder.icmp_unsigned("!=", any_above, ir.IntType(LANES)(0)), begin, end)
 
         builder.position_at_end(whole)
-        for column, before in enumerate(_vectors(builder, largest)):
-            best = _highest(builder, [before, *(row[column] for row in sums)])
-            place = builder.add(largest, index(column * LANES * 4))
+        for column, before in enumerate(_load_vectors(builder, largest)):
+            best = _largest_lanes(builder, [before, *(row[column] for row in sums)])
+            place = builder.add(largest, _INDEX(column * LANES * _BYTES_OF_WORD))
             builder.store(best, builder.inttoptr(place, best.type.as_pointer()), align=4)
         builder.branch(end)
 
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 9), generate
-
-
-def _number(builder: Any, kind: Any, address: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
-
-
-def _vectors(builder: Any, address: Any) -> list[Any]:
-    """COLUMNS vectors of 32-bit numbers, one after another."""
-    base = builder.inttoptr(address, ir.VectorType(ir.IntType(32), LANES).as_pointer())
-    return [builder.load(builder.gep(base, [ir.IntType(64)(at)]), align=4) for at in range(COLUMNS)]
-
-
-def _highest(builder: Any, vectors: list[Any]) -> Any:
-    return reduce(lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b), vectors)
+    return _nothing_of(9), generate
 
 
 @_inlined
-def terms_block(_: Any, places: Any, states: Any, steps: Any, out: Any, out_stride: Any) -> Any:
-    """``out[row, column]``: 8-bit products of ROWS terms, wherever they lie, with COLUMNS vectors of states."""
+def terms_block(
+    _: TypingContext,
+    places: types.Type,
+    states: types.Type,
+    steps: types.Type,
+    out: types.Type,
+    out_stride: types.Type,
+) -> Any:
+    """Multiply ROWS 8-bit terms, at the addresses ``places``, by GROUP tokens into ``out [ROWS, GROUP] int32``."""
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> Any:
         places, states, steps, out, out_stride = arguments
-        word, pointer = ir.IntType(32), builder.inttoptr(places, ir.IntType(64).as_pointer())
-        found = [builder.load(builder.gep(pointer, [ir.IntType(64)(row)])) for row in range(ROWS)]
-        rows = [builder.inttoptr(place, word.as_pointer()) for place in found]
-        sums = _loop(builder, rows, states, (ir.IntType(64)(0), steps), _zeros(word), _unsigned_columns)
+        pointer = builder.inttoptr(places, _INDEX.as_pointer())
+        addresses = [builder.load(builder.gep(pointer, [_INDEX(row)])) for row in range(ROWS)]
+        rows = [builder.inttoptr(address, _WORD.as_pointer()) for address in addresses]
+        sums = _loop(builder, rows, states, (_INDEX(0), steps), _zero_sums(_WORD), _add_column_unsigned)
         _store(builder, sums, out, out_stride)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 5), generate
+    return _nothing_of(5), generate
 
 
-def _store(builder: Any, sums: _Sums, out: Any, stride: Any) -> None:
-    for row, held in enumerate(sums):
-        base = builder.inttoptr(builder.add(out, builder.mul(stride, ir.IntType(64)(row))), held[0].type.as_pointer())
-        for column, vector in enumerate(held):
-            builder.store(vector, builder.gep(base, [ir.IntType(64)(column)]), align=4)
+# --- the loop that they share ---
+
+
+def _loop(
+    builder: ir.IRBuilder,
+    rows: list[ir.Value],
+    columns: ir.Value,
+    span: tuple[ir.Value, ir.Value],
+    sums: _Sums,
+    add_product: _AddProduct,
+) -> _Sums:
+    """Add the products of the steps of ``span`` to ``sums``; the body runs at least once.
+
+    Args:
+        builder: where the code goes.
+        rows: pointers to the ROWS rows, one 32-bit number a step.
+        columns: address of the columns, GROUP 32-bit numbers a step.
+        span: first step, and the step after the last.
+        sums: what to add to.
+        add_product: what a step does with a row and a register of columns.
+    """
+    first, end = span
+    entry, body, done = builder.block, builder.append_basic_block("body"), builder.append_basic_block("done")
+    builder.branch(body)
+    builder.position_at_end(body)
+    step = builder.phi(_INDEX)
+    step.add_incoming(first, entry)
+    running = _phi_sums(builder, sums)
+    _add_incoming(running, sums, entry)
+    at = builder.add(columns, builder.mul(step, _INDEX(GROUP * _BYTES_OF_WORD)))
+    added = _one_step(builder, running, [builder.gep(row, [step]) for row in rows], at, add_product)
+    following = builder.add(step, _INDEX(1))
+    step.add_incoming(following, builder.block)
+    _add_incoming(running, added, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, end), body, done)
+    builder.position_at_end(done)
+    return added
+
+
+def _one_step(
+    builder: ir.IRBuilder, sums: _Sums, rows: list[ir.Value], columns: ir.Value, add_product: _AddProduct
+) -> _Sums:
+    vector = sums[0][0].type
+    base = builder.inttoptr(columns, vector.as_pointer())
+    registers = [builder.load(builder.gep(base, [_INDEX(at)]), align=4) for at in range(COLUMNS)]
+    added = []
+    for row, pointer in zip(sums, rows, strict=True):
+        number = _broadcast(builder, builder.load(pointer, align=1), vector)
+        added.append([add_product(builder, sum_, number, column) for sum_, column in zip(row, registers, strict=True)])
+    return added
+
+
+def _zero_sums(element: ir.Type) -> _Sums:
+    zero = ir.Constant(ir.VectorType(element, LANES), [0] * LANES)
+    return [[zero] * COLUMNS for _ in range(ROWS)]
+
+
+def _phi_sums(builder: ir.IRBuilder, sums: _Sums) -> _Sums:
+    """Make a phi node for every sum: its value depends on the block that was executed before."""
+    return [[builder.phi(value.type) for value in row] for row in sums]
+
+
+def _add_incoming(phis: _Sums, sums: _Sums, block: ir.Block) -> None:
+    """Give phi nodes their values for the case that ``block`` was executed before."""
+    for phi_row, row in zip(phis, sums, strict=True):
+        for phi, value in zip(phi_row, row, strict=True):
+            phi.add_incoming(value, block)
+
+
+# --- instructions ---
+
+
+def dot_product(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """Add to every 32-bit lane of ``total`` the products of its four unsigned and four signed bytes.
+
+    This is the instruction ``vpdpbusd``, the form without saturation. Tests replace it on CPUs that lack it.
+    """
+    return _call(builder, f"llvm.x86.avx512.vpdpbusd.{LANES * 32}", total, unsigned, signed)
+
+
+def _add_row_unsigned(builder: ir.IRBuilder, total: ir.Value, row: ir.Value, column: ir.Value) -> ir.Value:
+    return dot_product(builder, total, row, column)
+
+
+def _add_column_unsigned(builder: ir.IRBuilder, total: ir.Value, row: ir.Value, column: ir.Value) -> ir.Value:
+    return dot_product(builder, total, column, row)
+
+
+def _add_float_product(builder: ir.IRBuilder, total: ir.Value, row: ir.Value, column: ir.Value) -> ir.Value:
+    return _call(builder, f"llvm.fma.v{LANES}f32", row, column, total)
+
+
+def _call(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
+    """Call an LLVM intrinsic that returns a value of its first argument's type."""
+    kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _broadcast(builder: ir.IRBuilder, scalar: ir.Value, vector: ir.Type) -> ir.Value:
+    """Copy a number to all lanes of a register."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, _WORD(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_WORD, LANES), [0] * LANES))
+
+
+def _largest_lanes(builder: ir.IRBuilder, vectors: list[ir.Value]) -> ir.Value:
+    return reduce(lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b), vectors)
+
+
+def _row_pointers(builder: ir.IRBuilder, element: ir.Type, start: ir.Value, stride: ir.Value) -> list[ir.Value]:
+    places = [builder.add(start, builder.mul(stride, _INDEX(row))) for row in range(ROWS)]
+    return [builder.inttoptr(place, element.as_pointer()) for place in places]
+
+
+def _load(builder: ir.IRBuilder, kind: ir.Type, address: ir.Value) -> ir.Value:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _load_vectors(builder: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
+    """Load COLUMNS registers of 32-bit integers that lie one after another."""
+    base = builder.inttoptr(address, ir.VectorType(_WORD, LANES).as_pointer())
+    return [builder.load(builder.gep(base, [_INDEX(at)]), align=4) for at in range(COLUMNS)]
+
+
+def _store(builder: ir.IRBuilder, sums: _Sums, out: ir.Value, stride: ir.Value) -> None:
+    for number, row in enumerate(sums):
+        base = builder.inttoptr(builder.add(out, builder.mul(stride, _INDEX(number))), row[0].type.as_pointer())
+        for column, value in enumerate(row):
+            builder.store(value, builder.gep(base, [_INDEX(column)]), align=4)

@@ -1,8 +1,8 @@
-"""The sparse head in plain numpy: exact on every CPU, and what the compiled screen is compared with and leaves to it.
+"""The sparse head in plain numpy: exact on every CPU, and the judge of the compiled screen.
 
-A float32 matrix product gives every logit up to its rounding, whose bound is known; only what may be positive and the
-largest of its term is computed again in float64. Both ways of the head thereby give the same numbers: the largest
-float64 logit, then rounded.
+A float32 matrix product gives every logit up to a rounding error whose bound is known. Only logits that may be positive
+and the largest of their term are computed again in float64. So both paths of the head give the same bits: the largest
+float64 logit, rounded.
 """
 
 from __future__ import annotations
@@ -17,49 +17,56 @@ _PAIRS = 16384
 """(token, term) pairs computed in float64 at once: 16 MiB of rows of 128 numbers."""
 
 _WITHIN_FLOAT32 = 1e30
+"""Products are computed in float32 below this bound of their size, else in float64."""
+
 _EPSILON = 2.0**-24
+"""Relative rounding error of a float32 operation."""
 
 
 def positive_terms(
     states: NDArray[np.float32], matrix: NDArray[np.float32], bias: NDArray[np.float64], norms: NDArray[np.float64]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Terms whose largest logit over a text's tokens is positive, ascending, and their weights log1p(logit).
+    """Compute the terms whose largest logit over a text's tokens is positive, and their weights log1p(logit).
 
     Args:
         states: ``[tokens, H] float32``, finite, at least one token.
         matrix: ``[V, H] float32``.
         bias: ``[V] float64``.
         norms: ``[V] float64``, of the matrix's rows.
+
+    Returns:
+        Terms ``[n] int32``, ascending, and weights ``[n] float32``.
     """
     longest = float(np.sqrt(np.square(states, dtype=np.float64).sum(axis=1).max()))
-    # an inner product's rounding error, in any order of summation (Higham 2002, 3.5)
+    # rounding error of an inner product, whatever the order of summation (Higham 2002, 3.5)
     slack = 1.01 * (len(states[0]) + 2) * _EPSILON * (longest * norms + np.abs(bias))
     dtype = np.float32 if longest * float(norms.max(initial=0.0)) < _WITHIN_FLOAT32 else np.float64
     logits = np.empty(len(matrix))
     for left in range(0, len(matrix), _TILE):
         span = slice(left, left + _TILE)
-        logits[span] = _largest(states, matrix[span], bias[span], slack[span], dtype)
+        logits[span] = _largest_logits(states, matrix[span], bias[span], slack[span], dtype)
     weights = np.log1p(np.maximum(logits, 0.0)).astype(np.float32)
     terms = np.flatnonzero(weights > 0)
     return terms.astype(np.int32), weights[terms]
 
 
-def _largest(
+def _largest_logits(
     states: NDArray[np.float32],
     matrix: NDArray[np.float32],
     bias: NDArray[np.float64],
     slack: NDArray[np.float64],
     dtype: type[np.floating],
 ) -> NDArray[np.float64]:
-    """Largest logits of a tile, exact where they are positive, minus infinity elsewhere."""
+    """Return the largest logits of a tile's terms: exact where they are positive, minus infinity elsewhere."""
     products = states.astype(dtype, copy=False) @ matrix.astype(dtype, copy=False).T
     largest = products.max(axis=0)
-    may = np.flatnonzero(largest + bias + slack > 0)
-    least = np.maximum(largest[may] - 2 * slack[may], -bias[may] - slack[may])
-    tokens, at = np.nonzero(products[:, may] >= least)
+    candidates = np.flatnonzero(largest + bias + slack > 0)
+    # a token decides only if its logit may be the largest and may be positive
+    least = np.maximum(largest[candidates] - 2 * slack[candidates], -bias[candidates] - slack[candidates])
+    tokens, at = np.nonzero(products[:, candidates] >= least)
     out = np.full(len(matrix), -np.inf)
     for start in range(0, len(tokens), _PAIRS):
-        rows, terms = tokens[start : start + _PAIRS], may[at[start : start + _PAIRS]]
+        rows, terms = tokens[start : start + _PAIRS], candidates[at[start : start + _PAIRS]]
         exact = np.einsum("ij,ij->i", states[rows].astype(np.float64), matrix[terms].astype(np.float64))
         np.maximum.at(out, terms, exact + bias[terms])
     return out

@@ -1,6 +1,8 @@
-"""A text's states as 8-bit numbers in the coordinates of a screen, with bounds on what that loses. Compiled.
+"""Rotate a text's states and round them to 8 bits, with bounds on the error. Compiled with numba.
 
-``Screen`` stands here too: it is what texts are quantised for. Making one is ``screening``.
+``Screen`` and ``QuantisedText`` are the two sides of the 8-bit product. Both describe a vector by the same four numbers
+per level: its norm, its error's norm, the norm of the coordinates that the level leaves out, and its quantisation step.
+``docs/sparse-head.md`` derives the bounds.
 """
 
 from __future__ import annotations
@@ -13,81 +15,126 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.splade_head.llvm_blocks import GROUP, ROWS, compiled, rotate_block
 
 OFFSET = 128
-"""Added to quantised states: the instruction takes them unsigned."""
+"""Added to quantised states: the dot-product instruction takes one side unsigned."""
+
+_ROUNDED_UP = 1.0001
+"""Factor on norms computed in float32. Sums of at most 16,000 squares are good to a relative error below this."""
 
 
 class Screen(NamedTuple):
-    """A vocabulary prepared for screening; ``P`` terms in groups, ``L`` levels, ``H`` hidden, ``K = 4 * ceil(H / 4)``.
+    """A vocabulary prepared for screening.
+
+    ``V`` terms stand in ``P`` places, filled up to whole groups. There are ``L`` levels, ``H`` hidden coordinates and
+    ``K = 4 * ceil(H / 4)`` quantised ones.
 
     Attributes:
-        mean: ``[H] float32``, taken off every state.
-        basis: ``[ceil(K / GROUP), H, GROUP] float32``: the rotation, column blocks one after another.
-        levels: ``[L] int64``: leading coordinates used, multiples of 4, the last is ``K``.
-        checks: ``[P / GROUP] int64``: at how many levels before the last a group of terms is looked at.
-        level: ``[P / GROUP, L] int64``: which levels those are, ascending.
-        plan: ``[P / GROUP, L, 2] int64``: for each of them and the last level, in steps of four coordinates: where it
-            ends; and where a token's tails of it lie, in bytes.
-        packed: ``[P / GROUP, K / 4, GROUP * 4] int8``: quantised terms, four coordinates of every term at a time.
-        tail: ``[P / GROUP, L, GROUP * 4] int8``: norms of the coordinates that these levels leave out, split into four.
+        mean: ``[H] float32``, subtracted from every state.
+        basis: ``[ceil(K / GROUP), H, GROUP] float32``: the rotation, one block of columns after another.
+        levels: ``[L] int64``: numbers of leading coordinates after which a check is possible. Multiples of 4; the last
+            is ``K``.
+        checks: ``[P / GROUP] int64``: how many checks a group of terms gets before the last level.
+        check_levels: ``[P / GROUP, L] int64``: the levels of those checks, ascending, filled up with the last level.
+        plan: ``[P / GROUP, L, 2] int64``: for each of ``check_levels``, the step of four coordinates at which it ends,
+            and the offset in bytes of its tail norms in a block of ``QuantisedText.tails``.
+        packed: ``[P / GROUP, K / 4, GROUP * 4] int8``: quantised terms, four coordinates of every term of a group at a
+            time.
+        tails: ``[P / GROUP, L, GROUP * 4] int8``: norms of the coordinates that ``check_levels`` leave out, rounded up,
+            each as four numbers that add up to it.
         rows: ``[P, K / 4] int32``: the quantised terms again, one after another, four coordinates in each number.
-        scale: ``[P] float64``: quantisation step of a term; ``centre``, ``reach`` and ``blur`` count in it.
-        centre: ``[P] float64``: logit of the mean state, a little rounded up; minus infinity where there is no term.
+        scale: ``[P] float64``: quantisation step of a term. ``mean_logit``, ``norm`` and ``error`` are in this unit.
+        mean_logit: ``[P] float64``: logit of the mean state, rounded up; minus infinity in a place without a term.
         sums: ``[L, P] float64``: sum of the quantised coordinates up to each level.
-        reach: ``[L, P] float64``: norm of the term's coordinates up to each level.
-        blur: ``[L, P] float64``: norm of their quantisation error.
-        term: ``[P] int32``: vocabulary entry, -1 where there is none.
-        matrix: ``[V, H] float32``, as it is in the model.
+        norm: ``[L, P] float64``: norm of the term's coordinates up to each level.
+        error: ``[L, P] float64``: norm of their quantisation error.
+        term: ``[P] int32``: vocabulary entry, -1 in a place without a term.
+        matrix: ``[V, H] float32``, the model's output layer.
         bias: ``[V] float64``.
-        norm: of the mean.
-        rounding: float32 rounding error of a rotated state, per unit of its norm and the mean's.
+        mean_norm: norm of ``mean``.
+        rounding: float32 rounding error of a rotated state, per unit of its norm plus ``mean_norm``.
     """
 
     mean: NDArray[np.float32]
     basis: NDArray[np.float32]
     levels: NDArray[np.int64]
     checks: NDArray[np.int64]
-    level: NDArray[np.int64]
+    check_levels: NDArray[np.int64]
     plan: NDArray[np.int64]
     packed: NDArray[np.int8]
-    tail: NDArray[np.int8]
+    tails: NDArray[np.int8]
     rows: NDArray[np.int32]
     scale: NDArray[np.float64]
-    centre: NDArray[np.float64]
+    mean_logit: NDArray[np.float64]
     sums: NDArray[np.float64]
-    reach: NDArray[np.float64]
-    blur: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    error: NDArray[np.float64]
     term: NDArray[np.int32]
     matrix: NDArray[np.float32]
     bias: NDArray[np.float64]
-    norm: float
+    mean_norm: float
     rounding: float
 
 
 class QuantisedText(NamedTuple):
-    """One text's states, quantised: ``T`` tokens, rounded up to a multiple of ``ROWS`` by repeating the last.
+    """A text's states in 8 bits: ``T`` tokens, filled up to a multiple of ROWS by repeating the last.
 
-    Best by falling norm: what is said of several tokens together is then as good as what would be said of each.
+    The tokens stand by falling norm: a bound shared by ROWS neighbours is then almost as tight as one per token.
 
     Attributes:
-        states: ``[T, K] uint8``, 128 added.
+        states: ``[T, K] uint8``, OFFSET added.
         tails: ``[T / ROWS, L, 4] uint8``: largest norm that a level leaves out of ROWS tokens, rounded up, four times.
         step: quantisation step.
-        reach: ``[L] float64``: largest norm of a token's quantised coordinates.
-        blur: ``[L] float64``: largest norm of their quantisation error.
+        norm: ``[L] float64``: largest norm of any token's quantised coordinates up to a level.
+        error: ``[L] float64``: largest norm of their quantisation error.
         rounding: largest norm of the rotation's rounding error.
     """
 
     states: NDArray[np.uint8]
     tails: NDArray[np.uint8]
     step: float
-    reach: NDArray[np.float64]
-    blur: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    error: NDArray[np.float64]
     rounding: float
 
 
 @compiled
-def rotated(states: NDArray[np.float32], screen: Screen) -> NDArray[np.float32]:
-    """States less the mean in the screen's coordinates, ``[T, >= K]``, T rounded up by repeating the last token."""
+def quantised_text(states: NDArray[np.float32], rotated: NDArray[np.float32], screen: Screen) -> QuantisedText:
+    """Round a text's rotated states to 8 bits.
+
+    Args:
+        states: ``[tokens, H] float32``, as the model gave them.
+        rotated: ``[T, >= K] float32``: see ``rotated_states``.
+        screen: the vocabulary.
+    """
+    tokens, levels = len(rotated), screen.levels
+    left_out = _left_out_norms(rotated, levels)
+    # a coordinate becomes -127 to 127; a tail norm, which is never negative, 0 to 255
+    step = max(_largest_size(rotated) / np.float32(127), _largest_size(left_out) / np.float32(254), np.float32(1e-30))
+    inverse = np.float32(1) / step
+    numbers = np.empty((tokens, screen.packed.shape[1] * 4), np.uint8)
+    tails = np.zeros((tokens // ROWS, len(levels), 4), np.uint8)
+    norm, error = np.zeros(len(levels)), np.zeros(len(levels))
+    for token in range(tokens):
+        squares, lost_squares, start = np.float32(0), np.float32(0), 0
+        for level in range(len(levels)):
+            for at in range(start, levels[level]):
+                near = np.rint(rotated[token, at] * inverse)
+                numbers[token, at] = np.uint8(np.int32(near) + OFFSET)
+                lost = rotated[token, at] - near * step
+                squares += near * near
+                lost_squares += lost * lost
+            start = levels[level]
+            norm[level] = max(norm[level], np.sqrt(np.float64(squares)) * step * _ROUNDED_UP)
+            error[level] = max(error[level], np.sqrt(np.float64(lost_squares)) * _ROUNDED_UP)
+            tail = np.uint8(np.ceil(left_out[level, token] * inverse * np.float32(_ROUNDED_UP)))
+            for at in range(4):
+                tails[token // ROWS, level, at] = max(tails[token // ROWS, level, at], tail)
+    rounding = (_longest(states) + screen.mean_norm) * screen.rounding
+    return QuantisedText(numbers, tails, np.float64(step), norm, error, rounding)
+
+
+@compiled
+def rotated_states(states: NDArray[np.float32], screen: Screen) -> NDArray[np.float32]:
+    """Subtract the mean and rotate: ``[tokens, H]`` to ``[T, >= K] float32``, filled up by repeating the last token."""
     tokens, hidden = states.shape
     padded = (tokens + ROWS - 1) // ROWS * ROWS
     centred = np.empty((padded, hidden), np.float32)
@@ -110,71 +157,53 @@ def rotated(states: NDArray[np.float32], screen: Screen) -> NDArray[np.float32]:
 
 
 @compiled
-def _left_out(turned: NDArray[np.float32], levels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Norms of what the levels leave out of every token, ``[L, T]``."""
-    out = np.zeros((len(levels), len(turned)), np.float32)
-    for token in range(len(turned)):
-        rest = np.float32(0)
-        for level in range(len(levels) - 1, 0, -1):
-            for at in range(levels[level - 1], levels[level]):
-                rest += turned[token, at] * turned[token, at]
-            out[level - 1, token] = np.sqrt(rest)
-    return out
+def longest_first(
+    states: NDArray[np.float32], rotated: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Order a text's tokens by falling norm: ``states``, and ``rotated`` filled up with the last of them.
 
-
-@compiled
-def _highest(values: NDArray[np.float32]) -> np.float32:
-    highest = np.float32(0)
-    for row in range(values.shape[0]):
-        for at in range(values.shape[1]):
-            highest = max(highest, abs(values[row, at]))
-    return highest
-
-
-@compiled
-def _longest(states: NDArray[np.float32]) -> float:
-    longest = 0.0
+    The norm is that of the coordinates after the first three eighths: most blocks are given up around there, and the
+    bound then depends on the coordinates that are left.
+    """
+    keys, squares = np.empty(len(states), np.uint64), np.zeros(len(states), np.float32)
     for token in range(len(states)):
-        norm = 0.0
-        for at in range(states.shape[1]):
-            norm += np.float64(states[token, at]) ** 2
-        longest = max(longest, norm)
-    return float(np.sqrt(longest))
+        for at in range(rotated.shape[1] * 3 // 8, rotated.shape[1]):
+            squares[token] += rotated[token, at] * rotated[token, at]
+    bits = squares.view(np.uint32)  # positive floats order like their bits
+    for token in range(len(states)):
+        # falling norm in the upper half of the key, the token's number in the lower
+        keys[token] = (np.uint64(0xFFFFFFFF - bits[token]) << np.uint64(32)) | np.uint64(token)
+    _sort(keys)
+    ordered, ordered_rotated = np.empty_like(states), np.empty_like(rotated)
+    for place in range(len(rotated)):
+        token = keys[min(place, len(states) - 1)] & np.uint64(0xFFFFFFFF)
+        if place < len(states):
+            ordered[place] = states[token]
+        ordered_rotated[place] = rotated[token]
+    return ordered, ordered_rotated
 
 
 @compiled
-def quantised(states: NDArray[np.float32], turned: NDArray[np.float32], screen: Screen) -> QuantisedText:
-    """A text's rotated states as 8-bit numbers, with bounds on what that loses."""
-    tokens, levels = len(turned), screen.levels
-    left_out = _left_out(turned, levels)
-    step = max(_highest(turned) / np.float32(127), _highest(left_out) / np.float32(254), np.float32(1e-30))
-    inverse = np.float32(1) / step
-    numbers = np.empty((tokens, screen.packed.shape[1] * 4), np.uint8)
-    tails = np.zeros((tokens // ROWS, len(levels), 4), np.uint8)
-    reach, blur = np.zeros(len(levels)), np.zeros(len(levels))
-    for token in range(tokens):
-        kept, lost, start = np.float32(0), np.float32(0), 0
-        for level in range(len(levels)):
-            for at in range(start, levels[level]):
-                near = np.rint(turned[token, at] * inverse)
-                numbers[token, at] = np.uint8(np.int32(near) + OFFSET)
-                error = turned[token, at] - near * step
-                kept += near * near
-                lost += error * error
-            start = levels[level]
-            # float32 sums of this many squares are good to 1e-4 and better
-            reach[level] = max(reach[level], np.sqrt(np.float64(kept)) * step * 1.0001)
-            blur[level] = max(blur[level], np.sqrt(np.float64(lost)) * 1.0001)
-            tail = np.uint8(np.ceil(left_out[level, token] * inverse * np.float32(1.0001)))
-            for at in range(4):
-                tails[token // ROWS, level, at] = max(tails[token // ROWS, level, at], tail)
-    rounding = (_longest(states) + screen.norm) * screen.rounding
-    return QuantisedText(numbers, tails, np.float64(step), reach, blur, rounding)
+def keep_largest(
+    terms: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    out_terms: NDArray[np.int32],
+    out_weights: NDArray[np.float32],
+) -> None:
+    """Write the largest weights by falling weight, ties by lower term; the rest of the outputs is left alone."""
+    keys = np.empty(len(terms), np.uint64)
+    bits, out_bits = weights.view(np.uint32), out_weights.view(np.uint32)  # positive floats order like their bits
+    for at in range(len(terms)):
+        keys[at] = (np.uint64(0xFFFFFFFF - bits[at]) << np.uint64(32)) | np.uint64(terms[at])
+    _sort(keys)
+    for at in range(min(len(keys), len(out_terms))):
+        out_terms[at] = np.int32(keys[at] & np.uint64(0xFFFFFFFF))
+        out_bits[at] = np.uint32(0xFFFFFFFF - (keys[at] >> np.uint64(32)))
 
 
 @compiled
 def _sort(keys: NDArray[np.uint64]) -> None:
-    """Shell's sort, in place: numba's own sorts take longer to compile than everything else here."""
+    """Sort in place by Shell's method: numba's own sorts take longer to compile than all other code here."""
     gap = 1
     while gap < len(keys) // 3:
         gap = 3 * gap + 1
@@ -189,40 +218,34 @@ def _sort(keys: NDArray[np.uint64]) -> None:
 
 
 @compiled
-def keep_largest(
-    terms: NDArray[np.int32], weights: NDArray[np.float32], index: NDArray[np.int32], weight: NDArray[np.float32]
-) -> None:
-    """The largest weights by falling weight, ties by lower term, into rows of -1 and 0."""
-    keys = np.empty(len(terms), np.uint64)
-    bits, kept = weights.view(np.uint32), weight.view(np.uint32)  # positive floats order like their bits
-    for at in range(len(terms)):
-        keys[at] = (np.uint64(0xFFFFFFFF - bits[at]) << np.uint64(32)) | np.uint64(terms[at])
-    _sort(keys)
-    for at in range(min(len(keys), len(index))):
-        index[at] = np.int32(keys[at] & np.uint64(0xFFFFFFFF))
-        kept[at] = np.uint32(0xFFFFFFFF - (keys[at] >> np.uint64(32)))
+def _left_out_norms(rotated: NDArray[np.float32], levels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the norm of the coordinates after each level, of every token: ``[L, T]``."""
+    out = np.zeros((len(levels), len(rotated)), np.float32)
+    for token in range(len(rotated)):
+        squares = np.float32(0)
+        for level in range(len(levels) - 1, 0, -1):
+            for at in range(levels[level - 1], levels[level]):
+                squares += rotated[token, at] * rotated[token, at]
+            out[level - 1, token] = np.sqrt(squares)
+    return out
 
 
 @compiled
-def longest_first(
-    states: NDArray[np.float32], turned: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A text's tokens by falling norm, and ``turned`` in the same order, filled up with the last of them.
+def _largest_size(values: NDArray[np.float32]) -> np.float32:
+    largest = np.float32(0)
+    for row in range(values.shape[0]):
+        for at in range(values.shape[1]):
+            largest = max(largest, abs(values[row, at]))
+    return largest
 
-    The norm is that of the coordinates after the first three eighths, around which most blocks are given up.
-    """
-    keys, norms = np.empty(len(states), np.uint64), np.zeros(len(states), np.float32)
+
+@compiled
+def _longest(states: NDArray[np.float32]) -> float:
+    """Return the largest norm of any token's state, in float64."""
+    longest = 0.0
     for token in range(len(states)):
-        for at in range(turned.shape[1] * 3 // 8, turned.shape[1]):
-            norms[token] += turned[token, at] * turned[token, at]
-    bits = norms.view(np.uint32)  # positive floats order like their bits
-    for token in range(len(states)):
-        keys[token] = (np.uint64(0xFFFFFFFF - bits[token]) << np.uint64(32)) | np.uint64(token)
-    _sort(keys)
-    own, rest = np.empty_like(states), np.empty_like(turned)
-    for place in range(len(turned)):
-        token = keys[min(place, len(states) - 1)] & np.uint64(0xFFFFFFFF)
-        if place < len(states):
-            own[place] = states[token]
-        rest[place] = turned[token]
-    return own, rest
+        squares = 0.0
+        for at in range(states.shape[1]):
+            squares += np.float64(states[token, at]) ** 2
+        longest = max(longest, squares)
+    return float(np.sqrt(longest))

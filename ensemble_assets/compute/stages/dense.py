@@ -19,8 +19,8 @@ from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.stages.encoder_input import EncoderWork, encoder_work
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
@@ -115,7 +115,7 @@ def _encode_one(
     started = time.perf_counter()
     files = context.locate(spec)
     spec = complete_spec(spec, files)
-    work = encoder_work(chunks, queries, spec, vocabulary(files), context.tokens)
+    work = encoder_input(chunks, queries, spec, load_vocabulary(files), context.tokens)
     factory = make_factory(spec, files, context.runtime)
     try:
         result = context.run("dense", spec, work.table, factory)
@@ -128,12 +128,12 @@ def _encode_one(
     vectors = result.outputs["vector"]
     windows = len(work.windows)
     of_chunks = mean_vectors(vectors[:windows], work.windows)
-    record = work.counted(record_of("dense", "completed", spec, files, factory, result))
+    record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
     record = replace(record, seconds=time.perf_counter() - started)
     return DenseVectors(spec, files, of_chunks, vectors[windows:], work.windows.dropped > 0, record)
 
 
-def _refuse_failures(result: TableResult, work: EncoderWork, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
+def _refuse_failures(result: TableResult, work: EncoderInput, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
     """There is no fallback for a dense vector: a row without one is an error that names it."""
     if not result.failed_rows:
         return

@@ -1,6 +1,6 @@
-"""What an encoder is given: the windows of all chunks, then all queries, as one token table.
+"""Make an encoder's input: the windows of all chunks, then all queries, as one token table.
 
-Dense and sparse stages share it. How results of windows become results of chunks is ``windows``.
+The dense and the sparse stage share it. ``tokens.windows`` turns results of windows into results of chunks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.compute.tokens.token_cache import TokenCache
 from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables, single_table
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary
-from ensemble_assets.compute.tokens.windows import Windows, windows_of
+from ensemble_assets.compute.tokens.windows import Windows, cut_windows
 from ensemble_assets.models.registry import ModelSpec
 
 
 @dataclass(frozen=True)
-class EncoderWork:
-    """One model's work.
+class EncoderInput:
+    """One model's input.
 
     Attributes:
         table: a row per window, in the chunks' order, then a row per query.
@@ -33,26 +33,27 @@ class EncoderWork:
     windows: Windows
     dropped: NDArray[np.int64]
 
-    def counted(self, record: StageRecord) -> StageRecord:
-        """The record with what is known before anything runs: items, and what they lost to the model's limit."""
-        lost = int((self.dropped > 0).sum()), int(self.dropped.sum())
-        return replace(record, items=len(self.dropped), truncated=lost[0], tokens_dropped=lost[1])
+    def add_counts(self, record: StageRecord) -> StageRecord:
+        """Return the record with the numbers of texts, of truncated texts, and of tokens that those lost."""
+        truncated, dropped = int((self.dropped > 0).sum()), int(self.dropped.sum())
+        return replace(record, items=len(self.dropped), truncated=truncated, tokens_dropped=dropped)
 
 
-def encoder_work(
-    chunks: pl.Series, queries: pl.Series, spec: ModelSpec, known: Vocabulary, tokens: TokenCache
-) -> EncoderWork:
+def encoder_input(
+    chunks: pl.Series, queries: pl.Series, spec: ModelSpec, vocabulary: Vocabulary, cache: TokenCache
+) -> EncoderInput:
     """Tokenise chunks and queries for a model, or take their ids from the cache.
 
     Raises:
         StageError: if the tokenizer fails on a text.
         SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
     """
-    template = known.template
-    of_chunks = tokens.bodies(chunks, known, spec.chunk_tokens, spec.document_prefix)
-    of_queries = tokens.bodies(queries, known, spec.max_tokens, spec.query_prefix)
-    query_table = single_table(of_queries, template, spec.max_tokens)
+    template = vocabulary.template
+    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix)
+    query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix)
+    query_table = single_table(query_bodies, template, spec.max_tokens)  # raises if the limit leaves no room
     room = spec.max_tokens - template.single_specials
-    windows = windows_of(of_chunks, room, spec.windows)
+    windows = cut_windows(chunk_bodies, room, spec.windows)
     table = join_tables(single_table(windows.bodies, template, spec.max_tokens), query_table)
-    return EncoderWork(table, windows, np.concatenate([windows.dropped, np.maximum(of_queries.full_lengths - room, 0)]))
+    dropped_of_queries = np.maximum(query_bodies.full_lengths - room, 0)
+    return EncoderInput(table, windows, np.concatenate([windows.dropped, dropped_of_queries]))

@@ -1,9 +1,9 @@
-"""The rerank stage: a CrossEncoder, or late interaction, over each query's best fused candidates.
+"""Rerank every query's best fused candidates with a CrossEncoder or late interaction.
 
-All queries' pairs are one work list, ordered by length; what a query gets depends on its own pairs only. Where time is
-limited the list is cut into slices by rank, best first, and ``latency_budget`` says after each how deep the next one
-goes. A query of which any pair could not be scored keeps its fused order, since half a scored list cannot be ordered
-fairly. How scores are mixed is ``interpolation``.
+The pairs of all queries are one work list. A query's scores depend on its own pairs only. Where time is limited, the
+list is scored in slices by rank, best first (``rerank_depth``). Scores and fused order are mixed by ``rerank_scores``.
+
+A query with a pair that could not be scored keeps its fused order: half a scored list cannot be ordered fairly.
 """
 
 from __future__ import annotations
@@ -19,15 +19,22 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.common.frame_schemas import CANDIDATES, conform
+from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.held_model import hold, merge_results
-from ensemble_assets.compute.stages.rerank_depth import NO_LIMIT, Allowance, PairWork, TimeLimit, score_slices
+from ensemble_assets.compute.stages.rerank_depth import (
+    NO_LIMIT,
+    Allowance,
+    PairWork,
+    SliceResults,
+    TimeLimit,
+    score_slices,
+)
 from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies, vocabulary
-from ensemble_assets.compute.tokens.windows import Windows, failed_texts, largest_logits, take_bodies, windows_of
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
+from ensemble_assets.compute.tokens.windows import Windows, cut_windows, failed_texts, largest_logits, select_bodies
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.registry import ModelSpec
 
@@ -37,14 +44,14 @@ FEATURE_DISABLED = "feature_disabled"
 
 @dataclass(frozen=True)
 class RerankOptions:
-    """What is wanted.
+    """Switch, depth, weight and time of the stage.
 
     Attributes:
         enabled: False keeps the fused order, without counting that as a fallback.
         depth: candidates per query that are scored.
         weight: the reranker's share in the final score; None: the model's own.
-        allowance: what the stage may take, counted from its call; without a limit every candidate down to ``depth`` is
-            scored.
+        allowance: the time that the stage may take, counted from its call. Without a limit every candidate down to
+            ``depth`` is scored.
     """
 
     enabled: bool = True
@@ -52,20 +59,20 @@ class RerankOptions:
     weight: float | None = None
     allowance: Allowance = NO_LIMIT
 
-    def share_of(self, spec: ModelSpec) -> float:
-        """The share that a reranker gets."""
+    def weight_for(self, spec: ModelSpec) -> float:
+        """Return a reranker's share in the final score."""
         return spec.share if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
 class RerankResult:
-    """What the rerank stage made.
+    """Output of the rerank stage.
 
     Attributes:
         reranked: a ``RERANKED`` frame: every candidate of every query.
         queries: one row per query that has candidates: ``public_id``, ``requested_depth`` (UInt32, candidates that were
-            to be scored), ``reached_depth`` (UInt32, those that were: its best ones), ``reranked`` (Boolean) and
-            ``reason`` (String, why not; null where it was).
+            to be scored), ``reached_depth`` (UInt32, its best candidates that were scored), ``reranked`` (Boolean) and
+            ``reason`` (String, why it was not reranked; null where it was).
         record: the stage's run.
     """
 
@@ -76,7 +83,13 @@ class RerankResult:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """What is to be scored: a row of ``head`` each, whose ``_at`` is its place among all candidates."""
+    """Candidates to be scored.
+
+    Attributes:
+        head: a row per pair; ``_at`` is its place among all candidates.
+        chunks: all chunk texts.
+        queries: a frame with ``public_id`` and ``text``.
+    """
 
     head: pl.DataFrame
     chunks: pl.Series
@@ -85,7 +98,15 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A logit per pair, NaN where there is none; why queries failed; how deep it went; and the run's record."""
+    """Scores of pairs.
+
+    Attributes:
+        logits: ``[n_pairs] float32``, NaN where there is none.
+        failed: query -> why it is not reranked.
+        reached: rank down to which pairs were scored.
+        record: the model's run.
+        largest_batch: tokens of the largest batch.
+    """
 
     logits: NDArray[np.float32]
     failed: dict[str, str]
@@ -108,10 +129,10 @@ def rerank_candidates(
     """Rerank every query's first ``depth`` candidates, or as many as time allows; the rest stay below, in fused order.
 
     Args:
-        candidates: a ``CANDIDATES`` frame.
+        candidates: a ``FUSED`` frame, or one with more columns.
         chunks: all chunk texts; ``row`` of the candidates points into them.
         queries: a frame with ``public_id`` and ``text``.
-        spec: the CrossEncoder, or what takes its place.
+        spec: the CrossEncoder, or an encoder for late interaction.
         context: what to compute with.
         options: switch, depth, weight and time.
         make_factory: how to run the model.
@@ -119,19 +140,19 @@ def rerank_candidates(
 
     Raises:
         SettingsError: if depth, floor or weight is out of range.
-        ArtefactError: if the candidates are not what they should be.
+        ArtefactError: if the candidates lack columns or have other types.
     """
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")
     started = clock()
-    candidates = conform(candidates, CANDIDATES, "fused candidates")
+    candidates = conform(candidates, FUSED, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
     reason = "" if options.enabled else FEATURE_DISABLED
     scored: _Scored | None = None
     if options.enabled and head.height:
         try:
-            limits = TimeLimit(options.allowance, started, clock)
-            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory, limits)
+            limit = TimeLimit(options.allowance, started, clock)
+            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory, limit)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
@@ -140,96 +161,135 @@ def rerank_candidates(
     if scored:
         logits[head["_at"].to_numpy()] = scored.logits
     with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
-    outcome = _outcome(with_logits, scored.failed if scored else {}, reason, options.depth)
+    outcome = _outcome_by_query(with_logits, scored.failed if scored else {}, reason, options.depth)
     record = _record(outcome, scored, options, spec)
     for why, count in record.fallback_reasons.items():
         context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
-    reranked = final_order(with_logits, options.share_of(spec))
+    reranked = final_order(with_logits, options.weight_for(spec))
     return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
 
 
+# --- scoring pairs ---
+#
+# A chunk that is too long for the model is cut into windows. The model scores a row for each window of a pair:
+#
+#     pairs, the rows of ``head``        q1 c4        q1 c7         q2 c4
+#     windows, and the pair of each      w0 of 0      w1, w2 of 1   w3 of 2      Windows.texts = 0 1 1 2
+#     rows of the model's table          q1+w0        q1+w1, q1+w2  q2+w3        PairWork.rows: (query, window)
+#     a pair's logit                     l0           max(l1, l2)   l3           largest_logits
+
+
 def _score(
-    pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limits: TimeLimit
+    pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limit: TimeLimit
 ) -> _Scored:
     files = context.locate(spec)
     spec = complete_spec(spec, files)
-    known = vocabulary(files)
-    head = pairs.head
-    asked = pairs.queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
-    query_bodies = context.tokens.bodies(asked["text"], known, spec.max_tokens, spec.query_prefix)
-    chunk_bodies, chunk_at = _chunk_bodies(head, pairs.chunks, known, spec, context)
-    numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
-    query_at = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")["_query"]
-    queries = query_at.to_numpy().astype(np.int64)
-    windows = _windows(query_bodies.full_lengths[queries], take_bodies(chunk_bodies, chunk_at), known, spec)
-    rows = np.stack([queries[windows.texts], np.arange(len(windows))], axis=1)
-    ranks = head["rank"].to_numpy()[windows.texts]
-    work = PairWork(ranks, rows, query_bodies, windows.bodies, known, spec.max_tokens)
+    work = _tokenised(pairs, load_vocabulary(files), spec, context)
     factory = make_factory(spec, files, context.runtime)
     with hold(context, "rerank", spec, factory) as held:
-        slices = score_slices(work, held, limits)
+        slices = score_slices(work, held, limit)
     result = merge_results(slices.results)
-    failed = _failed_queries(head, failed_texts(slices.failed, windows))
-    done, done_windows = head["rank"].to_numpy() <= slices.reached, work.ranks <= slices.reached
-    full = query_bodies.full_lengths[rows[done_windows, 0]] + windows.bodies.full_lengths[done_windows]
-    dropped_in_windows = int(full.sum()) + len(full) * known.template.pair_specials - slices.tokens
-    record = replace(
-        record_of("rerank", "completed", spec, files, factory, result),
-        items=int(done.sum()),
-        truncated=slices.truncated + int((windows.dropped[done] > 0).sum()),
-        tokens_dropped=dropped_in_windows + int(windows.dropped[done].sum()),
+    record = record_of("rerank", "completed", spec, files, factory, result)
+    return _by_pair(pairs.head, work, slices, record, result.largest_batch)
+
+
+def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext) -> PairWork:
+    """Tokenise the texts of all pairs and cut their chunks into windows."""
+    head = pairs.head
+    asked = pairs.queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
+    query_bodies = context.tokens.bodies(asked["text"], vocabulary, spec.max_tokens, spec.query_prefix)
+    numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
+    numbered = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")
+    query_of_pair = numbered["_query"].to_numpy().astype(np.int64)
+    chunk_bodies = _chunk_bodies(head, pairs.chunks, vocabulary, spec, context)
+    windows = _windows(query_bodies.full_lengths[query_of_pair], chunk_bodies, vocabulary, spec)
+    return PairWork(
+        ranks=head["rank"].to_numpy()[windows.texts],
+        rows=np.stack([query_of_pair[windows.texts], np.arange(len(windows))], axis=1),
+        queries=query_bodies,
+        windows=windows,
+        template=vocabulary.template,
+        max_tokens=spec.max_tokens,
     )
-    bad = head["public_id"].is_in(list(failed)).to_numpy()
-    logits = np.where(bad, np.float32(np.nan), largest_logits(slices.logits, windows))
-    return _Scored(logits, failed, slices.reached, record, result.largest_batch)
-
-
-def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, known: Vocabulary, spec: ModelSpec) -> Windows:
-    """Windows of every pair's chunk, so long that the pair's query, or its half of a pair, fits beside each.
-
-    With one window it is the whole chunk, and both texts of a pair are cut where they do not fit together. For late
-    interaction a chunk is cut alike beside every query, so that it is encoded once for all of them; a query that is
-    longer than a quarter of a pair cuts it further.
-    """
-    room = spec.max_tokens - known.template.pair_specials
-    if spec.pooling == "late_interaction":
-        return windows_of(chunks, room - min(int(query_tokens.max()), room // 4), spec.windows)
-    if spec.windows == 1:
-        return Windows(chunks, np.arange(len(chunks)), np.zeros(len(chunks), np.int64))
-    return windows_of(chunks, room - np.minimum(query_tokens, room // 2), spec.windows)
 
 
 def _chunk_bodies(
-    head: pl.DataFrame, chunks: pl.Series, known: Vocabulary, spec: ModelSpec, context: ComputeContext
-) -> tuple[TokenBodies, NDArray[np.int64]]:
-    """Token ids of the candidates' chunks, and where each pair's chunk stands in them.
+    head: pl.DataFrame, chunks: pl.Series, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext
+) -> TokenBodies:
+    """Return the token ids of every pair's chunk, ``[n_pairs]``.
 
-    All chunks' ids where an encoder with this vocabulary has made them already, else only those that are needed.
+    They are those of all chunks if an encoder with this vocabulary has made them. Else only the candidates' chunks are
+    tokenised.
     """
     rows = head["row"].to_numpy().astype(np.int64)
-    held = context.tokens.held(chunks, known, spec.chunk_tokens, spec.document_prefix)
-    if held is not None:
-        return held, rows
-    distinct, at = np.unique(rows, return_inverse=True)
-    bodies = tokenise_bodies(chunks.gather(distinct), known, spec.chunk_tokens, spec.document_prefix)
-    return bodies, at.astype(np.int64)
+    cached = context.tokens.cached_bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix)
+    if cached is not None:
+        return select_bodies(cached, rows)
+    distinct, of_pair = np.unique(rows, return_inverse=True)
+    bodies = tokenise_bodies(chunks.gather(distinct), vocabulary, spec.chunk_tokens, spec.document_prefix)
+    return select_bodies(bodies, of_pair.astype(np.int64))
+
+
+def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: Vocabulary, spec: ModelSpec) -> Windows:
+    """Cut every pair's chunk into windows that fit beside the pair's query.
+
+    A query counts as at most half of the room, so that long queries leave room for a window. With one window the chunk
+    stays whole, and both texts of a pair are cut where they do not fit together.
+
+    For late interaction a chunk is cut alike beside every query, so that it is encoded once for all of them. Queries
+    count as at most a quarter of the room; a longer query cuts the chunk further.
+
+    Args:
+        query_tokens: ``[n_pairs] int64``, tokens of each pair's query.
+        chunks: ``[n_pairs]``, each pair's chunk.
+        vocabulary: for its special tokens.
+        spec: the model.
+    """
+    room = spec.max_tokens - vocabulary.template.pair_specials
+    if spec.pooling == "late_interaction":
+        return cut_windows(chunks, room - min(int(query_tokens.max()), room // 4), spec.windows)
+    if spec.windows == 1:
+        return Windows(chunks, np.arange(len(chunks)), np.zeros(len(chunks), np.int64))
+    return cut_windows(chunks, room - np.minimum(query_tokens, room // 2), spec.windows)
+
+
+def _by_pair(
+    head: pl.DataFrame, work: PairWork, slices: SliceResults, record: StageRecord, largest_batch: int
+) -> _Scored:
+    """Turn results of windows into results of pairs, and failed pairs into failed queries."""
+    failed = _failed_queries(head, failed_texts(slices.failed, work.windows))
+    without = head["public_id"].is_in(list(failed)).to_numpy()
+    logits = np.where(without, np.float32(np.nan), largest_logits(slices.logits, work.windows))
+    scored = head["rank"].to_numpy() <= slices.reached
+    lost = work.windows.dropped[scored]
+    record = replace(
+        record,
+        items=int(scored.sum()),
+        truncated=slices.truncated + int((lost > 0).sum()),
+        tokens_dropped=slices.tokens_dropped + int(lost.sum()),
+    )
+    return _Scored(logits, failed, slices.reached, record, largest_batch)
 
 
 def _failed_queries(head: pl.DataFrame, failed_pairs: dict[int, str]) -> dict[str, str]:
-    """Queries with a pair that failed, and why (the reason of their best-ranked such pair)."""
+    """Return the queries with a failed pair, each with the reason of its best-ranked one."""
     failed: dict[str, str] = {}
     for pair in sorted(failed_pairs):
         failed.setdefault(head["public_id"][pair], failed_pairs[pair])
     return failed
 
 
-def _outcome(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
-    """What became of every query."""
+# --- the stage's record ---
+
+
+def _outcome_by_query(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
+    """Return ``RerankResult.queries``; ``whole_reason`` holds for every query, unless it is empty."""
     counted = with_logits.group_by("public_id", maintain_order=True).agg(
         (pl.col("rank") <= depth).sum().cast(pl.UInt32).alias("requested_depth"),
         pl.col("rerank_score").count().cast(pl.UInt32).alias("reached_depth"),
     )
-    reason = pl.Series("reason", [failed.get(one, whole_reason) or None for one in counted["public_id"]], pl.String)
+    reasons = [failed.get(query, whole_reason) or None for query in counted["public_id"]]
+    reason = pl.Series("reason", reasons, pl.String)
     return counted.with_columns(reason.is_null().alias("reranked"), reason)
 
 
@@ -238,6 +298,7 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
     fell_back = sum(reasons.values())
     status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
+    cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
     facts: dict[str, int | float | str | bool] = {
         "model": spec.slug,
         "queries": outcome.height,
@@ -246,11 +307,9 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         "pairs_scored": int(outcome["reached_depth"].sum()),
         "depth": options.depth,
         "requested_depth": options.depth,
-        "reached_depth": _reached_by_all(outcome, scored, options),
-        "queries_cut_short": outcome.filter(
-            pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
-        ).height,
-        "weight": options.share_of(spec),
+        "reached_depth": _depth_of_all_queries(outcome, scored, options),
+        "queries_cut_short": outcome.filter(cut_short).height,
+        "weight": options.weight_for(spec),
         "largest_batch": scored.largest_batch if scored else 0,
         **_budget_facts(options.allowance),
     }
@@ -265,8 +324,8 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
     )
 
 
-def _reached_by_all(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions) -> int:
-    """The depth down to which every query's candidates were scored, as far as it has so many; 0 if one fell back."""
+def _depth_of_all_queries(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions) -> int:
+    """Return the depth down to which every query's candidates were scored; 0 if a query fell back."""
     if not outcome["reranked"].all():
         return 0
     cut = outcome.filter(pl.col("reached_depth") < pl.col("requested_depth")).height

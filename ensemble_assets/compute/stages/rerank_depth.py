@@ -1,7 +1,8 @@
-"""How long rerank may take, and how deep it gets within that: arithmetic and one small state machine, no models.
+"""Score pairs in slices by rank, all queries' best candidates first, as deep as the latency budget allows.
 
-The two references are those of ``core.stage_seconds``. Either may be exceeded by a share (10 %), and rerank, which
-comes last and can stop anywhere, gets what the stages before it left.
+``rerank_allowance`` says how long rerank may take, ``score_slices`` runs the slices, and ``Governor`` decides how deep
+each one goes. The two references are those of ``common.stage_times``. Either may be exceeded by a share (10 %). Rerank
+comes last and can stop anywhere, so it gets what the stages before it left.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.held_model import HeldModel
-from ensemble_assets.compute.tokens.token_tables import TokenBodies, TokenTable, pair_lengths, pair_table
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary
+from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies, TokenTable, pair_lengths, pair_table
+from ensemble_assets.compute.tokens.windows import Windows
 
 Against = Literal["sla", "own_dense", "off"]
 
 DEFAULT_FLOOR = 5
 GROWTH = 2.0
-"""A slice at most doubles what was scored before, so that its predicted time rests on as much work as it has."""
+"""A slice at most doubles the depth. So its predicted time rests on at least as much measured work as it has itself."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What rerank may take.
+    """The time that rerank may take.
 
     Attributes:
-        against: which ratio decides; ``off`` where there is no limit.
+        against: the reference; ``off`` where there is no limit.
         seconds: for rerank; negative where the stages before it have overspent; None without a limit.
-        floor: candidates per query that are scored whatever it takes.
+        floor: candidates per query that are scored however long it takes.
         reference: seconds that the limit is a share of; None without a limit.
         reason: why there is no limit: ``budget_off``, ``no_baseline`` or ``costs_unknown``; empty where there is one.
     """
@@ -53,14 +54,14 @@ NO_LIMIT = Allowance()
 def rerank_allowance(
     against: Against, share: float, floor: int, spent: StageSeconds, plain_dense: float | None
 ) -> Allowance:
-    """What is left for rerank: ``(1 + share) * reference - spent``.
+    """Compute what is left for rerank: ``(1 + share) * reference - spent``.
 
     Args:
-        against: ``sla``: reference is ``plain_dense``, spent is everything else; ``own_dense``: reference is this run's
-            dense stage, spent is dense, sparse and fusion; ``off``: no limit.
+        against: ``sla``: the reference is ``plain_dense``, and every other stage counts as spent. ``own_dense``: the
+            reference is this run's dense stage, and dense, sparse and fusion count as spent. ``off``: no limit.
         share: by how much the reference may be exceeded, 0.1 for 10 %.
         floor: see ``Allowance``.
-        spent: without rerank.
+        spent: seconds of the stages without rerank.
         plain_dense: seconds of the stored baseline; None where there is none, which for ``sla`` means no limit.
     """
     if against == "off":
@@ -72,20 +73,126 @@ def rerank_allowance(
     return Allowance(against, (1 + share) * plain_dense - spent.total, floor, "", plain_dense)
 
 
+@dataclass(frozen=True)
+class TimeLimit:
+    """The allowance of a stage that began at ``started`` on ``clock`` (seconds)."""
+
+    allowance: Allowance
+    started: float
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class PairWork:
+    """All pairs as tokens, one row for each window of a pair's chunk.
+
+    Attributes:
+        ranks: ``[n] uint32``, rank of the pair that a window belongs to.
+        rows: ``[n, 2] int64``, rows of ``queries`` and of ``windows.bodies``.
+        queries: token ids of the queries.
+        windows: of all pairs' chunks.
+        template: the model's special tokens.
+        max_tokens: tokens of a row, special tokens included.
+    """
+
+    ranks: NDArray[np.uint32]
+    rows: NDArray[np.int64]
+    queries: TokenBodies
+    windows: Windows
+    template: Template
+    max_tokens: int
+
+    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
+        """Make the token table of some windows, in the given order."""
+        return pair_table(self.queries, self.windows.bodies, self.rows[chosen], self.template, self.max_tokens)
+
+    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
+        """Count the tokens that the table of some windows would have if nothing were cut."""
+        rows = self.rows[chosen]
+        texts = self.queries.full_lengths[rows[:, 0]] + self.windows.bodies.full_lengths[rows[:, 1]]
+        return int(texts.sum()) + len(chosen) * self.template.pair_specials
+
+    def tokens_to(self, depth: int) -> NDArray[np.float64]:
+        """Sum the tokens of the pairs of rank 1 to d at place d: ``[depth + 1] float64``."""
+        lengths = pair_lengths(self.queries, self.windows.bodies, self.rows, self.template, self.max_tokens)
+        return np.cumsum(np.bincount(self.ranks, weights=lengths, minlength=depth + 1)).astype(np.float64)
+
+
+@dataclass
+class SliceResults:
+    """Results of all slices.
+
+    Attributes:
+        logits: ``[n] float32`` by window, NaN where it was not scored.
+        failed: window -> why it has no logit.
+        results: what every slice cost.
+        reached: depth of the last slice.
+        truncated: windows' rows that were cut.
+        tokens_dropped: tokens that those lost.
+    """
+
+    logits: NDArray[np.float32]
+    failed: dict[int, str]
+    results: list[TableResult]
+    reached: int = 0
+    truncated: int = 0
+    tokens_dropped: int = 0
+
+
+def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResults:
+    """Score slice after slice, each holding some ranks of all queries, as deep as the governor says."""
+    allowance, requested = limit.allowance, int(work.ranks.max())
+    events = held.context.events
+    # a worker process loads the model for every slice: that costs more than a too long slice, so make only two
+    growth = float("inf") if held.reloads else GROWTH
+    governor = Governor(allowance, requested, work.tokens_to(requested), limit.started, growth, limit.clock)
+    if allowance.seconds is not None:
+        events.emit(
+            "budget.granted",
+            against=allowance.against,
+            baseline_seconds=allowance.reference,
+            budget_seconds=allowance.seconds,
+            requested_depth=requested,
+        )
+    slices = SliceResults(np.full(len(work.ranks), np.nan, np.float32), {}, [])
+    while (depth := governor.next_depth()) > governor.reached:
+        chosen = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
+        table = work.table(chosen)
+        begun = limit.clock()
+        result = held.run(table, f"ranks-{governor.reached + 1}-{depth}", chosen)
+        governor.record_slice(depth, limit.clock() - begun, result.tokens)
+        slices.logits[chosen] = result.outputs["logit"]
+        slices.failed |= {int(chosen[row]): reason for row, reason in result.failed_rows.items()}
+        slices.truncated += int(table.truncated.sum())
+        slices.tokens_dropped += work.uncut_tokens(chosen) - int(table.offsets[-1])
+        slices.results.append(result)
+    slices.reached = governor.reached
+    if allowance.seconds is not None:
+        events.emit(
+            "budget.spent",
+            against=allowance.against,
+            budget_seconds=allowance.seconds,
+            left_seconds=governor.seconds_left(),
+            requested_depth=requested,
+            reached_depth=slices.reached,
+        )
+    return slices
+
+
 @dataclass
 class Governor:
-    """Says, slice after slice, down to which rank every query is scored next; stops when time is short.
+    """Decides, slice after slice, down to which rank every query is scored next, and stops when time is short.
 
-    All queries' rank 1 comes before any query's rank 2, so what was reached is a prefix of every query's candidates.
-    The first slice is the floor and is always run. Later ones double the depth; one that would not fit is cut to the
-    rank that is predicted to, and is the last. So depths are the same in every run that has time enough.
+    All queries' rank 1 comes before any query's rank 2. So the scored candidates are a prefix of every query's list.
+    The first slice is the floor and is always run. Later slices double the depth. A slice that would not fit is cut to
+    the rank that is predicted to fit, and is the last. So depths are the same in every run that has time enough.
 
     Attributes:
         allowance: the limit and the floor.
         requested: depth that is wanted.
         work: ``[requested + 1] float64``, tokens of all pairs of rank 1 to d at place d (0 at place 0).
         started: when the stage began, on ``clock``.
-        growth: a slice's depth is at most this times what was reached; infinite where a slice has a large fixed cost.
+        growth: a slice's depth is at most this times the depth before; infinite where a slice has a large fixed cost.
         clock: seconds.
         reached: depth so far.
     """
@@ -97,8 +204,8 @@ class Governor:
     growth: float = GROWTH
     clock: Callable[[], float] = time.perf_counter
     reached: int = 0
-    _busy: float = field(default=0.0, init=False)
-    _computed: float = field(default=0.0, init=False)
+    _busy_seconds: float = field(default=0.0, init=False)
+    _computed_tokens: float = field(default=0.0, init=False)
     _cut: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +213,7 @@ class Governor:
             raise SettingsError(f"rerank.floor is {self.allowance.floor}; expected at least 1")
 
     def next_depth(self) -> int:
-        """The depth of the next slice; ``reached`` itself where there is none."""
+        """Return the depth of the next slice; ``reached`` itself where there is none."""
         if self.allowance.seconds is None:
             return self.requested
         if self.reached == 0:
@@ -117,105 +224,26 @@ class Governor:
         if left <= 0:
             return self.reached
         wanted = int(min(self.requested, self.reached * self.growth))
-        affordable = self.work[self.reached] + left * self._rate()
-        fits = int(np.searchsorted(self.work, affordable, side="right")) - 1
-        depth = max(self.reached, min(wanted, fits))
+        affordable = self.work[self.reached] + left * self._tokens_per_second()
+        fitting = int(np.searchsorted(self.work, affordable, side="right")) - 1
+        depth = max(self.reached, min(wanted, fitting))
         self._cut = depth < wanted
         return depth
 
-    def ran(self, depth: int, seconds: float, tokens: float) -> None:
-        """A slice down to ``depth`` took so many seconds; ``tokens`` are those that were computed, not reused."""
-        self._busy += seconds
-        self._computed += tokens
+    def record_slice(self, depth: int, seconds: float, tokens: float) -> None:
+        """Note that a slice down to ``depth`` took so many seconds for ``tokens`` computed (not reused) tokens."""
+        self._busy_seconds += seconds
+        self._computed_tokens += tokens
         self.reached = depth
 
     def seconds_left(self) -> float:
-        """Until the limit; infinite without one."""
+        """Return the seconds until the limit; infinite without one."""
         if self.allowance.seconds is None:
             return float("inf")
         return self.allowance.seconds - (self.clock() - self.started)
 
-    def _rate(self) -> float:
-        """Tokens per second so far, loading included; infinite where nothing had to be computed."""
-        return self._computed / self._busy if self._busy > 0 and self._computed > 0 else float("inf")
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """What scoring may take, since when, and on which clock (seconds)."""
-
-    allowance: Allowance
-    started: float
-    clock: Callable[[], float]
-
-
-@dataclass(frozen=True)
-class PairWork:
-    """All pairs as tokens: rank of each, its rows of query and chunk bodies, and how a table is made of some."""
-
-    ranks: NDArray[np.uint32]
-    rows: NDArray[np.int64]
-    queries: TokenBodies
-    chunks: TokenBodies
-    known: Vocabulary
-    max_tokens: int
-
-    def table(self, pairs: NDArray[np.int64]) -> TokenTable:
-        """Some pairs, in the given order."""
-        return pair_table(self.queries, self.chunks, self.rows[pairs], self.known.template, self.max_tokens)
-
-    def tokens_to(self, depth: int) -> NDArray[np.float64]:
-        """Tokens of all pairs of rank 1 to d, at place d; ``[depth + 1] float64``."""
-        lengths = pair_lengths(self.queries, self.chunks, self.rows, self.known.template, self.max_tokens)
-        return np.cumsum(np.bincount(self.ranks, weights=lengths, minlength=depth + 1)).astype(np.float64)
-
-
-@dataclass
-class SliceResults:
-    """What all slices gave: logits and failures by pair, costs by slice."""
-
-    logits: NDArray[np.float32]
-    failed: dict[int, str]
-    results: list[TableResult]
-    reached: int = 0
-    truncated: int = 0
-    tokens: int = 0
-
-
-def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResults:
-    """Score slice after slice, each holding some ranks of all queries, as deep as the governor says."""
-    allowance, requested = limit.allowance, int(work.ranks.max())
-    events = held.context.events
-    growth = float("inf") if held.reloads else GROWTH
-    governor = Governor(allowance, requested, work.tokens_to(requested), limit.started, growth, limit.clock)
-    if allowance.seconds is not None:
-        events.emit(
-            "budget.granted",
-            against=allowance.against,
-            baseline_seconds=allowance.reference,
-            budget_seconds=allowance.seconds,
-            requested_depth=requested,
-        )
-    made = SliceResults(np.full(len(work.ranks), np.nan, np.float32), {}, [])
-    while (depth := governor.next_depth()) > governor.reached:
-        pairs = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
-        table = work.table(pairs)
-        begun = limit.clock()
-        result = held.run(table, f"ranks-{governor.reached + 1}-{depth}", pairs)
-        governor.ran(depth, limit.clock() - begun, result.tokens)
-        made.logits[pairs] = result.outputs["logit"]
-        made.failed |= {int(pairs[row]): reason for row, reason in result.failed_rows.items()}
-        made.truncated += int(table.truncated.sum())
-        made.tokens += int(table.offsets[-1])
-        made.results.append(result)
-    made.reached = governor.reached
-    if allowance.seconds is not None:
-        events.emit(
-            "budget.spent",
-            against=allowance.against,
-            budget_seconds=allowance.seconds,
-            left_seconds=governor.seconds_left(),
-            requested_depth=requested,
-            reached_depth=made.reached,
-        )
-    return made
+    def _tokens_per_second(self) -> float:
+        """Return the speed so far, loading included; infinite where nothing had to be computed."""
+        if self._busy_seconds > 0 and self._computed_tokens > 0:
+            return self._computed_tokens / self._busy_seconds
+        return float("inf")

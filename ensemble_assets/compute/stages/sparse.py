@@ -23,7 +23,7 @@ from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, Sparse
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.running.part_events import PartEvents
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
-from ensemble_assets.compute.stages.encoder_input import encoder_work
+from ensemble_assets.compute.stages.encoder_input import encoder_input
 from ensemble_assets.compute.stages.sparse_fallback import (
     LIVE,
     STAND_IN,
@@ -33,12 +33,12 @@ from ensemble_assets.compute.stages.sparse_fallback import (
     SourcedVectors,
     TermSpace,
     VocabularySpace,
+    fill_missing,
     metadata_rows,
     text_rows,
-    with_sources,
 )
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
@@ -189,15 +189,15 @@ def _run_model(
 ) -> _Run:
     files = context.locate(spec)
     spec = complete_spec(spec, files)
-    known = vocabulary(files)
-    work = encoder_work(chunks, queries, spec, known, context.tokens)
+    known = load_vocabulary(files)
+    work = encoder_input(chunks, queries, spec, known, context.tokens)
     table, windows = work.table, work.windows
     factory = make_factory(spec, files, context.runtime, top_k)
     result = context.run("sparse", spec, table, factory)
     failed = dict(result.failed_rows)
     if len(table) and len(failed) == len(table):
         raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
-    record = work.counted(record_of("sparse", "completed", spec, files, factory, result))
+    record = work.add_counts(record_of("sparse", "completed", spec, files, factory, result))
     n, index, weight = len(windows), result.outputs["index"], result.outputs["weight"]
     cut = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
     of_windows = {row: why for row, why in failed.items() if row < n}
@@ -247,7 +247,7 @@ def _without_model(
     space: TermSpace | None = None
     for spec in specs:
         try:
-            space = VocabularySpace(vocabulary(context.locate(spec)))
+            space = VocabularySpace(load_vocabulary(context.locate(spec)))
             break
         except EnsembleError:
             continue
@@ -264,11 +264,11 @@ def _chunk_vectors(outputs: PrunedOutputs, metadata: pl.Series, space: TermSpace
         rarity = Rarity.of(metadata.gather_every(1 + len(metadata) // _CHUNKS_FOR_RARITY))
         return metadata_rows(metadata.gather(list(rows)).to_list(), space, rarity, norm)
 
-    return with_sources(outputs, from_metadata)
+    return fill_missing(outputs, from_metadata)
 
 
 def _query_vectors(outputs: PrunedOutputs, queries: pl.Series, space: TermSpace) -> SourcedVectors:
-    return with_sources(outputs, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), space))
+    return fill_missing(outputs, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), space))
 
 
 def _record(

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.collection.legacy_sparse_vector import usable_terms
-from ensemble_assets.compute.backends.sparse_output import SparseMatrix, SparseRow, matrix_of
+from ensemble_assets.compute.backends.sparse_output import SparseMatrix, SparseRow, build_matrix
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies
 
 _MOST_TOKENS = 512
@@ -251,17 +251,17 @@ class SourcedVectors:
     without: dict[str, int]
 
 
-def with_sources(outputs: PrunedOutputs, stand_ins: StandIns) -> SourcedVectors:
+def fill_missing(outputs: PrunedOutputs, stand_ins: StandIns) -> SourcedVectors:
     """Live vectors where there are any; where a row failed or came out empty, what stands in for it."""
     why = dict(outputs.failed)
-    live = matrix_of(outputs.index, outputs.weight, {**outputs.in_full, **dict.fromkeys(why, _NOTHING)})
+    live = build_matrix(outputs.index, outputs.weight, {**outputs.in_full, **dict.fromkeys(why, _NOTHING)})
     for row in np.flatnonzero(live.counts == 0).tolist():
         why.setdefault(row, EMPTY_OUTPUT)
     matrix = live
     if why:
         rows = sorted(why)
         instead = dict(zip(rows, stand_ins(rows, live), strict=True))
-        matrix = matrix_of(outputs.index, outputs.weight, {**outputs.in_full, **instead})
+        matrix = build_matrix(outputs.index, outputs.weight, {**outputs.in_full, **instead})
     source = np.full(len(matrix), LIVE, np.uint8)
     source[list(why)] = STAND_IN
     source[matrix.counts == 0] = NO_SOURCE

@@ -1,4 +1,4 @@
-"""Rows of a token table as one padded batch of arrays on the host. Moving them to a device is ``padding``'s part."""
+"""Make a padded batch of arrays on the host from rows of a token table."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class PaddedArrays:
 
     @property
     def padded(self) -> bool:
-        """Whether any position is padding."""
+        """True if any position is padding."""
         return not self.mask.all()
 
 
 def padded_arrays(table: TokenTable, batch: Batch, pad_id: int) -> PaddedArrays:
-    """The batch's rows, padded to its longest with ``pad_id``."""
+    """Pad the batch's rows on the right with ``pad_id``, to the longest of them."""
     starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
     columns = np.arange(batch.longest)
     mask = columns < lengths[:, None]

@@ -1,6 +1,6 @@
-"""Token ids that were made already, for every model that shares a vocabulary and every column that shares texts.
+"""Keep token ids for all models that share a vocabulary, and for all columns that share texts.
 
-Making them is ``tokenise``. What is kept lives in memory only: token ids are the text in another form.
+They are kept in memory only: token ids are the text in another form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,59 @@ from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies
 
 _DIGEST = 16
-"""Bytes of BLAKE2b a text; two texts share them only if they are equal."""
+"""Bytes of BLAKE2b per text: enough that two texts with equal digests are equal texts."""
+
+
+@dataclass
+class TokenCache:
+    """Token bodies by vocabulary and texts. Models that share a vocabulary tokenise a text once.
+
+    Attributes:
+        most_ids: most token ids that are kept, 4 bytes each. The oldest columns go first, the newest always stays.
+    """
+
+    most_ids: int = 64_000_000
+    _columns: dict[tuple[str, str, str], _Column] = field(default_factory=dict)
+
+    def bodies(self, texts: pl.Series, vocabulary: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
+        """Return the bodies of ``prefix + text`` for every text, with a cap of at least ``max_tokens``.
+
+        If the column is not here, only texts are tokenised that are not at the same row of a column that is.
+
+        Raises:
+            StageError: if the tokenizer fails on a text.
+        """
+        digests = _digests(texts)
+        key = (vocabulary.fingerprint, prefix, _digest_of_column(digests))
+        column = self._columns.get(key)
+        if column is None or column.bodies.cap < max_tokens:
+            similar = self._similar_column(digests, vocabulary, max_tokens, prefix)
+            column = _Column(digests, _new_bodies(texts, digests, similar, vocabulary, max_tokens, prefix))
+            self._columns.pop(key, None)  # so that the column becomes the newest
+            self._columns[key] = column
+            self._drop_oldest()
+        return column.bodies
+
+    def cached_bodies(
+        self, texts: pl.Series, vocabulary: Vocabulary, max_tokens: int, prefix: str = ""
+    ) -> TokenBodies | None:
+        """Return the bodies if they are here, else None; see ``bodies``."""
+        column = self._columns.get((vocabulary.fingerprint, prefix, _digest_of_column(_digests(texts))))
+        return column.bodies if column is not None and column.bodies.cap >= max_tokens else None
+
+    def _similar_column(self, digests: bytes, vocabulary: Vocabulary, max_tokens: int, prefix: str) -> _Column | None:
+        """Return the newest column of as many texts, with this vocabulary, prefix and at least this cap."""
+        wanted = (vocabulary.fingerprint, prefix, len(digests))
+        for (fingerprint, own_prefix, _), column in reversed(self._columns.items()):
+            if (fingerprint, own_prefix, len(column.digests)) == wanted and column.bodies.cap >= max_tokens:
+                return column
+        return None
+
+    def _drop_oldest(self) -> None:
+        while (
+            len(self._columns) > 1 and sum(len(column.bodies.ids) for column in self._columns.values()) > self.most_ids
+        ):
+            del self._columns[next(iter(self._columns))]
 
 
 @dataclass(frozen=True)
@@ -28,71 +80,32 @@ class _Column:
     bodies: TokenBodies
 
 
-@dataclass
-class TokenCache:
-    """Token bodies by vocabulary and texts: models that share a vocabulary tokenise a text once.
-
-    Attributes:
-        most_ids: token ids held at most, 4 bytes each; the oldest columns go first, the newest always stays.
-    """
-
-    most_ids: int = 64_000_000
-    _held: dict[tuple[str, str, str], _Column] = field(default_factory=dict)
-
-    def bodies(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
-        """The bodies of ``prefix + text`` for every text, with at least ``max_tokens`` kept per text.
-
-        Of a column that is not here, only those texts are tokenised that no other column with this vocabulary has.
-
-        Raises:
-            StageError: if the tokenizer fails on a text.
-        """
-        digests = _digests(texts)
-        key = (known.fingerprint, prefix, _of_column(digests))
-        found = self._held.get(key)
-        if found is None or found.bodies.cap < max_tokens:
-            like = self._like(digests, known, max_tokens, prefix)
-            found = _Column(digests, _made(texts, digests, like, known, max_tokens, prefix))
-            self._held.pop(key, None)
-            self._held[key] = found
-            while len(self._held) > 1 and sum(len(one.bodies.ids) for one in self._held.values()) > self.most_ids:
-                del self._held[next(iter(self._held))]
-        return found.bodies
-
-    def held(self, texts: pl.Series, known: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies | None:
-        """The same if it is here already, else None."""
-        found = self._held.get((known.fingerprint, prefix, _of_column(_digests(texts))))
-        return found.bodies if found is not None and found.bodies.cap >= max_tokens else None
-
-    def _like(self, digests: bytes, known: Vocabulary, max_tokens: int, prefix: str) -> _Column | None:
-        """The newest column of as many texts with this vocabulary and prefix whose bodies are long enough."""
-        for (fingerprint, own, _), column in reversed(self._held.items()):
-            alike = (fingerprint, own, len(column.digests)) == (known.fingerprint, prefix, len(digests))
-            if alike and column.bodies.cap >= max_tokens:
-                return column
-        return None
-
-
-def _made(
-    texts: pl.Series, digests: bytes, like: _Column | None, known: Vocabulary, max_tokens: int, prefix: str
+def _new_bodies(
+    texts: pl.Series,
+    digests: bytes,
+    similar: _Column | None,
+    vocabulary: Vocabulary,
+    max_tokens: int,
+    prefix: str,
 ) -> TokenBodies:
-    """Bodies of a column; rows that are the same in another column of as many texts are taken from there."""
-    same = _same_rows(digests, like.digests) if like else np.zeros(len(texts), np.bool_)
-    if like is None or not same.any():
-        return tokenise_bodies(texts, known, max_tokens, prefix)
+    """Tokenise a column, apart from the rows whose text is the same in ``similar``."""
+    same = _same_rows(digests, similar.digests) if similar else np.zeros(len(texts), np.bool_)
+    if similar is None or not same.any():
+        return tokenise_bodies(texts, vocabulary, max_tokens, prefix)
     new = np.flatnonzero(~same)
     try:
-        fresh = tokenise_bodies(texts.gather(new), known, max_tokens, prefix)
+        fresh = tokenise_bodies(texts.gather(new), vocabulary, max_tokens, prefix)
     except StageError:
-        return tokenise_bodies(texts, known, max_tokens, prefix)  # which fails too, and names the row in this column
-    starts, lengths = like.bodies.starts.copy(), like.bodies.full_lengths.copy()
-    starts[new], lengths[new] = len(like.bodies.ids) + fresh.starts, fresh.full_lengths
-    return TokenBodies(np.concatenate([like.bodies.ids, fresh.ids]), starts, lengths, max_tokens)
+        # the error names a row of the new texts; this fails too, and names the row of the column
+        return tokenise_bodies(texts, vocabulary, max_tokens, prefix)
+    starts, lengths = similar.bodies.starts.copy(), similar.bodies.full_lengths.copy()
+    starts[new], lengths[new] = len(similar.bodies.ids) + fresh.starts, fresh.full_lengths
+    return TokenBodies(np.concatenate([similar.bodies.ids, fresh.ids]), starts, lengths, max_tokens)
 
 
 def _same_rows(left: bytes, right: bytes) -> NDArray[np.bool_]:
-    one, other = (np.frombuffer(digests, np.uint64).reshape(-1, _DIGEST // 8) for digests in (left, right))
-    same: NDArray[np.bool_] = (one == other).all(axis=1)
+    first, second = (np.frombuffer(digests, np.uint64).reshape(-1, _DIGEST // 8) for digests in (left, right))
+    same: NDArray[np.bool_] = (first == second).all(axis=1)
     return same
 
 
@@ -101,5 +114,5 @@ def _digests(texts: pl.Series) -> bytes:
     return b"".join(hashlib.blake2b(text, digest_size=_DIGEST).digest() for text in encoded)
 
 
-def _of_column(digests: bytes) -> str:
+def _digest_of_column(digests: bytes) -> str:
     return hashlib.blake2b(digests, digest_size=_DIGEST).hexdigest()

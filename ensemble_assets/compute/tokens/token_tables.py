@@ -1,6 +1,6 @@
-"""Token bodies to token tables: special tokens around single texts and pairs, truncation, joining.
+"""Make token tables from token bodies: special tokens around single texts and pairs, truncation, joining.
 
-Pure array work; making ids from texts is ``tokenise``.
+All of this is work on arrays. ``tokenizer`` makes token bodies from texts.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Texts in the batch."""
+        """Number of rows."""
         return len(self.rows)
 
     @property
     def tokens(self) -> int:
-        """Padded tokens: what the device computes and holds."""
+        """Padded tokens: the size of what the device computes and holds."""
         return self.size * self.longest
 
 
@@ -71,7 +71,7 @@ class TokenBodies:
         ids: ``[total] int32``.
         starts: ``[n] int64``; text ``i`` begins at ``ids[starts[i]]``.
         full_lengths: ``[n] int64``, tokens before the cap.
-        cap: no text keeps more than this many.
+        cap: no text has more ids than this.
     """
 
     ids: NDArray[np.int32]
@@ -110,7 +110,7 @@ class Template:
 
 
 def single_table(bodies: TokenBodies, template: Template, max_tokens: int) -> TokenTable:
-    """Every text with its special tokens, cut on the right to ``max_tokens``.
+    """Put special tokens around every text and cut it on the right to ``max_tokens``.
 
     Raises:
         SettingsError: if no token of a text would fit.
@@ -126,7 +126,7 @@ def single_table(bodies: TokenBodies, template: Template, max_tokens: int) -> To
 def pair_table(
     queries: TokenBodies, chunks: TokenBodies, pairs: NDArray[np.int64], template: Template, max_tokens: int
 ) -> TokenTable:
-    """Every (query, chunk) pair as a CrossEncoder takes it, cut ``longest_first`` as sentence-transformers does.
+    """Make (query, chunk) pairs as a CrossEncoder takes them, cut ``longest_first`` as sentence-transformers does.
 
     Args:
         queries: bodies of the first texts.
@@ -160,7 +160,7 @@ def pair_table(
 def pair_lengths(
     queries: TokenBodies, chunks: TokenBodies, pairs: NDArray[np.int64], template: Template, max_tokens: int
 ) -> NDArray[np.int64]:
-    """Tokens of every pair of ``pair_table``, special tokens included, ``[n] int64``, without making the table."""
+    """Count the tokens of every pair of ``pair_table``, special tokens included: ``[n] int64``."""
     room = max_tokens - template.pair_specials
     full = queries.full_lengths[pairs[:, 0]] + chunks.full_lengths[pairs[:, 1]]
     kept: NDArray[np.int64] = np.minimum(full, room)
@@ -170,10 +170,10 @@ def pair_lengths(
 def longest_first(
     first: NDArray[np.int64], second: NDArray[np.int64], room: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many tokens of each text a pair keeps when both may use ``room`` together, ``[n] int64`` each.
+    """Count the tokens of each text that a pair keeps when both may use ``room`` together: ``[n] int64`` each.
 
-    The rule of the tokenizers library's ``LongestFirst`` (``utils/truncation.rs``): the longer text gives way until
-    both are equal, then both do; of an odd rest the longer text (the second, if equal) keeps the extra token.
+    This is the tokenizers library's rule ``LongestFirst`` (``utils/truncation.rs``). The longer text is cut until both
+    are equal, then both are cut. An odd token goes to the longer text, or to the second if they are equal.
     """
     swapped = first > second
     short, long = np.minimum(first, second), np.maximum(first, second)
@@ -205,7 +205,7 @@ class _Ragged:
 
 
 def _compose(segments: Sequence[tuple[int, ...] | _Ragged], rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Rows made of fixed ids and ragged pieces, one after another: flat ids and offsets."""
+    """Join fixed ids and ragged pieces, one after another in every row, to flat ids and offsets."""
     lengths = np.zeros(rows, np.int64)
     for segment in segments:
         lengths += segment.counts if isinstance(segment, _Ragged) else len(segment)
@@ -231,7 +231,7 @@ def _copy(ids: NDArray[np.int32], cursor: NDArray[np.int64], piece: _Ragged) -> 
 
 
 def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
-    """Both tables' rows as one work list, the second's after the first's. Single texts only.
+    """Append the second table's rows to the first's. Single texts only.
 
     Raises:
         ValueError: if a table holds pairs.
@@ -246,7 +246,7 @@ def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
 
 
 def take_rows(table: TokenTable, rows: NDArray[np.int64]) -> TokenTable:
-    """Some rows of a table, in the given order."""
+    """Select rows of a table, in the given order."""
     counts = table.lengths[rows]
     ids, offsets = _compose([_Ragged(table.ids, table.offsets[:-1][rows], counts)], len(rows))
     second = None if table.second_from is None else table.second_from[rows]

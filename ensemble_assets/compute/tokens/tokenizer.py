@@ -1,8 +1,7 @@
-"""Texts to token ids: one tokenizer per vocabulary, ids in flat arrays.
+"""Make token ids from texts: one tokenizer per vocabulary, ids in flat arrays.
 
-What is made are *bodies*: token ids without the special tokens around them. ``token_tables`` puts those on, for
-single texts and for pairs, so that one tokenisation serves encoders and rerankers of different lengths; ``token_cache``
-keeps them for every model that shares the vocabulary.
+The ids are *bodies*: they lack the special tokens. ``token_tables`` adds those, around single texts and pairs. So
+encoders and rerankers with different limits share one tokenisation, which ``token_cache`` keeps.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
-from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies, TokenTable, single_table
+from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
 from ensemble_assets.models.model_files import ModelFiles
 
 _SLICE_TEXTS = 1024
 _SLICE_CHARACTERS = 2_000_000
-"""One slice's encodings take some 100 bytes a token while they live; this keeps them under about 60 MB."""
+"""Most texts and characters tokenised at once. An encoding takes some 100 bytes per token: a slice takes 60 MB."""
 
 _BEHAVIOUR = ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
-"""The parts of tokenizer.json that decide ids. Truncation, padding and decoder do not: we do those ourselves."""
+"""The parts of tokenizer.json that decide ids. Truncation, padding and decoder do not."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Vocabulary:
         fingerprint: 16 hex digits; equal where the same text gives the same ids.
         size: ids are below this.
         template: the special tokens that go around a text and a pair.
-        not_words: ids that stand for no piece of text: special tokens and the unknown token.
+        not_words: ids of no piece of text: special tokens and the unknown token.
         tokenizer: without truncation and padding.
     """
 
@@ -51,7 +50,7 @@ class Vocabulary:
     tokenizer: Tokenizer = field(compare=False, repr=False)
 
     def words(self) -> list[str]:
-        """The token string of every id, ``""`` where an id is not used."""
+        """Return the token string of every id, ``""`` where an id is not used."""
         words = [""] * self.size
         for word, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
             words[index] = word
@@ -59,8 +58,8 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=8)
-def vocabulary(files: ModelFiles) -> Vocabulary:
-    """The vocabulary of a model.
+def load_vocabulary(files: ModelFiles) -> Vocabulary:
+    """Load the tokenizer of a model; the same files give the same object within a process.
 
     Raises:
         ModelUnavailableError: if the model has no usable fast tokenizer.
@@ -91,9 +90,9 @@ def _load_tokenizer(files: ModelFiles) -> Tokenizer:
 
 
 def _fingerprint(settings: dict[str, Any]) -> str:
-    kept = {key: settings.get(key) for key in _BEHAVIOUR}
-    kept["added_tokens"] = sorted(kept["added_tokens"] or [], key=lambda token: int(token["id"]))
-    text = json.dumps(kept, sort_keys=True, ensure_ascii=True)
+    parts = {key: settings.get(key) for key in _BEHAVIOUR}
+    parts["added_tokens"] = sorted(parts["added_tokens"] or [], key=lambda token: int(token["id"]))
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -109,7 +108,7 @@ def _size(tokenizer: Tokenizer) -> int:
 
 
 def _template(tokenizer: Tokenizer, files: ModelFiles) -> Template:
-    """Read off which special tokens stand where, from one probe text and one probe pair."""
+    """Find the places of special tokens by tokenising one text and one pair."""
     single, pair = tokenizer.encode("a"), tokenizer.encode("a", "b")
     first, second = _span(pair, 0), _span(pair, 1)
     alone = _span(single, 0)
@@ -130,44 +129,29 @@ def _template(tokenizer: Tokenizer, files: ModelFiles) -> Template:
 
 
 def _span(encoding: Encoding, sequence: int) -> range:
-    positions = [at for at, of in enumerate(encoding.sequence_ids) if of == sequence]
+    positions = [at for at, number in enumerate(encoding.sequence_ids) if number == sequence]
     return range(positions[0], positions[-1] + 1)
 
 
-def tokenise(texts: pl.Series | Iterable[str], files: ModelFiles, max_tokens: int) -> TokenTable:
-    """Token ids of single texts as the model takes them: special tokens on, cut at ``max_tokens``, not padded.
-
-    Args:
-        texts: ``n`` texts, prefixes already on.
-        files: the model.
-        max_tokens: tokens per text, special tokens included.
-
-    Raises:
-        StageError: if the tokenizer fails on a text; names its row, never its content.
-        SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
-        ModelUnavailableError: if the model has no usable tokenizer.
-    """
-    known = vocabulary(files)
-    return single_table(tokenise_bodies(texts, known, max_tokens), known.template, max_tokens)
-
-
-def tokenise_bodies(texts: pl.Series | Iterable[str], known: Vocabulary, cap: int, prefix: str = "") -> TokenBodies:
-    """Token ids without special tokens, at most ``cap`` per text; full lengths are counted nevertheless.
+def tokenise_bodies(
+    texts: pl.Series | Iterable[str], vocabulary: Vocabulary, cap: int, prefix: str = ""
+) -> TokenBodies:
+    """Make token ids without special tokens, at most ``cap`` per text. Full lengths count the tokens beyond it too.
 
     Raises:
         StageError: if the tokenizer fails on a text; names its row, never its content.
     """
-    ids, kept, full = array("i"), array("q"), array("q")
+    ids, lengths, full = array("i"), array("q"), array("q")
     for part in _slices(texts):
         ready = [prefix + text for text in part] if prefix else part
-        for encoding in _encode(known.tokenizer, ready, first_row=len(kept)):
+        for encoding in _encode(vocabulary.tokenizer, ready, first_row=len(lengths)):
             body = encoding.ids
             full.append(len(body))
             if len(body) > cap:
                 del body[cap:]
-            kept.append(len(body))
+            lengths.append(len(body))
             ids.extend(body)
-    starts = np.cumsum(_int64(kept)) - _int64(kept)
+    starts = np.cumsum(_int64(lengths)) - _int64(lengths)
     return TokenBodies(np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32), starts, _int64(full), cap)
 
 
@@ -176,7 +160,7 @@ def _int64(values: array[int]) -> NDArray[np.int64]:
 
 
 def _slices(texts: pl.Series | Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists short enough that one list's encodings stay small, whatever the texts' lengths."""
+    """Cut the texts into lists whose encodings stay small, however long the texts are."""
     part: list[str] = []
     characters = 0
     for text in texts:

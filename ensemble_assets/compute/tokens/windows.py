@@ -1,6 +1,6 @@
-"""Chunks longer than a model takes, read in several windows, and how the windows' results become one per chunk.
+"""Cut chunks that are longer than a model takes into windows, and merge the windows' results to one per chunk.
 
-With one window a chunk is cut at the model's limit. What a window is run through is the stages' part.
+With one window a chunk is cut at the model's limit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 
 _ROWS_AT_ONCE = 4096
+"""Texts pooled at once: it bounds the memory of products and sums."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Windows:
     """Windows of some texts, text after text.
 
     Attributes:
-        bodies: one row a window; a view, no ids are copied.
+        bodies: one row per window; a view, no ids are copied.
         first: ``[n_texts] int64``, the first window of every text.
-        dropped: ``[n_texts] int64``, tokens of a text that no window has.
+        dropped: ``[n_texts] int64``, tokens of a text that are in no window.
     """
 
     bodies: TokenBodies
@@ -35,43 +36,44 @@ class Windows:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Windows of every text, ``[n_texts] int64``, at least 1."""
+        """Number of windows of every text, ``[n_texts] int64``, at least 1."""
         return np.diff(self.first, append=len(self.bodies))
 
     @property
     def texts(self) -> NDArray[np.int64]:
-        """Which text every window is of, ``[n_windows] int64``."""
+        """Text that every window belongs to, ``[n_windows] int64``."""
         return np.repeat(np.arange(len(self.first)), self.counts)
 
 
-def windows_of(bodies: TokenBodies, room: int | NDArray[np.int64], most: int) -> Windows:
-    """Cut texts into consecutive windows that do not overlap and are as long as each other, give or take one token.
+def cut_windows(bodies: TokenBodies, room: int | NDArray[np.int64], most: int) -> Windows:
+    """Cut texts into consecutive windows that do not overlap and whose lengths differ by at most one token.
 
     Args:
-        bodies: ``n`` texts, of which ``most * room`` tokens are kept at least.
-        room: tokens in a window at most; one number, or one per text.
-        most: windows per text at most, 1 or more.
+        bodies: ``n`` texts with a cap of at least ``most * room``.
+        room: most tokens in a window; one number, or one per text.
+        most: most windows per text, 1 or more.
     """
-    kept = np.minimum(bodies.full_lengths, most * room)
-    counts = np.maximum(1, -(-kept // room))
+    used = np.minimum(bodies.full_lengths, most * room)
+    counts = np.maximum(1, -(-used // room))
     first = np.cumsum(counts) - counts
+    # per window: its number within its text, and the text's used tokens and number of windows
     place = np.arange(int(counts.sum())) - np.repeat(first, counts)
-    kept_each, counts_each = np.repeat(kept, counts), np.repeat(counts, counts)
-    begin, end = place * kept_each // counts_each, (place + 1) * kept_each // counts_each
+    used_of_text, windows_of_text = np.repeat(used, counts), np.repeat(counts, counts)
+    begin, end = place * used_of_text // windows_of_text, (place + 1) * used_of_text // windows_of_text
     view = TokenBodies(bodies.ids, np.repeat(bodies.starts, counts) + begin, end - begin, bodies.cap)
-    return Windows(view, first, bodies.full_lengths - kept)
+    return Windows(view, first, bodies.full_lengths - used)
 
 
-def take_bodies(bodies: TokenBodies, rows: NDArray[np.int64]) -> TokenBodies:
-    """Some texts, in the given order, also repeatedly; a view."""
+def select_bodies(bodies: TokenBodies, rows: NDArray[np.int64]) -> TokenBodies:
+    """Select texts, in the given order and also repeatedly; a view."""
     return TokenBodies(bodies.ids, bodies.starts[rows], bodies.full_lengths[rows], bodies.cap)
 
 
 def mean_vectors(vectors: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    """One unit vector per text: the mean of its windows' by their tokens, ``[n_texts, dimension] float32``.
+    """Average the windows' vectors, weighted by their tokens, to unit vectors ``[n_texts, dimension] float32``.
 
-    A text of one window keeps its vector's bits. A maximum by component, as for weights and logits, would not do here:
-    signs of a dense vector's components have no meaning by themselves.
+    A text of one window keeps its vector's bits. A maximum by component, as for weights and logits, would be wrong
+    here: the sign of a dense vector's component has no meaning by itself.
     """
     if len(windows) == len(windows.first):
         return vectors
@@ -92,23 +94,23 @@ def mean_vectors(vectors: NDArray[np.float32], windows: Windows) -> NDArray[np.f
 def largest_weights(
     index: NDArray[Any], weight: NDArray[Any], windows: Windows
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """One pruned sparse vector per text: every term's largest weight in any window, the ``k`` largest of those kept.
+    """Take every term's largest weight in any window of a text, and keep the ``k`` largest of them.
 
-    This is SPLADE's pooling over all tokens of the text, since the maximum over windows of the maxima over tokens is
-    that over all. Nothing is lost by each window's own pruning: a term that is among the ``k`` largest of the text is
-    among those of the window that has its maximum.
+    This is SPLADE's pooling over all tokens of the text: the maximum of the windows' maxima is the maximum over all
+    tokens. Pruning each window loses nothing. A term among the ``k`` largest of the text is among the ``k`` largest of
+    the window that has its maximum.
 
     Args:
         index: ``[n_windows, k] int32``, unused places -1.
         weight: ``[n_windows, k] float32``.
-        windows: which are of which text.
+        windows: of the texts.
 
     Returns:
-        The same for texts, by falling weight and then by term.
+        Index and weight of the texts, ``[n_texts, k]`` each, by falling weight and then by term.
     """
     if len(windows) == len(windows.first):
         return index, weight
-    kept = index.shape[1]
+    top_k = index.shape[1]
     out_index, out_weight = index[windows.first].copy(), weight[windows.first].copy()
     counts = windows.counts
     for text in np.flatnonzero(counts > 1).tolist():
@@ -117,16 +119,17 @@ def largest_weights(
         terms, place = np.unique(index[rows][used], return_inverse=True)
         largest = np.zeros(len(terms), np.float32)
         np.maximum.at(largest, place, weight[rows][used])
-        order = np.lexsort((terms, -largest))[:kept]
+        order = np.lexsort((terms, -largest))[:top_k]
         out_index[text], out_weight[text] = -1, 0.0
         out_index[text, : len(order)], out_weight[text, : len(order)] = terms[order], largest[order]
     return out_index, out_weight
 
 
 def largest_logits(logits: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    """The best window's logit for every text; NaN where a window has none.
+    """Take the best window's logit of every text; NaN where a window has none.
 
-    MaxP of Dai and Callan, "Deeper Text Understanding for IR with Contextual Neural Language Modeling" (SIGIR 2019).
+    This is MaxP of Dai and Callan, "Deeper Text Understanding for IR with Contextual Neural Language Modeling"
+    (SIGIR 2019).
     """
     if not len(windows.first):
         return logits[:0]
@@ -135,7 +138,7 @@ def largest_logits(logits: NDArray[np.float32], windows: Windows) -> NDArray[np.
 
 
 def failed_texts(failed: dict[int, str], windows: Windows) -> dict[int, str]:
-    """Text -> why, of texts of which any window failed; the reason is that of the first such window."""
+    """Map every text with a failed window to the reason of its first such window."""
     texts = windows.texts
     reasons: dict[int, str] = {}
     for row in sorted(failed):

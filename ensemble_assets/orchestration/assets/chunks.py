@@ -6,12 +6,11 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import content_fingerprint
 from ensemble_assets.collection.fingerprints import collection_fingerprint
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import histogram, table
+from ensemble_assets.orchestration.dagster_metadata import histogram, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.changed_collections import FINGERPRINT
 from ensemble_assets.pipeline.collections import chunks_of, find_collection
-from ensemble_assets.pipeline.searched_texts import SEARCHED
 
 
 @collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="3")
@@ -34,7 +33,7 @@ def chunks(
             FINGERPRINT: fingerprint,
             "skipped": report.skipped,
             "texts_cut": int(frame["cut"].sum()),
-            SEARCHED: run.settings.chunks.searched,
+            "searched": run.settings.chunks.searched,
             "report": report.as_json(),
             "warnings": report.warnings(),
         }

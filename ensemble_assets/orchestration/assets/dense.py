@@ -4,7 +4,7 @@ import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.pictures import bars
+from ensemble_assets.orchestration.dagster_metadata import bars
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.compute_context import Computing

@@ -4,7 +4,7 @@ import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import bars, table
+from ensemble_assets.orchestration.dagster_metadata import bars, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.quality_facts import measured_lists, quality_facts

@@ -8,13 +8,11 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
-from ensemble_assets.pipeline.first_stage import first_stage_runs, lexical_run
-from ensemble_assets.pipeline.fusion_rule import fusion_rule
+from ensemble_assets.pipeline.first_stage import Searched, first_stage_runs, fused, fusion_rule
 from ensemble_assets.pipeline.run_costs import upstream_costs
-from ensemble_assets.retrieval.fusion import RankedList, fuse
 
 
 @collection_asset(group="ranking", kinds={"polars", "numpy"}, code_version="3")
@@ -31,16 +29,9 @@ def fused_candidates(
     with stage_run(context, settings, progress, "fusion") as run:
         options, started = run.settings.fusion, time.perf_counter()
         rule = fusion_rule(options, run.collection)
-        ids = queries.frame("queries", columns=["public_id"])["public_id"].to_list()
-        runs = first_stage_runs(dense_embeddings, sparse_vectors, ids, options.depth)
-        if "sparse" in runs and rule.lexical_share > 0:
-            runs["lexical"] = lexical_run(chunks, queries, ids, options.depth)
-        candidates = fuse(
-            [RankedList(name, ranked, rule.weights[name] if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
-            chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
-            rule.method,
-            query_order=ids,
-        )
+        searched = Searched(chunks, queries, dense_embeddings, sparse_vectors, options.depth, rule)
+        ids, runs = searched.public_ids, first_stage_runs(searched)
+        candidates = fused(searched, runs)
         run.writer.frame("candidates", candidates)
         for name, ranked in runs.items():
             run.writer.frame(f"run.{name}", ranked)

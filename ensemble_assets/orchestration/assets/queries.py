@@ -8,7 +8,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.collection.queries import load_queries
 from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.collections import find_collection

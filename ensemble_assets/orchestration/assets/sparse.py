@@ -5,13 +5,12 @@ import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import GPU_POOL, collection_asset
-from ensemble_assets.orchestration.pictures import histogram
+from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.first_stage import SPARSE_PARTS
+from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
 from ensemble_assets.pipeline.model_choice import choose_models
-from ensemble_assets.pipeline.searched_texts import searched_texts
 
 
 @collection_asset(group="first_stage", kinds={"torch", "numpy"}, code_version="2", pool=GPU_POOL)

@@ -1,7 +1,7 @@
 """The gates of ``evaluation`` as asset checks: against the accepted baseline, and of each list against its parts.
 
-Verdicts are ``retrieval.gates``; here are only severities, words and where the baseline is. Probe queries judge
-themselves, so their gates never do more than warn.
+``retrieval/quality_verdicts.py`` makes the verdicts. Here are severities, words and the place of the baseline. Probe
+queries judge themselves, so their gates never do more than warn.
 """
 
 import functools
@@ -14,21 +14,20 @@ import polars as pl
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
 from ensemble_assets.common.errors import ArtefactError, EnsembleError
+from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import FINAL_RUN, GATED_MEASURE
 from ensemble_assets.retrieval.quality_verdicts import (
-    GateResult,
+    QualityVerdict,
     compare_common,
     fusion_not_worse,
     quality_regression,
     rerank_not_worse,
 )
 from ensemble_assets.settings import Settings
-
-_SINGLES = ("dense", "sparse")
 
 QUALITY_DESCRIPTIONS: Mapping[str, str] = {
     "quality_regression": "the final list is not worse than the accepted baseline of the collection",
@@ -51,7 +50,7 @@ def quality_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm
         raise dg.Failure(str(error), allow_retries=False) from None
 
 
-def quality_results(measured: Artefact, collection: str, settings: Settings) -> dict[str, Callable[[], GateResult]]:
+def quality_results(measured: Artefact, collection: str, settings: Settings) -> dict[str, Callable[[], QualityVerdict]]:
     """The gates of an evaluation by name, each still to be run."""
     per_query = measured.frame("per_query").filter(pl.col("measure") == GATED_MEASURE)
     lists = {
@@ -66,10 +65,10 @@ def quality_results(measured: Artefact, collection: str, settings: Settings) -> 
 
 def _regression(
     measured: Artefact, lists: Mapping[str, pl.DataFrame], collection: str, settings: Settings
-) -> GateResult:
+) -> QualityVerdict:
     accepted = read_quality_baseline(Path(settings.checks.baselines_dir), collection)
     if accepted is None:
-        return GateResult(
+        return QualityVerdict(
             "quality_regression",
             True,
             {},
@@ -88,26 +87,26 @@ def _regression(
     return quality_regression(verdict)
 
 
-def _rerank(lists: Mapping[str, pl.DataFrame], settings: Settings) -> GateResult:
+def _rerank(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVerdict:
     return rerank_not_worse(lists["fused"], lists[FINAL_RUN], epsilon=settings.checks.rerank_epsilon)
 
 
-def _fusion(lists: Mapping[str, pl.DataFrame], settings: Settings) -> GateResult:
-    singles = {name: lists[name] for name in _SINGLES if name in lists}
+def _fusion(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVerdict:
+    singles = {name: lists[name] for name in first_stage_lists() if name in lists}
     return fusion_not_worse(lists["fused"], singles, epsilon=settings.checks.fusion_epsilon)
 
 
 def _check_result(
-    name: str, gate: Callable[[], GateResult], measured: Artefact, settings: Settings
+    name: str, gate: Callable[[], QualityVerdict], measured: Artefact, settings: Settings
 ) -> dg.AssetCheckResult:
     """A gate's verdict as Dagster shows it; nothing to judge passes with a note."""
     if measured.facts["status"] == "no_judgements":
-        result = GateResult(name, True, {}, "there are no judgements for these queries; nothing was compared")
+        result = QualityVerdict(name, True, {}, "there are no judgements for these queries; nothing was compared")
     else:
         try:
             result = gate()
         except ArtefactError as error:
-            result = GateResult(name, False, {}, str(error))
+            result = QualityVerdict(name, False, {}, str(error))
     return dg.AssetCheckResult(
         check_name=name,
         passed=result.passed,

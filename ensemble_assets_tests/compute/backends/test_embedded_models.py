@@ -19,11 +19,12 @@ from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import pair_table
-from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
 from ensemble_assets_tests.compute.running.doubles import run_here
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 pytestmark = pytest.mark.models
 
@@ -150,7 +151,7 @@ def test_pairs_and_logits_equal_sentence_transformers(reranker):
 
     files = locate(reranker)
     spec = complete_spec(reranker, files)
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     plain = CrossEncoder(str(files.folder), max_length=spec.max_tokens, device="cpu")
     queries, chunks = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
     rows = np.repeat(np.arange(len(PAIRS))[:, None], 2, axis=1)

@@ -29,7 +29,7 @@ from ensemble_assets.compute.backends.torch_forwards import LateInteractionFacto
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
@@ -241,7 +241,7 @@ def test_a_query_of_more_than_a_quarter_cuts_only_its_own_pairs(encoder):
     spec = as_reranker(encoder, max_tokens=32)
     result, given = stage(spec)
     assert result.record.status == "completed"
-    known = vocabulary(locate(spec))
+    known = load_vocabulary(locate(spec))
     whole = known.tokenizer.encode(CHUNKS[0]).ids
     cut = {len(text) // 4 - 2 for text in given if np.frombuffer(text, np.int32)[1:3].tolist() == whole[1:3]}
     assert cut == {29 - 29 // 4, 29 // 2}

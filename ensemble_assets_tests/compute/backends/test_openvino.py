@@ -26,12 +26,13 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
-from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 if importlib.util.find_spec("openvino") is None:  # importing it here would report usage
     pytest.skip("openvino is not installed", allow_module_level=True)
@@ -81,7 +82,7 @@ def test_sparse_weights_are_those_of_torch(openvino_runtime):
 
 def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtime):
     spec, files = complete("ensemble-reranker-tiny")
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     bodies = [tokenise_bodies([pair[at] for pair in PAIRS], known, spec.max_tokens) for at in (0, 1)]
     numbers = np.arange(len(PAIRS))
     table = pair_table(*bodies, np.stack([numbers, numbers], axis=1), known.template, spec.max_tokens)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.compute.backends import sparse_output as sparse_rows
-from ensemble_assets.compute.backends.sparse_output import SparseRow, matrix_of, row_of
-from ensemble_assets.compute.stages.sparse_fallback import PrunedOutputs, with_sources
+from ensemble_assets.compute.backends.sparse_output import SparseRow, build_matrix, row_of
+from ensemble_assets.compute.stages.sparse_fallback import PrunedOutputs, fill_missing
 
 WIDTH = 12
 VECTOR = st.dictionaries(st.integers(0, WIDTH - 1), st.floats(0.125, 4.0, width=32), max_size=6)
@@ -38,7 +38,7 @@ def as_dicts(matrix) -> list[dict[int, float]]:
 @given(vectors=st.lists(VECTOR, max_size=8), instead=st.dictionaries(st.integers(0, 7), VECTOR, max_size=4))
 def test_csr_rows_are_the_forwards_rows_or_their_replacements(vectors, instead):
     instead = {row: vector for row, vector in instead.items() if row < len(vectors)}
-    matrix = matrix_of(*outputs_of(vectors), {row: as_row(vector) for row, vector in instead.items()})
+    matrix = build_matrix(*outputs_of(vectors), {row: as_row(vector) for row, vector in instead.items()})
     assert as_dicts(matrix) == [instead.get(row, vector) for row, vector in enumerate(vectors)]
     assert (matrix.indptr.dtype, matrix.indices.dtype, matrix.values.dtype) == (np.int64, np.int32, np.float32)
     expected = [np.sqrt(sum(value**2 for value in vector.values())) for vector in as_dicts(matrix) if vector]
@@ -47,9 +47,9 @@ def test_csr_rows_are_the_forwards_rows_or_their_replacements(vectors, instead):
 
 def test_slices_of_rows_do_not_show(monkeypatch):
     vectors = [{row: 1.0, row + 1: 2.0} for row in range(7)]
-    whole = matrix_of(*outputs_of(vectors), {5: as_row({0: 3.0})})
+    whole = build_matrix(*outputs_of(vectors), {5: as_row({0: 3.0})})
     monkeypatch.setattr(sparse_rows, "_ROWS_AT_ONCE", 2)
-    assert as_dicts(matrix_of(*outputs_of(vectors), {5: as_row({0: 3.0})})) == as_dicts(whole)
+    assert as_dicts(build_matrix(*outputs_of(vectors), {5: as_row({0: 3.0})})) == as_dicts(whole)
 
 
 def test_a_dense_row_gives_its_positive_entries():
@@ -70,7 +70,7 @@ def test_every_row_is_live_or_stands_in_or_has_none_and_says_so(vectors, failed,
         seen.append((list(rows), as_dicts(live)))
         return [as_row(stand_ins[row]) for row in rows]
 
-    made = with_sources(PrunedOutputs(*outputs_of(vectors), failed, {}), give)
+    made = fill_missing(PrunedOutputs(*outputs_of(vectors), failed, {}), give)
     missing = sorted(row for row, vector in enumerate(vectors) if row in failed or not vector)
     assert seen == ([(missing, [{} if row in failed else v for row, v in enumerate(vectors)])] if missing else [])
     expected = [stand_ins[row] if row in missing else vector for row, vector in enumerate(vectors)]
@@ -84,5 +84,5 @@ def test_every_row_is_live_or_stands_in_or_has_none_and_says_so(vectors, failed,
 
 def test_a_pruned_row_is_replaced_by_its_full_one():
     index, weight = outputs_of([{1: 1.0}])
-    made = with_sources(PrunedOutputs(index, weight, {}, {0: as_row({1: 1.0, 2: 0.5})}), lambda rows, live: [])
+    made = fill_missing(PrunedOutputs(index, weight, {}, {0: as_row({1: 1.0, 2: 0.5})}), lambda rows, live: [])
     assert (as_dicts(made.matrix), made.source.tolist()) == ([{1: 1.0, 2: 0.5}], [1])

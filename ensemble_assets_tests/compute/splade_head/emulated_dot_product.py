@@ -7,7 +7,6 @@ from typing import Any
 from llvmlite import ir
 
 from ensemble_assets.compute.splade_head import llvm_blocks
-from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
 
 
 def emulated(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
@@ -24,10 +23,6 @@ def emulated(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     return total
 
 
-def emulate_where_missing() -> None:
-    """Let this process compile the screen with ``emulated`` if its CPU lacks the instruction.
-
-    Call it before anything is compiled.
-    """
-    if not dot_product_lanes():
-        llvm_blocks._unsigned_rows = emulated
+def emulate() -> None:
+    """Let this process compile the screen with ``emulated``. Call it before anything is compiled."""
+    llvm_blocks.dot_product = emulated

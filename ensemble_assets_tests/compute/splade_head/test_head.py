@@ -16,12 +16,23 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.splade_head import cpu_vectors
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
-from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate_where_missing
+from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 
-emulate_where_missing()
+if not cpu_vectors.dot_product_lanes():
+    emulate()
 
 PATHS = ["products", "screen"]
 SCREEN = HeadPath("screen", "avx_vnni")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """A cache folder that this process writes its machine code to, so that another process need not compile."""
+    from ensemble_assets.compute.splade_head import kernels
+
+    folder = tmp_path_factory.mktemp("cache")
+    kernels.keep_compiled(kernels.compiled_in(folder))
+    return folder
 
 
 @pytest.fixture
@@ -64,6 +75,16 @@ def random_problem(seed, hidden=32, size=300, lengths=(5, 1, 40, 17, 40), shift=
     bias = shift * rng.uniform(0.2, 3, size=size) - matrix @ mean
     kinds = (states * scale).astype(np.float32), spans_of(lengths), matrix.astype(np.float32), bias.astype(np.float32)
     return kinds
+
+
+def upper_bounds(states, screen):
+    """What positive logits of every term over a text's tokens cannot exceed: ``[P]``."""
+    from ensemble_assets.compute.splade_head import kernels
+
+    out = np.empty(len(screen.term), np.float64)
+    text = kernels.quantised_text(*kernels.longest_first(states, kernels.rotated_states(states, screen)), screen)
+    kernels._upper_bounds(text, screen, out)
+    return out
 
 
 finite = st.floats(-4, 4, width=32).map(np.float32)
@@ -114,7 +135,6 @@ def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
 @settings(max_examples=100, deadline=None)
 @given(problem=problems())
 def test_no_positive_logit_exceeds_its_upper_bound(problem):
-    from ensemble_assets.compute.splade_head import kernels
     from ensemble_assets.compute.splade_head.screen import prepare
 
     states, spans, matrix, bias = problem
@@ -123,21 +143,20 @@ def test_no_positive_logit_exceeds_its_upper_bound(problem):
     for first, count in spans:
         text = np.ascontiguousarray(states[first : first + count])
         logits = (text.astype(np.float64) @ matrix.astype(np.float64).T + bias).max(axis=0)
-        bounds = kernels.upper_bounds(text, screen)
+        bounds = upper_bounds(text, screen)
         terms = screen.term >= 0
         assert (bounds[terms] >= np.where(logits > 0, logits, -np.inf)[screen.term[terms]]).all()
         assert (bounds[~terms] == -np.inf).all()
 
 
 def test_most_terms_are_ruled_out_by_their_bound():
-    from ensemble_assets.compute.splade_head import kernels
     from ensemble_assets.compute.splade_head.screen import prepare
 
     states, spans, matrix, bias = random_problem(1, hidden=64, size=2000, lengths=[40] * 8)
     screen = prepare(matrix, bias, states[:160], spans[:4])
-    assert len({tuple(levels) for levels in screen.level.tolist()}) > 1  # terms differ in what rules them out
+    assert len({tuple(levels) for levels in screen.check_levels.tolist()}) > 1  # terms differ in what rules them out
     for first, count in spans[4:]:
-        bounds = kernels.upper_bounds(states[first : first + count], screen)
+        bounds = upper_bounds(states[first : first + count], screen)
         positive = (naive(states, [(first, count)], matrix, bias) > 0).mean()
         assert positive <= (bounds > 0).mean() < positive + 0.02
 
@@ -284,7 +303,7 @@ def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
     reasons = {tokens: "not_compiled_yet", 3 * tokens - 1: "not_compiled_yet", 3 * tokens: SCREEN.reason}
     for expected, reason in reasons.items():
         head = SparseHead(matrix, bias, 9, 1, tmp_path)
-        head.expect(expected)
+        head.expect_tokens(expected)
         results.append(head(states, spans))
         assert head.path.reason == reason
     for name, values in results[0].items():
@@ -310,12 +329,16 @@ NARROW = """
 import json, sys
 from pathlib import Path
 from ensemble_assets.compute.splade_head import cpu_vectors
+lanes = cpu_vectors.dot_product_lanes()
 cpu_vectors.dot_product_lanes = lambda: 8
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head import kernels
 from ensemble_assets.compute.splade_head import llvm_blocks
 from ensemble_assets_tests.compute.splade_head.test_head import random_problem
+from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 assert llvm_blocks.GROUP == 16
+if not lanes:
+    emulate()
 sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
 sparse_head.host_path = lambda: sparse_head.HeadPath("screen", "avx_vnni")
 states, spans, matrix, bias = random_problem(11)
@@ -341,6 +364,7 @@ def test_narrow_registers_give_the_same_and_a_second_process_need_not_compile(mo
 
 PEAK = """
 import sys
+from pathlib import Path
 import numpy as np
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets_tests.benchmarks.peak_memory import forget_peak, peak_bytes
@@ -349,7 +373,7 @@ sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
 path = sys.argv[1]
 sparse_head.host_path = lambda: sparse_head.HeadPath(path, "test")
 states, spans, matrix, bias = random_problem(12, size=30_000, lengths=[128] * 16)
-head = sparse_head.SparseHead(matrix, bias, 256, 1)
+head = sparse_head.SparseHead(matrix, bias, 256, 1, Path(sys.argv[2]))
 if path == "every logit":
     head = lambda states, spans: states @ matrix.T
 head(states[:128], spans[:1])  # the compiler's own memory is not the head's
@@ -361,8 +385,8 @@ print(peak_bytes() - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*PATHS, "every logit"])
-def test_memory_stays_at_a_fifth_of_every_logit_of_every_token(path):
-    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+def test_memory_stays_at_a_fifth_of_every_logit_of_every_token(cache, path):
+    done = subprocess.run([sys.executable, "-c", PEAK, path, str(cache)], capture_output=True, text=True, check=True)
     every_logit = 16 * 128 * 30_000 * 4
     if path == "every logit":  # or this test could not fail
         assert int(done.stdout) > every_logit * 0.9
@@ -377,7 +401,7 @@ def test_a_large_run_is_screened_from_its_first_text_on(monkeypatch) -> None:
     head = SparseHead(matrix, bias, 5)
     head(states, spans)
     assert head.path.reason == "few_tokens"
-    head.expect(10**6)
+    head.expect_tokens(10**6)
     expected = head(states, spans)
     assert head.path == SCREEN
     np.testing.assert_array_equal(expected["weight"], SparseHead(matrix, bias, 5)(states, spans)["weight"])

@@ -20,7 +20,7 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.devices.lease import LocalDevices
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import FolderSource
 from ensemble_assets_tests.compute.running.doubles import (
@@ -37,7 +37,7 @@ QUERIES = pl.Series(["storm", "rain wind"])
 
 
 def expected(spec, text: str, prefix: str = "") -> np.ndarray:
-    known = vocabulary(locate(spec))
+    known = load_vocabulary(locate(spec))
     ids = known.tokenizer.encode(prefix + text).ids[: spec.max_tokens]
     return expected_outputs(VECTOR, ids)["vector"]
 
@@ -80,7 +80,7 @@ def test_models_that_share_a_vocabulary_tokenise_once(tmp_path):
     specs = [model_folder(tmp_path / name) for name in ("one", "two")]
     context = ComputeContext()
     encode_dense(CHUNKS, QUERIES, specs, context, make_factory=dense_maker())
-    assert len(context.tokens._held) == 2  # the chunks and the queries
+    assert len(context.tokens._columns) == 2  # the chunks and the queries
 
 
 def test_a_missing_primary_model_is_an_error(tmp_path):

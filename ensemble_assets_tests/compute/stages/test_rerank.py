@@ -15,7 +15,7 @@ from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.rerank_depth import Allowance
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import FolderSource
 from ensemble_assets_tests.compute.running.doubles import (
@@ -60,7 +60,7 @@ def rerank(tmp_path, planted=NO_FAULTS, events=None, journal=None, lists=LISTS, 
 def logit(spec, query: str, row: int) -> float:
     """What the double gives for a pair, made with the tokenizer's own pair encoding."""
     text = dict(zip(QUERIES["public_id"], QUERIES["text"], strict=True))[query]
-    ids = vocabulary(locate(spec)).tokenizer.encode(text, CHUNKS[row]).ids
+    ids = load_vocabulary(locate(spec)).tokenizer.encode(text, CHUNKS[row]).ids
     return float(expected_outputs(LOGIT, ids)["logit"])
 
 

@@ -42,7 +42,7 @@ class World:
             self.slices.append((governor.reached, depth, cost / rate, took))
             self.now += took
             busy += took
-            governor.ran(depth, took, cost)
+            governor.record_slice(depth, took, cost)
         return governor
 
 
@@ -104,11 +104,11 @@ def test_reused_pairs_say_nothing_of_the_speed_and_a_slice_still_at_most_doubles
     work = np.arange(41, dtype=np.float64)
     governor = Governor(Allowance("sla", 12.0, 5, ""), 40, work, 0.0, clock=lambda: 0.0)
     assert governor.next_depth() == 5
-    governor.ran(5, 0.001, 0.0)
+    governor.record_slice(5, 0.001, 0.0)
     assert governor.next_depth() == 10, "nothing was computed, so nothing is known"
-    governor.ran(10, 5.0, 5.0)
+    governor.record_slice(10, 5.0, 5.0)
     assert governor.next_depth() == 20, "one token a second leaves room for 12"
-    governor.ran(20, 10.0, 10.0)
+    governor.record_slice(20, 10.0, 10.0)
     governor.clock = lambda: 11.5
     assert governor.next_depth() == 20
 
@@ -116,7 +116,7 @@ def test_reused_pairs_say_nothing_of_the_speed_and_a_slice_still_at_most_doubles
 def test_when_time_is_over_even_pairs_that_may_be_reused_are_left() -> None:
     governor = Governor(Allowance("sla", -1.0, 3, ""), 20, np.arange(21, dtype=np.float64), 0.0, clock=lambda: 0.0)
     assert governor.next_depth() == 3
-    governor.ran(3, 0.001, 0.0)
+    governor.record_slice(3, 0.001, 0.0)
     assert governor.next_depth() == 3
 
 

@@ -18,7 +18,7 @@ from ensemble_assets.compute.stages.sparse_fallback import (
     metadata_terms,
     text_rows,
 )
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.running.doubles import IDS, model_folder, tokenizer
 
@@ -36,7 +36,7 @@ def metadata(terms: dict[str, float]) -> str:
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory) -> VocabularySpace:
-    return VocabularySpace(vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m"))))
+    return VocabularySpace(load_vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m"))))
 
 
 def reference_row(terms: dict[str, float], collection: list[dict[str, float]], norm: float) -> dict[int, float]:

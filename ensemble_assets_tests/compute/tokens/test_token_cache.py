@@ -11,25 +11,25 @@ from hypothesis import strategies as st
 from ensemble_assets.common.errors import StageError
 from ensemble_assets.compute.tokens import token_cache as module
 from ensemble_assets.compute.tokens.token_cache import TokenCache
-from ensemble_assets.compute.tokens.tokenizer import tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.running.doubles import model_folder
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    return vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m")))
+    return load_vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m")))
 
 
 def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
-    first, second = (vocabulary(locate(model_folder(tmp_path / name))) for name in ("one", "two"))
+    first, second = (load_vocabulary(locate(model_folder(tmp_path / name))) for name in ("one", "two"))
     cache, texts = TokenCache(), pl.Series(["alpha beta", "storm"])
     made = []
     monkeypatch.setattr(module, "tokenise_bodies", lambda *args: made.append(args) or tokenise_bodies(*args))
     assert cache.bodies(texts, first, 16) is cache.bodies(texts, second, 8)
     assert len(made) == 1
-    assert cache.held(texts, second, 16) is not None
-    assert cache.held(texts, second, 17) is None
+    assert cache.cached_bodies(texts, second, 16) is not None
+    assert cache.cached_bodies(texts, second, 17) is None
     assert cache.bodies(texts, first, 16, prefix="query ") is not cache.bodies(texts, first, 16)
     assert cache.bodies(pl.Series(["alpha beta", "storms"]), first, 16) is not cache.bodies(texts, first, 16)
     cache.bodies(texts, first, 20)
@@ -37,16 +37,16 @@ def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
 
 
 def test_the_cache_lets_go_of_the_oldest_column(tmp_path):
-    known = vocabulary(locate(model_folder(tmp_path / "m")))
+    known = load_vocabulary(locate(model_folder(tmp_path / "m")))
     cache = TokenCache(most_ids=5)
     first, second, third = (pl.Series([text]) for text in ("alpha beta", "storm flood wind", "a b c d e f"))
     cache.bodies(first, known, 16)
     cache.bodies(second, known, 16)
-    assert cache.held(first, known, 16) is not None
+    assert cache.cached_bodies(first, known, 16) is not None
     cache.bodies(third, known, 16)
-    assert cache.held(first, known, 16) is None
-    assert cache.held(second, known, 16) is None
-    assert cache.held(third, known, 16) is not None
+    assert cache.cached_bodies(first, known, 16) is None
+    assert cache.cached_bodies(second, known, 16) is None
+    assert cache.cached_bodies(third, known, 16) is not None
 
 
 def rows_of(bodies):

@@ -17,9 +17,10 @@ from ensemble_assets.compute.tokens.token_tables import (
     pair_table,
     take_rows,
 )
-from ensemble_assets.compute.tokens.tokenizer import tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets_tests.compute.running.doubles import BARE, BERT, ROBERTA, model_folder, table_of, tokenizer
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 TEXT = st.text(alphabet="abc dex", max_size=40)
 ROWS = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=6)
@@ -37,7 +38,7 @@ def files(request, tmp_path_factory) -> ModelFiles:
     picks=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=6),
 )
 def test_pairs_equal_the_tokenizers_own_pair_encoding(files, queries, chunks, max_tokens, picks):
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     pairs = np.array([(q % len(queries), c % len(chunks)) for q, c in picks], np.int64).reshape(-1, 2)
     table = pair_table(
         tokenise_bodies(queries, known, max_tokens),
@@ -82,7 +83,7 @@ def test_longest_first_is_taking_a_token_from_the_longer_text_until_it_fits(firs
 
 
 def test_pairs_without_room_are_a_settings_error(files):
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     bodies = tokenise_bodies(["alpha"], known, 8)
     if known.template.pair_specials:
         with pytest.raises(SettingsError, match="special tokens"):
@@ -90,7 +91,7 @@ def test_pairs_without_room_are_a_settings_error(files):
 
 
 def test_bodies_that_were_cut_too_short_are_refused(files):
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     bodies = tokenise_bodies(["abcdef"], known, 3)
     with pytest.raises(ValueError, match="keep 3 tokens"):
         pair_table(bodies, bodies, np.zeros((1, 2), np.int64), known.template, 20)

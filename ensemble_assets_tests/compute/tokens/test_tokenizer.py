@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
 from ensemble_assets.compute.tokens import tokenizer as module
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise, tokenise_bodies, vocabulary
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets_tests.compute.running.doubles import BARE, BERT, IDS, ROBERTA, model_folder, tokenizer
+from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 TEXTS = st.lists(st.text(alphabet="abcxyz ALPHAstorm.,é漢\u200b", max_size=60), max_size=8)
 
@@ -49,7 +50,7 @@ def test_slices_do_not_change_ids(files, monkeypatch):
 
 
 def test_full_lengths_are_counted_beyond_the_cap(files):
-    bodies = tokenise_bodies(["x" * 50, "alpha"], vocabulary(files), cap=5)
+    bodies = tokenise_bodies(["x" * 50, "alpha"], load_vocabulary(files), cap=5)
     assert bodies.full_lengths.tolist() == [50, 1]
     assert (bodies.starts.tolist(), len(bodies.ids)) == ([0, 5], 6)
 
@@ -70,9 +71,9 @@ def test_fingerprint_ignores_truncation_and_padding_and_sees_behaviour(tmp_path)
         model_folder(tmp_path / name)
         made.save(str(tmp_path / name / "tokenizer.json"))
     fingerprints = [
-        vocabulary(ModelFiles(tmp_path / name, "local", name)).fingerprint for name in ("plain", "padded", "cased")
+        load_vocabulary(ModelFiles(tmp_path / name, "local", name)).fingerprint for name in ("plain", "padded", "cased")
     ]
-    assert fingerprints[0] == vocabulary(plain).fingerprint == fingerprints[1] != fingerprints[2]
+    assert fingerprints[0] == load_vocabulary(plain).fingerprint == fingerprints[1] != fingerprints[2]
 
 
 def test_order_of_keys_in_the_file_does_not_matter(tmp_path):
@@ -81,12 +82,12 @@ def test_order_of_keys_in_the_file_does_not_matter(tmp_path):
     path = tmp_path / "two" / "tokenizer.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(settings.items())), indent=1))
-    one, two = (vocabulary(ModelFiles(tmp_path / name, "local", name)) for name in ("one", "two"))
+    one, two = (load_vocabulary(ModelFiles(tmp_path / name, "local", name)) for name in ("one", "two"))
     assert one.fingerprint == two.fingerprint
 
 
 def test_special_and_unknown_tokens_are_known_as_no_words(tmp_path):
-    known = vocabulary(locate(model_folder(tmp_path / "bert")))
+    known = load_vocabulary(locate(model_folder(tmp_path / "bert")))
     assert known.not_words == tuple(IDS[word] for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
     assert known.words()[IDS["storm"]] == "storm"
     assert known.size == len(IDS)
@@ -106,7 +107,7 @@ class _Quoting:
 
 
 def test_a_failing_tokenizer_names_the_row_and_never_the_text(tmp_path):
-    known = vocabulary(locate(model_folder(tmp_path / "bert")))
+    known = load_vocabulary(locate(model_folder(tmp_path / "bert")))
     quoting = Vocabulary(known.fingerprint, known.size, known.template, known.not_words, _Quoting())
     texts = ["alpha", "beta", "my broken " + "terces"[::-1]]  # written so that a traceback's source lines lack it
     with pytest.raises(StageError, match=r"text 2 of its list \(ValueError\)") as caught:
@@ -121,11 +122,11 @@ def test_a_folder_without_tokenizer_is_unavailable(tmp_path):
     model_folder(tmp_path / "empty")
     (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelUnavailableError, match="no usable tokenizer"):
-        vocabulary(ModelFiles(tmp_path / "empty", "local", "x"))
+        load_vocabulary(ModelFiles(tmp_path / "empty", "local", "x"))
 
 
 def test_prefix_is_put_before_every_text(files):
-    known = vocabulary(files)
+    known = load_vocabulary(files)
     with_prefix = tokenise_bodies(["alpha", ""], known, 16, prefix="query ")
     written_out = tokenise_bodies(["query alpha", "query "], known, 16)
     np.testing.assert_array_equal(with_prefix.ids, written_out.ids)
@@ -133,7 +134,7 @@ def test_prefix_is_put_before_every_text(files):
 
 @pytest.mark.models
 def test_embedded_encoders_share_one_vocabulary():
-    dense, sparse = (vocabulary(locate(MODELS[slug])) for slug in ("all-minilm-l6-v2", "splade-tiny"))
+    dense, sparse = (load_vocabulary(locate(MODELS[slug])) for slug in ("all-minilm-l6-v2", "splade-tiny"))
     assert dense.fingerprint == sparse.fingerprint
     assert dense.template == sparse.template
 

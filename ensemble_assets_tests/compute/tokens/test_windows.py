@@ -15,15 +15,15 @@ from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.stages.rerank import RerankResult, rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
-from ensemble_assets.compute.tokens.tokenizer import vocabulary
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import (
     Windows,
+    cut_windows,
     failed_texts,
     largest_logits,
     largest_weights,
     mean_vectors,
-    take_bodies,
-    windows_of,
+    select_bodies,
 )
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec
@@ -56,7 +56,7 @@ def ids_of(bodies: TokenBodies) -> list[list[int]]:
 @given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 9), st.integers(1, 5))
 def test_windows_hold_the_text_in_order_and_are_equally_long(lengths, room, most):
     bodies = bodies_of(lengths, most * room)
-    found = windows_of(bodies, room, most)
+    found = cut_windows(bodies, room, most)
     cut = ids_of(found.bodies)
     assert found.counts.tolist() == [max(1, -(-min(n, most * room) // room)) for n in lengths]
     for text, (start, count, length) in enumerate(zip(bodies.starts, found.counts, lengths, strict=True)):
@@ -70,8 +70,8 @@ def test_windows_hold_the_text_in_order_and_are_equally_long(lengths, room, most
 
 
 def test_room_may_differ_by_text_and_a_text_may_come_twice():
-    bodies = take_bodies(bodies_of([6, 2], 20), np.array([1, 0, 0]))
-    found = windows_of(bodies, np.array([4, 2, 4]), 2)
+    bodies = select_bodies(bodies_of([6, 2], 20), np.array([1, 0, 0]))
+    found = cut_windows(bodies, np.array([4, 2, 4]), 2)
     assert ids_of(found.bodies) == [[6, 7], [0, 1], [2, 3], [0, 1, 2], [3, 4, 5]]
     assert found.dropped.tolist() == [0, 2, 0]
 
@@ -133,7 +133,7 @@ def test_a_text_fails_with_the_reason_of_its_first_window_that_failed():
 
 
 def words_of(spec, text: str) -> list[int]:
-    return vocabulary(locate(spec)).tokenizer.encode(text, add_special_tokens=False).ids
+    return load_vocabulary(locate(spec)).tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_dense_reads_a_long_chunk_in_windows_and_its_queries_never(tmp_path):
@@ -182,7 +182,7 @@ def rerank(spec: ModelSpec, rows: list[int]) -> RerankResult:
 def test_rerank_scores_a_pair_by_its_best_window(tmp_path):
     spec = model_folder(tmp_path / "m", "rerank", max_tokens=7, windows=3)
     result = rerank(spec, [0, 1, 2])
-    whole = vocabulary(locate(spec)).tokenizer
+    whole = load_vocabulary(locate(spec)).tokenizer
     # seven words in windows of at most three beside a query of one
     parts = [" ".join(LONG.split()[a:b]) for a, b in ((0, 2), (2, 4), (4, 7))]
     logits = [float(expected_outputs(LOGIT, whole.encode("piston", part).ids)["logit"]) for part in parts]

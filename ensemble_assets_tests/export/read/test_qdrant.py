@@ -17,7 +17,7 @@ pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra"
 
 import qdrant_client
 
-from ensemble_assets.cli import main
+from ensemble_assets.cli.main import main
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.read.qdrant import upload_bundle

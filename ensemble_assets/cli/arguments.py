@@ -1,0 +1,159 @@
+"""Share options and arguments between commands, and turn them into settings and collections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble_assets.common.errors import ArtefactError, InputError, SettingsError
+from ensemble_assets.sample import SAMPLE_FOLDER
+from ensemble_assets.settings import Settings, options, resolve
+
+if TYPE_CHECKING:
+    from ensemble_assets.collection.folders import Collection
+
+_MANIFEST = "processing_summary.json"
+"""A folder with this file is a bundle."""
+
+_FLAG_KEYS = {
+    "chunked_dir": "paths.chunked_dir",
+    "output_dir": "paths.output_dir",
+    "queries": "queries.file",
+    "qrels": "queries.qrels",
+    "profile": "models.profile",
+    "ensemble_models": "models.ensemble",
+    "sparse_models": "models.sparse",
+    "enable_rerank": "enable_rerank",
+    "enable_sparse": "enable_sparse",
+    "method": "fusion.method",
+}
+"""Settings key of every flag that sets an option."""
+
+Decorator = Callable[[Any], Any]
+
+SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any option by its dotted key.")
+JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON on standard output.")
+CHUNKED_DIR = click.option(
+    "--chunked-dir", metavar="DIR", help="Folder with one sub-folder of chunk files per collection."
+)
+COLLECTIONS = click.option("--collections", help="Names, comma-separated; all sub-folders if not given.")
+SAMPLE = click.option("--sample", is_flag=True, help="Use the sample collection that ships with the package.")
+PROFILE = click.option("--profile", help="Named choice of models (embedded, kaggle-t4x2, custom).")
+DENSE_MODELS = click.option("--ensemble-models", help="Dense models, comma-separated; the first is the primary one.")
+SPARSE_MODELS = click.option("--sparse-models", help="Sparse models, comma-separated.")
+TARGET = click.argument("target")
+"""A collection that was run, or its bundle's folder; see ``locate_target``."""
+TARGET_OUTPUT = click.option("--output-dir", metavar="DIR", help="Folder of TARGET's bundle, if TARGET is a name.")
+
+
+def with_options(*decorators: Decorator) -> Decorator:
+    """Add options to a command; help lists them in this order."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def option_overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give option values by dotted key, and the name of each value's source.
+
+    Args:
+        flags: value of every flag by parameter name; None where the flag was not given.
+        assignments: texts ``KEY=VALUE`` of ``--set``. A flag wins over an assignment of the same key.
+
+    Raises:
+        SettingsError: if an assignment has no ``=`` or a key does not exist.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {assignment}: expected KEY=VALUE, such as rerank.depth=50")
+        values[key.strip()] = value.strip()
+        sources[key.strip()] = f"--set {key.strip()}"
+    for flag, value in flags.items():
+        if value is not None:
+            values[_FLAG_KEYS[flag]] = value
+            sources[_FLAG_KEYS[flag]] = _flag_name(flag, value)
+    unknown = sorted(set(values) - set(options()))
+    if unknown:
+        raise SettingsError(f"--set {unknown[0]}: there is no such option; docs/configuration.md lists them all")
+    return values, sources
+
+
+def _flag_name(flag: str, value: Any) -> str:
+    if flag.startswith("enable_"):
+        stage = flag.removeprefix("enable_")
+        return f"--enable-{stage}" if value else f"--disable-{stage}"
+    return "--" + flag.replace("_", "-")
+
+
+def resolve_flags(flags: dict[str, Any], assignments: tuple[str, ...], *, sample: bool = False) -> Settings:
+    """Resolve the settings of a command; ``sample`` reads the sample collection instead of ``--chunked-dir``.
+
+    Raises:
+        SettingsError: for an option that does not exist or a value that is not accepted.
+    """
+    overrides, sources = option_overrides(
+        {**flags, "chunked_dir": str(SAMPLE_FOLDER)} if sample else flags, assignments
+    )
+    return resolve(overrides, override_sources=sources).settings
+
+
+def split_names(names: str | None) -> tuple[str, ...]:
+    """Split a comma-separated list of names; () for None."""
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+
+def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample: bool = True) -> list[Collection]:
+    """Find collections below ``paths.chunked_dir``; all of them if there are no names.
+
+    ``has_sample`` says whether the command has ``--sample``, which the error message then proposes.
+
+    Raises:
+        InputError: if the folder holds no collection, or not one of these names.
+    """
+    from ensemble_assets.collection.folders import choose, discover
+
+    root = Path(settings.paths.chunked_dir)
+    collections = discover(root).collections
+    if not collections:
+        remedy = "Give --chunked-dir the folder of the collections"
+        raise InputError(str(root), "has no folder with chunk files", remedy + (", or --sample" if has_sample else ""))
+    return list(choose(collections, list(names)))
+
+
+def locate_target(
+    target: str, output_dir: str | None, assignments: tuple[str, ...], **flags: Any
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Give the collection that TARGET names, and option values with their sources.
+
+    Args:
+        target: name of a collection that was run, or the folder of its bundle. A bundle's parent is the output folder.
+        output_dir: value of ``--output-dir``.
+        assignments: values of ``--set``.
+        **flags: further flags that set options.
+    """
+    folder = Path(target)
+    if (folder / _MANIFEST).is_file():
+        bundle = folder.resolve()
+        target, output_dir = bundle.name, output_dir or str(bundle.parent)
+    overrides, sources = option_overrides({"output_dir": output_dir, **flags}, assignments)
+    return target, overrides, sources
+
+
+@contextmanager
+def unreadable_is_usage_error() -> Iterator[None]:
+    """Exit with code 2 instead of 1 if a folder given by the user is no readable bundle."""
+    try:
+        yield
+    except ArtefactError as error:
+        raise SettingsError(str(error)) from None

@@ -1,0 +1,78 @@
+"""Run layouts through the product and the library, in a process that a model may kill."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+from ensemble_assets_tests.model_zoo.cache import hub_cache, publish, snapshot_folder
+from ensemble_assets_tests.model_zoo.compare import FP32, HALF, Comparison, compare
+from ensemble_assets_tests.model_zoo.families.layout import Layout
+from ensemble_assets_tests.model_zoo.layouts import BY_KEY, COMPANION
+from ensemble_assets_tests.model_zoo.product import run_product
+from ensemble_assets_tests.model_zoo.reference import truth_of
+
+
+def run_layout(layout: Layout, root: Path, precision: str = "fp32") -> Comparison:
+    """Publish one layout, run it through the product, and compare with the library.
+
+    Args:
+        layout: what to run.
+        root: holds the hub cache and the machine's caches for all layouts, and a folder per run, which is removed.
+        precision: of the product's run.
+    """
+    hub = root / "hub"
+    folder = root / "runs" / layout.key.replace("/", "-")
+    with hub_cache(hub):
+        publish(layout, hub)
+        companion = "" if layout.kind == "dense" else publish(COMPANION, hub)
+        shutil.rmtree(folder, ignore_errors=True)
+        settings = (f"device.precision={precision}",)
+        outputs = run_product(layout.hub_id, layout.kind, folder, companion=companion, settings=settings)
+        try:
+            truth = truth_of(snapshot_folder(layout, hub), layout.kind, outputs.chunks, outputs.queries)
+        except Exception as error:  # noqa: BLE001  # a model that the library cannot run: the product must refuse it
+            truth, note = None, f" [library: {type(error).__name__}: {error}]"
+        else:
+            note = ""
+    shutil.rmtree(folder, ignore_errors=True)
+    comparison = compare(layout, outputs, truth, FP32 if precision == "fp32" else HALF)
+    return Comparison(**{**asdict(comparison), "detail": comparison.detail + note})
+
+
+def run_many(layouts: Sequence[Layout], root: Path, precision: str = "fp32") -> Iterator[Comparison]:
+    """Run layouts one after another in a process of their own, which is replaced when a model kills it."""
+    waiting = list(layouts)
+    while waiting:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+            while waiting:
+                layout = waiting.pop(0)
+                try:
+                    yield pool.submit(_run_key, layout.key, root, precision).result()
+                except BrokenProcessPool:
+                    yield Comparison(layout.key, "crashed", layout.expected, "the process died")
+                    break
+
+
+def _run_key(key: str, root: Path, precision: str) -> Comparison:
+    """Run a layout by its key: builders cannot be sent to another process."""
+    return run_layout(BY_KEY[key], root, precision)
+
+
+def _quiet() -> None:
+    """Keep the libraries' bars and warnings off the terminal."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
