@@ -40,6 +40,7 @@ _GEMMA = {"query": "task: search result | query: ", "document": "title: none | t
 _QWEN = {"query": INSTRUCTION, "document": ""}
 _TASKS = {"nl2code_query": "Find the code for: ", "nl2code_document": "Candidate code: "}
 _OLD = saving.before_version_6()
+_ENTRY = {"pooling": "mean", "max_tokens": 512, "dimension": HIDDEN}
 _of = partial(Layout, kind="dense")
 
 TABLE = (
@@ -238,5 +239,54 @@ TABLE = (
         note="a Dense module over token states, before pooling",
     ),
     _of("dropout", build=dense("bert", after_pooling=dropout()), note="a Dropout module, idle here"),
+    _of(
+        "bge-m3-by-file", build=dense("xlmr-long", "cls", edits=[saving.before_version_6(limit=8192)]),
+        note="chosen in a models file", entry={"pooling": "cls", "max_tokens": 8192, "dimension": HIDDEN},
+    ),
+    _of(
+        "e5-by-file", build=dense("xlmr", prompts=_E5), note="chosen in a models file with the same prefixes",
+        entry={"query_prefix": "query: ", "document_prefix": "passage: ", **_ENTRY},
+    ),
+    _of(
+        "embeddinggemma-by-file",
+        build=dense(
+            "gemma3", after_pooling=two_projections(), prompts=_GEMMA, options={"use_bidirectional_attention": True}
+        ),
+        note="chosen in a models file as docs/models.md shows",
+        entry={"query_prefix": _GEMMA["query"], "document_prefix": _GEMMA["document"], **_ENTRY, "max_tokens": 2048},
+    ),
+    _of("local-folder", build=dense("bert", prompts=_E5), note="chosen by the path of its folder", local=True),
+    _of("vocab-txt", build=dense("bert", edits=[_OLD, saving.vocabulary_files]), note="no tokenizer.json"),
+    _of("vocab-merges", build=dense("roberta", edits=[_OLD, saving.vocabulary_files]), note="vocab.json, merges.txt"),
+    _of(
+        "pooling-elsewhere",
+        build=dense("bert", "cls", edits=[saving.module_in(1, "2_Pooling", decoy={"pooling_mode": "mean"})]),
+        note="modules.json names 2_Pooling; a stale 1_Pooling says mean",
+    ),
+    _of(
+        "stella", build=dense("bert", after_pooling=projection(HIDDEN, 96, tanh=False), normalize=False,
+            edits=[saving.module_in(2, "2_Dense_96")]),
+        note="a Dense module in 2_Dense_96, wider than the encoder",
+    ),
+    _of(
+        "tokenizer-arguments",
+        build=dense("bert", edits=[_OLD, saving.json_as("sentence_bert_config.json",
+            {"tokenizer_args": {"model_max_length": 100}})]),
+        note="tokenizer_args limit the texts to 100 tokens",
+    ),
+    _of(
+        "tensors-of-2019", build=dense("bert", edits=[saving.weights_as_bin(), saving.old_tensor_names]),
+        note="gamma and beta in pytorch_model.bin",
+    ),
+    _of("plain-mlm-as-encoder", build=plain_checkpoint("bert", "mlm"), note="a masked LM's checkpoint"),
+    _of("plain-t5", build=plain_checkpoint("t5"), note="T5 without modules.json"),
+    _of("plain-causal", build=plain_checkpoint("llama", "causal"), note="a language model without modules.json"),
+    _of("ernie", build=dense("ernie", "cls"), note="ERNIE with task types"),
+    _of("mt5", build=dense("mt5"), note="mT5 encoder"),
+    _of("sgpt-bloom", build=dense("bloom", "weightedmean"), note="Bloom: ALiBi, weighted mean"),
+    _of("gpt-neox", build=dense("gptneox", "lasttoken"), note="GPT-NeoX, last token, right padding"),
+    _of("distiluse", build=dense("distilbert", after_pooling=projection(HIDDEN, 48), normalize=False, edits=[_OLD]),
+        note="mean, Dense with Tanh, no Normalize"),
+    _of("first-and-last", build=dense("llama", ("cls", "lasttoken")), note="two tokens side by side, left padding"),
 )  # fmt: skip
 """All dense layouts."""

@@ -68,6 +68,11 @@ SPARSE = (
     _sparse("splade-mpnet", build=splade("mpnet"), note="MPNet masked LM"),
     _sparse("splade-bin", build=splade("bert", edits=[saving.weights_as_bin()]), note="only pytorch_model.bin"),
     _sparse("splade-sharded", build=splade("bert", edits=[saving.sharded]), note="two safetensors files"),
+    _sparse("splade-vocab-txt", build=splade("bert", edits=[saving.vocabulary_files]), note="no tokenizer.json"),
+    _sparse(
+        "opensearch-prompted", build=without_query_inference("distilbert", prompts=_PROMPTS),
+        note="weights for queries, with prompts",
+    ),
     _sparse("plain-roberta-mlm", build=plain_mlm("roberta"), note="no modules.json, RoBERTa"),
 )  # fmt: skip
 """All sparse layouts."""
@@ -154,6 +159,15 @@ RERANK = (
     _rerank("mistral-classifier", build=classifier("mistral", tokenizer=_LEFT), note="Mistral, sliding window"),
     _rerank("gemma-classifier", build=classifier("gemma3"), note="Gemma3 text with a score head"),
     _rerank("gpt2-classifier", build=classifier("gpt2"), note="GPT-2, right padding"),
+    _rerank(
+        "template-in-config",
+        build=classifier(
+            "qwen3-reranker", tokenizer={**_LEFT, "chat_template": PAIR_TEMPLATE},
+            edits=[saving.template_in_tokenizer_config],
+        ),
+        note="the chat template in tokenizer_config.json",
+    ),
+    _rerank("vocab-txt", build=classifier("bert", edits=[saving.vocabulary_files]), note="no tokenizer.json"),
     _rerank("logit-pair", build=yes_or_no(template=None), note="LogitScore without a template"),
     _rerank("logit-one-word", build=yes_or_no(only_yes=True, activation=Identity()), note="the logit of one word"),
     _rerank("plain-causal", build=yes_or_no(plain=True), note="a language model's checkpoint, no modules.json"),

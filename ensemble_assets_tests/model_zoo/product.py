@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import yaml
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.artefact import Artefact, open_artefact
 from ensemble_assets.cli.main import main
 from ensemble_assets.collection.whole_text import COLUMNS, whole_text
-from ensemble_assets_tests.model_zoo.families.layout import Kind
+from ensemble_assets_tests.model_zoo.families.layout import Layout
 from ensemble_assets_tests.model_zoo.texts import COLLECTION, QUERIES, chunk_texts, write_collection
 
 _FLAGS = {
@@ -67,19 +68,20 @@ class Outputs:
 
 
 def run_product(
-    hub_id: str, kind: Kind, folder: Path, *, companion: str = "", settings: Sequence[str] = ("device.precision=fp32",)
+    layout: Layout, folder: Path, snapshot: Path, *, companion: str = "", settings: Sequence[str] = ()
 ) -> Outputs:
     """Run one model over the zoo's collection.
 
     Args:
-        hub_id: the model.
-        kind: the stage that it belongs to; later stages are switched off, and so is the sparse stage for rerankers.
+        layout: the model; stages after its own are switched off, and so is the sparse stage for rerankers.
         folder: an empty folder for this run; the machine's caches are kept in a folder beside it.
+        snapshot: where the model's files lie.
         companion: for sparse models and rerankers, the dense model to go with; empty: the profile's.
         settings: further ``KEY=VALUE`` assignments.
     """
     write_collection(folder / "corpora" / COLLECTION)
-    chosen = [_FLAGS[kind].format(hub_id), *([f"models.ensemble={companion}"] if companion else [])]
+    kind = layout.kind
+    chosen = [*_choice(layout, folder, snapshot), *([f"models.ensemble={companion}"] if companion else [])]
     assignments = [*_EVERYTHING, f"paths.key_file={folder / 'key'}", *chosen, *settings]
     assignments.append(f"paths.cache_dir={folder.parent / 'machine'}")
     switches = ["--disable-rerank"] if kind != "rerank" else []
@@ -99,6 +101,19 @@ def run_product(
     queries = _current(base, "queries").frame("queries")["text"].to_list()
     lost = outputs.pop("lost", "")
     return Outputs(**outputs, queries=queries, message=message or lost, exit_code=code, seconds=seconds)
+
+
+def _choice(layout: Layout, folder: Path, snapshot: Path) -> list[str]:
+    """Name the model: by its id, by the path of its folder, or by an entry in a models file."""
+    if layout.entry is None:
+        return [_FLAGS[layout.kind].format(snapshot if layout.local else layout.hub_id)]
+    source = {"repository": layout.hub_id}
+    facts = {"kind": layout.kind, "source": source, "hf_model_id": layout.hub_id, "licence": "MIT"}
+    model = {"slug": layout.name, **facts, **layout.entry}
+    profile = {"dense": [layout.name], "sparse": ["splade-tiny"], "rerank": "ensemble-reranker-tiny"}
+    path = folder / "models.yaml"
+    path.write_text(yaml.safe_dump({"models": [model], "profile": profile}))
+    return ["models.profile=custom", f"models.file={path}"]
 
 
 def _current(base: Path, asset: str) -> Artefact:

@@ -36,9 +36,10 @@ def run_layout(layout: Layout, root: Path, precision: str = "fp32") -> Compariso
         companion = "" if layout.kind == "dense" else publish(COMPANION, hub)
         shutil.rmtree(folder, ignore_errors=True)
         settings = (f"device.precision={precision}",)
-        outputs = run_product(layout.hub_id, layout.kind, folder, companion=companion, settings=settings)
+        snapshot = snapshot_folder(layout, hub)
+        outputs = run_product(layout, folder, snapshot, companion=companion, settings=settings)
         try:
-            truth = truth_of(snapshot_folder(layout, hub), layout.kind, outputs.chunks, outputs.queries)
+            truth = truth_of(snapshot, layout.kind, outputs.chunks, outputs.queries)
         except Exception as error:  # noqa: BLE001  # a model that the library cannot run: the product must refuse it
             truth, note = None, f" [library: {type(error).__name__}: {error}]"
         else:

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 
 from ensemble_assets_tests.model_zoo.families.layout import Build
-from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, network
+from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, Task, network
 from ensemble_assets_tests.model_zoo.families.saving import Edit, save, transformer, write_checkpoint
 
 Modules = Callable[[], Sequence[torch.nn.Module]]
@@ -72,11 +72,11 @@ def dense(
     return build
 
 
-def plain_checkpoint(name: str, **options: Any) -> Build:
-    """Make the builder of an encoder that knows nothing of sentence-transformers: no ``modules.json``."""
+def plain_checkpoint(name: str, task: Task = "encoder") -> Build:
+    """Make the builder of a checkpoint that knows nothing of sentence-transformers: no ``modules.json``."""
 
     def build(folder: Path) -> None:
-        write_checkpoint(folder, *network(name, "encoder", **options))
+        write_checkpoint(folder, *network(name, task))
 
     return build
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["dense", "sparse", "rerank"]
 Expected = Literal["equal", "refused", "either"]
@@ -25,6 +25,8 @@ class Layout:
             deprecated pieces, which may be refused.
         owner: the organisation in the hub id; empty: one per kind, so that kinds may share names.
         ranking: whether the order of the dense search is compared too (models that are meant for dot products).
+        entry: fields of the model's entry in a models file (profile ``custom``); None: chosen by its id.
+        local: whether the model is chosen by the path of its folder.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Layout:
     expected: Expected = "equal"
     owner: str = ""
     ranking: bool = False
+    entry: Mapping[str, Any] | None = None
+    local: bool = False
 
     @property
     def hub_id(self) -> str:

@@ -104,11 +104,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "MistralConfig", _decoder("<s>", "</s>", "LlamaTokenizer"), {**_LONG_ROPE, "sliding_window": 64}, 8192
     ),
     "gemma3": Architecture("Gemma3TextConfig", _decoder("<bos>", "<eos>", "GemmaTokenizer"), _GEMMA, 2048),
+    "ernie": Architecture("ErnieConfig", _word, {**_SIZES, "use_task_id": True}),
+    "mt5": Architecture("MT5Config", partial(_piece, "T5Tokenizer"), {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "bloom": Architecture(
+        "BloomConfig", _decoder("", "", "GPT2Tokenizer"), {"hidden_size": HIDDEN, "n_layer": 2, "n_head": 4}, 8192
+    ),
+    "gptneox": Architecture("GPTNeoXConfig", _decoder("", "", "GPT2Tokenizer"), _SIZES, 2048),
     "gpt2": Architecture(
         "GPT2Config", _decoder("", "", "GPT2Tokenizer"), {"n_embd": HIDDEN, "n_layer": 2, "n_head": 4}, 1024
     ),
 }
 """By the name that layouts use."""
+
+_ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel"}
+"""Classes of models whose decoder is left out."""
 
 _AUTO: Mapping[Task, str] = {
     "encoder": "AutoModel",
@@ -130,8 +139,8 @@ def network(name: str, task: Task, **options: Any) -> tuple[PreTrainedModel, Pre
     tokenizer = architecture.tokenizer()
     config = _config(architecture, tokenizer, options)
     torch.manual_seed(zlib.crc32(f"{name}{task}{sorted(options.items())}".encode()))
-    if name == "t5" and task == "encoder":
-        model: PreTrainedModel = transformers.T5EncoderModel(config)
+    if name in _ENCODERS and task == "encoder":
+        model: PreTrainedModel = getattr(transformers, _ENCODERS[name])(config)
     else:
         auto: Any = getattr(transformers, _AUTO[task])
         model = auto.from_config(config, dtype=torch.float32)

@@ -147,6 +147,56 @@ def first_module_in(name: str) -> Edit:
     return edit
 
 
+def module_in(number: int, name: str, *, decoy: Mapping[str, Any] | None = None) -> Edit:
+    """Move a module into a folder with another name; leave other settings in the old one where ``decoy`` has some."""
+
+    def edit(folder: Path) -> None:
+        modules = json.loads((folder / "modules.json").read_text())
+        old = folder / modules[number]["path"]
+        shutil.move(old, folder / name)
+        modules[number]["path"] = name
+        (folder / "modules.json").write_text(json.dumps(modules))
+        if decoy is not None:
+            old.mkdir()
+            (old / "config.json").write_text(
+                json.dumps({**json.loads((folder / name / "config.json").read_text()), **decoy})
+            )
+
+    return edit
+
+
+def vocabulary_files(folder: Path) -> None:
+    """Leave the vocabulary in the files that came before ``tokenizer.json``: ``vocab.txt``, or JSON with merges."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    ordered = sorted(model["vocab"], key=model["vocab"].get)
+    if "merges" in model:
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    else:
+        (folder / "vocab.txt").write_text("\n".join(ordered) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+
+
+def old_tensor_names(folder: Path) -> None:
+    """Name the gains of norms gamma and beta, and add the buffer of positions, as checkpoints of 2019 have them."""
+    path = folder / "pytorch_model.bin"
+    weights = torch.load(path, weights_only=True)
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in weights.items()
+    }
+    renamed["embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save(renamed, path)
+
+
+def template_in_tokenizer_config(folder: Path) -> None:
+    """Move the chat template from its own file into ``tokenizer_config.json``, where transformers 4 kept it."""
+    file = folder / "chat_template.jinja"
+    json_with("tokenizer_config.json", chat_template=file.read_text())(folder)
+    file.unlink()
+
+
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
