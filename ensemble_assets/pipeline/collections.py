@@ -8,10 +8,13 @@ import polars as pl
 
 from ensemble_assets.collection.chunks import read_chunks
 from ensemble_assets.collection.folders import Collection, choose, discover
+from ensemble_assets.collection.queries import QuerySet, load_queries
+from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import key_file
 
 
 def find_collection(settings: Settings, name: str) -> Collection:
@@ -38,4 +41,28 @@ def chunks_of(settings: Settings, collection: Collection) -> tuple[pl.DataFrame,
         format_name=options.format or None,
         follow_links=options.follow_links,
         limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
+    )
+
+
+def queries_of(settings: Settings, collection: Collection, chunks: pl.DataFrame) -> QuerySet:
+    """Load a collection's queries and judgements as the settings say.
+
+    Args:
+        settings: options of the queries.
+        collection: whose folder holds them, unless the settings name files.
+        chunks: ``CHUNKS`` frame; judgements refer to it, and queries are derived from it if there is no file.
+
+    Raises:
+        InputError: if a file cannot be used.
+    """
+    options = settings.queries
+    return load_queries(
+        collection.folder,
+        chunks,
+        load_or_create_key(key_file(settings.paths)),
+        queries_file=Path(options.file) if options.file else None,
+        qrels_file=Path(options.qrels) if options.qrels else None,
+        judged_only=options.judged_only,
+        derived_limit=options.derived_limit,
+        ids_are_public=options.ids_are_public,
     )

@@ -1,15 +1,10 @@
-"""Predicts a collection's run before anything runs: work from its texts, costs from what was observed here.
-
-For models that need GPUs this machine does not have, costs come from published peak rates and say so. The arithmetic is
-``compute.cost_fit``; how a plan is kept and compared with what happened is ``plan_records``.
-"""
+"""Predict a run before it starts: count its work, and multiply by what the work cost on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -17,230 +12,191 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.latency_baseline import BaselineKey, content_fingerprint, find_baseline
 from ensemble_assets.collection.folders import Collection
-from ensemble_assets.collection.queries import load_queries
-from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.common.machine import this_host
+from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
+from ensemble_assets.compute.stages.rerank_depth import Against, rerank_allowance
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec
-from ensemble_assets.pipeline.collections import chunks_of
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.model_choice import choose_models
-from ensemble_assets.planning.calibration import Sample, calibrate, calibrate_search
-from ensemble_assets.planning.observed_costs import cost_records, model_work, models_of, stage_key
+from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
+from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.default_paths import baselines_folder, key_file
+from ensemble_assets.settings.default_paths import baselines_folder
+from ensemble_assets.settings.options import Rerank
 
-if TYPE_CHECKING:
-    from ensemble_assets.compute.stages.rerank_depth import Against
-    from ensemble_assets.planning.cost_fit import Plan, PlannedWork, StageCost
-    from ensemble_assets.planning.model_cost import ModelShape
+Basis = Literal["earlier runs", "calibration", "assumed"]
 
-STAGES = ("dense", "sparse", "fusion", "rerank", "export")
-GPU_PROFILE = "kaggle-t4x2"
-_T4S = 2
-_EXPORT_SECONDS = 0.002
-"""Per chunk, where no export was seen on this machine yet; 2 cores of an AMD EPYC took 0.001 to 0.003."""
 
-Basis = Literal["earlier runs", "calibration", "published peak rates, estimated", "assumed"]
+@dataclass(frozen=True)
+class StageCost:
+    """The cost of a stage: ``fixed`` seconds (mostly loading the model), and seconds per unit of work."""
+
+    fixed: float
+    per_work: float
+
+    def seconds(self, work: float) -> float:
+        """Predict wall seconds; no work costs nothing."""
+        return self.fixed + self.per_work * work if work > 0 else 0.0
+
+
+_ASSUMED = {"fusion": StageCost(0.2, 5e-7), "export": StageCost(0.1, 0.0012)}
+"""Costs until a run was seen, from two collections on 2 cores of an AMD EPYC (docs/performance.md): 58,000 and
+1,555,000 query-chunk pairs took 0.2 and 0.9 s, 1,000 and 5,183 chunks 1.3 and 6.5 s."""
+
+
+def fit(observations: Sequence[Observation]) -> StageCost:
+    """Draw a line through the first and the newest observation; neither of its two parts is negative.
+
+    The newest is always met exactly. One observation, or two of equal work, are taken as proportional to their work.
+
+    Raises:
+        ValueError: if there is no observation.
+    """
+    if not observations:
+        raise ValueError("nothing was observed")
+    first, newest = observations[0], observations[-1]
+    per_work = newest.seconds / newest.work
+    if first.work != newest.work:
+        slope = (newest.seconds - first.seconds) / (newest.work - first.work)
+        per_work = min(max(slope, 0.0), per_work)
+    return StageCost(newest.seconds - per_work * newest.work, per_work)
+
+
+def predict(
+    work: Mapping[str, float], costs: Mapping[str, StageCost], depth: int, options: Rerank, plain_dense: float | None
+) -> tuple[StageSeconds, int]:
+    """Predict the seconds of every stage, and the depth that the governor of rerank will reach.
+
+    Args:
+        work: by stage; for rerank that of all ranks down to ``depth``.
+        costs: by stage.
+        depth: candidates per query that are to be reranked; 0 without rerank.
+        options: limit of rerank.
+        plain_dense: seconds of the plain script; None if it was not measured.
+    """
+    before = StageSeconds(**{stage: costs[stage].seconds(work[stage]) for stage in TIMED_STAGES if stage != "rerank"})
+    against = cast("Against", options.budget)
+    allowance = rerank_allowance(against, options.budget_share, options.floor, before, plain_dense)
+    reached, rerank = depth, costs["rerank"]
+    if depth and allowance.seconds is not None and rerank.seconds(work["rerank"]) > allowance.seconds:
+        per_rank = rerank.per_work * work["rerank"] / depth
+        fitting = int((allowance.seconds - rerank.fixed) / per_rank) if per_rank > 0 else 0
+        reached = min(depth, max(options.floor, fitting))
+    rerank_seconds = rerank.seconds(work["rerank"] * reached / max(1, depth))
+    return replace(before, rerank=rerank_seconds), reached
 
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """A prediction and what it stands on.
+    """A prediction for one collection.
 
     Attributes:
         content: fingerprint of the collection's chunks.
-        work: in operations (dense, sparse, rerank), query-chunk pairs (fusion) and chunks (export).
-        basis: by stage, where its cost comes from.
-        plain_dense: seconds of the plain script; None where they are not known.
-        notes: what is assumed, in words.
+        work: by stage: tokens (dense, sparse, rerank to the requested depth), query-chunk pairs (fusion), chunks
+            (export).
+        seconds: expected wall seconds, with rerank to ``depth``.
+        depth: candidates per query that the governor will rerank.
+        requested_depth: candidates per query that the settings ask for.
+        basis: by stage, the origin of its cost.
+        dense_only_seconds: of the plain script; None if it was not measured.
     """
 
     collection: str
     content: str
     chunks: int
     queries: int
-    work: PlannedWork
-    plan: Plan
+    work: dict[str, float]
+    seconds: StageSeconds
+    depth: int
+    requested_depth: int
     basis: dict[str, Basis]
-    plain_dense: float | None
-    notes: tuple[str, ...] = ()
+    dense_only_seconds: float | None
+
+    @property
+    def ratios(self) -> dict[str, float | None]:
+        """Both ratios of the latency budget; None if unknown."""
+        return {"vs_sla": self.seconds.vs_sla(self.dense_only_seconds), "vs_own_dense": self.seconds.vs_own_dense()}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types; seconds and ratios are rounded."""
+        ratios = {name: None if ratio is None else round(ratio, 4) for name, ratio in self.ratios.items()}
+        return {**asdict(self), "seconds": rounded(self.seconds), **ratios}
 
 
-@dataclass
-class Planner:
-    """Plans collections with one set of settings.
+def plan_collection(
+    settings: Settings,
+    collection: Collection,
+    computing: Computing,
+    *,
+    recalibrate: bool = False,
+    announce: Callable[[str], None] = lambda message: None,
+) -> CollectionPlan:
+    """Predict one collection's run.
 
-    Attributes:
-        computing: what calibration computes with.
-        recalibrate: observe again what is known already.
-        told: hears, in words, what takes time.
-    """
-
-    settings: Settings
-    computing: Computing = field(default_factory=Computing)
-    recalibrate: bool = False
-    told: Callable[[str], None] = lambda words: None
-
-    def plan(self, collection: Collection) -> CollectionPlan:
-        """Predict one collection's run.
-
-        Raises:
-            InputError: if the collection cannot be read.
-            ModelUnavailableError: if a model is not on this machine and is not of the GPU profile.
-        """
-        from ensemble_assets.planning.cost_fit import PlannedBudget, plan
-
-        settings = self.settings
-        sample = read_sample(settings, collection)
-        content = content_fingerprint(sample.chunks["content_hash"])
-        on_paper = settings.models.profile == GPU_PROFILE and not _has_gpu()
-        work = self._work(sample, exact=not on_paper)
-        costs, basis, notes = self._paper_costs() if on_paper else self._costs(sample)
-        plain = _paper_plain(settings, work) if on_paper else self._baseline(content)
-        against = cast("Against", settings.rerank.budget)
-        budget = PlannedBudget(against, settings.rerank.budget_share, settings.rerank.floor, plain)
-        made = plan(work, costs, budget)
-        sizes = sample.chunks.height, sample.queries.height
-        return CollectionPlan(collection.name, content, *sizes, work, made, basis, plain, tuple(notes))
-
-    def _work(self, sample: Sample, *, exact: bool) -> PlannedWork:
-        from ensemble_assets.planning.cost_fit import PlannedWork
-
-        settings, choice = self.settings, choose_models(self.settings.models)
-        depth = settings.rerank.depth if settings.enable_rerank else 0
-        by_stage = {
-            stage: sum(self._encoder_work(texts, sample, spec, exact=exact) for spec in models_of(choice, stage))
-            for stage, texts in (("dense", sample.chunks["text"]), ("sparse", sample.searched))
-        }
-        return PlannedWork(
-            dense=by_stage["dense"],
-            sparse=by_stage["sparse"] if settings.enable_sparse else 0.0,
-            fusion=float(sample.chunks.height * sample.queries.height),
-            rerank=self._pair_work(sample, depth, exact=exact),
-            export=float(sample.chunks.height),
-        )
-
-    def _encoder_work(self, chunks: pl.Series, sample: Sample, spec: ModelSpec, *, exact: bool) -> float:
-        texts = [chunks, sample.queries["text"]]
-        lengths = np.concatenate([token_lengths(one.unique(), spec, exact=exact) for one in texts])
-        items = sum(map(len, texts))
-        return model_work([_shape(spec)], float(np.minimum(lengths + 2, spec.chunk_tokens).sum()), items)
-
-    def _pair_work(self, sample: Sample, depth: int, *, exact: bool) -> NDArray[np.float64]:
-        """Operations down to every depth: each query with candidates as long as chunks are on average."""
-        spec = choose_models(self.settings.models).rerank
-        queries, chunks = (
-            token_lengths(texts, spec, exact=exact).mean() for texts in (sample.queries["text"], sample.searched)
-        )
-        per_rank = sample.queries.height * min(queries + chunks + 3, spec.chunk_tokens)
-        ranks = np.minimum(np.arange(depth + 1), sample.chunks.height)
-        return np.array([model_work([_shape(spec)], per_rank * d, sample.queries.height * d) for d in ranks])
-
-    def _costs(self, sample: Sample) -> tuple[dict[str, StageCost], dict[str, Basis], list[str]]:
-        """What stages cost on this machine; calibrates those that were never seen."""
-        from ensemble_assets.planning.cost_fit import StageCost, fit
-
-        records, costs, basis = cost_records(self.settings), dict[str, StageCost](), dict[str, Basis]()
-        for stage in STAGES:
-            key = stage_key(self.settings, stage)
-            seen = [] if self.recalibrate and stage != "export" else records.recall(key)
-            if not seen and stage == "export":
-                costs[stage], basis[stage] = StageCost(0.0, _EXPORT_SECONDS), "assumed"
-                continue
-            if not seen:
-                self.told(f"calibrating {stage} …")
-                seen = calibrate_search() if stage == "fusion" else calibrate(stage, sample, *self._with())
-                records.add({key: seen})
-            costs[stage] = fit(seen)
-            basis[stage] = "earlier runs" if any(one.origin == "run" for one in seen) else "calibration"
-        assumed = [f"{stage}: no run was seen on this machine yet" for stage, on in basis.items() if on == "assumed"]
-        return costs, basis, assumed
-
-    def _with(self) -> tuple[Settings, Computing]:
-        return self.settings, self.computing
-
-    def _baseline(self, content: str) -> float | None:
-        models = tuple(locate(spec).fingerprint for spec in choose_models(self.settings.models).dense)
-        key = BaselineKey(this_host(_gpus()), content, models)
-        found = find_baseline(baselines_folder(self.settings.paths), key)
-        return found.seconds if found else None
-
-    def _paper_costs(self) -> tuple[dict[str, StageCost], dict[str, Basis], list[str]]:
-        """Costs on two T4s from their data sheet; fusion and export as on this machine."""
-        from ensemble_assets.planning.cost_fit import StageCost, fit
-        from ensemble_assets.planning.model_cost import T4
-
-        choice, records = choose_models(self.settings.models), cost_records(self.settings)
-        costs, basis = dict[str, StageCost](), dict[str, Basis]()
-        for stage in ("dense", "sparse", "rerank"):
-            weights = sum(2 * _shape(spec).parameters for spec in models_of(choice, stage))
-            costs[stage] = StageCost(weights / T4.load_bytes, 1 / (_T4S * T4.half_flops * T4.share))
-            basis[stage] = "published peak rates, estimated"
-        seen = records.recall(stage_key(self.settings, "fusion")) or calibrate_search()
-        costs["fusion"], basis["fusion"] = fit(seen), "calibration"
-        exports = records.recall(stage_key(self.settings, "export"))
-        costs["export"] = fit(exports) if exports else StageCost(0.0, _EXPORT_SECONDS)
-        basis["export"] = "earlier runs" if exports else "assumed"
-        notes = [
-            f"ESTIMATE for {_T4S} x {T4.name}: {T4.source}; encoders are taken to reach {T4.share:.0%} of the peak, "
-            f"weights to load at {T4.load_bytes / 1e9:g} GB/s. Nothing was measured on such a device.",
-            "The plain script is taken to run in fp32 on one of them, at the same share of its fp32 peak.",
-            "Tokens are estimated from the chunks' lengths; fusion and export are as on this machine.",
-        ]
-        return costs, basis, notes
-
-
-def read_sample(settings: Settings, collection: Collection) -> Sample:
-    """A collection's chunks and queries, as the assets read them.
+    Args:
+        settings: of the run.
+        collection: to read.
+        computing: runs calibrations.
+        recalibrate: calibrate again, even if costs are known.
+        announce: is told in words what takes time.
 
     Raises:
-        InputError: if they cannot be used.
+        InputError: if the collection cannot be read.
+        ModelUnavailableError: if a model is not on this machine.
     """
-    asked = settings.queries
-    chunks, _ = chunks_of(settings, collection)
-    found = load_queries(
-        collection.folder,
-        chunks,
-        load_or_create_key(key_file(settings.paths)),
-        queries_file=Path(asked.file) if asked.file else None,
-        qrels_file=Path(asked.qrels) if asked.qrels else None,
-        judged_only=asked.judged_only,
-        derived_limit=asked.derived_limit,
-        ids_are_public=asked.ids_are_public,
-    )
-    return Sample(chunks, found.queries)
+    sample = read_sample(settings, collection)
+    content = content_fingerprint(sample.chunks["content_hash"])
+    depth = settings.rerank.depth if settings.enable_rerank else 0
+    work = _count_work(settings, sample, depth)
+    costs, basis = dict[str, StageCost](), dict[str, Basis]()
+    for stage in TIMED_STAGES:
+        observations = [] if recalibrate and stage in MODEL_STAGES else recall(settings, stage)
+        if not observations and stage in MODEL_STAGES:
+            announce(f"calibrating {stage} …")
+            observations = calibrate(stage, sample, settings, computing)
+            remember(settings, {stage: observations})
+        costs[stage] = fit(observations) if observations else _ASSUMED[stage]
+        seen = {each.origin for each in observations}
+        basis[stage] = "earlier runs" if "run" in seen else "calibration" if seen else "assumed"
+    plain = _plain_dense(settings, content)
+    seconds, reached = predict(work, costs, depth, settings.rerank, plain)
+    sizes = sample.chunks.height, sample.queries.height
+    return CollectionPlan(collection.name, content, *sizes, work, seconds, reached, depth, basis, plain)
 
 
-def token_lengths(texts: pl.Series, spec: ModelSpec, *, exact: bool) -> NDArray[np.int64]:
-    """Tokens of every text without special ones: counted, or estimated from words and punctuation marks."""
-    if not exact:
-        return texts.str.count_matches(r"\w+|[^\w\s]").to_numpy().astype(np.int64)
+def _count_work(settings: Settings, sample: Sample, depth: int) -> dict[str, float]:
+    """Count tokens as the models will read them. Pairs are taken to be as long as queries and chunks on average."""
+    (reranker,) = models_of(settings, "rerank")
+    query, chunk = (token_lengths(texts, reranker).mean() for texts in (sample.queries["text"], sample.searched))
+    pair = min(float(query + chunk) + 3, reranker.chunk_tokens)  # 3 special tokens enclose query and chunk
+    sparse = models_of(settings, "sparse") if settings.enable_sparse else ()
+    return {
+        "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec) for spec in models_of(settings, "dense")),
+        "sparse": sum(_encoder_tokens(sample, sample.searched, spec) for spec in sparse),
+        "fusion": float(sample.chunks.height * sample.queries.height),
+        "rerank": pair * sample.queries.height * min(depth, sample.chunks.height),
+        "export": float(sample.chunks.height),
+    }
+
+
+def token_lengths(texts: pl.Series, spec: ModelSpec) -> NDArray[np.int64]:
+    """Count the tokens of every text, without special tokens: ``[n_texts] int64``."""
     from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 
-    prefix = spec.document_prefix
-    return tokenise_bodies(texts, load_vocabulary(locate(spec)), spec.chunk_tokens, prefix).full_lengths
+    return tokenise_bodies(texts, load_vocabulary(locate(spec)), spec.chunk_tokens, spec.document_prefix).full_lengths
 
 
-def _shape(spec: ModelSpec) -> ModelShape:
-    from ensemble_assets.planning.model_cost import shape_for
-
-    return shape_for(spec)
-
-
-def _paper_plain(settings: Settings, work: PlannedWork) -> float:
-    """Dense-only seconds of the plain script: fp32 on one T4."""
-    from ensemble_assets.planning.model_cost import T4
-
-    weights = sum(4 * _shape(spec).parameters for spec in choose_models(settings.models).dense)
-    return weights / T4.load_bytes + work.dense / (T4.single_flops * T4.share)
+def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec) -> float:
+    """Count the tokens that an encoder reads; equal texts are encoded once, and 2 special tokens enclose each."""
+    lengths = [token_lengths(texts.unique(), spec) for texts in (chunks, sample.queries["text"])]
+    return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens).sum())
 
 
-def _gpus() -> tuple[str, ...]:
+def _plain_dense(settings: Settings, content: str) -> float | None:
     from ensemble_assets.compute.stages.plain_baseline import accelerators
 
-    return accelerators()
-
-
-def _has_gpu() -> bool:
-    return bool(_gpus())
+    models = tuple(locate(spec).fingerprint for spec in models_of(settings, "dense"))
+    key = BaselineKey(this_host(accelerators()), content, models)
+    baseline = find_baseline(baselines_folder(settings.paths), key)
+    return baseline.seconds if baseline else None

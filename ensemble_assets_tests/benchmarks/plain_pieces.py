@@ -25,9 +25,7 @@ from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.planning.calibration import Sample
-from ensemble_assets.planning.planner import read_sample
-from ensemble_assets.planning.standalone import StandaloneRun
+from ensemble_assets.planning.calibration import Sample, StandaloneRun, read_sample
 from ensemble_assets.settings import Settings, resolve
 
 DENSE, SPARSE, RERANK = (MODELS[slug] for slug in ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"))
@@ -205,12 +203,12 @@ def ours_warm(work: Path) -> dict[str, Any]:
 
     Whether the sparse head is compiled depends on how much there is to do, so that stage gets all chunks.
     """
-    from ensemble_assets.planning.calibration import calibrate
+    from ensemble_assets.planning.calibration import run_stage
 
     sample = texts_of(work)
     few = Sample(sample.chunks.head(8), sample.queries)
     for stage in ("dense", "rerank"):
-        calibrate(stage, few, settings_for(work), Computing())
+        run_stage(stage, few, settings_for(work), Computing())
     ours_sparse(work)
     return {"seconds": 0.0}
 
@@ -255,7 +253,7 @@ def _short(texts: pl.Series, spec: ModelSpec) -> np.ndarray:
     """Whether a text is cut by neither side: only those have the same input whatever the length limits."""
     from ensemble_assets.planning.planner import token_lengths
 
-    return token_lengths(texts, spec, exact=True) <= spec.max_tokens - 2
+    return token_lengths(texts, spec) <= spec.max_tokens - 2
 
 
 def _weights_agree(plain: dict[str, np.ndarray], ours: Any, short: np.ndarray) -> dict[str, Any]:

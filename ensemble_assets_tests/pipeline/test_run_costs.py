@@ -16,7 +16,7 @@ from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.run_costs import final_ratios
-from ensemble_assets.planning.plan_records import compared
+from ensemble_assets.planning.history import compare_with_plan
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.export.checks.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
@@ -177,6 +177,6 @@ def test_chunks_of_an_earlier_version_which_did_not_name_their_content_have_rati
     earlier = replace(artefacts[0], index={**artefacts[0].index, "facts": facts})
     settings = resolve({"paths.cache_dir": str(pipeline.root / "cache")}).settings
     run = cast("StageRun", SimpleNamespace(settings=settings, started=time.perf_counter(), collection="notes"))
-    found = final_ratios(Upstream(earlier, *artefacts[1:]), run, compared)
+    found = final_ratios(Upstream(earlier, *artefacts[1:]), run, compare_with_plan)
     assert found["vs_own_dense"] > 1
     assert "prediction" not in found

@@ -19,8 +19,7 @@ from ensemble_assets.orchestration.stage_run import finish, stage_run
 from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists
 from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.run_costs import final_ratios, report_ratios
-from ensemble_assets.planning.observed_costs import remember_run
-from ensemble_assets.planning.plan_records import compared
+from ensemble_assets.planning.history import compare_with_plan, remember_run
 
 
 @collection_asset(group="bundles", kinds={"json", "numpy"}, code_version="1")
@@ -50,11 +49,11 @@ def export_bundle(
         bundle = write_bundle(
             Path(run.settings.paths.output_dir),
             inputs,
-            lambda written: manifest_inputs(upstream, run, clock, written, compared),
+            lambda written: manifest_inputs(upstream, run, clock, written, compare_with_plan),
             ranked_lists(upstream),
             verify,
         )
-        performance = final_ratios(upstream, run, compared)
+        performance = final_ratios(upstream, run, compare_with_plan)
         report_ratios(run, performance)
         remember_run(upstream, run, time.perf_counter() - run.started)
         sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}

@@ -1,0 +1,166 @@
+"""Keep what runs cost and what was predicted for them, in two small JSON files of this machine.
+
+Plans are fitted to the costs. A finished run is compared with its plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ensemble_assets.common.json_cache import Entries, JsonCache
+from ensemble_assets.common.machine import digest, library_versions, this_host
+from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import cache_folder
+
+TOLERANCE = 0.25
+"""A plan counts as right if the whole run takes at most this share more or less."""
+
+_STAGES, _PLANS = 256, 64
+"""Entries of the two files that stay; the oldest ones are dropped."""
+_PLACES = 4
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One run of one stage.
+
+    Attributes:
+        work: tokens (dense, sparse, rerank), query-chunk pairs (fusion) or chunks (export).
+        seconds: wall seconds, model loading included.
+        origin: a whole run, or a calibration on a few chunks.
+    """
+
+    work: float
+    seconds: float
+    origin: Literal["calibration", "run"]
+
+
+def models_of(settings: Settings, stage: str) -> tuple[ModelSpec, ...]:
+    """List the models that a stage runs; the further sparse models only stand in for the first."""
+    choice = choose_models(settings.models)
+    return {"dense": choice.dense, "sparse": choice.sparse[:1], "rerank": (choice.rerank,)}.get(stage, ())
+
+
+def stage_key(settings: Settings, stage: str) -> str:
+    """Name what a cost depends on: machine, libraries, stage, models, device and encoding options."""
+    options = {**asdict(settings.device), **asdict(settings.encoding), "reuse": False}
+    slugs = [spec.slug for spec in models_of(settings, stage)]
+    return f"{stage}-{digest([this_host().fingerprint, library_versions(), stage, slugs, options])}"
+
+
+def recall(settings: Settings, stage: str) -> list[Observation]:
+    """Return the newest observation of a stage last, and before it at most one of clearly different work."""
+    return _parse(_costs(settings).read().get(stage_key(settings, stage)))
+
+
+def remember(settings: Settings, observations: Mapping[str, Sequence[Observation]]) -> bool:
+    """Store observations by stage, each list from oldest to newest; False if the file could not be written."""
+
+    def add(entries: Entries) -> Entries:
+        for stage, new in observations.items():
+            key = stage_key(settings, stage)
+            *older, newest = [*_parse(entries.pop(key, None)), *new]
+            different = [each for each in older if not 0.5 < each.work / newest.work < 2]
+            entries[key] = [asdict(each) for each in [*different[-1:], newest]]
+        return entries
+
+    return _costs(settings).update(add)
+
+
+def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
+    """Store what every stage of a finished run cost, except stages that were off, fell back or reused results."""
+    chunks, fused = float(upstream.chunks.facts["items"]), upstream.fused.facts
+    costs = {
+        "fusion": (float(fused["queries"]) * chunks, float(fused["wall_seconds"])),
+        "export": (chunks, export_seconds),
+    }
+    for stage in ("dense", "sparse", "rerank"):
+        facts = upstream.by_stage()[stage].facts
+        as_asked = [model["slug"] for model in facts["models"]] == [
+            spec.slug for spec in models_of(run.settings, stage)
+        ]
+        whole = facts["status"] == "completed" and facts["run_id"] == run.run_id and not facts.get("reused")
+        if as_asked and whole:
+            costs[stage] = (float(facts["tokens"]), float(facts["wall_seconds"]))
+    positive = {stage: cost for stage, cost in costs.items() if min(cost) > 0}
+    remember(run.settings, {stage: [Observation(*cost, "run")] for stage, cost in positive.items()})
+
+
+def store_plan(settings: Settings, plan: Mapping[str, Any]) -> None:
+    """Store a plan (``CollectionPlan.as_json``) for the next run of the same content with the same settings."""
+    planned_at = datetime.now(UTC).isoformat(timespec="seconds")
+    _plans(settings).put({_plan_key(settings, plan["content"]): {"planned_at": planned_at, **plan}})
+
+
+def compare_with_plan(settings: Settings, content: str, costs: StageSeconds) -> dict[str, Any] | None:
+    """Compare the seconds of a run with its plan.
+
+    Args:
+        settings: of the run.
+        content: fingerprint of the collection's chunks.
+        costs: seconds that the stages took.
+
+    Returns:
+        Predicted and actual seconds. Errors are (predicted - actual) / actual, so a positive one means that the run
+        was faster. None if nothing was planned for this content and these settings.
+    """
+    plan = _plans(settings).read().get(_plan_key(settings, content))
+    if not isinstance(plan, dict) or not isinstance(plan.get("seconds"), dict):
+        return None
+    predicted: dict[str, float] = plan["seconds"]
+    total, actual = sum(predicted.values()), costs.total
+    error = (total - actual) / actual if actual > 0 else 0.0
+    return {
+        "planned_at": plan["planned_at"],
+        "predicted_seconds": predicted,
+        "actual_seconds": rounded(costs),
+        "predicted_depth": plan["depth"],
+        "predicted_total": round(total, _PLACES),
+        "actual_total": round(actual, _PLACES),
+        "error": round(error, _PLACES),
+        "stage_errors": {
+            stage: round((predicted[stage] - seconds) / seconds, _PLACES)
+            for stage, seconds in asdict(costs).items()
+            if seconds > 0 and stage in predicted
+        },
+        "within_tolerance": abs(error) <= TOLERANCE,
+        "basis": plan["basis"],
+    }
+
+
+def rounded(seconds: StageSeconds) -> dict[str, float]:
+    """Give seconds by stage, rounded for people."""
+    return {stage: round(value, _PLACES) for stage, value in asdict(seconds).items()}
+
+
+def _costs(settings: Settings) -> JsonCache:
+    return JsonCache(cache_folder(settings.paths) / "stage_costs_by_token.json", _STAGES)
+
+
+def _plans(settings: Settings) -> JsonCache:
+    return JsonCache(cache_folder(settings.paths) / "plans.json", _PLANS)
+
+
+def _plan_key(settings: Settings, content: str) -> str:
+    """Name the content and everything in the settings that changes what a run costs."""
+    values = asdict(settings)
+    sections = {name: values[name] for name in ("models", "device", "encoding", "rerank", "sparse", "fusion")}
+    return digest([this_host().fingerprint, content, sections, settings.enable_sparse, settings.enable_rerank])
+
+
+def _parse(entry: Any) -> list[Observation]:
+    try:
+        return [
+            Observation(float(row["work"]), float(row["seconds"]), "run" if row["origin"] == "run" else "calibration")
+            for row in entry or ()
+        ]
+    except (TypeError, ValueError, KeyError):
+        return []
