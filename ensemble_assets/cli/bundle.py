@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,26 +38,26 @@ def validate(
     Exit code 0: nothing worse than warnings. 1: problems. 2: BUNDLE or OTHER is no bundle, or a file is missing.
     """
     from ensemble_assets.export.checks.stage_limits import costs_of
-    from ensemble_assets.export.checks.v40_records import Original
-    from ensemble_assets.export.suite import Evidence, judge, public_names_in
+    from ensemble_assets.export.checks.v40_parity import v40_parity
+    from ensemble_assets.export.suite import judge_bundle, judge_costs, public_names_in
     from ensemble_assets.pipeline.bundle_inputs import limits_of
 
-    opened = _open(bundle)
-    if against is not None:
-        _open(against)
+    opened, limits = _open(bundle), limits_of(resolve().settings)
+    other = _open(against) if against is not None else None
     missing = [path.name for path in search if not path.exists()]
     if missing:
         raise SettingsError(f"--search {missing[0]}: there is no such file or folder")
-    with tempfile.TemporaryDirectory(prefix="ensemble-assets-") as scratch:
-        evidence = Evidence(
-            original=Original(opened, Path(scratch), against=against),
-            limits=limits_of(resolve().settings),
-            costs=costs_of(opened.manifest),
+    results = [
+        *judge_bundle(
+            opened,
+            limits,
             queries=_read_queries(queries) if queries else (),
             places=lambda: _places(search),
             public=lambda: public_names_in(opened),
-        )
-        results = list(judge(evidence))
+        ),
+        *judge_costs(costs_of(opened.manifest), limits, opened.manifest),
+        *([v40_parity(opened, other)] if other is not None else []),
+    ]
     _print_results(opened, results, json_output)
     return 1 if any(result.failed for result in results) else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import Limits
 from ensemble_assets.export.write.bundle import RankedLists
 from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, DeviceFacts, LiveSparse, chunk_rows
@@ -94,6 +95,14 @@ def ranked_lists(upstream: Upstream) -> RankedLists | None:
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Give the limits of the bundle checks, as set."""
+    """Read the gates' limits from the settings."""
     checks = settings.checks
     return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, int(settings.device.ceiling_gb * 1e9))
+
+
+def run_queries(upstream: Upstream) -> tuple[Query, ...]:
+    """Give the run's queries to look for, and those ids that are not public; labelled with the public ids."""
+    frame = upstream.queries.frame("queries", columns=["public_id", "text", "query_id"])
+    hidden = frame.filter(frame["query_id"] != frame["public_id"])
+    labelled = [*frame.select("public_id", "text").iter_rows(), *hidden.select("public_id", "query_id").iter_rows()]
+    return tuple(Query(label, text) for label, text in labelled)

@@ -14,8 +14,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import STAGE
-from ensemble_assets.export.write.manifest import read_manifest
-from ensemble_assets.export.write.names import MANIFEST_NAME
+from ensemble_assets.export.read.bundle_reader import read_manifest
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import FINAL_RUN, measured_lists
 from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
@@ -47,7 +46,7 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     Raises:
         ArtefactError: if the folder has no readable manifest.
     """
-    manifest = read_manifest(bundle / MANIFEST_NAME)
+    manifest = read_manifest(bundle)
     collection = str(manifest.get("collection") or bundle.name)
     here = dataclasses.replace(
         settings, paths=dataclasses.replace(settings.paths, output_dir=str(bundle.absolute().parent))

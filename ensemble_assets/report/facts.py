@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common import stages
 from ensemble_assets.common.stage_times import LIMIT_RATIO
-from ensemble_assets.export.write.manifest import read_manifest
-from ensemble_assets.export.write.names import MANIFEST_NAME
+from ensemble_assets.export.read.bundle_reader import read_manifest
 from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets.report.ranked_lists import plain_number, rank_moves, ranked_lists, score_lists, top_changed
 from ensemble_assets.settings import Settings, options
@@ -142,7 +141,7 @@ def read_facts(
     Raises:
         ArtefactError: if the folder has no readable manifest.
     """
-    manifest = read_manifest(bundle / MANIFEST_NAME)
+    manifest = read_manifest(bundle)
     ranked = list(ranked_lists(bundle))
     baseline = _section(manifest, "performance_baseline")
     journalled = read_journal(journal) if journal is not None else JournalContent()

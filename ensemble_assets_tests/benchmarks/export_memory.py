@@ -20,11 +20,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ensemble_assets.export.checks.stage_limits import costs_of
-from ensemble_assets.export.checks.v40_records import Original
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import open_bundle
-from ensemble_assets.export.suite import Evidence, judge, public_names
+from ensemble_assets.export.suite import Limits, judge_bundle, public_names
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, LiveSparse, chunk_rows
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
@@ -123,24 +121,17 @@ def _inputs(folder: Path) -> BundleInputs:
         dense=(DenseModel("mini", "owner/mini", 256, vectors),),
         clock=_CLOCK,
         sparse=_live(folder, len(vectors)),
-        flat_index=True,
     )
 
 
 def _judge(folder: Path, count: int) -> dict[str, object]:
-    """Every gate over the bundle, in one pass, as the exporter and the asset checks do."""
+    """Every gate over the bundle, in one pass, as the exporter does."""
     inputs = _inputs(folder)
     bundle = open_bundle(folder / "out" / "synthetic")
     words = np.random.default_rng(1).choice(_QUERY_WORDS, size=(count, 9))
     queries = tuple(Query(f"q{number}", " ".join(row)) for number, row in enumerate(words))
     before, started, processor = _peak_mb(), time.perf_counter(), time.process_time()
-    evidence = Evidence(
-        Original(bundle, folder / "scratch", inputs),
-        costs=costs_of(bundle.manifest),
-        queries=queries,
-        public=lambda: public_names(inputs),
-    )
-    results = list(judge(evidence))
+    results = judge_bundle(bundle, Limits(), inputs=inputs, queries=queries, public=lambda: public_names(inputs))
     return {
         "peak_rss_mb": _peak_mb(),
         "rss_after_imports_mb": before,

@@ -113,6 +113,7 @@ def test_against_compares_what_v40_readers_see_and_lets_the_clock_differ(
     on.document(on.path("metadata.json").name, lambda value: value[1].update(modal_hint="code"))
     code, out, _ = run(capsys, on.folder, "--against", off.folder)
     assert code == 1
+    assert "FAILED  v40_parity" in out
     assert "record 1, key 'payload', key 'modal_hint'" in out
 
 

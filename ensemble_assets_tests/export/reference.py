@@ -1,17 +1,27 @@
 """A slow, obvious v4.0 exporter, written from the contract's text alone: whole dictionaries through ``json.dumps``.
 
-Nothing of ``ensemble_assets`` is used here, so that the fast exporter has something independent to agree with.
+The records are those of ``export.checks.v40_reference``; nothing else of ``ensemble_assets`` is used here, so that the
+fast exporter has something independent to agree with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+
+from ensemble_assets.export.checks.v40_reference import (
+    Model,
+    json_document,
+    json_line,
+    metadata_echo,
+    point,
+    sparse_record,
+    without_additions,
+)
 
 
 def prepare(raw: str, max_tokens: int) -> str:
@@ -28,36 +38,6 @@ def hint_by_text(raw: str) -> str:
     if start.startswith(("{", "[")):
         return "json"
     return "prose"
-
-
-def echo(features: Any) -> dict[str, Any] | None:
-    if not isinstance(features, dict) or not isinstance(features.get("term_weights"), list):
-        return None
-    terms: list[str] = []
-    weights: list[float] = []
-    for entry in features["term_weights"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("term"), str):
-            continue
-        weight = entry.get("weight")
-        if not isinstance(weight, (int, float)) or not abs(weight) <= 1e15:
-            continue
-        terms.append(entry["term"])
-        weights.append(float(np.float32(weight)))
-    if not terms:
-        return None
-    squares = [float(np.float32(w) * np.float32(w)) for w in weights]
-    norm = float(np.float32(math.sqrt(float(np.float32(math.fsum(squares))))))
-    return {
-        "indices": [int(hashlib.sha1(term.encode()).hexdigest()[:8], 16) for term in terms],
-        "values": [float(np.float32(w) / np.float32(norm)) if norm > 0 else w for w in weights],
-        "tokens": terms,
-        "stats": {
-            "weight_norm": norm,
-            "unique_terms": features.get("unique_terms", len(terms)),
-            "total_terms": features.get("total_terms", 0),
-            "weighting": features.get("weighting", "tf-normalized"),
-        },
-    }
 
 
 def enrich(  # noqa: C901  (one straight list of the contract's sentences)
@@ -109,7 +89,7 @@ def enrich(  # noqa: C901  (one straight list of the contract's sentences)
     if isinstance(heading, str) and heading.strip():
         keywords.add(heading)
     m["search_keywords"] = sorted(k for k in keywords if k)
-    vector = echo(own.get("sparse_features"))
+    vector = metadata_echo(own.get("sparse_features"))
     if vector:
         m["sparse_vector"] = vector
     elif "sparse_vector" in m:
@@ -157,27 +137,16 @@ def files(
     facts = {**facts, "model": slug, "dimension": vectors.shape[1]}
     texts = [prepare(raw, max_tokens) for raw, _, _ in chunks]
     metadata = [enrich(own, raw, texts[i], i, source, facts) for i, (raw, own, source) in enumerate(chunks)]
-    echoes = [echo(own.get("sparse_features")) for _, own, _ in chunks]
-    info: dict[str, Any] = {"name": slug, "hf_model_id": hf_id, "dimension": vectors.shape[1], "version": "v4"}
-    if models[1:]:
-        info["companions"] = {s: {"dimension": v.shape[1], "hf_model_id": h} for s, h, _, v in models[1:]}
+    echoes = [metadata_echo(own.get("sparse_features")) for _, own, _ in chunks]
+    described = [Model(name, hf, array.shape[1]) for name, hf, _, array in models]
     points, sparse = [], []
     for i, m in enumerate(metadata):
-        payload = dict(m)
-        payload["text_preview"] = texts[i][:500]
-        payload["full_text_length"] = len(texts[i])
-        payload["kaggle_export_timestamp"] = facts["clock"]
-        payload["model_info"] = info
-        payload["primary_vector_name"] = slug
-        payload["dense_vector_names"] = [s for s, _, _, _ in models]
-        if models[1:]:
-            payload["companion_vector_dimensions"] = {s: v.shape[1] for s, _, _, v in models[1:]}
+        rows = {s: v[i].tolist() for s, _, _, v in models}
+        record = point(i, m, texts[i], described, facts["clock"], rows)
         if echoes[i]:
-            payload["sparse_vector"] = echoes[i]
-        points.append({"id": i, "payload": payload, "vectors": {s: v[i].tolist() for s, _, _, v in models}})
-        e = echoes[i] or {"indices": [], "values": [], "tokens": [], "stats": {}}
-        vector = {"indices": e["indices"], "values": e["values"]}
-        sparse.append({"id": i, "sparse_vector": vector, "tokens": e["tokens"], "stats": e["stats"]})
+            record["payload"]["sparse_vector"] = echoes[i]
+        points.append(record)
+        sparse.append(sparse_record(i, echoes[i]))
     stats: dict[str, Any] = {
         "kaggle_environment": False,
         "model_config": {
@@ -207,19 +176,32 @@ def files(
         for s, _, _, v in models
     }
     made = {
-        f"{prefix}_qdrant.jsonl": _lines(points),
-        f"{prefix}_metadata.json": _pretty(metadata),
-        f"{prefix}_texts.json": _pretty(texts),
-        f"{prefix}_stats.json": _pretty(stats),
+        f"{prefix}_qdrant.jsonl": b"".join(map(json_line, points)),
+        f"{prefix}_metadata.json": json_document(metadata),
+        f"{prefix}_texts.json": json_document(texts),
+        f"{prefix}_stats.json": json_document(stats),
     }
     if any(echoes):
-        made[f"{prefix}_sparse.jsonl"] = _lines(sparse)
+        made[f"{prefix}_sparse.jsonl"] = b"".join(map(json_line, sparse))
     return made
 
 
-def _lines(records: list[Any]) -> bytes:
-    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
-
-
-def _pretty(value: Any) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+def v40_part(folder: Path, prefix: str = "ultimate_embeddings_v4") -> dict[str, bytes]:
+    """The text files of the v4.0 bundle that is in a bundle's folder, by name: without all that v4.1 adds."""
+    points = [json.loads(line) for line in (folder / f"{prefix}_qdrant.jsonl").open("rb")]
+    for record in points:
+        record["payload"] = without_additions(record["payload"])
+    metadata = json.loads((folder / f"{prefix}_metadata.json").read_bytes())
+    stats = json.loads((folder / f"{prefix}_stats.json").read_bytes())
+    stats.get("sparse_vector_stats", {}).pop("live", None)
+    echoes = [record["payload"].get("sparse_vector") for record in points]
+    made = {
+        f"{prefix}_qdrant.jsonl": b"".join(map(json_line, points)),
+        f"{prefix}_metadata.json": json_document(list(map(without_additions, metadata))),
+        f"{prefix}_texts.json": (folder / f"{prefix}_texts.json").read_bytes(),
+        f"{prefix}_stats.json": json_document(stats),
+    }
+    if any(echoes):
+        records = (sparse_record(row, echo) for row, echo in enumerate(echoes))
+        made[f"{prefix}_sparse.jsonl"] = b"".join(map(json_line, records))
+    return made

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.export.query_leaks.gate import no_raw_queries
-from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.suite import DESCRIPTIONS, GATES
 from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle
-from ensemble_assets.orchestration.checks.check_inputs import run_evidence, run_places
+from ensemble_assets.orchestration.checks.check_inputs import bundle_results
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets.settings import Settings
+from ensemble_assets_tests.export import reference
+from ensemble_assets_tests.export.bundles import PREFIX, read_chunks
 from ensemble_assets_tests.export.checks.schemas import problems
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
@@ -62,45 +65,40 @@ def test_with_both_stages_off_the_bundle_is_byte_identical_and_passes(pipeline: 
     outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False})
     checks = evaluations(outcome)
     assert all(check.passed for check in checks.values())
-    assert int(checks["dense_parity"].metadata["files_compared"].value) >= 7
+    expected = v40_files(pipeline.root / "corpora" / "notes", outcome.bundle)
+    assert len(expected) == 4
+    assert {name: (outcome.bundle / name).read_bytes() for name in expected} == expected
 
 
-def test_checks_take_over_the_exporters_verdicts_and_see_what_changed_since(
+def v40_files(folder: Path, bundle: Path) -> dict[str, bytes]:
+    """The records that the reference makes of a collection and the bundle's vectors, by file name."""
+    with (bundle / f"{PREFIX}_qdrant.jsonl").open(encoding="utf-8") as lines:
+        payload = json.loads(lines.readline())["payload"]
+    stats = json.loads((bundle / f"{PREFIX}_stats.json").read_text(encoding="utf-8"))
+    info, limit = payload["model_info"], stats["model_config"]["max_tokens"]
+    models = [(info["name"], info["hf_model_id"], limit, np.load(bundle / f"{PREFIX}_embeddings.npy"))]
+    facts = {"collection": "notes", "priority": 0.5, "clock": stats["export_timestamp"]}
+    chunks = [(chunk.text, chunk.metadata, chunk.source) for chunk in read_chunks(folder)]
+    made = reference.files(chunks, models, facts)
+    return {name: content for name, content in made.items() if not name.endswith("_stats.json")}
+
+
+def test_checks_report_the_exporters_results_unless_the_bundle_changed_since(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = evaluations(pipeline.run())
-    assert "looked at by the exporter" in str(taken["dense_parity"].metadata["notes"].value)
-
-    def tampering(context: Any, settings: Any, scratch: Path) -> Any:
+    def tampering(collection: str, settings: Settings) -> Iterator[GateResult]:
         [points] = (pipeline.root / "output" / "notes").glob("*_qdrant.jsonl")
         points.write_bytes(points.read_bytes().replace(b'"id": 3', b'"id": 4', 1))
-        return run_evidence(context, settings, scratch)
+        return bundle_results(collection, settings)
 
-    monkeypatch.setattr(bundle, "run_evidence", tampering)
+    monkeypatch.setattr(bundle, "bundle_results", tampering)
     outcome = pipeline.run()
     assert not outcome.succeeded
-    found = evaluations(outcome)
-    assert not found["legacy_keys"].passed or not found["row_alignment"].passed
-    assert "notes" not in found["vectors_finite_and_unit"].metadata
-
-
-def test_what_dagster_stores_of_a_run_is_searched(tmp_path: Path) -> None:
-    @dg.op
-    def leaks(context) -> None:
-        context.log.info(f"asked for {CANARY}")
-        print(f"printed: {CANARY}")
-
-    @dg.job
-    def job() -> None:
-        leaks()
-
-    overrides = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance:
-        result = job.execute_in_process(instance=instance)
-        found = no_raw_queries([Query("q0", CANARY)], run_places(instance, result.run_id))
-    places = " ".join(sentence.split(": ")[0] for sentence in found.problems)
-    assert "event storage" in places
-    assert "compute logs" in places
+    checks = evaluations(outcome)
+    for name in ("legacy_keys", "row_alignment", "vectors_finite_and_unit", "sparse_coverage"):
+        assert not checks[name].passed
+        assert "changed since the export" in str(checks[name].description)
+    assert checks["gpu_ceiling"].passed
 
 
 @pytest.mark.parametrize("enabled", [True, False])

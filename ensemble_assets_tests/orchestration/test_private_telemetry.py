@@ -18,7 +18,6 @@ import pytest
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra ensemble-assets[otlp]")
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.orchestration.checks.check_inputs import run_places
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.run_end import end_trace
@@ -26,6 +25,7 @@ from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.run_report import report_path
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
+from ensemble_assets_tests.orchestration.stored_text import run_places
 from ensemble_assets_tests.orchestration.troubled import troubled
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
 from ensemble_assets_tests.telemetry.receivers import http_receiver

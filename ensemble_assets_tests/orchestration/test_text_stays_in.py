@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from ensemble_assets.build import build_definitions
 from ensemble_assets.compute.tokens import tokenizer
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import Place, folder_places, text_place
-from ensemble_assets.orchestration.checks.check_inputs import run_places
+from ensemble_assets.export.query_leaks.searched_places import Place, text_place
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
+from ensemble_assets_tests.orchestration.stored_text import run_places, with_base64, written_places
 
 ASKED = "how do I dispute a charge on my late mother's credit card"
 PERSON = "anna-lena.schmidt+rag@example.org"
@@ -82,15 +83,14 @@ def everything_of(pipeline: Pipeline) -> Iterator[tuple[dg.ExecuteInProcessResul
 
 
 def _written(root: Path) -> Iterator[Place]:
-    for name in ("dagster", "output", "cache"):
-        for place in folder_places(root / name):
-            if "/queries/" not in f"/{place.name}":
-                yield place
+    for place in written_places(root, ("dagster", "output", "cache")):
+        if "/queries/" not in f"/{place.name}":
+            yield place
 
 
 def assert_nothing_got_out(places: list[Place], *more: str) -> None:
     places = [*places, *(text_place(f"captured output {n}", [text]) for n, text in enumerate(more))]
-    result = no_raw_queries(SOUGHT, places)
+    result = no_raw_queries(SOUGHT, [deeper for place in places for deeper in with_base64(place)])
     assert result.passed, result.problems
     assert int(result.numbers["bytes_searched"]) > 50_000
     assert int(result.numbers["places"]) > 12
@@ -139,3 +139,6 @@ def test_the_search_of_these_tests_sees_a_text_that_got_out(pipeline: Pipeline) 
     with everything_of(pipeline) as (_, places):
         planted = text_place("planted", [json.dumps({"id": PERSON})])
         assert no_raw_queries(SOUGHT, [*places, planted]).failed
+        hidden = text_place("hidden", [base64.b64encode(ASKED.encode()).decode()])
+        with pytest.raises(AssertionError, match="base64 in hidden"):
+            assert_nothing_got_out([*places, hidden])

@@ -295,7 +295,7 @@ def test_stages_that_were_off_are_listed_with_their_reason(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "processing_summary.json: cannot be read"), ("{", "JSON"), ("[]", "JSON object")]
+    ("content", "says"), [(None, "there is no processing_summary.json in it"), ("{", "JSON"), ("[]", "JSON object")]
 )
 def test_a_folder_that_is_no_bundle_is_a_clear_error(tmp_path, content, says):
     if content is not None:

@@ -1,23 +1,31 @@
-"""The v4.0 objects as tables: key, type and order. Whoever walks over files asks here whether an object fits.
+"""State the v4.0 objects as tables: every key, its type and its place.
 
-A key that v4.1 adds comes after all v4.0 keys of its object; that is checked, what it holds is not.
+The JSON Schemas in docs/schema are made of these tables. A key that v4.1 adds comes after all v4.0 keys of its object;
+the value of such a key is free.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-_ABSENT = object()
+from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A JSON type in words, and whether a value is of it."""
+    """A type of JSON values.
+
+    Attributes:
+        words: the type for sentences.
+        holds: whether a value is of the type.
+        schema: the type as a JSON Schema.
+    """
 
     words: str
     holds: Callable[[Any], bool]
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _is_number(value: Any) -> bool:
@@ -28,21 +36,38 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _list_of(words: str, *types: type) -> Kind:
-    """Lists are long: their types are gathered first, then compared."""
+def _list_of(words: str, item: Kind, *types: type) -> Kind:
+    """Lists are long, so their types are gathered first and compared once."""
     allowed = frozenset(types)
-    return Kind(f"a list of {words}", lambda value: isinstance(value, list) and allowed.issuperset(map(type, value)))
+    return Kind(
+        f"a list of {words}",
+        lambda value: isinstance(value, list) and allowed.issuperset(map(type, value)),
+        {"type": "array", "items": item.schema},
+    )
 
 
 ANY = Kind("any value", lambda value: True)
-TEXT = Kind("a string", lambda value: isinstance(value, str))
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-INTEGER = Kind("an integer", _is_integer)
-NUMBER = Kind("a number", _is_number)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-TEXTS = _list_of("strings", str)
-INTEGERS = _list_of("integers", int)
-NUMBERS = _list_of("numbers", int, float)
+TEXT = Kind("a string", lambda value: isinstance(value, str), {"type": "string"})
+PREVIEW = Kind(
+    f"a string of at most {PREVIEW_CHARACTERS} characters",
+    lambda value: isinstance(value, str) and len(value) <= PREVIEW_CHARACTERS,
+    {"type": "string", "maxLength": PREVIEW_CHARACTERS},
+)
+BUNDLE_VERSION = Kind("'v4'", lambda value: value == "v4", {"const": "v4"})
+FLAG = Kind("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+INTEGER = Kind("an integer", _is_integer, {"type": "integer"})
+COUNT = Kind("an integer from 0 up", lambda value: _is_integer(value) and value >= 0, {"type": "integer", "minimum": 0})
+WIDTH = Kind("an integer from 1 up", lambda value: _is_integer(value) and value >= 1, {"type": "integer", "minimum": 1})
+NUMBER = Kind("a number", _is_number, {"type": "number"})
+OBJECT = Kind("an object", lambda value: isinstance(value, dict), {"type": "object"})
+TEXTS = _list_of("strings", TEXT, str)
+INDICES = _list_of("integers", COUNT, int)
+NUMBERS = _list_of("numbers", NUMBER, int, float)
+WIDTHS = Kind(
+    "an object of integers",
+    lambda value: isinstance(value, dict) and {int}.issuperset(map(type, value.values())),
+    {"type": "object", "additionalProperties": INTEGER.schema},
+)
 
 
 @dataclass(frozen=True)
@@ -53,8 +78,8 @@ class Key:
         name: of the key.
         kind: of its value.
         required: whether every object has it.
-        inside: the keys of its value, where that is an object with fixed keys.
-        each: the keys of every value of its value, where that is an object with free keys.
+        inside: the key table of its value, an object with fixed keys.
+        each: the key table that every value of its value must match; its value is an object with free keys.
     """
 
     name: str
@@ -71,34 +96,36 @@ SPARSE_STATS = (
     Key("weighting", ANY),
 )
 SPARSE_VECTOR = (
-    Key("indices", INTEGERS),
+    Key("indices", INDICES),
     Key("values", NUMBERS),
     Key("tokens", TEXTS),
     Key("stats", OBJECT, inside=SPARSE_STATS),
 )
 SPARSE_RECORD = (
-    Key("id", INTEGER),
-    Key("sparse_vector", OBJECT, inside=(Key("indices", INTEGERS), Key("values", NUMBERS))),
+    Key("id", COUNT),
+    Key("sparse_vector", OBJECT, inside=(Key("indices", INDICES), Key("values", NUMBERS))),
     Key("tokens", TEXTS),
     Key("stats", OBJECT),
 )
 MODEL_INFO = (
     Key("name", TEXT),
     Key("hf_model_id", TEXT),
-    Key("dimension", INTEGER),
-    Key("version", TEXT),
+    Key("dimension", WIDTH),
+    Key("version", BUNDLE_VERSION),
     Key("companions", OBJECT, required=False, each=(Key("dimension", INTEGER), Key("hf_model_id", TEXT))),
 )
 PAYLOAD_TAIL = (
-    Key("text_preview", TEXT),
-    Key("full_text_length", INTEGER),
+    Key("text_preview", PREVIEW),
+    Key("full_text_length", COUNT),
     Key("kaggle_export_timestamp", TEXT),
     Key("model_info", OBJECT, inside=MODEL_INFO),
     Key("primary_vector_name", TEXT),
     Key("dense_vector_names", TEXTS),
-    Key("companion_vector_dimensions", OBJECT, required=False),
+    Key("companion_vector_dimensions", WIDTHS, required=False),
     Key("sparse_vector", OBJECT, required=False, inside=SPARSE_VECTOR),
 )
+"""The keys of a payload after those of the chunk's metadata."""
+
 LOADER_KINDS: Mapping[str, Kind] = {
     "global_chunk_id": INTEGER,
     "collection_priority": NUMBER,
@@ -118,7 +145,7 @@ LOADER_KINDS: Mapping[str, Kind] = {
     "sparse_vector_tokens": TEXTS,
     "sparse_vector_weight_norm": NUMBER,
 }
-"""Keys that the loader sets on every chunk with a type of its own; the others may carry what the chunk had."""
+"""Keys that the loader sets on every chunk with a type of its own; the others may carry the chunk's own value."""
 
 STATS = (
     Key("kaggle_environment", FLAG),
@@ -174,7 +201,7 @@ MANIFEST = (
     Key("schema_version", TEXT),
     Key("generated_at", TEXT, required=False),
     Key("collection", TEXT, required=False),
-    Key("chunk_count", INTEGER, required=False),
+    Key("chunk_count", COUNT, required=False),
     Key("feature_toggles", OBJECT),
     Key("dense_run", OBJECT, required=False),
     Key("rerank_run", OBJECT, required=False),
@@ -182,63 +209,53 @@ MANIFEST = (
     Key("compatibility", OBJECT),
     Key("telemetry", OBJECT),
     Key("performance_baseline", OBJECT, required=False),
-    Key("warnings", _list_of("strings", str)),
+    Key("warnings", TEXTS),
 )
-"""Types only: a reader fills what a manifest lacks, and sections may stand in any order."""
+"""Types only: a reader fills the sections that a manifest lacks, and sections may stand in any order."""
 
 
-def fits(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool = True) -> bool:
-    """Whether ``mismatches`` has nothing to say, found out without making a sentence."""
-    for key in keys:
-        found = value.get(key.name, _ABSENT)
-        if found is _ABSENT:
-            if key.required:
-                return False
-        elif (
-            not key.kind.holds(found)
-            or (key.inside and not fits(found, key.inside))
-            or (key.each and not all(isinstance(item, dict) and fits(item, key.each) for item in found.values()))
-        ):
-            return False
-    if not ordered:
-        return True
-    expected = [key.name for key in keys if key.name in value]
-    return list(value)[: len(expected)] == expected
-
-
-def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], where: str, *, ordered: bool = True) -> Iterator[str]:
-    """Sentences on how an object differs from its table: missing, of another type, out of order.
+def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool = True) -> Iterator[str]:
+    """Compare an object with its table: missing keys, other types, another order.
 
     Args:
         value: the object.
         keys: its table.
-        where: how the object is called in the sentences.
-        ordered: whether the known keys must come first and in the table's order.
+        ordered: whether the table's keys must come first and in the table's order.
+
+    Yields:
+        Ends of sentences, to be put after the name of the object.
     """
     for key in keys:
-        if key.name not in value:
-            if key.required:
-                yield f"{where}: key {key.name!r} is missing"
-            continue
-        yield from _value_mismatches(value[key.name], key, f"{where}, key {key.name!r}")
+        if key.name in value:
+            for end in _value_mismatches(value[key.name], key):
+                yield f", key {key.name!r}{end}"
+        elif key.required:
+            yield f": key {key.name!r} is missing"
     if ordered:
-        expected = [key.name for key in keys if key.name in value]
-        found = list(value)[: len(expected)]
-        if found != expected and set(found) == set(expected):
-            yield f"{where}: expected the keys in the order {expected}, found {found}"
-        elif found != expected:
-            first = next(name for name in expected if name not in found)
-            yield f"{where}: key {first!r} comes after a key that v4.0 does not have; new keys come last"
+        yield from _order_mismatches(value, keys)
 
 
-def _value_mismatches(value: Any, key: Key, where: str) -> Iterator[str]:
+def _value_mismatches(value: Any, key: Key) -> Iterator[str]:
     if not key.kind.holds(value):
-        yield f"{where}: expected {key.kind.words}, found {type(value).__name__}"
+        yield f": expected {key.kind.words}, found {type(value).__name__}"
     elif key.inside:
-        yield from mismatches(value, key.inside, where)
+        yield from mismatches(value, key.inside)
     elif key.each:
         for name, item in value.items():
             if isinstance(item, dict):
-                yield from mismatches(item, key.each, f"{where}, {name!r}")
+                for end in mismatches(item, key.each):
+                    yield f", {name!r}{end}"
             else:
-                yield f"{where}, {name!r}: expected an object, found {type(item).__name__}"
+                yield f", {name!r}: expected an object, found {type(item).__name__}"
+
+
+def _order_mismatches(value: Mapping[str, Any], keys: tuple[Key, ...]) -> Iterator[str]:
+    expected = [key.name for key in keys if key.name in value]
+    names = list(value)[: len(expected)]
+    if names == expected:
+        return
+    if set(names) == set(expected):
+        yield f": expected the keys in the order {expected}, found {names}"
+    else:
+        first = next(name for name in expected if name not in names)
+        yield f": key {first!r} comes after a key that v4.0 does not have; new keys come last"

@@ -1,4 +1,4 @@
-"""A gate's verdict, and the list in which a gate collects what it found. What is looked at is the gates' business."""
+"""A gate's result, and the list in which a gate collects its problems."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Any, Literal
 
 Severity = Literal["ERROR", "WARN"]
 
-_KEPT = 20
+_MOST_SENTENCES = 20
+"""Problems that a result quotes; all of them are counted. More would not fit the page that shows them."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _FIXED_WORD = re.compile(r"[A-Za-z]+(?:_[a-z]+)+|[A-Z][A-Za-z]+Error")
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate's verdict.
+    """What a gate says of a bundle.
 
     Attributes:
         name: of the gate.
-        passed: whether it found nothing wrong.
+        passed: whether there is no problem.
         severity: of the worst problem; ``ERROR`` where there is none.
-        problems: sentences: which record, which key, what was expected, what to do. The first 20; no texts.
-        numbers: figures, ``problems`` (how many there were, kept or not) among them.
-        notes: what was not looked at and why.
+        problems: the first 20 sentences: record, key, what was expected, what to do. They quote no text of a file.
+        numbers: figures; ``problems`` counts all problems.
+        notes: what was left out and why.
     """
 
     name: str
@@ -36,11 +38,11 @@ class GateResult:
 
     @property
     def failed(self) -> bool:
-        """Whether it must stop whoever asked: not passed, and not only a warning."""
+        """Whether it must stop the caller: not passed, and worse than a warning."""
         return not self.passed and self.severity == "ERROR"
 
     def as_json(self) -> dict[str, Any]:
-        """A plain dictionary of JSON types."""
+        """Give a plain dictionary of JSON types."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -50,11 +52,17 @@ class GateResult:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> GateResult:
+        """Read the dictionary of ``as_json``."""
+        lists = {name: tuple(content[name]) for name in ("problems", "notes")}
+        return cls(**{**content, **lists})
+
 
 def shown(value: Any) -> str:
-    """A value as sentences may show it: numbers and fixed words as they are, of anything else only its type.
+    """Word a value for a sentence: numbers and fixed words as they are, any other value by its type.
 
-    What a file holds where a number should be may be anybody's text.
+    A file may hold anybody's text where a number should be.
     """
     if value is None or isinstance(value, (int, float)):
         return str(value)
@@ -64,12 +72,12 @@ def shown(value: Any) -> str:
 
 
 def key_shown(name: Any) -> str:
-    """A key as sentences may show it: a name as it is; what reads like a text may be anybody's."""
+    """Word a key for a sentence: a plain name as it is, any other key by its kind, because it may be a text."""
     return f"'{name}'" if isinstance(name, str) and _NAME.fullmatch(name) else "with blanks or signs in its name"
 
 
 class Findings:
-    """What a gate found so far: keeps the first sentences and counts all."""
+    """The problems and notes of one gate: keeps the first sentences and counts all."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -79,19 +87,27 @@ class Findings:
         self._severity: Severity = "WARN"
 
     def add(self, sentence: str, severity: Severity = "ERROR") -> None:
-        """A problem."""
+        """Add a problem."""
         self._count += 1
         if severity == "ERROR":
             self._severity = "ERROR"
-        if len(self._sentences) < _KEPT:
+        if len(self._sentences) < _MOST_SENTENCES:
             self._sentences.append(sentence)
 
+    def add_result(self, other: GateResult) -> None:
+        """Add the problems and notes of an earlier result of the same gate."""
+        for sentence in other.problems:
+            self.add(sentence, other.severity)
+        self._count += max(0, int(other.numbers.get("problems", 0)) - len(other.problems))
+        self._notes += [sentence for sentence in other.notes if sentence not in self._notes]
+
     def note(self, sentence: str) -> None:
-        """Something that was not looked at, and why."""
-        self._notes.append(sentence)
+        """Add what was left out, and why."""
+        if sentence not in self._notes:
+            self._notes.append(sentence)
 
     def result(self, **numbers: int | float | str) -> GateResult:
-        """The verdict."""
+        """Close the list."""
         return GateResult(
             name=self._name,
             passed=self._count == 0,

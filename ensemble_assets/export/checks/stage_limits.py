@@ -1,13 +1,15 @@
-"""Gates on what the stages recorded: sparse coverage, rerank fallbacks, device memory, latency."""
+"""Gates on the records of the stages: sparse coverage, rerank fallbacks, device memory, latency."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stage_times import LIMIT_RATIO, StageSeconds
+from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, shown
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, read_object, records
@@ -15,50 +17,45 @@ from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, read
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage took.
+    """The seconds and the memory of one stage.
 
     Attributes:
         seconds: wall time.
-        peak_bytes: highest memory seen.
-        device: ``cpu``, ``cuda:0``, several joined by commas, or ``none``.
+        peak_bytes: highest memory seen, of any one device.
+        devices: the devices that it ran on.
     """
 
     seconds: float
     peak_bytes: int
-    device: str
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether a device with its own memory was used."""
-        return self.device not in {"", "none"} and any(part.strip() != "cpu" for part in self.device.split(","))
+    devices: UsedDevices = field(default_factory=UsedDevices)
 
 
 def costs_of(manifest: Mapping[str, Any]) -> dict[str, StageCost]:
-    """What the stages took, by stage, as far as a manifest says so; wall seconds where it has them."""
-    dense, sparse, rerank = (_section(manifest, f"{stage}_run") for stage in ("dense", "sparse", "rerank"))
-    payload, listed = _section(sparse, "payload"), _section(rerank, "payload")
-    found = {
-        "dense": StageCost(_number(dense, "seconds"), int(_number(dense, "peak_bytes")), str(dense.get("device", ""))),
+    """Read the costs of the stages from a manifest, by stage, as far as it has them; wall seconds where it has them."""
+    dense, sparse, rerank = (_section(manifest, f"{stage}_run") for stage in MODEL_STAGES)
+    of_sparse, of_rerank = _section(sparse, "payload"), _section(rerank, "payload")
+    costs = {
+        "dense": StageCost(_number(dense, "seconds"), int(_number(dense, "peak_bytes")), _devices(dense)),
         "sparse": StageCost(
-            _number(sparse, "latency_ms") / 1000, int(_number(payload, "peak_bytes")), str(sparse.get("device", ""))
+            _number(sparse, "latency_ms") / 1000, int(_number(of_sparse, "peak_bytes")), _devices(sparse)
         ),
         "rerank": StageCost(
-            _number(listed, "latency_ms") / 1000,
-            int(_number(listed, "gpu_peak_gb") * 1e9),
-            str(rerank.get("device", "")),
+            _number(of_rerank, "latency_ms") / 1000, int(_number(of_rerank, "gpu_peak_gb") * 1e9), _devices(rerank)
         ),
     }
-    present = {stage: cost for stage, cost in found.items() if f"{stage}_run" in manifest}
+    present = {stage: cost for stage, cost in costs.items() if f"{stage}_run" in manifest}
     walls = _section(_section(manifest, "performance_baseline"), "stage_seconds")
     for stage in walls:
         if stage in present:
             present[stage] = replace(present[stage], seconds=_number(walls, stage))
-        elif stage in _WITHOUT_MODEL:
-            present[stage] = StageCost(_number(walls, stage), 0, "cpu")
+        elif stage in TIMED_STAGES and stage not in MODEL_STAGES:
+            present[stage] = StageCost(_number(walls, stage), 0, UsedDevices("cpu"))
     return present
 
 
-_WITHOUT_MODEL = ("fusion", "export")
+def _devices(section: Mapping[str, Any]) -> UsedDevices:
+    label = section.get("device")
+    return UsedDevices.from_json(label) if isinstance(label, str) and label else UsedDevices()
 
 
 class SparseCoverage:
@@ -78,7 +75,7 @@ class SparseCoverage:
 
     def see(self, row: Row) -> None:
         """Count the point, and its sparse vector if it has one."""
-        vector = (row.point.payload or {}).get("sparse_vector") if row.point else None
+        vector = row.payload.get("sparse_vector")
         self._total += row.line is not None
         self._available += bool(isinstance(vector, dict) and vector.get("indices"))
 
@@ -161,13 +158,14 @@ def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResul
         ceiling_bytes: most memory in use on any device.
     """
     found = Findings("gpu_ceiling")
-    if not any(cost.on_gpu for cost in costs.values()):
+    if not any(cost.devices.on_gpu for cost in costs.values()):
         found.note("no stage used a GPU; peaks are host memory and have no ceiling here")
     for stage, cost in costs.items():
-        if cost.on_gpu and cost.peak_bytes > ceiling_bytes:
+        if cost.devices.on_gpu and cost.peak_bytes > ceiling_bytes:
             found.add(
-                f"{stage}: {cost.peak_bytes / 1e9:.3f} GB on {cost.device}, the ceiling is {ceiling_bytes / 1e9:g} GB "
-                "(device.ceiling_gb). Lower device.batch_tokens or device.soft_fraction and run the stage again"
+                f"{stage}: {cost.peak_bytes / 1e9:.3f} GB on {cost.devices.label}, the ceiling is "
+                f"{ceiling_bytes / 1e9:g} GB (device.ceiling_gb). Lower device.batch_tokens or device.soft_fraction "
+                "and run the stage again"
             )
     peaks = {f"{stage}_peak_bytes": cost.peak_bytes for stage, cost in costs.items()}
     return found.result(ceiling_bytes=ceiling_bytes, **peaks)

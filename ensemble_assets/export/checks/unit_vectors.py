@@ -9,62 +9,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors
-from ensemble_assets.export.write.json_bytes import UNIT_TOLERANCE, release
+from ensemble_assets.export.write.names import UNIT_TOLERANCE
 
 _BLOCK_BYTES = 16 << 20
+"""Vectors held as float64 at a time."""
+
 _MARKS = (b"NaN", b"Infinity", b"null")
 _REMEDY = "Materialise the vectors again, then export"
 
 
 class VectorsFiniteAndUnit:
-    """Every row of every dense array is finite with norm 1 within 1e-3; the vectors in the JSON files are finite."""
+    """Expect finite rows with norm 1 within 1e-3 in every dense array, and finite vectors in the JSON files."""
 
     def __init__(self, walk: Walk) -> None:
         self._bundle = walk.bundle
-        self._found = Findings("vectors_finite_and_unit")
+        self._findings = Findings("vectors_finite_and_unit")
 
     def see(self, row: Row) -> None:
-        """Look at the vectors of the point and of the sparse record."""
+        """Judge the vectors of the point and of the sparse record."""
         point = row.point
         if point is not None:
-            where = f"{self._bundle.names.of('qdrant.jsonl')}, line {row.number + 1}"
-            if not row.vectors_are_expected and not _finite_lists(point):
-                self._found.add(f"{where}: a dense vector holds a number that is not finite. {_REMEDY}")
-            vector = (point.payload or {}).get("sparse_vector")
+            where = f"{self._bundle.names.file('qdrant.jsonl')}, line {row.number + 1}"
+            if not _finite_lists(point):
+                self._findings.add(f"{where}: a dense vector holds a number that is not finite. {_REMEDY}")
+            vector = row.payload.get("sparse_vector")
             if isinstance(vector, dict) and not _finite(vector.get("values")):
-                self._found.add(f"{where}: sparse_vector holds a value that is not finite. {_REMEDY}")
-        if row.sparse_line is not None and not row.sparse_is_the_points:
-            vector = (row.sparse or {}).get("sparse_vector")
-            if isinstance(vector, dict) and not _finite(vector.get("values")):
-                where = f"{self._bundle.names.of('sparse.jsonl')}, line {row.number + 1}"
-                self._found.add(f"{where}: a value is not finite. {_REMEDY}")
+                self._findings.add(f"{where}: sparse_vector holds a value that is not finite. {_REMEDY}")
+        vector = (row.sparse or {}).get("sparse_vector")
+        if isinstance(vector, dict) and not _finite(vector.get("values")):
+            where = f"{self._bundle.names.file('sparse.jsonl')}, line {row.number + 1}"
+            self._findings.add(f"{where}: a value is not finite. {_REMEDY}")
 
     def result(self) -> GateResult:
-        """The verdict; looks at the arrays first."""
-        bundle, found = self._bundle, self._found
+        """Judge the arrays, and give the result."""
+        bundle, findings = self._bundle, self._findings
         arrays = sorted(bundle.folder.glob(f"{bundle.names.prefix}_*embeddings.npy"))
         worst = 0.0
         for path in arrays:
             try:
-                worst = max(worst, _check_array(bundle, path.name, found))
+                worst = max(worst, _check_array(bundle, path.name, findings))
             except ArtefactError as error:
-                found.add(str(error))
+                findings.add(str(error))
         if not (bundle.folder / bundle.names.vectors()).is_file():
-            found.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
-        return found.result(arrays=len(arrays), largest_norm_error=worst)
+            findings.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
+        return findings.result(arrays=len(arrays), largest_norm_error=worst)
 
 
-def _check_array(bundle: Bundle, name: str, found: Findings) -> float:
-    """The largest distance of a row's norm from 1."""
+def _check_array(bundle: Bundle, name: str, findings: Findings) -> float:
+    """Judge an array; gives the largest distance of a row's norm from 1."""
     array = open_vectors(bundle.folder / name)
     if array.ndim != 2 or array.dtype != np.float32:
-        found.add(
+        findings.add(
             f"{name}: expected two dimensions of float32, found {list(array.shape)} {array.dtype}. {EXPORT_AGAIN}"
         )
         return 0.0
+    surplus = (bundle.folder / name).stat().st_size - getattr(array, "offset", 0) - array.nbytes
+    if surplus and len(array):  # an array without rows is not mapped, so its offset is not known
+        findings.add(f"{name}: has {surplus} bytes behind its numbers. {EXPORT_AGAIN}")
     worst = 0.0
     height = max(1, _BLOCK_BYTES // max(1, array.shape[1] * 8))
     for start in range(0, len(array), height):
@@ -72,12 +77,12 @@ def _check_array(bundle: Bundle, name: str, found: Findings) -> float:
         error = np.abs(np.sqrt(np.einsum("ij,ij->i", block, block)) - 1.0)
         for row in np.flatnonzero(~(error <= UNIT_TOLERANCE)).tolist():
             kind = _kind_of(block[row])
-            found.add(
+            findings.add(
                 f"{name}, row {start + row}: {kind}; expected finite values and norm 1 within {UNIT_TOLERANCE}. "
                 f"{_REMEDY}"
             )
         worst = max(worst, float(np.nanmax(error, initial=0.0)))
-        release(array)
+        drop_resident_pages(array)
     return worst if math.isfinite(worst) else 1e308
 
 
@@ -86,12 +91,9 @@ def _kind_of(row: NDArray[np.float64]) -> str:
 
 
 def _finite_lists(point: Point) -> bool:
-    if not any(mark in point.vectors for mark in _MARKS):
-        return True
-    try:
-        return all(map(_finite, point.parsed_vectors().values()))
-    except ValueError:
-        return True  # row_alignment says that they are no object
+    if not any(mark in point.vectors_text for mark in _MARKS) or point.vectors is None:
+        return True  # row_alignment says so if they are no object
+    return all(map(_finite, point.vectors.values()))
 
 
 def _finite(values: Any) -> bool:

@@ -1,12 +1,11 @@
-"""Finds queries in bytes: as they are, in other case, spacing or punctuation, in part, JSON-escaped, or in base64.
+"""Find queries in bytes: whole or in part, in any case, spacing and punctuation, JSON-escaped or percent-escaped.
 
 Both sides are brought into one canonical form (case folded, words joined by single blanks, nothing else), so that one
-automaton over all queries (Aho and Corasick 1975) finds every variant in one pass. Where to look is ``places``.
+automaton over all queries (Aho and Corasick 1975) finds every variant in one pass.
 """
 
 from __future__ import annotations
 
-import base64
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +18,15 @@ GRAM_WORDS = 6
 """A run of this many words of a query counts as the query."""
 
 _GRAM_CHARACTERS = 12
-_STRONG_BYTES = 16
+"""The same for scripts without blanks between words, in characters."""
+
 _STRONG_WORDS = 3
+_STRONG_BYTES = 16
+"""A query with fewer words and fewer bytes cannot be told from ordinary words."""
+
 _JOINED_WORDS = 4
+"""From this many words on, the words joined by ``_`` count as the query; fewer make common identifiers."""
+
 _UNSPACED = (
     range(0x0E00, 0x1000),
     range(0x1780, 0x1800),
@@ -35,17 +40,9 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _WORD = re.compile(r"\w+")
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(["\\/bfnrt\']))')
 _CONTROL = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
-_BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{4,}(?:(?:\r?\n|\\r\\n|\\n)[A-Za-z0-9+/_-]+)*")
-_LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")
-_LEAST_RUN = 16
-_DIGITS_FROM = "\u04cd"
-"""Base64 gives four digits only for three bytes of which the first is 0xD3, 0xD7 ... or 0xF7 and the second ends in D,
-E or F; in UTF-8 that is a character from here on. So the digits of a number never stand for a text without any."""
-
-_SEAM = b"Cl9fX19fX18K"
-"""Stands for a line of ``_`` between two lines, across which nothing is found."""
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _LEVELS = 4
+"""JSON inside JSON is unescaped this many times: a log line that quotes an event that quotes a value needs three."""
+
 _PERCENT = re.compile("%[0-9A-Fa-f]{2}")
 
 
@@ -99,7 +96,6 @@ class QuerySearch:
         if len(self._automaton):
             self._automaton.make_automaton()
         self.overlap = max(1 << 12, 16 * longest)
-        self._in_digits = any(max(query.text, default="") >= _DIGITS_FROM for query in queries)
         self._names = public
         if self._weak:
             self._weak = {whole: self._weak[whole] for whole in self._weak.keys() - self._plain_names()}
@@ -124,13 +120,10 @@ class QuerySearch:
         return {form: sorted(places) for form, places in found.items()}
 
     def in_bytes(self, data: bytes) -> set[str]:
-        """Labels of the queries in ``data``, in any of the encodings."""
+        """Find queries in ``data``: as they are, JSON-escaped or percent-escaped. Gives their labels."""
         if not len(self._automaton):
             return set()
-        found = set(self._in_views(data))
-        for decoded in _from_base64(data, self._in_digits):
-            found.update(self._in_views(decoded))
-        return {self.labels[number] for number in found}
+        return {self.labels[number] for number in self._in_views(data)}
 
     def weak_in(self, value: str) -> str | None:
         """Label of the weak query that a JSON string is, if it is one."""
@@ -198,25 +191,3 @@ def _unescaped(text: str) -> str:
     if plain.isascii():
         return plain
     return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _from_base64(data: bytes, in_digits: bool) -> Iterator[bytes]:
-    """What the base64 runs of ``data`` say, read from each of the four places in a group where a text may begin.
-
-    Args:
-        data: what to read.
-        in_digits: also read runs that are nothing but digits.
-    """
-    runs: dict[bytes, None] = {}
-    for found in dict.fromkeys(_BASE64_RUN.findall(data)):
-        if found.isdigit() and not in_digits:
-            continue
-        run = _LINE_END.sub(b"", found)
-        if len(run) >= _LEAST_RUN:
-            runs[run.translate(_URL_SAFE)] = None
-            if run != found:  # perhaps plain lines, not one text in lines: each by itself too
-                lines = _LINE_END.split(found)
-                runs.update((line.translate(_URL_SAFE), None) for line in lines if len(line) >= _LEAST_RUN)
-    for skip in range(4) if runs else ():
-        parts = (run[skip:] for run in runs)
-        yield base64.b64decode(_SEAM.join(part + b"A" * (-len(part) % 4) for part in parts))

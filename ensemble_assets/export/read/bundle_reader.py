@@ -1,14 +1,12 @@
-"""Reads the files of a bundle a record at a time for the gates, and goes on where a record is broken.
-
-Parsing only: what a record must hold is the gates' business.
-"""
+"""Read the files of a bundle one record at a time, and go on where a record is broken."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,23 @@ import orjson
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.export.read.downgrade import bundle_names, read_list_items
-from ensemble_assets.export.write.manifest import read_manifest
 from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames
 
 EXPORT_AGAIN = "Export the bundle again"
+
+_POINTS = "qdrant.jsonl"
+_POINT_KEYS = ("id", "payload", "vectors")
 _VECTORS_KEY = b', "vectors": {'
-_NAME = re.compile(rb'"((?:[^"\\]|\\.)*)": ')
+_BLOCK_BYTES = 1 << 18
+_ITEM_BORDER = re.compile(rb",\n  (?! )")
+_BEYOND_64_BITS = re.compile(rb"(?<![0-9.])[0-9]{19}")
+_EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
+    "telemetry": dict,
+    "feature_toggles": dict,
+    "warnings": list,
+    "compatibility": dict,
+}
+"""Manifest sections that a reader may rely on, and the type of each."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,8 @@ class Bundle:
         return self._toggle("rerank")
 
     def path(self, content: str) -> Path:
-        """The file for ``content``, such as ``qdrant.jsonl``."""
-        return self.folder / self.names.of(content)
+        """Give the file for ``content``, such as ``qdrant.jsonl``."""
+        return self.folder / self.names.file(content)
 
     def _toggle(self, stage: str) -> bool:
         toggles = self.manifest.get("feature_toggles")
@@ -71,98 +79,140 @@ class Point:
 
     Attributes:
         keys: of the object, in order.
-        row: its ``id``, whatever that is.
-        payload: an object, or None where it is none.
-        vectors: the text of the object of vectors, in UTF-8.
+        row: its ``id``; an integer in a sound bundle.
+        payload: an object; None for anything else.
+        vectors_text: the text of the object of vectors, in UTF-8.
+        others: the values of any further keys; empty in a sound bundle.
     """
 
     keys: tuple[str, ...]
     row: Any
     payload: dict[str, Any] | None
-    vectors: bytes
+    vectors_text: bytes
+    others: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def vector_names(self) -> list[str]:
-        """Keys of ``vectors``, in order."""
-        return [str(json.loads(b'"' + name + b'"')) for name in _NAME.findall(self.vectors)]
-
-    def parsed_vectors(self) -> dict[str, Any]:
-        """The vectors as lists; numbers that are not finite among them.
-
-        Raises:
-            ValueError: if the text is no JSON object.
-        """
-        try:
-            parsed: Any = orjson.loads(self.vectors)
-        except orjson.JSONDecodeError:
-            parsed = json.loads(self.vectors)
-        if not isinstance(parsed, dict):
-            raise ValueError("no object")
-        return parsed
+    @cached_property
+    def vectors(self) -> dict[str, Any] | None:
+        """The vectors as lists, by model; None if their text is no JSON object. Numbers may be not finite."""
+        return parse_object(self.vectors_text)
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """The bundle in ``folder``.
+    """Open the bundle in ``folder``.
 
     Raises:
         ArtefactError: if it is no bundle folder, or its manifest cannot be read.
     """
     manifest = folder / MANIFEST_NAME
-    return Bundle(folder, bundle_names(folder), read_manifest(manifest) if manifest.is_file() else {})
+    return Bundle(folder, _find_names(folder), read_manifest(folder) if manifest.is_file() else {})
+
+
+def _find_names(folder: Path) -> BundleNames:
+    matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}")) if folder.is_dir() else []
+    if len(matches) != 1:
+        raise ArtefactError(
+            f"{folder.name}: expected a bundle folder with one *_{_POINTS}, found {len(matches)}. "
+            "Name the folder of a collection"
+        )
+    return BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a v4.0 or v4.1 bundle, with empty sections where it has none.
+
+    ``schema_version`` is ``v4.0`` where the manifest has none.
+
+    Raises:
+        ArtefactError: if the file is missing or is no JSON object.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtefactError(f"{folder.name}: there is no {MANIFEST_NAME} in it. Name a bundle folder that has one")
+    content = read_object(path)
+    content["schema_version"] = str(content.get("schema_version") or "v4.0")
+    for section, kind in _EMPTY_SECTIONS.items():
+        if not isinstance(content.get(section), kind):
+            content[section] = kind()
+    return content
 
 
 def points(bundle: Bundle) -> Iterator[Point | None]:
-    """Every point in file order; None for a line that is none."""
-    with bundle.path("qdrant.jsonl").open("rb") as lines:
+    """Read every point in file order; None for a line that is no point."""
+    with bundle.path(_POINTS).open("rb") as lines:
         for line in lines:
             yield parse_point(line)
 
 
 def parse_point(line: bytes) -> Point | None:
-    """A line of the points file; None if it is no JSON object."""
+    """Parse a line of the points file; None if it is no JSON object."""
     cut = line.rfind(_VECTORS_KEY)  # inside a string the quotes would be escaped; after it there are only numbers
     if cut > 0 and line.endswith(b"}}\n"):
         head = parse_object(line[:cut] + b"}")
         if head is not None:
-            vectors = line[cut + len(_VECTORS_KEY) - 1 : -2]
-            return Point((*head, "vectors"), head.get("id"), _dict(head.get("payload")), vectors)
+            return _point(head, (*head, "vectors"), line[cut + len(_VECTORS_KEY) - 1 : -2])
     whole = parse_object(line)
-    if whole is None:
-        return None
-    vectors = json.dumps(whole.get("vectors")).encode()
-    return Point(tuple(whole), whole.get("id"), _dict(whole.get("payload")), vectors)
+    return _point(whole, tuple(whole), json.dumps(whole.get("vectors")).encode()) if whole is not None else None
+
+
+def _point(content: dict[str, Any], keys: tuple[str, ...], vectors: bytes) -> Point:
+    others = {key: value for key, value in content.items() if key not in _POINT_KEYS}
+    return Point(keys, content.get("id"), _as_object(content.get("payload")), vectors, others)
 
 
 def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
-    """Every item of the metadata file; None for one that is no object.
+    """Read every item of the metadata file; None for an item that is no object.
 
     Raises:
         ArtefactError: if the file is missing or is not laid out as bundles are.
     """
-    return map(parse_object, list_items(bundle, "metadata.json"))
+    return map(parse_object, list_items(bundle.path("metadata.json")))
 
 
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Every line of a JSONL file; None for one that is no object."""
+    """Read every line of a JSONL file; None for a line that is no object."""
     with path.open("rb") as lines:
         yield from map(parse_object, lines)
 
 
-def list_items(bundle: Bundle, content: str) -> Iterator[bytes]:
-    """Every item of an indented list, such as ``metadata.json``, as it stands in the file.
+def list_items(path: Path) -> Iterator[bytes]:
+    """Read the items of a JSON list that was written with indent 2, as they stand in the file, one at a time.
 
     Raises:
-        ArtefactError: if the file is missing or is not laid out as bundles are.
+        ArtefactError: if the file is missing or is not laid out so.
     """
-    path = bundle.path(content)
     if not path.is_file():
         raise ArtefactError(f"{path.name}: is missing. {EXPORT_AGAIN}")
     with path.open("rb") as file:
-        yield from read_list_items(file, path.name)
+        opening, rest = file.read(4), b""
+        if opening.rstrip() == b"[]" and not file.read().strip():
+            return
+        if opening == b"[\n  ":
+            while block := file.read(_BLOCK_BYTES):
+                *whole, rest = _split_items(rest + block)
+                yield from whole
+    rest = rest.rstrip()
+    if not rest.endswith(b"\n]"):
+        raise ArtefactError(f"{path.name}: is no JSON list with indent 2. {EXPORT_AGAIN}")
+    yield from _split_items(rest[:-2], complete=True)
+
+
+def _split_items(text: bytes, *, complete: bool = False) -> list[bytes]:
+    """Split ``text``, which begins with an item, into items; unless ``complete`` is set, the last may go on.
+
+    Items begin two blanks in, their content further in; strings hold no line end. Objects are told apart by a plain
+    search, because a bundle has gigabytes of them.
+    """
+    if text[:1] != b"{":
+        return _ITEM_BORDER.split(text)
+    first, *others = text.split(b",\n  {")
+    parts = [first, *(b"{" + part for part in others)]
+    if all(part.find(b"\n  }") == len(part) - 4 for part in parts[: None if complete else -1]):
+        return parts
+    return _ITEM_BORDER.split(text)  # empty objects, or items of other types between
 
 
 def open_vectors(path: Path) -> NDArray[Any]:
-    """A ``.npy`` file, mapped.
+    """Map a ``.npy`` file.
 
     Raises:
         ArtefactError: if it cannot be read as an array.
@@ -178,32 +228,40 @@ def open_vectors(path: Path) -> NDArray[Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object.
+    """Read a JSON file that holds one object.
 
     Raises:
-        ArtefactError: if it does not.
+        ArtefactError: if it holds anything else.
     """
     try:
-        content = parse_object(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_object(path.read_bytes())
+    except OSError:
         content = None
     if content is None:
         raise ArtefactError(f"{path.name}: expected a JSON object. {EXPORT_AGAIN}")
     return content
 
 
-def parse_object(text: str | bytes) -> dict[str, Any] | None:
-    """A JSON object; None for anything else."""
-    return _dict(parse_value(text))
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Parse a JSON object; None for anything else."""
+    return _as_object(parse_value(text))
 
 
-def parse_value(text: str | bytes) -> Any:
-    """A JSON value; None for what is none."""
+def parse_value(text: bytes) -> Any:
+    """Parse a JSON value; None for text that is no JSON.
+
+    The fast library refuses some texts that ``json`` reads (NaN, deep nesting) and rounds integers beyond 64 bits.
+    """
+    if not _BEYOND_64_BITS.search(text):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            pass
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def _dict(value: Any) -> dict[str, Any] | None:
+def _as_object(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None

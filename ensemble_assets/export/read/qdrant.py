@@ -150,12 +150,12 @@ def _converted(bundle: Bundle, probe: _Probe) -> Iterator[tuple[Any, str]]:
     from qdrant_client import models
 
     for number, point in enumerate(points(bundle), start=1):
-        if not isinstance(point, Point) or point.payload is None:
+        if not isinstance(point, Point) or point.payload is None or point.vectors is None:
             raise ContractError(
-                f"{bundle.names.of('qdrant.jsonl')}, line {number}: is no point. "
+                f"{bundle.names.file('qdrant.jsonl')}, line {number}: is no point. "
                 "Run ensemble-assets validate on the bundle"
             )
-        vectors: dict[str, Any] = point.parsed_vectors()
+        vectors = dict(point.vectors)
         weights = _weights(point.payload.get("sparse_vector"))
         probe.offer(point.row, dict(vectors), weights)
         if weights:

@@ -12,7 +12,6 @@ from pathlib import Path
 import polars as pl
 
 from ensemble_assets.common.atomic_files import atomic_folder
-from ensemble_assets.export.verify import require_whole
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
 from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
@@ -77,13 +76,12 @@ def write_bundle(
     with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
         written = write_v40(folder, bundle)
         if lists is not None:
-            write_trec_run(folder / names.of("fused.trec"), lists.fused, "ensemble-fused")
+            write_trec_run(folder / names.file("fused.trec"), lists.fused, "ensemble-fused")
         if lists is not None and lists.reranked is not None:
-            write_rerank_jsonl(folder / names.of("rerank.jsonl"), lists.reranked, lists.queries)
-            write_trec_run(folder / names.of("reranked.trec"), lists.reranked, "ensemble-reranked")
+            write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
+            write_trec_run(folder / names.file("reranked.trec"), lists.reranked, "ensemble-reranked")
         text = manifest_text(build_manifest(manifest(written)))
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
-        require_whole(folder, bundle, written.files)
         verify(folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
     return ExportedBundle(target, files, written)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.write.json_bytes import release
+from ensemble_assets.common.mapped_pages import drop_resident_pages
 
 _HEADER = struct.Struct("<4siqqq?iQ")
 _BLOCK_ROWS = 4096
@@ -55,4 +55,4 @@ def flat_index_parts(vectors: NDArray[np.float32]) -> Iterator[bytes | memoryvie
     yield _HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size)
     for start in range(0, len(vectors), _BLOCK_ROWS):
         yield np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS]).reshape(-1).view(np.uint8).data
-        release(vectors)
+        drop_resident_pages(vectors)

@@ -5,6 +5,7 @@ Plain data and its checks; writing is the other modules' business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,3 +188,15 @@ def chunk_rows(chunks: pl.LazyFrame, slice_bytes: int = 16 << 20) -> Callable[[]
             height = min(_MOST_ROWS, max(1, slice_bytes // per_row))
 
     return stream
+
+
+def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
+    """Read the chunk's own metadata.
+
+    Raises:
+        ValueError: if it is no JSON object.
+    """
+    own = json.loads(chunk.metadata)
+    if not isinstance(own, dict):
+        raise ValueError("metadata is no JSON object")
+    return own

@@ -7,7 +7,6 @@ encoded is other modules' business.
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -17,9 +16,8 @@ import orjson
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ContractError
-
-UNIT_TOLERANCE = 1e-3
-"""How far the L2 norm of an exported vector may be from 1."""
+from ensemble_assets.common.mapped_pages import drop_resident_pages
+from ensemble_assets.export.write.names import UNIT_TOLERANCE
 
 _PLAIN_FROM = 1e-4
 _PLAIN_BELOW = 1e15
@@ -94,7 +92,7 @@ def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iter
     for start in range(0, len(matrix), block):
         rows = np.asarray(matrix[start : start + block], dtype=np.float64)
         _require_unit(rows, what, start)
-        release(matrix)
+        drop_resident_pages(matrix)
         unequal = _unequal(rows)
         some = np.asarray(unequal.any(axis=1))
         for number, row in enumerate(rows):
@@ -109,15 +107,6 @@ def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:
             f"vectors of {what}, row {row}: expected finite values and an L2 norm of 1 within {UNIT_TOLERANCE}, "
             f"found norm {float(np.linalg.norm(rows[row - first])):.6g}. Materialise the dense embeddings again"
         )
-
-
-def release(array: NDArray[Any]) -> None:
-    """Give the mapped pages of a read-only memory map back to the system; without effect on any other array."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and not array.flags.writeable and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def joined(fragments: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""The run manifest of a bundle, ``processing_summary.json``: built from what the stages recorded, and read back.
+"""Build the run manifest of a bundle, ``processing_summary.json``, from the records of the stages.
 
-Plain records in, one JSON object out. No chunk or query text goes in; queries appear as ids and keyed hashes.
+It holds no text of a chunk or query; queries appear as ids and keyed hashes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ensemble_assets.common.errors import ArtefactError, ContractError
+from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 
@@ -21,12 +20,6 @@ SCHEMA_VERSION = "v4.1"
 _SPAN_KEYS = ("span_id", "status", "reason", "attributes", "timestamp")
 _METRIC_KEYS = ("status", "reason", "metrics")
 _EVENT_COUNTS = ("lease_events_recorded", "batch_progress_events_recorded", "mitigation_events_recorded")
-_EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
-    "telemetry": dict,
-    "feature_toggles": dict,
-    "warnings": list,
-    "compatibility": dict,
-}
 _ABSOLUTE_PATH = re.compile(r"(?:^|(?<=[\s('\"=,]))(?:/|[A-Za-z]:[\\/]|\\\\)(?:[^\s'\"),]*[\\/])?([^\s'\"),\\/]*)")
 
 
@@ -148,31 +141,6 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
         return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ContractError(f"the run manifest cannot be written as JSON: {error}") from None
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A manifest of v4.0 or v4.1, with empty sections where it has none.
-
-    ``schema_version`` is ``v4.0`` where the manifest does not say.
-
-    Raises:
-        ArtefactError: if the file is missing or is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(
-            f"{path.name}: cannot be read ({error.strerror}). Name a bundle folder that has it"
-        ) from None
-    except ValueError:
-        raise ArtefactError(f"{path.name}: is not JSON in UTF-8. Export the bundle again") from None
-    if not isinstance(content, dict):
-        raise ArtefactError(f"{path.name}: expected a JSON object, found {type(content).__name__}")
-    content["schema_version"] = str(content.get("schema_version") or "v4.0")
-    for section, kind in _EMPTY_SECTIONS.items():
-        if not isinstance(content.get(section), kind):
-            content[section] = kind()
-    return content
 
 
 def _require_runs_fit_toggles(run: ManifestInputs) -> None:

@@ -1,4 +1,4 @@
-"""What the files and folders of a bundle are called, and which entries of a folder an exporter may replace."""
+"""Name the files and folders of a bundle, and state the fixed numbers of its format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from ensemble_assets.common.errors import SettingsError
 
 DEFAULT_PREFIX = "ultimate_embeddings_v4"
 MANIFEST_NAME = "processing_summary.json"
+
+PREVIEW_CHARACTERS = 500
+"""Length of ``text_preview`` in a point."""
+
+UNIT_TOLERANCE = 1e-3
+"""How far the L2 norm of an exported vector may be from 1."""
 
 _PREFIX = re.compile(r"[\w-][\w.-]*")
 _OUTSIDE_FOLDER_NAME = re.compile(r"[^\w-]")
@@ -30,12 +36,12 @@ _V41_ENDINGS = ("_rerank.jsonl", "_fused.trec", "_reranked.trec")
 
 
 def collection_folder(collection: str) -> str:
-    """The folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
+    """Name the folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
     return _OUTSIDE_FOLDER_NAME.sub("_", collection) or "collection"
 
 
 def target_collection(collection: str, model: str) -> str:
-    """The Qdrant collection that a bundle is meant for: ``<collection>_v4_<model, blanks and - as _>``."""
+    """Name the Qdrant collection that a bundle is meant for: ``<collection>_v4_<model, blanks and - as _>``."""
     return f"{collection}_v4_{_OUTSIDE_COLLECTION_NAME.sub('_', model)}"
 
 
@@ -56,13 +62,13 @@ class BundleNames:
             )
 
     def vectors(self, companion: str | None = None) -> str:
-        """Dense vectors of the primary model, or of a companion by its slug."""
+        """Name the file of dense vectors of the primary model, or of a companion by its slug."""
         if companion is None:
             return f"{self.prefix}_embeddings.npy"
         return f"{self.prefix}_{_OUTSIDE_FILE_NAME.sub('_', companion.replace('-', '_'))}_embeddings.npy"
 
-    def of(self, content: str) -> str:
-        """The file for ``content``: its ending without the underscore, such as ``qdrant.jsonl`` or ``fused.trec``.
+    def file(self, content: str) -> str:
+        """Name the file for ``content``: its ending without the underscore, such as ``qdrant.jsonl`` or ``fused.trec``.
 
         Raises:
             ValueError: if bundles have no such file.
@@ -71,14 +77,10 @@ class BundleNames:
             raise ValueError(f"bundles have no file {self.prefix}_{content}")
         return f"{self.prefix}_{content}"
 
-    def is_v40(self, name: str) -> bool:
-        """Whether ``name`` is a file of a v4.0 bundle with this prefix."""
-        return self._has_ending(name, _V40_ENDINGS)
-
     def is_written(self, name: str) -> bool:
-        """Whether an exporter writes ``name``, so that one from an earlier run is replaced or dropped.
+        """Whether an exporter writes ``name``; such a file of an earlier run is replaced or dropped.
 
-        Everything else in a bundle folder is somebody else's and stays.
+        Every other file in a bundle folder belongs to somebody else and stays.
         """
         return name == MANIFEST_NAME or self._has_ending(name, _V40_ENDINGS + _V41_ENDINGS)
 

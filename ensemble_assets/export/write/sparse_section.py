@@ -15,8 +15,9 @@ import numpy as np
 from ensemble_assets.collection.legacy_metadata import Enriched
 from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.common.errors import ContractError
+from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.inputs import LIVE, METADATA, NO_SOURCE, LiveSparse
-from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list, joined, release
+from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list, joined
 
 LIVE_WEIGHTING = "splade"
 _ROWS_BETWEEN_RELEASES = 1024
@@ -74,7 +75,7 @@ def sparse_vectors(live: LiveSparse | None) -> SparseOf:
     def of(row: int, enriched: Enriched) -> SparseVector | None:
         if row % _ROWS_BETWEEN_RELEASES == 0:
             for array in (stage.indptr, stage.indices, stage.values):
-                release(array)
+                drop_resident_pages(array)
         features = enriched.metadata.get("sparse_features")
         vector = live_vector(stage, quoted, row, features)
         return empty_vector(stage, row, features) if vector is None and enriched.echo else vector

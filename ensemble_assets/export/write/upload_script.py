@@ -18,7 +18,7 @@ def upload_script(bundle: BundleInputs) -> str:
     template = resources.files("ensemble_assets.export.write").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     facts = {
         "COLLECTION": target_collection(bundle.collection, bundle.primary.slug),
-        "POINTS_FILE": bundle.names.of("qdrant.jsonl"),
+        "POINTS_FILE": bundle.names.file("qdrant.jsonl"),
         "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
     }
     return _PLACEHOLDER.sub(lambda found: json.dumps(facts[found[1]], ensure_ascii=False), template)

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from ensemble_assets.collection.legacy_metadata import ChunkRow, Enriched, enrich
 from ensemble_assets.common.errors import ContractError
+from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.faiss_file import write_flat_index
-from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, DenseModel
-from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented, release
+from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, DenseModel, own_metadata
+from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented
+from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 from ensemble_assets.export.write.sparse_section import NO_VECTOR, SparseOf, SparseVector, sparse_vectors
 from ensemble_assets.export.write.stats import SparseCounts, statistics
 from ensemble_assets.export.write.upload_script import upload_script
 
-PREVIEW_CHARACTERS = 500
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 8 << 20
 
@@ -60,19 +61,24 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
     for name, model in zip(files, bundle.dense, strict=True):
         write_array(folder / name, model.vectors)
     counts = _write_records(folder, bundle)
-    files += [names.of("qdrant.jsonl"), names.of("metadata.json"), names.of("texts.json"), names.of("stats.json")]
+    files += [
+        names.file("qdrant.jsonl"),
+        names.file("metadata.json"),
+        names.file("texts.json"),
+        names.file("stats.json"),
+    ]
     if counts.has_file:
-        files.append(names.of("sparse.jsonl"))
+        files.append(names.file("sparse.jsonl"))
     else:
-        (folder / names.of("sparse.jsonl")).unlink()
-    (folder / names.of("stats.json")).write_bytes(statistics_text(bundle, counts))
-    (folder / names.of("upload_script.py")).write_text(upload_script(bundle), encoding="utf-8", newline="\n")
-    files.append(names.of("upload_script.py"))
+        (folder / names.file("sparse.jsonl")).unlink()
+    (folder / names.file("stats.json")).write_bytes(statistics_text(bundle, counts))
+    (folder / names.file("upload_script.py")).write_text(upload_script(bundle), encoding="utf-8", newline="\n")
+    files.append(names.file("upload_script.py"))
     reason = why_no_flat_index(bundle.flat_index)
     if reason is None:
-        write_flat_index(folder / names.of("index.faiss"), bundle.primary.vectors)
-        files.append(names.of("index.faiss"))
-    return Written(tuple(files), {names.of("index.faiss"): reason} if reason else {}, counts)
+        write_flat_index(folder / names.file("index.faiss"), bundle.primary.vectors)
+        files.append(names.file("index.faiss"))
+    return Written(tuple(files), {names.file("index.faiss"): reason} if reason else {}, counts)
 
 
 def why_no_flat_index(wanted: bool) -> str | None:
@@ -98,7 +104,7 @@ def array_parts(array: NDArray[Any]) -> Iterator[bytes | memoryview]:
     yield header.getvalue()
     for start in range(0, len(array), rows):
         yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data
-        release(array)
+        drop_resident_pages(array)
 
 
 class _Record(NamedTuple):
@@ -116,7 +122,7 @@ def _write_records(folder: Path, bundle: BundleInputs) -> SparseCounts:
     with ExitStack() as stack:
 
         def opened(content: str) -> IO[bytes]:
-            return stack.enter_context((folder / names.of(content)).open("wb", buffering=_BUFFER_BYTES))
+            return stack.enter_context((folder / names.file(content)).open("wb", buffering=_BUFFER_BYTES))
 
         points, sparse = opened("qdrant.jsonl"), opened("sparse.jsonl")
         metadata, texts = JsonList(opened("metadata.json")), JsonList(opened("texts.json"))
@@ -183,13 +189,14 @@ class _Encoder:
     def _encoded(self, chunk: ChunkRow, enriched: Enriched, vector: SparseVector | None, dense: str) -> _Record:
         metadata, text = enriched.metadata, chunk.text
         payload = payload_of(metadata, text, self._tail)
+        overridden = [value for key, value in metadata.items() if payload[key] is not value]
         encoded = _with_vector(payload, vector)
         if vector is not None:
             metadata["sparse_vector"] = vector.plain
         return _Record(
             point=f'{{"id": {chunk.row}, "payload": {encoded}, "vectors": {{{dense}}}}}\n'.encode(),
             sparse=f"{(vector or NO_VECTOR).record(chunk.row)}\n".encode(),
-            metadata=indented(metadata, encoded).replace(b"\n", b"\n  "),
+            metadata=indented(metadata, encoded + compact(overridden)).replace(b"\n", b"\n  "),
             text=compact(text).encode(),
             echoed=enriched.echo is not None,
             vector=vector,
@@ -205,18 +212,6 @@ def payload_of(metadata: dict[str, Any], text: str, tail: Mapping[str, Any]) -> 
         tail: of ``payload_tail``.
     """
     return {**metadata, "text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text), **tail}
-
-
-def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
-    """The chunk's own metadata.
-
-    Raises:
-        ValueError: if it is no JSON object.
-    """
-    own = json.loads(chunk.metadata)
-    if not isinstance(own, dict):
-        raise ValueError("metadata is no JSON object")
-    return own
 
 
 def payload_tail(bundle: BundleInputs) -> dict[str, Any]:

@@ -3,26 +3,24 @@
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.export.checks.verdicts import circumstances, kept
-from ensemble_assets.export.suite import require_gates
+from ensemble_assets.export.suite import ExportResults, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.orchestration.asset_frame import collection_asset
-from ensemble_assets.orchestration.checks.check_inputs import run_queries
+from ensemble_assets.orchestration.checks.check_inputs import GATES_FACT
 from ensemble_assets.orchestration.dagster_metadata import report_metadata, table
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
 from ensemble_assets.orchestration.stage_run import finish, stage_run
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists
+from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists, run_queries
 from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.run_costs import final_ratios, report_ratios
 from ensemble_assets.planning.history import compare_with_plan, remember_run
 
 
-@collection_asset(group="bundles", kinds={"json", "numpy"}, code_version="1")
+@collection_asset(group="bundles", kinds={"json", "numpy"}, code_version="2")
 def export_bundle(
     context: dg.AssetExecutionContext,
     settings: SettingsForm,
@@ -39,19 +37,17 @@ def export_bundle(
     with stage_run(context, settings, progress, "export") as run:
         clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
         inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
-        verdicts: dict[str, Any] = {}
+        judged: list[ExportResults] = []
 
-        def verify(folder: Path) -> None:
-            limits = limits_of(run.settings)
-            results = require_gates(folder, inputs, limits, run_queries(upstream))
-            verdicts.update(kept(circumstances(folder, run.run_id, upstream.versions, limits), results))
+        def judge(folder: Path) -> None:
+            judged.append(require_gates(folder, inputs, limits_of(run.settings), run_queries(upstream)))
 
         bundle = write_bundle(
             Path(run.settings.paths.output_dir),
             inputs,
             lambda written: manifest_inputs(upstream, run, clock, written, compare_with_plan),
             ranked_lists(upstream),
-            verify,
+            judge,
         )
         performance = final_ratios(upstream, run, compare_with_plan)
         report_ratios(run, performance)
@@ -66,7 +62,7 @@ def export_bundle(
             "bytes": sum(sizes.values()),
             "skipped_files": dict(bundle.written.skipped),
             "performance": performance,
-            "verdicts": verdicts,
+            GATES_FACT: judged[0].as_json(),
         }
         if run.span is not None:
             run.span.set(items=inputs.count, outcome="completed")

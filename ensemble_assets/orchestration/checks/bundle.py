@@ -1,19 +1,17 @@
 """The gates of ``export_bundle`` as asset checks: one result a gate and collection, all from one step.
 
-One step, because every step is a process of its own and the gates share what they read. Each can be run by itself.
+One step, because every step is a process of its own and the gates share their inputs. Each can be run by itself.
 """
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.export.checks.result import GateResult
-from ensemble_assets.export.suite import DESCRIPTIONS, judge
+from ensemble_assets.export.suite import DESCRIPTIONS
 from ensemble_assets.orchestration.asset_frame import collection_checks
-from ensemble_assets.orchestration.checks.check_inputs import run_evidence
+from ensemble_assets.orchestration.checks.check_inputs import bundle_results
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.orchestration.stage_run import failure_words
@@ -22,12 +20,10 @@ from ensemble_assets.orchestration.stage_run import failure_words
 @collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)
 def bundle_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm) -> Iterator[dg.AssetCheckResult]:
     """Every selected gate of the collection's bundle."""
-    resolved = settings.resolved().settings
     wanted = {key.name for key in context.selected_asset_check_keys}
     try:
-        with tempfile.TemporaryDirectory(prefix=".gates-", dir=Path(resolved.paths.output_dir)) as scratch:
-            evidence = run_evidence(context, resolved, Path(scratch))
-            for result in judge(evidence, wanted):
+        for result in bundle_results(context.partition_key, settings.resolved().settings):
+            if result.name in wanted:
                 yield check_result(result)
     except EnsembleError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
@@ -36,7 +32,7 @@ def bundle_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm)
 
 
 def check_result(result: GateResult) -> dg.AssetCheckResult:
-    """A gate's verdict as Dagster shows it; sentences name records and keys, never texts."""
+    """Show a gate's result in Dagster; its sentences name records and keys, never texts."""
     lines = [f"- {sentence}" for sentence in result.problems]
     notes = [f"- {sentence}" for sentence in result.notes]
     shown = {"details": dg.MetadataValue.md("\n".join(lines))} if lines else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import costs_of
-from ensemble_assets.export.checks.v40_records import Original
+from ensemble_assets.export.checks.v40_parity import v40_parity
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import open_bundle
-from ensemble_assets.export.suite import Evidence, judge, public_names
+from ensemble_assets.export.suite import Limits, judge_bundle, judge_costs, public_names
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
@@ -40,18 +41,27 @@ class Made:
     def path(self, content: str) -> Path:
         return self.folder / f"{PREFIX}_{content}"
 
-    def judge(self, scratch: Path, **evidence: Any) -> dict[str, GateResult]:
-        """The verdict of every gate."""
-        bundle = open_bundle(self.folder)
-        scratch.mkdir(exist_ok=True)
+    def judge(self, **evidence: Any) -> dict[str, GateResult]:
+        """The result of every gate; of the parity gate too if ``against`` names the folder of another bundle."""
+        bundle, limits = open_bundle(self.folder), Limits()
+        other = evidence.pop("against", None)
         given = {
-            "original": Original(bundle, scratch, self.inputs),
-            "costs": costs_of(bundle.manifest),
+            "inputs": self.inputs,
             "queries": (QUERY, HEADING),
             "public": lambda: public_names(self.inputs) if self.inputs else (),
             **evidence,
         }
-        return {result.name: result for result in judge(Evidence(**given))}
+        results = [
+            *judge_bundle(bundle, limits, **given),
+            *judge_costs(costs_of(bundle.manifest), limits, bundle.manifest),
+        ]
+        if other is not None:
+            results.append(v40_parity(bundle, open_bundle(other)))
+        return {result.name: result for result in results}
+
+    def copy(self, folder: Path) -> Path:
+        """A copy of the bundle's folder, to be compared with later."""
+        return shutil.copytree(self.folder, folder)
 
     def lines(self, content: str, change: Callable[[list[Any]], None]) -> None:
         """Rewrite a JSONL file record by record, as the writer writes it."""

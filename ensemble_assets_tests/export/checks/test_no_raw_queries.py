@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +22,6 @@ from ensemble_assets_tests.export.checks.bundles import HEADING, PREFIX, QUERY, 
 TEXT = QUERY.text
 
 
-def base64_at(offset: int) -> Callable[[str], str]:
-    return lambda text: base64.b64encode(b"x" * offset + text.encode() + b"tail").decode()
-
-
 FORMS: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
     "case folded": str.casefold,
@@ -42,13 +36,6 @@ FORMS: dict[str, Callable[[str], str]] = {
     "JSON with unicode": lambda text: json.dumps(text, ensure_ascii=False),
     "repr of bytes": lambda text: repr(text.encode()),
     "URL": lambda text: f"/search?q={quote(text)}",
-    "base64": base64_at(0),
-    "base64, one byte on": base64_at(1),
-    "base64, two bytes on": base64_at(2),
-    "base64, glued to a word": lambda text: "abc" + base64_at(0)(text),
-    "base64 for URLs": lambda text: base64.urlsafe_b64encode(("ÿþ?>" + text).encode()).decode(),
-    "base64 in lines": lambda text: base64.encodebytes((text * 3).encode()).decode(),
-    "base64 of six words": lambda text: base64_at(1)(" ".join(text.split()[1:7])),
 }
 
 
@@ -66,24 +53,6 @@ def test_single_words_and_other_texts_are_not(innocent: str) -> None:
 def test_a_query_in_a_script_without_blanks_is_found_inside_a_longer_run() -> None:
     search = QuerySearch([Query("q1", "如何取消我母亲的信用卡账单")])
     assert search.in_bytes("请问如何取消我母亲的信用卡账单谢谢".encode()) == {"q1"}
-
-
-def test_a_query_whose_base64_is_nothing_but_digits_is_found() -> None:
-    text = "獴獵獶獷獸獹"
-    encoded = base64.b64encode(text.encode())
-    assert encoded.isdigit()
-    assert QuerySearch([Query("q1", text)]).in_bytes(b'{"score": 0.' + encoded + b"}") == {"q1"}
-
-
-@given(st.text(st.characters(max_codepoint=0x4CC), min_size=3), st.integers(0, 2))
-def test_without_such_characters_base64_never_has_four_digits_for_three_bytes(text: str, offset: int) -> None:
-    encoded = base64.b64encode(b"x" * offset + text.encode())
-    assert not any(encoded[at : at + 4].isdigit() for at in range(0, len(encoded), 4))
-
-
-def test_repeated_runs_and_their_lines_are_each_looked_into() -> None:
-    lines = b"\n".join([b"AAAAAAAAAAAAAAAAAAAAAA", base64.b64encode(TEXT.encode()), b"0123456789012345"])
-    assert QuerySearch([HEADING, QUERY]).in_bytes(lines + b" " + lines) == {"q1"}
 
 
 words = st.lists(st.sampled_from(["how", "do", "I", "pay", "the", "bill", "Zürich", "card's"]), min_size=0, max_size=14)
@@ -144,9 +113,8 @@ PLACES: dict[str, Callable[[Made], None]] = {
     "reranked lists": into_lines("rerank.jsonl", lambda r: r.update(query_id=TEXT)),
     "run file": append("fused.trec", f"{TEXT} Q0 a 1 0.5 x\n".encode()),
     "upload script": append("upload_script.py", f"\n# {TEXT}\n".encode()),
-    "behind an array": append("embeddings.npy", TEXT.encode()),
     "file name": lambda made: made.path("qdrant.jsonl").with_name(f"{canonical(TEXT)}.txt").touch(),
-    "foreign file": lambda made: (made.folder / "notes.txt").write_text(FORMS["base64"](TEXT)),
+    "foreign file": lambda made: (made.folder / "notes.txt").write_text(FORMS["URL"](TEXT)),
 }
 
 
@@ -154,7 +122,7 @@ PLACES: dict[str, Callable[[Made], None]] = {
 def test_a_query_planted_in_a_bundle_is_found(place: str, tmp_path: Path) -> None:
     made = everything(tmp_path / "on")
     PLACES[place](made)
-    result = made.judge(tmp_path / "scratch")["no_raw_queries"]
+    result = made.judge()["no_raw_queries"]
     assert result.failed
     assert all("query q1" in sentence for sentence in result.problems), result.problems
     assert not QuerySearch([QUERY]).in_bytes(" ".join(result.problems).encode()), "the message holds no query"
@@ -164,7 +132,7 @@ def test_a_query_planted_in_a_bundle_is_found(place: str, tmp_path: Path) -> Non
 def test_no_gate_repeats_a_planted_query_in_its_own_words(place: str, tmp_path: Path) -> None:
     made = everything(tmp_path / "on")
     PLACES[place](made)
-    results = made.judge(tmp_path / "scratch", queries=())
+    results = made.judge(queries=())
     said = json.dumps([result.as_json() for result in results.values()])
     assert not QuerySearch([QUERY]).in_bytes(said.encode())
 
@@ -172,16 +140,16 @@ def test_no_gate_repeats_a_planted_query_in_its_own_words(place: str, tmp_path: 
 def test_a_heading_is_no_leak_where_the_chunk_has_it_and_one_everywhere_else(tmp_path: Path) -> None:
     made = everything(tmp_path / "on")
     assert HEADING.text in made.path("qdrant.jsonl").read_text(encoding="utf-8")
-    assert made.judge(tmp_path / "s1")["no_raw_queries"].passed
+    assert made.judge()["no_raw_queries"].passed
     made.lines("qdrant.jsonl", lambda records: records[1]["payload"].update(query=HEADING.text))
-    assert made.judge(tmp_path / "s2")["no_raw_queries"].failed
+    assert made.judge()["no_raw_queries"].failed
     other = everything(tmp_path / "other")
     other.lines("qdrant.jsonl", lambda records: records[0]["payload"].update(heading_text=HEADING.text))
-    assert other.judge(tmp_path / "s3")["no_raw_queries"].failed, "another chunk's heading"
+    assert other.judge()["no_raw_queries"].failed, "another chunk's heading"
     into_json("processing_summary.json")(third := everything(tmp_path / "third"))
-    assert third.judge(tmp_path / "s4", queries=(HEADING,))["no_raw_queries"].passed
+    assert third.judge(queries=(HEADING,))["no_raw_queries"].passed
     third.document("processing_summary.json", lambda value: value.update(note=HEADING.text))
-    assert third.judge(tmp_path / "s5", queries=(HEADING,))["no_raw_queries"].failed
+    assert third.judge(queries=(HEADING,))["no_raw_queries"].failed
 
 
 def test_a_query_that_is_a_chunk_id_may_stand_as_that_id(tmp_path: Path) -> None:
@@ -206,17 +174,11 @@ def test_short_queries_are_compared_with_whole_strings_and_counted(tmp_path: Pat
     assert no_raw_queries([Query("q1", "batch size?")], folder_places(tmp_path)).passed
 
 
-def test_queries_in_files_logs_and_databases_are_found(tmp_path: Path) -> None:
+def test_queries_in_files_and_logs_are_found(tmp_path: Path) -> None:
     for name in ("telemetry.jsonl", "step.err", "deep.log"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00" * 1000 + FORMS["JSON"](TEXT).encode())
-    with sqlite3.connect(tmp_path / "runs.db") as database:
-        database.execute("create table event_logs (id integer, body text)")
-        database.execute("insert into event_logs values (1, ?)", ("filler " * 3000 + FORMS["JSON in JSON"](TEXT),))
-    database.close()
     found = no_raw_queries([QUERY], folder_places(tmp_path))
-    assert sorted(sentence.split(":")[0] for sentence in found.problems) == [
-        "deep.log", "runs.db", "step.err", "telemetry.jsonl",
-    ]  # fmt: skip
+    assert sorted(sentence.split(":")[0] for sentence in found.problems) == ["deep.log", "step.err", "telemetry.jsonl"]
 
 
 def test_a_query_across_two_blocks_of_a_large_file_is_found(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def shard(tmp_path: Path) -> Any:
         assert point is not None
         assert point.payload is not None
         sparse = point.payload["sparse_vector"]
-        vectors = {**point.parsed_vectors(), SPARSE_NAME: edge.SparseVector(sparse["indices"], sparse["values"])}
+        vectors = {**(point.vectors or {}), SPARSE_NAME: edge.SparseVector(sparse["indices"], sparse["values"])}
         loaded.append(edge.Point(point.row, vectors, {"n": point.payload["n"], "vectors": vectors_of(point)}))
     opened.update(edge.UpdateOperation.upsert_points(loaded))
     yield opened
@@ -35,7 +35,7 @@ def shard(tmp_path: Path) -> Any:
 
 
 def vectors_of(point: Any) -> list[str]:
-    return list(point.parsed_vectors())
+    return list(point.vectors)
 
 
 def test_every_point_is_there_and_finds_itself_by_dense_sparse_and_both(shard: Any, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_every_point_is_there_and_finds_itself_by_dense_sparse_and_both(shard: A
         assert point is not None
         assert point.payload is not None
         sparse = point.payload["sparse_vector"]
-        asked: dict[str, Any] = dict(point.parsed_vectors())
+        asked: dict[str, Any] = dict(point.vectors or {})
         for name, vector in asked.items():
             found = shard.query(edge.QueryRequest(limit=1, query=edge.Query.Nearest(vector, using=name)))
             assert found[0].id == point.row, name

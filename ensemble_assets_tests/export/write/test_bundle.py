@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.verify import require_whole
+from ensemble_assets.export.suite import Limits, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.names import BundleNames, collection_folder, target_collection
@@ -110,34 +110,43 @@ def _swap_lines(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "found"),
+    ("name", "spoil", "words"),
     [
-        ("qdrant.jsonl", _cut, "expected 3 lines, found 2"),
-        ("qdrant.jsonl", _swap_lines, "line 1: expected the record of chunk row 0"),
-        ("qdrant.jsonl", lambda data: data[:-2], "line 3: expected the record"),
-        ("sparse.jsonl", _swap_lines, "line 1: expected the record"),
-        ("metadata.json", lambda data: data.replace(b"\n  },\n", b"\n", 1), "expected 3 items, found 2"),
-        ("texts.json", _cut, "expected 3 items, found 3|expected 3 items, found 2"),
-        ("embeddings.npy", None, "is not there"),
+        ("qdrant.jsonl", _cut, "gate legacy_keys: .*line 3: is no point"),
+        ("qdrant.jsonl", _swap_lines, "line 1, payload: key 'chunk_id' of the chunk's metadata is missing"),
+        ("qdrant.jsonl", lambda data: data[:-2], "line 3: is no point"),
+        ("sparse.jsonl", _swap_lines, "line in the sparse file has id 1"),
+        ("metadata.json", lambda data: data.replace(b"\n  },\n", b"\n", 1), "item 0: is no object"),
+        ("texts.json", lambda data: b'[\n  "a",\n  "b"\n]', "gate row_alignment: chunk row 1: text_preview"),
+        ("texts.json", lambda data: b'[\n  "a"', "is no JSON list"),
+        ("embeddings.npy", None, "cannot be read as an array"),
+        ("stats.json", None, "expected a JSON object"),
     ],
 )
-def test_files_that_are_not_whole_are_found_on_disk(name: str, spoil: Any, found: str, tmp_path: Path) -> None:
-    written = write_v40(tmp_path, off())
-    require_whole(tmp_path, off(), written.files)
-    path = tmp_path / f"{PREFIX}_{name}"
-    if spoil is None:
-        path.unlink()
-    else:
-        path.write_bytes(spoil(path.read_bytes()) if name != "texts.json" else b'[\n  "a",\n  "b"\n]')
-    with pytest.raises(ContractError, match=found):
-        require_whole(tmp_path, off(), written.files)
+def test_files_that_are_not_whole_are_refused_before_the_swap(
+    name: str, spoil: Any, words: str, tmp_path: Path
+) -> None:
+    def judge(folder: Path) -> None:
+        require_gates(folder, off(), Limits(), ())
+        path = folder / f"{PREFIX}_{name}"
+        if spoil is None:
+            path.unlink()
+        else:
+            path.write_bytes(spoil(path.read_bytes()))
+        require_gates(folder, off(), Limits(), ())
+
+    with pytest.raises(ContractError, match=words):
+        write_bundle(tmp_path, off(), lambda written: everything_off(), verify=judge)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_array_of_another_shape_is_found_on_disk(tmp_path: Path) -> None:
-    written = write_v40(tmp_path, off())
-    np.save(tmp_path / f"{PREFIX}_embeddings.npy", unit_rows(3, 5))
-    with pytest.raises(ContractError, match=r"expected \[3, 4\] float32, found \[3, 5\]"):
-        require_whole(tmp_path, off(), written.files)
+def test_an_array_of_another_shape_is_refused_before_the_swap(tmp_path: Path) -> None:
+    def judge(folder: Path) -> None:
+        np.save(folder / f"{PREFIX}_embeddings.npy", unit_rows(3, 5))
+        require_gates(folder, off(), Limits(), ())
+
+    with pytest.raises(ContractError, match=r"gate row_alignment: chunk row 0: the vector of mini"):
+        write_bundle(tmp_path, off(), lambda written: everything_off(), verify=judge)
 
 
 def test_an_empty_collection_makes_an_empty_bundle(tmp_path: Path) -> None:
@@ -165,4 +174,4 @@ def test_companion_files_keep_dots_and_lose_what_no_file_name_holds() -> None:
     assert names.is_written(names.vectors("a/b"))
     assert not names.is_written("embeddings.npy")
     with pytest.raises(ValueError, match="no file"):
-        names.of("secrets.txt")
+        names.file("secrets.txt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from ensemble_assets.export.write.json_bytes import (
     float_rows,
     indented,
     integer_list,
-    release,
 )
 from ensemble_assets_tests.export.strategies import metadata, values
 
@@ -85,18 +83,3 @@ def test_a_row_that_is_no_finite_unit_vector_is_named(bad: float) -> None:
     rows[3] = [bad, 0.0]
     with pytest.raises(ContractError, match="vectors of mini, row 3: expected finite values"):
         list(float_rows(rows, "mini", 2))
-
-
-def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.arange(10_000.0))
-    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    release(mapped[5:])
-    assert mapped.sum() == np.arange(10_000.0).sum()
-
-
-def test_pages_that_hold_unsaved_changes_are_not_released(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros(10_000))
-    mapped = np.load(tmp_path / "a.npy", mmap_mode="c")
-    mapped[:] = 1.0
-    release(mapped)
-    assert mapped.sum() == 10_000

@@ -61,6 +61,15 @@ def test_keys_that_collide_keep_their_place_and_get_the_later_value(tmp_path: Pa
     assert (own["text_preview"], own["model_info"]) == ("own", 3)
 
 
+@pytest.mark.parametrize("own", [{"text_preview": 1e-05}, {"model_info": {"a": [1e-07]}}, {"dense_vector_names": 1e22}])
+def test_numbers_under_keys_that_the_point_overrides_are_written_as_python_writes_them(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    bundle = bundle_of([Chunk("a", own)])
+    write_v40(tmp_path, bundle)
+    assert text_files(tmp_path) == expected_files(bundle, [Chunk("a", own)])
+
+
 def test_an_own_sparse_vector_as_the_first_key_keeps_its_place(tmp_path: Path) -> None:
     own = {"sparse_vector": 1, "sparse_features": {"term_weights": [{"term": "a", "weight": 1}]}}
     bundle = bundle_of([Chunk("a", own), Chunk("b", {"sparse_vector": 1})])

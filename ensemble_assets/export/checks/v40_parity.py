@@ -1,0 +1,215 @@
+"""Gate ``v40_parity``: without what v4.1 adds, a bundle is the v4.0 bundle of the same chunks and vectors.
+
+Compares two bundles record by record, and the judged one with what ``v40_reference`` makes of its metadata, texts and
+arrays. Time stamps may differ.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.export.checks import v40_reference as reference
+from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
+from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors, read_object
+
+NAME = "v40_parity"
+
+_REPAIR = f"{EXPORT_AGAIN}, or repair the writer if a fresh export differs too"
+_CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp", "export_timestamp"})
+
+
+def v40_parity(bundle: Bundle, other: Bundle) -> GateResult:
+    """Judge ``bundle`` by another bundle of the same chunks and vectors."""
+    findings = Findings(NAME)
+    mine, theirs = _Side(bundle), _Side(other)
+    for one, its_twin in zip_longest(Walk(bundle), Walk(other)):
+        if one is None or its_twin is None:
+            state = "has fewer records than the other bundle" if one is None else "has more records"
+            findings.add(f"{bundle.folder.name}: {state}. {_REPAIR}")
+            break
+        found, expected = mine.records(one), theirs.records(its_twin)
+        for content in RECORD_FILES:
+            ends = list(mine.problems(content, one))
+            if content in found and content in expected:
+                ends += _difference(found[content], expected[content], _CLOCKS)
+            for end in ends:
+                findings.add(f"{bundle.names.file(content)}, record {one.number}{end}. {_REPAIR}")
+    for sentence in (*_statistics_problems(bundle, other), *_file_problems(bundle, other)):
+        findings.add(f"{sentence}. {_REPAIR}")
+    if mine.has_sparse_file != theirs.has_sparse_file:
+        state = "v4.0 does not write it" if mine.has_sparse_file else "is missing"
+        findings.add(f"{bundle.names.file('sparse.jsonl')}: {state}. {_REPAIR}")
+    return findings.result(rows=mine.rows)
+
+
+class _Side:
+    """One of the two bundles, as v4.0 has it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.rows = 0
+        self._bundle = bundle
+        self._sparse_on = bundle.sparse_on
+        self._echoes = 0
+        self._arrays: dict[str, NDArray[Any] | None] = {}
+
+    @property
+    def has_sparse_file(self) -> bool:
+        """Whether v4.0 has a sparse file, after the last row."""
+        return self._echoes > 0 if self._sparse_on else self._bundle.path("sparse.jsonl").is_file()
+
+    def records(self, row: Row) -> dict[str, Any]:
+        """Give v4.0's records of a row by content; a record that cannot be read is None."""
+        self.rows += 1
+        echo = reference.without_additions(row.payload).get("sparse_vector")
+        self._echoes += isinstance(echo, dict)
+        records = {
+            "qdrant.jsonl": _v40_point(row.point),
+            "metadata.json": reference.without_additions(row.metadata) if row.metadata is not None else None,
+            "texts.json": row.text,
+        }
+        if self._sparse_on:
+            records["sparse.jsonl"] = reference.sparse_record(row.number, echo if isinstance(echo, dict) else None)
+        elif row.sparse_line is not None:
+            records["sparse.jsonl"] = row.sparse
+        return records
+
+    def problems(self, content: str, row: Row) -> Iterator[str]:
+        """Compare a record with the reference: its values and its text."""
+        if content == "qdrant.jsonl":
+            yield from self._point_problems(row)
+        elif content == "metadata.json":
+            yield from _unless(row.item == reference.json_item(row.metadata))
+        elif content == "texts.json":
+            yield from _unless(row.text_item == reference.json_item(row.text))
+        elif row.sparse_line is not None:
+            record: Any = row.sparse
+            if not self._sparse_on:
+                record = reference.sparse_record(row.number, row.payload.get("sparse_vector"))
+            yield from _unless(row.sparse_line == reference.json_line(record))
+
+    def _point_problems(self, row: Row) -> Iterator[str]:
+        point, metadata, models = row.point, row.metadata, _models(row.payload)
+        if point is None or metadata is None or not isinstance(row.text, str) or not models:
+            yield ": is no point"
+            return
+        whole = {"id": point.row, "payload": point.payload, "vectors": point.vectors, **point.others}
+        yield from _unless(row.line == reference.json_line(whole))
+        vectors: dict[str, list[float]] = {}
+        for position, model in enumerate(models):
+            array = self._array(position, model.slug)
+            if array is None or row.number >= len(array):
+                yield f": there is no row of an array for vector {position}"
+                return
+            vectors[model.slug] = array[row.number].tolist()
+        clock = row.payload.get("kaggle_export_timestamp", "")
+        plain = reference.without_additions(metadata)
+        yield from _difference(_v40_point(point), reference.point(row.number, plain, row.text, models, clock, vectors))
+
+    def _array(self, position: int, slug: str) -> NDArray[Any] | None:
+        if slug not in self._arrays:
+            names = self._bundle.names
+            try:
+                name = names.vectors(slug) if position else names.vectors()
+                self._arrays[slug] = open_vectors(self._bundle.folder / name)
+            except ArtefactError:
+                self._arrays[slug] = None
+        return self._arrays[slug]
+
+
+def _unless(as_written: bool) -> tuple[str, ...]:
+    return () if as_written else (": is not as v4.0 writes it",)
+
+
+def _v40_point(point: Point | None) -> dict[str, Any] | None:
+    if point is None:
+        return None
+    return {"id": point.row, "payload": reference.without_additions(point.payload or {}), "vectors": point.vectors}
+
+
+def _models(payload: dict[str, Any]) -> list[reference.Model]:
+    """Read the models that a payload names; empty if it does not name them as v4.0 does."""
+    try:
+        info = payload["model_info"]
+        described = {info["name"]: info, **info.get("companions", {})}
+        return [reference.Model(slug, each["hf_model_id"], each["dimension"]) for slug, each in described.items()]
+    except (KeyError, TypeError, AttributeError):
+        return []
+
+
+def _statistics_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
+    name = bundle.names.file("stats.json")
+    try:
+        path = bundle.path("stats.json")
+        found, expected = read_object(path), read_object(other.path("stats.json"))
+    except ArtefactError as error:
+        yield str(error)
+        return
+    for end in _unless(path.read_bytes() == reference.json_document(found)):
+        yield f"{name}{end}"
+    for statistics in (found, expected):
+        section = statistics.get("sparse_vector_stats")
+        if isinstance(section, dict):
+            section.pop("live", None)
+    for end in _difference(found, expected, _CLOCKS):
+        yield f"{name}{end}"
+
+
+def _file_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
+    """Compare the arrays, and the indexes where both bundles have one, byte by byte."""
+    mine, theirs = bundle.names.prefix, other.names.prefix
+    endings = {path.name.removeprefix(mine) for path in bundle.folder.glob(f"{mine}_*embeddings.npy")}
+    endings |= {path.name.removeprefix(theirs) for path in other.folder.glob(f"{theirs}_*embeddings.npy")}
+    if bundle.path("index.faiss").is_file() and other.path("index.faiss").is_file():
+        endings.add("_index.faiss")
+    for ending in sorted(endings):
+        one, its_twin = bundle.folder / f"{mine}{ending}", other.folder / f"{theirs}{ending}"
+        if not (one.is_file() and its_twin.is_file()):
+            yield f"{one.name}: is {'missing' if its_twin.is_file() else 'not in the other bundle'}"
+        elif not filecmp.cmp(one, its_twin, shallow=False):
+            yield f"{one.name}: has other bytes than in the other bundle"
+
+
+def _difference(found: Any, expected: Any, ignored: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Say where two values differ first, as the end of a sentence (``, key 'a', key 'b': ...``); empty if nowhere."""
+    end = _first_difference(found, expected, ignored)
+    return () if end is None else (end,)
+
+
+def _first_difference(found: Any, expected: Any, ignored: frozenset[str]) -> str | None:
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return _object_difference(found, expected, ignored)
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        if found == expected and list(map(type, found)) == list(map(type, expected)) and not _nests(found):
+            return None
+        pairs = enumerate(zip(found, expected, strict=True))
+        ends = ((position, _first_difference(*pair, ignored)) for position, pair in pairs)
+        return next((f", position {position}{end}" for position, end in ends if end is not None), None)
+    if type(found) is not type(expected):
+        return f": expected {type(expected).__name__}, found {type(found).__name__}"
+    return None if found == expected or repr(found) == repr(expected) else ": has another value than v4.0 has"
+
+
+def _nests(values: list[Any]) -> bool:
+    return any(isinstance(value, (dict, list)) for value in values)
+
+
+def _object_difference(found: dict[str, Any], expected: dict[str, Any], ignored: frozenset[str]) -> str | None:
+    for key, value in expected.items():
+        if key in ignored:
+            continue
+        if key not in found:
+            return f", key {key_shown(key)}: is missing"
+        end = _first_difference(found[key], value, ignored)
+        if end is not None:
+            return f", key {key_shown(key)}{end}"
+    for position, key in enumerate(found):
+        if key not in expected:  # its name may be anybody's text
+            return f", key at position {position}: v4.0 does not have it"
+    return None if list(found) == list(expected) else ": its keys are in another order than v4.0 has them"
