@@ -36,7 +36,6 @@ class CollectionFacts:
     Attributes:
         name: the collection.
         alias: its folder name.
-        hints: collection hints for chunks that have none of their own; the collection unless given.
         priority: 0 to 1.
         model: slug of the primary dense model.
         dimension: of its vectors.
@@ -49,7 +48,6 @@ class CollectionFacts:
     dimension: int
     clock: str
     priority: float = 0.5
-    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _hints(metadata: Metadata, known: _Known) -> list[str]:
         return [own]
     if isinstance(own, list):
         return list(dict.fromkeys(hint for hint in own if isinstance(hint, str)))
-    return list(known.collection.hints) or [known.collection.name]
+    return [known.collection.name]
 
 
 def _hierarchy(metadata: Metadata, _: _Known) -> Any:

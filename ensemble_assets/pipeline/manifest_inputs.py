@@ -100,7 +100,6 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
         status=facts["status"],
         model_name=facts["model"],
         loaded=loaded,
-        requested_device="auto",
         device=facts["device"],
         run_id=facts["run_id"],
         latency_ms=round(1000 * float(facts["seconds"]), 3),

@@ -59,7 +59,7 @@ def bundle_of(chunks: list[Chunk], *models: DenseModel, **changes: Any) -> Bundl
     """Inputs for ``chunks``; one 4-dimensional model unless given."""
     models = models or (dense("mini", unit_rows(len(chunks), 4)),)
     rows = rows_of(chunks, models[0].max_tokens)
-    given = {"collection": "guide", "clock": CLOCK, "flat_index": False, **changes}
+    given = {"collection": "guide", "clock": CLOCK, **changes}
     return BundleInputs(rows=lambda: iter(rows), count=len(rows), dense=models, **given)
 
 
@@ -93,5 +93,5 @@ def golden_case(shared: Path) -> BundleInputs:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, by name."""
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """Every file of a folder but the faiss index, by name; not every installation writes one."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".faiss"}

@@ -24,7 +24,6 @@ RERANK = RerankRun(
     loaded=True,
     requested_device="cuda:0",
     device="cpu",
-    device_fallback="no_gpu",
     run_id="r1",
     latency_ms=12.5,
     gpu_peak_gb=0.0,

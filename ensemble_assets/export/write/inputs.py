@@ -1,7 +1,4 @@
-"""What a bundle is made of: the chunks as a stream of rows, the vectors as mapped arrays, and facts about the run.
-
-Plain data and its checks; writing is the other modules' business.
-"""
+"""Describe the inputs of a bundle: chunks as a stream of rows, vectors as mapped arrays, facts about the run."""
 
 from __future__ import annotations
 
@@ -22,13 +19,17 @@ NO_SOURCE, LIVE, METADATA = 0, 1, 2
 """Where a chunk's sparse vector comes from, as ``LiveSparse.source`` codes it."""
 
 _MOST_ROWS = 4096
+"""Rows of a slice at most: more save no time, and rows may be long."""
 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """One dense model's vectors and what bundles say about it.
+    """One dense model: its vectors and the facts that bundles name.
 
     Attributes:
+        slug: name in points and file names.
+        hf_model_id: full name of the model.
+        max_tokens: its token limit.
         vectors: ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i.
     """
 
@@ -73,20 +74,20 @@ class LiveSparse:
 
 @dataclass(frozen=True)
 class BundleInputs:
-    """Everything that the v4.0 files are made of.
+    """The inputs of the v4.0 files.
 
     Attributes:
-        collection: its name; what chunks carry as ``qdrant_collection``.
+        collection: its name; chunks carry it as ``qdrant_collection``.
         rows: gives the chunks in row order, afresh at every call; never all at once (``chunk_rows``).
         count: number of chunks.
         dense: the primary model first, then its companions.
         clock: the one time stamp of the bundle, ISO 8601, local time, no zone.
+        prefix: of all file names.
         alias: the collection's folder name where it differs.
-        hints: collection hints for chunks that have none.
         priority: ``collection_priority``, 0 to 1.
+        devices: ``gpu_config`` of the statistics.
         performance: ``processing_performance`` of the statistics.
         sparse: the live vectors; None when the sparse stage is off.
-        flat_index: whether a faiss index is wanted.
     """
 
     collection: str
@@ -96,13 +97,10 @@ class BundleInputs:
     clock: str
     prefix: str = DEFAULT_PREFIX
     alias: str | None = None
-    hints: tuple[str, ...] = ()
     priority: float = 0.5
     devices: DeviceFacts = field(default_factory=DeviceFacts)
     performance: Mapping[str, Any] = field(default_factory=dict)
-    kaggle: bool = False
     sparse: LiveSparse | None = None
-    flat_index: bool = True
 
     @property
     def names(self) -> BundleNames:
@@ -116,7 +114,7 @@ class BundleInputs:
 
     @property
     def facts(self) -> CollectionFacts:
-        """What the chunks' metadata says about the collection."""
+        """The facts about the collection that the chunks' metadata holds."""
         return CollectionFacts(
             name=self.collection,
             alias=self.alias or self.collection,
@@ -124,7 +122,6 @@ class BundleInputs:
             dimension=int(self.primary.vectors.shape[1]),
             clock=self.clock,
             priority=self.priority,
-            hints=self.hints,
         )
 
     def require_aligned(self) -> None:
@@ -170,9 +167,9 @@ def _sparse_problems(sparse: LiveSparse, count: int) -> list[str]:
 
 
 def chunk_rows(chunks: pl.LazyFrame, slice_bytes: int = 16 << 20) -> Callable[[], Iterator[ChunkRow]]:
-    """A stream over a ``CHUNKS`` frame that holds about ``slice_bytes`` of it at a time.
+    """Stream a ``CHUNKS`` frame, about ``slice_bytes`` of it at a time.
 
-    The rows come as they are stored; whoever writes checks that ``row`` counts up from 0.
+    The rows come as they are stored; the writer checks that ``row`` counts up from 0.
     """
 
     def stream() -> Iterator[ChunkRow]:

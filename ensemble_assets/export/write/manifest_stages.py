@@ -1,4 +1,4 @@
-"""The manifest sections of the two optional stages: what ``rerank_run`` and ``sparse_run`` say, as plain records.
+"""Describe the two optional stages for the manifest sections ``rerank_run`` and ``sparse_run``.
 
 The contract repeats some facts inside ``payload``; they are given once here.
 """
@@ -12,14 +12,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RerankRun:
-    """What the rerank stage did.
+    """One run of the rerank stage.
 
     Attributes:
         status: ``completed``, ``fallback`` or ``failed``.
         loaded: whether the model was loaded.
-        requested_device: as configured.
-        device: as used.
-        device_fallback: why another device was used than the one requested.
+        device: the devices that it ran on, as ``UsedDevices.label``.
         fallback_count: queries that kept their fused order.
         fallback_reason: why, as a fixed word.
         fallback_source: where it arose (``model``, ``inference``, ``budget``).
@@ -31,6 +29,7 @@ class RerankRun:
         initial_candidate_count: candidates before reranking, over all queries.
         candidate_ids: chunk ids of the first query's reranked list, in order.
         scores: their final scores.
+        requested_device: ``auto`` leaves the choice to the program; runs never ask for a device themselves.
         more: additive facts of the payload (query count, depth reached, query id and hash).
     """
 
@@ -38,7 +37,6 @@ class RerankRun:
     status: str
     model_name: str
     loaded: bool
-    requested_device: str
     device: str
     run_id: str
     latency_ms: float
@@ -49,19 +47,20 @@ class RerankRun:
     initial_candidate_count: int
     candidate_ids: tuple[str, ...]
     scores: tuple[float, ...]
-    device_fallback: str | None = None
+    requested_device: str = "auto"
     fallback_count: int = 0
     fallback_reason: str | None = None
     fallback_source: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The section ``rerank_run``."""
+        """Make the section ``rerank_run``."""
+        no_gpu = self.requested_device not in {"auto", self.device} and self.device == "cpu"
         state = {
             "requested": self.requested_device,
             "resolved": self.device,
-            "fallback_applied": self.device_fallback is not None,
-            **_if_given(fallback_reason=self.device_fallback),
+            "fallback_applied": no_gpu,
+            **_if_given(fallback_reason="no_gpu" if no_gpu else None),
         }
         payload = {
             "run_id": self.run_id,
@@ -91,7 +90,7 @@ class RerankRun:
 
 @dataclass(frozen=True)
 class SparseRun:
-    """What the sparse stage did.
+    """One run of the sparse stage.
 
     Attributes:
         models: slugs that were asked for.
@@ -118,7 +117,7 @@ class SparseRun:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The section ``sparse_run``; its payload holds the same facts again, as the contract has it."""
+        """Make the section ``sparse_run``; its payload repeats the facts, as the contract has it."""
         facts: dict[str, Any] = {
             "enabled": True,
             "executed": self.executed,

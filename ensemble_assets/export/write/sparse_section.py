@@ -1,11 +1,11 @@
-"""What a chunk's ``sparse_vector`` is: the v4.0 echo when the sparse stage is off, the stage's vector when it is on.
+"""Make a chunk's ``sparse_vector``: the v4.0 echo when the sparse stage is off, the stage's vector when it is on.
 
 With the stage on, ``stats`` keeps the four v4.0 keys and gains ``source``, ``model`` and ``index_space`` after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,10 @@ _SOURCES = {LIVE: "live", METADATA: "metadata"}
 
 @dataclass(frozen=True)
 class SparseVector:
-    """A sparse vector, as an object and as JSON fragments, so that three files share one encoding.
+    """A sparse vector, as an object and as JSON fragments.
+
+    Three files hold the vector, so its lists are encoded once: from arrays, with the fast encoder for arrays, and not
+    from the lists of the object.
 
     Attributes:
         plain: ``{"indices", "values", "tokens", "stats"}``.
@@ -52,7 +55,7 @@ class SparseVector:
         return '{{"indices": {}, "values": {}, "tokens": {}, "stats": {}}}'.format(*parts)
 
     def record(self, row: int) -> str:
-        """The chunk's line in ``_sparse.jsonl``, without the line end."""
+        """Encode the chunk's line in ``_sparse.jsonl``, without the line end."""
         return (
             f'{{"id": {row}, "sparse_vector": {{"indices": {self.indices}, "values": {self.values}}}, '
             f'"tokens": {self.tokens}, "stats": {self.stats}}}'
@@ -67,35 +70,42 @@ SparseOf = Callable[[int, Enriched], SparseVector | None]
 
 
 def sparse_vectors(live: LiveSparse | None) -> SparseOf:
-    """How to get a chunk's sparse vector: from the stage's output, or from the echo when the stage is off (None)."""
+    """Give a function for the chunks' vectors: from the stage's output, or from the echo if ``live`` is None."""
     if live is None:
         return lambda _, enriched: vector_of(enriched.echo.as_json()) if enriched.echo else None
-    stage, quoted = live, [compact(token) for token in live.vocabulary]
+    return _LiveVectors(live)
 
-    def of(row: int, enriched: Enriched) -> SparseVector | None:
+
+class _LiveVectors:
+    """The vectors of the sparse stage, asked for in row order."""
+
+    def __init__(self, live: LiveSparse) -> None:
+        self._live = live
+        self._quoted = [compact(token) for token in live.vocabulary]
+
+    def __call__(self, row: int, enriched: Enriched) -> SparseVector | None:
         if row % _ROWS_BETWEEN_RELEASES == 0:
-            for array in (stage.indptr, stage.indices, stage.values):
+            for array in (self._live.indptr, self._live.indices, self._live.values):
                 drop_resident_pages(array)
         features = enriched.metadata.get("sparse_features")
-        vector = live_vector(stage, quoted, row, features)
-        return empty_vector(stage, row, features) if vector is None and enriched.echo else vector
-
-    return of
+        own = features if isinstance(features, dict) else {}
+        vector = live_vector(self._live, self._quoted, row, own)
+        return empty_vector(self._live, row, own) if vector is None and enriched.echo else vector
 
 
 def vector_of(plain: dict[str, Any]) -> SparseVector:
-    """A vector from its object, such as the v4.0 echo."""
+    """Encode a vector from its object, such as the v4.0 echo."""
     return SparseVector(plain, *(compact(plain[key]) for key in ("indices", "values", "tokens", "stats")))
 
 
-def live_vector(live: LiveSparse, quoted: list[str], row: int, features: Any) -> SparseVector | None:
-    """A chunk's row of the sparse stage's output; None for a chunk without a vector.
+def live_vector(live: LiveSparse, quoted: list[str], row: int, own: Mapping[str, Any]) -> SparseVector | None:
+    """Make the vector of a chunk from its row of the sparse stage's output; None for a chunk without a vector.
 
     Args:
         live: the stage's output.
         quoted: its vocabulary, each token as JSON.
         row: chunk row.
-        features: the chunk's own ``sparse_features``; says what a vector from metadata was weighted by.
+        own: the chunk's own ``sparse_features``, with the weighting of a vector from metadata.
 
     Raises:
         ContractError: if the row has entries but no source, a value that is not finite, or an index that is outside the
@@ -107,16 +117,9 @@ def live_vector(live: LiveSparse, quoted: list[str], row: int, features: Any) ->
     _require_sound(live, row, source, indices, values)
     if not len(indices):
         return None
-    own = features if isinstance(features, dict) else {}
-    stats = {
-        "weight_norm": l2_norm(values),
-        "unique_terms": len(indices),
-        "total_terms": own.get("total_terms", 0),
-        "weighting": LIVE_WEIGHTING if source == LIVE else own.get("weighting", "tf-normalized"),
-        "source": _SOURCES[source],
-        "model": live.model,
-        "index_space": live.index_space,
-    }
+    stats = _stats(live, own, _SOURCES[source], weight_norm=l2_norm(values), unique_terms=len(indices))
+    if source == LIVE:
+        stats["weighting"] = LIVE_WEIGHTING
     plain = {
         "indices": indices.tolist(),
         "values": values.tolist(),
@@ -132,24 +135,30 @@ def live_vector(live: LiveSparse, quoted: list[str], row: int, features: Any) ->
     )
 
 
-def empty_vector(live: LiveSparse, row: int, features: Any) -> SparseVector:
-    """What stands in a payload where v4.0 has an echo but the sparse stage has no vector.
+def empty_vector(live: LiveSparse, row: int, own: Mapping[str, Any]) -> SparseVector:
+    """Make the vector of a chunk that has an echo in v4.0 but no vector of the sparse stage.
 
     A v4.0 key never goes away when stages are on, so the key stays, with the shape that readers know and nothing in it.
-    ``source`` says what came out empty: inference, or the mapping of metadata terms after inference had failed.
+    ``source`` names the step that gave nothing: inference, or the mapping of metadata terms after inference had failed.
     """
-    own = features if isinstance(features, dict) else {}
-    stats = {
-        "weight_norm": 0.0,
-        "unique_terms": 0,
+    source = _SOURCES.get(int(live.source[row]), "metadata")
+    stats = _stats(live, own, source, weight_norm=0.0, unique_terms=0)
+    plain = {"indices": [], "values": [], "tokens": [], "stats": stats}
+    return SparseVector(plain, "[]", "[]", "[]", compact(stats))
+
+
+def _stats(
+    live: LiveSparse, own: Mapping[str, Any], source: str, *, weight_norm: float, unique_terms: int
+) -> dict[str, Any]:
+    return {
+        "weight_norm": weight_norm,
+        "unique_terms": unique_terms,
         "total_terms": own.get("total_terms", 0),
         "weighting": own.get("weighting", "tf-normalized"),
-        "source": _SOURCES.get(int(live.source[row]), "metadata"),
+        "source": source,
         "model": live.model,
         "index_space": live.index_space,
     }
-    plain = {"indices": [], "values": [], "tokens": [], "stats": stats}
-    return SparseVector(plain, "[]", "[]", "[]", compact(stats))
 
 
 def _require_sound(

@@ -1,4 +1,4 @@
-"""The statistics file of a bundle: what ``<prefix>_stats.json`` holds, as plain data."""
+"""Make the statistics of a bundle, ``<prefix>_stats.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BYTES_PER_MB = 1024 * 1024
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """Chunks by what sparse vector they have.
+    """Chunks counted by the kind of their sparse vector.
 
     Attributes:
         total: chunks.
@@ -27,7 +27,7 @@ class SparseCounts:
     from_metadata: int = 0
 
     def plus(self, *, echoed: bool, live: bool, from_metadata: bool) -> SparseCounts:
-        """With one chunk more looked at."""
+        """Count one chunk more."""
         return replace(
             self,
             echoed=self.echoed + echoed,
@@ -47,13 +47,13 @@ class SparseCounts:
 
 
 def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
-    """The object of ``<prefix>_stats.json``.
+    """Make the object of ``<prefix>_stats.json``.
 
     With the sparse stage on, ``sparse_vector_stats`` keeps the v4.0 figures and gains ``live`` after them.
     """
     primary = bundle.primary
     stats: dict[str, Any] = {
-        "kaggle_environment": bundle.kaggle,
+        "kaggle_environment": False,
         "model_config": {
             "name": primary.slug,
             "hf_model_id": primary.hf_model_id,

@@ -1,7 +1,6 @@
-"""Writes the v4.0 files of a bundle, in one pass over the chunks, holding a slice of them at a time.
+"""Write the v4.0 files of a bundle, in one pass over the chunks, a slice of them in memory at a time.
 
-With the sparse stage on the same pass writes live vectors where v4.0 has its echo; everything else stays as it is. How
-values become text is ``encode``; the manifest and the files that v4.1 adds are other modules.
+With the sparse stage on, the same pass writes live vectors where v4.0 has its echo. Everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +30,17 @@ from ensemble_assets.export.write.upload_script import upload_script
 
 _BUFFER_BYTES = 1 << 20
 _COPY_BYTES = 8 << 20
+"""An array is copied in pieces of this size, so that a mapped one does not fill the memory."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The result of ``write_v40``.
 
     Attributes:
         files: names, in the order of the contract's table.
         skipped: files left out, with the reason.
-        sparse: how many chunks have which kind of sparse vector.
+        sparse: chunks counted by the kind of their sparse vector.
     """
 
     files: tuple[str, ...]
@@ -71,40 +71,33 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
         files.append(names.file("sparse.jsonl"))
     else:
         (folder / names.file("sparse.jsonl")).unlink()
-    (folder / names.file("stats.json")).write_bytes(statistics_text(bundle, counts))
+    stats = json.dumps(statistics(bundle, counts), indent=2, ensure_ascii=False)
+    (folder / names.file("stats.json")).write_bytes(stats.encode())
     (folder / names.file("upload_script.py")).write_text(upload_script(bundle), encoding="utf-8", newline="\n")
     files.append(names.file("upload_script.py"))
-    reason = why_no_flat_index(bundle.flat_index)
+    reason = why_no_flat_index()
     if reason is None:
         write_flat_index(folder / names.file("index.faiss"), bundle.primary.vectors)
         files.append(names.file("index.faiss"))
     return Written(tuple(files), {names.file("index.faiss"): reason} if reason else {}, counts)
 
 
-def why_no_flat_index(wanted: bool) -> str | None:
-    """Why no faiss index is written; None when one is."""
-    if not wanted:
-        return "switched off"
+def why_no_flat_index() -> str | None:
+    """Say why no faiss index is written; None when one is."""
     return None if importlib.util.find_spec("faiss") else "faiss is not installed (pip install faiss-cpu)"
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write ``array`` as ``np.save`` does, a piece at a time, so that a mapped one does not fill the memory."""
-    with path.open("wb") as file:
-        for part in array_parts(array):
-            file.write(part)
-
-
-def array_parts(array: NDArray[Any]) -> Iterator[bytes | memoryview]:
-    """The bytes that ``np.save`` writes of ``array``; a piece is gone when the next one is asked for."""
+    """Write ``array`` as ``np.save`` does, in pieces."""
     rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
     header = io.BytesIO()
     facts = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     np.lib.format.write_array_header_1_0(header, facts)
-    yield header.getvalue()
-    for start in range(0, len(array), rows):
-        yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data
-        drop_resident_pages(array)
+    with path.open("wb") as file:
+        file.write(header.getvalue())
+        for start in range(0, len(array), rows):
+            file.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
+            drop_resident_pages(array)
 
 
 class _Record(NamedTuple):
@@ -168,10 +161,10 @@ class _Encoder:
     def __init__(self, bundle: BundleInputs) -> None:
         self._facts = bundle.facts
         self._sparse_of: SparseOf = sparse_vectors(bundle.sparse)
-        self._tail = payload_tail(bundle)
+        self._tail = _payload_tail(bundle)
 
     def record(self, chunk: ChunkRow, dense: str) -> _Record:
-        """All there is to write of a chunk.
+        """Encode everything that files hold of a chunk.
 
         Raises:
             ContractError: if it cannot be expressed in UTF-8 JSON.
@@ -188,7 +181,7 @@ class _Encoder:
 
     def _encoded(self, chunk: ChunkRow, enriched: Enriched, vector: SparseVector | None, dense: str) -> _Record:
         metadata, text = enriched.metadata, chunk.text
-        payload = payload_of(metadata, text, self._tail)
+        payload = {**metadata, "text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text), **self._tail}
         overridden = [value for key, value in metadata.items() if payload[key] is not value]
         encoded = _with_vector(payload, vector)
         if vector is not None:
@@ -203,19 +196,8 @@ class _Encoder:
         )
 
 
-def payload_of(metadata: dict[str, Any], text: str, tail: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's payload, its sparse vector aside: the chunk's metadata, then the point's keys; a later key wins.
-
-    Args:
-        metadata: after enrichment.
-        text: as embedded.
-        tail: of ``payload_tail``.
-    """
-    return {**metadata, "text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text), **tail}
-
-
-def payload_tail(bundle: BundleInputs) -> dict[str, Any]:
-    """The payload keys after the chunk's own that are the same for every chunk."""
+def _payload_tail(bundle: BundleInputs) -> dict[str, Any]:
+    """Make the payload keys after the chunk's own; they are the same for every chunk."""
     primary, companions = bundle.primary, bundle.dense[1:]
     model_info: dict[str, Any] = {
         "name": primary.slug,
@@ -242,33 +224,13 @@ def _width(model: DenseModel) -> int:
 
 
 def _with_vector(payload: dict[str, Any], vector: SparseVector | None) -> str:
-    """The payload as JSON with ``sparse_vector`` set: where the key stands, else last."""
+    """Encode the payload with ``sparse_vector`` set: where the key stands, else last."""
     if vector is None:
         return compact(payload)
-    before, after = around_vector(payload)
-    return f"{before}{vector.text}{after}"
-
-
-def around_vector(payload: dict[str, Any]) -> tuple[str, str]:
-    """The payload as JSON up to the value of ``sparse_vector``, and from there on: where the key stands, else last."""
-    before, after = split_at_vector(payload)
-    opening = f"{compact(before)[:-1]}, " if before else "{"
-    return f'{opening}"sparse_vector": ', f", {compact(after)[1:]}" if after else "}"
-
-
-def split_at_vector(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What stands before the key ``sparse_vector`` and what after it."""
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-    side = before
-    for key, item in value.items():
-        if key == "sparse_vector":
-            side = after
-        else:
-            side[key] = item
-    return before, after
-
-
-def statistics_text(bundle: BundleInputs, counts: SparseCounts) -> bytes:
-    """The text of ``<prefix>_stats.json``."""
-    return json.dumps(statistics(bundle, counts), indent=2, ensure_ascii=False).encode()
+    keys = list(payload)
+    place = keys.index("sparse_vector") if "sparse_vector" in payload else len(keys)
+    before = compact({key: payload[key] for key in keys[:place]})
+    after = compact({key: payload[key] for key in keys[place + 1 :]})
+    opening = f"{before[:-1]}, " if place else "{"
+    closing = f", {after[1:]}" if place + 1 < len(keys) else "}"
+    return f'{opening}"sparse_vector": {vector.text}{closing}'

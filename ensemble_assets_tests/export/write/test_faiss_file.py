@@ -25,7 +25,7 @@ def test_the_streamed_file_is_what_faiss_writes(count: int, width: int, tmp_path
 
 
 def test_a_bundles_index_finds_every_chunk_by_its_vector(tmp_path: Path) -> None:
-    bundle = bundle_of([Chunk(str(i)) for i in range(20)], flat_index=True)
+    bundle = bundle_of([Chunk(str(i)) for i in range(20)])
     written = write_v40(tmp_path, bundle)
     assert f"{PREFIX}_index.faiss" in written.files
     assert written.skipped == {}
@@ -42,6 +42,6 @@ def test_the_specimens_index_has_the_same_layout(shared: Path, tmp_path: Path) -
 
 
 def test_a_missing_library_is_the_reason_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_no_flat_index(True) is None
+    assert why_no_flat_index() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert why_no_flat_index(True) == "faiss is not installed (pip install faiss-cpu)"
+    assert why_no_flat_index() == "faiss is not installed (pip install faiss-cpu)"

@@ -110,7 +110,7 @@ def test_fallbacks_are_named_only_where_they_happened() -> None:
     )
     run = build_manifest(everything_on(rerank_run=failed))["rerank_run"]
     assert (run["fallback_reason"], run["fallback_source"], run["fallback_count"]) == ("model_missing", "model", 2)
-    plain = replace(RERANK, device_fallback=None)
+    plain = replace(RERANK, requested_device="auto")
     assert "fallback_reason" not in build_manifest(everything_on(rerank_run=plain))["rerank_run"]["device_state"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import tempfile
@@ -98,9 +99,9 @@ def test_large_and_empty_arrays_are_written_as_numpy_saves_them(shape: tuple[int
 def test_statistics_carry_the_run_facts(tmp_path: Path) -> None:
     devices = DeviceFacts(device_count=2, precision="fp16", total_vram_gb=31.66)
     performance = {"seconds": 1.5}
-    write_v40(tmp_path, bundle_of(CHUNKS, devices=devices, performance=performance, kaggle=True))
+    write_v40(tmp_path, bundle_of(CHUNKS, devices=devices, performance=performance))
     stats = json.loads((tmp_path / f"{PREFIX}_stats.json").read_text())
-    assert stats["kaggle_environment"] is True
+    assert stats["kaggle_environment"] is False
     assert stats["gpu_config"] == {
         "device_count": 2,
         "backend": "pytorch",
@@ -123,9 +124,12 @@ def test_without_any_echo_there_is_no_sparse_file(tmp_path: Path) -> None:
     }
 
 
-def test_a_missing_index_is_reported_with_its_reason(tmp_path: Path) -> None:
-    written = write_v40(tmp_path, bundle_of(CHUNKS, flat_index=False))
-    assert written.skipped == {f"{PREFIX}_index.faiss": "switched off"}
+def test_a_missing_index_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "faiss" else find(name))
+    written = write_v40(tmp_path, bundle_of(CHUNKS))
+    assert written.skipped == {f"{PREFIX}_index.faiss": "faiss is not installed (pip install faiss-cpu)"}
+    assert not list(tmp_path.glob("*.faiss"))
 
 
 def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
@@ -136,10 +140,10 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_prefix_and_the_alias_are_the_callers(tmp_path: Path) -> None:
-    write_v40(tmp_path, bundle_of(CHUNKS, prefix="mine", alias="folder", hints=("x",), priority=0.8))
+    write_v40(tmp_path, bundle_of(CHUNKS, prefix="mine", alias="folder", priority=0.8))
     first = json.loads((tmp_path / "mine_metadata.json").read_text())[0]
     names = ("qdrant_collection", "collection_alias", "collection_hints", "collection_priority")
-    assert [first[name] for name in names] == ["guide", "folder", ["x"], 0.8]
+    assert [first[name] for name in names] == ["guide", "folder", ["guide"], 0.8]
 
 
 @pytest.mark.parametrize("prefix", ["", "../x", "a/b", ".hidden", "a b"])
