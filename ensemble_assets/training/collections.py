@@ -1,17 +1,20 @@
-"""Training and evaluation sets in BEIR layout: read, checked, hashed, split. No models, no arrays of scores."""
+"""Read, check, hash and split training and evaluation sets in BEIR layout."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ensemble_assets.collection.qrels import read_qrels
+from ensemble_assets.collection.readers.chunk_ids import plain_id
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
+from ensemble_assets.collection.readers.keyed_records import read_beir_file
+from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.training.recipe import EXCLUDED_SETS
 
@@ -43,7 +46,7 @@ class Collection:
 
 
 def read_training_sets(folder: Path) -> list[Collection]:
-    """All sets of a folder that may be used, in name order.
+    """Read all sets of a folder that may be used, in name order.
 
     Raises:
         InputError: if the folder has no set, or a set cannot be read.
@@ -65,78 +68,78 @@ def read_collection(folder: Path, split: str) -> Collection:
     Raises:
         InputError: naming file and line, if a file is missing, a line is broken or a judgement names an unknown id.
     """
-    relative = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
-    for name in relative:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder.name}/{name}", "the file is missing", "A set in BEIR layout needs it")
-    corpus = dict(_records(folder, relative[0]))
+    corpus_file, queries_file, qrels_file = (
+        _input_file(folder, name) for name in ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
+    )
+    corpus, queries = dict(_read_texts(corpus_file)), dict(_read_texts(queries_file))
     rows = {passage_id: row for row, passage_id in enumerate(corpus)}
-    texts = dict(_records(folder, relative[1]))
-    judged = _judgements(folder, relative[2], rows, texts)
-    query_ids = tuple(query_id for query_id in texts if judged.get(query_id))
+    relevant = _read_relevant(qrels_file, rows, queries)
+    query_ids = tuple(query_id for query_id in queries if relevant.get(query_id))
     return Collection(
         name=folder.name,
         passage_ids=tuple(corpus),
         passages=tuple(corpus.values()),
         query_ids=query_ids,
-        queries=tuple(texts[query_id] for query_id in query_ids),
-        relevant=tuple(frozenset(judged[query_id]) for query_id in query_ids),
-        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in relative},
+        queries=tuple(queries[query_id] for query_id in query_ids),
+        relevant=tuple(frozenset(relevant[query_id]) for query_id in query_ids),
+        files={
+            file.path.relative_to(folder).as_posix(): hashlib.sha256(file.path.read_bytes()).hexdigest()
+            for file in (corpus_file, queries_file, qrels_file)
+        },
     )
 
 
-def _records(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
-    with (folder / name).open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            where = f"{folder.name}/{name}, line {number}"
-            try:
-                record: dict[str, Any] = json.loads(line)
-                key, text = str(record["_id"]), f"{record.get('title') or ''} {record['text']}".strip()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(where, "not a record with _id and text", "Correct or remove the line") from error
-            if key in seen:
-                raise InputError(where, f"the id {key} occurs twice", "Ids must be unique within a file")
-            seen.add(key)
-            yield key, text
+def _input_file(folder: Path, name: str) -> InputFile:
+    if not (folder / name).is_file():
+        raise InputError(f"{folder.name}/{name}", "the file is missing", "A set in BEIR layout needs it")
+    return InputFile(folder / name, f"{folder.name}/{name}")
 
 
-def _judgements(folder: Path, name: str, rows: Mapping[str, int], texts: Mapping[str, str]) -> dict[str, set[int]]:
-    judged: dict[str, set[int]] = {}
-    lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("\t")
-        if number == 1 and fields[0] == "query-id":
-            continue
-        where = f"{folder.name}/{name}, line {number}"
-        if len(fields) != 3 or not fields[2].lstrip("-").isdigit():
-            raise InputError(where, "not three tab-separated fields with a whole score", "Correct or remove the line")
-        if fields[0] not in texts or fields[1] not in rows:
+def _read_texts(file: InputFile) -> Iterator[tuple[str, str]]:
+    """Read ids and texts (title, blank, text) of a corpus or queries file."""
+    ids: set[str] = set()
+    for record in read_beir_file(file, ReadLimits(), Tally()):
+        key = plain_id(str(record.given_id))  # as in judgements
+        if key in ids:
+            where = f"{file.source}, line {record.position + 1}"
+            raise InputError(where, f"the id {key} occurs twice", "Ids must be unique within a file")
+        ids.add(key)
+        yield key, record.text.strip()
+
+
+def _read_relevant(file: InputFile, rows: Mapping[str, int], queries: Mapping[str, str]) -> dict[str, set[int]]:
+    """Read the rows of the relevant passages of each query."""
+    relevant: dict[str, set[int]] = {}
+    for query_id, passage_id, relevance, line in read_qrels(file, Tally()).iter_rows():
+        if query_id not in queries or passage_id not in rows:
+            where = f"{file.source}, line {line + 1}"
             raise InputError(where, "names a query or passage that the set does not have", "Correct or remove the line")
-        if int(fields[2]) > 0:
-            judged.setdefault(fields[0], set()).add(rows[fields[1]])
-    return judged
+        if relevance > 0:
+            relevant.setdefault(query_id, set()).add(rows[passage_id])
+    return relevant
 
 
 def held_out_passages(collection: Collection, share: float) -> frozenset[int]:
-    """Rows whose id hashes into the lowest ``share`` of all hashes: the same rows on every machine and run."""
+    """Choose the rows whose id hashes into the lowest ``share`` of all hashes; no machine or run changes them."""
     limit = int(share * 2**32)
     hashes = (_hashed(collection.name, key) for key in collection.passage_ids)
     return frozenset(row for row, number in enumerate(hashes) if number < limit)
 
 
 def sample(collection: Collection, passages: int, queries: int) -> Collection:
-    """At most so many passages, and so many queries that have a relevant one among them; the same ones every time.
+    """Draw at most so many passages, and so many queries that have a relevant one among them; the same ones every time.
 
     Args:
         collection: to draw from.
-        passages: those whose ids hash lowest are kept.
-        queries: likewise, of those that are left.
+        passages: how many; passages whose ids hash lowest are drawn.
+        queries: how many, drawn likewise from the queries with a drawn relevant passage.
     """
     rows = _lowest(collection.name, collection.passage_ids, range(len(collection.passages)), passages)
     new_rows = {row: number for number, row in enumerate(rows)}
-    relevant = [frozenset(new_rows[row] for row in found if row in new_rows) for found in collection.relevant]
-    judged = [number for number, found in enumerate(relevant) if found]
+    relevant = [
+        frozenset(new_rows[row] for row in rows_of_query if row in new_rows) for rows_of_query in collection.relevant
+    ]
+    judged = [number for number, rows_of_query in enumerate(relevant) if rows_of_query]
     asked = _lowest(collection.name, collection.query_ids, judged, queries)
     return replace(
         collection,
@@ -153,27 +156,28 @@ def _lowest(name: str, keys: Sequence[str], rows: Sequence[int], count: int) -> 
 
 
 def _hashed(name: str, key: str) -> int:
-    """32 bits that depend on the set's name and the id only."""
+    """Compute 32 bits that depend on the set's name and the id only."""
     return int.from_bytes(hashlib.sha256(f"{name}/{key}".encode()).digest()[:4], "big")
 
 
 def split_queries(collection: Collection, held_out: frozenset[int]) -> tuple[list[int], list[int]]:
-    """Query positions for training and for development: development has those with a held-out relevant passage."""
+    """Split query positions: development gets the queries with a held-out relevant passage, training the others."""
     development = [i for i, relevant in enumerate(collection.relevant) if relevant & held_out]
     taken = set(development)
     return [i for i in range(len(collection.queries)) if i not in taken], development
 
 
 def sentence_queries(collection: Collection, held_out: frozenset[int], per_passage: int, seed: int) -> list[str]:
-    """Sentences of passages that are not held out, as queries without labels.
+    """Draw sentences of passages that are not held out, as queries without labels.
 
-    Statements as queries, besides the sets' questions, and words that no question has. Up to ``per_passage`` sentences
+    They add statements and words that no question has. Up to ``per_passage`` sentences
     of 8 to 30 words are drawn from each passage without repetition.
     """
     rng = np.random.default_rng([seed, *collection.name.encode()])
     drawn: list[str] = []
     for row, passage in enumerate(collection.passages):
         sentences = [s for s in _SENTENCE_END.split(passage) if len(s.split()) in _SENTENCE_WORDS]
+        # Drawn for held-out passages too, so that the share of held-out ones does not change the other draws.
         chosen = rng.permutation(len(sentences))[:per_passage]
         if row not in held_out:
             drawn.extend(sentences[i] for i in chosen)

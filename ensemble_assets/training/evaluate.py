@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 import torch
 
+from ensemble_assets.collection.qrels import read_qrels
+from ensemble_assets.collection.readers.input_files import InputFile
+from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import EnsembleError, InputError
-from ensemble_assets.common.frame_schemas import QRELS
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import FolderSource, ModelSpec, model_spec
@@ -142,11 +144,13 @@ def dl19(folder: Path, teacher: Teacher, scorer: Scorer, weight: float) -> dict[
     """TREC DL 2019: BM25's first 100 reranked by the CrossEncoder, and by the encoders it was distilled from."""
     collection = read_collection(folder, "test")
     ranked = _bm25(folder, collection)
+    official = "qrels_full_official.txt"
+    judgements = read_qrels(InputFile(folder / official, official), Tally())
     candidates = Candidates(
         ranked=ranked,
         queries=dict(zip(collection.query_ids, collection.queries, strict=True)),
         passages=collection.passages,
-        qrels=_trec_qrels(folder / "qrels_full_official.txt"),
+        qrels=judgements.select(pl.col("query_id").alias("public_id"), "chunk_id", "relevance"),
     )
     stage = first_stage(collection, range(len(collection.queries)), teacher)
     tables = {
@@ -184,16 +188,6 @@ def _bm25(folder: Path, collection: Collection) -> pl.DataFrame:
         pl.col("corpus-id").replace_strict(rows, return_dtype=pl.UInt32).alias("row"),
         pl.col("score").cast(pl.Float32),
     )
-
-
-def _trec_qrels(path: Path) -> pl.DataFrame:
-    judged = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
-        if len(fields) != 4:
-            raise InputError(f"{path.name}, line {number}", "not four fields", "Expected TREC qrels")
-        judged.append((fields[0], fields[2], int(fields[3])))
-    return pl.DataFrame(judged, schema=dict(QRELS), orient="row")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,7 @@
-"""The training loop: steps, schedule, checkpoints. Every step is a function of seed and number, so a run can go on."""
+"""Train a student: losses, steps, schedule, checkpoints.
+
+Every step is a function of seed and step number, so an interrupted run can continue from its checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 from transformers import BertForSequenceClassification
 
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.training.losses import Lists, combined_loss
 from ensemble_assets.training.pairs import DrawnList, draw, schedule
 from ensemble_assets.training.preparation import Prepared
 from ensemble_assets.training.recipe import Recipe
@@ -27,6 +30,59 @@ Say = Callable[[str], None]
 
 _REPORT_EVERY = 50
 _CHECKPOINT_EVERY = 200
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Teacher scores and labels of the lists of one step.
+
+    Attributes:
+        teacher: ``[queries, passages] float32``, teacher scores divided by the temperature.
+        relevant: ``[queries, passages] bool``, labelled relevant.
+        excluded: ``[queries, passages] bool``, probably relevant but not labelled: no part in the label losses.
+        labelled: ``[queries] bool``, whether the labels of this list are used at all.
+    """
+
+    teacher: Tensor
+    relevant: Tensor
+    excluded: Tensor
+    labelled: Tensor
+
+
+def listwise_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean over queries of KL(softmax(teacher) || softmax(student)) of ``[queries, passages] float32``.
+
+    The listwise distillation of ListNet (Cao et al. 2007) with the teacher's distribution in place of labels.
+    """
+    target = functional.log_softmax(teacher, dim=1)
+    return functional.kl_div(functional.log_softmax(student, dim=1), target, reduction="batchmean", log_target=True)
+
+
+def listwise_cross_entropy(scores: Tensor, lists: Lists) -> Tensor:
+    """Compute the mean over labelled queries of -log of the softmax probability of the relevant passages.
+
+    Excluded passages are left out of the softmax. Zero, with a gradient of zero, where no query is labelled.
+    """
+    usable_scores = scores.masked_fill(lists.excluded & ~lists.relevant, -torch.inf)
+    positive = usable_scores.masked_fill(~lists.relevant, -torch.inf)
+    usable = lists.labelled & lists.relevant.any(dim=1)
+    if not bool(usable.any()):
+        return scores.sum() * 0.0
+    return (torch.logsumexp(usable_scores[usable], dim=1) - torch.logsumexp(positive[usable], dim=1)).mean()
+
+
+def combined_loss(student: Tensor, lists: Lists, label_weight: float, residual_weight: float) -> Tensor:
+    """Add up distillation and the label loss on the student alone and on student plus teacher.
+
+    In use the student's score is added to the first stage's. The residual term puts that sum into the loss: its
+    gradient is largest where the first stage is wrong and vanishes where it is right.
+    """
+    loss = listwise_kl(student, lists.teacher)
+    if label_weight:
+        loss = loss + label_weight * listwise_cross_entropy(student, lists)
+    if residual_weight:
+        loss = loss + residual_weight * listwise_cross_entropy(student + lists.teacher, lists)
+    return loss
 
 
 @dataclass(frozen=True)

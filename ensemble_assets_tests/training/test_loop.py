@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.training.losses import Lists, combined_loss, listwise_cross_entropy, listwise_kl
+from ensemble_assets.training.loop import Lists, combined_loss, listwise_cross_entropy, listwise_kl
 
 _score = st.floats(-8, 8, width=32)
 
