@@ -7,10 +7,9 @@ from pathlib import Path
 from ensemble_assets.export.write.manifest import TelemetrySection
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.sources import process_environment
-from ensemble_assets.telemetry.manifest_section import telemetry_section
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
-from ensemble_assets.telemetry.span_record import SpanRecord
+from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
 
 JOURNALS = "telemetry"
 """Folder of the runs' journals, beside the collections' bundles."""

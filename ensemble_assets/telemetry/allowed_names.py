@@ -1,6 +1,6 @@
-"""Everything telemetry may carry: spans and their attributes, events and their facts, log fields. Nothing else leaves.
+"""List everything that telemetry may carry: spans and their attributes, events and their facts, log fields.
 
-Tables only. A name that is not here, or a value that its check does not know, is dropped and counted
+A name that is not here, or a value that its check does not know, is dropped and counted
 (``dropped_attributes``). Metrics and their labels have their own table, in ``metrics``. ``docs/telemetry.md`` lists
 the same names; a test compares the two in both directions.
 """
@@ -27,7 +27,6 @@ REASONS = (
     "feature_disabled",  # a toggle switched the stage off
     "metrics_disabled",
     "model_unavailable",  # its files or libraries cannot be found or loaded
-    "model_error",  # the model raised while it ran
     "out_of_memory",
     "not_finite",  # NaN or infinite outputs, also in fp32
     "no_tokens",  # nothing of the text is in the model's vocabulary
@@ -38,8 +37,6 @@ REASONS = (
     "worker_lost",
     "no_answer",  # a worker hangs
     "stage_failed",
-    "budget_exhausted",  # the latency budget was spent
-    "no_candidates",
     "other",
 )
 SOURCES = (

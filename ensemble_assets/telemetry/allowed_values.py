@@ -1,6 +1,6 @@
-"""How a value gets past the allow-list: the checks, and the one function that lets facts through or counts them out.
+"""Check values against the allow-list: the kinds of checks, and the function that applies them to facts.
 
-Which names exist and which check each has is ``allow_list``; this module knows no names.
+``allowed_names`` has the names and the check of each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SLUG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class Field:
-    """What one named value means and which values it may take.
+    """A named value: its meaning and the values that it may take.
 
     Attributes:
         meaning: for the documentation, with the unit.
@@ -34,7 +34,7 @@ class Field:
 
 
 def count(meaning: str) -> Field:
-    """A non-negative whole number."""
+    """Make a field for non-negative whole numbers."""
 
     def check(value: object, _: Declared) -> int | None:
         plain = _finite(value)
@@ -44,19 +44,19 @@ def count(meaning: str) -> Field:
 
 
 def number(meaning: str) -> Field:
-    """A finite number."""
+    """Make a field for finite numbers."""
     return Field(meaning, "finite number", lambda value, _: _finite(value))
 
 
 def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
-    """One of a fixed list of words; ``accepts`` describes the list where it is long."""
+    """Make a field for words of a fixed list; ``accepts`` describes the list where it is long."""
     allowed = frozenset(choices)
     shown = accepts or "one of " + ", ".join(f"`{choice}`" for choice in choices)
     return Field(meaning, shown, lambda value, _: value if isinstance(value, str) and value in allowed else None)
 
 
 def shape(meaning: str, accepts: str, pattern: str, longest: int = MAX_TEXT) -> Field:
-    """A short string of one strict shape; for values that have no room for free text."""
+    """Make a field for short strings of one strict shape, which has no room for free text."""
     compiled = re.compile(pattern, re.ASCII)
 
     def check(value: object, _: Declared) -> str | None:
@@ -66,26 +66,26 @@ def shape(meaning: str, accepts: str, pattern: str, longest: int = MAX_TEXT) -> 
 
 
 def declared(meaning: str, kind: str) -> Field:
-    """A name that was declared when telemetry was set up (``RunTelemetry``); any other value stays out."""
+    """Make a field for names that were declared when telemetry was set up (``RunTelemetry``)."""
 
-    def check(value: object, known: Declared) -> str | None:
-        return value if isinstance(value, str) and value in known.get(kind, frozenset()) else None
+    def check(value: object, names: Declared) -> str | None:
+        return value if isinstance(value, str) and value in names.get(kind, frozenset()) else None
 
     return Field(meaning, f"declared {kind}", check)
 
 
 def is_slug(text: object) -> bool:
-    """Whether ``text`` may be declared: at most 64 of letters, digits and ``. _ = -``, no leading punctuation."""
+    """Say whether ``text`` may be declared: at most 64 of letters, digits and ``. _ = -``, no leading punctuation."""
     return isinstance(text, str) and _SLUG.fullmatch(text) is not None
 
 
 def admit(
     facts: Mapping[str, object], names: frozenset[str], fields: Mapping[str, Field], known: Declared
 ) -> tuple[dict[str, Scalar], int]:
-    """Lets through what the allow-list knows; everything else is only counted.
+    """Let through the facts that the allow-list accepts; count the others.
 
     Args:
-        facts: what a caller wants to report. None means "no value" and is left out without being counted.
+        facts: to be reported. None means "no value" and is left out without being counted.
         names: the fields that are allowed here.
         fields: every field's check.
         known: declared values per kind.
@@ -107,7 +107,7 @@ def admit(
 
 
 def declare(**kinds: Iterable[str]) -> Declared:
-    """Declared values per kind; a value that is no slug is left out."""
+    """Collect declared values per kind; a value that is no slug is left out."""
     return {kind: frozenset(filter(is_slug, values)) for kind, values in kinds.items()}
 
 
@@ -118,7 +118,7 @@ def plain_scalar(value: object) -> int | float | bool | None:
 
 
 def _unwrapped(value: object) -> object:
-    """A numpy scalar as plain Python; telemetry itself does not import numpy."""
+    """Turn a numpy scalar into plain Python, without importing numpy."""
     item = getattr(value, "item", None)
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
 

@@ -1,84 +1,159 @@
-"""The OpenTelemetry machinery of one process: tracer, journal and OTLP exporters, none of which can fail a run."""
+"""Send what one process of a run reports: the journal, and spans and metrics over OTLP. None can fail a run.
+
+OTLP is a reader of finished span records and added-up measurements. Its exporters read the standard
+``OTEL_EXPORTER_OTLP_*`` variables themselves; their packages are an optional extra, imported if an endpoint is set.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from opentelemetry.context import Context
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExportResult
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    TraceFlags,
-    Tracer,
-    set_span_in_context,
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    HistogramDataPoint,
+    Metric,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
 )
+from opentelemetry.sdk.metrics.export import Histogram as HistogramPoints
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event as OtlpEvent
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from ensemble_assets import __version__
-from ensemble_assets.telemetry import ids, otlp
-from ensemble_assets.telemetry.journal import Journal, SpanStart, journal_path
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.events import Event
+from ensemble_assets.telemetry import ids
+from ensemble_assets.telemetry.allowed_values import is_slug
+from ensemble_assets.telemetry.journal import Journal, journal_path
 from ensemble_assets.telemetry.log import log_failure
-from ensemble_assets.telemetry.metrics import METRICS, Measurement, full_name
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricSpec, MetricValues, check_namespace, full_name
+from ensemble_assets.telemetry.span_record import SpanRecord
 
-_SPAN_EVENTS = 1024
+Signal = Literal["traces", "metrics"]
 
-
-class GivenIds(IdGenerator):
-    """Hands the SDK the ids that this project derived from the run."""
-
-    def __init__(self, trace: int) -> None:
-        self._trace = trace
-        self._next = threading.local()
-
-    def give(self, span: int) -> None:
-        """The id of the next span that this thread starts."""
-        self._next.span = span
-
-    def generate_span_id(self) -> int:
-        """The given id."""
-        return int(self._next.span)
-
-    def generate_trace_id(self) -> int:
-        """The run's trace id."""
-        return self._trace
+_PACKAGES = {"http/protobuf": "http", "grpc": "grpc"}
+_RESOURCE_KEYS = ("service.namespace", "deployment.environment.name")
+_SCOPE = InstrumentationScope("ensemble_assets", __version__)
 
 
-class ContainedExporter(SpanExporter):
-    """Passes spans on until one export fails; it has then been retried by the exporter itself, up to the time-out."""
+@dataclass(frozen=True)
+class TelemetryOptions:
+    """Where telemetry goes; by default nowhere.
 
-    def __init__(self, inner: SpanExporter, failed: Callable[[BaseException], None]) -> None:
-        self._inner = inner
-        self._failed = failed
-        self._given_up = False
+    Attributes:
+        journal_folder: folder of the run's JSONL journal (``telemetry-<run>.jsonl``); None: no journal.
+        otlp: this process's ``OTEL_*`` variables; without an endpoint nothing is sent. They may hold credentials, so
+            they are not shown.
+        textfile_folder: folder that node-exporter's textfile collector reads; None: no text file.
+        pushgateway: URL of a Prometheus Pushgateway, or empty.
+        metrics_enabled: whether metrics are exported.
+        namespace: start of every metric name.
+        timeout_seconds: longest wait for one network exporter; it is then given up for this process.
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Exports unless it was given up."""
-        if self._given_up:
-            return SpanExportResult.FAILURE
-        result = self._inner.export(spans)
-        if result is not SpanExportResult.SUCCESS:
-            self._given_up = True
-            self._failed(ConnectionError())
-        return result
+    Raises:
+        SettingsError: at construction, if a value cannot be used or an exporter's package is missing.
+    """
 
-    def shutdown(self) -> None:
-        """Shuts the inner exporter down."""
-        self._inner.shutdown()
+    journal_folder: Path | None = None
+    otlp: Mapping[str, str] = field(default_factory=dict, repr=False)
+    textfile_folder: Path | None = None
+    pushgateway: str = field(default="", repr=False)
+    metrics_enabled: bool = True
+    namespace: str = "rag"
+    timeout_seconds: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_namespace(self.namespace)
+        parts = urlsplit(self.pushgateway)
+        if self.pushgateway and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise SettingsError("the Pushgateway is not given as a URL; expected one such as http://localhost:9091")
+        if not 0 < self.timeout_seconds < float("inf"):
+            raise SettingsError(f"the telemetry time-out is {self.timeout_seconds}; expected seconds, above 0")
+        otlp_package(self.otlp, "traces")
+        otlp_package(self.otlp, "metrics")
+
+
+def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
+    """Choose the exporter package for a signal, ``http`` or ``grpc``; None if nothing is to be sent.
+
+    Raises:
+        SettingsError: if the protocol is unknown or its package is not installed.
+    """
+    disabled = variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    unwanted = variables.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() == "none"
+    if disabled or unwanted or not _variable(variables, signal, "ENDPOINT"):
+        return None
+    protocol = _variable(variables, signal, "PROTOCOL") or "http/protobuf"
+    if protocol not in _PACKAGES:
+        raise SettingsError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol[:32]!r}; accepted are {', '.join(_PACKAGES)}")
+    package = _PACKAGES[protocol]
+    try:
+        installed = importlib.util.find_spec(f"opentelemetry.exporter.otlp.proto.{package}") is not None
+    except ModuleNotFoundError:
+        installed = False
+    if not installed:
+        raise SettingsError(
+            f"an OTLP endpoint is set, but opentelemetry-exporter-otlp-proto-{package} is not installed. "
+            "Install it with: pip install 'ensemble-assets[otlp]', or unset OTEL_EXPORTER_OTLP_ENDPOINT"
+        )
+    return package
+
+
+def _variable(variables: Mapping[str, str], signal: Signal, name: str) -> str:
+    """Look up an OTLP variable; the signal's own wins over the general one."""
+    own = variables.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", "").strip()
+    return own or variables.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip()
+
+
+def otlp_exporter(variables: Mapping[str, str], signal: Signal, longest: float) -> Any:
+    """Make the exporter of a signal, which reads its variables from the environment; None if nothing is to be sent.
+
+    Args:
+        variables: this process's ``OTEL_*`` variables.
+        signal: traces or metrics.
+        longest: most seconds that one export may take; a shorter ``OTEL_EXPORTER_OTLP_TIMEOUT`` wins.
+    """
+    package = otlp_package(variables, signal)
+    if package is None:
+        return None
+    module, name = {
+        "traces": ("trace_exporter", "OTLPSpanExporter"),
+        "metrics": ("metric_exporter", "OTLPMetricExporter"),
+    }[signal]
+    exporters = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}")
+    timeout = float(_variable(variables, signal, "TIMEOUT") or longest)
+    return getattr(exporters, name)(timeout=min(timeout, longest))
+
+
+def resource_of(variables: Mapping[str, str], run: str) -> Resource:
+    """Describe the sender by ``allowed_names.RESOURCE_ATTRIBUTES`` and nothing else; names must be plain."""
+    pairs = (pair.partition("=")[::2] for pair in variables.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    given = {key.strip(): unquote(value.strip()) for key, value in pairs}
+    plain = {key: given[key] for key in _RESOURCE_KEYS if is_slug(given.get(key))}
+    name = variables.get("OTEL_SERVICE_NAME", "")
+    service = name if is_slug(name) else "ensemble-assets"
+    return Resource({"service.name": service, "service.version": __version__, **plain, "run_id": run})
 
 
 class ProcessTelemetry:
-    """What one process of a run needs to report. Made on first use, never before a fork.
+    """The exporters of one process of a run. Made on first use, never before a fork.
 
     Args:
         run_id: the Dagster run id.
@@ -86,138 +161,171 @@ class ProcessTelemetry:
     """
 
     def __init__(self, run_id: str, options: TelemetryOptions) -> None:
-        self.pid = os.getpid()
         self.options = options
         self.trace = ids.trace_id(run_id)
         self.run = ids.public_run_id(run_id)
         self._failures: list[tuple[str, str]] = []
-        self._lost: set[str] = set()
+        self._given_up: set[str] = set()
         folder = options.journal_folder
         self.journal = Journal(journal_path(folder, self.run)) if folder is not None else None
-        self._ids = GivenIds(self.trace)
-        resource = otlp.resource(options.otlp, __version__, self.run)
-        self._tracers = TracerProvider(
-            sampler=ALWAYS_ON,
-            resource=resource,
-            shutdown_on_exit=False,
-            id_generator=self._ids,
-            span_limits=SpanLimits(max_events=_SPAN_EVENTS),
-        )
+        self._spans: OtlpSpans | None = None
         self._metrics: OtlpMetrics | None = None
-        self.contained("otlp_traces", self._send_spans)
-        self.contained("otlp_metrics", lambda: self._send_metrics(resource))
-        self._tracer: Tracer = self._tracers.get_tracer("ensemble_assets", __version__)
+        self.contained("otlp_traces", self._open_spans)
+        self.contained("otlp_metrics", self._open_metrics)
 
-    def start_span(self, start: SpanStart) -> Span:
-        """Starts the SDK's span with our ids; its parent may live in another process."""
-        self._ids.give(int(start.span_id, 16))
-        context = Context()
-        if start.parent_id:
-            parent = SpanContext(
-                self.trace, int(start.parent_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
-            )
-            context = set_span_in_context(NonRecordingSpan(parent), context)
-        return self._tracer.start_span(
-            start.name,
-            context=context,
-            start_time=nanoseconds(start.started_at),
-            record_exception=False,
-            set_status_on_exception=False,
-        )
-
-    def journalled(self, write: Callable[[Journal], None]) -> None:
-        """Writes to the journal, if there is one and it works."""
+    def write_journal(self, write: Callable[[Journal], None]) -> None:
+        """Write to the journal, if there is one and it works."""
         journal = self.journal
         if journal is not None:
             self.contained("journal", lambda: write(journal))
 
+    def ended(self, record: SpanRecord, events: Sequence[Event]) -> None:
+        """Take in a span that ended, with its own events, to be sent at the next flush."""
+        if self._spans is not None:
+            self._spans.add(record, events)
+
     def measure(self, measurements: Iterable[Measurement]) -> None:
-        """Passes measurements to the OTLP instruments, if there are any."""
+        """Take in measurements, to be sent at the next flush."""
         if self._metrics is not None:
-            self._metrics.record(measurements)
+            self._metrics.values.add(measurements)
+
+    def flush(self) -> None:
+        """Send what waits; every exporter takes ``timeout_seconds`` at most, once."""
+        if self._spans is not None:
+            self.contained("otlp_traces", self._spans.send)
+        if self._metrics is not None:
+            self.contained("otlp_metrics", self._metrics.send)
 
     def contained(self, exporter: str, action: Callable[[], None]) -> None:
-        """Runs ``action``; if it fails, remembers the class of the error and never tries this exporter here again."""
-        if exporter in self._lost:
+        """Run ``action``; if it fails, remember and log the class of the error and never try this exporter again.
+
+        The message of the error goes no further, since it may hold addresses or credentials.
+        """
+        if exporter in self._given_up:
             return
         try:
             action()
         except Exception as error:  # noqa: BLE001  # telemetry must not fail a run, whatever breaks in it
-            self._lost.add(exporter)
+            self._given_up.add(exporter)
             self.journal = None if exporter == "journal" else self.journal
-            self.failed(exporter, error)
+            self._failures.append((exporter, type(error).__name__))
+            log_failure(exporter, error)
 
-    def failed(self, exporter: str, error: BaseException) -> None:
-        """Remembers and logs an exporter's failure."""
-        self._failures.append((exporter, type(error).__name__))
-        log_failure(exporter, error)
+    def pop_failures(self) -> list[tuple[str, str]]:
+        """Return exporter and class of error of each failure since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
 
-    def take_failures(self) -> list[tuple[str, str]]:
-        """Exporter and class of error of each failure since the last call."""
-        taken, self._failures = self._failures, []
-        return taken
+    def _open_spans(self) -> None:
+        exporter = otlp_exporter(self.options.otlp, "traces", self.options.timeout_seconds)
+        if exporter is not None:
+            self._spans = OtlpSpans(exporter, resource_of(self.options.otlp, self.run))
 
-    def flush(self) -> None:
-        """Sends what waits; every exporter takes ``timeout_seconds`` at most, once."""
-        self._tracers.force_flush()
-        if self._metrics is not None:
-            self.contained("otlp_metrics", self._metrics.send)
-
-    def _send_spans(self) -> None:
-        target = self._target("traces")
-        if target is not None:
-            exporter = ContainedExporter(otlp.span_exporter(target), lambda error: self.failed("otlp_traces", error))
-            self._tracers.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
-
-    def _send_metrics(self, resource: Resource) -> None:
-        target = self._target("metrics")
-        if target is not None and self.options.metrics_enabled:
-            self._metrics = OtlpMetrics(target, self.options.namespace, resource)
-
-    def _target(self, signal: otlp.Signal) -> otlp.OtlpTarget | None:
-        target = otlp.otlp_target(self.options.otlp, signal)
-        return target and replace(target, timeout=min(target.timeout, self.options.timeout_seconds))
+    def _open_metrics(self) -> None:
+        options = self.options
+        exporter = otlp_exporter(options.otlp, "metrics", options.timeout_seconds) if options.metrics_enabled else None
+        if exporter is not None:
+            preference = options.otlp.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "")
+            delta = preference.strip().lower() == "delta"
+            self._metrics = OtlpMetrics(exporter, resource_of(options.otlp, self.run), options.namespace, delta)
 
 
-class OtlpMetrics:
-    """The table of metrics as OpenTelemetry instruments, sent when asked."""
+class OtlpSpans:
+    """Ended spans as OpenTelemetry has them, with the ids of their records."""
 
-    def __init__(self, target: otlp.OtlpTarget, namespace: str, resource: Resource) -> None:
-        self._exporter = otlp.metric_exporter(target)
-        self._reader = InMemoryMetricReader(preferred_temporality=target.temporality)
-        meter = MeterProvider([self._reader], resource, shutdown_on_exit=False).get_meter(
-            "ensemble_assets", __version__
+    def __init__(self, exporter: SpanExporter, resource: Resource) -> None:
+        self._exporter = exporter
+        self._resource = resource
+        self._waiting: list[ReadableSpan] = []
+
+    def add(self, record: SpanRecord, events: Sequence[Event]) -> None:
+        """Take in a span and its own events."""
+        error = record.attributes.get("error_type")
+        self._waiting.append(
+            ReadableSpan(
+                name=record.name,
+                context=_context(record.trace_id, record.span_id),
+                parent=_context(record.trace_id, record.parent_id) if record.parent_id else None,
+                resource=self._resource,
+                attributes=dict(record.attributes),
+                events=[OtlpEvent(event.name, _given(event), nanoseconds(event.at)) for event in events],
+                status=Status(StatusCode.ERROR, str(error)) if record.status == "failed" else Status(),
+                start_time=nanoseconds(record.started_at),
+                end_time=nanoseconds(record.ended_at),
+                instrumentation_scope=_SCOPE,
+            )
         )
-        self._record: dict[str, Callable[[float, dict[str, str]], None]] = {}
-        for spec in METRICS.values():
-            name = full_name(namespace, spec.name)
-            if spec.kind == "histogram":
-                bounds = list(spec.buckets)
-                histogram = meter.create_histogram(
-                    name, spec.unit, spec.meaning, explicit_bucket_boundaries_advisory=bounds
-                )
-                self._record[spec.name] = histogram.record
-            elif spec.kind == "counter":
-                self._record[spec.name] = meter.create_counter(name, spec.unit, spec.meaning).add
-            else:
-                self._record[spec.name] = meter.create_gauge(name, spec.unit, spec.meaning).set
-
-    def record(self, measurements: Iterable[Measurement]) -> None:
-        """Records measurements."""
-        for measurement in measurements:
-            self._record[measurement.metric](measurement.value, dict(measurement.labels))
 
     def send(self) -> None:
-        """Sends what was recorded.
+        """Send the spans that wait.
 
         Raises:
-            ConnectionError: if the receiver did not take it.
+            ConnectionError: if the receiver did not take them.
         """
-        data = self._reader.get_metrics_data()
-        if data is not None and self._exporter.export(data) is not MetricExportResult.SUCCESS:
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._exporter.export(waiting) is not SpanExportResult.SUCCESS:
             raise ConnectionError
 
 
+def _given(event: Event) -> dict[str, str | int | float | bool]:
+    return {name: value for name, value in event.facts.items() if value is not None}
+
+
+def _context(trace_id: str, span_id: str) -> SpanContext:
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+
+class OtlpMetrics:
+    """Measurements of this process, added up, as OpenTelemetry has them."""
+
+    def __init__(self, exporter: MetricExporter, resource: Resource, namespace: str, delta: bool) -> None:
+        self.values = MetricValues()
+        self._exporter = exporter
+        self._resource = resource
+        self._namespace = namespace
+        self._delta = delta
+        self._since = time.time_ns()
+
+    def send(self) -> None:
+        """Send the sums since the process began, or since the last call where deltas are preferred.
+
+        Raises:
+            ConnectionError: if the receiver did not take them.
+        """
+        now = time.time_ns()
+        metrics = [self._metric(METRICS[name], now) for name in self.values.names()]
+        if not metrics:
+            return
+        scope = ScopeMetrics(_SCOPE, metrics, schema_url="")
+        data = MetricsData([ResourceMetrics(self._resource, [scope], schema_url="")])
+        if self._delta:
+            self.values, self._since = MetricValues(), now
+        if self._exporter.export(data) is not MetricExportResult.SUCCESS:
+            raise ConnectionError
+
+    def _metric(self, spec: MetricSpec, now: int) -> Metric:
+        temporality = AggregationTemporality.DELTA if self._delta else AggregationTemporality.CUMULATIVE
+        data: Sum | Gauge | HistogramPoints
+        if spec.kind == "histogram":
+            data = HistogramPoints(
+                [
+                    HistogramDataPoint(
+                        dict(labels), self._since, now, sum(seen.counts), seen.total, seen.counts, spec.buckets,
+                        seen.least, seen.most,
+                    )
+                    for labels, seen in self.values.histograms[spec.name].items()
+                ],
+                temporality,
+            )  # fmt: skip
+        else:
+            points = [
+                NumberDataPoint(dict(labels), self._since, now, value)
+                for labels, value in self.values.numbers[spec.name].items()
+            ]
+            data = Sum(points, temporality, is_monotonic=True) if spec.kind == "counter" else Gauge(points)
+        return Metric(full_name(self._namespace, spec.name), spec.meaning, spec.unit, data)
+
+
 def nanoseconds(seconds: float) -> int:
-    """Unix time as OpenTelemetry counts it."""
+    """Convert Unix time to OpenTelemetry's unit."""
     return int(seconds * 1e9)

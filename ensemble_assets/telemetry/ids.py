@@ -1,4 +1,4 @@
-"""Trace and span ids that every process of a run can compute for itself. Pure functions.
+"""Derive trace and span ids that every process of a run can compute for itself.
 
 The trace id is the run id, and the ids of run, stage and model spans are derived from it, so step processes and
 workers join one trace without handing anything to each other. Worker spans have random ids: nothing hangs below them.
@@ -13,7 +13,7 @@ from ensemble_assets.telemetry.allowed_values import is_slug
 
 
 def trace_id(run_id: str) -> int:
-    """The run's 128-bit trace id: the UUID itself, or a BLAKE2b hash of an id that is no UUID. Never 0."""
+    """Derive the 128-bit trace id: the run id if it is a UUID, else its BLAKE2b hash. Never 0."""
     try:
         number = uuid.UUID(run_id).int
     except ValueError:
@@ -22,11 +22,11 @@ def trace_id(run_id: str) -> int:
 
 
 def span_id(trace: int, *parts: str | int) -> int:
-    """The 64-bit id of the span that ``parts`` name within the trace. Never 0.
+    """Derive the 64-bit id of the span that ``parts`` name within the trace. Never 0.
 
     Args:
         trace: trace id.
-        parts: span name, then what tells it from others of that name (collection, attempt, occurrence, model).
+        parts: span name, then the values that make it unique (collection, attempt, occurrence, model).
     """
     text = "\0".join(map(str, parts))
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=trace.to_bytes(16, "big"), person=b"rag-span")
@@ -34,7 +34,7 @@ def span_id(trace: int, *parts: str | int) -> int:
 
 
 def public_run_id(run_id: str) -> str:
-    """The run id as telemetry shows it: a UUID in its usual form, or the hash of an id that is no UUID."""
+    """Write the run id as telemetry shows it: a UUID in its usual form, or the hash of another id."""
     try:
         return str(uuid.UUID(run_id))
     except ValueError:
@@ -42,5 +42,5 @@ def public_run_id(run_id: str) -> str:
 
 
 def public_name(name: str) -> str:
-    """A declared name as telemetry shows it: itself if it is a slug, else 16 hex digits of its hash."""
+    """Write a declared name as telemetry shows it: itself if it is a slug, else 16 hex digits of its hash."""
     return name if is_slug(name) else "h-" + hashlib.blake2b(name.encode(), digest_size=8).hexdigest()

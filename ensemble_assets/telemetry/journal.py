@@ -1,6 +1,6 @@
-"""The journal: one JSONL file per run, written line by line as things happen, by every process of the run.
+"""Write and read the journal of a run: one JSONL file to which every process of the run appends as things happen.
 
-Each line goes to the kernel in one append, so lines of several processes do not mix and a killed process loses nothing
+Each line goes to the kernel in one append, so lines of several processes do not mix, and a killed process loses nothing
 that it had reported. Reading puts spans together again, also those whose process died before it could end them.
 """
 
@@ -24,13 +24,13 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def journal_path(folder: Path, run: str) -> Path:
-    """Where a run's journal is; ``run`` is the run id as telemetry shows it."""
+    """Name a run's journal; ``run`` is the run id as telemetry shows it."""
     return folder / f"telemetry-{run}.jsonl"
 
 
 @dataclass(frozen=True)
 class SpanStart:
-    """What is known of a span when it begins; ids as hex digits, ``stage_id`` the span of the stage it belongs to."""
+    """The beginning of a span; ids as hex digits, ``stage_id`` that of the stage it belongs to."""
 
     name: str
     span_id: str
@@ -39,6 +39,11 @@ class SpanStart:
     stage_id: str
     stage: str
     started_at: float
+
+    @property
+    def is_stage(self) -> bool:
+        """Whether it is the span of a stage or of the run, not one of their children."""
+        return self.span_id == self.stage_id
 
 
 class Journal:
@@ -50,28 +55,28 @@ class Journal:
         self._torn = False
 
     def started(self, start: SpanStart, attributes: Mapping[str, Scalar]) -> None:
-        """A span began."""
+        """Write that a span began."""
         self._write({"kind": "start", **vars(start), "attributes": dict(attributes)})
 
     def happened(self, start: SpanStart, event: Event) -> None:
-        """An event on a span."""
+        """Write an event on a span."""
         self._write({"kind": "event", "stage_id": start.stage_id, "span_id": start.span_id, "stage": start.stage,
                      "name": event.name, "at": event.at, "facts": event.facts})  # fmt: skip
 
     def ended(self, start: SpanStart, status: str, ended_at: float, attributes: Mapping[str, Scalar]) -> None:
-        """A span ended."""
+        """Write that a span ended."""
         self._write({"kind": "span", **vars(start), "status": status, "ended_at": ended_at,
                      "attributes": dict(attributes)})  # fmt: skip
 
     def close(self) -> None:
-        """Closes the file; writing opens it again."""
+        """Close the file; writing opens it again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keeps the run's other processes out of a section that uses the same lock (publishing metrics)."""
+        """Lock the journal against the run's other processes, so that only one publishes metrics at a time."""
         descriptor = self._open()
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
@@ -87,21 +92,21 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         data = _ENCODER.encode(line).encode() + b"\n"
-        if self._torn:  # a full disk cut the last line: start afresh on a new one
+        if self._torn:  # a full disk cut the last line: start a new one
             data = b"\n" + data
-        self._torn = True
+        self._torn = True  # stays so if the write raises, since part of the line may be on disk then
         self._torn = os.write(self._open(), data) != len(data)
 
 
 @dataclass
 class _Unfinished:
     start: Mapping[str, Any]
-    last_heard: float
+    last_event_at: float
 
 
 @dataclass
 class JournalContent:
-    """What a journal says.
+    """The content of a journal.
 
     Attributes:
         spans: in the order in which they ended; spans whose process died come last, with status ``unfinished``.
@@ -115,11 +120,11 @@ class JournalContent:
 
 
 def read_journal(path: Path, progress: bool = True) -> JournalContent:
-    """Reads a journal, also while others write it. A missing file is an empty journal.
+    """Read a journal, also while others write it. A missing file is an empty journal.
 
     Args:
         path: the file.
-        progress: whether progress events are wanted; they are most of the lines, and metrics do not need them.
+        progress: whether to read progress events; they are most of the lines, and metrics do not need them.
     """
     lines, unreadable = _lines(path, () if progress else _PROGRESS)
     content = JournalContent(unreadable=unreadable)
@@ -132,29 +137,30 @@ def read_journal(path: Path, progress: bool = True) -> JournalContent:
             if line["stage_id"] == line["span_id"]:
                 tallies[line["span_id"]] = Tally(line["attributes"].get("collection", ""), line["stage"])
         elif line["kind"] == "event":
-            _take(line, tallies, open_spans, content)
+            _add_event(line, tallies, open_spans, content)
         elif line["kind"] == "span":
             open_spans.pop(line["span_id"], None)
             ended.append((line, line["status"], line["ended_at"]))
-    ended += [(span.start, "unfinished", span.last_heard) for span in open_spans.values()]
+    ended += [(span.start, "unfinished", span.last_event_at) for span in open_spans.values()]
     content.spans = [_record(line, status, at, tallies) for line, status, at in ended]
     return content
 
 
-def _take(
+def _add_event(
     line: Mapping[str, Any],
     tallies: Mapping[str, Tally],
     open_spans: Mapping[str, _Unfinished],
     content: JournalContent,
 ) -> None:
     event = Event(line["name"], line["at"], line["facts"])
-    for heard in (line["span_id"], line["stage_id"]):
-        if heard in open_spans:
-            open_spans[heard].last_heard = max(open_spans[heard].last_heard, event.at)
+    for span_id in (line["span_id"], line["stage_id"]):
+        if span_id in open_spans:
+            span = open_spans[span_id]
+            span.last_event_at = max(span.last_event_at, event.at)
     tally = tallies.get(line["stage_id"])
     if tally is None:
         return
-    tally.take(event)
+    tally.add(event)
     if event.name in ("device.memory", "batch.done"):
         content.samples.append((line["stage"], event))
 
@@ -180,6 +186,7 @@ _REQUIRED: Mapping[str, frozenset[str]] = {
 }
 
 
+# progress lines are skipped unparsed, by how ``_ENCODER`` writes their name: without a space after the colon
 _PROGRESS = tuple(f'"name":"{name}"'.encode() for name, spec in EVENTS.items() if spec.category == "progress")
 
 

@@ -1,4 +1,4 @@
-"""Log lines for events: the event's name and its admitted facts, nothing else."""
+"""Log events: the event's name and its admitted facts, nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ensemble_assets.telemetry.allowed_names import EVENTS, LOG_FIELDS, Category
 from ensemble_assets.telemetry.allowed_values import Scalar
 
 LOGGER = logging.getLogger("ensemble_assets.telemetry")
-LOGGER.addHandler(logging.NullHandler())  # silent until whoever runs us sets logging up
+LOGGER.addHandler(logging.NullHandler())  # silent until the host program sets logging up
 
 _LEVELS: Mapping[Category, int] = {
     "progress": logging.DEBUG,
@@ -23,7 +23,7 @@ _LEVELS: Mapping[Category, int] = {
 
 
 def log_event(event: Event, where: Mapping[str, Scalar]) -> None:
-    """Logs an admitted event as ``name field=value ...``.
+    """Log an admitted event as ``name field=value ...``.
 
     Args:
         event: admitted by the allow-list.
@@ -37,5 +37,5 @@ def log_event(event: Event, where: Mapping[str, Scalar]) -> None:
 
 
 def log_failure(exporter: str, error: BaseException) -> None:
-    """Says that an exporter failed; the class of the error only, since messages may hold addresses or credentials."""
+    """Log that an exporter failed; the class of the error only, since messages may hold addresses or credentials."""
     LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s", exporter, type(error).__name__)

@@ -1,18 +1,24 @@
-"""Prometheus: metric values as a registry, a text file for the textfile collector, a push to a Pushgateway.
+"""Publish a run's metrics to Prometheus when a stage ends: a text file for its collector, a push to a Pushgateway.
 
-Batch jobs end before a scrape, so both ways leave the values of a collection's last run where a scrape finds them.
+Batch jobs end before a scrape, so both leave the values of a collection's last run where a scrape finds them. The
+values are those of all stages of the run so far, from all its processes, read from the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, push_to_gateway, write_to_textfile
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.exporters import ProcessTelemetry
+from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets.telemetry.metrics import COMMON_LABEL, METRICS, MetricSpec, MetricValues, full_name
+from ensemble_assets.telemetry.span_record import SpanRecord, metric_values
 
 JOB = "ensemble_assets"
 
@@ -36,10 +42,10 @@ def _family(spec: MetricSpec, values: MetricValues, namespace: str) -> Metric:
     name, labels = full_name(namespace, spec.name), (COMMON_LABEL, *spec.labels)
     if spec.kind == "histogram":
         histogram = HistogramMetricFamily(name, spec.meaning, labels=labels)
-        for series, found in values.histograms[spec.name].items():
+        for series, seen in values.histograms[spec.name].items():
             bounds = [*(str(bound) for bound in spec.buckets), "+Inf"]
-            running = [sum(found.counts[: i + 1]) for i in range(len(bounds))]
-            histogram.add_metric([value for _, value in series], list(zip(bounds, running, strict=True)), found.total)
+            running = [sum(seen.counts[: i + 1]) for i in range(len(bounds))]
+            histogram.add_metric([value for _, value in series], list(zip(bounds, running, strict=True)), seen.total)
         return histogram
     family = (CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily)(name, spec.meaning, labels=labels)
     for series, value in values.numbers[spec.name].items():
@@ -48,19 +54,19 @@ def _family(spec: MetricSpec, values: MetricValues, namespace: str) -> Metric:
 
 
 def registry(values: MetricValues, namespace: str) -> CollectorRegistry:
-    """A registry that holds exactly ``values``."""
-    made = CollectorRegistry(auto_describe=False)
-    made.register(_Values(values, namespace))
-    return made
+    """Make a registry that holds exactly ``values``."""
+    collectors = CollectorRegistry(auto_describe=False)
+    collectors.register(_Values(values, namespace))
+    return collectors
 
 
 def textfile_path(folder: Path, collection: str) -> Path:
-    """The text file of a collection; the textfile collector reads ``*.prom``."""
+    """Name the text file of a collection; the textfile collector reads ``*.prom``."""
     return folder / f"{JOB}_{collection}.prom"
 
 
 def write_textfile(values: MetricValues, namespace: str, folder: Path, collection: str) -> Path:
-    """Replaces the collection's text file in one step.
+    """Replace the collection's text file in one step.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -72,10 +78,10 @@ def write_textfile(values: MetricValues, namespace: str, folder: Path, collectio
 
 
 def push(values: MetricValues, namespace: str, gateway: str, collection: str, timeout: float) -> None:
-    """Replaces the collection's group at a Pushgateway (HTTP PUT).
+    """Replace the collection's group at a Pushgateway (HTTP PUT).
 
     Args:
-        values: what is pushed.
+        values: to be pushed.
         namespace: start of every metric name.
         gateway: URL of the Pushgateway.
         collection: grouping key besides the job.
@@ -87,3 +93,37 @@ def push(values: MetricValues, namespace: str, gateway: str, collection: str, ti
     push_to_gateway(
         gateway, job=JOB, registry=registry(values, namespace), grouping_key={COMMON_LABEL: collection}, timeout=timeout
     )
+
+
+def publish(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord], ended: SpanRecord) -> None:
+    """Write the text file; push if the run is through or a stage failed. Failures are remembered, not raised.
+
+    Args:
+        process: this process's telemetry.
+        collection: as telemetry shows it.
+        own: stage spans that ended in this process; published when there is no journal.
+        ended: the stage that just ended.
+    """
+    options = process.options
+    folder = options.textfile_folder
+
+    def write() -> None:
+        assert folder is not None
+        with process.journal.exclusive() if process.journal else nullcontext():
+            write_textfile(_values(process, collection, own), options.namespace, folder, collection)
+
+    def send() -> None:
+        values = _values(process, collection, own)
+        push(values, options.namespace, options.pushgateway, collection, options.timeout_seconds)
+
+    if folder is not None:
+        process.contained("textfile", write)
+    if options.pushgateway and (ended.stage == TIMED_STAGES[-1] or ended.status == "failed"):
+        process.contained("pushgateway", send)
+
+
+def _values(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord]) -> MetricValues:
+    if process.journal is None:
+        return metric_values(own)
+    spans = read_journal(process.journal.path, progress=False).spans
+    return metric_values(span for span in spans if span.collection == collection)

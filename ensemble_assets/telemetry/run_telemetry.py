@@ -1,12 +1,11 @@
-"""``RunTelemetry``: the one object through which a run's stages report; picklable, and made anew in every process.
+"""Report what a run's stages do through one object, ``RunTelemetry``.
 
-    telemetry = RunTelemetry(run_id, collection="docling", models={"all-minilm-l6-v2": "1.0"}, options=options)
+    telemetry = RunTelemetry(run_id, collection="docling", options=options)
     with telemetry.stage("dense", items=738) as span:
-        span.emit("lease.acquired", devices=1, wait_seconds=0.1)
-        with span.model("all-minilm-l6-v2", device="cpu"):
-            ...
+        span.emit("lease.acquired", device="cpu", model="all-minilm-l6-v2", wait_seconds=0.1)
 
-Strings that are not from a fixed list get out only if they were declared here: collection, model slugs, revisions.
+It is picklable, and opens its exporters anew in every process. A string that is in no fixed list leaves only if it was
+declared here: collection, model slugs, revisions.
 """
 
 from __future__ import annotations
@@ -20,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.events import Event, EventLog, Value
-from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
+from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_values import Scalar, declare
-from ensemble_assets.telemetry.exporters import ProcessTelemetry
+from ensemble_assets.telemetry.exporters import ProcessTelemetry, TelemetryOptions
 from ensemble_assets.telemetry.journal import SpanStart, journal_path, read_journal
-from ensemble_assets.telemetry.options import TelemetryOptions
-from ensemble_assets.telemetry.publishing import publish
+from ensemble_assets.telemetry.prometheus import publish
 from ensemble_assets.telemetry.span_record import SpanRecord, Tally, stage_measurements
-from ensemble_assets.telemetry.spans import CURRENT, ActiveSpan, StageState, entered, known_stage
+from ensemble_assets.telemetry.spans import CURRENT, ActiveSpan, StageState, entered
 
 
 class RunTelemetry:
@@ -64,7 +62,7 @@ class RunTelemetry:
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Settings only: another process makes its own exporters."""
+        """Return the settings alone: another process makes its own exporters."""
         return {name: getattr(self, name) for name in ("run_id", "collection", "options", "_models")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,12 +71,15 @@ class RunTelemetry:
 
     @contextmanager
     def stage(self, stage: str, /, *, attempt: int = 0, **attributes: Value) -> Iterator[ActiveSpan]:
-        """The span of a stage, current while the block runs; everything is flushed when it ends, however it ends.
+        """Open the span of a stage, current while the block runs; flush everything when it ends, however it ends.
 
         Args:
-            stage: one of ``allow_list.TIMED_STAGES``.
+            stage: one of ``stages.TIMED_STAGES``.
             attempt: number of the step's retry in this run; keeps the span ids of retries apart.
             attributes: first attributes.
+
+        Raises:
+            ValueError: if the stage is none of these; a mistake of the caller, not of the user.
         """
         span = self._begin(stage, attempt, attributes)
         self._open.append(span)
@@ -89,50 +90,10 @@ class RunTelemetry:
             self._open.remove(span)
             self._finish(span)
 
-    def skip(self, stage: str, reason: str = "feature_disabled") -> SpanRecord:
-        """Records that a stage does not run."""
-        span = self._begin(stage, 0, {})
-        span.skip(reason)
-        span.end()
-        self._finish(span)
-        return span.record()
-
-    @contextmanager
-    def worker(
-        self, stage: str, number: int, /, *, attempt: int = 0, model: str = "", **attributes: Value
-    ) -> Iterator[ActiveSpan]:
-        """A worker's span, in the worker process; its parent is the stage's or the model's span in another process.
-
-        Args:
-            stage: one of ``allow_list.TIMED_STAGES``.
-            number: worker number within the stage.
-            attempt: as given to ``stage``.
-            model: the model whose span is the parent; empty: the stage's.
-            attributes: first attributes.
-        """
-        process = self._here()
-        state, stage_id = self._stage_state(process, stage, attempt, 0)
-        parent = ids.span_id(process.trace, *state.id_parts, "model", model) if model else int(stage_id, 16)
-        start = SpanStart(
-            name=f"rag.{known_stage(stage, MODEL_STAGES)}.worker",
-            span_id=f"{ids.span_id(process.trace, 'worker', stage, number, os.getpid(), time.time_ns()):016x}",
-            parent_id=f"{parent:016x}",
-            trace_id=f"{process.trace:032x}",
-            stage_id=stage_id,
-            stage=stage,
-            started_at=time.time(),
-        )
-        try:
-            with entered(ActiveSpan(state, start, {**attributes, "worker": number, "model": model or None})) as span:
-                yield span
-        finally:
-            process.measure(state.tally.measurements)
-            process.flush()
-
     def finish_run(
         self, started_at: float, failed: BaseException | None = None, ended_at: float | None = None
     ) -> SpanRecord | None:
-        """Records the root span, once per run, in whichever process sees the run end first.
+        """Record the root span, once per run, in whichever process sees the run end first.
 
         Args:
             started_at: when the run began, seconds since the epoch.
@@ -144,7 +105,7 @@ class RunTelemetry:
         """
         process = self._here()
         with ExitStack() as stack:
-            process.journalled(lambda journal: stack.enter_context(journal.exclusive()))
+            process.write_journal(lambda journal: stack.enter_context(journal.exclusive()))
             if process.journal is not None and _has_root(process.journal.path):
                 return None
             return self._end_root(process, started_at, failed, ended_at)
@@ -161,20 +122,20 @@ class RunTelemetry:
         process.flush()
         return span.record()
 
-    def record(self, event: Event) -> None:
-        """Records an event on the current span, else on the stage opened last in this process; else it is lost."""
+    def record_event(self, event: Event) -> None:
+        """Record an event on the current span, else on the stage opened last in this process; else it is lost."""
         current = CURRENT.get()
         if current is None or not current.belongs_to(self._here()):
             current = self._open[-1] if self._open else None
         if current is not None:
-            current.take(event)
+            current.record_event(event)
 
     def sink(self, log: EventLog | None = None) -> CurrentSpanSink:
-        """An event sink for stages: events go onto the current span and, if given, into ``log``."""
+        """Make an event sink for stages: events go onto the current span and, if given, into ``log``."""
         return CurrentSpanSink(self, log)
 
     def records(self) -> list[SpanRecord]:
-        """Stage spans so far: of the whole run as its journal tells, or of this process if there is no journal."""
+        """List the stage spans so far: of the whole run from its journal, or of this process if there is none."""
         process = self._here()
         if process.journal is None:
             return list(self._ended)
@@ -183,7 +144,7 @@ class RunTelemetry:
 
     @property
     def journal_path(self) -> Path | None:
-        """The run's journal file, or None."""
+        """The run's journal file; None without a journal."""
         folder = self.options.journal_folder
         return journal_path(folder, ids.public_run_id(self.run_id)) if folder is not None else None
 
@@ -196,11 +157,13 @@ class RunTelemetry:
             return self._process
 
     def _begin(self, stage: str, attempt: int, attributes: Mapping[str, Value]) -> ActiveSpan:
+        if stage not in TIMED_STAGES:
+            raise ValueError(f"no such stage; stages are {', '.join(TIMED_STAGES)}")
         process = self._here()
         with self._lock:
             occurrence = self._opened.get(stage, 0)
             self._opened[stage] = occurrence + 1
-        state, stage_id = self._stage_state(process, known_stage(stage, TIMED_STAGES), attempt, occurrence)
+        state, stage_id = self._stage_state(process, stage, attempt, occurrence)
         start = SpanStart(
             name=f"rag.{stage}",
             span_id=stage_id,
@@ -234,7 +197,7 @@ class RunTelemetry:
             process.measure(stage_measurements(record))
             publish(process, self.collection, [*self._ended, record], record)
         process.flush()
-        for exporter, error_type in process.take_failures():
+        for exporter, error_type in process.pop_failures():
             span.emit("telemetry.export_failed", exporter=exporter, error_type=error_type)
         self._ended.append(span.record())
 
@@ -245,7 +208,7 @@ def _has_root(journal: Path) -> bool:
 
 
 class CurrentSpanSink:
-    """Forwards what stages report to the span they run in, and keeps it in a log for whoever asked."""
+    """An event sink that forwards events to the open span, and keeps them in a log if one is given."""
 
     def __init__(self, telemetry: RunTelemetry, log: EventLog | None = None) -> None:
         self._telemetry = telemetry
@@ -256,4 +219,4 @@ class CurrentSpanSink:
         event = Event(name, time.time(), facts)
         if self._log is not None:
             self._log.extend([event])
-        self._telemetry.record(event)
+        self._telemetry.record_event(event)

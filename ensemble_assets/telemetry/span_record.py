@@ -1,16 +1,28 @@
-"""What is known of a span once it ended, as plain data: for artefact facts, the journal, the manifest and metrics."""
+"""Describe a span as plain data, and derive from spans the run's metrics and the manifest's section ``telemetry``.
+
+The journal stores these records; Prometheus, OTLP, the manifest and the report read them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from ensemble_assets.common.events import Event
 from ensemble_assets.common.stages import TIMED_STAGES
-from ensemble_assets.telemetry.allowed_names import EVENTS
+from ensemble_assets.telemetry.allowed_names import EVENTS, Category
 from ensemble_assets.telemetry.allowed_values import Scalar
-from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricValues, from_event, from_stage
+from ensemble_assets.telemetry.metrics import (
+    METRICS,
+    Measurement,
+    MetricValues,
+    check_namespace,
+    from_event,
+    from_stage,
+    full_name,
+)
 
 MAX_EVENTS = 1000
 """Most events that a record keeps in full; further ones are only counted."""
@@ -28,8 +40,8 @@ class Tally:
     observed: list[Measurement] = field(default_factory=list)
     dropped: int = 0
 
-    def take(self, event: Event) -> None:
-        """Counts an admitted event and what it measures; keeps it unless it only reports progress."""
+    def add(self, event: Event) -> None:
+        """Count an admitted event and its measurements; store it unless it only reports progress."""
         self.counts[event.name] = self.counts.get(event.name, 0) + 1
         if EVENTS[event.name].category == "progress":
             return
@@ -42,13 +54,13 @@ class Tally:
                 self.observed.append(measurement)
 
     def reported_fallbacks(self, reason: str) -> int:
-        """How many fallbacks for ``reason`` the events of this stage named."""
+        """Count the fallbacks for ``reason`` that the events of this stage named."""
         facts = (event.facts for event in self.events if event.name == f"fallback.{self.stage}")
         return sum(int(fact.get("count") or 1) for fact in facts if fact.get("reason") == reason)
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """What the events measured: sums of counters, values of gauges, single observations of histograms."""
+        """Measurements of the events: sums of counters, values of gauges, single observations of histograms."""
         return (*self.sums.measurements(), *self.observed)
 
 
@@ -57,18 +69,18 @@ class SpanRecord:
     """A stage, model, worker or run span.
 
     Attributes:
-        name: ``rag.dense`` and so on, see ``allow_list.SPANS``.
+        name: ``rag.dense`` and so on, see ``allowed_names.SPANS``.
         span_id: 16 hex digits.
         parent_id: 16 hex digits, or empty for the root.
         trace_id: 32 hex digits.
         stage: empty for the run's span.
         status: ``active``, ``skipped``, ``failed`` or ``unfinished`` (its process died).
         started_at: seconds since the epoch.
-        ended_at: seconds since the epoch; for unfinished spans when something was last heard of it.
+        ended_at: seconds since the epoch; for unfinished spans the time of the last event.
         attributes: admitted attributes.
         events: for stage spans, the events of the whole stage, at most ``MAX_EVENTS``.
         counts: for stage spans, events per name, progress included.
-        measurements: for stage spans, what the events measured.
+        measurements: for stage spans, those of the events.
     """
 
     name: str
@@ -94,52 +106,24 @@ class SpanRecord:
         """The collection as telemetry shows it; empty for the run's span."""
         return str(self.attributes.get("collection", ""))
 
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary, for artefact facts."""
-        return {
-            **{name: getattr(self, name) for name in _PLAIN},
-            "attributes": dict(self.attributes),
-            "events": [{"name": event.name, "at": event.at, "facts": event.facts} for event in self.events],
-            "counts": dict(self.counts),
-            "measurements": [
-                {"metric": m.metric, "labels": dict(m.labels), "value": m.value} for m in self.measurements
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> SpanRecord:
-        """The inverse of ``as_json``."""
-        return cls(
-            **{name: data[name] for name in _PLAIN},
-            attributes=dict(data["attributes"]),
-            events=tuple(Event(event["name"], event["at"], event["facts"]) for event in data.get("events", ())),
-            counts=dict(data.get("counts", {})),
-            measurements=tuple(
-                Measurement(m["metric"], tuple(m["labels"].items()), m["value"]) for m in data.get("measurements", ())
-            ),
-        )
-
-
-_PLAIN = ("name", "span_id", "parent_id", "trace_id", "stage", "status", "started_at", "ended_at")
-
 
 def stage_measurements(record: SpanRecord) -> Iterator[Measurement]:
-    """What a stage's attributes measure, besides its events; a peak per device wins over the stage's own."""
+    """Measure a stage's attributes, besides its events; a peak per device wins over the stage's own."""
     per_device = any(measurement.metric == "gpu_peak_bytes" for measurement in record.measurements)
     attributes = {name: v for name, v in record.attributes.items() if not (per_device and name == "peak_bytes")}
     yield from from_stage(record.collection, record.stage, record.status, record.ended_at, attributes)
 
 
 def latest_tries(records: Iterable[SpanRecord]) -> list[SpanRecord]:
-    """Stage spans only; of several tries of a stage of a collection the one that started last, in order of stages."""
-    found: dict[tuple[str, str], SpanRecord] = {}
+    """Choose the last try of every stage of every collection, in the order of the stages."""
+    latest: dict[tuple[str, str], SpanRecord] = {}
     for record in sorted(filter(lambda record: record.is_stage, records), key=lambda record: record.started_at):
-        found[record.collection, record.stage] = record
-    return sorted(found.values(), key=lambda record: TIMED_STAGES.index(record.stage))
+        latest[record.collection, record.stage] = record
+    return sorted(latest.values(), key=lambda record: TIMED_STAGES.index(record.stage))
 
 
 def metric_values(records: Iterable[SpanRecord]) -> MetricValues:
-    """All metrics of the given spans: events of every try, amounts and outcome of the last one."""
+    """Add up the metrics of spans: events of every try, amounts and outcome of the last try."""
     values = MetricValues()
     stages = [record for record in records if record.is_stage]
     for record in stages:
@@ -147,3 +131,58 @@ def metric_values(records: Iterable[SpanRecord]) -> MetricValues:
     for record in latest_tries(stages):
         values.add(stage_measurements(record))
     return values
+
+
+_COUNTED: Mapping[str, frozenset[Category]] = {
+    "lease_events_recorded": frozenset({"lease"}),
+    "batch_progress_events_recorded": frozenset({"progress"}),
+    "mitigation_events_recorded": frozenset({"mitigation", "fallback"}),
+}
+
+
+def telemetry_section(
+    records: Iterable[SpanRecord], *, metrics_enabled: bool = True, namespace: str = "rag"
+) -> dict[str, Any]:
+    """Make the manifest's ``telemetry`` object, in the layout of CONTRACT v4.1.
+
+    Args:
+        records: stage spans of the run; of several for one stage (retries) the one that started last counts. Other
+            spans are ignored.
+        metrics_enabled: whether metrics were recorded.
+        namespace: start of every metric name.
+
+    Returns:
+        ``spans`` by span name, ``metrics`` by stage, and the three event counts.
+    """
+    stages = latest_tries(records)
+    return {
+        "spans": {record.name: _span(record) for record in stages},
+        "metrics": {record.stage: _metrics(record, metrics_enabled, check_namespace(namespace)) for record in stages},
+        **{key: _count(stages, categories) for key, categories in _COUNTED.items()},
+    }
+
+
+def _span(record: SpanRecord) -> dict[str, Any]:
+    skipped = record.status == "skipped"
+    reason = {"reason": record.attributes.get("reason", "feature_disabled")} if skipped else {}
+    return {
+        "span_id": record.span_id,
+        "status": "skipped" if skipped else "active",
+        **reason,
+        "attributes": dict(record.attributes),
+        "timestamp": datetime.fromtimestamp(record.started_at, UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def _metrics(record: SpanRecord, enabled: bool, namespace: str) -> dict[str, Any]:
+    if record.status == "skipped":
+        return {"status": "skipped", "reason": record.attributes.get("reason", "feature_disabled"), "metrics": []}
+    if not enabled:
+        return {"status": "skipped", "reason": "metrics_disabled", "metrics": []}
+    names = metric_values([record]).names()
+    return {"status": "emitted", "metrics": [full_name(namespace, name) for name in names]}
+
+
+def _count(stages: Iterable[SpanRecord], categories: frozenset[Category]) -> int:
+    counts = (item for record in stages for item in record.counts.items() if item[0] in EVENTS)
+    return sum(number for name, number in counts if EVENTS[name].category in categories)

@@ -1,6 +1,6 @@
-"""A span that is open in this process: takes attributes and events through the allow-list, and has child spans.
+"""Hold a span that is open in this process: it takes attributes and events through the allow-list.
 
-Exceptions leave only the name of their class on a span. Opening stages and finishing them is ``tracing``.
+An exception leaves the name of its class on a span, never its message. Stages are opened by ``run_telemetry``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import getrandbits
-
-from opentelemetry.trace import Span, Status, StatusCode
 
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.events import Event, Value
@@ -23,31 +21,25 @@ from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_names import ERROR_TYPES, EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.allowed_values import Declared, Scalar, admit, declare
 from ensemble_assets.telemetry.child_spans import ChildSpans
-from ensemble_assets.telemetry.exporters import ProcessTelemetry, nanoseconds
+from ensemble_assets.telemetry.exporters import ProcessTelemetry
 from ensemble_assets.telemetry.journal import SpanStart
 from ensemble_assets.telemetry.log import log_event
-from ensemble_assets.telemetry.span_record import SpanRecord, Tally
+from ensemble_assets.telemetry.span_record import MAX_EVENTS, SpanRecord, Tally
+
+_FROM_RECORD = (
+    "items", "tokens", "tokens_dropped", "truncated", "precision", "peak_bytes", "precision_redone", "fallback_count"
+)  # fmt: skip
+_STANDS_IN = {"sparse": "metadata", "rerank": "fused_order"}
 
 
 def error_word(error: BaseException) -> str:
-    """The name of the error's class if the allow-list has it, that of its nearest base that is listed, or ``other``."""
+    """Name the error's class, or its nearest base that the allow-list has, or ``other``."""
     return next((base.__name__ for base in type(error).__mro__ if base.__name__ in ERROR_TYPES), "other")
-
-
-def known_stage(stage: str, stages: tuple[str, ...]) -> str:
-    """The stage itself.
-
-    Raises:
-        ValueError: if it is none of ``stages``; a mistake of the caller, not of the user.
-    """
-    if stage not in stages:
-        raise ValueError(f"no such stage here; these are known: {', '.join(stages)}")
-    return stage
 
 
 @dataclass
 class StageState:
-    """What all spans of one stage share."""
+    """The state that all spans of one stage share."""
 
     process: ProcessTelemetry
     declared: Declared
@@ -59,18 +51,12 @@ class StageState:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def declare(self, slug: str, revision: str) -> None:
-        """Lets a model's slug and revision through from now on."""
+        """Let a model's slug and revision through from now on."""
         with self.lock:
             self.revisions = {**self.revisions, slug: revision}
             new = declare(model=(slug,), revision=(revision,))
             self.declared = {kind: names | new.get(kind, frozenset()) for kind, names in self.declared.items()}
 
-
-_FROM_RECORD = (
-    "items", "tokens", "tokens_dropped", "truncated", "precision", "peak_bytes", "precision_redone",
-    "fallback_count",
-)  # fmt: skip
-_STANDS_IN = {"sparse": "metadata", "rerank": "fused_order"}
 
 CURRENT: ContextVar[ActiveSpan | None] = ContextVar("ensemble_assets_span", default=None)
 
@@ -78,7 +64,7 @@ CURRENT: ContextVar[ActiveSpan | None] = ContextVar("ensemble_assets_span", defa
 class ActiveSpan:
     """An open span. It is an ``EventSink``; threads may share it."""
 
-    def __init__(self, state: StageState, start: SpanStart, attributes: dict[str, Value]) -> None:
+    def __init__(self, state: StageState, start: SpanStart, attributes: Mapping[str, Value]) -> None:
         self.start = start
         self._state = state
         self._clock = time.perf_counter()
@@ -86,38 +72,36 @@ class ActiveSpan:
         self._ended_at = 0.0
         self._ended = False
         self._attributes: dict[str, Scalar] = {}
+        self._events: list[Event] = []
         self._allowed = SPANS[start.name].attributes
-        has_children = start.span_id == start.stage_id and start.stage in MODEL_STAGES
+        has_children = start.is_stage and start.stage in MODEL_STAGES
         self._children = ChildSpans(self) if has_children else None
-        self._otel: Span = state.process.start_span(start)
         self.set(**{**attributes, **state.identity})
-        state.process.journalled(lambda journal: journal.started(start, self._attributes))
+        state.process.write_journal(lambda journal: journal.started(start, self._attributes))
 
     def belongs_to(self, process: ProcessTelemetry) -> bool:
-        """Whether this span was opened there."""
+        """Say whether this span was opened by ``process``."""
         return self._state.process is process
 
     def declare_model(self, slug: str, revision: str) -> None:
-        """Lets the slug and revision of a model stand on this stage's spans; neither may be a text of anybody."""
+        """Let the slug and revision of a model stand on this stage's spans; the operator chose both."""
         self._state.declare(slug, revision)
 
     def set(self, /, **attributes: Value) -> None:
-        """Sets attributes; what the allow-list does not know is counted and left out."""
+        """Set attributes; names and values that the allow-list does not know are counted and left out."""
         admitted, dropped = admit(attributes, self._allowed, FIELDS, self._state.declared)
         with self._state.lock:
             self._state.tally.dropped += dropped
             self._attributes.update(admitted)
-        if not self._ended:
-            self._otel.set_attributes(admitted)
 
     def describe(self, record: StageRecord) -> None:
-        """Takes over what a stage says of itself: amounts, outcome, and fallbacks that no event reported."""
+        """Set a stage's amounts and outcome, and report the fallbacks that no event reported."""
         facts = {name: value for name, value in record.facts.items() if name in self._allowed}
         amounts = {name: getattr(record, name) for name in _FROM_RECORD if name in self._allowed}
-        if "device" in self._allowed:
-            amounts["device"] = record.device.label
         if not record.peak_bytes:
             amounts.pop("peak_bytes", None)  # 0 says that nobody measured it
+        if "device" in self._allowed:
+            amounts["device"] = record.device.label
         self.set(**{**amounts, **facts}, outcome=record.status)
         stands_in = _STANDS_IN.get(self.start.stage, "none")
         for reason, total in record.fallback_reasons.items():
@@ -126,11 +110,11 @@ class ActiveSpan:
                 self.emit(f"fallback.{self.start.stage}", reason=reason, source=stands_in, count=total - reported)
 
     def emit(self, name: str, /, **facts: Value) -> None:
-        """Records one event now."""
-        self.take(Event(name, time.time(), facts))
+        """Record one event now."""
+        self.record_event(Event(name, time.time(), facts))
 
-    def take(self, event: Event) -> None:
-        """Records an event with its own time; an unknown name or fact is counted and left out."""
+    def record_event(self, event: Event) -> None:
+        """Record an event with its own time; an unknown name or fact is counted and left out."""
         spec = EVENTS.get(event.name)
         if spec is None:
             with self._state.lock:
@@ -140,61 +124,22 @@ class ActiveSpan:
         admitted = Event(event.name, event.at, {**facts})
         with self._state.lock:
             self._state.tally.dropped += dropped
-            self._state.tally.take(admitted)
+            self._state.tally.add(admitted)
             children = None if self._ended else self._children
-            target = children.before(admitted) if children else self
-            target.write(admitted)
+            span = children.span_of(admitted) if children else self
+            span.write(admitted)
             if children:
-                children.after(admitted)
+                children.close_after(admitted)
         log_event(admitted, self._state.identity)
 
     def write(self, event: Event) -> None:
-        """Puts an admitted and counted event onto this span and into the journal."""
-        if EVENTS[event.name].category != "progress" and not self._ended:
-            plain = {name: value for name, value in event.facts.items() if value is not None}
-            self._otel.add_event(event.name, plain, nanoseconds(event.at))
-        self._state.process.journalled(lambda journal: journal.happened(self.start, event))
+        """Put an admitted and counted event onto this span and into the journal."""
+        if EVENTS[event.name].category != "progress" and len(self._events) < MAX_EVENTS:
+            self._events.append(event)
+        self._state.process.write_journal(lambda journal: journal.happened(self.start, event))
 
-    def replay(self, events: Iterable[Event], /, *, worker: int | None = None, **attributes: Value) -> None:
-        """Takes events over that were recorded elsewhere.
-
-        Args:
-            events: with the times at which they happened.
-            worker: number of the worker process that recorded them; they then get a span of their own.
-            attributes: of that span.
-        """
-        happened = sorted(events, key=lambda event: event.at)
-        if worker is None or self.start.stage not in MODEL_STAGES:
-            for event in happened:
-                self.take(event)
-        elif happened:
-            begin, end = happened[0].at, happened[-1].at
-            span = self.open_worker(worker, begin, attributes)
-            span.replay(happened)
-            span.end(end)
-
-    @contextmanager
-    def model(self, slug: str, /, **attributes: Value) -> Iterator[ActiveSpan]:
-        """A child span for one model of the stage, current while the block runs.
-
-        Raises:
-            ValueError: if it is a stage without models; a mistake of the caller, not of the user.
-        """
-        with entered(self.open_model(slug, time.time(), attributes)) as span:
-            yield span
-
-    @contextmanager
-    def worker(self, number: int, /, **attributes: Value) -> Iterator[ActiveSpan]:
-        """A child span for one worker, current while the block runs.
-
-        Raises:
-            ValueError: if it is a stage without models; a mistake of the caller, not of the user.
-        """
-        with entered(self.open_worker(number, time.time(), attributes)) as span:
-            yield span
-
-    def open_model(self, slug: str, at: float, attributes: dict[str, Value]) -> ActiveSpan:
-        """A model's span that the caller ends; its id follows from the stage's, the slug and which time it is."""
+    def open_model(self, slug: str, at: float, attributes: Mapping[str, Value]) -> ActiveSpan:
+        """Open a model's span; its id follows from the stage's, the slug and how often the model was opened."""
         state = self._state
         with state.lock:
             repeated = state.models[slug]
@@ -204,23 +149,22 @@ class ActiveSpan:
         given = {"revision": revision, **attributes, "model": slug}
         return self._child("model", at, ids.span_id(state.process.trace, *parts), given)
 
-    def open_worker(self, number: int, at: float, attributes: dict[str, Value]) -> ActiveSpan:
-        """A worker's span that the caller ends; its id is random."""
+    def open_worker(self, number: int, at: float, attributes: Mapping[str, Value]) -> ActiveSpan:
+        """Open a worker's span; its id is random, since nothing hangs below it."""
         return self._child("worker", at, getrandbits(64) or 1, {**attributes, "worker": number})
 
     def fail(self, error: BaseException) -> None:
-        """Marks the span as failed; keeps the class of the error, never its message."""
+        """Mark the span as failed; keep the class of the error, never its message."""
         self._status = "failed"
         self.set(error_type=error_word(error))
-        self._otel.set_status(Status(StatusCode.ERROR, error_word(error)))
 
     def skip(self, reason: str) -> None:
-        """Marks the span as skipped."""
+        """Mark the span as skipped."""
         self._status = "skipped"
         self.set(reason=reason)
 
     def end(self, at: float | None = None) -> None:
-        """Ends the span; its record, journal line and OpenTelemetry span are complete then."""
+        """End the span and hand it to the exporters; now, if no time is given."""
         self._ended_at = time.time() if at is None else at
         if self._children is not None:
             with self._state.lock:
@@ -229,19 +173,17 @@ class ActiveSpan:
         if self._status != "skipped":
             measured = time.perf_counter() - self._clock if at is None else at - self.start.started_at
             closing["latency_seconds"] = measured
-        if self._state.tally.dropped and self.start.span_id == self.start.stage_id:
+        if self._state.tally.dropped and self.start.is_stage:
             closing["dropped_attributes"] = self._state.tally.dropped
         self.set(**closing)
         self._ended = True
-        self._otel.end(nanoseconds(self._ended_at))
-        self._state.process.journalled(
-            lambda journal: journal.ended(self.start, self._status, self._ended_at, self._attributes)
-        )
+        process = self._state.process
+        process.write_journal(lambda journal: journal.ended(self.start, self._status, self._ended_at, self._attributes))
+        process.ended(self.record(), self._events)
 
     def record(self) -> SpanRecord:
-        """The span as plain data, now; a span that is still open counts as ending now."""
+        """Describe the span as plain data; a span that is still open counts as ending now."""
         start, tally = self.start, self._state.tally
-        own = start.span_id == start.stage_id
         with self._state.lock:
             return SpanRecord(
                 name=start.name,
@@ -253,14 +195,14 @@ class ActiveSpan:
                 started_at=start.started_at,
                 ended_at=self._ended_at or time.time(),
                 attributes={"status": self._status, **self._attributes},
-                events=tuple(tally.events) if own else (),
-                counts=dict(tally.counts) if own else {},
-                measurements=tally.measurements if own else (),
+                events=tuple(tally.events) if start.is_stage else (),
+                counts=dict(tally.counts) if start.is_stage else {},
+                measurements=tally.measurements if start.is_stage else (),
             )
 
-    def _child(self, kind: str, at: float, span_id: int, attributes: dict[str, Value]) -> ActiveSpan:
+    def _child(self, kind: str, at: float, span_id: int, attributes: Mapping[str, Value]) -> ActiveSpan:
         start = SpanStart(
-            name=f"rag.{known_stage(self.start.stage, MODEL_STAGES)}.{kind}",
+            name=f"rag.{self.start.stage}.{kind}",
             span_id=f"{span_id:016x}",
             parent_id=self.start.span_id,
             trace_id=self.start.trace_id,
@@ -273,7 +215,7 @@ class ActiveSpan:
 
 @contextmanager
 def entered(span: ActiveSpan) -> Iterator[ActiveSpan]:
-    """Makes ``span`` the current one; ends it however the block is left, and marks it failed if by an exception."""
+    """Make ``span`` the current one; end it however the block is left, and mark it failed if by an exception."""
     token = CURRENT.set(span)
     try:
         yield span

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble_assets.common.events import EventSink, Value
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 
 _MODEL = "all-minilm-l6-v2"
@@ -78,7 +78,7 @@ def _on(batches: int, batch_seconds: float, work: Callable[[], None], folder: Pa
     options = TelemetryOptions(journal_folder=folder, textfile_folder=folder)
     run = RunTelemetry(os.urandom(16).hex(), "docling", {_MODEL: "1"}, options)
     for stage in _STAGES:
-        with run.stage(stage, items=batches * 32, tokens=batches * 4096) as span, span.model(_MODEL):
+        with run.stage(stage, items=batches * 32, tokens=batches * 4096):
             _stage(run.sink(), batches, batch_seconds, work)
 
 

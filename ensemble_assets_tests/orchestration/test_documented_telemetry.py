@@ -35,7 +35,7 @@ NOT_IN_THESE_RUNS = {
     "budget.measured",
 }
 """Events that a test cannot bring about through a whole pipeline; that the code reports them as documented is checked
-from its source (``telemetry/test_allow_list``)."""
+from its source (``telemetry/test_allowed_names``)."""
 ONLY_THERE = {
     "others_bytes", "baseline_seconds", "budget_seconds", "left_seconds", "against", "ratio", "limit"
 }  # fmt: skip

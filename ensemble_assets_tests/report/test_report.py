@@ -24,8 +24,8 @@ from ensemble_assets.report.charts import Bar, Limit, bars, curve, histogram, th
 from ensemble_assets.report.facts import Facts, Memory, Stage, read_facts
 from ensemble_assets.report.page import page_of
 from ensemble_assets.report.small_pictures import small_pictures
-from ensemble_assets.telemetry.manifest_section import telemetry_section
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.exporters import TelemetryOptions
+from ensemble_assets.telemetry.span_record import telemetry_section
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
 from ensemble_assets_tests.telemetry.full_run import telemetry
 
@@ -289,7 +289,8 @@ def test_stages_that_were_off_are_listed_with_their_reason(tmp_path):
     run = telemetry()
     with run.stage("dense"):
         pass
-    run.skip("rerank")
+    with run.stage("rerank") as span:
+        span.skip("feature_disabled")
     (tmp_path / "processing_summary.json").write_text(json.dumps({"telemetry": telemetry_section(run.records())}))
     assert "skipped (feature_disabled)" in _page_of_bundle(tmp_path)
 

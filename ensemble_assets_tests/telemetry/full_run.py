@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 from ensemble_assets.common.events import Value
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.allowed_values import declare
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.spans import entered
 
 RUN_ID = "8fc48f76-2e94-424c-8001-054d624414a6"
 MODEL, REVISION, COLLECTION = "all-minilm-l6-v2", "0.1.0", "docling"
 DECLARED = declare(collection=(COLLECTION,), model=(MODEL,), revision=(REVISION,))
 _WORDS = (
-    MODEL, REVISION, COLLECTION, RUN_ID, "cpu", "dense", "active", "model_error", "metadata", "sla", "fp32",
+    MODEL, REVISION, COLLECTION, RUN_ID, "cpu", "dense", "active", "out_of_memory", "metadata", "sla", "fp32",
     "completed", "rrf", "ValueError", "journal",
 )  # fmt: skip
 _OWN = {"run_id", "collection", "stage", "status", "latency_seconds", "dropped_attributes"}
@@ -46,8 +49,8 @@ def report_everything(run: RunTelemetry) -> None:
                 span.emit(name, **facts(spec.facts))
             if stage in MODEL_STAGES:
                 model = {k: v for k, v in attributes(f"rag.{stage}.model").items() if k != "model"}
-                with span.model(MODEL, **model) as child:
+                with entered(span.open_model(MODEL, time.time(), model)) as child:
                     worker = {k: v for k, v in attributes(f"rag.{stage}.worker").items() if k != "worker"}
-                    with child.worker(0, **worker):
+                    with entered(child.open_worker(0, time.time(), worker)):
                         pass
     run.finish_run(0.0)

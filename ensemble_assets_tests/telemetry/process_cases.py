@@ -1,13 +1,15 @@
-"""What the child processes of ``test_tracing`` do; run as ``python -m``, so that they are real, separate processes."""
+"""The child processes of ``test_run_telemetry``; run as ``python -m``, so that they are real, separate processes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
-from ensemble_assets.telemetry.options import TelemetryOptions
+from ensemble_assets.telemetry.exporters import TelemetryOptions
+from ensemble_assets.telemetry.spans import entered
 from ensemble_assets_tests.telemetry.full_run import MODEL, telemetry
 
 
@@ -23,17 +25,10 @@ def is_killed(folder: Path, endpoint: str) -> None:
     """In the middle of a stage."""
     run = telemetry(_options(folder, endpoint))
     with run.stage("dense", items=3) as span:
-        with span.model(MODEL):
+        with entered(span.open_model(MODEL, time.time(), {})):
             span.emit("batch.done", rows=1)
         span.emit("mitigation.oom", rows=8)
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def works(folder: Path, endpoint: str) -> None:
-    """A worker of a stage that another process opened."""
-    run = telemetry(_options(folder, endpoint))
-    with run.worker("dense", 1, model=MODEL, items=5) as span:
-        span.emit("mitigation.precision", rows=2)
 
 
 def _options(folder: Path, endpoint: str) -> TelemetryOptions:
@@ -43,4 +38,4 @@ def _options(folder: Path, endpoint: str) -> TelemetryOptions:
 
 
 if __name__ == "__main__":
-    {"exit": ends_with_exit, "kill": is_killed, "worker": works}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])
+    {"exit": ends_with_exit, "kill": is_killed}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -91,6 +92,15 @@ def http_receiver() -> Iterator[Received]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def otlp_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, **further: str) -> dict[str, str]:
+    """Sets the variables that OTLP exporters read from the environment; also returned, as the settings hand them on."""
+    names = {"ENDPOINT": endpoint, **further}
+    variables = {name if name.startswith("OTEL_") else f"OTEL_EXPORTER_OTLP_{name}": v for name, v in names.items()}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def _reports() -> list[tuple[str, ast.Call]]:
 def test_the_package_reports_only_events_and_facts_on_the_list(where, call):
     """Read from the source: each ``.emit("name", fact=...)`` in the package, whether or not a test runs it."""
     spec = EVENTS.get(call.args[0].value)
-    assert spec is not None, f"{where} reports {call.args[0].value}, which is not in allow_list.EVENTS"
+    assert spec is not None, f"{where} reports {call.args[0].value}, which is not in allowed_names.EVENTS"
     for keyword in call.keywords:
         assert keyword.arg is None or keyword.arg in spec.facts, f"{where}: {keyword.arg} is not a fact of the event"
         if isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str):

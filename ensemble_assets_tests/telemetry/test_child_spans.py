@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common.events import Event
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets_tests.telemetry.full_run import MODEL, telemetry
 
 OTHER = "bge-m3"
@@ -26,7 +26,7 @@ def _play(run, events, stage="dense"):
     """Events as ``(name, at, facts)`` on a stage; the spans by name and the span that each event landed on."""
     with run.stage(stage) as span:
         for name, at, facts in events:
-            span.take(Event(name, at, facts))
+            span.record_event(Event(name, at, facts))
     return span, read_journal(run.journal_path).spans
 
 

@@ -9,9 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.log import LOG_FIELDS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets_tests.telemetry.documented import PAGE, TABLES, block
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.metrics import (
     MAX_SERIES,
     METRICS,
@@ -20,7 +21,6 @@ from ensemble_assets.telemetry.metrics import (
     from_event,
     from_stage,
 )
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 
 LABELS = st.sampled_from([(("collection", "a"), ("stage", stage)) for stage in TIMED_STAGES])

@@ -13,13 +13,14 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the 
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.manifest_section import telemetry_section
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.span_record import telemetry_section
+from ensemble_assets.telemetry.spans import entered
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
 from ensemble_assets_tests.telemetry.full_run import COLLECTION, MODEL, REVISION
-from ensemble_assets_tests.telemetry.receivers import http_receiver
+from ensemble_assets_tests.telemetry.receivers import http_receiver, otlp_environment
 
 
 class CanaryError(ValueError):
@@ -41,25 +42,25 @@ def _push_into(run: RunTelemetry, stage: str, canary: str, values: dict[str, str
         for name in EVENTS:
             span.emit(name, **values, **{canary: canary})
         span.emit(canary, count=1)
-        span.replay([Event(canary, 1.0, {canary: canary}), Event("batch.done", 1.0, values)], worker=1, device=canary)
+        span.record_event(Event(canary, 1.0, {canary: canary}))
+        span.record_event(Event("batch.done", 1.0, values))
         run.sink(EventLog()).emit("fallback.sparse", **values)
         if stage in MODEL_STAGES:
-            with span.model(canary, device=canary), span.worker(3, model=canary):
-                pass
-            with run.worker(stage, 2, model=canary, device=canary):
+            given = {"model": canary, "device": canary, canary: canary}
+            with entered(span.open_model(canary, 1.0, given)) as model, entered(model.open_worker(3, 1.0, given)):
                 pass
         span.skip(canary)
         raise CanaryError(canary)
 
 
 @pytest.mark.parametrize("canary", CANARIES, ids=range(len(CANARIES)))
-def test_no_canary_leaves_by_any_exporter(canary, tmp_path, caplog):
+def test_no_canary_leaves_by_any_exporter(canary, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
     with http_receiver() as received, http_receiver() as gateway:
         options = TelemetryOptions(
             journal_folder=tmp_path,
             textfile_folder=tmp_path,
-            otlp={"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint},
+            otlp=otlp_environment(monkeypatch, received.endpoint),
             pushgateway=gateway.endpoint,
         )
         run = RunTelemetry(canary, COLLECTION, {MODEL: REVISION}, options)

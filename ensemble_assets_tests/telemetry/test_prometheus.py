@@ -21,8 +21,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricValues, full_name
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets.telemetry.prometheus import registry, textfile_path, write_textfile
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 from ensemble_assets_tests.telemetry.receivers import http_receiver

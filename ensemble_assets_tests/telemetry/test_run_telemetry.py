@@ -17,10 +17,10 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.telemetry import ids
+from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.options import TelemetryOptions
 from ensemble_assets.telemetry.span_record import metric_values
-from ensemble_assets.telemetry.spans import error_word
+from ensemble_assets.telemetry.spans import entered, error_word
 from ensemble_assets_tests.telemetry.full_run import MODEL, RUN_ID, telemetry
 from ensemble_assets_tests.telemetry.receivers import http_receiver
 
@@ -37,6 +37,7 @@ def run(tmp_path):
 def _case(name, folder, endpoint="", code=0):
     done = subprocess.run(
         [sys.executable, "-m", "ensemble_assets_tests.telemetry.process_cases", name, str(folder), endpoint],
+        env={**os.environ, **({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} if endpoint else {})},
         check=False,
         capture_output=True,
         text=True,
@@ -47,18 +48,18 @@ def _case(name, folder, endpoint="", code=0):
 def test_processes_join_one_trace_without_coordination(tmp_path, run):
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra ensemble-assets[otlp]")
     with http_receiver() as received:
-        with run.stage("dense"), run._open[-1].model(MODEL):
-            _case("worker", tmp_path, received.endpoint)
+        with run.stage("dense") as span, entered(span.open_model(MODEL, time.time(), {})):
+            pass
         _case("exit", tmp_path, received.endpoint)
         run.finish_run(time.time())
-        sent = {span.name for span in received.spans()}
+        sent = {span.name: span for span in received.spans()}
     spans = _spans(run)
     assert {span.trace_id for span in spans.values()} == {RUN_ID.replace("-", "")}
-    assert spans["rag.dense.worker"].parent_id == spans["rag.dense.model"].span_id
     assert spans["rag.dense.model"].parent_id == spans["rag.dense"].span_id
     assert spans["rag.dense"].parent_id == spans["rag.sparse"].parent_id == spans["rag.run"].span_id
-    assert sent == {"rag.dense.worker", "rag.sparse"}
-    assert spans["rag.dense"].counts == {"mitigation.precision": 1}, "the worker's events belong to its stage"
+    assert sent.keys() == {"rag.sparse"}, "this process has no endpoint, the other one has"
+    assert sent["rag.sparse"].parent_span_id.hex() == spans["rag.run"].span_id
+    assert spans["rag.sparse"].counts == {"mitigation.split": 1}
 
 
 def test_a_process_that_ends_with_os_exit_has_sent_everything(tmp_path, run):
@@ -116,19 +117,21 @@ def test_an_error_class_that_is_not_listed_is_named_by_its_nearest_base():
 
 
 def test_a_stage_that_is_off_has_a_skipped_span(run):
-    record = run.skip("rerank")
+    with run.stage("rerank") as span:
+        span.skip("feature_disabled")
+    record = span.record()
     assert (record.status, record.attributes["reason"]) == ("skipped", "feature_disabled")
     assert _spans(run)["rag.rerank"] == record
     assert metric_values([record]).names() == ()
 
 
 def test_stages_without_models_have_no_model_and_worker_spans(run):
+    events = ("lease.acquired", "worker.started", "device.peak")
     with run.stage("fusion") as span:
-        span.replay([Event("device.peak", 1.0, {"device": "cpu", "used_bytes": 5})], worker=0)
-        for opened in (lambda: span.model(MODEL), lambda: span.worker(0), lambda: run.worker("fusion", 0)):
-            with pytest.raises(ValueError, match="dense, sparse, rerank"), opened():
-                pass
-    assert span.record().counts == {"device.peak": 1}
+        for name in events:
+            span.record_event(Event(name, 1.0, {"device": "cpu", "model": MODEL}))
+    assert span.record().counts == dict.fromkeys(events, 1)
+    assert _spans(run).keys() == {"rag.fusion"}
 
 
 def test_an_unknown_stage_is_a_programming_error(run):
@@ -139,7 +142,7 @@ def test_an_unknown_stage_is_a_programming_error(run):
 def test_the_sink_forwards_to_the_innermost_span_and_keeps_a_log(run):
     log = EventLog()
     sink = run.sink(log)
-    with run.stage("sparse") as stage, stage.model(MODEL) as model:
+    with run.stage("sparse") as stage, entered(stage.open_model(MODEL, time.time(), {})) as model:
         sink.emit("mitigation.split", rows=4)
     sink.emit("mitigation.split", rows=5)
     assert [event.name for event in log.events] == ["mitigation.split", "mitigation.split"]
@@ -170,18 +173,6 @@ def test_many_threads_lose_no_event(run):
             thread.join()
     assert stage.record().counts == {"mitigation.split": 800}
     assert _spans(run)["rag.dense"].counts == {"mitigation.split": 800}
-
-
-def test_replayed_events_keep_their_time_and_get_a_worker_span(run):
-    events = [Event("batch.done", 102.0, {"rows": 2}), Event("batch.done", 101.0, {"rows": 1})]
-    with run.stage("dense") as stage, stage.model(MODEL) as model:
-        model.replay(events, worker=1, device="cuda:1")
-        stage.replay([Event("mitigation.split", 103.0, {"rows": 2})])
-    worker = _spans(run)["rag.dense.worker"]
-    assert (worker.started_at, worker.ended_at, worker.parent_id) == (101.0, 102.0, model.start.span_id)
-    assert worker.attributes["device"] == "cuda:1"
-    assert worker.attributes["latency_seconds"] == 1.0
-    assert stage.record().counts == {"batch.done": 2, "mitigation.split": 1}
 
 
 def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_reported(run):
@@ -258,9 +249,11 @@ def test_telemetry_pickles_as_settings_only(tmp_path, run):
         again = pickle.loads(pickle.dumps(run))
     assert again.run_id == run.run_id
     assert again.options == run.options
-    with again.worker("dense", 0):
+    with again.stage("sparse"):
         pass
-    assert _spans(run)["rag.dense.worker"].parent_id == _spans(run)["rag.dense"].span_id
+    spans = _spans(run)
+    assert spans["rag.sparse"].parent_id == spans["rag.dense"].parent_id
+    assert spans["rag.sparse"].trace_id == spans["rag.dense"].trace_id
 
 
 def test_a_forked_child_makes_its_own_machinery(run):
@@ -270,13 +263,15 @@ def test_a_forked_child_makes_its_own_machinery(run):
         if child == 0:
             code = 2
             try:
-                with run.worker("dense", 7):
+                with run.stage("sparse"):
                     code = 0 if run._here() is not mine else 1
             finally:
                 os._exit(code)
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert _spans(run)["rag.dense"].span_id == stage.start.span_id
+    spans = _spans(run)
+    assert spans["rag.dense"].span_id == stage.start.span_id
+    assert spans["rag.sparse"].parent_id == spans["rag.dense"].parent_id
 
 
 def test_nothing_is_made_before_it_is_used_and_nothing_is_written_by_default(tmp_path, monkeypatch):
