@@ -10,9 +10,10 @@ from __future__ import annotations
 import builtins
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from ensemble_assets.common import errors
+from ensemble_assets.common.compute_devices import DeviceKind
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.telemetry.allowed_values import Field, count, declared, number, shape, word
 
@@ -57,7 +58,8 @@ ERROR_TYPES = (
 )
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_ONE_DEVICE = rf"(none|cpu(-[0-9a-f]{{16}})?|(cuda|sim):\d{{1,3}}|(GPU|MIG|SIM)-({_UUID}|\d{{1,3}}))(#\d{{1,3}})?"
+_KINDS = "|".join(get_args(DeviceKind))
+_ONE_DEVICE = rf"({_KINDS}|cpu-[0-9a-f]{{16}}|(cuda|sim):\d{{1,3}}|(GPU|MIG|SIM)-({_UUID}|\d{{1,3}}))(#\d{{1,3}})?"
 
 _DEVICES = rf"{_ONE_DEVICE}(,{_ONE_DEVICE})*"
 _FORMAT = "(fp32|bf16|fp16|int8|none)"
@@ -75,20 +77,25 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "stage": word("stage", TIMED_STAGES),
         "model": declared("model slug", "model"),
         "revision": declared("commit, package version or `local`", "revision"),
-        "device": shape("device, or several joined by commas", "`cpu`, `cuda:N` or a device UUID", _DEVICES, 800),
+        "device": shape(
+            "device, or several joined by commas",
+            "a kind (`none`, `cpu`, `cuda`, `cluster`), `cuda:N` or a device UUID",
+            _DEVICES,
+            800,  # sixteen UUIDs
+        ),
         "worker": count("worker number within the stage"),
         "attempt": count("0 for the first try of the step in this run, 1 for its first retry"),
         # outcome
-        "outcome": word("how much of the stage's work went as asked", OUTCOMES),
+        "outcome": word("whether the stage did all of its work, a part, or used a stand-in", OUTCOMES),
         "status": word("outcome", ("active", "skipped", "failed", "unfinished")),
         "reason": word(
             "why",
             (*REASONS, *ERROR_TYPES),
             "one of " + ", ".join(f"`{reason}`" for reason in REASONS) + ", or an `error_type`",
         ),
-        "source": word("what stands in, or where it failed", SOURCES),
+        "source": word("the stand-in, or where it failed", SOURCES),
         "error_type": word(
-            "class of the exception, or its nearest known base; its message is never carried",
+            "class of the exception, or its nearest listed base; its message is never carried",
             ERROR_TYPES,
             "name of a built-in exception or of one of this package's errors, or `other`",
         ),
@@ -105,7 +112,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "into": count("rows of the first part after splitting or shrinking"),
         "longest": count("tokens of the longest row"),
         "number": count("number of the batch"),
-        "count": count("how many"),
+        "count": count("number of cases"),
         "truncated": count("texts cut to the model's length"),
         "precision_redone": count("rows computed again in fp32"),
         "fallback_count": count("items for which something stood in"),
@@ -120,7 +127,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "ratio": number("measured ratio"),
         "limit": number("limit of that ratio"),
         "against": word(
-            "what the budget compares with: the plain engine's dense stage here (`sla`), or this run's (`own_dense`)",
+            "basis of the budget: the plain engine's dense stage on this machine (`sla`), or this run's (`own_dense`)",
             ("sla", "own_dense"),
             "one of `sla`, `own_dense`",
         ),
@@ -130,8 +137,8 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "wait_seconds": number("time waited, seconds"),
         "held_seconds": number("time a lease was held, seconds"),
         "budget_seconds": number("time the stage may take, seconds"),
-        "left_seconds": number("what was left of it when the stage ended, seconds; below 0: it took longer"),
-        "baseline_seconds": number("what the budget is a share of, seconds"),
+        "left_seconds": number("time left of it when the stage ended, seconds; below 0 if it took longer"),
+        "baseline_seconds": number("time of which the budget is a share, seconds"),
         "sampled_at": number("when memory was measured, Unix time, seconds"),
         # memory, bytes
         "used_bytes": count("memory in use on the device, all processes, bytes"),
@@ -245,11 +252,16 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "fallback.sparse": _event("fallback", "chunks without a live sparse vector", *_FALLBACK),
         "fallback.rerank": _event("fallback", "queries that keep their fused order", *_FALLBACK),
         "budget.granted": _event(
-            "budget", "what rerank may take", "against", "baseline_seconds", "budget_seconds", "requested_depth"
+            "budget",
+            "rerank was given a time limit",
+            "against",
+            "baseline_seconds",
+            "budget_seconds",
+            "requested_depth",
         ),
         "budget.spent": _event(
             "budget",
-            "rerank is through, or stopped because its time was over",
+            "rerank is done, or stopped because its time was over",
             "against",
             "budget_seconds",
             "left_seconds",
@@ -273,4 +285,4 @@ RESOURCE_ATTRIBUTES: MappingProxyType[str, str] = MappingProxyType(
         "run_id": "the run, as on spans",
     }
 )
-"""What OTLP says about the sender; nothing about the machine or the user."""
+"""The attributes by which OTLP describes the sender; nothing about the machine or the user."""

@@ -36,7 +36,7 @@ class RunTelemetry:
     Args:
         run_id: the Dagster run id; the trace id is made from it.
         collection: the collection (partition); shown as it is if it is a slug, else as a hash.
-        models: revision per model slug; both may then stand in telemetry. Slugs of registered models always may.
+        models: revision per model slug, both to be shown. Slugs of registered models are always shown.
         options: where telemetry goes; the default writes nothing.
     """
 
@@ -97,7 +97,7 @@ class RunTelemetry:
 
         Args:
             started_at: when the run began, seconds since the epoch.
-            failed: what ended it, if it failed.
+            failed: the error that ended it, if it failed.
             ended_at: when it ended; now, if not given.
 
         Returns:
@@ -108,19 +108,14 @@ class RunTelemetry:
             process.write_journal(lambda journal: stack.enter_context(journal.exclusive()))
             if process.journal is not None and _has_root(process.journal.path):
                 return None
-            return self._end_root(process, started_at, failed, ended_at)
-
-    def _end_root(
-        self, process: ProcessTelemetry, started_at: float, failed: BaseException | None, ended_at: float | None
-    ) -> SpanRecord:
-        state = StageState(process, {}, Tally("", ""), {"run_id": process.run}, ())
-        root = self._root_id(process)
-        span = ActiveSpan(state, SpanStart("rag.run", root, "", f"{process.trace:032x}", root, "", started_at), {})
-        if failed is not None:
-            span.fail(failed)
-        span.end(time.time() if ended_at is None else ended_at)
-        process.flush()
-        return span.record()
+            root, trace = self._root_id(process), f"{process.trace:032x}"
+            state = StageState(process, {}, Tally("", ""), {"run_id": process.run}, ())
+            span = ActiveSpan(state, SpanStart("rag.run", root, "", trace, root, "", started_at), {})
+            if failed is not None:
+                span.fail(failed)
+            span.end(time.time() if ended_at is None else ended_at)
+            process.flush()
+            return span.record()
 
     def record_event(self, event: Event) -> None:
         """Record an event on the current span, else on the stage opened last in this process; else it is lost."""
@@ -149,7 +144,7 @@ class RunTelemetry:
         return journal_path(folder, ids.public_run_id(self.run_id)) if folder is not None else None
 
     def _here(self) -> ProcessTelemetry:
-        if self._pid != os.getpid():  # a fork: nothing of the parent's may be used
+        if self._pid != os.getpid():  # a fork: locks, files and connections of the parent must not be used
             self._forget_process()
         with self._lock:
             if self._process is None:
@@ -163,28 +158,23 @@ class RunTelemetry:
         with self._lock:
             occurrence = self._opened.get(stage, 0)
             self._opened[stage] = occurrence + 1
-        state, stage_id = self._stage_state(process, stage, attempt, occurrence)
-        start = SpanStart(
-            name=f"rag.{stage}",
-            span_id=stage_id,
-            parent_id=self._root_id(process),
-            trace_id=f"{process.trace:032x}",
-            stage_id=stage_id,
-            stage=stage,
-            started_at=time.time(),
-        )
-        return ActiveSpan(state, start, {**attributes, "attempt": attempt})
-
-    def _stage_state(
-        self, process: ProcessTelemetry, stage: str, attempt: int, occurrence: int
-    ) -> tuple[StageState, str]:
-        parts = (f"rag.{stage}", self.collection, attempt, occurrence)
+        id_parts = (f"rag.{stage}", self.collection, attempt, occurrence)
         identity: dict[str, Scalar] = {"run_id": process.run, "collection": self.collection, "stage": stage}
         declared = declare(
             collection=(self.collection,), model=(*MODELS, *self._models), revision=tuple(self._models.values())
         )
-        state = StageState(process, declared, Tally(self.collection, stage), identity, parts, self._models)
-        return state, f"{ids.span_id(process.trace, *parts):016x}"
+        state = StageState(process, declared, Tally(self.collection, stage), identity, id_parts, self._models)
+        span_id = f"{ids.span_id(process.trace, *id_parts):016x}"
+        start = SpanStart(
+            name=f"rag.{stage}",
+            span_id=span_id,
+            parent_id=self._root_id(process),
+            trace_id=f"{process.trace:032x}",
+            stage_id=span_id,
+            stage=stage,
+            started_at=time.time(),
+        )
+        return ActiveSpan(state, start, {**attributes, "attempt": attempt})
 
     def _root_id(self, process: ProcessTelemetry) -> str:
         return f"{ids.span_id(process.trace, 'rag.run'):016x}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemble_assets.common.compute_devices import DeviceKind, UsedDevices
 from ensemble_assets.telemetry.allowed_names import ERROR_TYPES, EVENTS, FIELDS, REASONS, SOURCES, SPANS
 from ensemble_assets.telemetry.allowed_values import MAX_TEXT, admit, is_slug
 from ensemble_assets_tests.telemetry.full_run import DECLARED, sample
@@ -82,6 +84,15 @@ def test_counts_refuse_what_is_no_count(value):
 )
 def test_only_slugs_may_be_declared(value):
     assert not is_slug(value)
+
+
+UUIDS = ("GPU-8c5a3b7e-2e94-424c-8001-054d624414a6", "MIG-8fc48f76-2e94-424c-8001-054d624414a6")
+
+
+@pytest.mark.parametrize("devices", [*map(UsedDevices, get_args(DeviceKind)), UsedDevices("cuda", UUIDS)])
+def test_the_label_of_every_kind_of_device_passes(devices):
+    """A Ray cluster and a GPU without a UUID were dropped as unknown."""
+    assert FIELDS["device"].check(devices.label, {}) == devices.label
 
 
 def test_an_undeclared_model_stays_out():
