@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
+import xml.etree.ElementTree as ET
 
 import dagster as dg
 import numpy as np
@@ -12,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common import stages
-from ensemble_assets.orchestration.dagster_metadata import DROPPED, NAMES, _fixed_words, admitted_metadata
+from ensemble_assets.orchestration.dagster_metadata import (
+    DROPPED,
+    NAMES,
+    _fixed_words,
+    admitted_metadata,
+    bars,
+    histogram,
+    table,
+)
 from ensemble_assets.telemetry.allowed_names import FIELDS
 from ensemble_assets.telemetry.allowed_values import is_slug
 from ensemble_assets_tests.telemetry.canaries import CANARIES
@@ -103,3 +113,24 @@ def test_no_free_text_can_pass(key, text):
 def test_the_tables_hold_short_words_only():
     """A word of a table can be shown, so none may be long enough to say something about a text."""
     assert all(re.fullmatch(r"[A-Za-z0-9_. -]{2,32}", word) for word in _fixed_words())
+
+
+def test_a_histogram_leaves_out_what_is_not_finite_and_says_when_nothing_is_left():
+    drawn = histogram(np.array([1.0, np.nan, 3.0, np.inf]), "Scores", "points")
+    words, encoded = re.fullmatch(r"!\[(.+)\]\(data:image/svg\+xml;base64,(.+)\)", drawn.value).groups()
+    assert words == "Scores: 2 values from 1 to 3 points, median 2, tallest bar 1"
+    drawing = ET.fromstring(base64.b64decode(encoded))
+    assert sum(element.tag.endswith("rect") for element in drawing.iter()) == 3
+    assert not any(element.tag.endswith("title") for element in drawing.iter()), "an <img> shows no tooltips"
+    assert histogram(np.array([np.nan]), "Scores", "points").value == "Scores: no values"
+
+
+def test_a_table_without_rows_is_a_sentence_and_a_long_one_is_cut():
+    assert table([]).value == "nothing to report"
+    assert len(table([{"file": str(number)} for number in range(30)]).records) == 20
+
+
+def test_bars_have_their_names_and_values_in_words():
+    assert bars(["a", "b"], [1.0, 2.5], "Seconds per model", "s").value.startswith(
+        "![Seconds per model: a 1 s; b 2.5 s]("
+    )
