@@ -4,8 +4,8 @@
     with telemetry.stage("dense", items=738) as span:
         span.emit("lease.acquired", device="cpu", model="all-minilm-l6-v2", wait_seconds=0.1)
 
-It is picklable, and opens its exporters anew in every process. A string that is in no fixed list leaves only if it was
-declared here: collection, model slugs, revisions.
+It is picklable, and opens its exporters anew in every process. Strings of no fixed list leave only as names: the
+collection, slugs of registered models, and what ``ActiveSpan.declare_model`` was given.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class RunTelemetry:
     Args:
         run_id: the Dagster run id; the trace id is made from it.
         collection: the collection (partition); shown as it is if it is a slug, else as a hash.
-        models: revision per model slug, both to be shown. Slugs of registered models are always shown.
         options: where telemetry goes; the default writes nothing.
     """
 
@@ -44,13 +43,11 @@ class RunTelemetry:
         self,
         run_id: str,
         collection: str,
-        models: Mapping[str, str] | None = None,
         options: TelemetryOptions | None = None,
     ) -> None:
         self.run_id = run_id
         self.collection = ids.public_name(collection)
         self.options = options or TelemetryOptions()
-        self._models = dict(models or {})
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -63,7 +60,7 @@ class RunTelemetry:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the settings alone: another process makes its own exporters."""
-        return {name: getattr(self, name) for name in ("run_id", "collection", "options", "_models")}
+        return {name: getattr(self, name) for name in ("run_id", "collection", "options")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -160,10 +157,8 @@ class RunTelemetry:
             self._opened[stage] = occurrence + 1
         id_parts = (f"rag.{stage}", self.collection, attempt, occurrence)
         identity: dict[str, Scalar] = {"run_id": process.run, "collection": self.collection, "stage": stage}
-        declared = declare(
-            collection=(self.collection,), model=(*MODELS, *self._models), revision=tuple(self._models.values())
-        )
-        state = StageState(process, declared, Tally(self.collection, stage), identity, id_parts, self._models)
+        declared = declare(collection=(self.collection,), model=MODELS, revision=())
+        state = StageState(process, declared, Tally(self.collection, stage), identity, id_parts)
         span_id = f"{ids.span_id(process.trace, *id_parts):016x}"
         start = SpanStart(
             name=f"rag.{stage}",

@@ -76,7 +76,7 @@ def _off(batches: int, batch_seconds: float, work: Callable[[], None]) -> None:
 
 def _on(batches: int, batch_seconds: float, work: Callable[[], None], folder: Path) -> None:
     options = TelemetryOptions(journal_folder=folder, textfile_folder=folder)
-    run = RunTelemetry(os.urandom(16).hex(), "docling", {_MODEL: "1"}, options)
+    run = RunTelemetry(os.urandom(16).hex(), "docling", options)
     for stage in _STAGES:
         with run.stage(stage, items=batches * 32, tokens=batches * 4096):
             _stage(run.sink(), batches, batch_seconds, work)

@@ -37,13 +37,14 @@ def attributes(span: str) -> dict[str, Value]:
 
 
 def telemetry(options: TelemetryOptions | None = None) -> RunTelemetry:
-    return RunTelemetry(RUN_ID, COLLECTION, {MODEL: REVISION}, options)
+    return RunTelemetry(RUN_ID, COLLECTION, options)
 
 
 def report_everything(run: RunTelemetry) -> None:
     """Opens every span with every attribute and emits every event with every fact."""
     for stage in TIMED_STAGES:
         with run.stage(stage, **attributes(f"rag.{stage}")) as span:
+            span.declare_model(MODEL, REVISION)
             span.set(not_on_the_list=1)
             for name, spec in EVENTS.items():
                 span.emit(name, **facts(spec.facts))

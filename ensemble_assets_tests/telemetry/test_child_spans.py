@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ensemble_assets.common.events import Event
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets_tests.telemetry.full_run import MODEL, telemetry
+from ensemble_assets_tests.telemetry.full_run import MODEL, REVISION, telemetry
 
 OTHER = "bge-m3"
 
@@ -25,6 +25,7 @@ def run(tmp_path):
 def _play(run, events, stage="dense"):
     """Events as ``(name, at, facts)`` on a stage; the spans by name and the span that each event landed on."""
     with run.stage(stage) as span:
+        span.declare_model(MODEL, REVISION)
         for name, at, facts in events:
             span.record_event(Event(name, at, facts))
     return span, read_journal(run.journal_path).spans

@@ -19,7 +19,7 @@ from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets.telemetry.span_record import telemetry_section
 from ensemble_assets.telemetry.spans import entered
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
-from ensemble_assets_tests.telemetry.full_run import COLLECTION, MODEL, REVISION
+from ensemble_assets_tests.telemetry.full_run import COLLECTION
 from ensemble_assets_tests.telemetry.receivers import http_receiver, otlp_environment
 
 
@@ -63,7 +63,7 @@ def test_no_canary_leaves_by_any_exporter(canary, tmp_path, caplog, monkeypatch)
             otlp=otlp_environment(monkeypatch, received.endpoint),
             pushgateway=gateway.endpoint,
         )
-        run = RunTelemetry(canary, COLLECTION, {MODEL: REVISION}, options)
+        run = RunTelemetry(canary, COLLECTION, options)
         _push(run, canary)
         section = telemetry_section(run.records())
         bodies = {
@@ -90,9 +90,10 @@ def test_the_search_finds_planted_canaries():
 
 def test_names_that_are_declared_but_are_no_slugs_leave_as_hashes(tmp_path):
     person, address = CANARIES[:2]
-    run = RunTelemetry("r", person, {address: "1"}, TelemetryOptions(journal_folder=tmp_path))
-    with run.stage("dense", model=address):
-        pass
+    run = RunTelemetry("r", person, TelemetryOptions(journal_folder=tmp_path))
+    with run.stage("dense") as span:
+        span.declare_model(address, "1")
+        span.emit("lease.acquired", device="cpu", model=address)
     (record,) = read_journal(run.journal_path).spans
     assert record.attributes["collection"].startswith("h-")
     assert leaks(run.journal_path.read_bytes()) == []
