@@ -1,7 +1,7 @@
-"""Which backend runs a model, and why: torch, the reference, or OpenVINO on a CPU. One maker of factories per kind.
+"""Choose the backend of a model: torch, the reference, or OpenVINO on a CPU. One function for each kind of model.
 
-A model that OpenVINO cannot run is run by torch, with the reason recorded; nothing fails for lack of speed. onnxruntime
-is no choice: it is slower than OpenVINO in fp32, and its int8 moves the vectors (docs/decisions/0006).
+A model that OpenVINO cannot run is run by torch, and the reason is recorded. onnxruntime is not offered: it is slower
+than OpenVINO in fp32, and its int8 moves the vectors (``docs/decisions/0006``).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NOT_INSTALLED = "openvino_not_installed"
 NOT_CONVERTIBLE = "model_not_convertible"
 PRECISION = "precision_not_supported"
 REASONS = (FASTEST, REFERENCE, ASKED_FOR, NOT_INSTALLED, NOT_CONVERTIBLE, PRECISION)
-"""The fixed words that are recorded."""
+"""Words that are recorded as the reason for a backend."""
 
 
 def dense_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """A factory for an encoder; see ``factory_with``."""
+    """Make a factory for an encoder; see ``choose_factory``."""
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.backends.torch_forwards import DenseFactory
@@ -41,11 +41,11 @@ def dense_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forwa
 
         return OpenVinoDenseFactory(spec, files, runtime, reason, graph=graph)
 
-    return factory_with(spec, files, runtime, with_torch, with_openvino)
+    return choose_factory(spec, files, runtime, with_torch, with_openvino)
 
 
 def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: int) -> ForwardFactory:
-    """A factory for a SPLADE model; see ``factory_with``."""
+    """Make a factory for a SPLADE model; see ``choose_factory``."""
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.backends.torch_splade import SparseFactory
@@ -57,11 +57,11 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
         return OpenVinoSparseFactory(spec, files, runtime, reason, top_k, graph=graph)
 
-    return factory_with(spec, files, runtime, with_torch, with_openvino)
+    return choose_factory(spec, files, runtime, with_torch, with_openvino)
 
 
 def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """A factory for a CrossEncoder, or for late interaction; see ``factory_with``.
+    """Make a factory for a CrossEncoder, or for late interaction; see ``choose_factory``.
 
     Raises:
         ModelUnavailableError: if the model's tokenizer does not suit late interaction.
@@ -69,7 +69,7 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
     late = spec.pooling == "late_interaction"
     if late:
         refuse_unsuitable(spec, files)
-        spec = replace(spec, kind="dense")  # it is loaded as the encoder that it is
+        spec = replace(spec, kind="dense")  # late interaction loads an encoder
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         from ensemble_assets.compute.backends.torch_forwards import LateInteractionFactory, RerankFactory
@@ -82,59 +82,59 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
             OpenVinoRerankFactory,
         )
 
-        made = OpenVinoLateInteractionFactory if late else OpenVinoRerankFactory
-        return made(spec, files, runtime, reason, graph=graph)
+        factory = OpenVinoLateInteractionFactory if late else OpenVinoRerankFactory
+        return factory(spec, files, runtime, reason, graph=graph)
 
-    return factory_with(spec, files, runtime, with_torch, with_openvino)
+    return choose_factory(spec, files, runtime, with_torch, with_openvino)
 
 
-def factory_with(
+def choose_factory(
     spec: ModelSpec,
     files: ModelFiles,
     runtime: Runtime,
     with_torch: Callable[[Runtime, str], ForwardFactory],
     with_openvino: Callable[[Runtime, Graph, str], ForwardFactory],
 ) -> ForwardFactory:
-    """The factory of the backend that ``runtime`` asks for, or of torch where that one cannot run the model.
+    """Make the factory of the backend that ``runtime`` names, or of torch if that backend cannot run the model.
 
     Args:
         spec: a complete spec.
         files: where its weights are.
-        runtime: ``backend`` ``auto`` means OpenVINO where it is installed; say ``torch`` for a GPU.
+        runtime: ``backend`` ``auto`` means OpenVINO where it is installed; it must be ``torch`` for a GPU.
         with_torch: makes the torch factory, given the runtime and the reason.
         with_openvino: makes the OpenVINO factory, given the runtime with its precision settled, the graph, the reason.
 
     Raises:
-        SettingsError: if OpenVINO was asked for by name and cannot run the model.
+        SettingsError: if ``backend`` is ``openvino`` and OpenVINO cannot run the model.
     """
     if runtime.backend == "torch" or runtime.cache_folder is None:
         return with_torch(runtime, REFERENCE)
-    asked = runtime.backend == "openvino"
-    why = _why_not(runtime.precision)
-    if not why:
+    by_name = runtime.backend == "openvino"
+    obstacle, detail = _obstacle(runtime.precision), ""
+    if not obstacle:
         try:
             graph = graph_for(spec, files, runtime.cache_folder)
             settled = replace(runtime, precision=settled_precision(runtime.precision))
-            return with_openvino(settled, graph, ASKED_FOR if asked else FASTEST)
+            return with_openvino(settled, graph, ASKED_FOR if by_name else FASTEST)
         except ModelUnavailableError as error:
-            why, detail = NOT_CONVERTIBLE, f"{error}. "
-    else:
-        detail = ""
-    if asked:
+            obstacle, detail = NOT_CONVERTIBLE, f"{error}. "
+    if by_name:
         raise SettingsError(
-            f"encoding.backend is openvino, which cannot run {spec.slug} ({why}). {detail}Set encoding.backend=auto"
+            f"encoding.backend is openvino, which cannot run {spec.slug} ({obstacle}). {detail}"
+            "Set encoding.backend=auto"
         )
-    return with_torch(runtime, why)
+    return with_torch(runtime, obstacle)
 
 
-def _why_not(precision: Precision) -> str:
+def _obstacle(precision: Precision) -> str:
+    """Return why OpenVINO cannot run here in a precision; empty if it can."""
     if importlib.util.find_spec("openvino") is None:
         return NOT_INSTALLED
     return PRECISION if precision == "fp16" or (precision == "bf16" and not _has_bf16()) else ""
 
 
 def settled_precision(precision: Precision) -> Precision:
-    """What OpenVINO computes in: bf16 where ``auto`` may choose and the CPU has it, else fp32."""
+    """Return the precision that OpenVINO computes in: ``auto`` becomes bf16 if the CPU has it, else fp32."""
     if precision != "auto":
         return precision
     return "bf16" if _has_bf16() else "fp32"
@@ -142,5 +142,5 @@ def settled_precision(precision: Precision) -> Precision:
 
 @lru_cache(maxsize=1)
 def _has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, as OpenVINO sees it."""
+    """Return whether this CPU multiplies bfloat16 in hardware, according to OpenVINO."""
     return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

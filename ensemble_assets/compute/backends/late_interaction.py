@@ -1,12 +1,11 @@
-"""Late interaction: query and chunk of a pair are encoded apart, and their token states are compared.
+"""Score pairs by late interaction: query and chunk are encoded apart, and their token states are compared.
 
-The score is that of Khattab and Zaharia, "ColBERT: Efficient and Effective Passage Search via Contextualized Late
-Interaction over BERT" (SIGIR 2020), with the mean of squares in place of the sum: for every token of the query the
-largest cosine with a token of the chunk, negative ones counted as 0, squared, averaged over the query's tokens. Nothing
-is trained for it: any encoder's states will do. What was measured and why squares: ``docs/decisions/0013``.
+For every token of the query, take the largest cosine with a token of the chunk, count a negative one as 0, and square
+it. The score is the average over the query's tokens. This is ColBERT's score (Khattab and Zaharia, SIGIR 2020,
+arXiv 2004.12832) with the mean of squares in place of the sum. Nothing is trained for it: any encoder's states will do.
+``docs/decisions/0013`` has the measurements and the reason for squares.
 
-The forward takes the same pairs as a CrossEncoder, so the rerank stage does not know the difference. How states are
-made is ``forward_late``'s part for torch and ``openvino_forward``'s for OpenVINO.
+The forward takes the same pairs as a CrossEncoder. ``torch_forwards`` and ``openvino_forwards`` make the states.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
-KEPT_BYTES = 768 * 2**20
-"""States that are kept for later batches, of about 4,000 chunks of 256 tokens where states are 384 wide."""
+CACHE_BYTES = 768 * 2**20
+"""Most bytes of states kept for later batches: about 4,000 chunks of 256 tokens with states of width 384."""
 
 SCORES: Mapping[str, OutputSpec] = MappingProxyType({"logit": OutputSpec((), "float32")})
-"""What a factory's forwards give: a score per pair, under the name that CrossEncoders' have."""
+"""Outputs of a late-interaction forward: a score per pair, under the name of a CrossEncoder's output."""
 
 STATES: Mapping[str, OutputSpec] = MappingProxyType({"states": OutputSpec((), "float16")})
-"""What their encoders give: ``[batch, longest, width]``, rows of length 1; no caller allocates it."""
+"""Outputs of its encoder: ``[batch, longest, width]``, vectors of length 1. Their shape varies by batch."""
 
 Ids = NDArray[np.int32]
 States = NDArray[np.float16]
 
 
 def split_pair(ids: Ids, second_from: int) -> tuple[Ids, Ids]:
-    """``open A close B close`` to ``open A close`` and ``open B close``, each ``[tokens] int32``."""
+    """Split the ids of a pair, ``[CLS] A [SEP] B [SEP]``, into ``[CLS] A [SEP]`` and ``[CLS] B [SEP]``."""
     return ids[:second_from], np.concatenate([ids[:1], ids[second_from:]])
 
 
 def similarity(query: States, chunk: States) -> float:
-    """The score of one pair, 0 to 1; NaN where a state is not finite.
+    """Compute the score of one pair, 0 to 1; NaN if a state is not finite.
 
     Args:
-        query: ``[tokens, width]``, rows of length 1, the first and the last of special tokens, which do not count.
-        chunk: the same.
+        query: ``[tokens, width]``, rows of length 1. The first and the last row are of special tokens and do not count.
+        chunk: likewise.
     """
     if len(query) < 3 or len(chunk) < 3:
         return 0.0
@@ -58,10 +57,10 @@ def similarity(query: States, chunk: States) -> float:
 
 
 def refuse_unsuitable(spec: ModelSpec, files: ModelFiles) -> None:
-    """Pairs are taken apart by their token types and special tokens, so those must be BERT's.
+    """Refuse a model whose pairs ``split_pair`` cannot split: token types and special tokens must be as in BERT.
 
     Raises:
-        ModelUnavailableError: if they are not.
+        ModelUnavailableError: if they are different.
     """
     template = load_vocabulary(files).template
     counts = [len(part) for part in (template.pair_before, template.pair_between, template.pair_after)]
@@ -72,23 +71,23 @@ def refuse_unsuitable(spec: ModelSpec, files: ModelFiles) -> None:
         )
 
 
-class KeptStates:
-    """The states of the texts that were used last, up to a number of bytes."""
+class StateCache:
+    """The states of the most recently used texts, up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
         self._states: OrderedDict[bytes, States] = OrderedDict()
 
-    def take(self, keys: Iterable[bytes]) -> dict[bytes, States]:
-        """Those that are there, which are then the last that were used."""
-        found = {key: self._states[key] for key in keys if key in self._states}
-        for key in found:
+    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, States]:
+        """Return the states that are here, and mark them as just used."""
+        cached = {key: self._states[key] for key in keys if key in self._states}
+        for key in cached:
             self._states.move_to_end(key)
-        return found
+        return cached
 
-    def keep(self, states: Mapping[bytes, States]) -> None:
-        """Add some, and drop those not used for longest where there are too many."""
+    def add(self, states: Mapping[bytes, States]) -> None:
+        """Add states, and drop the least recently used where there are too many bytes."""
         for key, value in states.items():
             self._states[key] = value
             self._bytes += value.nbytes
@@ -97,25 +96,25 @@ class KeptStates:
             self._bytes -= dropped.nbytes
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all states."""
         self._states.clear()
         self._bytes = 0
 
 
 class LateInteractionForward:
-    """Scores pairs on the host; every text of a batch is encoded once, and not again while its states are kept.
+    """Scores pairs on the host. Every text of a batch is encoded once, and not again while its states are cached.
 
     Args:
-        encoder: see ``STATES``.
-        kept_bytes: see ``KEPT_BYTES``.
+        encoder: gives ``STATES``.
+        cache_bytes: see ``CACHE_BYTES``.
     """
 
     outputs = SCORES
 
-    def __init__(self, encoder: Forward, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, encoder: Forward, cache_bytes: int = CACHE_BYTES) -> None:
         self.precision = str(getattr(encoder, "precision", "fp32"))
         self._encoder = encoder
-        self._kept = KeptStates(kept_bytes)
+        self._cache = StateCache(cache_bytes)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch.
@@ -123,7 +122,7 @@ class LateInteractionForward:
         Raises:
             DeviceOutOfMemoryError: if its texts do not fit.
             ModelFailedError: for anything else the encoder raises; carries no text.
-            ValueError: if the rows are no pairs.
+            ValueError: if the rows are not pairs.
         """
         if table.second_from is None:
             raise ValueError("late interaction takes pairs")
@@ -132,18 +131,18 @@ class LateInteractionForward:
             for row in batch.rows.tolist()
         ]
         keys = [(query.tobytes(), chunk.tobytes()) for query, chunk in pairs]
-        states = self._kept.take(dict.fromkeys(key for pair in keys for key in pair))
-        for side in (0, 1):  # apart, since queries are much shorter
+        states = self._cache.lookup(dict.fromkeys(key for pair in keys for key in pair))
+        for side in (0, 1):  # queries apart from chunks: they are much shorter, and a batch is padded
             texts = {key[side]: pair[side] for key, pair in zip(keys, pairs, strict=True) if key[side] not in states}
-            made = self._encoded(texts)
-            states |= made
-            self._kept.keep(made)
+            new = self._encoded(texts)
+            states |= new
+            self._cache.add(new)
         scores = [similarity(states[query], states[chunk]) for query, chunk in keys]
         return {"logit": np.array(scores, np.float32)}
 
     def release(self) -> None:
         """Drop weights and states; the forward is of no use afterwards."""
-        self._kept.clear()
+        self._cache.clear()
         if isinstance(self._encoder, HasRelease):
             self._encoder.release()
 

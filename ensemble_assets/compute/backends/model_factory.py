@@ -1,7 +1,4 @@
-"""What the factories of all backends share: a model, how to run it, and the identity of what it computes.
-
-Loading is each backend's own part: ``loading`` and ``forward_*`` for torch, ``openvino_*`` for OpenVINO.
-"""
+"""Hold a model's spec, files and runtime: the base of the factories of all backends."""
 
 from __future__ import annotations
 
@@ -36,17 +33,17 @@ class ModelFactory:
 
     @property
     def identity(self) -> str:
-        """Slug, fingerprint, pooling, backend and precision."""
+        """Slug, fingerprint, pooling, backend and precision; equal only for factories whose outputs are equal."""
         parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
         return ":".join(parts)
 
     @property
     def width(self) -> int:
-        """Of the token states; 0 where the model's own files do not say."""
+        """Width of the token states; 0 where the model's files do not say."""
         return hidden_width(self.files)
 
     def full_precision(self) -> Self:
-        """The same model in fp32."""
+        """Return a factory of the same model in fp32."""
         return replace(self, runtime=replace(self.runtime, precision="fp32"))
 
 
@@ -67,5 +64,5 @@ class SparseModelFactory(ModelFactory):
 
     @property
     def identity(self) -> str:
-        """Pruning included."""
+        """The model's identity with ``top_k``."""
         return f"{super().identity}:{self.top_k}"

@@ -1,7 +1,7 @@
-"""Forwards that run a converted network on the CPU with OpenVINO. The torch forwards are the reference.
+"""Run a converted network on the CPU with OpenVINO. The torch forwards are the reference.
 
-Pooling, norms, vocabulary and classification heads are computed in float32 outside of the graph, whose matrix products
-may be in bfloat16. Making graphs is ``openvino_graph``'s part, choosing between backends that of ``backends``.
+The graph's matrix products may be in bfloat16. Pooling, norms, vocabulary and classification heads are computed outside
+of it, in float32. ``openvino_graph`` makes the graphs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
+"""Words in OpenVINO's messages when memory runs out: it raises a RuntimeError for everything."""
 
 Float = NDArray[np.float32]
 
@@ -43,7 +44,7 @@ class OpenVinoFactory(ModelFactory):
 
 
 class OpenVinoForward:
-    """What the OpenVINO forwards share; subclasses say in ``compute`` what a batch's states become."""
+    """Base of the OpenVINO forwards. Subclasses turn a batch's states into outputs in ``compute``."""
 
     outputs: Mapping[str, OutputSpec]
 
@@ -57,7 +58,7 @@ class OpenVinoForward:
         self._request: Any = _compiled(factory).create_infer_request()
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
-        """The outputs of one batch from the network's float32 states."""
+        """Compute the outputs of one batch from the network's float32 states ``[batch, longest, width]``."""
         raise NotImplementedError
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
@@ -70,9 +71,9 @@ class OpenVinoForward:
         arrays = padded_arrays(table, batch, self._graph.pad_id)
         try:
             return self.compute(self._states(arrays), arrays)
-        except Exception as error:  # noqa: BLE001  # whatever a backend raises, it is told in our words
+        except Exception as error:  # noqa: BLE001  # a backend's message may quote its input
             failure = self._translated(error, batch)
-        raise failure
+        raise failure  # outside the handler, so that the original exception is not attached
 
     def release(self) -> None:
         """Drop the compiled network; the forward is of no use afterwards."""
@@ -82,8 +83,8 @@ class OpenVinoForward:
         inputs = [arrays.ids, arrays.mask.astype(np.int64)]
         if self._graph.takes_types:
             inputs.append(np.zeros_like(arrays.ids) if arrays.types is None else arrays.types)
-        found = self._request.infer(dict(enumerate(inputs)), share_inputs=True, share_outputs=True)
-        return np.asarray(found[0], np.float32)
+        outputs = self._request.infer(dict(enumerate(inputs)), share_inputs=True, share_outputs=True)
+        return np.asarray(outputs[0], np.float32)
 
     def _translated(self, error: Exception, batch: Batch) -> Exception:
         if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
@@ -130,7 +131,7 @@ class OpenVinoDense(OpenVinoForward):
         self._pool = POOLINGS[factory.spec.pooling]
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
-        """Pooled and normalised."""
+        """Pool and normalise the states."""
         pooled = self._pool(states, arrays)
         norms = np.sqrt(np.einsum("ij,ij->i", pooled, pooled, dtype=np.float32))
         return {"vector": pooled / np.maximum(norms, 1e-12)[:, None]}
@@ -168,10 +169,10 @@ class OpenVinoLateInteractionFactory(OpenVinoFactory):
 
 
 class OpenVinoStates(OpenVinoForward):
-    """An encoder whose token states are wanted; those of padding mean nothing."""
+    """An encoder that gives the states of all tokens; those of padding have no meaning."""
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
-        """Normalised in float32."""
+        """Normalise every state in float32."""
         norms = np.sqrt(np.einsum("ijk,ijk->ij", states, states, dtype=np.float32))
         return {"states": (states / np.maximum(norms, 1e-12)[:, :, None]).astype(np.float16)}
 
@@ -198,7 +199,7 @@ class OpenVinoRerank(OpenVinoForward):
         self._matrix, self._bias = factory.graph.head()
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
-        """The single label's logit, before any activation."""
+        """Compute the single label's logit, before any activation."""
         return {"logit": (states @ self._matrix.T + self._bias)[:, 0].astype(np.float32)}
 
 
@@ -220,10 +221,10 @@ class OpenVinoSparse(OpenVinoForward):
         self._head = SparseHead(*factory.graph.head(), factory.top_k, runtime.threads, runtime.cache_folder)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
-        """Run one batch of a table."""
+        """Run one batch of a table; see ``OpenVinoForward``."""
         self._head.expect_tokens(int(table.offsets[-1]))
         return super().__call__(table, batch)
 
     def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
-        """Weights by the formula, pruned to the largest."""
+        """Compute the weights and keep the largest."""
         return self._head.encode_batch(states, arrays.lengths)

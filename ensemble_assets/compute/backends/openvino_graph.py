@@ -1,7 +1,9 @@
-"""A model's network as an OpenVINO graph on disk: converted from torch once, checked against it, then read by everyone.
+"""Convert a model's network from torch to an OpenVINO graph on disk, once per machine, and check it against torch.
 
-What a graph computes ends before pooling, vocabulary and classification head: those stay in float32 in
-``openvino_forward``. The conversion goes through OpenVINO's frontend, without its converter (``openvino_import``).
+The conversion is written here, without ``openvino.convert_model`` or optimum-intel, for three reasons. Importing
+OpenVINO's converter reports usage to its makers (``import_openvino``). A graph ends before pooling, vocabulary and
+classification head, which ``openvino_forwards`` computes in float32. And a graph that computes other numbers than torch
+is refused.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelKind, ModelSpec
 
 _FORMAT = 1
-"""Goes up when what a graph contains changes; older graphs are then converted again."""
+"""Raise it when the content of graphs changes: older graphs are then converted again."""
 
 _TOLERANCE = 2e-3
-"""Of float32 states against torch's, relative to their largest; a wrong graph is off by far more."""
+"""Largest difference of float32 states from torch's, relative to the largest. A wrong graph differs by far more."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Graph:
     Attributes:
         folder: holds ``graph.xml`` and ``graph.bin``; for sparse and rerank models also ``head.npz`` with ``matrix``
             ``[out, hidden] float32`` and ``bias`` ``[out] float32``.
-        pad_id: token id that fills rows up.
-        takes_types: whether it wants token types.
+        pad_id: token id of padding.
+        takes_types: whether token types are an input.
     """
 
     folder: Path
@@ -49,17 +51,17 @@ class Graph:
 
     @property
     def path(self) -> Path:
-        """What OpenVINO reads."""
+        """The file that OpenVINO reads."""
         return self.folder / "graph.xml"
 
     def head(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Matrix and bias of the output layer."""
+        """Read matrix and bias of the output layer."""
         with np.load(self.folder / "head.npz", allow_pickle=False) as stored:
             return stored["matrix"], stored["bias"]
 
 
 def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
-    """The model's graph, converted now if it never was on this machine; safe under concurrent runs.
+    """Return the model's graph; convert it if this machine has none yet. Concurrent runs may do this at once.
 
     Args:
         spec: a complete spec.
@@ -76,8 +78,8 @@ def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / "graph.json").is_file():
-                with atomic_folder(folder) as made:
-                    _convert(spec, files, made)
+                with atomic_folder(folder) as new_folder:
+                    _convert(spec, files, new_folder)
     facts = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
     return Graph(folder, int(facts["pad_id"]), bool(facts["takes_types"]))
 
@@ -96,7 +98,7 @@ def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
     )
     try:
         with torch.inference_mode(), warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")  # tracing is deprecated and warns of every constant it finds
+            warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every constant
             model = _traced(network, graph)
     except Exception as error:
         raise ModelUnavailableError(
@@ -161,7 +163,7 @@ def _head_of(layer: Any) -> Head:
 
 
 def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> list[NDArray[np.int64]]:
-    """Random rows, the later ones shorter; the last input is the types, where they are taken."""
+    """Make random rows, later ones shorter: ids, mask, and token types if the graph takes them."""
     random = np.random.default_rng(seed)
     lengths = np.maximum(2, shape[1] - 3 * np.arange(shape[0]))
     mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
@@ -199,7 +201,11 @@ def _traced(network: Any, graph: Graph) -> Any:
 
 
 def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
-    """Runs rows of other shapes than the traced one through both."""
+    """Compare graph and network on rows of other shapes than the traced one.
+
+    Raises:
+        ModelUnavailableError: if their outputs differ.
+    """
     import torch
 
     compiled = import_openvino().Core().compile_model(str(graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -217,22 +223,22 @@ def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
 
 
 _CONVERTER = "openvino.tools.ovc"
-"""``import openvino`` does without it where it is missing; where it is not, an event goes to an analytics service."""
+"""Optional part of OpenVINO. Importing it sends an event to an analytics service."""
 
 
 def import_openvino(part: str = "openvino") -> ModuleType:
-    """The module ``part`` of OpenVINO.
+    """Import a module of OpenVINO without its converter. All imports of OpenVINO go through here.
 
     Raises:
         ImportError: if it is not installed.
     """
     if "openvino" in sys.modules:
         return importlib.import_module(part)
-    hidden = sys.modules.get(_CONVERTER)
-    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # the import system's way to say "not here"
+    before = sys.modules.get(_CONVERTER)
+    sys.modules[_CONVERTER] = None  # type: ignore[assignment]  # makes an import of it fail, which OpenVINO allows for
     try:
         return importlib.import_module(part)
     finally:
         del sys.modules[_CONVERTER]
-        if hidden is not None:
-            sys.modules[_CONVERTER] = hidden
+        if before is not None:
+            sys.modules[_CONVERTER] = before

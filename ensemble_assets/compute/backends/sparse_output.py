@@ -1,7 +1,4 @@
-"""Sparse vectors as arrays: single rows, many rows in compressed row form (CSR), and how to get from one to the other.
-
-Which vectors stand where, and why, is ``sparse``.
-"""
+"""Hold sparse vectors as arrays: single rows, and many rows in compressed row form (CSR)."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.backends.forward import OutputSpec
 
 DEFAULT_TOP_K = 256
-"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256 and drops below."""
+"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256, and drops below 128."""
 
 _ROWS_AT_ONCE = 4096
+"""Rows converted at once: it bounds the memory of sorting them, and outputs may be memory-mapped."""
 
 
 class SparseRow(NamedTuple):
@@ -45,7 +43,7 @@ class SparseMatrix:
         return len(self.indptr) - 1
 
     def row(self, number: int) -> SparseRow:
-        """One row, as views."""
+        """Return one row, as views."""
         span = slice(int(self.indptr[number]), int(self.indptr[number + 1]))
         return SparseRow(self.indices[span], self.values[span])
 
@@ -55,7 +53,7 @@ class SparseMatrix:
         return np.diff(self.indptr)
 
     def norms(self) -> NDArray[np.float64]:
-        """L2 norm of every row that has entries, in order."""
+        """Compute the L2 norm of every row that has entries, in order."""
         filled = self.counts > 0
         starts = self.indptr[:-1][filled]
         if not len(starts):
@@ -66,7 +64,7 @@ class SparseMatrix:
 
 
 def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
-    """What a SPLADE forward gives.
+    """Describe the outputs of a SPLADE forward.
 
     ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by falling weight,
     and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0: ``weight``
@@ -75,22 +73,22 @@ def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
     active = {"active": OutputSpec((), "int32")}
     if top_k == 0:
         return {"weight": OutputSpec((dimension,), "float32"), **active}
-    kept = min(top_k, dimension)
-    return {"index": OutputSpec((kept,), "int32"), "weight": OutputSpec((kept,), "float32"), **active}
+    width = min(top_k, dimension)
+    return {"index": OutputSpec((width,), "int32"), "weight": OutputSpec((width,), "float32"), **active}
 
 
 def empty_matrix(rows: int) -> SparseMatrix:
-    """``rows`` rows without entries."""
+    """Make ``rows`` rows without entries."""
     return SparseMatrix(np.zeros(rows + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 def build_matrix(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int, SparseRow]) -> SparseMatrix:
-    """CSR of a sparse forward's pruned outputs, some rows replaced.
+    """Bring a sparse forward's pruned outputs into CSR form, with some rows replaced.
 
     Args:
         index: ``[n, k] int32``, unused places -1; may be memory-mapped.
         weight: ``[n, k] float32``.
-        instead: row -> what stands there, whatever the forward gave.
+        instead: row -> the vector that replaces the forward's output.
     """
     counts = np.zeros(len(index), np.int64)
     for start in range(0, len(index), _ROWS_AT_ONCE):
@@ -118,12 +116,12 @@ def build_matrix(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int
 
 
 def _places(starts: NDArray[np.int64], used: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where the used entries go: each row's, one after another, from the row's start."""
+    """Return the places of the used entries: one after another within each row, from the row's start."""
     rank = np.cumsum(used, axis=1) - 1
     return (starts[:, None] + rank)[used]
 
 
-def row_of(weights: NDArray[np.float32]) -> SparseRow:
-    """The positive entries of a dense row ``[vocabulary] float32``."""
+def positive_entries(weights: NDArray[np.float32]) -> SparseRow:
+    """Return the positive entries of a dense row ``[vocabulary] float32``."""
     indices = np.flatnonzero(weights > 0)
     return SparseRow(indices.astype(np.int32), weights[indices])

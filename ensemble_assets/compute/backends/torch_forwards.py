@@ -1,7 +1,4 @@
-"""Texts to unit vectors: an encoder, its pooling, and the L2 norm in fp32.
-
-Truncation, batches and prefixes are settled before; combining several models is ``dense``.
-"""
+"""Run encoders, CrossEncoders and late interaction with torch. Pooling, norms and logits are computed in fp32."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ class DenseForward(TorchForward):
         self._pool = _POOLINGS[factory.spec.pooling]
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        """Pooled and normalised in fp32, whatever the network's dtype."""
+        """Pool and normalise the states in fp32, whatever the network's dtype."""
         states = self.run_network(inputs).last_hidden_state
         pooled = self._pool(states, inputs)
         return {"vector": torch.nn.functional.normalize(pooled, p=2.0, dim=1)}
@@ -103,16 +100,16 @@ class LateInteractionFactory(TorchFactory):
 
 
 class StatesForward(TorchForward):
-    """An encoder on a device: texts to the unit vectors of all their tokens."""
+    """An encoder that gives unit vectors of all tokens."""
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        """Normalised in fp32, whatever the network's dtype; padding has vectors too, which mean nothing."""
+        """Normalise every state in fp32, whatever the network's dtype; those of padding have no meaning."""
         states = self.run_network(inputs).last_hidden_state.float()
         return {"states": torch.nn.functional.normalize(states, p=2.0, dim=2).half()}
 
 
 _HEADS = ("classifier", "score")
-"""What transformers calls the classification head."""
+"""Names of the classification head in transformers' models."""
 
 
 @dataclass(frozen=True)
@@ -151,5 +148,5 @@ class RerankForward(TorchForward):
     """A CrossEncoder on a device."""
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        """The single label's logit, before any activation."""
+        """Compute the single label's logit, before any activation."""
         return {"logit": self.run_network(inputs).logits[:, 0].float()}

@@ -1,8 +1,4 @@
-"""Weights from files onto a device, and what every torch forward shares: precision and errors without text.
-
-The three kinds of model are ``forward_dense``, ``forward_sparse`` and ``forward_rerank``. Planning and retrying batches
-is the engine's business; completing a spec from a model's own configuration is ``model_config``.
-"""
+"""Load weights from files onto a device with torch, and run batches: the base of the torch forwards."""
 
 from __future__ import annotations
 
@@ -31,7 +27,7 @@ _FULL_REVISION = 40
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
-    """What ``auto`` means on ``device``; anything else is returned as it is.
+    """Return the precision that ``auto`` means on ``device``; any other precision is returned unchanged.
 
     Call it in the process that runs the model: on CUDA it creates a context.
     """
@@ -45,7 +41,7 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
 
 
 def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: Runtime, device: str) -> torch.nn.Module:
-    """A transformers model in evaluation mode on ``device``, from safetensors on this machine only.
+    """Load a transformers model in evaluation mode onto ``device``, from safetensors on this machine only.
 
     Args:
         auto_class: the transformers ``AutoModel…`` class for the kind of model.
@@ -68,9 +64,9 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
     try:
         with quiet_transformers():
             try:
-                network, found = auto_class.from_pretrained(str(files.folder), attn_implementation="sdpa", **options)
+                network, report = auto_class.from_pretrained(str(files.folder), attn_implementation="sdpa", **options)
             except ValueError:  # an architecture without sdpa
-                network, found = auto_class.from_pretrained(str(files.folder), **options)
+                network, report = auto_class.from_pretrained(str(files.folder), **options)
         network = network.eval().to(device)
     except Exception as error:
         if is_out_of_memory(error):
@@ -79,7 +75,7 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
             f"{spec.slug}: its files could not be loaded as a {spec.kind} model ({type(error).__name__}). "
             "Choose another model or revision"
         ) from error
-    _refuse_missing(spec, found["missing_keys"])
+    _refuse_missing(spec, report["missing_keys"])
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     assert isinstance(network, torch.nn.Module)
@@ -88,7 +84,7 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports: what is missing is an error of ours, what is superfluous does not matter."""
+    """Switch off progress bars and load reports. ``load_network`` itself refuses files that lack weights."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -111,7 +107,7 @@ def _may_run_code(spec: ModelSpec) -> bool:
 
 
 def _refuse_missing(spec: ModelSpec, missing: Any) -> None:
-    """A weight that is not in the files would be random: an encoder without its unused pooler is fine, nothing else."""
+    """Refuse files that lack weights, which would be random. Only an encoder's unused pooler may be missing."""
     needed = sorted(str(name) for name in missing if spec.kind == "rerank" or "pooler." not in str(name))
     if needed:
         raise ModelUnavailableError(
@@ -121,7 +117,7 @@ def _refuse_missing(spec: ModelSpec, missing: Any) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: on CUDA, in torch's CPU allocator, or in numpy."""
+    """Return whether an exception means that memory ran out: on CUDA, in torch's CPU allocator, or in numpy."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
@@ -129,10 +125,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @lru_cache(maxsize=1)
 def exact_medium() -> bool:
-    """Whether float32 matmul precision ``medium`` still computes in float32 on this CPU.
+    """Return whether float32 matmul precision ``medium`` still computes in float32 on this CPU.
 
-    It routes to oneDNN, which is faster than the default BLAS on some CPUs and rounds to bfloat16 on those with
-    matrix units; measured here on two shapes instead of guessed from the CPU's name.
+    It uses oneDNN, which is faster than the default BLAS on some CPUs and rounds to bfloat16 on CPUs with matrix units.
+    Two products are computed to find out.
     """
     generator = torch.Generator().manual_seed(0)
     before = torch.get_float32_matmul_precision()
@@ -153,7 +149,7 @@ def exact_medium() -> bool:
 
 @contextmanager
 def kernels(runtime: Runtime, device: str) -> Iterator[None]:
-    """Torch's process-wide thread count and matmul precision, set for a block and put back."""
+    """Set torch's process-wide thread count and matmul precision for a block."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(runtime.threads or threads)
     torch.set_float32_matmul_precision("medium" if device == "cpu" and exact_medium() else "highest")
@@ -165,7 +161,7 @@ def kernels(runtime: Runtime, device: str) -> Iterator[None]:
 
 
 class TorchForward:
-    """What the three forwards share; subclasses say in ``compute`` what a batch's inputs become."""
+    """Base of the torch forwards. Subclasses turn a batch's inputs into outputs in ``compute``."""
 
     def __init__(self, network: torch.nn.Module, settings: ForwardSettings, device: str) -> None:
         self.network = network
@@ -178,7 +174,7 @@ class TorchForward:
         self._takes_types = int(getattr(config, "type_vocab_size", None) or 0) > 1
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        """The outputs of one batch, on the device."""
+        """Compute the outputs of one batch, on the device."""
         raise NotImplementedError
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
@@ -205,7 +201,7 @@ class TorchForward:
         self.network.to(device="meta")
 
     def run_network(self, inputs: Inputs) -> Any:
-        """The network's output object for a batch."""
+        """Return the network's output object for a batch."""
         return self.network(**inputs.keywords(self._takes_types))
 
     def _translated(self, error: Exception, batch: Batch) -> Exception:
@@ -219,7 +215,7 @@ class TorchForward:
 
 @dataclass(frozen=True)
 class ForwardSettings:
-    """What a forward needs to know beside its network."""
+    """A forward's model name, outputs and runtime."""
 
     slug: str
     outputs: Mapping[str, OutputSpec]
@@ -252,7 +248,7 @@ class Inputs:
     padded: bool
 
     def keywords(self, takes_types: bool) -> dict[str, torch.Tensor]:
-        """What a transformers model is called with; no mask where nothing is padded, which is faster."""
+        """Return a transformers model's keyword arguments; without a mask if nothing is padded, which is faster."""
         words = {"input_ids": self.ids}
         if self.padded:
             words["attention_mask"] = self.mask.long()
@@ -262,7 +258,7 @@ class Inputs:
 
 
 def padded_inputs(table: TokenTable, batch: Batch, pad_id: int, device: str) -> Inputs:
-    """The batch's rows as tensors on ``device``."""
+    """Pad the batch's rows and copy them to ``device``."""
     arrays = padded_arrays(table, batch, pad_id)
     return Inputs(
         torch.from_numpy(arrays.ids).to(device),

@@ -1,9 +1,10 @@
-"""Texts to learned sparse vectors (SPLADE) without ever holding a logit per token and vocabulary entry.
+"""Run SPLADE models with torch, without holding a logit for every token and vocabulary entry.
 
-weight[v] = max over tokens of log1p(relu(logit[token, v])) (Formal et al., SPLADE v2, arXiv 2109.10086). Both functions
-are monotone, so the maximum can be taken first, on raw logits; and the bias is the same for every token, so it is added
-after. That leaves a matrix product and a maximum: on a GPU for a few texts and a tile of the vocabulary at a time, on a
-CPU by ``sparse_head``.
+    weight[v] = max over tokens of log1p(relu(logit[token, v]))     (Formal et al., SPLADE v2, arXiv 2109.10086)
+
+Both functions are monotone, so the maximum is taken first, on raw logits. The bias is the same for every token, so it
+is added after. That leaves a matrix product and a maximum. On a GPU they are computed for a few texts and a tile of the
+vocabulary at a time, on a CPU by ``splade_head``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _TILE = (16384, 4096)
 """Tokens and vocabulary entries of one tile: 128 MiB of fp16."""
 
 _PROBE_TOKENS = 8
+"""Tokens on which ``detach_decoder`` compares outputs."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ class SparseForward(TorchForward):
         return super().__call__(table, batch)
 
     def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
-        """Weights by the formula above, pruned to the largest on the device."""
+        """Compute the weights and keep the largest, on the device."""
         states = self.run_network(inputs).logits  # the decoder is gone: these are its inputs
         if self._head is not None:
-            found = self._head.encode_batch(states.float().numpy(), inputs.lengths.numpy())
-            return {name: torch.from_numpy(values) for name, values in found.items()}
+            outputs = self._head.encode_batch(states.float().numpy(), inputs.lengths.numpy())
+            return {name: torch.from_numpy(values) for name, values in outputs.items()}
         if inputs.padded:
             # padding repeats the row's first token: a maximum over duplicates is the maximum
             states = torch.where(inputs.mask.unsqueeze(2), states, states[:, :1])
@@ -94,7 +96,7 @@ def _host_head(decoder: torch.nn.Linear, settings: ForwardSettings, top_k: int) 
 
 
 def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The largest logit of every vocabulary entry over a text's tokens, ``[batch, vocabulary] float32``.
+    """Compute every vocabulary entry's largest logit over a text's tokens, ``[batch, vocabulary] float32``.
 
     Args:
         states: ``[batch, tokens, hidden]``, every position a token of its text.
@@ -114,21 +116,23 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
 
 
 def pruned(largest: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
-    """Largest logits as the outputs of ``SparseFactory``; ``largest`` is overwritten."""
+    """Turn largest logits into a SPLADE forward's outputs; ``largest`` is overwritten."""
     weights = largest.clamp_(min=0).log1p_()
     active = (weights > 0).sum(dim=1, dtype=torch.int32)
     if top_k == 0:
         return {"weight": weights, "active": active}
-    kept, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
-    # a NaN stays (it compares false here too), so that the engine sees it
-    index = torch.where(kept == 0, -1, index).to(torch.int32)
-    return {"index": index, "weight": kept, "active": active}
+    largest_weights, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
+    # a NaN stays (it does not equal 0), so that the check for finite values sees it
+    index = torch.where(largest_weights == 0, -1, index).to(torch.int32)
+    return {"index": index, "weight": largest_weights, "active": active}
 
 
 def detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:
     """Take the output layer out of the network, which then returns that layer's inputs as its logits.
 
-    Checked on a few tokens: an architecture that does more after its output layer (scaling, capping) is refused.
+    Raises:
+        ModelUnavailableError: if there is no linear output layer, or a few tokens show that the architecture does more
+            after it (scaling, capping).
     """
     any_network: Any = network
     decoder = any_network.get_output_embeddings()

@@ -1,6 +1,6 @@
-"""The dense stage: chunks and queries to unit vectors of one or several encoders, one encoder after another.
+"""Encode chunks and queries as unit vectors of one or several encoders, one encoder after another.
 
-Vectors of different models live in different spaces and are never averaged; the search combines their scores.
+Vectors of different models lie in different spaces and are never averaged. The search combines their scores.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class DenseVectors:
 
     Attributes:
         spec: the model, completed from its files.
-        files: where it was found.
+        files: the model's files.
         chunks: ``[n_chunks, dimension] float32``, unit rows, in chunk order.
         queries: ``[n_queries, dimension] float32``, unit rows, in query order.
-        truncated: ``[n_chunks] bool``, chunks that lost tokens.
+        truncated: ``[n_chunks] bool``, True for chunks that lost tokens.
         record: this model's run.
     """
 
@@ -54,7 +54,7 @@ class DenseResult:
 
     Attributes:
         models: at least one.
-        dropped: companions that could not be used -> why.
+        dropped: companion models that could not be used -> why.
         record: the whole stage.
     """
 
@@ -85,7 +85,7 @@ def encode_dense(
     Raises:
         ModelUnavailableError: if the primary model cannot be loaded.
         StageError: if the primary model fails on a text; names the chunk and its length.
-        MemoryBudgetError: if the primary model or a single chunk does not fit into memory.
+        MemoryBudgetError: if the primary model, or one chunk in it, does not fit into memory.
     """
     models: list[DenseVectors] = []
     dropped: dict[str, str] = {}
@@ -127,21 +127,21 @@ def _encode_one(
     _refuse_failures(result, work, spec, chunk_ids)
     vectors = result.outputs["vector"]
     windows = len(work.windows)
-    of_chunks = mean_vectors(vectors[:windows], work.windows)
+    chunk_vectors = mean_vectors(vectors[:windows], work.windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
     record = replace(record, seconds=time.perf_counter() - started)
-    return DenseVectors(spec, files, of_chunks, vectors[windows:], work.windows.dropped > 0, record)
+    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record)
 
 
 def _refuse_failures(result: TableResult, work: EncoderInput, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:
-    """There is no fallback for a dense vector: a row without one is an error that names it."""
+    """Raise an error that names the first text without a vector: there is no fallback for a dense vector."""
     if not result.failed_rows:
         return
     row = min(result.failed_rows)
     reason = result.failed_rows[row]
-    beyond = row - len(work.windows)
-    if beyond >= 0:
-        name = f"query {beyond}"
+    query = row - len(work.windows)
+    if query >= 0:
+        name = f"query {query}"
     else:
         chunk = int(work.windows.texts[row])
         name = f"chunk {chunk if chunk_ids is None else chunk_ids[chunk]}"

@@ -1,7 +1,7 @@
-"""The script that a user would write, timed: ``SentenceTransformer(folder).encode(texts)`` at its default settings.
+"""Time the script that a user would write: ``SentenceTransformer(folder).encode(texts)`` at its default settings.
 
-It is the engine that is in use today, and so what the latency budget ``sla`` compares with. The benchmark against all
-three plain encoders is ``ensemble_assets_tests.benchmarks.against_plain``.
+The latency budget ``sla`` compares a run with these times. ``ensemble_assets_tests.benchmarks.against_plain`` compares
+all three kinds of model with their plain libraries.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import HubSource, ModelSpec
 
 ENOUGH_SECONDS = 60.0
-"""Once a model was measured for so long, it is not measured again: what is left of noise is small beside it."""
+"""A model that was measured for so long is not measured again: noise is small beside it."""
 
 
 class Encoder(Protocol):
-    """What the plain script calls."""
+    """The part of ``SentenceTransformer`` that the plain script calls."""
 
     def encode(self, sentences: list[str]) -> object:
-        """Vectors of all texts."""
+        """Compute the vectors of all texts."""
         ...
 
 
 def load_plain(spec: ModelSpec, files: ModelFiles) -> Encoder:
-    """``SentenceTransformer`` as a user makes it: no settings beside the folder."""
+    """Make a ``SentenceTransformer`` as a user does, without settings beside the folder."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; encode itself shows none
     source = spec.source
     own_code = isinstance(source, HubSource) and spec.trust_remote_code
-    made: Encoder = SentenceTransformer(str(files.folder), local_files_only=True, trust_remote_code=own_code)
-    return made
+    encoder: Encoder = SentenceTransformer(str(files.folder), local_files_only=True, trust_remote_code=own_code)
+    return encoder
 
 
 def measure_baseline(
@@ -56,17 +56,17 @@ def measure_baseline(
 ) -> SlaBaseline:
     """Time the plain script on a collection's chunks, one dense model after another.
 
-    Queries are left out: the script in use today encodes chunks only, and leaving them out can only make the
-    comparison harder for this program.
+    Queries are left out: the plain script encodes chunks only. Leaving them out can only make the comparison harder for
+    this program.
 
     Args:
         collection: its name, for the record.
         chunks: a ``CHUNKS`` frame.
         specs: the dense models.
-        repeats: how often each is measured; once ``ENOUGH_SECONDS`` are reached it is enough.
+        repeats: how often each model is measured, unless ``ENOUGH_SECONDS`` are reached before.
         load: makes the encoder.
         clock: seconds.
-        find: a model's files.
+        find: finds a model's files.
 
     Raises:
         SettingsError: if there is nothing to encode or ``repeats`` is not positive.
@@ -90,7 +90,7 @@ def measure_baseline(
 
 
 def accelerators() -> tuple[str, ...]:
-    """Names of the CUDA devices that the plain script would use; empty where it runs on the CPU."""
+    """Return the names of the CUDA devices that the plain script would use; empty where it runs on the CPU."""
     import torch
 
     return tuple(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))

@@ -1,14 +1,14 @@
-"""From fused scores and CrossEncoder logits to a final order: the rule, as frames in and frames out.
+"""Mix fused scores and reranker logits to a final order.
 
     final = (1 - w) * minmax(fused score) + w * minmax(logit)
 
-Both scales are per query: fused scores over all of the query's candidates, logits over the pairs that were scored; a
-list of equal scores becomes 0.5. A candidate that was not scored counts as logit 0 on that scale, and stays below all
-that were: first-stage scores fall with the rank, so its final score cannot exceed theirs. Ties go by fused rank, then
-chunk id. CrossEncoder scores alone make several public sets worse (BM25 to MiniLM on ArguAna: 0.397 to 0.311), mixed
-ones do not: hence a default weight well below a half.
+Both scales are per query: fused scores over all of the query's candidates, logits over the scored pairs. A list of
+equal scores becomes 0.5. A candidate that was not scored counts as the smallest logit, 0 on that scale. It stays below
+all scored candidates: fused scores fall with the rank, so its final score cannot exceed theirs. Ties go by fused rank,
+then by chunk id.
 
-Scoring pairs is ``rerank``.
+CrossEncoder scores alone make some public test sets worse (ArguAna, BM25 reranked by MiniLM: 0.397 to 0.311). Mixed
+scores do not. So the default weight is well below a half.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
     Args:
         candidates: a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
             pair was not scored. A query without any keeps its fused order and scores.
-        weight: the CrossEncoder's share ``w``, 0 to 1.
+        weight: the reranker's share ``w``, 0 to 1.
 
     Returns:
         A ``RERANKED`` frame, queries in the order of ``candidates``.
@@ -62,6 +62,6 @@ def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
 
 
 def _minmax(scores: pl.Expr) -> pl.Expr:
-    """Scores of every query to 0..1; 0.5 where they are all equal; null stays null."""
+    """Scale every query's scores to 0..1; to 0.5 where they are all equal. Null stays null."""
     low, high = scores.min().over("public_id"), scores.max().over("public_id")
     return pl.when(high > low).then((scores - low) / (high - low)).when(scores.is_not_null()).then(0.5)

@@ -1,7 +1,7 @@
-"""The sparse stage: a SPLADE vector for every chunk and query, or what stands in for it, in one index space.
+"""Encode chunks and queries as sparse SPLADE vectors, with a fallback for rows without one, in one index space.
 
-A chunk whose inference failed, or came out empty, gets its metadata terms in the live model's vocabulary; when no model
-runs at all, every chunk does. Where each vector comes from is recorded. The mapping itself is ``fallback_terms``.
+A chunk whose inference failed, or gave no positive weight, gets its metadata terms in the live model's vocabulary. If
+no model runs, every chunk does. The source of each vector is recorded. ``sparse_fallback`` makes the fallback vectors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
-from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, SparseMatrix, SparseRow, empty_matrix, row_of
+from ensemble_assets.compute.backends.sparse_output import (
+    DEFAULT_TOP_K,
+    SparseMatrix,
+    SparseRow,
+    empty_matrix,
+    positive_entries,
+)
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.running.part_events import PartEvents
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
@@ -45,8 +51,10 @@ from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
 _UNPRUNED_BYTES = 128 << 20
+"""Most bytes of unpruned query vectors that are computed at once."""
+
 _CHUNKS_FOR_RARITY = 20_000
-"""Chunks, evenly spaced, whose metadata is read to see which terms are common."""
+"""Most chunks, evenly spaced, whose metadata is read to see which terms are common."""
 
 Fact = int | float | str | bool
 
@@ -56,7 +64,7 @@ SparseFactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime, int], ForwardFact
 
 @dataclass(frozen=True)
 class SparseResult:
-    """What the sparse stage made.
+    """Output of the sparse stage.
 
     Attributes:
         chunks: one row per chunk, at most ``top_k`` entries where it is live.
@@ -64,7 +72,7 @@ class SparseResult:
         source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 metadata terms.
         query_source: ``[n_queries] uint8``: 0 no vector, 1 live inference, 2 the query's own words, weight 1 each.
         words: token string by index; its length is the dimension.
-        index_space: what indices number.
+        index_space: name of the index space, for comparing two runs.
         record: the stage's run.
     """
 
@@ -79,7 +87,17 @@ class SparseResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a model gave, or (``record`` without a model) that none did."""
+    """Outputs of one model; or of none, and then ``record`` has no model.
+
+    Attributes:
+        slug: the model that ran, or the first that could not.
+        space: index space of the vectors.
+        dimension: size of the index space.
+        chunks: a row per chunk.
+        queries: a row per query.
+        record: the model's run.
+        queries_pruned: queries whose vector lacks entries.
+    """
 
     slug: str
     space: TermSpace
@@ -101,20 +119,20 @@ def encode_sparse(
     top_k: int = DEFAULT_TOP_K,
     make_factory: SparseFactoryMaker = sparse_factory,
 ) -> SparseResult:
-    """Sparse vectors of chunks and queries.
+    """Encode chunks and queries as sparse vectors.
 
     Args:
         chunks: ``n_chunks`` texts.
         metadata: the chunks' metadata as JSON, for the fallback.
         queries: ``n_queries`` texts.
-        specs: in order of preference: the first that runs makes all vectors, since there is one index space.
+        specs: in order of preference. The first that runs makes all vectors, since there is one index space.
         context: what to compute with.
         enabled: False gives an explicit empty result.
         top_k: entries kept per chunk.
         make_factory: how to run a model.
 
     Raises:
-        SettingsError: if there is no model to try, or its limit leaves no room for a text.
+        SettingsError: if no model is named, or its limit leaves no room for a text.
     """
     if not enabled:
         return _disabled(len(chunks), len(queries), specs)
@@ -124,21 +142,27 @@ def encode_sparse(
     run, unusable = _first_that_runs(chunks, queries, specs, context, top_k, make_factory)
     if run is None:
         run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
-    of_chunks = _chunk_vectors(run.chunks, metadata, run.space)
-    of_queries = _query_vectors(run.queries, queries, run.space)
-    _report(run.slug, of_chunks, context)
+    chunk_vectors = _chunk_vectors(run.chunks, metadata, run.space)
+    query_vectors = _query_vectors(run.queries, queries, run.space)
+    _report_fallbacks(run.slug, chunk_vectors, context)
     words = tuple(run.space.words)
-    words += ("",) * (run.dimension - len(words))
-    more: dict[str, Fact] = {f"unusable.{slug}": why for slug, why in unusable.items()}
-    more |= {"top_k": top_k, "dimension": len(words)}
-    record = _record(run, of_chunks, of_queries, more, time.perf_counter() - started)
+    words += ("",) * (run.dimension - len(words))  # models have more outputs than their tokenizer has tokens
+    facts: dict[str, Fact] = {f"unusable.{slug}": why for slug, why in unusable.items()}
+    facts |= {"top_k": top_k, "dimension": len(words)}
+    record = _record(run, chunk_vectors, query_vectors, facts, time.perf_counter() - started)
     return SparseResult(
-        of_chunks.matrix, of_queries.matrix, of_chunks.source, of_queries.source, words, run.space.name, record
+        chunk_vectors.matrix,
+        query_vectors.matrix,
+        chunk_vectors.source,
+        query_vectors.source,
+        words,
+        run.space.name,
+        record,
     )
 
 
-def _report(slug: str, chunks: SourcedVectors, context: ComputeContext) -> None:
-    """Says per reason how many chunks their metadata terms stand in for, and how many nothing does."""
+def _report_fallbacks(slug: str, chunks: SourcedVectors, context: ComputeContext) -> None:
+    """Emit per reason how many chunks got their metadata terms, and how many got no vector."""
     for reason, count in chunks.reasons.items():
         without = chunks.without.get(reason, 0)
         for source, number in (("metadata", count - without), ("none", without)):
@@ -167,7 +191,7 @@ def _first_that_runs(
     top_k: int,
     make_factory: SparseFactoryMaker,
 ) -> tuple[_Run | None, dict[str, str]]:
-    """The first model that gives any vector, and why those before it did not."""
+    """Run models until one gives vectors; return its outputs, and why each model before it could not run."""
     unusable: dict[str, str] = {}
     for spec in specs:
         try:
@@ -189,46 +213,47 @@ def _run_model(
 ) -> _Run:
     files = context.locate(spec)
     spec = complete_spec(spec, files)
-    known = load_vocabulary(files)
-    work = encoder_input(chunks, queries, spec, known, context.tokens)
+    vocabulary = load_vocabulary(files)
+    work = encoder_input(chunks, queries, spec, vocabulary, context.tokens)
     table, windows = work.table, work.windows
     factory = make_factory(spec, files, context.runtime, top_k)
     result = context.run("sparse", spec, table, factory)
     failed = dict(result.failed_rows)
     if len(table) and len(failed) == len(table):
         raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
-    record = work.add_counts(record_of("sparse", "completed", spec, files, factory, result))
+    # rows of the table: first the chunks' windows, then the queries
     n, index, weight = len(windows), result.outputs["index"], result.outputs["weight"]
-    cut = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
-    of_windows = {row: why for row, why in failed.items() if row < n}
-    full = _in_full(table, n, cut, spec, context, make_factory(spec, files, context.runtime, 0))
+    failed_windows = {row: why for row, why in failed.items() if row < n}
+    failed_queries = {row - n: why for row, why in failed.items() if row >= n}
+    pruned_queries = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
+    full = _unpruned(table, n, pruned_queries, spec, context, make_factory(spec, files, context.runtime, 0))
     return _Run(
         spec.slug,
-        VocabularySpace(known),
+        VocabularySpace(vocabulary),
         spec.dimension,
-        PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(of_windows, windows), {}),
-        PrunedOutputs(index[n:], weight[n:], {row - n: why for row, why in failed.items() if row >= n}, full),
-        record,
-        queries_pruned=len(cut) - len(full),
+        PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(failed_windows, windows), {}),
+        PrunedOutputs(index[n:], weight[n:], failed_queries, full),
+        work.add_counts(record_of("sparse", "completed", spec, files, factory, result)),
+        queries_pruned=len(pruned_queries) - len(full),
     )
 
 
-def _in_full(
+def _unpruned(
     table: TokenTable,
     n_windows: int,
-    cut: NDArray[np.int64],
+    pruned_queries: NDArray[np.int64],
     spec: ModelSpec,
     context: ComputeContext,
     factory: ForwardFactory,
 ) -> dict[int, SparseRow]:
-    """Queries that the pruning cut, run again without it: query row -> vector.
+    """Run queries that lost entries to pruning again without pruning: query row -> vector.
 
-    Few are, since queries are short. One that cannot be run again keeps its pruned vector, and is counted.
+    These are few, since queries are short. A query that cannot be run again keeps its pruned vector, and is counted.
     """
     full: dict[int, SparseRow] = {}
     step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
-    for start in range(0, len(cut), step):
-        some = cut[start : start + step]
+    for start in range(0, len(pruned_queries), step):
+        some = pruned_queries[start : start + step]
         rows = n_windows + some
         part = replace(context, events=PartEvents(context.events, rows))
         try:
@@ -236,14 +261,14 @@ def _in_full(
         except (EnsembleError, DeviceOutOfMemoryError):
             break
         weights = again.outputs["weight"]
-        full |= {int(row): row_of(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
+        full |= {int(row): positive_entries(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
     return full
 
 
 def _without_model(
     metadata: pl.Series, n_queries: int, specs: Sequence[ModelSpec], context: ComputeContext, reason: str
 ) -> _Run:
-    """Everything falls back: into the first model's vocabulary whose tokenizer is here, else the collection's own."""
+    """Let every row fall back, into the vocabulary of the first model whose tokenizer loads, else the collection's."""
     space: TermSpace | None = None
     for spec in specs:
         try:
@@ -251,17 +276,17 @@ def _without_model(
             break
         except EnsembleError:
             continue
-    space = space or CollectionSpace.of(metadata.to_list())
+    space = space or CollectionSpace.from_metadata(metadata.to_list())
     n = len(metadata)
     record = StageRecord("sparse", "fallback", items=n + n_queries)
-    outputs = PrunedOutputs.none(n, reason), PrunedOutputs.none(n_queries, reason)
+    outputs = PrunedOutputs.missing(n, reason), PrunedOutputs.missing(n_queries, reason)
     return _Run(specs[0].slug, space, len(space.words), *outputs, record)
 
 
 def _chunk_vectors(outputs: PrunedOutputs, metadata: pl.Series, space: TermSpace) -> SourcedVectors:
     def from_metadata(rows: Sequence[int], live: SparseMatrix) -> list[SparseRow]:
         norm = float(np.median(live.norms())) if len(live.values) else 1.0
-        rarity = Rarity.of(metadata.gather_every(1 + len(metadata) // _CHUNKS_FOR_RARITY))
+        rarity = Rarity.from_metadata(metadata.gather_every(1 + len(metadata) // _CHUNKS_FOR_RARITY))
         return metadata_rows(metadata.gather(list(rows)).to_list(), space, rarity, norm)
 
     return fill_missing(outputs, from_metadata)
@@ -272,7 +297,7 @@ def _query_vectors(outputs: PrunedOutputs, queries: pl.Series, space: TermSpace)
 
 
 def _record(
-    run: _Run, chunks: SourcedVectors, queries: SourcedVectors, more: Mapping[str, Fact], seconds: float
+    run: _Run, chunks: SourcedVectors, queries: SourcedVectors, facts: Mapping[str, Fact], seconds: float
 ) -> StageRecord:
     total, fell_back = len(chunks.matrix), sum(chunks.reasons.values())
     live, stand_ins = (int((chunks.source == code).sum()) for code in (LIVE, STAND_IN))
@@ -297,6 +322,6 @@ def _record(
             "queries": len(queries.matrix),
             "queries_live": queries_live,
             "queries_pruned": run.queries_pruned,
-            **more,
+            **facts,
         },
     )

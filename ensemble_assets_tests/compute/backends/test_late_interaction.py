@@ -20,8 +20,8 @@ from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.late_interaction import (
-    KeptStates,
     LateInteractionForward,
+    StateCache,
     similarity,
     split_pair,
 )
@@ -82,14 +82,14 @@ def definition(network, query: list[int], chunk: list[int]) -> float:
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
-@pytest.mark.parametrize("kept_bytes", [0, 2_000, 1 << 30])
-def test_scores_are_those_of_the_definition_whatever_is_kept_and_batched(encoder, budget, kept_bytes):
+@pytest.mark.parametrize("cache_bytes", [0, 2_000, 1 << 30])
+def test_scores_are_those_of_the_definition_whatever_is_kept_and_batched(encoder, budget, cache_bytes):
     pairs = random_pairs(5, 4, 6)
 
     @dataclass(frozen=True)
     class Keeping(LateInteractionFactory):
         def load(self, device: str) -> LateInteractionForward:
-            return LateInteractionForward(super().load(device)._encoder, kept_bytes)
+            return LateInteractionForward(super().load(device)._encoder, cache_bytes)
 
     factory = Keeping(encoder, locate(encoder), RUNTIME)
     got = run_here(pairs_table(pairs), factory, budget).outputs["logit"]
@@ -163,13 +163,13 @@ def test_single_texts_are_refused():
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30), st.integers(0, 60))
 def test_kept_states_stay_below_their_limit_and_the_oldest_go_first(uses, limit):
-    kept, order = KeptStates(limit), []
+    kept, order = StateCache(limit), []
     for name, rows in uses:
         key = bytes([name, rows])
-        if kept.take([key]):
+        if kept.lookup([key]):
             order.remove(key)
         else:
-            kept.keep({key: np.zeros((rows, 4), np.float16)})
+            kept.add({key: np.zeros((rows, 4), np.float16)})
         order.append(key)
         while sum(one[1] * 8 for one in order) > limit:
             order.pop(0)

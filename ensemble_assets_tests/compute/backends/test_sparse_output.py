@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.compute.backends import sparse_output as sparse_rows
-from ensemble_assets.compute.backends.sparse_output import SparseRow, build_matrix, row_of
+from ensemble_assets.compute.backends.sparse_output import SparseRow, build_matrix, positive_entries
 from ensemble_assets.compute.stages.sparse_fallback import PrunedOutputs, fill_missing
 
 WIDTH = 12
@@ -53,7 +53,7 @@ def test_slices_of_rows_do_not_show(monkeypatch):
 
 
 def test_a_dense_row_gives_its_positive_entries():
-    row = row_of(np.array([0.0, 2.0, 0.0, 0.5], np.float32))
+    row = positive_entries(np.array([0.0, 2.0, 0.0, 0.5], np.float32))
     assert (row.indices.tolist(), row.values.tolist()) == ([1, 3], [2.0, 0.5])
 
 

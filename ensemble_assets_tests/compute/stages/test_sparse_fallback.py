@@ -55,7 +55,7 @@ def reference_row(terms: dict[str, float], collection: list[dict[str, float]], n
 @given(collection=st.lists(TERMS, min_size=1, max_size=5), norm=st.floats(0.5, 20))
 def test_rows_follow_the_rules(space, collection, norm):
     texts = [metadata(terms) for terms in collection]
-    rows = metadata_rows(texts, space, Rarity.of(texts), norm)
+    rows = metadata_rows(texts, space, Rarity.from_metadata(texts), norm)
     for row, terms in zip(rows, collection, strict=True):
         expected = reference_row(terms, collection, norm)
         assert row.indices.tolist() == sorted(expected)
@@ -79,7 +79,7 @@ def test_rows_follow_the_rules(space, collection, norm):
 )
 def test_metadata_without_usable_terms_gives_an_empty_row(space, text):
     assert metadata_terms(text) == []
-    (row,) = metadata_rows([text], space, Rarity.of([text]), 1.0)
+    (row,) = metadata_rows([text], space, Rarity.from_metadata([text]), 1.0)
     assert (len(row.indices), row.indices.dtype, row.values.dtype) == (0, np.int32, np.float32)
 
 
@@ -93,7 +93,7 @@ def test_terms_that_weigh_nothing_or_less_are_left_out():
 
 def test_a_common_term_weighs_less_than_a_rare_one(space):
     texts = [metadata({"wind": 1.0, "storm": 1.0}), metadata({"wind": 1.0}), metadata({"wind": 1.0})]
-    row = metadata_rows(texts, space, Rarity.of(texts), 1.0)[0]
+    row = metadata_rows(texts, space, Rarity.from_metadata(texts), 1.0)[0]
     weights = dict(zip(row.indices.tolist(), row.values.tolist(), strict=True))
     assert weights[IDS["storm"]] > 3 * weights[IDS["wind"]] > 0
 
@@ -107,14 +107,14 @@ def test_a_query_that_falls_back_is_its_own_words_with_weight_one(space):
 
 def test_without_a_tokenizer_the_collections_own_terms_are_the_space():
     texts = [metadata({"Storm": 2.0, "wind": 1.0}), metadata({"alpha": 1.0}), None]
-    space = CollectionSpace.of(texts)
+    space = CollectionSpace.from_metadata(texts)
     assert space.words == ("alpha", "storm", "wind")
-    rows = metadata_rows(texts, space, Rarity.of(texts), 1.0)
+    rows = metadata_rows(texts, space, Rarity.from_metadata(texts), 1.0)
     assert [row.indices.tolist() for row in rows] == [[1, 2], [0], []]
     (query,) = text_rows(["Wind, rain: alpha"], space)
     assert query.indices.tolist() == [0, 2]
 
 
 def test_the_space_is_named_after_the_vocabulary(space):
-    assert space.name == f"vocabulary-{space.known.fingerprint}"
+    assert space.name == f"vocabulary-{space.vocabulary.fingerprint}"
     assert CollectionSpace(()).name != space.name
