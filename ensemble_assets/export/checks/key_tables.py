@@ -61,6 +61,11 @@ WIDTH = Kind("an integer from 1 up", lambda value: _is_integer(value) and value 
 NUMBER = Kind("a number", _is_number, {"type": "number"})
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {"type": "object"})
 TEXTS = _list_of("strings", TEXT, str)
+NAMES = Kind(
+    "a list of one string or more",
+    lambda value: TEXTS.holds(value) and len(value) > 0,
+    {**TEXTS.schema, "minItems": 1},
+)
 INDICES = _list_of("integers", COUNT, int)
 NUMBERS = _list_of("numbers", NUMBER, int, float)
 WIDTHS = Kind(
@@ -120,7 +125,7 @@ PAYLOAD_TAIL = (
     Key("kaggle_export_timestamp", TEXT),
     Key("model_info", OBJECT, inside=MODEL_INFO),
     Key("primary_vector_name", TEXT),
-    Key("dense_vector_names", TEXTS),
+    Key("dense_vector_names", NAMES),
     Key("companion_vector_dimensions", WIDTHS, required=False),
     Key("sparse_vector", OBJECT, required=False, inside=SPARSE_VECTOR),
 )
