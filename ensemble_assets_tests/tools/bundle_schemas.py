@@ -1,7 +1,7 @@
 """Write the JSON Schemas of bundles, ``docs/schema/*.json``, from the key tables of the gates.
 
-``python -m ensemble_assets_tests.tools.bundle_schemas`` writes them anew. The tables of the package hold v4.0's keys; the
-keys that v4.1 adds stand here. A v4.0 schema is strict: an object whose keys v4.1 adds to has no other keys in it.
+``python -m ensemble_assets_tests.tools.bundle_schemas`` writes them anew. The package has the tables of v4.0; the
+tables of the keys that v4.1 adds stand here. A v4.0 schema is strict: an object to which v4.1 adds keys has no others.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ class _Arrays:
             self._findings.add(f"vectors of {name}: {sentence}. {EXPORT_AGAIN}")
             return
         for start in range(0, len(array), _BLOCK_ROWS):
-            one, other = array[start : start + _BLOCK_ROWS], stage[start : start + _BLOCK_ROWS]
-            for row in np.flatnonzero(~(one == other).all(axis=1)).tolist():
+            block = slice(start, start + _BLOCK_ROWS)
+            for row in np.flatnonzero(~(array[block] == stage[block]).all(axis=1)).tolist():
                 self._findings.add(
                     f"chunk row {start + row}: the vector of {name} is not the one that was encoded for this chunk. "
                     f"{EXPORT_AGAIN}"
@@ -204,9 +204,9 @@ def _chunk_problems(chunk: ChunkRow, metadata: dict[str, Any], text: Any) -> Ite
             yield f"metadata key {key_shown(name)} is not what the chunk has"
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(value: Any, other: Any) -> bool:
     """Compare two JSON values; a number that is no number equals itself."""
-    return bool(one == other) or repr(one) == repr(other)
+    return bool(value == other) or repr(value) == repr(other)
 
 
 def _sparse_problems(row: int, payload: dict[str, Any], record: Any) -> Iterator[str]:

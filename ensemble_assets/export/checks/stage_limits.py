@@ -59,7 +59,7 @@ def _devices(section: Mapping[str, Any]) -> UsedDevices:
 
 
 class SparseCoverage:
-    """Enough chunks have a sparse vector, and every file that says how many says the same.
+    """Expect enough chunks with a sparse vector, and the same number of them in every file that states it.
 
     Args:
         walk: the pass over the bundle.
@@ -80,22 +80,24 @@ class SparseCoverage:
         self._available += bool(isinstance(vector, dict) and vector.get("indices"))
 
     def result(self) -> GateResult:
-        """The verdict."""
-        found, bundle = Findings("sparse_coverage"), self._walk.bundle
+        """Compare the counts with the limits, and give the result."""
+        findings, bundle = Findings("sparse_coverage"), self._walk.bundle
         total, available = self._total, self._available
         share = available / total if total else 1.0
         if not bundle.sparse_on:
-            found.note("the sparse stage was off: vectors are the metadata echo of v4.0, whose coverage has no limit")
+            findings.note("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
         elif share < self._error_below:
             limit = f"{self._error_below:g} (checks.sparse_coverage_error)"
-            found.add(f"{_covered(available, total)}, under the limit {limit}. {_SPARSE}")
+            findings.add(f"{_covered(available, total)}, under the limit {limit}. {_SPARSE}")
         elif share < self._warn_below:
             limit = f"{self._warn_below:g} (checks.sparse_coverage_warn)"
-            found.add(f"{_covered(available, total)}, under {limit}. {_SPARSE}", "WARN")
+            findings.add(f"{_covered(available, total)}, under {limit}. {_SPARSE}", "WARN")
         for where, stated in _stated_coverage(bundle) if bundle.sparse_on else ():
             if stated != available:
-                found.add(f"{where} says {shown(stated)} chunks have a sparse vector, {available} do. {EXPORT_AGAIN}")
-        return found.result(total=total, available=available, coverage_ratio=round(share, 6))
+                findings.add(
+                    f"{where} says {shown(stated)} chunks have a sparse vector, {available} do. {EXPORT_AGAIN}"
+                )
+        return findings.result(total=total, available=available, coverage_ratio=round(share, 6))
 
 
 _SPARSE = "See sparse_run in the manifest for the reason, then materialise sparse_vectors again"
@@ -118,70 +120,73 @@ def _stated_coverage(bundle: Bundle) -> Iterator[tuple[str, Any]]:
 
 
 def rerank_fallbacks(bundle: Bundle) -> GateResult:
-    """Queries that kept their fused order are flagged, counted and explained; any of them is a warning."""
-    found = Findings("rerank_fallbacks")
+    """Expect a flag, a count and a reason for queries that kept their fused order; any such query is a warning."""
+    findings = Findings("rerank_fallbacks")
     run = _section(bundle.manifest, "rerank_run")
     stated = run.get("fallback_count", 0)
     if not bundle.rerank_on:
-        found.note("the rerank stage was off")
-        return found.result(queries=0, fallbacks=0)
+        findings.note("the rerank stage was off")
+        return findings.result(queries=0, fallbacks=0)
     path = bundle.path("rerank.jsonl")
     if not path.is_file():
-        found.add(f"{path.name}: is missing although the rerank stage was on. {EXPORT_AGAIN}")
-        return found.result(queries=0, fallbacks=0)
-    queries = kept = empty = 0
+        findings.add(f"{path.name}: is missing although the rerank stage was on. {EXPORT_AGAIN}")
+        return findings.result(queries=0, fallbacks=0)
+    queries = fallbacks = empty = 0
     for queries, record in enumerate(records(path), start=1):
         lists = record or {}
         reranked, ids = lists.get("reranked") is True, lists.get("chunk_ids") or []
-        kept += bool(ids) and not reranked
+        fallbacks += bool(ids) and not reranked
         empty += not ids
         if not reranked and lists.get("ranks") != lists.get("fused_ranks"):
-            found.add(f"{path.name}, line {queries}: was not reranked, but is not in its fused order. {EXPORT_AGAIN}")
-    if not isinstance(stated, int) or not kept <= stated <= kept + empty:
-        found.add(
-            f"rerank_run.fallback_count of the manifest is {shown(stated)}, but {kept} lists were not reranked. "
+            findings.add(
+                f"{path.name}, line {queries}: was not reranked, but is not in its fused order. {EXPORT_AGAIN}"
+            )
+    if not isinstance(stated, int) or not fallbacks <= stated <= fallbacks + empty:
+        findings.add(
+            f"rerank_run.fallback_count of the manifest is {shown(stated)}, but {fallbacks} lists were not reranked. "
             f"{EXPORT_AGAIN}"
         )
-    if kept and not run.get("fallback_reason"):
-        found.add(f"rerank_run of the manifest has no fallback_reason for {kept} lists. {EXPORT_AGAIN}")
-    if kept:
+    if fallbacks and not run.get("fallback_reason"):
+        findings.add(f"rerank_run of the manifest has no fallback_reason for {fallbacks} lists. {EXPORT_AGAIN}")
+    if fallbacks:
         reason = shown(run.get("fallback_reason"))
-        found.add(f"{kept} of {queries} queries kept their fused order ({reason}). Run reranking again", "WARN")
-    return found.result(queries=queries, fallbacks=kept)
+        findings.add(f"{fallbacks} of {queries} queries kept their fused order ({reason}). Run reranking again", "WARN")
+    return findings.result(queries=queries, fallbacks=fallbacks)
 
 
 def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResult:
-    """No stage took more device memory than the ceiling. Host memory is reported, not limited.
+    """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit.
 
     Args:
         costs: by stage.
         ceiling_bytes: most memory in use on any device.
     """
-    found = Findings("gpu_ceiling")
+    findings = Findings("gpu_ceiling")
     if not any(cost.devices.on_gpu for cost in costs.values()):
-        found.note("no stage used a GPU; peaks are host memory and have no ceiling here")
+        findings.note("no stage used a GPU; peaks are host memory and have no ceiling here")
     for stage, cost in costs.items():
         if cost.devices.on_gpu and cost.peak_bytes > ceiling_bytes:
-            found.add(
+            findings.add(
                 f"{stage}: {cost.peak_bytes / 1e9:.3f} GB on {cost.devices.label}, the ceiling is "
                 f"{ceiling_bytes / 1e9:g} GB (device.ceiling_gb). Lower device.batch_tokens or device.soft_fraction "
                 "and run the stage again"
             )
     peaks = {f"{stage}_peak_bytes": cost.peak_bytes for stage, cost in costs.items()}
-    return found.result(ceiling_bytes=ceiling_bytes, **peaks)
+    return findings.result(ceiling_bytes=ceiling_bytes, **peaks)
 
 
 def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) -> GateResult:
-    """The run took no longer than its budget allows; both ratios are reported, whichever it is held against.
+    """Compare the run's seconds with its latency budget. Both ratios are reported.
 
-    ``vs_sla`` decides, unless ``rerank.budget`` is ``own_dense``. Never worse than a warning: the bundle is complete.
+    ``vs_sla`` decides, unless ``rerank.budget`` is ``own_dense``. The worst result is a warning, because the bundle is
+    complete.
 
     Args:
         costs: by stage, export included where it is known.
         baseline: ``performance_baseline`` of the manifest: ``dense_only_seconds`` (absent where the plain script was
             never measured), ``limit_ratio`` if not 1.1, and ``budget``.
     """
-    found = Findings("latency_budget")
+    findings = Findings("latency_budget")
     seconds = StageSeconds.of({stage: cost.seconds for stage, cost in costs.items()})
     plain, budget = _number(baseline, "dense_only_seconds"), _section(baseline, "budget")
     limit = _number(baseline, "limit_ratio") or LIMIT_RATIO
@@ -194,16 +199,16 @@ def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) 
     }
     for name, ratio in measured.items():
         if ratio is None:
-            found.note(_NO_BASELINE if name == "vs_sla" else "vs_own_dense: the dense stage took no time")
+            findings.note(_NO_BASELINE if name == "vs_sla" else "vs_own_dense: the dense stage took no time")
         elif ratio > limit and name == deciding:
             sentence = f"{name}: {words[name].format(ratio)}; the limit is {limit:g}. {_remedy(budget)}"
-            found.add(sentence, "WARN")
+            findings.add(sentence, "WARN")
         elif ratio > limit:
-            found.note(f"{name}: {words[name].format(ratio)}; the budget is held against {deciding}, so this only says")
-    known = {name: round(ratio, 6) for name, ratio in measured.items() if ratio is not None}
+            findings.note(f"{name}: {words[name].format(ratio)}; {deciding} decides, so this is no problem")
+    ratios = {name: round(ratio, 6) for name, ratio in measured.items() if ratio is not None}
     depths = {name: int(_number(budget, name)) for name in ("requested_depth", "reached_depth") if name in budget}
-    return found.result(
-        **{f"{stage}_seconds": cost.seconds for stage, cost in costs.items()}, **known, **depths, limit_ratio=limit
+    return findings.result(
+        **{f"{stage}_seconds": cost.seconds for stage, cost in costs.items()}, **ratios, **depths, limit_ratio=limit
     )
 
 
@@ -214,7 +219,7 @@ _NO_BASELINE = (
 
 
 def _remedy(budget: Mapping[str, Any]) -> str:
-    """What to do about a run that took too long: it depends on whether rerank could have been shorter."""
+    """Advise on a run that took too long; the advice depends on whether rerank could have been shorter."""
     requested, reached = _number(budget, "requested_depth"), _number(budget, "reached_depth")
     if budget.get("against") == "off":
         return "rerank.budget is off; set it to sla, or lower rerank.depth"
@@ -227,10 +232,10 @@ def _remedy(budget: Mapping[str, Any]) -> str:
 
 
 def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key)
-    return found if isinstance(found, Mapping) else {}
+    section = value.get(key)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _number(value: Mapping[str, Any], key: str) -> float:
-    found = value.get(key, 0.0)
-    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else 0.0
+    number = value.get(key, 0.0)
+    return float(number) if isinstance(number, (int, float)) and not isinstance(number, bool) else 0.0

@@ -28,25 +28,25 @@ _CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp", "
 def v40_parity(bundle: Bundle, other: Bundle) -> GateResult:
     """Judge ``bundle`` by another bundle of the same chunks and vectors."""
     findings = Findings(NAME)
-    mine, theirs = _Side(bundle), _Side(other)
-    for one, its_twin in zip_longest(Walk(bundle), Walk(other)):
-        if one is None or its_twin is None:
-            state = "has fewer records than the other bundle" if one is None else "has more records"
+    side, other_side = _Side(bundle), _Side(other)
+    for row, other_row in zip_longest(Walk(bundle), Walk(other)):
+        if row is None or other_row is None:
+            state = "has fewer records than the other bundle" if row is None else "has more records"
             findings.add(f"{bundle.folder.name}: {state}. {_REPAIR}")
             break
-        found, expected = mine.records(one), theirs.records(its_twin)
+        records, expected = side.records(row), other_side.records(other_row)
         for content in RECORD_FILES:
-            ends = list(mine.problems(content, one))
-            if content in found and content in expected:
-                ends += _difference(found[content], expected[content], _CLOCKS)
+            ends = list(side.problems(content, row))
+            if content in records and content in expected:
+                ends += _difference(records[content], expected[content], _CLOCKS)
             for end in ends:
-                findings.add(f"{bundle.names.file(content)}, record {one.number}{end}. {_REPAIR}")
+                findings.add(f"{bundle.names.file(content)}, record {row.number}{end}. {_REPAIR}")
     for sentence in (*_statistics_problems(bundle, other), *_file_problems(bundle, other)):
         findings.add(f"{sentence}. {_REPAIR}")
-    if mine.has_sparse_file != theirs.has_sparse_file:
-        state = "v4.0 does not write it" if mine.has_sparse_file else "is missing"
+    if side.has_sparse_file != other_side.has_sparse_file:
+        state = "v4.0 does not write it" if side.has_sparse_file else "is missing"
         findings.add(f"{bundle.names.file('sparse.jsonl')}: {state}. {_REPAIR}")
-    return findings.result(rows=mine.rows)
+    return findings.result(rows=side.rows)
 
 
 class _Side:
@@ -147,17 +147,17 @@ def _statistics_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
     name = bundle.names.file("stats.json")
     try:
         path = bundle.path("stats.json")
-        found, expected = read_object(path), read_object(other.path("stats.json"))
+        statistics, expected = read_object(path), read_object(other.path("stats.json"))
     except ArtefactError as error:
         yield str(error)
         return
-    for end in _unless(path.read_bytes() == reference.json_document(found)):
+    for end in _unless(path.read_bytes() == reference.json_document(statistics)):
         yield f"{name}{end}"
-    for statistics in (found, expected):
-        section = statistics.get("sparse_vector_stats")
+    for content in (statistics, expected):
+        section = content.get("sparse_vector_stats")
         if isinstance(section, dict):
             section.pop("live", None)
-    for end in _difference(found, expected, _CLOCKS):
+    for end in _difference(statistics, expected, _CLOCKS):
         yield f"{name}{end}"
 
 
@@ -169,47 +169,47 @@ def _file_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
     if bundle.path("index.faiss").is_file() and other.path("index.faiss").is_file():
         endings.add("_index.faiss")
     for ending in sorted(endings):
-        one, its_twin = bundle.folder / f"{mine}{ending}", other.folder / f"{theirs}{ending}"
-        if not (one.is_file() and its_twin.is_file()):
-            yield f"{one.name}: is {'missing' if its_twin.is_file() else 'not in the other bundle'}"
-        elif not filecmp.cmp(one, its_twin, shallow=False):
-            yield f"{one.name}: has other bytes than in the other bundle"
+        path, other_path = bundle.folder / f"{mine}{ending}", other.folder / f"{theirs}{ending}"
+        if not (path.is_file() and other_path.is_file()):
+            yield f"{path.name}: is {'missing' if other_path.is_file() else 'not in the other bundle'}"
+        elif not filecmp.cmp(path, other_path, shallow=False):
+            yield f"{path.name}: has other bytes than in the other bundle"
 
 
-def _difference(found: Any, expected: Any, ignored: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def _difference(value: Any, expected: Any, ignored: frozenset[str] = frozenset()) -> tuple[str, ...]:
     """Say where two values differ first, as the end of a sentence (``, key 'a', key 'b': ...``); empty if nowhere."""
-    end = _first_difference(found, expected, ignored)
+    end = _first_difference(value, expected, ignored)
     return () if end is None else (end,)
 
 
-def _first_difference(found: Any, expected: Any, ignored: frozenset[str]) -> str | None:
-    if isinstance(found, dict) and isinstance(expected, dict):
-        return _object_difference(found, expected, ignored)
-    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        if found == expected and list(map(type, found)) == list(map(type, expected)) and not _nests(found):
+def _first_difference(value: Any, expected: Any, ignored: frozenset[str]) -> str | None:
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return _object_difference(value, expected, ignored)
+    if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
+        if value == expected and list(map(type, value)) == list(map(type, expected)) and not _nests(value):
             return None
-        pairs = enumerate(zip(found, expected, strict=True))
+        pairs = enumerate(zip(value, expected, strict=True))
         ends = ((position, _first_difference(*pair, ignored)) for position, pair in pairs)
         return next((f", position {position}{end}" for position, end in ends if end is not None), None)
-    if type(found) is not type(expected):
-        return f": expected {type(expected).__name__}, found {type(found).__name__}"
-    return None if found == expected or repr(found) == repr(expected) else ": has another value than v4.0 has"
+    if type(value) is not type(expected):
+        return f": expected {type(expected).__name__}, found {type(value).__name__}"
+    return None if value == expected or repr(value) == repr(expected) else ": has another value than v4.0 has"
 
 
 def _nests(values: list[Any]) -> bool:
     return any(isinstance(value, (dict, list)) for value in values)
 
 
-def _object_difference(found: dict[str, Any], expected: dict[str, Any], ignored: frozenset[str]) -> str | None:
-    for key, value in expected.items():
+def _object_difference(value: dict[str, Any], expected: dict[str, Any], ignored: frozenset[str]) -> str | None:
+    for key, wanted in expected.items():
         if key in ignored:
             continue
-        if key not in found:
+        if key not in value:
             return f", key {key_shown(key)}: is missing"
-        end = _first_difference(found[key], value, ignored)
+        end = _first_difference(value[key], wanted, ignored)
         if end is not None:
             return f", key {key_shown(key)}{end}"
-    for position, key in enumerate(found):
+    for position, key in enumerate(value):
         if key not in expected:  # its name may be anybody's text
             return f", key at position {position}: v4.0 does not have it"
-    return None if list(found) == list(expected) else ": its keys are in another order than v4.0 has them"
+    return None if list(value) == list(expected) else ": its keys are in another order than v4.0 has them"

@@ -60,7 +60,7 @@ class Query:
 
 
 def canonical(text: str) -> str:
-    """Words of ``text``, compatibility-normalised, case folded, joined by single blanks."""
+    """Join the words of ``text`` by single blanks, compatibility-normalised and case folded."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(_WORD.findall(text.casefold()))
@@ -102,22 +102,22 @@ class QuerySearch:
 
     @property
     def weak(self) -> int:
-        """How many queries are weak and no public name."""
+        """Number of queries that are weak and no public name."""
         return len(self._weak)
 
     def _plain_names(self) -> set[str]:
-        """Those of the weak queries that are a public name."""
+        """Give the weak queries that are a public name."""
         return self._weak.keys() & set(map(canonical, self._names()))
 
     @cached_property
     def _public(self) -> dict[str, list[tuple[str, int]]]:
-        """Where in public names the queries' forms stand: by form, the name and the place in it."""
-        found: dict[str, set[tuple[str, int]]] = {}
+        """Public names that contain a form of a query: by form, the name and the place in it."""
+        places: dict[str, set[tuple[str, int]]] = {}
         for name in self._names():
             text = f" {canonical(name)} "
             for end, (_, form) in self._automaton.iter(text):
-                found.setdefault(form, set()).add((text, end + 1 - len(form)))
-        return {form: sorted(places) for form, places in found.items()}
+                places.setdefault(form, set()).add((text, end + 1 - len(form)))
+        return {form: sorted(starts) for form, starts in places.items()}
 
     def in_bytes(self, data: bytes) -> set[str]:
         """Find queries in ``data``: as they are, JSON-escaped or percent-escaped. Gives their labels."""
@@ -126,7 +126,7 @@ class QuerySearch:
         return {self.labels[number] for number in self._in_views(data)}
 
     def weak_in(self, value: str) -> str | None:
-        """Label of the weak query that a JSON string is, if it is one."""
+        """Give the label of the weak query that equals a JSON string; None if there is none."""
         number = self._weak.get(canonical(value)) if len(value) < 64 else None
         return None if number is None else self.labels[number]
 
@@ -148,7 +148,7 @@ def _is_strong(whole: str) -> bool:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The canonical forms that count as the query: all of it, six words in a row, the words joined by ``_``."""
+    """Give the canonical forms that count as the query: all of it, six words in a row, the words joined by ``_``."""
     for whole in dict.fromkeys((canonical(text), canonical(_PUNCTUATION.sub("", text)))):
         if whole and _is_strong(whole):
             yield from _runs(whole)
@@ -176,7 +176,7 @@ def _unspaced(character: str) -> bool:
 
 
 def _views(text: str) -> Iterator[str]:
-    """The text, and what it says once escapes are undone, level by level; percent codes too."""
+    """Give the text, and the text with JSON escapes undone, level by level, each with percent codes undone too."""
     for _ in range(_LEVELS):
         yield text
         if _PERCENT.search(text):

@@ -113,5 +113,5 @@ def _is_one_word(token: str) -> bool:
     return len(token) <= _LONGEST_TOKEN and token.isascii() and token.isalnum()
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and bool(one == other)
+def _equal(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)

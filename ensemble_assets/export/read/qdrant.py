@@ -1,8 +1,8 @@
-"""Uploads a bundle into Qdrant and makes sure that it can be searched there: dense, sparse, and both together.
+"""Upload a bundle into Qdrant, and search there: dense, sparse, and both together.
 
-Points keep the bundle's ids, so that uploading again changes nothing; a batch that is there already, from the same
-export, is skipped, so that an interrupted upload goes on where it was. The script in the bundle does the plain upload
-without this package.
+Points keep the bundle's ids, so a second upload changes nothing. A batch that is there already, from the same export,
+is skipped, so an interrupted upload goes on where it was. The script in the bundle does the plain upload without this
+package.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _DEPTH = 100
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What an upload did.
+    """The result of an upload.
 
     Attributes:
-        collection: in Qdrant.
-        points: of the bundle.
-        sent: those that were not there yet.
+        collection: name in Qdrant.
+        points: points of the bundle.
+        sent: points that were not there yet.
         removed: points of an earlier export of the same collection that this bundle does not have.
         searches: kinds of search by which a chunk found itself.
     """
@@ -49,7 +49,7 @@ class Uploaded:
 
 @dataclass
 class _Probe:
-    """A chunk to look for. With the largest sparse norm of all, no other chunk can score higher for its own vector."""
+    """The chunk to search for: the one with the largest sparse norm, so no other chunk scores higher for its vector."""
 
     row: int = 0
     vectors: dict[str, list[float]] | None = None
@@ -63,7 +63,7 @@ class _Probe:
 
 
 def connect(url: str, path: str, api_key: str | None) -> QdrantClient:
-    """A client of a server, or of embedded storage in a folder.
+    """Connect to a server, or to embedded storage in a folder.
 
     Raises:
         SettingsError: if qdrant-client is not installed or the storage is in use.
@@ -97,7 +97,7 @@ def upload_bundle(
         client: connected.
         collection: in Qdrant; the bundle's own name for it unless given.
         batch_size: points per request.
-        progress: hears how many points are there.
+        progress: is called with the number of points that are there.
 
     Raises:
         ContractError: if the collection there holds other vectors, the counts differ afterwards, or a chunk does not
@@ -146,7 +146,7 @@ def _prepare(client: QdrantClient, name: str, sizes: dict[str, int]) -> None:
 
 
 def _converted(bundle: Bundle, probe: _Probe) -> Iterator[tuple[Any, str]]:
-    """Points as the client takes them, each with its time stamp of export."""
+    """Convert points for the client, each with its time stamp of export."""
     from qdrant_client import models
 
     for number, point in enumerate(points(bundle), start=1):
@@ -164,7 +164,7 @@ def _converted(bundle: Bundle, probe: _Probe) -> Iterator[tuple[Any, str]]:
 
 
 def _weights(vector: Any) -> dict[int, float]:
-    """Weight by index; two terms of one chunk may share an index, and Qdrant wants every index once."""
+    """Add up weights by index: two terms of one chunk may share an index, and Qdrant wants every index once."""
     weights: dict[int, float] = {}
     if isinstance(vector, dict):
         for index, value in zip(vector["indices"], vector["values"], strict=True):
@@ -175,12 +175,12 @@ def _weights(vector: Any) -> dict[int, float]:
 def _is_there(client: QdrantClient, name: str, batch: list[tuple[Any, str]]) -> bool:
     """Whether every point of the batch is there, from this very export."""
     expected = {point.id: clock for point, clock in batch}
-    found = client.retrieve(name, ids=list(expected), with_payload=[_CLOCK], with_vectors=False)
-    return {record.id: str((record.payload or {}).get(_CLOCK)) for record in found} == expected
+    stored = client.retrieve(name, ids=list(expected), with_payload=[_CLOCK], with_vectors=False)
+    return {record.id: str((record.payload or {}).get(_CLOCK)) for record in stored} == expected
 
 
 def _remove_stale(client: QdrantClient, name: str, bundle: Bundle, total: int) -> int:
-    """Remove what an earlier export of this collection left behind; points of other origin stay."""
+    """Remove points of an earlier export of this collection; points of other origin stay."""
     from qdrant_client import models
 
     own = bundle.manifest.get("collection")
@@ -212,7 +212,7 @@ def _require_count(client: QdrantClient, name: str, bundle: Bundle, total: int) 
 
 
 def _require_found(client: QdrantClient, name: str, probe: _Probe, primary: str) -> tuple[str, ...]:
-    """A chunk finds itself: no other one scores higher for its own vector."""
+    """Search for the probe by each of its vectors, and expect that no other chunk scores higher."""
     from qdrant_client import models
 
     exact = models.SearchParams(exact=True)
@@ -248,7 +248,7 @@ _AGAIN = "Upload again; if it stays so, run ensemble-assets validate on the bund
 
 
 def describe(uploaded: Uploaded) -> str:
-    """One line for people."""
+    """Word the result in one line for people."""
     return (
         f"{uploaded.collection}: {uploaded.points} points ({uploaded.sent} sent, {uploaded.removed} old ones removed); "
         f"a chunk finds itself by {json.dumps(uploaded.searches)[1:-1] or 'nothing: there are none'}"

@@ -1,7 +1,4 @@
-"""Writes a whole bundle, all of it or nothing: the v4.0 files, the ranked lists and the manifest, under the final name.
-
-Pure in what goes in: frames, arrays and records. Who calls it and what a failure means is orchestration's business.
-"""
+"""Write a whole bundle under its final name, all of it or nothing: v4.0 files, ranked lists and manifest."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ from ensemble_assets.export.write.v40_files import Written, write_v40
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The lists that a run with a stage on exports.
+    """The lists that a run with an optional stage exports.
 
     Attributes:
-        queries: a ``QUERIES`` frame; its texts are not looked at.
+        queries: a ``QUERIES`` frame; its texts are not read.
         fused: a ``CANDIDATES`` frame.
         reranked: a ``RERANKED`` frame; None when the rerank stage is off.
     """
@@ -41,7 +38,7 @@ class ExportedBundle:
     Attributes:
         folder: where it is.
         files: names, sorted.
-        written: what became of the v4.0 files.
+        written: the v4.0 files, and the files left out.
     """
 
     folder: Path
@@ -54,19 +51,19 @@ def write_bundle(
     bundle: BundleInputs,
     manifest: Callable[[Written], ManifestInputs],
     lists: RankedLists | None = None,
-    verify: Callable[[Path], None] = lambda folder: None,
+    judge: Callable[[Path], None] = lambda folder: None,
 ) -> ExportedBundle:
     """Write ``<output>/<collection>/``, replacing the bundle that is there in one step.
 
-    Files in that folder that no exporter writes are kept; those of an earlier bundle with the same prefix that this one
-    does not have (a companion that is gone, lists of a stage that is now off) are not.
+    Files of other people in that folder stay. Files of an earlier bundle with the same prefix go, also those that this
+    bundle does not have: a companion that is gone, lists of a stage that is now off.
 
     Args:
         output: folder of all collections.
-        bundle: what the v4.0 files are made of; ``sparse`` None when the stage is off.
-        manifest: makes the manifest's inputs from what was written (counts, skipped files).
+        bundle: the inputs of the v4.0 files; ``sparse`` None when the stage is off.
+        manifest: makes the manifest's inputs from the result of writing (counts, skipped files).
         lists: the ranked lists; None when both stages are off, whose bundle is a v4.0 one.
-        verify: looks at the finished folder before anybody else sees it, and raises if it must not be seen.
+        judge: judges the finished folder before the swap, and raises if the old bundle must stay.
 
     Raises:
         ContractError: if anything does not fit together; the folder is then as it was.
@@ -82,6 +79,6 @@ def write_bundle(
             write_trec_run(folder / names.file("reranked.trec"), lists.reranked, "ensemble-reranked")
         text = manifest_text(build_manifest(manifest(written)))
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
-        verify(folder)
+        judge(folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
     return ExportedBundle(target, files, written)

@@ -1,7 +1,7 @@
-"""JSON text byte for byte as ``json.dumps(..., ensure_ascii=False)`` writes it, faster where that can be had.
+"""Write JSON byte for byte as ``json.dumps(..., ensure_ascii=False)`` does, with a faster library where it agrees.
 
-The fast library agrees with ``json`` on everything but numbers outside a plain range; those take the slow way. What is
-encoded is other modules' business.
+The fast library spells numbers with an exponent in another way (``1e-5`` for ``1e-05``). Values with such numbers are
+written by ``json``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ensemble_assets.export.write.names import UNIT_TOLERANCE
 
 _PLAIN_FROM = 1e-4
 _PLAIN_BELOW = 1e15
+"""Between these sizes neither library writes an exponent; both limits are checked against ``json`` by the tests."""
+
 _NOWHERE = np.zeros(0, dtype=np.intp)
 _EXPONENT = re.compile(r"[0-9]e[-+][0-9]")
 
@@ -29,7 +31,7 @@ compact = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def indented(value: Any, hint: str) -> bytes:
-    """``json.dumps(value, indent=2, ensure_ascii=False)`` in UTF-8.
+    """Encode as ``json.dumps(value, indent=2, ensure_ascii=False)`` in UTF-8.
 
     Args:
         value: made of dicts with string keys, lists, strings, numbers, booleans and None.
@@ -53,12 +55,12 @@ def _may_hold_unequal_number(text: str) -> bool:
 
 
 def integer_list(values: NDArray[np.integer[Any]]) -> str:
-    """``json.dumps(values.tolist())`` for ``[n]`` integers."""
+    """Encode ``[n]`` integers as ``json.dumps(values.tolist())``."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
 
 
 def float_list(values: NDArray[np.float64]) -> str:
-    """``json.dumps(values.tolist())`` for ``[n] float64``, finite."""
+    """Encode ``[n] float64``, finite, as ``json.dumps(values.tolist())``."""
     return _float_list(values, np.flatnonzero(_unequal(values)))
 
 
@@ -73,13 +75,13 @@ def _float_list(values: NDArray[np.float64], unequal: NDArray[np.intp]) -> str:
 
 
 def _unequal(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which numbers the fast library writes in another form: those with an exponent in either."""
+    """Mark the numbers that either library writes with an exponent."""
     size = np.abs(values)
     return np.asarray(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
 
 
 def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
-    """``json.dumps(row.tolist())`` for every row of ``[n, dim] float32``, in order, reading a block at a time.
+    """Encode every row of ``[n, dim] float32`` as ``json.dumps(row.tolist())``, in order, reading a block at a time.
 
     Args:
         matrix: usually mapped from a file; mapped pages are given back after every block.
@@ -110,7 +112,7 @@ def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:
 
 
 def joined(fragments: Sequence[str]) -> str:
-    """A JSON list of fragments that are JSON already."""
+    """Join fragments that are JSON already into a JSON list."""
     return f"[{', '.join(fragments)}]"
 
 

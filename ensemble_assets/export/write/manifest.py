@@ -25,9 +25,12 @@ _ABSOLUTE_PATH = re.compile(r"(?:^|(?<=[\s('\"=,]))(?:/|[A-Za-z]:[\\/]|\\\\)(?:[
 
 @dataclass(frozen=True)
 class FeatureToggles:
-    """Which stages were on, and why.
+    """The optional stages that were on, and the settings that said so.
 
     Attributes:
+        enable_rerank: whether the rerank stage was on.
+        enable_sparse: whether the sparse stage was on.
+        sparse_models: slugs of the sparse models.
         sources: source of each toggle, by key.
         provenance: rows ``{key, value, source, layer}``.
     """
@@ -40,11 +43,11 @@ class FeatureToggles:
 
     @property
     def provenance_lines(self) -> list[str]:
-        """One line a toggle, for people."""
+        """One line per toggle, for people."""
         return [f"{row['key']}: {_shown(row['value'])} ({row['source']})" for row in self.provenance]
 
     def as_json(self) -> dict[str, Any]:
-        """The section ``feature_toggles``."""
+        """Make the section ``feature_toggles``."""
         return {
             "enable_rerank": self.enable_rerank,
             "enable_sparse": self.enable_sparse,
@@ -57,7 +60,7 @@ class FeatureToggles:
 
 @dataclass(frozen=True)
 class TelemetrySection:
-    """What telemetry recorded; the manifest has no bookkeeping of its own.
+    """The spans, metrics and counts that telemetry recorded.
 
     Attributes:
         spans: by name (``rag.dense``): ``{span_id, status, reason?, attributes, timestamp}``.
@@ -72,10 +75,15 @@ class TelemetrySection:
 
 @dataclass(frozen=True)
 class ManifestInputs:
-    """Everything that the manifest says.
+    """The inputs of the manifest.
 
     Attributes:
         generated_at: ISO 8601.
+        collection: its name.
+        chunk_count: chunks of the bundle.
+        toggles: the optional stages that were on.
+        telemetry: spans, metrics and counts.
+        warnings: sentences without texts of chunks or queries.
         dense_run: facts of the dense stage.
         performance_baseline: seconds and ratios against the stored baseline; empty without one.
         rerank_run: None when the stage is off.
@@ -97,7 +105,7 @@ class ManifestInputs:
 
 
 def build_manifest(run: ManifestInputs) -> dict[str, Any]:
-    """The manifest's object, keys in the contract's order.
+    """Make the manifest's object, keys in the contract's order.
 
     Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not.
 
@@ -132,7 +140,7 @@ def build_manifest(run: ManifestInputs) -> dict[str, Any]:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """The file's text: indent 2, not ASCII-escaped.
+    """Encode the manifest: indent 2, not ASCII-escaped.
 
     Raises:
         ContractError: if a number in it is not finite or a value is of no JSON type.
@@ -149,8 +157,8 @@ def _require_runs_fit_toggles(run: ManifestInputs) -> None:
         ("sparse", run.toggles.enable_sparse, run.sparse_run),
     ):
         if enabled != (record is not None):
-            state, found = ("on", "no run of it") if enabled else ("off", "a run of it")
-            raise ContractError(f"{run.collection}: the {stage} stage is {state}, but there is {found} to report")
+            state, given = ("on", "no run of it") if enabled else ("off", "a run of it")
+            raise ContractError(f"{run.collection}: the {stage} stage is {state}, but there is {given} to report")
 
 
 def _telemetry(run: ManifestInputs) -> dict[str, Any]:
@@ -190,10 +198,10 @@ def _picked(what: str, record: Mapping[str, Any], keys: Sequence[str]) -> dict[s
     return {key: record[key] for key in keys if key in record}
 
 
-def _require_known(what: str, names: Mapping[str, Any], known: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(known))
+def _require_known(what: str, names: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    unknown = sorted(set(names) - set(allowed))
     if unknown:
-        raise ContractError(f"run manifest: unknown {what} {', '.join(unknown)}; known are {', '.join(known)}")
+        raise ContractError(f"run manifest: unknown {what} {', '.join(unknown)}; known are {', '.join(allowed)}")
 
 
 def _without_paths(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ranked lists of a run as files: ``<prefix>_rerank.jsonl`` and TREC run files. Ids, ranks and scores; no text."""
+"""Write the ranked lists of a run, ``<prefix>_rerank.jsonl`` and TREC run files: ids, ranks and scores, no text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WRITTEN_LIST = ("chunk_id", "row", "rank", "score", "fused_rank", "fused_score"
 
 
 def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame) -> None:
-    """One line a query, in query order; a query without candidates has empty lists.
+    """Write one line per query, in query order; a query without candidates has empty lists.
 
     ``{"query_id", "query_hash", "chunk_ids", "point_ids", "ranks", "scores", "fused_ranks", "fused_scores",
     "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the reranker did not score the
@@ -28,24 +28,24 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
     Args:
         path: the file.
         reranked: a ``RERANKED`` frame.
-        queries: a ``QUERIES`` frame; only ``public_id`` and ``query_hash`` are looked at.
+        queries: a ``QUERIES`` frame; only ``public_id`` and ``query_hash`` are read.
 
     Raises:
         ContractError: if a list belongs to no query or has a score that is not finite.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for query_id, query_hash, found in _by_query(reranked, queries):
+        for query_id, query_hash, columns in _by_query(reranked, queries):
             record = {
                 "query_id": query_id,
                 "query_hash": query_hash,
-                "chunk_ids": found["chunk_id"],
-                "point_ids": found["row"],
-                "ranks": found["rank"],
-                "scores": found["score"],
-                "fused_ranks": found["fused_rank"],
-                "fused_scores": found["fused_score"],
-                "rerank_scores": found["rerank_score"],
-                "reranked": any(found["reranked"]),
+                "chunk_ids": columns["chunk_id"],
+                "point_ids": columns["row"],
+                "ranks": columns["rank"],
+                "scores": columns["score"],
+                "fused_ranks": columns["fused_rank"],
+                "fused_scores": columns["fused_score"],
+                "rerank_scores": columns["rerank_score"],
+                "reranked": any(columns["reranked"]),
             }
             try:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
@@ -54,7 +54,7 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
 
 
 def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
-    """A TREC run file: ``query Q0 chunk rank score tag``, separated by single spaces.
+    """Write a TREC run file: ``query Q0 chunk rank score tag``, separated by single spaces.
 
     White space in an id becomes ``%20`` and the like, and a ``%`` that reads as such a code ``%25``, so that different
     ids stay different and ``urllib.parse.unquote`` gives them back. Evaluation tools order by score, not by rank: where
@@ -82,17 +82,17 @@ def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
 
 
 def trec_id(identifier: str) -> str:
-    """``identifier`` as one TREC column."""
-    return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), identifier)
+    """Escape ``identifier`` for one TREC column."""
+    return _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), identifier)
 
 
 def _trec_ids(ids: pl.Series) -> pl.Series:
     distinct = ids.unique()
-    return ids.replace_strict(distinct, pl.Series([trec_id(one) for one in distinct], dtype=pl.String))
+    return ids.replace_strict(distinct, pl.Series([trec_id(identifier) for identifier in distinct], dtype=pl.String))
 
 
 def _falling(lists: pl.DataFrame) -> NDArray[np.float32]:
-    """The scores, each below the one before it in its list, ``[n] float32``."""
+    """Lower scores until each is below the score before it in its list; ``[n] float32``."""
     scores = lists["score"].cast(pl.Float32).fill_null(np.nan).to_numpy().copy()
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
@@ -108,11 +108,11 @@ def _falling(lists: pl.DataFrame) -> NDArray[np.float32]:
 
 
 def _by_query(lists: pl.DataFrame, queries: pl.DataFrame) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:
-    known = queries.select("public_id", "query_hash")
-    strangers = lists.join(known, on="public_id", how="anti")
+    of_run = queries.select("public_id", "query_hash")
+    strangers = lists.join(of_run, on="public_id", how="anti")
     if strangers.height:
         raise ContractError(f"list of query {strangers['public_id'][0]}: there is no such query in this run")
     gathered = lists.group_by("public_id", maintain_order=True).agg(_WRITTEN_LIST)
-    joined = known.join(gathered, on="public_id", how="left", maintain_order="left")
+    joined = of_run.join(gathered, on="public_id", how="left", maintain_order="left")
     for row in joined.iter_rows(named=True):
         yield row["public_id"], row["query_hash"], {name: row[name] or [] for name in _WRITTEN_LIST}

@@ -1,4 +1,4 @@
-"""The upload script that every bundle carries: a template shipped with the package, filled with the bundle's facts."""
+"""Fill the upload script that every bundle carries: a template of the package with the bundle's facts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PLACEHOLDER = re.compile("@([A-Z_]+)@")
 
 
 def upload_script(bundle: BundleInputs) -> str:
-    """The text of ``<prefix>_upload_script.py``. Holds names only: no path, no address, no secret, no time."""
+    """Make the text of ``<prefix>_upload_script.py``. It holds names only: no path, address, secret or time."""
     template = resources.files("ensemble_assets.export.write").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     facts = {
         "COLLECTION": target_collection(bundle.collection, bundle.primary.slug),
         "POINTS_FILE": bundle.names.file("qdrant.jsonl"),
         "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
     }
-    return _PLACEHOLDER.sub(lambda found: json.dumps(facts[found[1]], ensure_ascii=False), template)
+    return _PLACEHOLDER.sub(lambda match: json.dumps(facts[match[1]], ensure_ascii=False), template)

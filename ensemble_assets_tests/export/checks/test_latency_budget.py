@@ -24,7 +24,7 @@ def test_within_the_sla_it_passes_and_reports_both_ratios() -> None:
     assert result.passed
     assert result.numbers["vs_sla"] == pytest.approx(20 / 100)
     assert result.numbers["vs_own_dense"] == pytest.approx(16 / 10)
-    assert "this only says" in result.notes[0]
+    assert "vs_sla decides, so this is no problem" in result.notes[0]
 
 
 def test_above_the_sla_it_warns_with_the_seconds_and_never_fails() -> None:

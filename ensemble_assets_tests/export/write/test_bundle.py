@@ -136,7 +136,7 @@ def test_files_that_are_not_whole_are_refused_before_the_swap(
         require_gates(folder, off(), Limits(), ())
 
     with pytest.raises(ContractError, match=words):
-        write_bundle(tmp_path, off(), lambda written: everything_off(), verify=judge)
+        write_bundle(tmp_path, off(), lambda written: everything_off(), judge=judge)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +146,7 @@ def test_an_array_of_another_shape_is_refused_before_the_swap(tmp_path: Path) ->
         require_gates(folder, off(), Limits(), ())
 
     with pytest.raises(ContractError, match=r"gate row_alignment: chunk row 0: the vector of mini"):
-        write_bundle(tmp_path, off(), lambda written: everything_off(), verify=judge)
+        write_bundle(tmp_path, off(), lambda written: everything_off(), judge=judge)
 
 
 def test_an_empty_collection_makes_an_empty_bundle(tmp_path: Path) -> None:
