@@ -130,7 +130,7 @@ def fit_fusion(
     training = _read_training_qrels(qrels, queries, chunks, bool(queries.facts["judged"]))
     chosen = settings.fusion.method
     lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.facts["lists"]]
-    rule = METHODS[chosen](settings.fusion.rrf_k) if chosen == "rrf" else METHODS[chosen]()
+    rule = METHODS[chosen]()
     fit = fit_weights(lists, chunks["chunk_id"], training, rule)
     weights = FusionWeights(
         collection=collection,

@@ -21,6 +21,7 @@ from ensemble_assets.cli.arguments import (
     split_names,
     with_options,
 )
+from ensemble_assets.common.stage_times import LIMIT_RATIO
 from ensemble_assets.common.stages import TIMED_STAGES
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def plan(
         plans.append(planned.as_json())
         store_plan(settings, plans[-1])
         if not json_output:
-            _print_plan(planned, 1 + settings.rerank.budget_share)
+            _print_plan(planned, LIMIT_RATIO)
     if json_output:
         click.echo(json.dumps(plans, indent=2))
     return 0

@@ -98,7 +98,7 @@ def _admitted(name: str, value: object) -> Scalar | None:
 @lru_cache(maxsize=1)
 def _fixed_words() -> frozenset[str]:
     """Collect the words that stages, settings and telemetry choose their values from."""
-    choices = (choice for option in options().values() for choice in option.choices or ())
+    choices = (choice for option in options().values() for choice in option.choices)
     names = (name for stage in stages.PIPELINE for name in (stage.name, stage.asset))
     tables = (OUTCOMES, REASONS, SOURCES, BACKEND_REASONS, get_args(QuerySource), choices, names, _WORDS)
     return frozenset(word for table in tables for word in table if word)

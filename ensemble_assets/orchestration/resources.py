@@ -1,89 +1,83 @@
 """Dagster resources: the settings as one Launchpad form, and progress reporting. Nothing is opened or leased here.
 
-The settings form is made from the option table, so it cannot drift from it. What each option means is ``settings``.
+The form is generated from the settings models, so it has every option with its help text.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import dagster as dg
 from pydantic import Field, create_model
 
 from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
-from ensemble_assets.settings.values import Option
-
-
-def _form_field(option: Option, value: Any) -> tuple[Any, Any]:
-    unit = f" [{option.unit}]" if option.unit else ""
-    accepted = f" Accepted: {option.accepted}. Environment: {option.env}."
-    kind: Any = list[str] if isinstance(option.default, tuple) else type(option.default)
-    if option.choices:  # a closed list, so that the Launchpad itself marks any other word
-        kind = Literal[option.choices]
-    shown = list(value) if isinstance(value, tuple) else value
-    return kind, Field(default=shown, description=f"{option.help}{unit}.{accepted}")
-
-
-def _form_sections(current: Settings) -> dict[str, tuple[Any, Any]]:
-    """One nested form per settings section, one field per top-level option; defaults are today's effective values."""
-    values = flatten(current)
-    known = options()
-    fields: dict[str, tuple[Any, Any]] = {}
-    for f in dataclasses.fields(Settings):
-        if f.name in known:
-            fields[f.name] = _form_field(known[f.name], values[f.name])
-        else:
-            rows = {
-                key.partition(".")[2]: _form_field(option, values[key])
-                for key, option in known.items()
-                if key.startswith(f.name + ".")
-            }
-            section: Any = create_model(f"{f.name.title()}Form", __base__=dg.Config, **rows)  # type: ignore[call-overload]
-            fields[f.name] = (section, Field(default=section(), description=(type(getattr(current, f.name)).__doc__)))
-    return fields
+from ensemble_assets.settings.options import Names, Section, dotted, nested
 
 
 class SettingsForm(dg.ConfigurableResource[Any]):
-    """Base of the settings resource; one field per option is added from the option table by ``settings_form``.
+    """Base of the settings resource; ``settings_form`` adds one field per option.
 
     Attributes:
-        sources: how the sources of changed values are called in the provenance, by option key; the command line
-            fills it.
+        sources: names of the sources of changed values by option key, for the provenance. The command line fills it.
     """
 
     sources: dict[str, str] = Field(default={}, description="Names of the sources of changed values, for provenance.")
 
-    def resolved(self) -> Resolved:
-        """All settings with provenance: values changed in the run configuration win, others keep their own origin."""
+    @cached_property
+    def _resolved(self) -> Resolved:
         lower = resolve()
         below = flatten(lower.settings)
-        changed = {key: value for key, value in self._given().items() if _differs(value, below[key])}
-        return resolve(changed, override_sources=self.sources)
+        return lower.with_overrides(
+            {key: value for key, value in form_values(self.model_dump()).items() if value != below[key]}, self.sources
+        )
 
-    def _given(self) -> dict[str, Any]:
-        given: dict[str, Any] = {}
-        for key in options():
-            section, _, name = key.rpartition(".")
-            given[key] = getattr(getattr(self, section) if section else self, name)
-        return given
+    def resolved(self) -> Resolved:
+        """Return all settings with provenance. Values changed in the run configuration win over the lower layers.
+
+        They are resolved on the first call. Dagster makes one form per run and process, so all steps of a run in one
+        process see the same settings, even if a file changes meanwhile.
+
+        Raises:
+            SettingsError: for a value that is not accepted.
+        """
+        return self._resolved
 
 
-def _differs(given: Any, below: Any) -> bool:
-    return bool((tuple(given) if isinstance(given, list) else given) != below)
+def form_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options' values by dotted key, from a form's content or a run configuration."""
+    values = {key: value for key, value in dotted(content).items() if key in options()}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def settings_form(current: Settings) -> type[SettingsForm]:
-    """The settings resource class whose fields and defaults show ``current``."""
-    made: type[SettingsForm] = create_model("PipelineSettings", __base__=SettingsForm, **_form_sections(current))  # type: ignore[call-overload]
+    """Make the settings resource class whose fields and defaults show ``current``."""
+    made: type[SettingsForm] = create_model("PipelineSettings", __base__=SettingsForm, **_form_fields(current))  # type: ignore[call-overload]
     made.__doc__ = "All options of the pipeline. Defaults shown are this code location's effective values."
     return made
 
 
+def _form_fields(current: Section, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the form's fields for a group of options: types that Dagster knows, current values, help texts."""
+    fields: dict[str, tuple[Any, Any]] = {}
+    for name, field in type(current).model_fields.items():
+        value = getattr(current, name)
+        if isinstance(value, Section):
+            section: Any = create_model(f"{name.title()}Form", __base__=dg.Config, **_form_fields(value, f"{name}."))  # type: ignore[call-overload]
+            fields[name] = (section, Field(default=section(), description=type(value).__doc__))
+        else:
+            option = options()[prefix + name]
+            words = f"{option.help} Accepted: {option.accepted}. Environment: {option.variable}."
+            names = field.annotation == Names
+            shown = list(value) if names else value
+            fields[name] = (list[str] if names else field.annotation, Field(default=shown, description=words))
+    return fields
+
+
 def settings_resource(current: Settings) -> dg.ResourceDefinition:
-    """The settings as the resource of a code location: shown with ``current``, looked through before a run starts.
+    """Make the settings resource of a code location: a form that shows ``current``, checked before a run starts.
 
     Dagster's own check knows types and closed lists of words only. Values out of range, unknown models and broken
     custom model files are refused when Dagster plans the run, which is before it is stored or queued.
@@ -93,8 +87,8 @@ def settings_resource(current: Settings) -> dg.ResourceDefinition:
     def make(context: dg.InitResourceContext) -> SettingsForm:
         return form(**context.resource_config)
 
-    def looked_through(config: Mapping[str, Any]) -> dict[str, Any]:
-        """The configuration as it is.
+    def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration unchanged.
 
         Raises:
             SettingsError: for a value that is not accepted.
@@ -104,37 +98,32 @@ def settings_resource(current: Settings) -> dg.ResourceDefinition:
 
     schema = form.to_config_schema()
     inner = dg.ResourceDefinition(make, config_schema=schema, description=form.__doc__)
-    return inner.configured(looked_through, config_schema=schema, description=form.__doc__)
+    return inner.configured(checked, config_schema=schema, description=form.__doc__)
 
 
 def settings_run_config(overrides: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, Any]:
-    """The run configuration that sets ``overrides`` (typed values by dotted key)."""
-    config: dict[str, Any] = {"sources": dict(sources)}
-    for key, value in overrides.items():
-        section, _, name = key.rpartition(".")
-        (config.setdefault(section, {}) if section else config)[name] = (
-            list(value) if isinstance(value, tuple) else value
-        )
-    return {"resources": {"settings": {"config": config}}}
+    """Return the run configuration that sets ``overrides`` (typed values by dotted key)."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
+    return {"resources": {"settings": {"config": {"sources": dict(sources), **nested(values)}}}}
 
 
 class Progress(Protocol):
-    """Hears when stages begin and end, for live display. Numbers and names only."""
+    """Shows the progress of stages. It receives numbers and names only."""
 
     def stage_started(self, stage: str, collection: str) -> None:
-        """A stage begins."""
+        """Report that a stage begins."""
         ...
 
     def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
-        """A stage ended; ``facts`` is its stage record."""
+        """Report that a stage ended; ``facts`` is its stage record."""
         ...
 
 
 class SilentProgress:
-    """The default under Dagster, whose UI shows progress itself."""
+    """Reports nothing. The default under Dagster, whose UI shows progress itself."""
 
     def stage_started(self, stage: str, collection: str) -> None:
-        """Says nothing."""
+        """Report nothing."""
 
     def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
-        """Says nothing."""
+        """Report nothing."""

@@ -9,8 +9,9 @@ from typing import Any
 import dagster as dg
 
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.orchestration.resources import form_values
 from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
-from ensemble_assets.settings import Settings, options, resolve
+from ensemble_assets.settings import Settings, resolve
 
 PARTITION_TAG = "dagster/partition"
 BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
@@ -26,13 +27,7 @@ def settings_of_run(run: dg.DagsterRun) -> Settings:
     form: Any = run.run_config
     for name in ("resources", "settings", "config"):
         form = form.get(name) or {}
-    given: dict[str, object] = {}
-    for key in options():
-        section, _, name = key.rpartition(".")
-        holder = form.get(section, {}) if section else form
-        if isinstance(holder, dict) and name in holder:
-            given[key] = tuple(holder[name]) if isinstance(holder[name], list) else holder[name]
-    return resolve(given).settings
+    return resolve(form_values(form)).settings
 
 
 def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = False) -> bool:

@@ -97,7 +97,7 @@ def ranked_lists(upstream: Upstream) -> RankedLists | None:
 def limits_of(settings: Settings) -> Limits:
     """Read the gates' limits from the settings."""
     checks = settings.checks
-    return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, int(settings.device.ceiling_gb * 1e9))
+    return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, settings.device.ceiling_bytes)
 
 
 def run_queries(upstream: Upstream) -> tuple[Query, ...]:

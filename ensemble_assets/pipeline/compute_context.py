@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import ModelKind, ModelSpec
@@ -20,7 +20,6 @@ from ensemble_assets.settings.options import Device as DeviceOptions
 from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.backends.forward import BackendName, Precision
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.running.run_table import ParallelSettings, Runner
     from ensemble_assets.compute.stages.context import ComputeContext
@@ -66,15 +65,15 @@ class Computing:
             devices=devices,
             timeout=options.lease_timeout,
             run=run.run_id,
-            gate=MemoryGate(ceiling_bytes=int(options.ceiling_gb * 1e9)),
+            gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
         )
         return ComputeContext(
             lease=lease,
             runner=_runner(run, devices),
             runtime=Runtime(
-                precision=cast("Precision", options.precision),
+                precision=options.precision,
                 threads=options.threads,
-                backend=cast("BackendName", run.settings.encoding.backend) if _on_cpu(devices) else "torch",
+                backend=run.settings.encoding.backend if _on_cpu(devices) else "torch",
                 cache_folder=cache_folder(run.settings.paths),
             ),
             events=run.events,
@@ -92,7 +91,7 @@ class Computing:
         return ComputeContext(
             lease=cluster_lease,
             runner=_cluster_runner(run),
-            runtime=Runtime(precision=cast("Precision", options.precision), threads=options.threads, backend="torch"),
+            runtime=Runtime(precision=options.precision, threads=options.threads, backend="torch"),
             events=run.events,
             tokens=self._tokens,
             locate=partial(_located, run),
@@ -146,7 +145,7 @@ def _cluster_runner(run: ComputeRun) -> Runner:
         on_gpu=settings_of(run.settings, on_cpu=False),
         lock_folder=lock_folder(run.settings.paths),
         lease_timeout=device.lease_timeout,
-        ceiling_bytes=int(device.ceiling_gb * 1e9),
+        ceiling_bytes=device.ceiling_bytes,
         threads=device.threads,
         run=run.run_id,
     )
@@ -179,7 +178,7 @@ def settings_of(settings: Settings, *, on_cpu: bool) -> ParallelSettings:
     by_memory = ControllerSettings(SizeSettings(options.batch_tokens))
     workers = WorkerSettings(
         controller=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
-        ceiling=Ceiling(hard_bytes=int(options.ceiling_gb * 1e9), soft_fraction=options.soft_fraction),
+        ceiling=Ceiling(hard_bytes=options.ceiling_bytes, soft_fraction=options.soft_fraction),
         workers_per_device=0 if on_cpu else 1,
     )
     return ParallelSettings(workers, batch_memory=cache_folder(settings.paths) / "batch_sizes.json")

@@ -69,13 +69,13 @@ def fusion_rule(options: Fusion, collection: str) -> FusionRule:
         SettingsError: if ``fusion.weights_file`` is missing, or is of another collection.
         InputError: if it cannot be read.
     """
-    name, share, lexical, fitted = options.method, options.dense_weight, options.lexical_share, dict[str, Any]()
+    name: str = options.method
+    share, lexical, fitted = options.dense_weight, options.lexical_share, dict[str, Any]()
     if options.weights_file:
         weights = read_weights(Path(options.weights_file), collection)
         name, share, lexical = weights.method, weights.dense_weight, weights.lexical_share
         fitted = weights.facts()
-    method = METHODS[name](options.rrf_k) if name == "rrf" else METHODS[name]()
-    return FusionRule(method, share, lexical, fitted)
+    return FusionRule(METHODS[name](), share, lexical, fitted)
 
 
 @dataclass(frozen=True)

@@ -9,5 +9,6 @@ from ensemble_assets.settings.default_paths import artefact_base, cache_folder
 
 def open_store(settings: Settings) -> ArtefactStore:
     """The artefact store that the settings name."""
-    budget = int(settings.device.host_budget_gb * 1e9)
-    return artefact_store(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)
+    return artefact_store(
+        artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=settings.device.host_budget_bytes
+    )

@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import BaselineKey, SlaBaseline, baselines, find_baseline
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ArtefactError, DeviceError
 from ensemble_assets.common.machine import library_versions, this_host
-from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.common.stage_times import BUDGET_SHARE, LIMIT_RATIO, StageSeconds
 from ensemble_assets.common.stages import RANKING_STAGES, TIMED_STAGES
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
@@ -24,7 +24,7 @@ from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import baselines_folder
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.stages.rerank_depth import Against, Allowance
+    from ensemble_assets.compute.stages.rerank_depth import Allowance
 
 _DEPTHS = ("requested_depth", "reached_depth", "queries_cut_short", "floor_depth", "budget_seconds", "budget_reason")
 _PLACES = 4
@@ -60,10 +60,10 @@ def allowance_of(run: StageRun, chunks: Artefact, fused: Artefact) -> Allowance:
         fusion=float(fused.facts["wall_seconds"]) + used,
         export=_last_export(run.settings, run.collection) * int(chunks.facts["items"]),
     )
-    against = cast("Against", options.budget)
+    against = options.budget
     baseline = _baseline(run.settings, chunks, upstream["dense_models"], upstream["dense_device"])
     plain = baseline.seconds if baseline else None
-    return rerank_allowance(against, options.budget_share, options.floor, spent, plain)
+    return rerank_allowance(against, BUDGET_SHARE, options.floor, spent, plain)
 
 
 def performance_facts(upstream: Upstream, run: StageRun, predicted: Predicted) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def performance_facts(upstream: Upstream, run: StageRun, predicted: Predicted) -
     artefacts, dense = upstream.by_stage(), upstream.dense.facts
     fingerprints = [model["fingerprint"] for model in dense["models"]]
     baseline = _baseline(run.settings, upstream.chunks, fingerprints, str(dense["device"]))
-    against, share = run.settings.rerank.budget, run.settings.rerank.budget_share
+    against = run.settings.rerank.budget
     reranked = upstream.reranked.facts
     facts: dict[str, Any] = {
         **({"dense_only_seconds": round(baseline.seconds, _PLACES)} if baseline else {}),
-        "limit_ratio": round(1 + share, 6),
+        "limit_ratio": LIMIT_RATIO,
         **ratios(costs, baseline.seconds if baseline else None),
         "stage_seconds": {stage: round(getattr(costs, stage), _PLACES) for stage in TIMED_STAGES},
         "precision": {stage: str(artefacts[stage].facts.get("precision", "none")) for stage in RANKING_STAGES},
@@ -103,10 +103,9 @@ def final_ratios(upstream: Upstream, run: StageRun, predicted: Predicted) -> dic
     fingerprints = [model["fingerprint"] for model in dense["models"]]
     baseline = _baseline(run.settings, upstream.chunks, fingerprints, str(dense["device"]))
     costs = stage_seconds(upstream, time.perf_counter() - run.started)
-    limit = round(1 + run.settings.rerank.budget_share, 6)
     prediction = predicted(run.settings, str(upstream.chunks.facts.get("content", "")), costs)
     told = {"prediction": prediction} if prediction is not None else {}
-    return {"limit_ratio": limit, **ratios(costs, baseline.seconds if baseline else None), **told}
+    return {"limit_ratio": LIMIT_RATIO, **ratios(costs, baseline.seconds if baseline else None), **told}
 
 
 def ratios(costs: StageSeconds, plain_dense: float | None) -> dict[str, float]:

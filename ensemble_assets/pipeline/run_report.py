@@ -5,7 +5,6 @@ The report lies beside the bundle's folder, never in it: the folder's files are 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,8 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     """
     manifest = read_manifest(bundle)
     collection = str(manifest.get("collection") or bundle.name)
-    here = dataclasses.replace(
-        settings, paths=dataclasses.replace(settings.paths, output_dir=str(bundle.absolute().parent))
+    here = settings.model_copy(
+        update={"paths": settings.paths.model_copy(update={"output_dir": str(bundle.absolute().parent)})}
     )
     artefacts = _artefacts(manifest, collection, here)
     candidates = artefacts["fusion"].frame("candidates") if artefacts else None

@@ -96,7 +96,7 @@ class StageRun:
         if self.span is not None:
             self._describe(self.span, record, facts)
             if self.stage in MODEL_STAGES:
-                self.span.set(ceiling_bytes=int(self.settings.device.ceiling_gb * 1e9))
+                self.span.set(ceiling_bytes=self.settings.device.ceiling_bytes)
         seconds = time.perf_counter() - self.started
         self.facts = {"stage": self.stage, "wall_seconds": round(seconds, 4), **facts, "run_id": self.run_id}
         self.facts[CODE_VERSION] = self.code_version

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from ensemble_assets.export.write.manifest import TelemetrySection
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import journal_folder
 from ensemble_assets.settings.sources import process_environment
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
-
-JOURNALS = "telemetry"
-"""Folder of the runs' journals, beside the collections' bundles."""
 
 
 def run_telemetry(run_id: str, collection: str, settings: Settings) -> RunTelemetry:
@@ -20,7 +18,7 @@ def run_telemetry(run_id: str, collection: str, settings: Settings) -> RunTeleme
     variables = {name: value for name, value in process_environment().items() if name.startswith("OTEL_")}
     metrics = settings.metrics
     options = TelemetryOptions(
-        journal_folder=Path(settings.paths.output_dir) / ".artifacts" / JOURNALS,
+        journal_folder=journal_folder(Path(settings.paths.output_dir)),
         otlp=variables,
         textfile_folder=Path(metrics.textfile_dir) if metrics.textfile_dir else None,
         pushgateway=metrics.pushgateway,

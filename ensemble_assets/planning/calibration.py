@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,8 @@ class StandaloneRun:
     span: ActiveSpan | None = None
 
     def __post_init__(self) -> None:
-        self.settings = replace(self.settings, encoding=replace(self.settings.encoding, reuse=False))
+        encoding = self.settings.encoding.model_copy(update={"reuse": False})
+        self.settings = self.settings.model_copy(update={"encoding": encoding})
 
     @property
     def working_folder(self) -> Path:

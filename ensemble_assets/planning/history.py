@@ -51,7 +51,7 @@ def models_of(settings: Settings, stage: str) -> tuple[ModelSpec, ...]:
 
 def stage_key(settings: Settings, stage: str) -> str:
     """Name what a cost depends on: machine, libraries, stage, models, device and encoding options."""
-    options = {**asdict(settings.device), **asdict(settings.encoding), "reuse": False}
+    options = {**settings.device.model_dump(), **settings.encoding.model_dump(), "reuse": False}
     slugs = [spec.slug for spec in models_of(settings, stage)]
     return f"{stage}-{digest([this_host().fingerprint, library_versions(), stage, slugs, options])}"
 
@@ -151,7 +151,7 @@ def _plans(settings: Settings) -> JsonCache:
 
 def _plan_key(settings: Settings, content: str) -> str:
     """Name the content and everything in the settings that changes what a run costs."""
-    values = asdict(settings)
+    values = settings.model_dump()
     sections = {name: values[name] for name in ("models", "device", "encoding", "rerank", "sparse", "fusion")}
     return digest([this_host().fingerprint, content, sections, settings.enable_sparse, settings.enable_rerank])
 

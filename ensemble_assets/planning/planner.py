@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.latency_baseline import BaselineKey, content_fingerprint, find_baseline
 from ensemble_assets.collection.folders import Collection
 from ensemble_assets.common.machine import this_host
-from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.common.stage_times import BUDGET_SHARE, StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
-from ensemble_assets.compute.stages.rerank_depth import Against, rerank_allowance
+from ensemble_assets.compute.stages.rerank_depth import rerank_allowance
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
@@ -76,8 +76,7 @@ def predict(
         plain_dense: seconds of the plain script; None if it was not measured.
     """
     before = StageSeconds(**{stage: costs[stage].seconds(work[stage]) for stage in TIMED_STAGES if stage != "rerank"})
-    against = cast("Against", options.budget)
-    allowance = rerank_allowance(against, options.budget_share, options.floor, before, plain_dense)
+    allowance = rerank_allowance(options.budget, BUDGET_SHARE, options.floor, before, plain_dense)
     reached, rerank = depth, costs["rerank"]
     if depth and allowance.seconds is not None and rerank.seconds(work["rerank"]) > allowance.seconds:
         per_rank = rerank.per_work * work["rerank"] / depth

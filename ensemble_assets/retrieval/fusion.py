@@ -106,10 +106,10 @@ def zscore() -> FusionMethod:
     return FusionMethod("zscore", contribution, convex=True, parameters={})
 
 
-METHODS: Mapping[str, Callable[..., FusionMethod]] = MappingProxyType(
+METHODS: Mapping[str, Callable[[], FusionMethod]] = MappingProxyType(
     {"rrf": rrf, "minmax": minmax, "dbsf": dbsf, "zscore": zscore}
 )
-"""Fusion methods by name; ``rrf`` takes ``k``, the others nothing."""
+"""Makers of the fusion methods by name."""
 
 
 def fuse(

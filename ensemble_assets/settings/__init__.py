@@ -1,4 +1,4 @@
-"""Settings: every option, and how its value is found. The only part that reads the process environment."""
+"""Settings: every option, and where its value comes from. The only part that reads the process environment."""
 
 from ensemble_assets.settings.options import Settings, flatten, options
 from ensemble_assets.settings.resolution import Origin, Resolved, resolve

@@ -1,4 +1,4 @@
-"""Default places on disk: the deployment's key, device locks, caches. Path arithmetic; creates nothing."""
+"""Compute the places of files on disk: artefacts, journals, locks, caches and the key. Creates nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from ensemble_assets.settings.sources import process_environment
 
 _APP = "ensemble-assets"
 
+ARTIFACTS_FOLDER = ".artifacts"
+"""Folder of artefacts and journals, beside the bundles."""
+
 
 def key_file(paths: Paths) -> Path:
-    """The key of query hashes: as set, else beside the Dagster instance, else in the user's data folder."""
+    """Return the file of the query hash key: as set, else beside the Dagster instance, else in the user's folder."""
     if paths.key_file:
         return Path(paths.key_file)
     home = process_environment().get("DAGSTER_HOME")
@@ -21,20 +24,30 @@ def key_file(paths: Paths) -> Path:
 
 
 def lock_folder(paths: Paths) -> Path:
-    """Device locks: one folder for all users of the machine, so ``TMPDIR``, which differs between them, has no say."""
+    """Return the folder of the device locks. It is the same for all users, so it does not follow ``TMPDIR``."""
     return Path(paths.lock_dir or "/tmp/ensemble-assets-leases")  # noqa: S108  # sticky and shared on purpose
 
 
 def cache_folder(paths: Paths) -> Path:
-    """Measured batch sizes, compiled models, downloaded artefacts."""
+    """Return the folder of measured batch sizes, compiled models and downloaded artefacts."""
     return Path(paths.cache_dir) if paths.cache_dir else Path(platformdirs.user_cache_dir(_APP))
 
 
 def baselines_folder(paths: Paths) -> Path:
-    """What was measured or accepted to compare later runs with."""
+    """Return the folder of measured latency baselines."""
     return cache_folder(paths) / "baselines"
 
 
 def artefact_base(paths: Paths) -> str:
-    """Stage artefacts: a path or an fsspec URL."""
-    return paths.artifacts_dir or str(Path(paths.output_dir) / ".artifacts")
+    """Return the base of the stages' artefacts: a path or an fsspec URL."""
+    return paths.artifacts_dir or str(Path(paths.output_dir) / ARTIFACTS_FOLDER)
+
+
+def journal_folder(output_dir: Path) -> Path:
+    """Return the folder of the runs' telemetry journals, given the folder of the bundles."""
+    return output_dir / ARTIFACTS_FOLDER / "telemetry"
+
+
+def incidents_folder(paths: Paths) -> Path:
+    """Return the folder of the records of failed runs."""
+    return Path(paths.output_dir) / ".incidents"

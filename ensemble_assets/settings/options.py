@@ -1,300 +1,431 @@
-"""Every option: its default, unit, accepted values and environment name.
+"""Define every option: its type, default, bounds, help text and environment variable.
 
-Options are fields of the frozen section classes below; the command line, the Launchpad, ``docs/configuration.md`` and
-the manifest are all made from them. How values are found is ``resolution``'s part, parsing one value is ``values``'s.
+The command line, the Launchpad, ``docs/configuration.md`` and the manifest are all made from the section classes below.
+A default stands here and nowhere else.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
-from ensemble_assets.models.registry import PROFILES
-from ensemble_assets.settings.values import Option, option, option_of
+from annotated_types import Ge, Le
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core.core_schema import ValidationInfo
+
+Names: TypeAlias = tuple[str, ...]
+"""A list of names. In text, commas separate them."""
 
 
-@dataclass(frozen=True)
-class Models:
+class Section(BaseModel):
+    """Base of all groups of options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _prepare(cls, value: Any, info: ValidationInfo) -> Any:
+        """Split names at commas, strip texts, and refuse true and false as numbers."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind == Names and isinstance(value, str | list | tuple):
+            names = value.split(",") if isinstance(value, str) else value
+            stripped = [name.strip() if isinstance(name, str) else name for name in names]
+            return tuple(name for name in stripped if name != "")
+        if kind in (int, float) and isinstance(value, bool):
+            raise ValueError("a number is expected")
+        return value.strip() if isinstance(value, str) else value
+
+
+class Models(Section):
     """Which models run."""
 
-    profile: str = option(
-        "embedded", "named choice of models, see docs/models.md", choices=(*PROFILES, "custom"), env="EMBEDDER_PROFILE"
+    profile: Literal["embedded", "kaggle-t4x2", "custom"] = Field(
+        default="embedded", description="Named choice of models, see docs/models.md."
     )
-    ensemble: tuple[str, ...] = option(
-        (), "dense models, the first is the primary one; empty: the profile's", env="EMBEDDER_ENSEMBLE_MODELS"
+    ensemble: Names = Field(
+        default=(), description="Dense models; the first is the primary one. Empty: the models of the profile."
     )
-    sparse: tuple[str, ...] = option((), "sparse models; empty: the profile's", env="EMBEDDER_SPARSE_MODELS")
-    rerank: str = option("", "reranker; empty: the profile's", env="EMBEDDER_RERANK_MODEL")
-    rerank_tokens: int = option(
-        0, "query and chunk together, as the reranker reads them, at most; 0: as the model is defined",
-        unit="tokens", low=0, high=1_000_000,
-    )  # fmt: skip
-    file: str = option("", "YAML file that defines models for profile custom", env="EMBEDDER_MODELS_FILE")
-    windows: int = option(
-        0,
-        "windows that a chunk longer than a model takes is read in, all models; 0: as the model is defined, which is "
-        "one, and the rest is cut off",
-        low=0,
-        high=64,
+    sparse: Names = Field(default=(), description="Sparse models. Empty: the models of the profile.")
+    rerank: str = Field(default="", description="Reranker. Empty: the reranker of the profile.")
+    rerank_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Most tokens of query plus chunk that the reranker reads. 0: the model's own limit.",
+    )
+    file: str = Field(default="", description="YAML file that defines models for profile custom.")
+    windows: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Number of windows in which a chunk is read that is longer than a model's limit, for all models. "
+        "0: the model's own number, which is 1 unless its definition says otherwise; the rest is cut off.",
     )
 
 
-@dataclass(frozen=True)
-class Paths:
-    """Where things are read and written. Relative paths start at the working directory."""
+class Paths(Section):
+    """Where files are read and written. Relative paths start at the working directory."""
 
-    chunked_dir: str = option("corpora", "folder with one sub-folder per collection", env="EMBEDDER_CHUNKED_DIR")
-    output_dir: str = option("output", "bundles land in <output_dir>/<collection>/", env="EMBEDDER_OUTPUT_DIR")
-    artifacts_dir: str = option(
-        "", "stage artefacts (path or fsspec URL); empty: <output_dir>/.artifacts", env="EMBEDDER_ARTIFACTS_DIR"
+    chunked_dir: str = Field(default="corpora", description="Folder with one sub-folder per collection.")
+    output_dir: str = Field(default="output", description="Bundles are written to <output_dir>/<collection>/.")
+    artifacts_dir: str = Field(
+        default="", description="Artefacts of the stages: a path or an fsspec URL. Empty: <output_dir>/.artifacts."
     )
-    key_file: str = option(
-        "", "key of the query hashes; empty: one per user, made on first use", env="EMBEDDER_KEY_FILE"
+    key_file: str = Field(default="", description="Key of the query hashes. Empty: one per user, made on first use.")
+    lock_dir: str = Field(default="", description="Folder of the device locks. Empty: a folder that all users share.")
+    cache_dir: str = Field(
+        default="", description="Measured batch sizes and compiled models. Empty: the user's cache folder."
     )
-    lock_dir: str = option("", "machine-wide folder of device locks; empty: a folder that all users share")
-    cache_dir: str = option("", "measured batch sizes and compiled models; empty: the user's cache folder")
 
 
-@dataclass(frozen=True)
-class Chunks:
+class Chunks(Section):
     """How chunk files are read."""
 
-    min_tokens: int = option(
-        0, "chunks with fewer tokens are skipped and counted; 50: the old loader", unit="tokens", low=0
+    min_tokens: int = Field(
+        default=0, ge=0, description="Chunks with fewer tokens are skipped and counted. 50: as in version 4.0."
     )
-    searched: str = option(
-        "whole",
-        "what sparse vectors, BM25 and the reranker read of a chunk: the whole text, or only what is embedded and "
-        "exported, which is cut",
-        choices=("whole", "exported"),
+    searched: Literal["whole", "exported"] = Field(
+        default="whole",
+        description="Text of a chunk that sparse vectors, BM25 and the reranker read. whole: all of it. exported: only "
+        "the part that is embedded and exported.",
     )
-    max_record_mb: int = option(64, "a single record above this is refused", unit="MB", low=1, high=1024)
-    format: str = option(
-        "", "the format to read where a folder has several", choices=("", "chunk_files", "beir", "jsonl", "parquet")
+    max_record_mb: int = Field(default=64, ge=1, le=1024, description="A record above this size is refused, in MB.")
+    format: Literal["", "chunk_files", "beir", "jsonl", "parquet"] = Field(
+        default="", description="Format to read. Needed only if a folder has several."
     )
-    follow_links: bool = option(False, "also read what links lead to outside of the collection's folder")
-    collection_priority: float = option(0.5, "exported as collection_priority", low=0.0, high=1.0)
+    follow_links: bool = Field(
+        default=False, description="Follow symbolic links that lead out of the collection's folder."
+    )
+    collection_priority: float = Field(default=0.5, ge=0.0, le=1.0, description="Exported as collection_priority.")
 
 
-@dataclass(frozen=True)
-class Queries:
+class Queries(Section):
     """Where queries and judgements come from."""
 
-    file: str = option("", "JSONL or TSV; empty: queries.jsonl or queries.tsv beside the chunks, else derived probes")
-    qrels: str = option("", "TREC or BEIR judgements; empty: qrels beside the chunks, if any")
-    judged_only: bool = option(True, "with qrels, keep only the queries that have judgements")
-    ids_are_public: bool = option(
-        False, "query ids are not personal, show them as they are; else ids that look like text are hashed"
+    file: str = Field(
+        default="",
+        description="JSONL or TSV file of queries. Empty: queries.jsonl or queries.tsv beside the chunks, else queries "
+        "derived from the chunks' headings.",
     )
-    derived_limit: int = option(
-        50, "most probes derived from headings when there is no query file", low=1, high=100_000
+    qrels: str = Field(default="", description="TREC or BEIR judgements. Empty: qrels beside the chunks, if any.")
+    judged_only: bool = Field(default=True, description="With judgements: use only queries that have some.")
+    ids_are_public: bool = Field(
+        default=False,
+        description="Query ids are not personal and are shown. Otherwise ids that look like text are hashed.",
+    )
+    derived_limit: int = Field(
+        default=50,
+        ge=1,
+        le=100_000,
+        description="Most queries that are derived from headings if there is no query file.",
     )
 
 
-@dataclass(frozen=True)
-class Sparse:
+class Sparse(Section):
     """Learned sparse vectors."""
 
-    top_k: int = option(256, "terms kept per chunk", unit="terms", low=1, high=100_000)
+    top_k: int = Field(default=256, ge=1, le=100_000, description="Most terms of a chunk's sparse vector.")
 
 
-@dataclass(frozen=True)
-class Fusion:
-    """First-stage lists and how they are merged."""
+class Fusion(Section):
+    """First-stage lists and how they are fused."""
 
-    depth: int = option(100, "candidates taken from each first-stage list", low=1, high=10_000)
-    method: str = option("zscore", "how lists are fused", choices=("rrf", "minmax", "dbsf", "zscore"))
-    rrf_k: int = option(60, "constant of reciprocal rank fusion", low=1)
-    dense_weight: float = option(0.5, "weight of the dense list against the sparse one", low=0.0, high=1.0)
-    lexical_share: float = option(
-        0.2, "weight of a BM25 list beside dense and sparse, which divide the rest; 0: none", low=0.0, high=1.0
+    depth: int = Field(default=100, ge=1, le=10_000, description="Candidates taken from each first-stage list.")
+    method: Literal["rrf", "minmax", "dbsf", "zscore"] = Field(default="zscore", description="How lists are fused.")
+    dense_weight: float = Field(
+        default=0.5, ge=0.0, le=1.0, description="Weight of the dense list; the sparse list has the rest."
     )
-    weights_file: str = option(
-        "", "method and weights fitted by ensemble-assets fit-fusion, in place of those above; empty: none"
+    lexical_share: float = Field(
+        default=0.2,
+        ge=0.0,
+        le=1.0,
+        description="Weight of the BM25 list; dense and sparse have the rest. 0: no BM25 list.",
+    )
+    weights_file: str = Field(
+        default="",
+        description="Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above.",
     )
 
 
-@dataclass(frozen=True)
-class Rerank:
+class Rerank(Section):
     """A CrossEncoder, or late interaction, over the fused candidates."""
 
-    depth: int = option(20, "fused candidates per query that the reranker scores", unit="candidates", low=1, high=1000)
-    weight: float = option(
-        -1.0,
-        "share of the reranker in the final score, 0 to 1; the first stage gets the rest; negative: as the model is "
-        "defined",
-        low=-1.0,
-        high=1.0,
+    depth: int = Field(default=20, ge=1, le=1000, description="Fused candidates per query that the reranker scores.")
+    weight: float = Field(
+        default=-1.0,
+        ge=-1.0,
+        le=1.0,
+        description="Share of the reranker in the final score, 0 to 1; the first stage has the rest. Negative: the "
+        "share in the model's definition.",
     )
-    budget: str = option(
-        "sla",
-        "what limits the time of a run: the plain script's dense stage, this run's own dense stage, or nothing; "
-        "see docs/performance.md",
-        choices=("sla", "own_dense", "off"),
+    budget: Literal["sla", "own_dense", "off"] = Field(
+        default="sla",
+        description="Time that limits a run. sla: 1.1 times the plain script's dense stage. own_dense: 1.1 times this "
+        "run's dense stage. off: no limit. See docs/performance.md.",
     )
-    budget_share: float = option(0.1, "share by which a run may take longer than that", low=0.0, high=1000.0)
-    floor: int = option(
-        5, "fused candidates per query that are scored whatever it takes", unit="candidates", low=1, high=1000
+    floor: int = Field(
+        default=5, ge=1, le=1000, description="Fused candidates per query that are scored even if the time is over."
     )
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(Section):
     """Devices and memory."""
 
-    ceiling_gb: float = option(12.0, "most memory in use on any GPU, all processes counted", unit="10^9 bytes", low=0.5)
-    soft_fraction: float = option(0.9, "share of the ceiling that batches are planned to", low=0.1, high=1.0)
-    lease_timeout: float = option(3600.0, "longest wait for a device", unit="seconds", low=0.0)
-    batch_tokens: int = option(
-        4096,
-        "padded tokens per batch to start with; on a CPU per batch, and more for models narrower than 384",
-        unit="tokens",
-        low=64,
+    ceiling_gb: float = Field(
+        default=12.0, ge=0.5, description="Most memory in use on any GPU, in 10^9 bytes, all processes counted."
     )
-    threads: int = option(0, "CPU threads; 0: all cores this process may use", low=0)
-    host_budget_gb: float = option(
-        4.0, "most host memory that one table of a collection may take", unit="10^9 bytes", low=0.1
+    soft_fraction: float = Field(
+        default=0.9, ge=0.1, le=1.0, description="Share of the ceiling that batches are planned to."
     )
-    precision: str = option("auto", "of weights and activations", choices=("auto", "fp32", "bf16", "fp16"))
+    lease_timeout: float = Field(default=3600.0, ge=0.0, description="Longest wait for a device, in seconds.")
+    batch_tokens: int = Field(
+        default=4096,
+        ge=64,
+        description="Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower "
+        "than 384.",
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads. 0: all cores that this process may use.")
+    host_budget_gb: float = Field(
+        default=4.0, ge=0.1, description="Most host memory for one table of a collection, in 10^9 bytes."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="Of weights and activations."
+    )
+
+    @property
+    def ceiling_bytes(self) -> int:
+        """``ceiling_gb`` in bytes."""
+        return int(self.ceiling_gb * 1e9)
+
+    @property
+    def host_budget_bytes(self) -> int:
+        """``host_budget_gb`` in bytes."""
+        return int(self.host_budget_gb * 1e9)
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(Section):
     """How texts go through models."""
 
-    backend: str = option(
-        "auto", "auto: OpenVINO on a CPU where it is installed, else torch", choices=("auto", "torch", "openvino")
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        default="auto", description="Library that runs models. auto: OpenVINO on a CPU if it is installed, else torch."
     )
-    reuse: bool = option(True, "rows that an earlier run computed with the same model and tokens are taken from it")
-    shard_tokens: int = option(
-        0,
-        "tokens that are lost at most when a run is killed; 0: 262,144 on a CPU, 16,777,216 on GPUs",
-        unit="tokens",
-        low=0,
+    reuse: bool = Field(
+        default=True, description="Take rows that an earlier run computed with the same model and tokens."
     )
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Computing beyond one machine. Needs ``ensemble-assets[ray]``, and folders that every node sees."""
-
-    engine: str = option("local", "where encoders run: on this machine, or on a Ray cluster", choices=("local", "ray"))
-    address: str = option("auto", "of the Ray cluster; auto: this machine's; local: a private one on this machine")
-    shard_chunks: int = option(
-        50_000, "a collection with more chunks is encoded in shards of so many", unit="chunks", low=1
+    shard_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Most tokens that a killed run has to compute again. 0: 262,144 on a CPU, 16,777,216 on GPUs.",
     )
 
 
-@dataclass(frozen=True)
-class Export:
+class Cluster(Section):
+    """Computing beyond one machine. Needs ``ensemble-assets[ray]`` and folders that every node sees."""
+
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="Where encoders run: this machine or a Ray cluster."
+    )
+    address: str = Field(
+        default="auto",
+        description="Address of the Ray cluster. auto: the cluster of this machine. local: a private one.",
+    )
+    shard_chunks: int = Field(
+        default=50_000, ge=1, description="Larger collections are encoded in shards of this many chunks."
+    )
+
+
+class Export(Section):
     """The bundle."""
 
-    prefix: str = option("ultimate_embeddings_v4", "start of every file name of the bundle")
+    prefix: str = Field(default="ultimate_embeddings_v4", description="Start of every file name of the bundle.")
 
 
-@dataclass(frozen=True)
-class Qdrant:
-    """Upload into Qdrant. The key of a server comes from the variable QDRANT_API_KEY and is no option."""
+class Qdrant(Section):
+    """Upload into Qdrant. The key of a server is no option: it comes from the variable QDRANT_API_KEY."""
 
-    enabled: bool = option(False, "whether asset qdrant_collection uploads the bundle")
-    url: str = option("", "server; empty: embedded storage")
-    path: str = option("", "folder of the embedded storage; empty: <output_dir>/.qdrant")
-    collection: str = option("", "collection in Qdrant; empty: <collection>_v4_<primary model>")
-    batch_size: int = option(128, "points per request", unit="points", low=1, high=10_000)
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Metrics: switch, name space and exporters. The ``OTEL_*`` variables are read as their standard says."""
-
-    enabled: bool = option(True, "whether metrics are recorded", env="EMBEDDER_METRICS_ENABLED")
-    namespace: str = option("rag", "start of every metric name", env="EMBEDDER_METRICS_NAMESPACE")
-    textfile_dir: str = option("", "folder that node-exporter's textfile collector reads; empty: no text file")
-    pushgateway: str = option("", "URL of a Prometheus Pushgateway; empty: nothing is pushed")
+    enabled: bool = Field(default=False, description="Whether the asset qdrant_collection uploads the bundle.")
+    url: str = Field(default="", description="Server. Empty: embedded storage.")
+    path: str = Field(default="", description="Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
+    collection: str = Field(default="", description="Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
+    batch_size: int = Field(default=128, ge=1, le=10_000, description="Points per request.")
 
 
-@dataclass(frozen=True)
-class Checks:
-    """Limits of the gates."""
+class Metrics(Section):
+    """Metrics: switch, name space and exporters. The ``OTEL_*`` variables have their standard meaning."""
 
-    sparse_coverage_warn: float = option(
-        0.95, "share of chunks with a sparse vector under which a check warns", low=0.0, high=1.0
+    enabled: bool = Field(default=True, description="Whether metrics are recorded.")
+    namespace: str = Field(default="rag", description="Start of every metric name.")
+    textfile_dir: str = Field(
+        default="", description="Folder that node-exporter's textfile collector reads. Empty: no text file."
     )
-    sparse_coverage_error: float = option(0.8, "share under which it fails", low=0.0, high=1.0)
-    quality_severity: str = option(
-        "warn", "what a failed quality gate is; derived probes only ever warn", choices=("warn", "error")
-    )
-    minimum_effect: float = option(
-        0.005, "smallest change of mean nDCG@10 that counts as better or worse than the baseline", low=0.0, high=1.0
-    )
-    alpha: float = option(0.05, "significance level of that comparison", low=0.0, high=1.0)
-    rerank_epsilon: float = option(0.005, "loss of mean nDCG@10 by reranking that is tolerated", low=0.0, high=1.0)
-    fusion_epsilon: float = option(
-        0.0, "loss of mean nDCG@10 against the weakest single list that is tolerated", low=0.0, high=1.0
-    )
-    baselines_dir: str = option("baselines", "folder of the accepted quality baselines, one text file per collection")
+    pushgateway: str = Field(default="", description="URL of a Prometheus Pushgateway. Empty: no push.")
 
 
-@dataclass(frozen=True)
-class Operations:
-    """Sensors and schedules; read when the code location loads and at every tick, not from the Launchpad.
+class Checks(Section):
+    """Limits of the asset checks."""
 
-    The address of the webhook that hears of failed runs is no option, since it may hold a secret: it comes from the
+    sparse_coverage_warn: float = Field(
+        default=0.95, ge=0.0, le=1.0, description="A smaller share of chunks with a sparse vector is a warning."
+    )
+    sparse_coverage_error: float = Field(
+        default=0.8, ge=0.0, le=1.0, description="A smaller share of chunks with a sparse vector is an error."
+    )
+    quality_severity: Literal["warn", "error"] = Field(
+        default="warn", description="Severity of a failed quality gate. With derived queries it is always warn."
+    )
+    minimum_effect: float = Field(
+        default=0.005,
+        ge=0.0,
+        le=1.0,
+        description="Smallest change of mean nDCG@10 that counts as better or worse than the baseline.",
+    )
+    alpha: float = Field(default=0.05, ge=0.0, le=1.0, description="Significance level of that comparison.")
+    baselines_dir: str = Field(
+        default="baselines", description="Folder of the accepted quality baselines, one text file per collection."
+    )
+
+
+class Operations(Section):
+    """Sensors and schedules. Read when the code location loads and at every tick, not from the Launchpad.
+
+    The address of the webhook that hears of failed runs may hold a secret, so it is no option. It comes from the
     variable EMBEDDER_INCIDENT_WEBHOOK.
     """
 
-    timezone: str = option("UTC", "time zone of the schedules, such as Europe/Berlin")
-    nightly_cron: str = option("0 2 * * *", "when stale collections are run")
-    settle_seconds: float = option(
-        5.0, "a folder whose files were changed less than this ago waits for the sensor's next tick", unit="seconds",
-        low=0.0,
-    )  # fmt: skip
-    incident_dir: str = option("", "records of failed runs; empty: <output_dir>/.incidents")
+    timezone: str = Field(default="UTC", description="Time zone of the schedules, such as Europe/Berlin.")
+    nightly_cron: str = Field(default="0 2 * * *", description="When stale collections are run.")
+    settle_seconds: float = Field(
+        default=5.0,
+        ge=0.0,
+        description="A folder changed less than this many seconds ago waits for the sensor's next tick.",
+    )
+
+
+class Settings(Section):
+    """All options. ``settings.resolve`` makes it. Toggles are fields, groups of options are attributes."""
+
+    enable_sparse: bool = Field(default=True, description="Learned sparse vectors.")
+    enable_rerank: bool = Field(default=True, description="Reranking of the fused candidates.")
+    models: Models = Models()
+    paths: Paths = Paths()
+    chunks: Chunks = Chunks()
+    queries: Queries = Queries()
+    sparse: Sparse = Sparse()
+    fusion: Fusion = Fusion()
+    rerank: Rerank = Rerank()
+    device: Device = Device()
+    encoding: Encoding = Encoding()
+    cluster: Cluster = Cluster()
+    export: Export = Export()
+    qdrant: Qdrant = Qdrant()
+    metrics: Metrics = Metrics()
+    checks: Checks = Checks()
+    operations: Operations = Operations()
+
+
+_SHORT_VARIABLES = {
+    "enable_sparse": "EMBEDDER_ENABLE_SPARSE",
+    "enable_rerank": "EMBEDDER_ENABLE_RERANK",
+    "models.profile": "EMBEDDER_PROFILE",
+    "models.ensemble": "EMBEDDER_ENSEMBLE_MODELS",
+    "models.sparse": "EMBEDDER_SPARSE_MODELS",
+    "models.rerank": "EMBEDDER_RERANK_MODEL",
+    "models.file": "EMBEDDER_MODELS_FILE",
+    "paths.chunked_dir": "EMBEDDER_CHUNKED_DIR",
+    "paths.output_dir": "EMBEDDER_OUTPUT_DIR",
+    "paths.artifacts_dir": "EMBEDDER_ARTIFACTS_DIR",
+    "paths.key_file": "EMBEDDER_KEY_FILE",
+    "metrics.enabled": "EMBEDDER_METRICS_ENABLED",
+    "metrics.namespace": "EMBEDDER_METRICS_NAMESPACE",
+}
+"""Environment variables that are shorter than the option's key: the names of version 4.0."""
+
+_TYPE_WORDS: dict[Any, str] = {
+    bool: "1/true/yes/on or 0/false/no/off",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Names: "a comma-separated list",
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All options, resolved; made by ``resolve``. Sections are attributes, toggles stand at the top."""
+class Option:
+    """One option, as documentation, forms and errors describe it.
 
-    enable_sparse: bool = option(True, "learned sparse vectors", env="EMBEDDER_ENABLE_SPARSE")
-    enable_rerank: bool = option(True, "reranking of the fused candidates", env="EMBEDDER_ENABLE_RERANK")
-    models: Models = field(default_factory=Models)
-    paths: Paths = field(default_factory=Paths)
-    chunks: Chunks = field(default_factory=Chunks)
-    queries: Queries = field(default_factory=Queries)
-    sparse: Sparse = field(default_factory=Sparse)
-    fusion: Fusion = field(default_factory=Fusion)
-    rerank: Rerank = field(default_factory=Rerank)
-    device: Device = field(default_factory=Device)
-    encoding: Encoding = field(default_factory=Encoding)
-    cluster: Cluster = field(default_factory=Cluster)
-    export: Export = field(default_factory=Export)
-    qdrant: Qdrant = field(default_factory=Qdrant)
-    metrics: Metrics = field(default_factory=Metrics)
-    checks: Checks = field(default_factory=Checks)
-    operations: Operations = field(default_factory=Operations)
+    Attributes:
+        key: dotted name, as ``--set`` takes it.
+        field: its type, default, bounds and help text.
+    """
+
+    key: str
+    field: FieldInfo
+
+    @property
+    def section(self) -> str:
+        """Name of its section; empty for a toggle."""
+        return self.key.rpartition(".")[0]
+
+    @property
+    def variable(self) -> str:
+        """Name of its environment variable."""
+        return _SHORT_VARIABLES.get(self.key) or "EMBEDDER_" + self.key.replace(".", "_").upper()
+
+    @property
+    def help(self) -> str:
+        """What it means, in whole sentences."""
+        return self.field.description or ""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The accepted words, if it is a choice."""
+        kind = self.field.annotation
+        return get_args(kind) if get_origin(kind) is Literal else ()
+
+    @property
+    def accepted(self) -> str:
+        """The accepted values, in words."""
+        if self.choices:
+            return "one of " + ", ".join(choice or "(empty)" for choice in self.choices)
+        low = [f"at least {bound.ge:,}" for bound in self.field.metadata if isinstance(bound, Ge)]
+        high = [f"at most {bound.le:,}" for bound in self.field.metadata if isinstance(bound, Le)]
+        return ", ".join([_TYPE_WORDS[self.field.annotation], *(words.removesuffix(".0") for words in (*low, *high))])
 
 
-def options() -> dict[str, Option]:
-    """Every option by its dotted key, in the order of the classes above."""
-    return dict(_walk(Settings))
-
-
-def _walk(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, Option]]:
-    hints = {f.name: f for f in dataclasses.fields(cls)}
-    for name, f in hints.items():
-        if f.default_factory is not dataclasses.MISSING:
-            yield from _walk(f.default_factory, f"{name}.")  # type: ignore[arg-type]
+@lru_cache(maxsize=1)
+def options() -> Mapping[str, Option]:
+    """Return every option by its dotted key, in the order of the classes above."""
+    made: dict[str, Option] = {}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, Section):
+            for inner, inner_field in type(field.default).model_fields.items():
+                made[f"{name}.{inner}"] = Option(f"{name}.{inner}", inner_field)
         else:
-            yield prefix + name, option_of(f, prefix + name)
+            made[name] = Option(name, field)
+    return MappingProxyType(made)
+
+
+def dotted(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into dotted keys: ``{"rerank": {"depth": 5}}`` becomes ``{"rerank.depth": 5}``."""
+    pairs: dict[str, Any] = {}
+    for key, value in content.items():
+        pairs |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested sections: ``{"rerank.depth": 5}`` becomes ``{"rerank": {"depth": 5}}``."""
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[name] = value
+    return content
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key in options():
-        section, _, name = key.rpartition(".")
-        flat[key] = getattr(getattr(settings, section) if section else settings, name)
-    return flat
+    """Return all values by dotted key."""
+    return dotted(settings.model_dump())

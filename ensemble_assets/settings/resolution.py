@@ -1,17 +1,18 @@
-"""Resolves options through all layers, weakest first, and remembers where every value came from."""
+"""Resolve options through all layers, weakest first, and remember the origin of every value."""
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.options import Settings, flatten, options
-from ensemble_assets.settings.sources import Layer, read_layers
-from ensemble_assets.settings.values import Option
+from ensemble_assets.settings.options import Settings, flatten, nested, options
+from ensemble_assets.settings.sources import Layer, process_environment, read_layers
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,53 @@ class Origin:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings together with the origin of every value."""
+    """Settings, the origin of every value, and the environment in which they were resolved.
+
+    Attributes:
+        settings: the values.
+        origins: by dotted key.
+        environment: all variables of the process, for values that are no options (``OTEL_*``, keys of servers). It may
+            hold secrets, so it is not shown.
+    """
 
     settings: Settings
     origins: Mapping[str, Origin]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def provenance(self, *keys: str) -> list[dict[str, Any]]:
-        """Rows ``{key, value, source, layer}`` for the manifest; all options if no key is named."""
+        """Return rows ``{key, value, source, layer}`` for the manifest, of all options if no key is named."""
         values = flatten(self.settings)
         return [
-            {"key": k, "value": _plain(values[k]), "source": self.origins[k].source, "layer": self.origins[k].layer}
-            for k in (keys or values)
+            {
+                "key": key,
+                "value": list(values[key]) if isinstance(values[key], tuple) else values[key],
+                "source": self.origins[key].source,
+                "layer": self.origins[key].layer,
+            }
+            for key in (keys or values)
         ]
 
+    def with_layer(self, layer: Layer) -> Resolved:
+        """Return these settings with a stronger layer's values.
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+        Raises:
+            SettingsError: for an unknown key or a value that is not accepted.
+        """
+        values = flatten(self.settings) | _typed(layer)
+        origins = {**self.origins, **{key: Origin(layer.name, layer.source(key)) for key in layer.values}}
+        return replace(self, settings=Settings.model_validate(nested(values)), origins=origins)
+
+    def with_overrides(self, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Resolved:
+        """Return these settings with values of the run configuration or the command line.
+
+        Args:
+            overrides: values by dotted key, as text or already typed.
+            sources: names of their sources by key, such as ``--disable-rerank``; else ``run config <key>``.
+
+        Raises:
+            SettingsError: as ``with_layer``.
+        """
+        return self.with_layer(Layer("run", overrides, lambda key: sources.get(key, f"run config {key}")))
 
 
 def resolve(
@@ -52,50 +84,46 @@ def resolve(
     *,
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-    override_source: str = "run config",
     override_sources: Mapping[str, str] | None = None,
 ) -> Resolved:
-    """Settings from all layers: defaults < config file < ``.env`` < environment < ``overrides`` (run config or CLI).
+    """Resolve all layers: defaults < config file < ``.env`` < environment < ``overrides`` (run config or CLI).
 
     Args:
         overrides: values by dotted key, as text or already typed.
-        environment: the process environment unless given.
-        folder: where ``ensemble.yaml`` and ``.env`` are looked for; the working directory unless given.
-        override_source: how the overrides are called in the provenance, before their key.
-        override_sources: the whole name of single overrides' sources, by key (``"--disable-rerank"``).
+        environment: the variables to read; those of the process unless given.
+        folder: folder of ``ensemble.yaml`` and ``.env``; the working directory unless given.
+        override_sources: names of the overrides' sources by key, see ``Resolved.with_overrides``.
 
     Raises:
-        SettingsError: for an unknown key or a value that is not accepted; names the source, the value and what is.
+        SettingsError: for an unknown key or a value that is not accepted, in any layer.
     """
-    known = options()
-    layers = read_layers(known, environment, folder)
-    named = override_sources or {}
-    layers.append(Layer("run", dict(overrides or {}), lambda key: named.get(key, f"{override_source} {key}")))
-    values: dict[str, Any] = {}
-    origins = {key: Origin("default", "default") for key in known}
-    for layer in layers:
-        for key, raw in layer.values.items():
-            source = layer.source(key)
-            if key not in known:
-                raise SettingsError(f"{source}: there is no option {key!r}.{_nearest(key, known)}")
-            values[key] = known[key].parse(raw, source)
-            origins[key] = Origin(layer.name, source)
-    return Resolved(_build(values), origins)
+    variables = process_environment() if environment is None else dict(environment)
+    resolved = Resolved(Settings(), {key: Origin("default", "default") for key in options()}, variables)
+    for layer in read_layers(variables, folder or Path.cwd()):
+        resolved = resolved.with_layer(layer)
+    return resolved.with_overrides(overrides or {}, override_sources or {})
 
 
-def _nearest(key: str, known: Mapping[str, Option]) -> str:
-    import difflib
+def _typed(layer: Layer) -> dict[str, Any]:
+    """Return a layer's values with their types.
 
-    close = difflib.get_close_matches(key, known, n=1)
+    Raises:
+        SettingsError: naming the source, the value and the accepted values.
+    """
+    for key in layer.values:
+        if key not in options():
+            raise SettingsError(f"{layer.source(key)}: there is no option {key!r}.{_suggestion(key)}")
+    try:
+        typed = flatten(Settings.model_validate(nested(layer.values)))
+    except ValidationError as error:
+        location = error.errors()[0]["loc"]
+        key = next(key for key in layer.values if tuple(key.split(".")) == location[: key.count(".") + 1])
+        raise SettingsError(
+            f"{layer.source(key)}: {layer.values[key]!r} is not accepted for {key}; expected {options()[key].accepted}"
+        ) from None
+    return {key: typed[key] for key in layer.values}
+
+
+def _suggestion(key: str) -> str:
+    close = difflib.get_close_matches(key, options(), n=1)
     return f" Did you mean {close[0]!r}?" if close else " docs/configuration.md lists them all"
-
-
-def _build(values: Mapping[str, Any]) -> Settings:
-    top: dict[str, Any] = {}
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (sections.setdefault(section, {}) if section else top)[name] = value
-    defaults = Settings()
-    made = {name: dataclasses.replace(getattr(defaults, name), **kv) for name, kv in sections.items()}
-    return dataclasses.replace(defaults, **top, **made)

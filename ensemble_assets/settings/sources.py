@@ -1,7 +1,4 @@
-"""The layers under the run configuration: config file, ``.env`` and process environment.
-
-Only reads them; what an option is and which layer wins is ``resolution``'s business.
-"""
+"""Read the layers below the run configuration: config file, ``.env`` and process environment."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 import yaml
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.values import Option
+from ensemble_assets.settings.options import dotted, options
 
 CONFIG_VARIABLE = "EMBEDDER_CONFIG"
 CONFIG_NAME = "ensemble.yaml"
@@ -22,34 +19,47 @@ CONFIG_NAME = "ensemble.yaml"
 
 @dataclass(frozen=True)
 class Layer:
-    """Raw values by option key, and how the source of each is called."""
+    """Values of one layer as they were written.
+
+    Attributes:
+        name: ``config file``, ``.env``, ``environment`` or ``run``.
+        values: by dotted key.
+        source: returns the name of a value's source, given its key.
+    """
 
     name: str
     values: Mapping[str, Any]
     source: Callable[[str], str]
 
 
-def read_layers(known: Mapping[str, Option], environment: Mapping[str, str] | None, folder: Path | None) -> list[Layer]:
-    """Config file, ``.env``, environment, weakest first.
+def process_environment() -> dict[str, str]:
+    """Return a copy of this process's environment variables. Nothing else in the package reads them."""
+    return dict(os.environ)
+
+
+def read_layers(environment: Mapping[str, str], folder: Path) -> list[Layer]:
+    """Read config file, ``.env`` and environment, weakest first.
+
+    Args:
+        environment: variables of the process.
+        folder: folder of ``ensemble.yaml`` and ``.env``.
 
     Raises:
         SettingsError: if the config file that was named is missing or is not a YAML mapping.
     """
-    process = dict(os.environ if environment is None else environment)
-    folder = folder or Path.cwd()
     dotenv = _read_dotenv(folder / ".env")
-    env_keys = {option.env: key for key, option in known.items()}
-    names = {key: option.env for key, option in known.items()}
-    layers = [_config_layer(process.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE), folder)]
-    for name, variables, where in ((".env", dotenv, " in .env"), ("environment", process, "")):
-        values = {env_keys[variable]: text for variable, text in variables.items() if variable in env_keys and text}
-        layers.append(Layer(name, values, lambda key, w=where: f"environment variable {names[key]}{w}"))  # type: ignore[misc]
-    return layers
+    file = environment.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)
+    return [
+        _config_layer(file, folder),
+        _variables_layer(".env", dotenv, " in .env"),
+        _variables_layer("environment", environment, ""),
+    ]
 
 
-def process_environment() -> dict[str, str]:
-    """A copy of this process's environment, for the few parts that hand it on (telemetry's ``OTEL_*``)."""
-    return dict(os.environ)
+def _variables_layer(name: str, variables: Mapping[str, str], place: str) -> Layer:
+    """Return the options that variables set. An empty variable counts as not set."""
+    values = {key: text for key, option in options().items() if (text := variables.get(option.variable))}
+    return Layer(name, values, lambda key: f"environment variable {options()[key].variable}{place}")
 
 
 def _config_layer(named: str | None, folder: Path) -> Layer:
@@ -68,14 +78,7 @@ def _config_layer(named: str | None, folder: Path) -> Layer:
         content = {}
     if not isinstance(content, dict):
         raise SettingsError(f"{path.name}: expected a mapping of options, found {type(content).__name__}")
-    return Layer("config file", dict(_dotted(content)), lambda key: f"{path.name} {key}")
-
-
-def _dotted(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        pairs += _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
+    return Layer("config file", dotted(content), lambda key: f"{path.name} {key}")
 
 
 def _read_dotenv(path: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(options()["paths.lock_dir"].env, str(tmp_path / "locks"))
+    monkeypatch.setenv(options()["paths.lock_dir"].variable, str(tmp_path / "locks"))
     return tmp_path / "locks"
 
 
@@ -58,7 +58,7 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
 
 
 def test_doctor_follows_the_settings(monkeypatch: pytest.MonkeyPatch, own_places: Path) -> None:
-    monkeypatch.setenv(options()["device.ceiling_gb"].env, "6.5")
+    monkeypatch.setenv(options()["device.ceiling_gb"].variable, "6.5")
     monkeypatch.setenv("EMBEDDER_ENABLE_RERANK", "off")
     text = printed(doctor)
     assert "No device goes above 6.5 GB" in text

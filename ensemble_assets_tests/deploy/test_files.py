@@ -173,7 +173,7 @@ def test_what_the_objects_name_is_there() -> None:
 
 
 def test_settings_in_the_files_are_settings() -> None:
-    known = {option.env for option in options().values()}
+    known = {option.variable for option in options().values()}
     [settings] = [c for _, c in objects() if c["metadata"]["name"] == "ensemble-settings"]
     lines = (DEPLOY / "one-machine" / "ensemble.env").read_text().splitlines()
     named = {**settings["data"], **dict(line.split("=", 1) for line in lines if line)}

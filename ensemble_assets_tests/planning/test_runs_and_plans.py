@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,7 +100,7 @@ def test_a_plan_without_rerank_or_sparse_gives_them_nothing(pipeline: Pipeline) 
     pipeline.run({"encoding.reuse": False})
     settings = settings_of(pipeline, **{"encoding.reuse": False})
     (collection,) = discover(pipeline.root / "corpora").collections
-    off = replace(settings, enable_sparse=False, enable_rerank=False)
+    off = settings.model_copy(update={"enable_sparse": False, "enable_rerank": False})
     plan = plan_collection(off, collection, pipeline.computing)
     assert (plan.seconds.sparse, plan.seconds.rerank, plan.depth) == (0.0, 0.0, 0)
     assert plan.seconds.dense > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings import flatten, options, resolve
+from ensemble_assets.models.registry import PROFILES
+from ensemble_assets.settings import Settings, flatten, options, resolve
+from ensemble_assets.settings.options import dotted, nested
 
 LAYERS = ("config file", ".env", "environment", "run")
 
 
 def resolve_with(tmp_path: Path, given_layers: dict[str, str], key: str = "enable_rerank"):
-    env_name = options()[key].env
+    env_name = options()[key].variable
     environment = {env_name: given_layers["environment"]} if "environment" in given_layers else {}
     if "config file" in given_layers:
         (tmp_path / "ensemble.yaml").write_text(f"{key}: {given_layers['config file']}\n")
@@ -104,28 +108,88 @@ def test_provenance_rows_have_the_contract_s_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", sorted(options()))
 def test_every_default_is_an_accepted_value_of_itself(key: str) -> None:
-    option = options()[key]
-    assert option.parse(option.default, "test") == option.default
+    default = options()[key].field.default
+    assert flatten(resolve({key: default}, environment={}, folder=Path("/nowhere")).settings)[key] == default
 
 
 def test_environment_names_are_unique() -> None:
-    names = [option.env for option in options().values()]
+    names = [option.variable for option in options().values()]
     assert len(names) == len(set(names))
 
 
 @given(st.data())
 def test_numbers_outside_their_bounds_are_refused(data: st.DataObject) -> None:
-    bounded = [o for o in options().values() if type(o.default) in (int, float) and o.low is not None]
-    option = data.draw(st.sampled_from(bounded))
-    value = data.draw(st.floats(min_value=-1e9, max_value=1e9, allow_nan=False))
-    assert option.low is not None
-    inside = value >= option.low and (option.high is None or value <= option.high)
-    whole = isinstance(option.default, float) or value.is_integer()
+    numbers = [option for option in options().values() if type(option.field.default) in (int, float)]
+    option = data.draw(st.sampled_from(numbers))
+    value = data.draw(st.floats(min_value=-1e9, max_value=1e9, allow_nan=False) | st.integers(-100, 2_000_000))
+    bounds = re.findall(r"at (least|most) (-?[\d,.]+)", option.accepted)
+    assert bounds
+    limits = {word: float(bound.replace(",", "")) for word, bound in bounds}
+    inside = limits.get("least", -math.inf) <= value <= limits.get("most", math.inf)
+    whole = isinstance(option.field.default, float) or float(value).is_integer()
     if inside and whole:
-        assert option.parse(value, "test") == value
+        settings = resolve({option.key: value}, environment={}, folder=Path("/nowhere")).settings
+        assert flatten(settings)[option.key] == value
     else:
-        with pytest.raises(SettingsError):
-            option.parse(value, "test")
+        with pytest.raises(SettingsError, match=re.escape(option.accepted)):
+            resolve({option.key: value}, environment={}, folder=Path("/nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rerank.depth", True),
+        ("rerank.depth", "5.5"),
+        ("rerank.depth", None),
+        ("device.ceiling_gb", "nan"),
+        ("device.ceiling_gb", "inf"),
+        ("device.ceiling_gb", False),
+        ("enable_sparse", 2),
+        ("export.prefix", 4),
+        ("models.ensemble", ["minilm", 4]),
+        ("models.ensemble", {"minilm": 1}),
+        ("models.profile", "best"),
+    ],
+)
+def test_values_of_another_type_are_refused_with_source_value_and_accepted_ones(key: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        resolve({key: value}, environment={}, folder=Path("/nowhere"), override_sources={key: "--flag"})
+    if not isinstance(value, dict):
+        wanted = f"--flag: {value!r} is not accepted for {key}; expected {options()[key].accepted}"
+        assert str(caught.value) == wanted
+
+
+def test_a_wrong_value_is_refused_even_where_a_stronger_layer_sets_another(tmp_path: Path) -> None:
+    (tmp_path / "ensemble.yaml").write_text("rerank:\n  depth: none\n")
+    with pytest.raises(SettingsError, match=r"ensemble\.yaml rerank\.depth: 'none' is not accepted"):
+        resolve({"rerank.depth": 5}, environment={}, folder=tmp_path)
+
+
+def test_names_are_split_at_commas_and_empty_ones_dropped() -> None:
+    for value in (" a , b,, ", ["a", " b ", ""], ("a", "b")):
+        settings = resolve({"models.sparse": value}, environment={}, folder=Path("/nowhere")).settings
+        assert settings.models.sparse == ("a", "b")
+
+
+def test_dotted_keys_and_sections_are_two_forms_of_the_same_values() -> None:
+    flat = flatten(Settings())
+    assert dotted(nested(flat)) == flat
+    assert Settings.model_validate(nested(flat)) == Settings()
+
+
+def test_the_profiles_are_those_of_the_registry() -> None:
+    assert options()["models.profile"].accepted == "one of " + ", ".join((*PROFILES, "custom"))
+
+
+def test_sizes_in_bytes() -> None:
+    device = resolve({"device.ceiling_gb": 6.5, "device.host_budget_gb": "0.25"}, environment={}).settings.device
+    assert (device.ceiling_bytes, device.host_budget_bytes) == (6_500_000_000, 250_000_000)
+
+
+def test_secrets_of_the_environment_are_not_shown(tmp_path: Path) -> None:
+    resolved = resolve(environment={"QDRANT_API_KEY": "s3cret"}, folder=tmp_path)
+    assert resolved.environment["QDRANT_API_KEY"] == "s3cret"
+    assert "s3cret" not in repr(resolved)
 
 
 def test_flatten_has_every_option(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_every_command_flag_and_option_of_the_recipe_exists() -> None:
         called.append(words[1])
     assert called == ["doctor", "demo", "run", "leases"]
     assert "EMBEDDER_PROFILE=kaggle-t4x2" in recipe()
-    assert options()["models.profile"].env == "EMBEDDER_PROFILE"
+    assert options()["models.profile"].variable == "EMBEDDER_PROFILE"
     assert "kaggle-t4x2" in PROFILES
 
 

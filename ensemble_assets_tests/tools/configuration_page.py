@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ensemble_assets.settings.options import options
-from ensemble_assets.settings.values import Option
+from ensemble_assets.settings.options import Option, options
 
 _HEAD = """\
 # Configuration
@@ -43,7 +42,7 @@ def page() -> str:
     """The whole page as Markdown."""
     sections: dict[str, list[str]] = {}
     for key, option in options().items():
-        sections.setdefault(key.rpartition(".")[0] or "toggles", []).append(_row(key, option))
+        sections.setdefault(option.section or "toggles", []).append(_row(key, option))
     tables = [
         f"\n## {name}\n\n| option | default | accepted | environment | meaning |\n|---|---|---|---|---|\n"
         + "".join(rows)
@@ -53,8 +52,8 @@ def page() -> str:
 
 
 def _row(key: str, option: Option) -> str:
-    unit = f" [{option.unit}]" if option.unit else ""
-    return f"| `{key}` | {_shown(option.default)} | {option.accepted} | `{option.env}` | {option.help}{unit} |\n"
+    default = _shown(option.field.default)
+    return f"| `{key}` | {default} | {option.accepted} | `{option.variable}` | {option.help} |\n"
 
 
 def _shown(value: Any) -> str:

@@ -25,8 +25,8 @@ from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, run_queries
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.run_report import report_path
-from ensemble_assets.pipeline.telemetry_of_run import JOURNALS
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import journal_folder
 
 GATES_FACT = "gates"
 """The key of the export artefact's facts that holds its ``ExportResults``."""
@@ -73,7 +73,7 @@ def _cost(artefact: Artefact) -> StageCost:
 
 def _places(bundle: Path, artefacts: Mapping[str, Artefact]) -> Iterator[Place]:
     """Give everything that the run wrote beside the bundle, as far as it is still there."""
-    journals = bundle.parent / ".artifacts" / JOURNALS
+    journals = journal_folder(bundle.parent)
     for path in sorted(journals.glob("*")) if journals.is_dir() else ():
         if path.is_file():
             yield file_place(path, f"telemetry {path.name}")

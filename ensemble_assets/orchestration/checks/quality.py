@@ -31,7 +31,7 @@ from ensemble_assets.settings import Settings
 
 QUALITY_DESCRIPTIONS: Mapping[str, str] = {
     "quality_regression": "the final list is not worse than the accepted baseline of the collection",
-    "rerank_not_worse": "reranking does not lose more than checks.rerank_epsilon of the fused quality",
+    "rerank_not_worse": "reranking does not lose more than 0.005 of the fused nDCG@10",
     "fusion_not_worse": "the fused list is at least as good as the weakest single list",
 }
 
@@ -58,8 +58,8 @@ def quality_results(measured: Artefact, collection: str, settings: Settings) -> 
     }
     return {
         "quality_regression": functools.partial(_regression, measured, lists, collection, settings),
-        "rerank_not_worse": functools.partial(_rerank, lists, settings),
-        "fusion_not_worse": functools.partial(_fusion, lists, settings),
+        "rerank_not_worse": functools.partial(_rerank, lists),
+        "fusion_not_worse": functools.partial(_fusion, lists),
     }
 
 
@@ -87,13 +87,13 @@ def _regression(
     return quality_regression(verdict)
 
 
-def _rerank(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVerdict:
-    return rerank_not_worse(lists["fused"], lists[FINAL_RUN], epsilon=settings.checks.rerank_epsilon)
+def _rerank(lists: Mapping[str, pl.DataFrame]) -> QualityVerdict:
+    return rerank_not_worse(lists["fused"], lists[FINAL_RUN])
 
 
-def _fusion(lists: Mapping[str, pl.DataFrame], settings: Settings) -> QualityVerdict:
+def _fusion(lists: Mapping[str, pl.DataFrame]) -> QualityVerdict:
     singles = {name: lists[name] for name in first_stage_lists() if name in lists}
-    return fusion_not_worse(lists["fused"], singles, epsilon=settings.checks.fusion_epsilon)
+    return fusion_not_worse(lists["fused"], singles)
 
 
 def _check_result(

@@ -1,12 +1,10 @@
 """Sensor ``incidents``: a failed run becomes a short record on disk, and a message to a webhook where one is named."""
 
-from pathlib import Path
-
 import dagster as dg
 
 from ensemble_assets.orchestration.incidents import incident_of, post, write_incident
 from ensemble_assets.settings import resolve
-from ensemble_assets.settings.sources import process_environment
+from ensemble_assets.settings.default_paths import incidents_folder
 
 WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
 
@@ -18,12 +16,11 @@ WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
 )
 def incidents(context: dg.RunFailureSensorContext) -> None:
     """The record comes first: a webhook that does not answer loses nothing."""
-    settings = resolve().settings
+    resolved = resolve()
     incident = incident_of(context.instance, context.dagster_run)
-    folder = settings.operations.incident_dir or Path(settings.paths.output_dir) / ".incidents"
-    path = write_incident(Path(folder), incident)
+    path = write_incident(incidents_folder(resolved.settings.paths), incident)
     context.log.info(f"recorded in {path.name}")
-    webhook = process_environment().get(WEBHOOK_VARIABLE)
+    webhook = resolved.environment.get(WEBHOOK_VARIABLE)
     if webhook:
         problem = post(webhook, incident)
         if problem:
