@@ -1,0 +1,111 @@
+"""The settings of a run: resolved once, the same for all steps, and shown in the Launchpad as the models have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from ensemble_assets.build import build_definitions
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+from ensemble_assets.orchestration.partitions import COLLECTIONS
+from ensemble_assets.orchestration.resources import settings_form, settings_run_config
+from ensemble_assets.settings import Settings, flatten, options, resolution, resolve
+from ensemble_assets_tests.orchestration.pipeline import Pipeline
+
+
+class Watch:
+    """Calls ``at`` with ("started" or "finished", stage)."""
+
+    def __init__(self, at: Callable[[str, str], None]) -> None:
+        self.at = at
+
+    def stage_started(self, stage: str, collection: str) -> None:
+        self.at("started", stage)
+
+    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
+        self.at("finished", stage)
+
+
+def run(pipeline: Pipeline, watch: Watch) -> dg.ExecuteInProcessResult:
+    job = build_definitions(computing=pipeline.computing, progress=watch).resolve_job_def(RETRIEVAL_BUNDLE)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), ["notes"])
+        return job.execute_in_process(partition_key="notes", instance=instance, run_config=pipeline.config())
+
+
+def test_the_configuration_is_not_read_again_once_a_run_has_begun(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(
+        resolution, "read_layers", lambda *args, read=resolution.read_layers: reads.append(1) or read(*args)
+    )
+    counts: dict[tuple[str, str], int] = {}
+    assert run(pipeline, Watch(lambda event, stage: counts.setdefault((event, stage), len(reads)))).success
+    assert counts[("started", "chunks")] > 0
+    assert len(set(counts.values())) == 1, counts
+    assert len(reads) == counts[("started", "chunks")]
+
+
+def test_all_steps_of_a_run_see_one_configuration_even_if_the_file_changes_meanwhile(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "ensemble.yaml"
+    file.write_text("export: {prefix: before}\nsparse: {top_k: 7}\n")
+
+    def change(event: str, stage: str) -> None:
+        if (event, stage) == ("finished", "chunks"):
+            file.write_text("export: {prefix: after}\nsparse: {top_k: many}\n")
+
+    assert run(pipeline, Watch(change)).success
+    names = [path.name for path in (tmp_path / "output" / "notes").iterdir()]
+    assert any(name.startswith("before") for name in names)
+    assert not any(name.startswith("after") for name in names)
+
+
+def test_a_value_that_is_changed_in_the_form_wins_and_the_others_keep_their_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ensemble.yaml").write_text("rerank: {depth: 7}\nmodels: {ensemble: [a, b]}\n")
+    form = settings_form(resolve().settings)
+    config = settings_run_config({"sparse.top_k": 9, "models.sparse": ("s",)}, {"sparse.top_k": "--set sparse.top_k"})
+    resolved = form(**config["resources"]["settings"]["config"]).resolved()
+    assert (resolved.settings.sparse.top_k, resolved.settings.rerank.depth) == (9, 7)
+    assert (resolved.settings.models.sparse, resolved.settings.models.ensemble) == (("s",), ("a", "b"))
+    rows = resolved.provenance("sparse.top_k", "models.sparse", "rerank.depth", "models.ensemble", "fusion.depth")
+    assert [(row["layer"], row["source"]) for row in rows] == [
+        ("run", "--set sparse.top_k"),
+        ("run", "run config models.sparse"),
+        ("config file", "ensemble.yaml rerank.depth"),
+        ("config file", "ensemble.yaml models.ensemble"),
+        ("default", "default"),
+    ]
+
+
+def test_a_value_out_of_bounds_in_the_form_is_refused_in_the_words_of_the_option() -> None:
+    form = settings_form(Settings())
+    with pytest.raises(
+        SettingsError, match=r"run config rerank\.depth: 0 is not accepted .* at least 1, at most 1,000"
+    ):
+        form(rerank={"depth": 0}).resolved()
+
+
+def test_the_form_shows_help_accepted_values_and_variable_of_every_option() -> None:
+    form = settings_form(Settings())
+    for key, option in options().items():
+        fields = form.model_fields
+        for name in key.split(".")[:-1]:
+            fields = fields[name].annotation.model_fields  # type: ignore[union-attr]
+        field = fields[option.key.rpartition(".")[2]]
+        assert option.help
+        for words in (option.help, option.accepted, option.variable):
+            assert words in field.description  # type: ignore[operator]
+        shown = tuple(field.default) if isinstance(field.default, list) else field.default
+        assert shown == flatten(Settings())[key]
