@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.planning.history import Observation
 from ensemble_assets.planning.planner import StageCost, fit, predict
-from ensemble_assets.settings import resolve
+from ensemble_assets.settings.options import Rerank
 
 COSTS = {
     "dense": StageCost(1.0, 1.0),
@@ -20,7 +18,6 @@ COSTS = {
     "export": StageCost(0.0, 1.0),
 }
 WORK = {"dense": 9.0, "sparse": 2.0, "fusion": 1.0, "rerank": 10.0, "export": 3.0}
-RERANK = resolve(environment={}).settings.rerank
 
 
 @given(
@@ -62,7 +59,7 @@ def test_nothing_observed_is_an_error_and_no_work_costs_nothing() -> None:
 
 
 def test_a_prediction_adds_up_the_stages() -> None:
-    seconds, depth = predict(WORK, COSTS, 20, replace(RERANK, budget="off"), plain_dense=20.0)
+    seconds, depth = predict(WORK, COSTS, 20, Rerank(budget="off"), plain_dense=20.0)
     assert depth == 20
     assert seconds.total == pytest.approx(10 + 2 + 1 + 10.5 + 3)
 
@@ -70,15 +67,15 @@ def test_a_prediction_adds_up_the_stages() -> None:
 @pytest.mark.parametrize(("plain", "reached"), [(20.0, 11), (100.0, 20), (1.0, 5), (None, 20)])
 def test_the_planned_depth_is_what_the_budget_leaves_and_never_below_the_floor(plain, reached) -> None:
     """Rerank takes 0.5 + depth / 2 seconds; the other stages take 16 of 1.1 * ``plain``."""
-    seconds, depth = predict(WORK, COSTS, 20, replace(RERANK, budget="sla", floor=5), plain)
+    seconds, depth = predict(WORK, COSTS, 20, Rerank(budget="sla", floor=5), plain)
     assert depth == reached
     assert seconds.rerank == pytest.approx(0.5 + depth / 2)
 
 
 def test_own_dense_leaves_only_the_floor_where_sparse_takes_it_all() -> None:
-    assert predict(WORK, COSTS, 20, replace(RERANK, budget="own_dense", floor=3), None)[1] == 3
+    assert predict(WORK, COSTS, 20, Rerank(budget="own_dense", floor=3), None)[1] == 3
 
 
 def test_without_rerank_there_is_no_depth() -> None:
-    seconds, depth = predict({**WORK, "rerank": 0.0}, COSTS, 0, replace(RERANK, budget="sla", floor=5), 1.0)
+    seconds, depth = predict({**WORK, "rerank": 0.0}, COSTS, 0, Rerank(budget="sla", floor=5), 1.0)
     assert (seconds.rerank, depth) == (0.0, 0)
