@@ -34,7 +34,7 @@ class TokenCache:
     def bodies(self, texts: pl.Series, vocabulary: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, with a cap of at least ``max_tokens``.
 
-        If the column is not here, only texts are tokenised that are not at the same row of a column that is.
+        A new column is compared with a similar cached one, and only the rows that differ are tokenised.
 
         Raises:
             StageError: if the tokenizer fails on a text.

@@ -163,8 +163,8 @@ def pair_lengths(
     """Count the tokens of every pair of ``pair_table``, special tokens included: ``[n] int64``."""
     room = max_tokens - template.pair_specials
     full = queries.full_lengths[pairs[:, 0]] + chunks.full_lengths[pairs[:, 1]]
-    kept: NDArray[np.int64] = np.minimum(full, room)
-    return kept + template.pair_specials
+    lengths: NDArray[np.int64] = np.minimum(full, room) + template.pair_specials
+    return lengths
 
 
 def longest_first(
