@@ -1,0 +1,46 @@
+"""docs/architecture.md names files that exist, every package, and the layers that import-linter holds."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([a-z_0-9/]+/[a-z_0-9]*(?:\.py|\.md)?)`", PAGE)))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_file_exists(name: str) -> None:
+    places = (ROOT / "ensemble_assets" / name, ROOT / name, ROOT / "ensemble_assets_tests" / name)
+    assert any(place.exists() for place in places), name
+
+
+DESCRIPTIONS_FROM = 56
+"""Column of the drawing where the words about a layer begin."""
+
+
+def test_the_page_names_files() -> None:
+    assert len(NAMED) > 30
+
+
+def test_the_drawing_has_the_layers_that_are_held() -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
+    drawing = "\n".join(line[:DESCRIPTIONS_FROM] for line in PAGE.split("```")[1].splitlines())
+    places = []
+    for layer in layers:
+        names = [name.strip().removeprefix("ensemble_assets.") for name in layer.split("|")]
+        found = [re.search(rf"\b{name}\b", drawing) for name in names]
+        assert all(found), names
+        places.append(min(match.start() for match in found if match))
+    assert places == sorted(places)
+
+
+def test_every_package_is_in_the_drawing() -> None:
+    packages = {path.parent.name for path in (ROOT / "ensemble_assets").glob("*/__init__.py")}
+    drawing = PAGE.split("```")[1]
+    assert {name for name in packages - {"training", "sample"} if name not in drawing} == set()
