@@ -1,10 +1,9 @@
-"""Stage artefacts on disk: named arrays, named frames and small facts, sealed into a version folder and then published.
+"""Write and read the artefact of a stage: named arrays, named frames and the stage's record, in one folder.
 
-A stage writes into a new version folder (``ArtefactWriter``), seals it, and hands on the sealed ``Artefact``: a handle
-that maps arrays and scans frames when asked. Publishing makes a version the current one with one atomic replacement, so
-a reader sees the old version or the new one, whole. Where versions are kept is ``core.artefact_store``.
+A stage writes into a new version folder (``ArtefactWriter``), seals it, and hands on the sealed ``Artefact``. The
+``Artefact`` maps arrays and scans frames on demand. ``artefacts/store.py`` publishes versions.
 
-``.npy`` for arrays, Parquet for frames, JSON for facts; nothing is ever pickled.
+Arrays are ``.npy``, frames are Parquet, the record is JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,26 +16,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import polars as pl
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
+from ensemble_assets.artefacts.stage_record import Record, read_record
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 
 INDEX_NAME = "artefact.json"
 _FORMAT = 1
 
+R = TypeVar("R", bound=Record, default=Any)
+"""The record of the stage that made an artefact, such as ``DenseRecord``."""
+
 
 @dataclass(frozen=True)
-class Artefact:
-    """A sealed version folder. Cheap to pass around: opening an array maps it, opening a frame scans it.
+class Artefact(Generic[R]):
+    """A sealed version folder. It holds no data itself: an array is mapped and a frame is scanned on demand.
 
     Attributes:
         folder: the version folder.
-        index: parsed ``artefact.json``: shapes, types, sizes, content hashes and the facts.
+        index: parsed ``artefact.json``: shapes, types, sizes, content hashes and the record as JSON.
         budget_bytes: most host memory that one frame of it may take; None for no limit.
     """
 
@@ -46,13 +50,23 @@ class Artefact:
 
     @property
     def version(self) -> str:
-        """Content hash over everything in it, 32 hex digits: the data version."""
+        """Content hash over arrays and frames, 32 hex digits: Dagster's data version."""
         return str(self.index["version"])
 
+    @cached_property
+    def record(self) -> R:
+        """The stage's record of its run.
+
+        Raises:
+            ArtefactError: if a version wrote it that this one cannot read.
+        """
+        record: R = read_record(self.index["facts"])  # type: ignore[assignment]
+        return record
+
     @property
-    def facts(self) -> dict[str, Any]:
-        """What the stage recorded about its run."""
-        return dict(self.index["facts"])
+    def began(self) -> str:
+        """UTC second at which the stage began, as text that sorts by time."""
+        return self.folder.name.partition("-")[0]
 
     @cached_property
     def size_bytes(self) -> int:
@@ -63,12 +77,12 @@ class Artefact:
         """Whether an array or a frame of that name is in it."""
         return f"{name}.npy" in self.index["files"] or f"{name}.parquet" in self.index["files"]
 
-    def array_names(self) -> list[str]:
-        """Names of the arrays, sorted."""
-        return sorted(name.removesuffix(".npy") for name in self.index["files"] if name.endswith(".npy"))
-
     def array(self, name: str) -> NDArray[Any]:
-        """The array, memory-mapped and read-only."""
+        """Map the array, read-only.
+
+        Raises:
+            ArtefactError: if it is not there, or has another shape or type than was recorded.
+        """
         entry = self._entry(f"{name}.npy")
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
@@ -79,7 +93,7 @@ class Artefact:
         return array
 
     def scan(self, name: str, *, columns: list[str] | None = None) -> pl.LazyFrame:
-        """The frame or the named columns of it, lazily: nothing is read until it is collected.
+        """Scan the frame or the named columns of it; nothing is read until it is collected.
 
         Raises:
             ArtefactError: if a column is not there.
@@ -89,7 +103,7 @@ class Artefact:
         return whole.select(list(self._column_bytes(name, columns))) if columns else whole
 
     def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
-        """The frame in memory, or the named columns of it.
+        """Read the frame, or the named columns of it, into memory.
 
         Raises:
             ArtefactError: if a column is not there.
@@ -105,7 +119,7 @@ class Artefact:
         return pl.read_parquet(self.folder / f"{name}.parquet", columns=columns)
 
     def verify(self) -> None:
-        """Reads every file and compares it with its recorded size and content hash.
+        """Read every file and compare it with its recorded size and content hash.
 
         Raises:
             ArtefactError: naming the first file that differs.
@@ -142,7 +156,7 @@ class Artefact:
 
 
 def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
-    """The sealed artefact in ``folder``; see ``Artefact`` for the budget.
+    """Open the sealed artefact in ``folder``; see ``Artefact`` for the budget.
 
     Raises:
         ArtefactError: if the folder was never sealed or its index cannot be read.
@@ -159,7 +173,7 @@ def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
 
 
 class ArtefactWriter:
-    """Writes one version folder. Nothing is visible to readers before ``seal`` and publication."""
+    """Writer of one version folder. Readers see nothing of it before ``seal`` and publication."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -167,25 +181,17 @@ class ArtefactWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def array(self, name: str, values: NDArray[Any]) -> None:
-        """Stores an array as ``<name>.npy``; object arrays are refused."""
+        """Store an array as ``<name>.npy``; object arrays are refused."""
         np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
 
-    def new_array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """An array on disk to be filled in place by row, memory-mapped and writable."""
-        return np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
-
     def frame(self, name: str, values: pl.DataFrame) -> None:
-        """Stores a frame as ``<name>.parquet``."""
+        """Store a frame as ``<name>.parquet``."""
         values.write_parquet(self.folder / f"{name}.parquet", compression="zstd")
         sizes = {column.name: int(column.estimated_size()) for column in values.get_columns()}
         self._column_bytes[f"{name}.parquet"] = sizes
 
-    def seal(self, facts: Mapping[str, Any]) -> Artefact:
-        """Syncs every file, writes the index and returns the handle.
-
-        Args:
-            facts: JSON values; no texts.
-        """
+    def seal(self, record: Record) -> Artefact:
+        """Flush every file to disk and write the index with the stage's record."""
         files = {
             path.name: _describe(path, self._column_bytes.get(path.name))
             for path in sorted(self.folder.iterdir())
@@ -196,7 +202,7 @@ class ArtefactWriter:
             "format": _FORMAT,
             "version": hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
             "files": files,
-            "facts": dict(facts),
+            "facts": record.as_json(),
         }
         with (self.folder / INDEX_NAME).open("w", encoding="utf-8") as stream:
             json.dump(index, stream, indent=1, allow_nan=False)
@@ -205,7 +211,7 @@ class ArtefactWriter:
         return Artefact(self.folder, index)
 
     def discard(self) -> None:
-        """Removes the folder and everything in it."""
+        """Remove the folder and everything in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

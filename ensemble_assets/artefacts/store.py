@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 from upath import UPath
@@ -102,18 +101,19 @@ class ArtefactStore(ABC):
                     raise
                 name = latest
 
-    def facts(self, collection: str, asset: str) -> dict[str, Any] | None:
-        """Return the stage's record of the current version, without looking at its data. None if there is none.
+    def peek(self, collection: str, asset: str) -> Artefact | None:
+        """Return the current version for its record alone; None if there is none or it cannot be read.
 
-        Added are ``version`` (content hash) and ``folder`` (name of the version folder; it begins with the UTC second
-        at which the stage began).
+        Its data is not verified, and with a remote base it may not be on this machine.
         """
         try:
             name = self._current(collection, asset)
             index = json.loads((self._home(collection, asset) / name / INDEX_NAME).read_text(encoding="utf-8"))
+            artefact = Artefact(self._folder / collection / asset / name, index)
+            _ = artefact.record  # parsed once and kept
         except (ArtefactError, OSError, ValueError):
             return None
-        return {**index["facts"], "version": index["version"], "folder": name}
+        return artefact
 
     def exists(self, collection: str, asset: str) -> bool:
         """Return whether a version was published."""

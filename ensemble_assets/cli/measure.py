@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ensemble_assets.artefacts.artefact import Artefact
     from ensemble_assets.artefacts.latency_baseline import SlaBaseline
+    from ensemble_assets.artefacts.stage_record import EvaluationRecord
     from ensemble_assets.cli.summary import CollectionOutcome
 
 _target_options = with_options(TARGET, TARGET_OUTPUT, SET)
@@ -67,8 +68,8 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
     return 0 if outcome.succeeded else 1
 
 
-def _evaluation_json(outcome: CollectionOutcome, evaluation: Artefact | None) -> dict[str, Any]:
-    facts = evaluation.facts if evaluation else {}
+def _evaluation_json(outcome: CollectionOutcome, evaluation: Artefact[EvaluationRecord] | None) -> dict[str, Any]:
+    facts = evaluation.record.as_json() if evaluation else {}
     shown = ("status", "judged", "query_source", "items", "without_relevant", "not_retrieved", "fusion")
     return {
         "collection": outcome.collection,
@@ -80,20 +81,19 @@ def _evaluation_json(outcome: CollectionOutcome, evaluation: Artefact | None) ->
     }
 
 
-def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact | None) -> None:
+def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[EvaluationRecord] | None) -> None:
     from ensemble_assets.retrieval.evaluation import MEASURES
 
     if evaluation is None:
         click.echo(f"{outcome.collection}: {outcome.error}", err=True)
         return
-    facts = evaluation.facts
-    kind = "judgements from a file" if facts["judged"] else "pseudo-judgements of derived probes"
-    click.echo(f"{outcome.collection}: {facts['items']} judged queries ({kind})")
-    runs = [name.removesuffix(" nDCG@10") for name in facts if name.endswith(" nDCG@10")]
-    if runs:
+    record = evaluation.record
+    kind = "judgements from a file" if record.judged else "pseudo-judgements of derived probes"
+    click.echo(f"{outcome.collection}: {record.items} judged queries ({kind})")
+    if record.means:
         click.echo(f"  {'':10}" + "".join(f"{measure:>12}" for measure in MEASURES))
-    for run in runs:
-        click.echo(f"  {run:10}" + "".join(f"{facts[f'{run} {measure}']:12.4f}" for measure in MEASURES))
+    for name, means in record.means.items():
+        click.echo(f"  {name:10}" + "".join(f"{means[measure]:12.4f}" for measure in MEASURES))
     for check in outcome.checks:
         state = "ok" if check["passed"] else check["severity"].lower()
         click.echo(f"  {state:8}{check['check']}: {check['description']}")
@@ -127,9 +127,9 @@ def fit_fusion(
     store = open_store(settings)
     queries, fused = store.load(collection, "queries"), store.load(collection, "fused_candidates")
     chunks = store.load(collection, "chunks").frame("chunks", columns=["chunk_id"])
-    training = _read_training_qrels(qrels, queries, chunks, bool(queries.facts["judged"]))
+    training = _read_training_qrels(qrels, queries, chunks, queries.record.judged)
     chosen = settings.fusion.method
-    lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.facts["lists"]]
+    lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.record.lists]
     rule = METHODS[chosen]()
     fit = fit_weights(lists, chunks["chunk_id"], training, rule)
     weights = FusionWeights(

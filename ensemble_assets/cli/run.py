@@ -38,6 +38,7 @@ from ensemble_assets.settings.sources import process_environment
 if TYPE_CHECKING:
     import dagster as dg
 
+    from ensemble_assets.artefacts.stage_record import Record
     from ensemble_assets.cli.summary import CollectionOutcome, ConsoleProgress
 
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
@@ -165,8 +166,9 @@ def _materialise(
 
 
 def _outcome(
-    collection: str, result: dg.ExecuteInProcessResult, resolved: Resolved, stages: list[dict[str, Any]]
+    collection: str, result: dg.ExecuteInProcessResult, resolved: Resolved, stages: list[Record]
 ) -> CollectionOutcome:
+    from ensemble_assets.artefacts.stage_record import FailedStage
     from ensemble_assets.cli.summary import CollectionOutcome
 
     toggles = [stage.toggle for stage in PIPELINE if stage.toggle]
@@ -185,7 +187,7 @@ def _outcome(
             for check in result.get_asset_check_evaluations()
         ],
         provenance=resolved.provenance(*toggles),
-        error=next((str(facts["reason"]) for facts in stages if facts.get("status") == "failed"), ""),
+        error=next((record.reason for record in stages if isinstance(record, FailedStage)), ""),
     )
 
 

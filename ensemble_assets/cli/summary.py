@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ensemble_assets.artefacts.stage_record import FailedStage, Record, StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.pipeline.run_report import report_path
 
@@ -34,7 +35,7 @@ class CollectionOutcome:
     collection: str
     succeeded: bool
     bundle: Path
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[Record] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     provenance: list[dict[str, Any]] = field(default_factory=list)
     error: str = ""
@@ -53,23 +54,21 @@ class ConsoleProgress:
     """
 
     def __init__(self) -> None:
-        self.records: dict[str, list[dict[str, Any]]] = {}
+        self.records: dict[str, list[Record]] = {}
         self._console = Console(stderr=True, highlight=False)
 
     def stage_started(self, stage: str, collection: str) -> None:
         """Print that a stage begins."""
         self._console.print(f"  {collection}  {stage} …", style="dim")
 
-    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
+    def stage_finished(self, collection: str, record: Record) -> None:
         """Print how a stage ended, and store its record."""
-        self.records.setdefault(collection, []).append(facts)
-        status = str(facts.get("status", "completed"))
-        mark = _MARKS.get(status, f"[green]{status}[/green]")
-        items = facts.get("items")
-        count = f"{items} {facts.get('unit', 'items')}, " if items else ""
-        self._console.print(f"  {collection}  {stage}: {mark}  {count}{facts.get('wall_seconds', 0):.1f} s")
-        if status in {"failed", "fallback"} and facts.get("reason"):
-            self._console.print(f"    {facts['reason']}", markup=False)
+        self.records.setdefault(collection, []).append(record)
+        mark = _MARKS.get(record.status, f"[green]{record.status}[/green]")
+        count = f"{record.items} {record.unit}, " if record.items else ""
+        self._console.print(f"  {collection}  {record.stage}: {mark}  {count}{record.wall_seconds:.1f} s")
+        if isinstance(record, FailedStage):
+            self._console.print(f"    {record.reason}", markup=False)
 
 
 def plain_or_terminal(width: int) -> Console:
@@ -89,7 +88,7 @@ def as_json(outcomes: list[CollectionOutcome]) -> dict[str, Any]:
                 "bundle": str(outcome.bundle),
                 "report": str(outcome.report),
                 "error": outcome.error,
-                "stages": [{k: v for k, v in facts.items() if k != "events"} for facts in outcome.stages],
+                "stages": [_stage_json(record) for record in outcome.stages],
                 "checks": outcome.checks,
                 "toggles": outcome.provenance,
             }
@@ -106,9 +105,9 @@ def print_summary(outcomes: list[CollectionOutcome]) -> None:
         for column in _COLUMNS:
             table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=True)
         toggles = {row["key"]: row for row in outcome.provenance}
-        for facts in outcome.stages:
-            stage = STAGE.get(facts["stage"])
-            table.add_row(*_cells(facts, toggles.get(stage.toggle if stage else "", {})))
+        for record in outcome.stages:
+            stage = STAGE.get(record.stage)
+            table.add_row(*_cells(record, toggles.get(stage.toggle if stage else "", {})))
         console.print(table)
         if outcome.error:
             console.print(f"Error: {outcome.error}", style="red", markup=False)
@@ -120,17 +119,21 @@ def print_summary(outcomes: list[CollectionOutcome]) -> None:
             console.print(f"Report: {outcome.report}")
 
 
-def _cells(facts: dict[str, Any], toggle: dict[str, Any]) -> list[str]:
-    seconds = float(facts.get("wall_seconds", 0.0))
-    items, peak = facts.get("items"), facts.get("peak_bytes")
-    fallbacks = facts.get("fallback_count", 0)
+def _stage_json(record: Record) -> dict[str, Any]:
+    """Give a record in plain JSON types, the devices by their label and without its events."""
+    facts = {name: value for name, value in record.as_json().items() if name != "events"}
+    return {**facts, **({"device": record.device.label} if isinstance(record, StageRecord) else {})}
+
+
+def _cells(record: Record, toggle: dict[str, Any]) -> list[str]:
+    seconds, models = record.wall_seconds, record if isinstance(record, StageRecord) else None
     return [
-        str(facts["stage"]),
-        str(facts.get("status", "completed")),
+        record.stage,
+        record.status,
         f"{seconds:.2f}",
-        f"{items / seconds:,.0f}" if items and seconds else "",
-        f"{peak / 1e6:,.0f} MB" if peak else "",
-        str(fallbacks) if fallbacks else "",
+        f"{record.items / seconds:,.0f}" if record.items and seconds else "",
+        f"{models.peak_bytes / 1e6:,.0f} MB" if models and models.peak_bytes else "",
+        str(models.fallback_count) if models and models.fallback_count else "",
         {True: "on", False: "off"}.get(toggle.get("value", ""), ""),
         str(toggle.get("source", "")),
     ]

@@ -1,4 +1,4 @@
-"""What all assets have in common: partitions, IO manager, owners, code version. One decorator, so that none differs."""
+"""Define assets and checks with the properties that all of them share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION
 
 OWNERS = ["team:retrieval"]
 GPU_POOL = "gpu"
-"""Admission to devices; its one slot comes from dagster.yaml. The lease is what keeps devices exclusive."""
+"""Pool of the steps that use devices; dagster.yaml gives it one slot. The lease keeps devices exclusive."""
 
 
 def collection_asset(
-    *, group: str, kinds: set[str], code_version: str, pool: str | None = None, deps: list[str] | None = None
+    *, group: str, kinds: set[str], code_version: str, pool: str | None = None, first: bool = False
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """An asset with one partition per collection that hands on sealed artefacts."""
+    """Define an asset with one partition per collection, whose values are sealed artefacts.
+
+    Args:
+        group: in the UI.
+        kinds: of technology, in the UI.
+        code_version: changes when the asset's artefacts change with the same inputs and settings.
+        pool: whose slot the step waits for.
+        first: whether the step runs before others that are ready too.
+    """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
         with warnings.catch_warnings():
@@ -33,7 +41,7 @@ def collection_asset(
                 owners=OWNERS,
                 code_version=code_version,
                 pool=pool,
-                deps=deps,
+                op_tags={"dagster/priority": "1"} if first else None,
                 retry_policy=STEP_RETRY,
             )(function)
 
@@ -43,12 +51,12 @@ def collection_asset(
 def collection_checks(
     name: str, *, asset: str, descriptions: Mapping[str, str]
 ) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
-    """Blocking checks of an asset, one result a check and collection, all made by one step.
+    """Define blocking checks of an asset: one step makes one result per check and collection.
 
     Args:
         name: of the step.
-        asset: what is checked.
-        descriptions: what each check promises, by name.
+        asset: name of the checked asset.
+        descriptions: one sentence per check, by name.
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetChecksDefinition:

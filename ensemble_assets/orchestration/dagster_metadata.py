@@ -23,7 +23,9 @@ from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.run_report import measured_quality, report_path, write_report
+from ensemble_assets.pipeline.from_settings import open_store
+from ensemble_assets.pipeline.quality_facts import measured_quality
+from ensemble_assets.pipeline.run_report import report_path, write_report
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report import charts
 from ensemble_assets.report.facts import Facts, read_facts
@@ -148,7 +150,8 @@ def report_metadata(run: StageRun, bundle: Path, upstream: Upstream) -> dict[str
     artefacts = upstream.by_stage()
     current = run.span.record() if run.span is not None else None
     candidates = artefacts["fusion"].frame("candidates")
-    facts = read_facts(bundle, run.telemetry.journal_path, candidates, measured_quality(artefacts), current)
+    quality = measured_quality(open_store(run.settings), run.collection, artefacts)
+    facts = read_facts(bundle, run.telemetry.journal_path, candidates, quality, current)
     where: dg.MetadataValue
     try:
         where = dg.MetadataValue.path(str(write_report(facts, report_path(bundle))))

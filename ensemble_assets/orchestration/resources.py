@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import dagster as dg
 from pydantic import Field, create_model
 
+from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.options import Names, Section, dotted, nested
@@ -114,8 +115,8 @@ class Progress(Protocol):
         """Report that a stage begins."""
         ...
 
-    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
-        """Report that a stage ended; ``facts`` is its stage record."""
+    def stage_finished(self, collection: str, record: Record) -> None:
+        """Report the end of a stage; a ``FailedStage`` if it failed."""
         ...
 
 
@@ -125,5 +126,5 @@ class SilentProgress:
     def stage_started(self, stage: str, collection: str) -> None:
         """Report nothing."""
 
-    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
+    def stage_finished(self, collection: str, record: Record) -> None:
         """Report nothing."""

@@ -89,8 +89,8 @@ def _stale(
     store, requested = open_store(settings), 0
     tick = context.scheduled_execution_time.strftime("%Y-%m-%dT%H:%M")
     for name in names:
-        facts = {asset: store.facts(name, asset) for asset in BUNDLE_ASSETS}
-        reasons = stale_reasons(seen.fingerprints[name], facts, wanted, failed.get(name, ()))
+        artefacts = {asset: store.peek(name, asset) for asset in BUNDLE_ASSETS}
+        reasons = stale_reasons(seen.fingerprints[name], artefacts, wanted, failed.get(name, ()))
         if reasons and not _under_way(context.instance, name):
             requested += 1
             context.log.info(f"{name}: {', '.join(reasons)}")

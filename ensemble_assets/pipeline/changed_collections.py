@@ -13,12 +13,10 @@ from pathlib import Path
 from ensemble_assets.collection.fingerprints import FileHashes, collection_fingerprint, last_change
 from ensemble_assets.collection.folders import survey
 from ensemble_assets.common.json_cache import JsonCache
+from ensemble_assets.common.stages import STAGE
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder
-
-FINGERPRINT = "source_fingerprint"
-"""Fact of the ``chunks`` artefact: fingerprint of the folder that it was read from."""
 
 
 @dataclass(frozen=True)
@@ -114,5 +112,5 @@ def look(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] =
 def read_fingerprints(settings: Settings, names: Collection[str]) -> dict[str, str]:
     """Fingerprint of the content that each collection's chunks were last made of, where there are chunks."""
     store = open_store(settings)
-    facts = {name: store.facts(name, "chunks") for name in names}
-    return {name: str(found.get(FINGERPRINT, "")) for name, found in facts.items() if found is not None}
+    chunks = {name: store.peek(name, STAGE["chunks"].asset) for name in names}
+    return {name: artefact.record.source_fingerprint for name, artefact in chunks.items() if artefact is not None}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,12 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.stage_record import ChunksRecord, DenseRecord, FusionRecord, QueriesRecord, SparseRecord
 from ensemble_assets.collection.whole_text import COLUMNS, whole_text
+from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.stages import first_stage_lists
+from ensemble_assets.pipeline.run_costs import upstream_costs
+from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
 from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
 from ensemble_assets.retrieval.fitted_weights import read_weights
@@ -87,10 +92,10 @@ class Searched:
         rule: weights of the lists; a search may be left out where its list has none.
     """
 
-    chunks: Artefact
-    queries: Artefact
-    dense: Artefact
-    sparse: Artefact
+    chunks: Artefact[ChunksRecord]
+    queries: Artefact[QueriesRecord]
+    dense: Artefact[DenseRecord]
+    sparse: Artefact[SparseRecord]
     depth: int
     rule: FusionRule
 
@@ -108,12 +113,12 @@ class Searched:
 def _dense(searched: Searched) -> TopK | None:
     models = [
         DenseModel(
-            model["slug"],
-            searched.dense.array(f"chunks.{model['slug']}"),
-            searched.dense.array(f"queries.{model['slug']}"),
-            model["weight"],
+            model.slug,
+            searched.dense.array(f"chunks.{model.slug}"),
+            searched.dense.array(f"queries.{model.slug}"),
+            model.weight,
         )
-        for model in searched.dense.facts["layout"]
+        for model in searched.dense.record.layout
     ]
     return dense_topk(models, searched.depth)
 
@@ -125,9 +130,9 @@ def _sparse(searched: Searched) -> TopK | None:
     return sparse_topk(chunks, queries, searched.depth)
 
 
-def _sparse_rows(vectors: Artefact, side: str) -> SparseRows:
+def _sparse_rows(vectors: Artefact[SparseRecord], side: str) -> SparseRows:
     indptr, indices, values = (vectors.array(f"{side}.{part}") for part in SPARSE_PARTS)
-    return SparseRows(indptr, indices, values, int(vectors.facts["dimension"]))
+    return SparseRows(indptr, indices, values, vectors.record.dimension)
 
 
 def _bm25(searched: Searched) -> TopK | None:
@@ -151,18 +156,52 @@ def first_stage_runs(searched: Searched) -> dict[str, pl.DataFrame]:
     return {name: run_from_topk(topk, searched.public_ids) for name, topk in results.items() if topk is not None}
 
 
-def fused(searched: Searched, runs: dict[str, pl.DataFrame]) -> pl.DataFrame:
-    """Fuse the lists of every query into one: a CANDIDATES frame."""
-    weights = {name: searched.rule.weight(name) if len(runs) > 1 else 1.0 for name in runs}
-    return fuse(
-        [RankedList(name, ranked, weights[name]) for name, ranked in runs.items()],
-        searched.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
-        searched.rule.method,
+def fuse_candidates(
+    run: StageRun,
+    chunks: Artefact[ChunksRecord],
+    queries: Artefact[QueriesRecord],
+    dense: Artefact[DenseRecord],
+    sparse: Artefact[SparseRecord],
+) -> FusionRecord:
+    """Search, and fuse the lists of every query into one.
+
+    Writes a CANDIDATES frame ``candidates``, and a RUN frame ``run.<list>`` for every list.
+    """
+    started = time.perf_counter()
+    options = run.settings.fusion
+    rule = fusion_rule(options, run.collection)
+    searched = Searched(chunks, queries, dense, sparse, options.depth, rule)
+    runs = first_stage_runs(searched)
+    candidates = fuse(
+        # A list alone has weight 1, so that its scores are those of the method.
+        [RankedList(name, ranked, rule.weight(name) if len(runs) > 1 else 1.0) for name, ranked in runs.items()],
+        chunks.frame("chunks", columns=["chunk_id"])["chunk_id"],
+        rule.method,
         query_order=searched.public_ids,
+    )
+    run.writer.frame("candidates", candidates)
+    for name, ranked in runs.items():
+        run.writer.frame(f"run.{name}", ranked)
+    return FusionRecord(
+        run.stage,
+        "completed",
+        items=len(searched.public_ids),
+        seconds=time.perf_counter() - started,
+        device=UsedDevices("cpu"),
+        queries=len(searched.public_ids),
+        candidates=candidates.height,
+        depth=options.depth,
+        method=rule.method.name,
+        parameters=dict(rule.method.parameters),
+        lists=tuple(runs),
+        dense_share=rule.dense_share,
+        lexical_share=rule.lexical_share if "lexical" in runs else 0.0,
+        fitted=rule.fitted,
+        upstream=upstream_costs(dense, sparse),
     )
 
 
-def searched_texts(chunks: Artefact) -> pl.Series:
+def searched_texts(chunks: Artefact[ChunksRecord]) -> pl.Series:
     """Read the text of every chunk that sparse encoding, BM25 and reranking take, in row order.
 
     It is whole unless ``chunks.searched`` is ``exported``: the asset ``chunks`` leaves ``rest`` empty then. Embeddings
@@ -171,8 +210,8 @@ def searched_texts(chunks: Artefact) -> pl.Series:
     return chunks.frame("chunks", columns=COLUMNS).select(whole_text())["text"]
 
 
-def searched_slices(chunks: Artefact, rows: int) -> Iterator[pl.Series]:
+def searched_slices(chunks: Artefact[ChunksRecord], rows: int) -> Iterator[pl.Series]:
     """Read the same texts, at most ``rows`` in memory at once."""
     texts = chunks.scan("chunks", columns=COLUMNS)
-    for start in range(0, int(chunks.facts["items"]), rows):
+    for start in range(0, chunks.record.items, rows):
         yield texts.slice(start, rows).collect().select(whole_text())["text"]

@@ -15,15 +15,13 @@ from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.read.bundle_reader import read_manifest
 from ensemble_assets.pipeline.from_settings import open_store
-from ensemble_assets.pipeline.quality_facts import FINAL_RUN, measured_lists
+from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
 from ensemble_assets.report.facts import Facts, read_facts
 from ensemble_assets.report.page import page_of
 from ensemble_assets.settings import Settings
 
-Means = dict[str, dict[str, float]]
-
-_READ_STAGES = ("chunks", "queries", "fusion", "rerank")
+_READ_STAGES = ("chunks", "fusion", "rerank")
 
 
 def report_path(bundle: Path) -> Path:
@@ -52,32 +50,10 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     )
     artefacts = _artefacts(manifest, collection, here)
     candidates = artefacts["fusion"].frame("candidates") if artefacts else None
-    quality = measured_quality(artefacts) if artefacts and "quality" not in manifest else None
+    quality = (
+        measured_quality(open_store(here), collection, artefacts) if artefacts and "quality" not in manifest else None
+    )
     return read_facts(bundle, _journal(manifest, collection, here), candidates, quality)
-
-
-def measured_quality(artefacts: Mapping[str, Artefact]) -> Means | None:
-    """Measure every list of the run, over the judged queries.
-
-    Args:
-        artefacts: by stage: chunks, queries, fusion, rerank.
-
-    Returns:
-        The mean per list and measure; None without judgements.
-    """
-    qrels = artefacts["queries"].frame("qrels")
-    if not qrels.height:
-        return None
-    from ensemble_assets.retrieval.evaluation import evaluate
-
-    lists = measured_lists(artefacts["chunks"], artefacts["fusion"], artefacts["rerank"])
-    if artefacts["rerank"].facts["status"] == "feature_disabled":
-        del lists[FINAL_RUN]  # it is the fused list
-    measured = evaluate({name: frame for name, frame in lists.items() if frame.height}, qrels)
-    means: Means = {}
-    for run, measure, mean in measured.summary.select("run", "measure", "mean").iter_rows():
-        means.setdefault(run, {})[measure] = mean
-    return means if measured.queries else None
 
 
 def _artefacts(manifest: Mapping[str, Any], collection: str, settings: Settings) -> dict[str, Artefact]:
@@ -88,10 +64,10 @@ def _artefacts(manifest: Mapping[str, Any], collection: str, settings: Settings)
     except ArtefactError:
         return {}
     fused, reranked = manifest.get("fusion_run"), manifest.get("rerank_run")
-    same = isinstance(fused, dict) and fused.get("run_id") == artefacts["fusion"].facts["run_id"]
+    same = isinstance(fused, dict) and fused.get("run_id") == artefacts["fusion"].record.run_id
     if isinstance(reranked, dict):
         payload = reranked.get("payload")
-        same &= isinstance(payload, dict) and payload.get("run_id") == artefacts["rerank"].facts["run_id"]
+        same &= isinstance(payload, dict) and payload.get("run_id") == artefacts["rerank"].record.run_id
     return artefacts if same and _rows_agree(artefacts["chunks"], artefacts["fusion"]) else {}
 
 

@@ -1,40 +1,34 @@
-"""Which collections are out of date, and why: a pure decision over what the artefacts say of themselves.
+"""Decide which collections are out of date, and why, from the records of their artefacts.
 
-Changed folders are noticed by ``discovery``; asking Dagster for runs is ``schedules``.
+``pipeline/changed_collections.py`` notices changed folders; ``orchestration/schedules.py`` asks Dagster for runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.stage_record import ChunksRecord, DenseRecord, ModelFacts, Record, StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, assets_read_by
+from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource, ModelSpec
-from ensemble_assets.pipeline.changed_collections import FINGERPRINT
 from ensemble_assets.pipeline.model_choice import choose_models
 from ensemble_assets.settings import Settings
 
-CODE_VERSION = "code_version"
-"""Fact of every artefact: version of the code that made it."""
-
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}
-_ALL_MODELS_RUN = {"dense_embeddings"}
-"""Where every wanted model contributes; elsewhere a second one stands in for the first."""
-
-_STAMP = len("20260101T000000")
 _COMMIT_DIGITS = 40
+"""A Git revision of so many digits names one commit; a shorter one may be a branch, which moves."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How texts are prepared for a model, under the names that artefacts have for it.
+    """Preparation of texts for a model.
 
     Attributes:
-        max_tokens: an upper limit where the model's files are not on this machine: they may allow less.
-        is_limit: whether that is so.
+        max_tokens: limit of a text, in tokens.
+        is_limit: whether the model may allow less, since its files are not on this machine.
     """
 
     max_tokens: int
@@ -43,18 +37,19 @@ class Preparation:
     query_prefix: str = ""
     document_prefix: str = ""
 
-    def differs(self, used: Mapping[str, Any]) -> bool:
-        """Whether a model was run otherwise; what an artefact of an earlier version does not say counts as the same."""
-        same = ("windows", "query_prefix", "document_prefix")
-        if any(name in used and used[name] != getattr(self, name) for name in same):
+    def differs(self, used: ModelFacts) -> bool:
+        """Whether texts were prepared otherwise; facts that an earlier version did not record count as the same."""
+        recorded = (used.windows, used.query_prefix, used.document_prefix)
+        wanted = (self.windows, self.query_prefix, self.document_prefix)
+        if any(value not in (None, now) for value, now in zip(recorded, wanted, strict=True)):
             return True
-        tokens = used.get("max_tokens", self.max_tokens)
-        return bool(tokens > self.max_tokens if self.is_limit else tokens != self.max_tokens)
+        tokens = self.max_tokens if used.max_tokens is None else used.max_tokens
+        return tokens > self.max_tokens if self.is_limit else tokens != self.max_tokens
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run would use today.
+    """The code, models and settings that a run would use today.
 
     Attributes:
         code_versions: by asset.
@@ -72,13 +67,10 @@ class Wanted:
 
 
 def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
-    """What the settings of this process ask for; nothing is downloaded."""
+    """Describe what the settings of this process ask for. Nothing is downloaded."""
     chosen = choose_models(settings.models)
-    specs = {
-        "dense_embeddings": chosen.dense,
-        "sparse_vectors": chosen.sparse,
-        "reranked_candidates": (chosen.rerank,),
-    }
+    by_stage = {"dense": chosen.dense, "sparse": chosen.sparse, "rerank": (chosen.rerank,)}
+    specs = {STAGE[stage].asset: models for stage, models in by_stage.items()}
     return Wanted(
         code_versions=code_versions,
         models={asset: frozenset(map(_identity, wanted)) for asset, wanted in specs.items()},
@@ -90,60 +82,67 @@ def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
 
 def stale_reasons(
     fingerprint: str | None,
-    facts: Mapping[str, Mapping[str, Any] | None],
+    artefacts: Mapping[str, Artefact | None],
     wanted: Wanted,
     failed_checks: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Why a collection has to be run again, in fixed words with asset or check names; empty where it has not.
+    """Say why a collection has to be run again, in fixed words with asset or check names; empty if it has not.
 
     Args:
         fingerprint: of its folder now; None where that is not known.
-        facts: what each asset's current artefact says of itself, by asset; None where there is none.
-        wanted: what a run would use.
+        artefacts: the current artefact of each asset, by asset; None where there is none.
+        wanted: code, models and settings of a run today.
         failed_checks: names of checks of severity ERROR whose last result is a failure.
     """
-    reasons = [f"never_materialised:{asset}" for asset in BUNDLE_ASSETS if facts.get(asset) is None]
-    there = {asset: found for asset in BUNDLE_ASSETS if (found := facts.get(asset)) is not None}
-    if fingerprint is not None and "chunks" in there and there["chunks"].get(FINGERPRINT) != fingerprint:
+    reasons = [f"never_materialised:{asset}" for asset in BUNDLE_ASSETS if artefacts.get(asset) is None]
+    present = {asset: artefact for asset in BUNDLE_ASSETS if (artefact := artefacts.get(asset)) is not None}
+    chunks = present.get(STAGE["chunks"].asset)
+    if fingerprint is not None and chunks is not None and chunks.record.source_fingerprint != fingerprint:
         reasons.append("chunks_changed")
-    for asset, found in there.items():
-        if found.get(CODE_VERSION) != wanted.code_versions.get(asset):
+    for asset, artefact in present.items():
+        record: Record = artefact.record
+        if record.code_version != wanted.code_versions.get(asset):
             reasons.append(f"code_changed:{asset}")
-        if _model_changed(found, asset, wanted):
+        if isinstance(record, StageRecord) and _model_changed(record, wanted.models.get(asset)):
             reasons.append(f"model_changed:{asset}")
-        if _prepared_otherwise(found, wanted.prepared.get(asset, {})) or _searched_otherwise(found, wanted):
+        if _prepared_otherwise(record, wanted.prepared.get(asset, {})) or _searched_otherwise(record, wanted):
             reasons.append(f"texts_prepared_otherwise:{asset}")
-        if asset in wanted.switched_on and (found.get("status") != "feature_disabled") != wanted.switched_on[asset]:
+        if asset in wanted.switched_on and record.enabled != wanted.switched_on[asset]:
             reasons.append(f"switched:{asset}")
-        if any(_began(there[source]) > _began(found) for source in assets_read_by(asset) if source in there):
+        if any(present[source].began > artefact.began for source in assets_read_by(asset) if source in present):
             reasons.append(f"older_than_input:{asset}")
     return (*reasons, *(f"check_failed:{name}" for name in sorted(failed_checks)))
 
 
-def _model_changed(found: Mapping[str, Any], asset: str, wanted: Wanted) -> bool:
-    """Whether a model made it that is not wanted, or one that is wanted was neither used nor tried in vain."""
-    expected, used = wanted.models.get(asset), found.get("models")
-    if not expected or not used:
+def _model_changed(record: StageRecord, wanted: frozenset[str] | None) -> bool:
+    """Whether a model made the artefact that is not wanted, or a wanted one was neither used nor tried in vain."""
+    if not wanted or not record.models:
         return False
-    alike = {model["slug"]: {_at(model["slug"], model["revision"]), _of(model["slug"], model["fingerprint"]),
-                             model["slug"]} for model in used}  # fmt: skip
-    unwanted = any(not names & expected for names in alike.values())
-    tried = set(alike) | set(found.get("dropped", {}))
-    return unwanted or (asset in _ALL_MODELS_RUN and not {_slug(name) for name in expected} <= tried)
+    identities = {
+        model.slug: {_at(model.slug, model.revision), _of(model.slug, model.fingerprint), model.slug}
+        for model in record.models
+    }
+    if any(not names & wanted for names in identities.values()):
+        return True
+    # Every dense model contributes; in the other stages a second model only stands in for the first.
+    tried = {*identities, *record.dropped} if isinstance(record, DenseRecord) else {_slug(name) for name in wanted}
+    return not {_slug(name) for name in wanted} <= tried
 
 
-def _prepared_otherwise(found: Mapping[str, Any], wanted: Mapping[str, Preparation]) -> bool:
+def _prepared_otherwise(record: Record, wanted: Mapping[str, Preparation]) -> bool:
     """Whether a model that is still wanted took texts of another length, or with other prefixes."""
-    used = found.get("models") or ()
-    return any(wanted[model["slug"]].differs(model) for model in used if model["slug"] in wanted)
+    used = record.models if isinstance(record, StageRecord) else ()
+    return any(wanted[model.slug].differs(model) for model in used if model.slug in wanted)
 
 
-def _searched_otherwise(found: Mapping[str, Any], wanted: Wanted) -> bool:
-    return "searched" in found and wanted.searched not in (None, found["searched"])
+def _searched_otherwise(record: Record, wanted: Wanted) -> bool:
+    if not isinstance(record, ChunksRecord) or record.searched is None:
+        return False
+    return wanted.searched not in (None, record.searched)
 
 
 def _preparation(spec: ModelSpec) -> Preparation:
-    """As far as it can be told here without a download."""
+    """Describe the preparation for a model, as far as this machine has its files."""
     from ensemble_assets.models.model_config import complete_spec
 
     here = not isinstance(spec.source, HubSource)
@@ -166,13 +165,8 @@ def _slug(identity: str) -> str:
     return identity.replace("#", "@").partition("@")[0]
 
 
-def _began(found: Mapping[str, Any]) -> str:
-    """The second at which the stage began, as sortable text."""
-    return str(found.get("folder", ""))[:_STAMP]
-
-
 def _identity(spec: ModelSpec) -> str:
-    """The model as precisely as can be told here without a download."""
+    """Name the model as precisely as this machine can without a download."""
     if isinstance(spec.source, HubSource):
         return _at(spec.slug, spec.source.revision) if len(spec.source.revision) == _COMMIT_DIGITS else spec.slug
     try:

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.json_cache import Entries, JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
 from ensemble_assets.common.stage_times import StageSeconds
+from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.model_choice import choose_models
@@ -77,19 +79,16 @@ def remember(settings: Settings, observations: Mapping[str, Sequence[Observation
 
 def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
     """Store what every stage of a finished run cost, except stages that were off, fell back or reused results."""
-    chunks, fused = float(upstream.chunks.facts["items"]), upstream.fused.facts
+    chunks, fusion = float(upstream.chunks.record.items), upstream.fusion.record
     costs = {
-        "fusion": (float(fused["queries"]) * chunks, float(fused["wall_seconds"])),
+        "fusion": (fusion.queries * chunks, fusion.wall_seconds),
         "export": (chunks, export_seconds),
     }
-    for stage in ("dense", "sparse", "rerank"):
-        facts = upstream.by_stage()[stage].facts
-        as_asked = [model["slug"] for model in facts["models"]] == [
-            spec.slug for spec in models_of(run.settings, stage)
-        ]
-        whole = facts["status"] == "completed" and facts["run_id"] == run.run_id and not facts.get("reused")
-        if as_asked and whole:
-            costs[stage] = (float(facts["tokens"]), float(facts["wall_seconds"]))
+    for stage in MODEL_STAGES:
+        record: StageRecord = upstream.by_stage()[stage].record
+        as_asked = [model.slug for model in record.models] == [spec.slug for spec in models_of(run.settings, stage)]
+        if as_asked and record.status == "completed" and record.run_id == run.run_id and not record.reused:
+            costs[stage] = (float(record.tokens), record.wall_seconds)
     positive = {stage: cost for stage, cost in costs.items() if min(cost) > 0}
     remember(run.settings, {stage: [Observation(*cost, "run")] for stage, cost in positive.items()})
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from random import getrandbits
 
-from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.events import Event, Value
 from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.telemetry import ids
@@ -26,9 +26,6 @@ from ensemble_assets.telemetry.journal import SpanStart
 from ensemble_assets.telemetry.log import log_event
 from ensemble_assets.telemetry.span_record import MAX_EVENTS, SpanRecord, Tally
 
-_FROM_RECORD = (
-    "items", "tokens", "tokens_dropped", "truncated", "precision", "peak_bytes", "precision_redone", "fallback_count"
-)  # fmt: skip
 _STANDS_IN = {"sparse": "metadata", "rerank": "fused_order"}
 
 
@@ -57,6 +54,9 @@ class StageState:
             new = declare(model=(slug,), revision=(revision,))
             self.declared = {kind: names | new.get(kind, frozenset()) for kind, names in self.declared.items()}
 
+
+_OF_THE_SPAN = frozenset({"stage", "status"})
+"""Attributes that a span sets itself; a record has facts of the same names."""
 
 CURRENT: ContextVar[ActiveSpan | None] = ContextVar("ensemble_assets_span", default=None)
 
@@ -94,17 +94,19 @@ class ActiveSpan:
             self._state.tally.dropped += dropped
             self._attributes.update(admitted)
 
-    def describe(self, record: StageRecord) -> None:
-        """Set a stage's amounts and outcome, and report the fallbacks that no event reported."""
-        facts = {name: value for name, value in record.facts.items() if name in self._allowed}
-        amounts = {name: getattr(record, name) for name in _FROM_RECORD if name in self._allowed}
-        if not record.peak_bytes:
-            amounts.pop("peak_bytes", None)  # 0 says that nobody measured it
-        if "device" in self._allowed:
-            amounts["device"] = record.device.label
-        self.set(**{**amounts, **facts}, outcome=record.status)
+    def describe(self, record: Record) -> None:
+        """Take over the stage's record: amounts, outcome, and fallbacks that no event reported."""
+        if not record.enabled:
+            self.skip("feature_disabled")
+            return
+        facts = record.scalars()
+        if not facts.get("peak_bytes"):
+            facts.pop("peak_bytes", None)  # 0 says that nobody measured it
+        amounts: dict[str, Value] = {name: facts[name] for name in facts.keys() & self._allowed - _OF_THE_SPAN}
+        self.set(**{**amounts, "outcome": record.status})
+        reasons = record.fallback_reasons if isinstance(record, StageRecord) else {}
         stands_in = _STANDS_IN.get(self.start.stage, "none")
-        for reason, total in record.fallback_reasons.items():
+        for reason, total in reasons.items():
             reported = self._state.tally.reported_fallbacks(reason)
             if total > reported:
                 self.emit(f"fallback.{self.start.stage}", reason=reason, source=stands_in, count=total - reported)

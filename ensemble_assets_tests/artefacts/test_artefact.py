@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ensemble_assets.artefacts.stage_record import DenseRecord
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 
@@ -29,7 +30,7 @@ def save(store: ArtefactStore, value: float = 1.0, rows: int = 4):
     writer = store.begin("docs", "dense_embeddings")
     writer.array("vectors", np.full((rows, 3), value, dtype=np.float32))
     writer.frame("chunks", pl.DataFrame({"row": range(rows)}, schema={"row": pl.UInt32}))
-    artefact = writer.seal({"items": rows})
+    artefact = writer.seal(DenseRecord("dense", "completed", items=rows))
     store.publish("docs", "dense_embeddings", artefact)
     return artefact
 
@@ -41,7 +42,7 @@ def test_round_trip_maps_arrays_and_scans_frames(store: ArtefactStore) -> None:
     assert np.array_equal(loaded.array("vectors"), np.full((4, 3), 2.5, dtype=np.float32))
     assert isinstance(loaded.scan("chunks"), pl.LazyFrame)
     assert loaded.scan("chunks").collect()["row"].to_list() == [0, 1, 2, 3]
-    assert loaded.facts == {"items": 4}
+    assert loaded.record == DenseRecord("dense", "completed", items=4)
 
 
 @given(
@@ -55,7 +56,7 @@ def test_any_array_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, va
     store = artefact_store(str(folder), folder)
     writer = store.begin("c", "a")
     writer.array("x", values)
-    store.publish("c", "a", writer.seal({}))
+    store.publish("c", "a", writer.seal(DenseRecord("dense", "completed")))
     loaded = store.load("c", "a").array("x")
     assert loaded.dtype == values.dtype
     assert np.array_equal(loaded, values, equal_nan=values.dtype.kind == "f")
@@ -116,8 +117,8 @@ def test_unpublished_versions_are_invisible(store: ArtefactStore) -> None:
     save(store, 1.0)
     writer = store.begin("docs", "dense_embeddings")
     writer.array("vectors", np.zeros((1, 3), dtype=np.float32))
-    writer.seal({})
-    assert store.load("docs", "dense_embeddings").facts == {"items": 4}
+    writer.seal(DenseRecord("dense", "completed"))
+    assert store.load("docs", "dense_embeddings").record.items == 4
 
 
 def test_old_versions_are_removed_but_one_after_their_grace_time(tmp_path: Path) -> None:
@@ -165,12 +166,13 @@ def test_readers_always_see_a_whole_version(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
+        "from ensemble_assets.artefacts.stage_record import DenseRecord\n"
         "from ensemble_assets.artefacts.store import artefact_store\n"
         "store = artefact_store(sys.argv[1], Path(sys.argv[1]))\n"
         "for value in range(1, 10_000):\n"
         "    writer = store.begin('docs', 'dense_embeddings')\n"
         "    writer.array('vectors', np.full((50, 3), value % 7, dtype=np.float32))\n"
-        "    store.publish('docs', 'dense_embeddings', writer.seal({'value': value % 7}))\n"
+        "    store.publish('docs', 'dense_embeddings', writer.seal(DenseRecord('dense', 'completed')))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     seen: set[float] = set()

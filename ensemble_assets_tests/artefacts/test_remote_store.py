@@ -11,6 +11,7 @@ from upath import UPath
 
 from ensemble_assets.artefacts import store as store_module
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.stage_record import DenseRecord
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.errors import ArtefactError
 
@@ -25,7 +26,7 @@ def base(tmp_path: Path) -> str:
 def save(store: ArtefactStore, value: float = 1.0) -> Artefact:
     writer = store.begin("docs", ASSET)
     writer.array("vectors", np.full((4, 3), value, dtype=np.float32))
-    artefact = writer.seal({"items": 4})
+    artefact = writer.seal(DenseRecord("dense", "completed", items=4))
     store.publish("docs", ASSET, artefact)
     return artefact
 
@@ -43,7 +44,7 @@ def test_a_version_is_uploaded_and_loaded_elsewhere(base: str, tmp_path: Path) -
     elsewhere = artefact_store(base, tmp_path / "there")
     assert elsewhere.exists("docs", ASSET)
     assert elsewhere.load("docs", ASSET).array("vectors")[0, 0] == 7.0
-    assert elsewhere.facts("docs", ASSET) == artefact_store(base, tmp_path / "here").facts("docs", ASSET)
+    assert elsewhere.peek("docs", ASSET).record == artefact_store(base, tmp_path / "here").peek("docs", ASSET).record
 
 
 def test_replaced_versions_are_removed_there_and_here_but_one(base: str, tmp_path: Path) -> None:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from ensemble_assets.artefacts.stage_record import ModelFacts, StageRecord, merge_records
+import pytest
+
+from ensemble_assets.artefacts.stage_record import (
+    RECORDS,
+    DenseRecord,
+    EvaluationRecord,
+    FusionRecord,
+    ModelFacts,
+    Ratios,
+    Record,
+    SparseRecord,
+    StageRecord,
+    UpstreamCosts,
+    extend_record,
+    merge_records,
+    read_record,
+)
 from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import MODELS
 
 ONE = StageRecord(
     stage="dense",
     status="completed",
-    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: "),),
+    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: ", "", 1),),
     device=UsedDevices("cuda", ("GPU-1",)),
     precision="fp16",
     seconds=2.0,
@@ -70,3 +88,61 @@ def test_merged_costs_add_up_and_peaks_do_not():
 
 def test_merging_nothing_is_a_record_of_nothing():
     assert merge_records("dense", "completed", []) == StageRecord("dense", "completed")
+
+
+GPU = UsedDevices("cuda", ("GPU-8f2c1b34-5d0e-4c57-9a3e-0b6f1d2c3a4e",))
+
+
+def stored(record: Record) -> Record:
+    """A record as the next stage reads it."""
+    return read_record(json.loads(json.dumps(record.as_json())))
+
+
+@pytest.mark.parametrize("stage", list(RECORDS))
+def test_every_stage_reads_its_record_back(stage: str) -> None:
+    step = {"items": 3, "wall_seconds": 1.5, "run_id": "r", "code_version": "2", "events": ({"name": "x", "at": 1.0},)}
+    record = RECORDS[stage](stage, "completed", **step)
+    assert stored(record) == record
+
+
+def test_nested_facts_read_back_as_what_they_were() -> None:
+    costs = UpstreamCosts(1.0, 2.0, ("f1",), GPU)
+    fused = FusionRecord("fusion", "completed", lists=("dense", "lexical"), parameters={"k": 60}, upstream=costs)
+    assert stored(fused) == fused
+    exported = RECORDS["export"]("export", "completed", performance=Ratios(1.1, vs_sla=0.5), sizes={"a.npy": 3})
+    assert stored(exported) == exported
+    sparse = extend_record(ONE, SparseRecord, stage="sparse", model="one", unusable={"two": "model_unavailable"})
+    assert stored(sparse) == sparse
+    assert sparse.unit == "chunks and queries"
+
+
+def test_facts_of_version_0_1_are_read_with_defaults_and_their_device_label() -> None:
+    """Facts as version 0.1 wrote them on a GPU host, with keys that nobody reads any more."""
+    model = {"slug": "one", "hf_model_id": "org/one", "revision": "abc", "fingerprint": "f1", "dimension": 8}
+    facts = {"stage": "dense", "status": "completed", "items": 4, "models": [model], "device": GPU.label, "old": 1}
+    record = read_record(facts)
+    assert isinstance(record, DenseRecord)
+    assert (record.device, record.models[0].windows, record.queries) == (GPU, None, 0)
+    upstream = {"dense_seconds": 1.0, "sparse_seconds": 2.0, "dense_models": ["f1"], "dense_device": "cpu"}
+    fused = read_record({"stage": "fusion", "status": "completed", "upstream": upstream})
+    assert isinstance(fused, FusionRecord)
+    assert fused.upstream is not None
+    assert fused.upstream.dense_device == UsedDevices("cpu")
+    measured = read_record({"stage": "evaluation", "status": "completed", "dense nDCG@10": 0.5, "dense MAP": 0.25})
+    assert isinstance(measured, EvaluationRecord)
+    assert measured.means == {"dense": {"nDCG@10": 0.5, "MAP": 0.25}}
+
+
+@pytest.mark.parametrize("facts", [{}, {"stage": "x"}, {"stage": "dense", "status": "completed", "items": "many"}])
+def test_facts_that_are_no_record_are_refused_with_what_to_do(facts: dict[str, Any]) -> None:
+    with pytest.raises(ArtefactError, match="Materialise it again"):
+        read_record(facts)
+
+
+def test_scalars_name_devices_by_label_and_means_by_list_and_measure() -> None:
+    assert ONE.scalars()["device"] == ONE.device.label
+    assert ONE.scalars()["tokens_per_second"] == 50.0
+    measured = EvaluationRecord("evaluation", "completed", means={"fused": {"MAP": 0.5}}, judged=True, run_id="r")
+    assert measured.scalars()["fused MAP"] == 0.5
+    assert measured.scalars()["judged"] is True
+    assert "run_id" not in measured.scalars()

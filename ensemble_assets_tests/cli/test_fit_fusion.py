@@ -64,8 +64,8 @@ def test_a_run_takes_the_weights_and_its_manifest_says_where_they_come_from(here
     content = json.loads((here / "w.json").read_text()) | {"dense_weight": 0.3}
     (here / "w.json").write_text(json.dumps(content))
     outcome = Pipeline(here).run({"queries.judged_only": False, "fusion.weights_file": "w.json"})
-    facts = outcome.artefact("fused_candidates").facts
-    assert (facts["method"], facts["dense_share"]) == ("minmax", 0.3)
+    record = outcome.artefact("fused_candidates").record
+    assert (record.method, record.dense_share) == ("minmax", 0.3)
     assert outcome.manifest()["fusion_run"]["fitted"]["training_queries"] == 3
     assert len(outcome.manifest()["fusion_run"]["fitted"]["training_qrels_sha256"]) == 64
 

@@ -149,7 +149,7 @@ def _message(code: int, printed: str, complaint: str) -> str:
 
 def _read_dense(base: Path, chunks: Artefact) -> dict[str, Any]:
     dense = _current(base, "dense_embeddings")
-    slug = dense.facts["layout"][0]["slug"]
+    slug = dense.record.layout[0].slug
     return {
         "chunks": chunks.frame("chunks", columns=["text"])["text"].to_list(),
         "chunk_vectors": np.array(dense.array(f"chunks.{slug}")),
@@ -171,10 +171,9 @@ def _ranked(base: Path) -> list[list[int]]:
 
 def _read_sparse(base: Path, chunks: Artefact) -> dict[str, Any]:
     sparse = _current(base, "sparse_vectors")
-    dimension = int(sparse.facts["dimension"])
+    dimension = sparse.record.dimension
     live = np.array(sparse.array("source")) == 1
-    facts = sparse.facts
-    reasons = dict(facts.get("fallback_reasons", {})) | {k: v for k, v in facts.items() if k.startswith("unusable.")}
+    reasons = sparse.record.fallback_reasons | sparse.record.unusable
     return {
         "chunks": _whole(chunks),
         "chunk_vectors": _from_rows(sparse, "chunks", dimension) * live[:, None],
@@ -199,7 +198,7 @@ def _read_rerank(base: Path, chunks: Artefact) -> dict[str, Any]:
     scores = np.full((len(ids), len(texts)), np.nan, np.float32)
     for public_id, row, score in frame.select("public_id", "row", "rerank_score").iter_rows():
         scores[ids.index(public_id), row] = np.nan if score is None else score
-    lost = "" if np.isfinite(scores).any() else f"fell back: {artefact.facts.get('fallback_reasons', {})}"
+    lost = "" if np.isfinite(scores).any() else f"fell back: {artefact.record.fallback_reasons}"
     return {"chunks": texts, "scores": scores, "lost": lost}
 
 

@@ -123,11 +123,11 @@ def test_the_bundle_goes_to_qdrant_where_that_is_configured(pipeline: Pipeline, 
             run_config=settings_run_config({key: typed[key] for key in overrides}, {}),
         )
     assert result.success
-    facts = open_store(settings).load("notes", "qdrant_collection").facts
+    record = open_store(settings).load("notes", "qdrant_collection").record
     storage = pipeline.root / "output" / ".qdrant"
-    assert facts["status"] == ("completed" if enabled else "feature_disabled")
+    assert record.status == ("completed" if enabled else "feature_disabled")
     assert storage.exists() is enabled
     if enabled:
         client = qdrant_client.QdrantClient(path=str(storage))
-        assert client.count(facts["collection_in_qdrant"]).count == len(outcome.points()) == facts["items"]
+        assert client.count(record.collection_in_qdrant).count == len(outcome.points()) == record.items
         client.close()

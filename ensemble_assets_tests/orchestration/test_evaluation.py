@@ -56,7 +56,7 @@ def test_all_lists_are_measured_per_query_and_stored(finished: tuple[Pipeline, O
     assert sorted(per_query["run"].unique()) == sorted(RUNS)
     assert sorted(per_query["measure"].unique()) == sorted(MEASURES)
     assert per_query.height == len(RUNS) * len(MEASURES) * 3
-    assert (artefact.facts["status"], artefact.facts["judged"]) == ("completed", True)
+    assert (artefact.record.status, artefact.record.judged) == ("completed", True)
 
 
 def test_what_is_stored_is_what_a_direct_measurement_of_the_lists_gives(finished: tuple[Pipeline, Outcome]) -> None:
@@ -66,7 +66,7 @@ def test_what_is_stored_is_what_a_direct_measurement_of_the_lists_gives(finished
         outcome.artefact("queries").frame("qrels"),
     )
     expected = evaluate({"reranked": reranked}, qrels).means("MAP")["reranked"]
-    assert outcome.artefact("evaluation").facts["reranked MAP"] == pytest.approx(expected)
+    assert outcome.artefact("evaluation").record.means["reranked"]["MAP"] == pytest.approx(expected)
 
 
 def test_every_mean_is_a_number_that_the_ui_plots(finished: tuple[Pipeline, Outcome]) -> None:
@@ -128,8 +128,8 @@ def test_probes_are_marked_and_only_ever_warn(pipeline: Pipeline, tmp_path: Path
         (pipeline.root / "corpora" / "notes" / name).unlink()
     options = {"checks.quality_severity": "error", "checks.baselines_dir": str(tmp_path / "baselines")}
     outcome = pipeline.run(options)
-    assert outcome.artefact("evaluation").facts["judged"] is False
-    assert outcome.artefact("evaluation").facts["items"] > 0
+    assert outcome.artefact("evaluation").record.judged is False
+    assert outcome.artefact("evaluation").record.items > 0
     accept(tmp_path / "baselines", outcome, shift=0.1, judged=False)
     again = pipeline.run(options)
     check = quality_checks(again)["quality_regression"]
@@ -142,15 +142,15 @@ def test_queries_without_judgements_are_no_failure(pipeline: Pipeline) -> None:
     (pipeline.root / "corpora" / "notes" / "qrels.tsv").unlink()
     outcome = pipeline.run()
     assert outcome.succeeded, outcome.error
-    assert outcome.artefact("evaluation").facts["status"] == "no_judgements"
+    assert outcome.artefact("evaluation").record.status == "no_judgements"
     assert all(check.passed for check in quality_checks(outcome).values())
 
 
 def test_stages_that_are_off_are_measured_as_what_is_left(pipeline: Pipeline) -> None:
     outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False})
-    facts = outcome.artefact("evaluation").facts
-    assert "sparse nDCG@10" not in facts
-    assert facts["reranked nDCG@10"] == facts["fused nDCG@10"] == facts["dense nDCG@10"]
+    record = outcome.artefact("evaluation").record
+    assert "sparse" not in record.means
+    assert record.means["reranked"]["nDCG@10"] == record.means["fused"]["nDCG@10"] == record.means["dense"]["nDCG@10"]
     assert all(check.passed for check in quality_checks(outcome).values())
 
 

@@ -69,18 +69,18 @@ def test_a_text_that_does_not_fit_costs_its_live_vectors_not_the_run(tmp_path: P
     devices = [SimulatedDevice(f"SIM-{index}", total_bytes=4_000 * MB, context_bytes=100 * MB) for index in range(2)]
     outcome = Pipeline(tmp_path, Computing(factories, devices)).run({"device.ceiling_gb": 2.2})
     assert outcome.succeeded, outcome.error
-    sparse, rerank = (outcome.artefact(name).facts for name in ("sparse_vectors", "reranked_candidates"))
-    assert sparse["fallback_reasons"] == {"out_of_memory": 1}
-    assert sparse["vectors_from_metadata"] == 1
-    failed = [event for event in sparse["events"] if event["name"] == "mitigation.row_failed"]
+    sparse, rerank = (outcome.artefact(name).record for name in ("sparse_vectors", "reranked_candidates"))
+    assert sparse.fallback_reasons == {"out_of_memory": 1}
+    assert sparse.vectors_from_metadata == 1
+    failed = [event for event in sparse.events if event["name"] == "mitigation.row_failed"]
     assert [event["row"] for event in failed] == [4]
-    assert rerank["status"] == "completed"  # 10 MB per token: its pairs fit
+    assert rerank.status == "completed"  # 10 MB per token: its pairs fit
     telemetry = outcome.manifest()["telemetry"]
-    facts = [outcome.artefact(name).facts for name in ("dense_embeddings", "sparse_vectors", "reranked_candidates")]
+    records = [outcome.artefact(name).record for name in ("dense_embeddings", "sparse_vectors", "reranked_candidates")]
     decided = [
         event["name"]
-        for one in facts
-        for event in one["events"]
+        for record in records
+        for event in record.events
         if event["name"].startswith(("mitigation.", "fallback.", "worker.lost"))
     ]
     assert telemetry["mitigation_events_recorded"] == len(decided) >= 3

@@ -38,8 +38,8 @@ def test_every_combination_gives_a_whole_bundle(pipeline: Pipeline, sparse: str,
     outcome = pipeline.run({**sparse_options, **rerank_options})
 
     assert outcome.succeeded, outcome.error
-    assert outcome.artefact("sparse_vectors").facts["status"] == sparse_status
-    assert outcome.artefact("reranked_candidates").facts["status"] == rerank_status
+    assert outcome.artefact("sparse_vectors").record.status == sparse_status
+    assert outcome.artefact("reranked_candidates").record.status == rerank_status
     manifest = outcome.manifest()
     assert manifest["feature_toggles"]["enable_sparse"] is (sparse != "off")
     assert manifest["feature_toggles"]["enable_rerank"] is (rerank != "off")
@@ -119,7 +119,7 @@ def test_both_stages_off_is_a_v40_bundle_with_the_manifest(pipeline: Pipeline) -
 def test_fusion_methods_by_option(pipeline: Pipeline, method: str) -> None:
     outcome = pipeline.run({"fusion.method": method})
     assert outcome.succeeded
-    assert outcome.artefact("fused_candidates").facts["method"] == method
+    assert outcome.artefact("fused_candidates").record.method == method
 
 
 def test_a_missing_primary_dense_model_is_an_error_that_says_so(pipeline: Pipeline) -> None:
@@ -147,7 +147,7 @@ def test_without_a_query_file_probes_are_derived_and_said_to_be(pipeline: Pipeli
         (pipeline.root / "corpora" / "notes" / name).unlink()
     outcome = pipeline.run()
     assert outcome.manifest()["query_source"] == "derived"
-    assert outcome.artefact("queries").facts["items"] > 0
+    assert outcome.artefact("queries").record.items > 0
 
 
 def test_plain_numbers_in_metadata_can_be_plotted(pipeline: Pipeline) -> None:
@@ -177,12 +177,12 @@ def test_long_chunks_are_cut_or_read_in_windows_by_option(pipeline: Pipeline) ->
     file.write_text(json.dumps(chunks))
 
     cut = pipeline.run()
-    assert cut.artefact("chunks").facts["texts_cut"] == 1
+    assert cut.artefact("chunks").record.texts_cut == 1
     assert json.loads((cut.bundle / f"{PREFIX}_texts.json").read_text())[0] == words[:1024] + "..."
     assert cut.manifest()["dense_run"]["models"][0]["windows"] == 1
 
     read = pipeline.run({"models.windows": 2})
-    assert read.artefact("chunks").facts["texts_cut"] == 0
+    assert read.artefact("chunks").record.texts_cut == 0
     assert json.loads((read.bundle / f"{PREFIX}_texts.json").read_text())[0] == words
     assert read.manifest()["dense_run"]["models"][0]["windows"] == 2
     assert read.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2").shape[0] == 20
@@ -206,7 +206,7 @@ def test_what_the_contract_cuts_off_is_searched_unless_an_option_says_no(pipelin
     for searched in ("whole", "exported"):
         outcome = pipeline.run({"chunks.searched": searched})
         assert outcome.succeeded, outcome.error
-        assert outcome.artefact("chunks").facts["searched"] == searched
+        assert outcome.artefact("chunks").record.searched == searched
         candidates = outcome.artefact("fused_candidates").frame("candidates")
         words = outcome.artefact("fused_candidates").frame("run.lexical")
         found[searched] = candidates.filter(sparse_rank=1)["chunk_id"].to_list(), words["row"].to_list()

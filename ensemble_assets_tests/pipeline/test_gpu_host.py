@@ -21,15 +21,15 @@ NAMES = ("NVIDIA H200",)
 
 def store_gpu_baseline(cache: Path, first: Outcome) -> None:
     """What ``baseline sla`` would have stored on this host."""
-    (model,) = first.artefact("dense_embeddings").facts["models"]
+    (model,) = first.artefact("dense_embeddings").record.models
     store_baseline(
         cache / "baselines",
         SlaBaseline(
             collection="notes",
-            content=first.artefact("chunks").facts["content"],
+            content=first.artefact("chunks").record.content,
             texts=20,
             host=this_host(NAMES),
-            models=(ModelSeconds(model["slug"], model["fingerprint"], 0.0, (1e4,)),),
+            models=(ModelSeconds(model.slug, model.fingerprint, 0.0, (1e4,)),),
             libraries=library_versions(),
             measured_at="2026-01-01T00:00:00+00:00",
         ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +12,10 @@ import polars as pl
 import pytest
 
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
+from ensemble_assets.artefacts.stage_record import ExportRecord, RerankRecord
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.run_costs import final_ratios
+from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.planning.history import compare_with_plan
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.export.checks.schemas import problems
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 def write_baseline(pipeline: Pipeline, seconds: float, first: Outcome) -> SlaBaseline:
     """A stored baseline for what the first run encoded, as ``baseline sla`` would have measured it."""
-    models = first.artefact("dense_embeddings").facts["models"]
+    models = first.artefact("dense_embeddings").record.models
     made = SlaBaseline(
         collection="notes",
-        content=first.artefact("chunks").facts["content"],
+        content=first.artefact("chunks").record.content,
         texts=20,
         host=this_host(),
-        models=tuple(ModelSeconds(model["slug"], model["fingerprint"], 0.0, (seconds,)) for model in models),
+        models=tuple(ModelSeconds(model.slug, model.fingerprint, 0.0, (seconds,)) for model in models),
         libraries={**library_versions(), "torch": "0.1"},
         measured_at="2026-01-01T00:00:00+00:00",
     )
@@ -52,8 +52,8 @@ class Said:
 
     manifest: dict[str, Any]
     check: dg.AssetCheckEvaluation
-    rerank: dict[str, Any]
-    export: dict[str, Any]
+    rerank: RerankRecord
+    export: ExportRecord
     reranked: pl.DataFrame
     queries: pl.DataFrame
     misfits: list[str]
@@ -69,8 +69,8 @@ def taken_down(outcome: Outcome) -> Said:
     return Said(
         manifest=outcome.manifest(),
         check=check(outcome),
-        rerank=dict(artefact.facts),
-        export=dict(outcome.artefact("export_bundle").facts),
+        rerank=artefact.record,
+        export=outcome.artefact("export_bundle").record,
         reranked=artefact.frame("reranked"),
         queries=artefact.frame("queries"),
         misfits=problems(outcome.bundle, "v4.1"),
@@ -136,11 +136,11 @@ def test_the_check_counts_all_of_the_export_and_the_manifest_what_there_was_of_i
     run = runs["easy"]
     assert float(run.check.metadata["vs_sla"].value) >= run.baseline["vs_sla"]
     assert float(run.check.metadata["vs_own_dense"].value) == pytest.approx(run.baseline["vs_own_dense"], rel=1e-3)
-    assert run.export["performance"]["vs_own_dense"] == pytest.approx(run.baseline["vs_own_dense"], rel=1e-3)
-    assert run.export["performance"]["vs_sla"] >= run.baseline["vs_sla"]
-    told = {event["against"]: event["ratio"] for event in run.export["events"] if event["name"] == "budget.measured"}
-    assert told == {"sla": run.export["performance"]["vs_sla"], "own_dense": run.export["performance"]["vs_own_dense"]}
-    limits = {event["against"]: event["limit"] for event in run.export["events"] if event["name"] == "budget.measured"}
+    assert run.export.performance.vs_own_dense == pytest.approx(run.baseline["vs_own_dense"], rel=1e-3)
+    assert run.export.performance.vs_sla >= run.baseline["vs_sla"]
+    told = {event["against"]: event["ratio"] for event in run.export.events if event["name"] == "budget.measured"}
+    assert told == {"sla": run.export.performance.vs_sla, "own_dense": run.export.performance.vs_own_dense}
+    limits = {event["against"]: event["limit"] for event in run.export.events if event["name"] == "budget.measured"}
     assert limits == {"sla": 1.1, "own_dense": None}, "only the deciding ratio can raise an alert"
     assert run.baseline["one_run"] is True
     assert "dropped_metadata" not in run.check.metadata
@@ -158,8 +158,8 @@ def test_with_the_budget_off_both_ratios_are_still_reported(runs: dict[str, Said
 def test_with_time_enough_the_result_is_that_of_a_run_without_a_limit(runs: dict[str, Said]) -> None:
     easy = runs["easy"]
     assert easy.check.passed
-    assert (easy.rerank["budget"], easy.rerank["budget_seconds"] > 1e3) == ("sla", True)
-    assert [event["name"] for event in easy.rerank["events"] if event["name"].startswith("budget")] == [
+    assert (easy.rerank.budget, easy.rerank.budget_seconds > 1e3) == ("sla", True)
+    assert [event["name"] for event in easy.rerank.events if event["name"].startswith("budget")] == [
         "budget.granted",
         "budget.spent",
     ]
@@ -173,10 +173,10 @@ def test_chunks_of_an_earlier_version_which_did_not_name_their_content_have_rati
     outcome = pipeline.run()
     artefacts = [outcome.artefact(asset) for asset in ("chunks", "queries", "dense_embeddings", "sparse_vectors",
                                                        "fused_candidates", "reranked_candidates")]  # fmt: skip
-    facts = {name: value for name, value in artefacts[0].facts.items() if name != "content"}
+    facts = {name: value for name, value in artefacts[0].index["facts"].items() if name != "content"}
     earlier = replace(artefacts[0], index={**artefacts[0].index, "facts": facts})
     settings = resolve({"paths.cache_dir": str(pipeline.root / "cache")}).settings
-    run = cast("StageRun", SimpleNamespace(settings=settings, started=time.perf_counter(), collection="notes"))
-    found = final_ratios(Upstream(earlier, *artefacts[1:]), run, compare_with_plan)
-    assert found["vs_own_dense"] > 1
-    assert "prediction" not in found
+    run = cast("StageRun", SimpleNamespace(settings=settings, elapsed=lambda: 0.1, collection="notes"))
+    ratios = LatencyBudget.of_export(Upstream(earlier, *artefacts[1:]), run, compare_with_plan).ratios()
+    assert ratios.vs_own_dense > 1
+    assert ratios.prediction is None

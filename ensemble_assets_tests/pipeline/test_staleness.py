@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ensemble_assets.common.stages import BUNDLE_ASSETS
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE
 from ensemble_assets.models.registry import HubSource
 from ensemble_assets.orchestration.failure_policy import RULES, tried_again
 from ensemble_assets.pipeline.staleness import Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve
 
 OTHERWISE = "texts_prepared_otherwise"
-MODEL = {"slug": "mini", "revision": "r1", "fingerprint": "f1"}
+MODEL = {"slug": "mini", "hf_model_id": "org/mini", "revision": "r1", "fingerprint": "f1"}
 WANTED = Wanted(
     code_versions=dict.fromkeys(BUNDLE_ASSETS, "1"),
     models={"dense_embeddings": frozenset({"mini#f1"}), "sparse_vectors": frozenset({"mini@r1", "other"})},
@@ -27,21 +29,24 @@ WANTED = Wanted(
 )
 
 
-def facts(**changes: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+def fresh(**changes: dict[str, Any]) -> dict[str, Artefact | None]:
     """Fresh artefacts of every stage, with changes by asset."""
-    made: dict[str, dict[str, Any] | None] = {
-        asset: {"status": "completed", "code_version": "1", "folder": f"20260101T00000{n}-1-a", "models": [MODEL]}
-        for n, asset in enumerate(BUNDLE_ASSETS)
-    }
-    made["chunks"] = {**(made["chunks"] or {}), "source_fingerprint": "c1", "searched": "whole"}
+    made: dict[str, dict[str, Any]] = {
+        stage.asset: {
+            "stage": stage.name, "status": "completed", "code_version": "1", "folder": f"20260101T00000{n}-1-a",
+            "models": [MODEL], "device": "cpu",
+        }
+        for n, stage in enumerate(stage for stage in PIPELINE if stage.in_bundle)
+    }  # fmt: skip
+    made["chunks"] |= {"source_fingerprint": "c1", "searched": "whole"}
     for asset, change in changes.items():
-        made[asset] = {**(made[asset] or {}), **change}
-    return made
+        made[asset] |= change
+    return {asset: Artefact(Path(facts.pop("folder")), {"facts": facts}) for asset, facts in made.items()}
 
 
 def test_fresh_artefacts_are_not_stale() -> None:
-    assert stale_reasons("c1", facts(), WANTED) == ()
-    assert stale_reasons(None, facts(), WANTED) == ()
+    assert stale_reasons("c1", fresh(), WANTED) == ()
+    assert stale_reasons(None, fresh(), WANTED) == ()
 
 
 @pytest.mark.parametrize(
@@ -62,19 +67,19 @@ def test_fresh_artefacts_are_not_stale() -> None:
     ],
 )
 def test_every_change_has_its_reason(changes: dict[str, dict[str, Any]], reason: str) -> None:
-    assert reason in stale_reasons("c1", facts(**changes), WANTED)
+    assert reason in stale_reasons("c1", fresh(**changes), WANTED)
 
 
 def test_a_models_own_lower_limit_and_what_was_not_recorded_are_no_change() -> None:
-    fresh = facts(
+    same = fresh(
         dense_embeddings={"models": [{**MODEL, "max_tokens": 256, "windows": 1, "document_prefix": "passage: "}]},
         sparse_vectors={"models": [{**MODEL, "max_tokens": 128}]},
     )
-    assert stale_reasons("c1", fresh, WANTED) == ()
+    assert stale_reasons("c1", same, WANTED) == ()
 
 
 def test_missing_artefacts_and_failed_checks_are_reasons() -> None:
-    half = facts()
+    half = fresh()
     half["export_bundle"] = None
     assert stale_reasons("c1", half, WANTED, ["dense_parity"]) == (
         "never_materialised:export_bundle", "check_failed:dense_parity",
@@ -83,9 +88,9 @@ def test_missing_artefacts_and_failed_checks_are_reasons() -> None:
 
 def test_models_that_were_tried_in_vain_or_stood_in_are_no_change() -> None:
     two = dataclasses.replace(WANTED, models={"dense_embeddings": frozenset({"mini#f1", "gone#f9"})})
-    assert "model_changed:dense_embeddings" in stale_reasons("c1", facts(), two)
-    assert stale_reasons("c1", facts(dense_embeddings={"dropped": {"gone": "model_unavailable"}}), two) == ()
-    stood_in = facts(sparse_vectors={"models": [{**MODEL, "slug": "other"}]})
+    assert "model_changed:dense_embeddings" in stale_reasons("c1", fresh(), two)
+    assert stale_reasons("c1", fresh(dense_embeddings={"dropped": {"gone": "model_unavailable"}}), two) == ()
+    stood_in = fresh(sparse_vectors={"models": [{**MODEL, "slug": "other"}]})
     assert stale_reasons("c1", stood_in, WANTED) == ()
 
 

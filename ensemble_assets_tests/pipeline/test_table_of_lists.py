@@ -52,7 +52,6 @@ def test_a_list_added_to_the_table_is_fused_measured_judged_and_in_the_manifest(
     assert with_titles.manifest()["fusion_run"]["lists"] == ["dense", "sparse", "lexical", "titles"]
 
 
-@pytest.mark.xfail(reason="the report and the metadata still have lists of their own", strict=False)
 def test_a_list_added_to_the_table_is_shown_in_dagster_and_on_the_page(with_titles: Outcome) -> None:
     (shown,) = [
         event.step_materialization_data.materialization.metadata

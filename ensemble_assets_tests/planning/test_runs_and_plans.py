@@ -33,7 +33,7 @@ def planned(content: str) -> dict[str, Any]:
 def test_a_run_is_held_against_its_plan_and_the_error_is_recorded(pipeline: Pipeline) -> None:
     first = pipeline.run()
     assert "prediction" not in first.manifest()["performance_baseline"], "there was no plan"
-    store_plan(settings_of(pipeline), planned(first.artefact("chunks").facts["content"]))
+    store_plan(settings_of(pipeline), planned(first.artefact("chunks").record.content))
     said = pipeline.run().manifest()["performance_baseline"]["prediction"]
     assert said["predicted_seconds"] == {stage: getattr(PREDICTED, stage) for stage in STAGES}
     assert said["predicted_total"] == PREDICTED.total
@@ -65,15 +65,15 @@ def test_a_run_remembers_what_its_stages_cost_and_not_what_it_reused(pipeline: P
         "rerank": "reranked_candidates",
     }.items():
         (observation,) = recall(settings, stage)
-        facts = outcome.artefact(asset).facts
-        assert (observation.origin, observation.seconds) == ("run", facts["wall_seconds"])
-        assert observation.work == facts["tokens"]
+        record = outcome.artefact(asset).record
+        assert (observation.origin, observation.seconds) == ("run", record.wall_seconds)
+        assert observation.work == record.tokens
     assert recall(settings, "export")[0].work == 20
     assert recall(settings, "fusion")[0].work == 60
     sparse = recall(settings, "sparse")
     second = pipeline.run({"enable_sparse": False, "encoding.reuse": False})
     assert recall(settings, "sparse") == sparse, "a stage that is off costs nothing that is remembered"
-    assert recall(settings, "dense")[-1].seconds == second.artefact("dense_embeddings").facts["wall_seconds"]
+    assert recall(settings, "dense")[-1].seconds == second.artefact("dense_embeddings").record.wall_seconds
     pipeline.run()
     dense = recall(settings, "dense")
     pipeline.run()
@@ -89,7 +89,7 @@ def test_the_work_that_a_plan_counts_is_the_work_that_the_run_then_does(pipeline
     plan = plan_collection(settings, collection, pipeline.computing)
     for stage in ("dense", "sparse", "fusion", "export"):
         assert plan.work[stage] == pytest.approx(recall(settings, stage)[-1].work, rel=0.02), stage
-    depth = outcome.artefact("reranked_candidates").facts["reached_depth"]
+    depth = outcome.artefact("reranked_candidates").record.reached_depth
     assert depth == plan.depth == plan.requested_depth == 20
     assert plan.work["rerank"] == pytest.approx(recall(settings, "rerank")[-1].work, rel=0.1)
     assert set(plan.basis.values()) == {"earlier runs"}

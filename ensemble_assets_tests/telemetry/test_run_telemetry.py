@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.artefacts.stage_record import FusionRecord, SparseRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.telemetry import ids
@@ -176,11 +176,11 @@ def test_many_threads_lose_no_event(run):
 
 
 def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_reported(run):
-    record = StageRecord(
+    record = SparseRecord(
         "sparse", "partial", device=UsedDevices("cuda", ("GPU-0", "GPU-1")), precision="fp16", seconds=2.0,
         tokens=900, items=30, truncated=4, tokens_dropped=70, peak_bytes=9_000_000_000, precision_redone=2,
         fallback_count=5, fallback_reasons={"out_of_memory": 3, "no_tokens": 2},
-        facts={"coverage_ratio": 0.9, "query": "text"},
+        coverage_ratio=0.9, model="a model that nobody declared",
     )  # fmt: skip
     with run.stage("sparse") as span:
         span.emit("fallback.sparse", reason="out_of_memory", source="metadata", count=1)
@@ -204,7 +204,7 @@ def test_a_stage_record_becomes_attributes_metrics_and_the_fallbacks_nobody_repo
 
 def test_a_record_sets_only_what_its_span_may_have_and_what_was_measured(run):
     with run.stage("fusion") as span:
-        span.describe(StageRecord("fusion", "completed", items=20, device=UsedDevices("cpu"), facts={"depth": 100}))
+        span.describe(FusionRecord("fusion", "completed", items=20, device=UsedDevices("cpu"), depth=100, method="rrf"))
     attributes = span.record().attributes
     assert attributes["items"] == 20
     assert attributes["depth"] == 100

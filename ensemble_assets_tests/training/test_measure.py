@@ -103,7 +103,9 @@ def test_the_measured_default_is_what_a_run_does() -> None:
     method, weights = FUSIONS["fused"]
     rule = fusion_rule(Fusion(), "any")
     assert method.name == rule.method.name
-    assert {name: 2 * weight for name, weight in weights.items()} == pytest.approx({name: rule.weight(name) for name in weights})
+    assert {name: 2 * weight for name, weight in weights.items()} == pytest.approx(
+        {name: rule.weight(name) for name in weights}
+    )
 
 
 def test_candidates_carry_texts_and_binary_judgements() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import StageRecord, merge_records
+from ensemble_assets.artefacts.stage_record import DenseRecord, StageRecord, extend_record, merge_records
 from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
@@ -59,7 +59,7 @@ class DenseResult:
     """
 
     models: tuple[DenseVectors, ...]
-    record: StageRecord
+    record: DenseRecord
     dropped: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,7 +100,14 @@ def encode_dense(
     parts = [model.record for model in models]
     merged = merge_records("dense", "partial" if dropped else "completed", parts)
     reasons = {reason: list(dropped.values()).count(reason) for reason in dict.fromkeys(dropped.values())}
-    record = replace(merged, fallback_count=len(dropped), fallback_reasons=reasons, facts={"queries": len(queries)})
+    record = extend_record(
+        merged,
+        DenseRecord,
+        fallback_count=len(dropped),
+        fallback_reasons=reasons,
+        queries=len(queries),
+        dropped=dropped,
+    )
     return DenseResult(tuple(models), record, dropped)
 
 

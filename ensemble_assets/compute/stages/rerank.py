@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
+from ensemble_assets.artefacts.stage_record import RerankRecord, StageRecord, StageStatus, extend_record
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
@@ -78,7 +78,7 @@ class RerankResult:
 
     reranked: pl.DataFrame
     queries: pl.DataFrame
-    record: StageRecord
+    record: RerankRecord
 
 
 @dataclass(frozen=True)
@@ -293,34 +293,35 @@ def _outcome_by_query(with_logits: pl.DataFrame, failed: dict[str, str], whole_r
     return counted.with_columns(reason.is_null().alias("reranked"), reason)
 
 
-def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions, spec: ModelSpec) -> StageRecord:
+def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions, spec: ModelSpec) -> RerankRecord:
     done = int(outcome["reranked"].sum())
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
     fell_back = sum(reasons.values())
     status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
+    allowance = options.allowance
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
-    facts: dict[str, int | float | str | bool] = {
-        "model": spec.slug,
-        "queries": outcome.height,
-        "query_count": outcome.height,
-        "queries_reranked": done,
-        "pairs_scored": int(outcome["reached_depth"].sum()),
-        "depth": options.depth,
-        "requested_depth": options.depth,
-        "reached_depth": _depth_of_all_queries(outcome, scored, options),
-        "queries_cut_short": outcome.filter(cut_short).height,
-        "weight": options.weight_for(spec),
-        "largest_batch": scored.largest_batch if scored else 0,
-        **_budget_facts(options.allowance),
-    }
-    if fell_back:
-        facts["fallback_source"] = "runtime" if scored else "load"
-    return replace(
+    return extend_record(
         scored.record if scored else StageRecord("rerank", status),
+        RerankRecord,
         status=status if options.enabled else "feature_disabled",
         fallback_count=fell_back,
         fallback_reasons=reasons,
-        facts=facts,
+        model=spec.slug,
+        queries=outcome.height,
+        query_count=outcome.height,
+        queries_reranked=done,
+        pairs_scored=int(outcome["reached_depth"].sum()),
+        depth=options.depth,
+        requested_depth=options.depth,
+        reached_depth=_depth_of_all_queries(outcome, scored, options),
+        queries_cut_short=outcome.filter(cut_short).height,
+        weight=options.weight_for(spec),
+        largest_batch=scored.largest_batch if scored else 0,
+        budget=allowance.against,
+        floor_depth=allowance.floor,
+        budget_seconds=None if allowance.seconds is None else round(allowance.seconds, 4),
+        budget_reason=allowance.reason or None,
+        fallback_source=("runtime" if scored else "load") if fell_back else None,
     )
 
 
@@ -330,12 +331,3 @@ def _depth_of_all_queries(outcome: pl.DataFrame, scored: _Scored | None, options
         return 0
     cut = outcome.filter(pl.col("reached_depth") < pl.col("requested_depth")).height
     return scored.reached if scored and cut else options.depth
-
-
-def _budget_facts(allowance: Allowance) -> dict[str, int | float | str | bool]:
-    facts: dict[str, int | float | str | bool] = {"budget": allowance.against, "floor_depth": allowance.floor}
-    if allowance.seconds is not None:
-        facts["budget_seconds"] = round(allowance.seconds, 4)
-    if allowance.reason:
-        facts["budget_reason"] = allowance.reason
-    return facts

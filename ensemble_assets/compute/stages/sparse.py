@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus
+from ensemble_assets.artefacts.stage_record import SparseRecord, StageRecord, StageStatus, extend_record
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
@@ -56,7 +56,6 @@ _UNPRUNED_BYTES = 128 << 20
 _CHUNKS_FOR_RARITY = 20_000
 """Most chunks, evenly spaced, whose metadata is read to see which terms are common."""
 
-Fact = int | float | str | bool
 
 SparseFactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime, int], ForwardFactory]
 """Makes the factory of a complete spec with a ``top_k``."""
@@ -82,7 +81,7 @@ class SparseResult:
     query_source: NDArray[np.uint8]
     words: tuple[str, ...]
     index_space: str
-    record: StageRecord
+    record: SparseRecord
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,8 @@ def encode_sparse(
     _report_fallbacks(run.slug, chunk_vectors, context)
     words = tuple(run.space.words)
     words += ("",) * (run.dimension - len(words))  # models have more outputs than their tokenizer has tokens
-    facts: dict[str, Fact] = {f"unusable.{slug}": why for slug, why in unusable.items()}
-    facts |= {"top_k": top_k, "dimension": len(words)}
-    record = _record(run, chunk_vectors, query_vectors, facts, time.perf_counter() - started)
+    record = _record(run, chunk_vectors, query_vectors, time.perf_counter() - started)
+    record = replace(record, top_k=top_k, dimension=len(words), unusable=unusable)
     return SparseResult(
         chunk_vectors.matrix,
         query_vectors.matrix,
@@ -171,7 +169,7 @@ def _report_fallbacks(slug: str, chunks: SourcedVectors, context: ComputeContext
 
 
 def _disabled(n_chunks: int, n_queries: int, specs: Sequence[ModelSpec]) -> SparseResult:
-    facts: dict[str, Fact] = {"model": specs[0].slug if specs else "", "dimension": 0, "queries": n_queries}
+    model = specs[0].slug if specs else ""
     return SparseResult(
         empty_matrix(n_chunks),
         empty_matrix(n_queries),
@@ -179,7 +177,7 @@ def _disabled(n_chunks: int, n_queries: int, specs: Sequence[ModelSpec]) -> Spar
         np.zeros(n_queries, np.uint8),
         (),
         "none",
-        StageRecord("sparse", "feature_disabled", items=n_chunks + n_queries, facts=facts),
+        SparseRecord("sparse", "feature_disabled", items=n_chunks + n_queries, model=model, queries=n_queries),
     )
 
 
@@ -296,32 +294,28 @@ def _query_vectors(outputs: PrunedOutputs, queries: pl.Series, space: TermSpace)
     return fill_missing(outputs, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), space))
 
 
-def _record(
-    run: _Run, chunks: SourcedVectors, queries: SourcedVectors, facts: Mapping[str, Fact], seconds: float
-) -> StageRecord:
+def _record(run: _Run, chunks: SourcedVectors, queries: SourcedVectors, seconds: float) -> SparseRecord:
     total, fell_back = len(chunks.matrix), sum(chunks.reasons.values())
     live, stand_ins = (int((chunks.source == code).sum()) for code in (LIVE, STAND_IN))
     queries_live = int((queries.source == LIVE).sum())
     complete = not fell_back and queries_live == len(queries.matrix)
     status: StageStatus = "fallback" if not run.record.models else "completed" if complete else "partial"
-    return replace(
+    return extend_record(
         run.record,
+        SparseRecord,
         status=status,
         seconds=seconds,
         fallback_count=fell_back,
-        fallback_reasons=chunks.reasons,
-        facts={
-            "model": run.slug,
-            "index_space": run.space.name,
-            "vectors_total": total,
-            "vectors_live": live,
-            "vectors_from_metadata": stand_ins,
-            "vectors_available": live + stand_ins,
-            "coverage_ratio": (live + stand_ins) / total if total else 1.0,
-            "entries": len(chunks.matrix.values),
-            "queries": len(queries.matrix),
-            "queries_live": queries_live,
-            "queries_pruned": run.queries_pruned,
-            **facts,
-        },
+        fallback_reasons=dict(chunks.reasons),
+        model=run.slug,
+        index_space=run.space.name,
+        vectors_total=total,
+        vectors_live=live,
+        vectors_from_metadata=stand_ins,
+        vectors_available=live + stand_ins,
+        coverage_ratio=(live + stand_ins) / total if total else 1.0,
+        entries=len(chunks.matrix.values),
+        queries=len(queries.matrix),
+        queries_live=queries_live,
+        queries_pruned=run.queries_pruned,
     )

@@ -17,6 +17,7 @@ class RerankRun:
     Attributes:
         status: ``completed``, ``fallback`` or ``failed``.
         loaded: whether the model was loaded.
+        requested_device: as configured; the pipeline always chooses devices itself.
         device: the devices that it ran on, as ``UsedDevices.label``.
         fallback_count: queries that kept their fused order.
         fallback_reason: why, as a fixed word.

@@ -1,4 +1,4 @@
-"""The assets, one file each, in pipeline order: inputs, first stage, ranking, quality, bundle."""
+"""The assets, one file each."""
 
 from ensemble_assets.orchestration.assets.chunks import chunks
 from ensemble_assets.orchestration.assets.dense import dense_embeddings
@@ -23,4 +23,4 @@ ALL_ASSETS = (
 """In pipeline order."""
 
 SERVING_ASSETS = (qdrant_collection,)
-"""What hands a bundle on to another system; not part of the default job."""
+"""Assets that hand a bundle to another system. The default job leaves them out."""

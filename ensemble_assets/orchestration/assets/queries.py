@@ -1,4 +1,4 @@
-"""Asset ``queries``: the collection's queries and judgements. The only artefact that holds query text."""
+"""Asset ``queries``: the collection's queries and judgements. Only this artefact holds query text."""
 
 import dagster as dg
 
@@ -6,8 +6,8 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import collection_asset
 from ensemble_assets.orchestration.dagster_metadata import histogram
 from ensemble_assets.orchestration.resources import Progress, SettingsForm
-from ensemble_assets.orchestration.stage_run import finish, stage_run
-from ensemble_assets.pipeline.collections import find_collection, queries_of
+from ensemble_assets.orchestration.stage_step import Pictures, finish, stage_step
+from ensemble_assets.pipeline.stages import read_queries
 
 
 @collection_asset(group="inputs", kinds={"polars", "parquet"}, code_version="1")
@@ -17,24 +17,12 @@ def queries(
     progress: dg.ResourceParam[Progress],
     chunks: Artefact,
 ) -> dg.MaterializeResult[Artefact]:
-    """Queries from a file, or known-item probes derived from the chunks' headings; judgements where there are any."""
-    with stage_run(context, settings, progress, "queries") as run:
-        collection = find_collection(run.settings, run.collection)
-        found = queries_of(run.settings, collection, chunks.frame("chunks"))
-        run.writer.frame("queries", found.queries)
-        run.writer.frame("qrels", found.qrels)
-        reports = [found.report] + ([found.qrels_report] if found.qrels_report else [])
-        facts = {
-            "status": "completed",
-            "items": found.queries.height,
-            "unit": "queries",
-            "query_source": found.source,
-            "judgements": found.qrels.height,
-            "judged": found.judged,
-            "report": [report.as_json() for report in reports],
-            "warnings": [line for report in reports for line in report.warnings()],
-        }
-        lengths = found.queries["text"].str.len_chars().to_numpy()
-        return finish(
-            run, facts, {"query_lengths": histogram(lengths, "Query length", "characters")}, found.queries.height
-        )
+    """Queries from a file, or probes derived from the chunks' headings; judgements where there are any."""
+    with stage_step(context, settings, progress, "queries") as run:
+        record = read_queries(run, chunks)
+        return finish(run, record, record.items, _pictures)
+
+
+def _pictures(queries: Artefact) -> Pictures:
+    lengths = queries.frame("queries", columns=["text"])["text"].str.len_chars().to_numpy()
+    return {"query_lengths": histogram(lengths, "Query length", "characters")}

@@ -14,7 +14,7 @@ from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.checks.check_inputs import bundle_results
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
-from ensemble_assets.orchestration.stage_run import failure_words
+from ensemble_assets.orchestration.stage_step import failure_words
 
 
 @collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)

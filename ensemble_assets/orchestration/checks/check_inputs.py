@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import INDEX_NAME, Artefact
-from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import STAGE, TIMED_STAGES
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import StageCost
@@ -28,9 +28,6 @@ from ensemble_assets.pipeline.run_report import report_path
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import journal_folder
 
-GATES_FACT = "gates"
-"""The key of the export artefact's facts that holds its ``ExportResults``."""
-
 _WORD_BREAK = "\n_____\n"
 """Stands between two values of a frame, so that no match spans both."""
 
@@ -43,17 +40,18 @@ def bundle_results(collection: str, settings: Settings) -> Iterator[GateResult]:
             results.
     """
     store = open_store(settings)
-    artefacts = {stage: store.load(collection, STAGE[stage].asset) for stage in STAGE["export"].inputs}
+    upstream = Upstream.load(store, collection)
+    artefacts = upstream.by_stage()
     exported = store.load(collection, STAGE["export"].asset)
-    upstream = Upstream(*artefacts.values())
     bundle = open_bundle(Path(settings.paths.output_dir) / collection_folder(collection))
-    for result in ExportResults.from_json(exported.facts.get(GATES_FACT)).reported(bundle.folder):
+    for result in ExportResults.from_json(exported.record.gates).reported(bundle.folder):
         if result.name == "no_raw_queries":
             names = partial(_public_names, upstream, collection, settings)
             yield with_places(result, run_queries(upstream), _places(bundle.folder, artefacts), names)
         else:
             yield result
-    costs = {stage: _cost((artefacts | {"export": exported})[stage]) for stage in TIMED_STAGES}
+    made = {**artefacts, "export": exported}
+    costs = {stage: _cost(made[stage].record) for stage in TIMED_STAGES}
     yield from judge_costs(costs, limits_of(settings), bundle.manifest)
 
 
@@ -62,13 +60,10 @@ def _public_names(upstream: Upstream, collection: str, settings: Settings) -> It
     yield from upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]
 
 
-def _cost(artefact: Artefact) -> StageCost:
-    facts = artefact.facts
-    return StageCost(
-        float(facts.get("wall_seconds", 0.0)),
-        int(facts.get("peak_bytes", 0)),
-        UsedDevices.from_json(facts.get("device", "none")),
-    )
+def _cost(record: Record) -> StageCost:
+    if isinstance(record, StageRecord):
+        return StageCost(record.wall_seconds, record.peak_bytes, record.device)
+    return StageCost(record.wall_seconds, 0)
 
 
 def _places(bundle: Path, artefacts: Mapping[str, Artefact]) -> Iterator[Place]:

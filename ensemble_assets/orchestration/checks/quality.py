@@ -74,11 +74,11 @@ def _regression(
             {},
             "no baseline is accepted; record one: ensemble-assets baseline accept BUNDLE",
         )
-    if accepted.judged != bool(measured.facts["judged"]):
+    if accepted.judged != measured.record.judged:
         kinds = {True: "judgements from a file", False: "derived probes"}
         raise ArtefactError(
             f"the accepted baseline is of {kinds[accepted.judged]}, this evaluation of "
-            f"{kinds[bool(measured.facts['judged'])]}. Accept a new one: ensemble-assets baseline accept BUNDLE"
+            f"{kinds[measured.record.judged]}. Accept a new one: ensemble-assets baseline accept BUNDLE"
         )
     checks = settings.checks
     verdict = compare_common(
@@ -100,7 +100,7 @@ def _check_result(
     name: str, gate: Callable[[], QualityVerdict], measured: Artefact, settings: Settings
 ) -> dg.AssetCheckResult:
     """A gate's verdict as Dagster shows it; nothing to judge passes with a note."""
-    if measured.facts["status"] == "no_judgements":
+    if measured.record.status == "no_judgements":
         result = QualityVerdict(name, True, {}, "there are no judgements for these queries; nothing was compared")
     else:
         try:
@@ -110,10 +110,10 @@ def _check_result(
     return dg.AssetCheckResult(
         check_name=name,
         passed=result.passed,
-        severity=severity(bool(measured.facts["judged"]), settings),
+        severity=severity(measured.record.judged, settings),
         description=result.message,
         metadata=admitted_metadata(
-            {**result.numbers, "judgements": "file" if measured.facts["judged"] else "derived probes"}, {}
+            {**result.numbers, "judgements": "file" if measured.record.judged else "derived probes"}, {}
         ),
     )
 

@@ -258,8 +258,8 @@ def test_windows_give_the_best_of_a_chunk(encoder):
 
 def test_the_share_is_the_models_own_unless_the_settings_say(encoder):
     spec = as_reranker(encoder, share=0.4)
-    assert stage(spec)[0].record.facts["weight"] == 0.4
-    assert stage(spec, weight=0.1)[0].record.facts["weight"] == 0.1
+    assert stage(spec)[0].record.weight == 0.4
+    assert stage(spec, weight=0.1)[0].record.weight == 0.1
     assert stage(spec)[0].reranked.equals(stage(spec, weight=0.4)[0].reranked)
 
 
@@ -280,4 +280,4 @@ def test_the_registered_model_gives_what_sentence_transformers_token_embeddings_
     got = result.reranked.sort("row")["rerank_score"].to_list()
     assert got == pytest.approx(expected, abs=2e-3)
     assert got[0] > got[1]
-    assert result.record.facts["weight"] == spec.share
+    assert result.record.weight == spec.share

@@ -50,7 +50,7 @@ def test_every_text_gets_its_vector_with_its_sides_prefix(tmp_path):
     np.testing.assert_array_equal(model.queries, [expected(spec, text, "query ") for text in QUERIES])
     assert result.record.status == "completed"
     assert (result.record.items, result.record.fallback_count) == (6, 0)
-    assert result.record.facts["queries"] == 2
+    assert result.record.queries == 2
 
 
 def test_truncated_chunks_and_dropped_tokens_are_counted(tmp_path):

@@ -81,7 +81,7 @@ def test_every_query_is_ordered_by_its_own_pairs(tmp_path):
         assert part["row"].to_list() == expected
         assert part["rerank_score"].to_list() == [logit(spec, query, row) for row in expected]
     assert result.record.status == "completed"
-    assert result.record.items == result.record.facts["pairs_scored"] == 10
+    assert result.record.items == result.record.pairs_scored == 10
 
 
 def test_batches_and_other_queries_do_not_change_a_querys_list(tmp_path):
@@ -101,7 +101,7 @@ def test_pairs_of_all_queries_are_one_work_list_longest_first(tmp_path):
 
 def test_only_the_depth_is_scored_and_the_tail_stays_below_in_fused_order(tmp_path):
     result = rerank(tmp_path, depth=2)
-    assert result.record.facts["pairs_scored"] == 5
+    assert result.record.pairs_scored == 5
     for query, rows in LISTS.items():
         part = result.reranked.filter(pl.col("public_id") == query)
         assert set(part["row"].to_list()[:2]) == set(rows[:2])
@@ -120,7 +120,7 @@ def test_a_failing_pair_keeps_its_query_in_fused_order_and_no_other(tmp_path):
     assert outcome == {"q2": (False, "ValueError"), "q1": (True, None), "q3": (True, None)}
     record = result.record
     assert (record.status, record.fallback_count, record.fallback_reasons) == ("partial", 1, {"ValueError": 1})
-    assert record.facts["fallback_source"] == "runtime"
+    assert record.fallback_source == "runtime"
     assert [event.facts for event in events.named("fallback.rerank")] == [
         {"model": "m", "reason": "ValueError", "source": "fused_order", "count": 1}
     ]
@@ -153,7 +153,7 @@ def test_a_missing_model_leaves_every_list_fused(tmp_path):
     result = rerank(tmp_path, spec=spec)
     assert all(fused_order(result, query) for query in LISTS)
     assert result.record.fallback_reasons == {"model_unavailable": 3}
-    assert (result.record.models, result.record.facts["fallback_source"]) == ((), "load")
+    assert (result.record.models, result.record.fallback_source) == ((), "load")
 
 
 def test_a_stage_that_is_off_keeps_the_fused_order_without_a_fallback(tmp_path):
@@ -251,8 +251,8 @@ def test_with_time_enough_slices_give_what_one_work_list_gives(tmp_path):
     assert sliced.reranked.equals(whole.reranked)
     assert sliced.queries.equals(whole.queries)
     assert sliced.record.tokens == whole.record.tokens
-    assert sliced.record.facts["reached_depth"] == whole.record.facts["reached_depth"] == 5
-    assert sliced.record.facts["queries_cut_short"] == 0
+    assert sliced.record.reached_depth == whole.record.reached_depth == 5
+    assert sliced.record.queries_cut_short == 0
 
 
 def test_without_time_the_floor_is_scored_and_the_rest_stays_below_in_fused_order(tmp_path):
@@ -266,9 +266,9 @@ def test_without_time_the_floor_is_scored_and_the_rest_stays_below_in_fused_orde
         assert set(part["row"].to_list()[:2]) == set(rows[:2])
         assert part["row"].to_list()[2:] == rows[2:]
         assert part["rerank_score"].is_not_null().to_list() == [at < 2 for at in range(len(rows))]
-    facts = result.record.facts
-    assert (facts["requested_depth"], facts["reached_depth"], facts["queries_cut_short"]) == (5, 2, 2)
-    assert (facts["pairs_scored"], facts["budget"], facts["budget_seconds"]) == (5, "sla", -1.0)
+    record = result.record
+    assert (record.requested_depth, record.reached_depth, record.queries_cut_short) == (5, 2, 2)
+    assert (record.pairs_scored, record.budget, record.budget_seconds) == (5, "sla", -1.0)
     assert result.record.status == "completed"
     assert result.record.fallback_count == 0
     (planned,), (spent,) = events.named("budget.granted"), events.named("budget.spent")
@@ -281,7 +281,7 @@ def test_what_was_reached_is_a_prefix_of_every_query_and_grows_with_the_time(tmp
     reached = []
     for seconds in (1.0, 5.0, 6.0, 8.0, 40.0):
         result = limited(tmp_path, seconds)
-        reached.append(result.record.facts["reached_depth"])
+        reached.append(result.record.reached_depth)
         for query in LISTS:
             part = result.reranked.filter((pl.col("public_id") == query) & pl.col("reranked"))
             assert sorted(part["fused_rank"].to_list()) == list(range(1, part.height + 1))

@@ -60,8 +60,8 @@ def test_live_vectors_of_chunks_and_queries(tmp_path):
     assert [best_chunk(result, query) for query in (0, 1)] == [2, 1]
     record = result.record
     assert (record.status, record.fallback_count, record.fallback_reasons) == ("completed", 0, {})
-    assert record.facts["coverage_ratio"] == 1.0
-    assert len(result.words) == record.facts["dimension"] == len(IDS)
+    assert record.coverage_ratio == 1.0
+    assert len(result.words) == record.dimension == len(IDS)
 
 
 def test_a_failing_chunk_falls_back_to_its_metadata_and_stays_findable(tmp_path):
@@ -83,9 +83,9 @@ def test_a_failing_chunk_without_metadata_has_no_vector_and_is_counted(tmp_path)
     result = encode(tmp_path, faults(raises="rain"))
     assert result.source.tolist() == [1, 1, 1, 0]
     assert len(result.chunks.row(3).indices) == 0
-    facts = result.record.facts
-    assert (facts["vectors_total"], facts["vectors_live"], facts["vectors_available"]) == (4, 3, 3)
-    assert facts["coverage_ratio"] == 0.75
+    record = result.record
+    assert (record.vectors_total, record.vectors_live, record.vectors_available) == (4, 3, 3)
+    assert record.coverage_ratio == 0.75
     assert result.record.fallback_count == 1
 
 
@@ -112,7 +112,7 @@ def test_a_failing_query_falls_back_to_its_own_words(tmp_path):
     result = encode(tmp_path, faults(raises="piston"))
     assert result.query_source.tolist() == [2, 1]
     assert words_of(result, 0, "queries") == {"piston", "engine"}
-    assert result.record.facts["queries_live"] == 1
+    assert result.record.queries_live == 1
     assert best_chunk(result, 0) == 2
 
 
@@ -132,7 +132,7 @@ def test_a_model_whose_weights_are_missing_leaves_its_vocabulary(tmp_path):
     spec = model_folder(tmp_path / "m", "sparse")  # its weights are no weights
     result = encode_sparse(CHUNKS, METADATA, QUERIES, [spec], ComputeContext(), make_factory=SparseFactory)
     assert result.record.fallback_reasons == {"model_unavailable": 4}
-    assert result.record.facts["unusable.m"] == "model_unavailable"
+    assert result.record.unusable["m"] == "model_unavailable"
     assert words_of(result, 2) == {"engine", "piston"}
 
 
@@ -142,15 +142,15 @@ def test_without_any_file_the_collections_terms_are_the_space(tmp_path):
     assert result.words == ("engine", "piston", "storm", "wind")
     assert result.index_space == "terms-of-this-collection"
     assert [best_chunk(result, query) for query in (0, 1)] == [2, 1]
-    assert result.record.facts["vectors_from_metadata"] == 3
+    assert result.record.vectors_from_metadata == 3
 
 
 def test_the_first_model_that_runs_makes_all_vectors(tmp_path):
     gone = model_folder(tmp_path / "gone", "sparse", source=FolderSource(str(tmp_path / "nowhere")))
     result = encode(tmp_path, specs=[gone, model_folder(tmp_path / "here", "sparse")])
     assert [model.slug for model in result.record.models] == ["here"]
-    assert result.record.facts["model"] == "here"
-    assert result.record.facts["unusable.gone"] == "model_unavailable"
+    assert result.record.model == "here"
+    assert result.record.unusable["gone"] == "model_unavailable"
     assert (result.record.status, result.source.tolist()) == ("completed", [1, 1, 1, 1])
 
 
@@ -171,7 +171,7 @@ def test_chunks_are_pruned_and_queries_are_not(tmp_path):
     assert result.chunks.counts.tolist() == [1, 1, 1, 1]
     assert words_of(result, 0) == {"storm"}
     assert result.queries.counts.tolist() == [2, 1]
-    assert result.record.facts["queries_pruned"] == 0
+    assert result.record.queries_pruned == 0
     assert len(journal.loaded) == 2
 
 
@@ -179,7 +179,7 @@ def test_queries_that_cannot_be_run_again_keep_their_pruned_vector_and_are_count
     # four chunks and a query that is not one of them; the next row is the second run's
     result = encode(tmp_path, faults(raises_after=5), journal=Journal(), top_k=1)
     assert result.queries.counts.tolist() == [1, 1]
-    assert result.record.facts["queries_pruned"] == 1
+    assert result.record.queries_pruned == 1
     assert result.record.status == "completed"
 
 
@@ -204,7 +204,7 @@ def test_an_empty_collection_is_completed(tmp_path):
     none = pl.Series([], dtype=pl.String)
     spec = model_folder(tmp_path / "m", "sparse")
     result = encode_sparse(none, none, none, [spec], ComputeContext(), make_factory=sparse_maker())
-    assert (len(result.chunks), result.record.status, result.record.facts["coverage_ratio"]) == (0, "completed", 1.0)
+    assert (len(result.chunks), result.record.status, result.record.coverage_ratio) == (0, "completed", 1.0)
 
 
 def test_nothing_of_a_text_is_in_records_and_events(tmp_path):

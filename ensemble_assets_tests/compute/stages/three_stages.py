@@ -54,23 +54,24 @@ def run_stages(root: Path) -> None:
     store = store_of(root)
 
     writer = store.begin(COLLECTION, "dense")
-    (model,) = encode_dense(CHUNKS, QUERIES["text"], [specs["dense"]], context, make_factory=dense_maker()).models
+    dense = encode_dense(CHUNKS, QUERIES["text"], [specs["dense"]], context, make_factory=dense_maker())
+    (model,) = dense.models
     writer.array("chunks", model.chunks)
     writer.array("queries", model.queries)
-    store.publish(COLLECTION, "dense", writer.seal({}))
+    store.publish(COLLECTION, "dense", writer.seal(dense.record))
 
     writer = store.begin(COLLECTION, "sparse")
     sparse = encode_sparse(CHUNKS, METADATA, QUERIES["text"], [specs["sparse"]], context, make_factory=sparse_maker())
     for name in ("indptr", "indices", "values"):
         writer.array(name, getattr(sparse.chunks, name))
-    store.publish(COLLECTION, "sparse", writer.seal({}))
+    store.publish(COLLECTION, "sparse", writer.seal(sparse.record))
 
     writer = store.begin(COLLECTION, "rerank")
-    reranked = rerank_candidates(
+    result = rerank_candidates(
         _candidates(model.chunks, model.queries), CHUNKS, QUERIES, specs["rerank"], context, make_factory=rerank_maker()
-    ).reranked
-    writer.frame("reranked", reranked)
-    store.publish(COLLECTION, "rerank", writer.seal({}))
+    )
+    writer.frame("reranked", result.reranked)
+    store.publish(COLLECTION, "rerank", writer.seal(result.record))
 
 
 def _candidates(chunks: np.ndarray, queries: np.ndarray) -> pl.DataFrame:

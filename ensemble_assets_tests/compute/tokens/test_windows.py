@@ -189,7 +189,7 @@ def test_rerank_scores_a_pair_by_its_best_window(tmp_path):
     scored = dict(zip(result.reranked["chunk_id"], result.reranked["rerank_score"], strict=True))
     assert scored["c1"] == max(logits)
     assert scored["c0"] == float(expected_outputs(LOGIT, whole.encode("piston", "storm").ids)["logit"])
-    assert (result.record.items, result.record.facts["pairs_scored"]) == (3, 3)
+    assert (result.record.items, result.record.pairs_scored) == (3, 3)
     assert (result.record.truncated, result.record.tokens_dropped) == (0, 0)
 
 

@@ -1,0 +1,164 @@
+"""Run the stages that read texts or run models: chunks, queries, dense, sparse and rerank.
+
+Each function reads its settings from the run, writes arrays and frames with the run's writer, and returns the record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import polars as pl
+
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.latency_baseline import content_fingerprint
+from ensemble_assets.artefacts.stage_record import (
+    ChunksRecord,
+    DenseLayout,
+    DenseRecord,
+    FusionRecord,
+    QueriesRecord,
+    RerankRecord,
+    SparseRecord,
+)
+from ensemble_assets.collection.fingerprints import collection_fingerprint
+from ensemble_assets.pipeline.collections import chunks_of, find_collection, queries_of
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
+from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.run_costs import rerank_time
+from ensemble_assets.pipeline.stage_run import StageRun
+
+
+def read_chunks(run: StageRun) -> ChunksRecord:
+    """Read a collection's chunks into the frame ``chunks``."""
+    collection = find_collection(run.settings, run.collection)
+    # The fingerprint comes first: a file that changes while the chunks are read then counts as changed.
+    fingerprint = collection_fingerprint(collection.folder)
+    frame, report = chunks_of(run.settings, collection)
+    run.writer.frame("chunks", frame)
+    return ChunksRecord(
+        run.stage,
+        "completed",
+        items=frame.height,
+        alias=collection.alias,
+        content=content_fingerprint(frame["content_hash"]),
+        source_fingerprint=fingerprint,
+        skipped=report.skipped,
+        texts_cut=int(frame["cut"].sum()),
+        searched=run.settings.chunks.searched,
+        report=report.as_json(),
+        warnings=tuple(report.warnings()),
+    )
+
+
+def read_queries(run: StageRun, chunks: Artefact[ChunksRecord]) -> QueriesRecord:
+    """Read or derive a collection's queries and judgements into the frames ``queries`` and ``qrels``."""
+    collection = find_collection(run.settings, run.collection)
+    loaded = queries_of(run.settings, collection, chunks.frame("chunks"))
+    run.writer.frame("queries", loaded.queries)
+    run.writer.frame("qrels", loaded.qrels)
+    reports = [loaded.report] + ([loaded.qrels_report] if loaded.qrels_report else [])
+    return QueriesRecord(
+        run.stage,
+        "completed",
+        items=loaded.queries.height,
+        query_source=loaded.source,
+        judgements=loaded.qrels.height,
+        judged=loaded.judged,
+        report=tuple(report.as_json() for report in reports),
+        warnings=tuple(line for report in reports for line in report.warnings()),
+    )
+
+
+def encode_dense_vectors(
+    run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], queries: Artefact[QueriesRecord]
+) -> DenseRecord:
+    """Encode chunks and queries with every dense model.
+
+    Writes ``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows.
+    """
+    from ensemble_assets.compute.stages.dense import encode_dense
+
+    texts = chunks.frame("chunks", columns=["chunk_id", "text"])
+    result = encode_dense(
+        texts["text"],
+        queries.frame("queries", columns=["text"])["text"],
+        choose_models(run.settings.models).dense,
+        computing.context(run),
+        chunk_ids=texts["chunk_id"],
+        **computing.factory("dense"),
+    )
+    for model in result.models:
+        run.writer.array(f"chunks.{model.spec.slug}", model.chunks)
+        run.writer.array(f"queries.{model.spec.slug}", model.queries)
+    layout = tuple(
+        DenseLayout(
+            slug=model.spec.slug,
+            weight=model.spec.weight,
+            hf_model_id=model.spec.hf_model_id,
+            max_tokens=model.spec.max_tokens,
+            dimension=int(model.chunks.shape[1]),
+            seconds=round(model.record.seconds, 4),
+        )
+        for model in result.models
+    )
+    return replace(result.record, layout=layout)
+
+
+def encode_sparse_vectors(
+    run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], queries: Artefact[QueriesRecord]
+) -> SparseRecord:
+    """Encode chunks and queries as sparse vectors.
+
+    Writes CSR arrays ``chunks.*`` and ``queries.*``, the frame ``vocabulary``, and ``source`` ``[n_chunks] uint8``
+    (0 no vector, 1 inference, 2 metadata terms). With the stage off only ``source``, all 0.
+    """
+    from ensemble_assets.compute.stages.sparse import encode_sparse
+
+    enabled = run.settings.enable_sparse
+    result = encode_sparse(
+        searched_texts(chunks),
+        chunks.frame("chunks", columns=["metadata"])["metadata"],
+        queries.frame("queries", columns=["text"])["text"],
+        choose_models(run.settings.models).sparse,
+        computing.context(run),
+        enabled=enabled,
+        top_k=run.settings.sparse.top_k,
+        **computing.factory("sparse"),
+    )
+    if enabled:
+        for side, matrix in (("chunks", result.chunks), ("queries", result.queries)):
+            for part in SPARSE_PARTS:
+                run.writer.array(f"{side}.{part}", getattr(matrix, part))
+        run.writer.frame("vocabulary", pl.DataFrame({"token": result.words}))
+    run.writer.array("source", result.source)
+    return result.record
+
+
+def rerank_fused(
+    run: StageRun,
+    computing: Computing,
+    chunks: Artefact[ChunksRecord],
+    queries: Artefact[QueriesRecord],
+    fused: Artefact[FusionRecord],
+) -> RerankRecord:
+    """Rerank the fused candidates into the frame ``reranked``; ``queries`` says how deep each query was reranked.
+
+    Where the reranker did not run, the fused order is kept and flagged.
+    """
+    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+
+    options = run.settings.rerank
+    share = options.weight if options.weight >= 0 else None  # below 0: the share that suits the model
+    result = rerank_candidates(
+        fused.frame("candidates"),
+        searched_texts(chunks),
+        queries.frame("queries", columns=["public_id", "text"]),
+        choose_models(run.settings.models).rerank,
+        computing.context(run),
+        RerankOptions(run.settings.enable_rerank, options.depth, share, rerank_time(run, chunks, fused)),
+        **computing.factory("rerank"),
+    )
+    run.writer.frame("reranked", result.reranked)
+    run.writer.frame("queries", result.queries)
+    return result.record
