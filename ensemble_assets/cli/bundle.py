@@ -121,7 +121,7 @@ def report(bundle: Path, output: Path | None) -> int:
     The page is one file that opens from disk and needs no network. Exit code 2: BUNDLE has no readable manifest, or
     FILE cannot be written.
     """
-    from ensemble_assets.pipeline.run_report import facts_of_bundle, report_path, write_report
+    from ensemble_assets.pipeline.bundle_export import facts_of_bundle, report_path, write_report
 
     with unreadable_is_usage_error():
         facts = facts_of_bundle(bundle, resolve().settings)

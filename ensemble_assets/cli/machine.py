@@ -69,7 +69,7 @@ def _switch(on: bool) -> str:
 
 
 def _describe_models(settings: Settings) -> list[str]:
-    from ensemble_assets.pipeline.model_choice import choose_models
+    from ensemble_assets.pipeline.from_settings import choose_models
 
     choice = choose_models(settings.models)
     specs: list[ModelSpec] = [*choice.dense, *choice.sparse, choice.rerank]

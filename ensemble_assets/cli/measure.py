@@ -207,15 +207,14 @@ def sla(
     """
     from ensemble_assets.artefacts.latency_baseline import store_baseline
     from ensemble_assets.compute.stages.plain_baseline import measure_baseline
-    from ensemble_assets.pipeline.collections import chunks_of
-    from ensemble_assets.pipeline.model_choice import choose_models
+    from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks
 
     settings = resolve_flags(flags, assignments, sample=sample)
     stored: list[dict[str, Any]] = []
     for chosen in choose_collections(settings, (collection,) if collection else ()):
         if not json_output:
             click.echo(f"{chosen.name}: measuring the plain script …", err=True)
-        chunks = chunks_of(settings, chosen)[0]
+        chunks = collection_chunks(settings, chosen)[0]
         measured = measure_baseline(chosen.name, chunks, choose_models(settings.models).dense, repeats)
         store_baseline(baselines_folder(settings.paths), measured)
         stored.append(measured.as_json())

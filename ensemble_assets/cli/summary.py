@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ensemble_assets.artefacts.stage_record import FailedStage, Record, StageRecord
 from ensemble_assets.common.stages import STAGE
-from ensemble_assets.pipeline.run_report import report_path
+from ensemble_assets.pipeline.bundle_export import report_path
 
 _MARKS = {"failed": "[red]failed[/red]", "feature_disabled": "[dim]off[/dim]", "fallback": "[yellow]fallback[/yellow]"}
 _NUMBERS = ("seconds", "items/s", "peak memory", "fallbacks")

@@ -22,10 +22,10 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
+from ensemble_assets.pipeline.bundle_export import report_path, write_report
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import measured_quality
-from ensemble_assets.pipeline.run_report import report_path, write_report
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report import charts
 from ensemble_assets.report.facts import Facts, read_facts

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import Field, create_model
 
 from ensemble_assets.artefacts.stage_record import Record
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.options import Names, Section, dotted, nested
 

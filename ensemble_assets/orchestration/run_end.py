@@ -10,7 +10,7 @@ import dagster as dg
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.orchestration.resources import form_values
-from ensemble_assets.pipeline.telemetry_of_run import run_telemetry
+from ensemble_assets.pipeline.from_settings import run_telemetry
 from ensemble_assets.settings import Settings, resolve
 
 PARTITION_TAG = "dagster/partition"

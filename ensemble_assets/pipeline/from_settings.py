@@ -1,14 +1,175 @@
-"""Open the things that the settings name: the artefact store."""
+"""Make what the settings name: the artefact store, the models, a collection's inputs, and a run's telemetry."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
+from ensemble_assets.collection.chunks import read_chunks
+from ensemble_assets.collection.folders import Collection, choose, discover
+from ensemble_assets.collection.queries import QuerySet, load_queries
+from ensemble_assets.collection.query_privacy import load_or_create_key
+from ensemble_assets.collection.readers.input_files import ReadLimits
+from ensemble_assets.collection.readers.read_report import ReadReport
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.export.write.manifest import TelemetrySection
+from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
+from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.default_paths import artefact_base, cache_folder
+from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
+from ensemble_assets.settings.options import Models
+from ensemble_assets.settings.sources import process_environment
+from ensemble_assets.telemetry.exporters import TelemetryOptions
+from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
 
 
 def open_store(settings: Settings) -> ArtefactStore:
-    """The artefact store that the settings name."""
+    """Open the artefact store."""
     return artefact_store(
         artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=settings.device.host_budget_bytes
+    )
+
+
+def run_telemetry(run_id: str, collection: str, settings: Settings) -> RunTelemetry:
+    """Open the telemetry of one run and collection; by default a JSONL journal beside the bundles and no network."""
+    variables = {name: value for name, value in process_environment().items() if name.startswith("OTEL_")}
+    metrics = settings.metrics
+    options = TelemetryOptions(
+        journal_folder=journal_folder(Path(settings.paths.output_dir)),
+        otlp=variables,
+        textfile_folder=Path(metrics.textfile_dir) if metrics.textfile_dir else None,
+        pushgateway=metrics.pushgateway,
+        metrics_enabled=metrics.enabled,
+        namespace=metrics.namespace,
+    )
+    return RunTelemetry(run_id, collection, options=options)
+
+
+def manifest_section(telemetry: RunTelemetry, current: SpanRecord | None, settings: Settings) -> TelemetrySection:
+    """Fill the manifest's ``telemetry``: the run's finished stage spans, and the one that is still open."""
+    records = [*telemetry.records(), *([current] if current else [])]
+    made = telemetry_section(records, metrics_enabled=settings.metrics.enabled, namespace=settings.metrics.namespace)
+    spans, metrics = made.pop("spans"), made.pop("metrics")
+    return TelemetrySection(spans=spans, metrics=metrics, counts=made)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The models of one run; the first dense one is the primary."""
+
+    dense: tuple[ModelSpec, ...]
+    sparse: tuple[ModelSpec, ...]
+    rerank: ModelSpec
+
+    @property
+    def primary(self) -> ModelSpec:
+        """The dense model that names the bundle's vectors."""
+        return self.dense[0]
+
+
+def choose_models(models: Models) -> ModelChoice:
+    """Choose the models: those of the profile, unless the settings name others. Nothing is loaded.
+
+    Raises:
+        SettingsError: for an unknown model, a model of the wrong kind, or one named twice.
+    """
+    catalogue = _catalogue(models)
+    profile = catalogue.profile
+
+    def spec_of(slug: str, kind: ModelKind) -> ModelSpec:
+        spec = catalogue.spec(slug, kind)
+        return replace(spec, windows=models.windows or spec.windows)
+
+    def specs(named: tuple[str, ...], usual: tuple[str, ...], kind: ModelKind) -> tuple[ModelSpec, ...]:
+        chosen = tuple(spec_of(slug, kind) for slug in (named or usual))
+        _refuse_equal_slugs(chosen, kind)
+        return chosen
+
+    reranker = spec_of(models.rerank or profile.rerank, "rerank")
+    return ModelChoice(
+        dense=specs(models.ensemble, profile.dense, "dense"),
+        sparse=specs(models.sparse, profile.sparse, "sparse"),
+        rerank=replace(reranker, max_tokens=models.rerank_tokens or reranker.max_tokens),
+    )
+
+
+def _catalogue(models: Models) -> ModelCatalogue:
+    if models.profile == "custom":
+        if not models.file:
+            raise SettingsError("profile custom needs models.file: a YAML file, see docs/models.md")
+        return read_catalogue(Path(models.file))
+    return ModelCatalogue({}, PROFILES[models.profile])
+
+
+def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
+    """Refuse one model named twice, and two models that would share files because they have one slug.
+
+    Raises:
+        SettingsError: naming both.
+    """
+    by_slug: dict[str, ModelSpec] = {}
+    for spec in specs:
+        other = by_slug.setdefault(spec.slug, spec)
+        if other is spec:
+            continue
+        if other.source == spec.source:
+            raise SettingsError(f"the {kind} model {spec.slug} is named twice. Name it once")
+        raise SettingsError(
+            f"the {kind} models {other.hf_model_id} and {spec.hf_model_id} would both be called {spec.slug} in files "
+            "and telemetry. Give one of them another slug in a models file (profile custom)"
+        )
+
+
+def find_collection(settings: Settings, name: str) -> Collection:
+    """Find the collection of a partition key.
+
+    Raises:
+        InputError: if it is not below ``paths.chunked_dir``; lists the collections that are.
+    """
+    return choose(discover(Path(settings.paths.chunked_dir)).collections, [name])[0]
+
+
+def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:
+    """Read a collection's ``CHUNKS`` frame with the texts that a run takes, and a report of the reading.
+
+    Raises:
+        InputError: if the chunks cannot be used.
+    """
+    options = settings.chunks
+    return read_chunks(
+        collection.folder,
+        choose_models(settings.models).primary.chunk_tokens,
+        options.min_tokens,
+        keep_rest=options.searched == "whole",
+        format_name=options.format or None,
+        follow_links=options.follow_links,
+        limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
+    )
+
+
+def collection_queries(settings: Settings, collection: Collection, chunks: pl.DataFrame) -> QuerySet:
+    """Load a collection's queries and judgements as the settings say.
+
+    Args:
+        settings: options of the queries.
+        collection: whose folder holds them, unless the settings name files.
+        chunks: ``CHUNKS`` frame; judgements refer to it, and queries are derived from it if there is no file.
+
+    Raises:
+        InputError: if a file cannot be used.
+    """
+    options = settings.queries
+    return load_queries(
+        collection.folder,
+        chunks,
+        load_or_create_key(key_file(settings.paths)),
+        queries_file=Path(options.file) if options.file else None,
+        qrels_file=Path(options.qrels) if options.qrels else None,
+        judged_only=options.judged_only,
+        derived_limit=options.derived_limit,
+        ids_are_public=options.ids_are_public,
     )

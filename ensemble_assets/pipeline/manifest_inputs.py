@@ -13,10 +13,9 @@ from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets.export.write.v40_files import Written
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models, manifest_section
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.pipeline.telemetry_of_run import manifest_section
 
 _DENSE_FACTS = (
     "status", "models", "device", "precision", "seconds", "tokens", "tokens_per_second", "items", "truncated",

@@ -21,10 +21,9 @@ from ensemble_assets.artefacts.stage_record import (
     SparseRecord,
 )
 from ensemble_assets.collection.fingerprints import collection_fingerprint
-from ensemble_assets.pipeline.collections import chunks_of, find_collection, queries_of
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries, find_collection
 from ensemble_assets.pipeline.run_costs import rerank_time
 from ensemble_assets.pipeline.stage_run import StageRun
 
@@ -34,7 +33,7 @@ def read_chunks(run: StageRun) -> ChunksRecord:
     collection = find_collection(run.settings, run.collection)
     # The fingerprint comes first: a file that changes while the chunks are read then counts as changed.
     fingerprint = collection_fingerprint(collection.folder)
-    frame, report = chunks_of(run.settings, collection)
+    frame, report = collection_chunks(run.settings, collection)
     run.writer.frame("chunks", frame)
     return ChunksRecord(
         run.stage,
@@ -54,7 +53,7 @@ def read_chunks(run: StageRun) -> ChunksRecord:
 def read_queries(run: StageRun, chunks: Artefact[ChunksRecord]) -> QueriesRecord:
     """Read or derive a collection's queries and judgements into the frames ``queries`` and ``qrels``."""
     collection = find_collection(run.settings, run.collection)
-    loaded = queries_of(run.settings, collection, chunks.frame("chunks"))
+    loaded = collection_queries(run.settings, collection, chunks.frame("chunks"))
     run.writer.frame("queries", loaded.queries)
     run.writer.frame("qrels", loaded.qrels)
     reports = [loaded.report] + ([loaded.qrels_report] if loaded.qrels_report else [])

@@ -14,7 +14,7 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource, ModelSpec
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Settings
 
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}

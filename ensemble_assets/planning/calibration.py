@@ -18,9 +18,8 @@ from ensemble_assets.collection.folders import Collection
 from ensemble_assets.collection.whole_text import whole_text
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import RUN
-from ensemble_assets.pipeline.collections import chunks_of, queries_of
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries
 from ensemble_assets.planning.history import Observation
 from ensemble_assets.settings import Settings
 from ensemble_assets.telemetry.spans import ActiveSpan
@@ -54,8 +53,8 @@ def read_sample(settings: Settings, collection: Collection) -> Sample:
     Raises:
         InputError: if they cannot be used.
     """
-    chunks, _ = chunks_of(settings, collection)
-    return Sample(chunks, queries_of(settings, collection, chunks).queries)
+    chunks, _ = collection_chunks(settings, collection)
+    return Sample(chunks, collection_queries(settings, collection, chunks).queries)
 
 
 @dataclass

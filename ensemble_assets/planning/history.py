@@ -17,7 +17,7 @@ from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder

@@ -13,7 +13,7 @@ from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.models import model_files
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, FolderSource, HubSource, hub_spec, model_spec
-from ensemble_assets.pipeline.model_choice import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings.options import Models
 
 COMMIT = "c" * 40

@@ -22,9 +22,9 @@ from ensemble_assets.export.query_leaks.searched_places import Place, file_place
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import ExportResults, judge_costs, public_names, with_places
 from ensemble_assets.export.write.names import collection_folder
+from ensemble_assets.pipeline.bundle_export import report_path
 from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, run_queries
 from ensemble_assets.pipeline.from_settings import open_store
-from ensemble_assets.pipeline.run_report import report_path
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import journal_folder
 
