@@ -29,6 +29,7 @@ class UnexpectedText:
         self._facts = inputs.facts if inputs else None
         live = inputs.sparse if inputs else None
         self._vocabulary = frozenset(live.vocabulary) if live else frozenset()
+        self._last: dict[str, tuple[Any, bytes]] = {}
 
     def pieces(self, row: Row) -> Iterator[tuple[str, bytes]]:
         """Give the pieces of a row to search, each with the content of its file, such as ``qdrant.jsonl``."""
@@ -37,12 +38,12 @@ class UnexpectedText:
             yield "qdrant.jsonl", self._of_point(row, row.line, metadata, text)
         if row.sparse_line is not None:
             left = None if row.sparse is None else self._of_vector(row.sparse, metadata)
-            yield "sparse.jsonl", row.sparse_line if left is None else _joined(left)
+            yield "sparse.jsonl", row.sparse_line if left is None else self._joined("sparse.jsonl", left)
         if self._inputs is None:
             return
         if row.item is not None:
             left = None if row.metadata is None else self._left_over(row.metadata, metadata)
-            yield "metadata.json", row.item if left is None else _joined(left)
+            yield "metadata.json", row.item if left is None else self._joined("metadata.json", left)
         if row.text_item is not None and row.text != text:
             yield "texts.json", row.text_item
 
@@ -61,7 +62,9 @@ class UnexpectedText:
             return line
         allowed = {**metadata, "text_preview": text[:PREVIEW_CHARACTERS]} if isinstance(text, str) else metadata
         left = self._left_over(point.payload, allowed)
-        return _joined([list(point.keys), point.row, left, point.others, point.vectors])
+        vectors = _without_figures(point.vectors or {})
+        row_id = _without_figures({"id": point.row})
+        return self._joined("qdrant.jsonl", [list(point.keys), row_id, left, point.others, vectors])
 
     def _left_over(self, value: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
         left = _unequal(value, allowed)
@@ -73,24 +76,42 @@ class UnexpectedText:
         """Drop the chunk's own tokens and statistics, and all words of one vocabulary, from a vector or its record."""
         echo = allowed.get("sparse_vector")
         echo = echo if isinstance(echo, dict) else {}
-        left = dict(vector)
+        left = _without_figures(vector)
         tokens, stats, own = left.get("tokens"), left.get("stats"), echo.get("stats")
         if isinstance(tokens, list):
-            left["tokens"] = [] if tokens == echo.get("tokens") else [t for t in tokens if not self._is_token(t)]
+            left["tokens"] = [] if tokens == echo.get("tokens") else self._unknown_tokens(tokens)
         if isinstance(stats, dict):
-            left["stats"] = _unequal(stats, own if isinstance(own, dict) else {})
+            left["stats"] = _without_figures(_unequal(stats, own if isinstance(own, dict) else {}))
         return left
 
-    def _is_token(self, token: Any) -> bool:
-        return isinstance(token, str) and (token in self._vocabulary or _is_one_word(token))
+    def _joined(self, content: str, value: Any) -> bytes:
+        """Join the words of a value; the value of the last row is remembered, because most rows leave the same."""
+        last = self._last.get(content)
+        if last is None or last[0] != value:
+            last = (value, "\n".join(_words(value)).encode("utf-8", "surrogatepass"))
+            self._last[content] = last
+        return last[1]
+
+    def _unknown_tokens(self, tokens: list[Any]) -> list[Any]:
+        with suppress(TypeError):  # a value that no set can hold is no token
+            if self._vocabulary.issuperset(tokens):
+                return []
+        return [t for t in tokens if not (isinstance(t, str) and (t in self._vocabulary or _is_one_word(t)))]
 
 
 def _unequal(value: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key not in allowed or not _equal(item, allowed[key])}
 
 
-def _joined(value: Any) -> bytes:
-    return "\n".join(_words(value)).encode("utf-8", "surrogatepass")
+def _without_figures(value: dict[str, Any]) -> dict[str, Any]:
+    """Put None in place of measures, counts and lists of numbers, so that most rows leave equal values."""
+    return {key: None if _is_figure(item) else item for key, item in value.items()}
+
+
+def _is_figure(value: Any) -> bool:
+    if isinstance(value, list):
+        return {int, float}.issuperset(map(type, value))
+    return type(value) is float or (type(value) is int and abs(value) < _LARGEST_COUNT)
 
 
 def _words(value: Any) -> Iterator[str]:
@@ -101,7 +122,7 @@ def _words(value: Any) -> Iterator[str]:
         for key, item in value.items():
             yield key
             yield from _words(item)
-    elif isinstance(value, list) and not {int, float}.issuperset(map(type, value)):
+    elif isinstance(value, list) and not _is_figure(value):
         for item in value:
             yield from _words(item)
     elif isinstance(value, int) and abs(value) >= _LARGEST_COUNT:

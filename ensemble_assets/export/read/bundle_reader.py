@@ -24,7 +24,10 @@ _POINT_KEYS = ("id", "payload", "vectors")
 _VECTORS_KEY = b', "vectors": {'
 _BLOCK_BYTES = 1 << 18
 _ITEM_BORDER = re.compile(rb",\n  (?! )")
-_BEYOND_64_BITS = re.compile(rb"(?<![0-9.])[0-9]{19}")
+_DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 19
+"""An integer of fewer digits fits into 64 bits."""
+
 _EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
     "telemetry": dict,
     "feature_toggles": dict,
@@ -252,7 +255,7 @@ def parse_value(text: bytes) -> Any:
 
     The fast library refuses some texts that ``json`` reads (NaN, deep nesting) and rounds integers beyond 64 bits.
     """
-    if not _BEYOND_64_BITS.search(text):
+    if not _may_hold_large_integer(text):
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -261,6 +264,17 @@ def parse_value(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _may_hold_large_integer(text: bytes) -> bool:
+    """Search for a run of 19 digits outside a fraction. A regular expression takes ten times as long on vectors."""
+    plain = text.translate(_DIGITS_AS_ZERO)
+    start = plain.find(_LONG_NUMBER)
+    while start >= 0:
+        if plain[max(0, start - 1) : start] not in (b".", b"0"):
+            return True
+        start = plain.find(_LONG_NUMBER, start + 1)
+    return False
 
 
 def _as_object(value: Any) -> dict[str, Any] | None:
