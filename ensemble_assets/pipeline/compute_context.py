@@ -21,7 +21,9 @@ from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
-    from ensemble_assets.compute.running.run_table import ParallelSettings, Runner
+    from ensemble_assets.compute.running.local_runner import Runner
+    from ensemble_assets.compute.running.run_table import TableRunner
+    from ensemble_assets.compute.running.worker_settings import WorkerSettings
     from ensemble_assets.compute.stages.context import ComputeContext
     from ensemble_assets.compute.tokens.token_cache import TokenCache
 
@@ -51,7 +53,7 @@ class Computing:
     def context(self, run: ComputeRun) -> ComputeContext:
         """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process."""
         from ensemble_assets.compute.backends.forward import Runtime
-        from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
+        from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
         from ensemble_assets.compute.stages.context import ComputeContext
 
         options = run.settings.device
@@ -59,7 +61,7 @@ class Computing:
             return self._on_cluster(run)
         devices = self._chosen(options)
         lease = partial(
-            lease_gpus,
+            lease_devices,
             lock_folder=lock_folder(run.settings.paths),
             events=run.events,
             devices=devices,
@@ -122,63 +124,59 @@ def _on_cpu(devices: Sequence[Device]) -> bool:
     return all(device.torch_device == "cpu" for device in devices)
 
 
-def _runner(run: ComputeRun, devices: Sequence[Device]) -> Runner:
-    from ensemble_assets.compute.running.reuse import ReusingRunner
-    from ensemble_assets.compute.running.run_table import ParallelRunner
+def _runner(run: ComputeRun, devices: Sequence[Device]) -> TableRunner:
+    from ensemble_assets.compute.running.local_runner import LocalRunner
 
-    inner = ParallelRunner(parallel_settings(run, devices))
-    encoding, on_cpu = run.settings.encoding, _on_cpu(devices)
-    if not encoding.reuse:
-        return inner
-    shard_tokens = encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
-    return ReusingRunner(inner, run.working_folder / "rows", shard_tokens, keep_loaded=on_cpu)
+    on_cpu = _on_cpu(devices)
+    return _reusing(run, LocalRunner(settings_of(run.settings, on_cpu=on_cpu)), on_cpu=on_cpu)
 
 
-def _cluster_runner(run: ComputeRun) -> Runner:
+def _cluster_runner(run: ComputeRun) -> TableRunner:
     from ensemble_assets.compute.ray.cluster import RayRunner
     from ensemble_assets.compute.ray.node import NodeOptions
-    from ensemble_assets.compute.running.reuse import ReusingRunner
 
-    device, cluster, encoding = run.settings.device, run.settings.cluster, run.settings.encoding
+    device, cluster = run.settings.device, run.settings.cluster
     options = NodeOptions(
         on_cpu=settings_of(run.settings, on_cpu=True),
         on_gpu=settings_of(run.settings, on_cpu=False),
+        environment=process_environment,
         lock_folder=lock_folder(run.settings.paths),
         lease_timeout=device.lease_timeout,
         ceiling_bytes=device.ceiling_bytes,
         threads=device.threads,
         run=run.run_id,
     )
-    inner = RayRunner(options, cluster.address, cluster.shard_chunks)
+    # A shard must be worth a round through all nodes, so it is as large as on a GPU.
+    return _reusing(run, RayRunner(options, cluster.address, cluster.shard_chunks), on_cpu=False)
+
+
+def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:
+    """Store the rows of a run below its collection's working folder, unless ``encoding.reuse`` is off."""
+    from ensemble_assets.compute.running.run_table import TableRunner
+
+    encoding = run.settings.encoding
     if not encoding.reuse:
-        return inner
-    # What is sealed at once must be worth a round through all nodes.
-    shard_tokens = encoding.shard_tokens or _GPU_SHARD_TOKENS
-    return ReusingRunner(inner, run.working_folder / "rows", shard_tokens, keep_loaded=False)
+        return TableRunner(runner)
+    shard_tokens = encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
+    return TableRunner(runner, run.working_folder / "rows", shard_tokens)
 
 
-def parallel_settings(run: ComputeRun, devices: Sequence[Device]) -> ParallelSettings:
-    """Workers, memory limits and batch sizes for these devices, as the settings say."""
-    return settings_of(run.settings, on_cpu=_on_cpu(devices))
-
-
-def settings_of(settings: Settings, *, on_cpu: bool) -> ParallelSettings:
+def settings_of(settings: Settings, *, on_cpu: bool) -> WorkerSettings:
     """Workers, memory limits and batch sizes.
 
     GPUs get one worker process each and batches as large as memory allows. A CPU computes in this process, with batches
     of a fixed size.
     """
-    from ensemble_assets.compute.batching.planner import ControllerSettings
+    from ensemble_assets.compute.batching.planner import PlannerSettings
     from ensemble_assets.compute.batching.size_limits import SizeSettings
     from ensemble_assets.compute.devices.ceiling import Ceiling
-    from ensemble_assets.compute.running.run_table import ParallelSettings
     from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 
     options = settings.device
-    by_memory = ControllerSettings(SizeSettings(options.batch_tokens))
-    workers = WorkerSettings(
-        controller=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
+    by_memory = PlannerSettings(SizeSettings(options.batch_tokens))
+    return WorkerSettings(
+        batches=cpu_batches(options.batch_tokens) if on_cpu else by_memory,
         ceiling=Ceiling(hard_bytes=options.ceiling_bytes, soft_fraction=options.soft_fraction),
         workers_per_device=0 if on_cpu else 1,
+        size_history=cache_folder(settings.paths) / "batch_sizes.json",
     )
-    return ParallelSettings(workers, batch_memory=cache_folder(settings.paths) / "batch_sizes.json")

@@ -26,8 +26,8 @@ from ensemble_assets.compute.backends.choice import dense_factory, rerank_factor
 from ensemble_assets.compute.backends.forward import BackendName, ForwardFactory, Runtime
 from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.lease import LocalDevices
-from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
@@ -96,10 +96,10 @@ def measure(kind: str, texts: Sequence[str], repeats: int, backend: BackendName)
 
 def one_run(factory: ForwardFactory, table: TokenTable, workers: int, threads: int) -> tuple[float, float]:
     """Seconds of all batches over the number of workers, and seconds of everything."""
-    lease, log = LocalDevices((CpuDevice(threads),)), EventLog()
-    settings = WorkerSettings(cpu_batches(), workers_per_device=workers)
+    lease, log = Lease((CpuDevice(threads),)), EventLog()
     with tempfile.TemporaryDirectory() as folder:
-        result = run_parallel(table, factory, lease, ParallelSettings(settings, work_folder=Path(folder)), log)
+        settings = WorkerSettings(cpu_batches(), workers_per_device=workers, work_folder=Path(folder))
+        result = LocalRunner(settings)(table, factory, lease=lease, events=log)
     assert not result.failed_rows
     busy = sum(float(str(event.facts["seconds"])) for event in log.named("batch.done"))
     return busy / max(1, workers), result.seconds

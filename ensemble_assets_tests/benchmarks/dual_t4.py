@@ -1,6 +1,6 @@
 """What a host with two T4s would take: ``python -m ensemble_assets_tests.benchmarks.dual_t4``; prints tables.
 
-The real controller, dispatcher and ceiling drive simulated devices; ``t4_estimates`` says what is assumed of them. The
+The real planner, dispatcher and ceiling drive simulated devices; ``t4_estimates`` says what is assumed of them. The
 comparison is a loop with a fixed batch of 32 rows, sorted by length, on one device: what a plain ``encode`` does.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -107,7 +107,7 @@ def worker_settings() -> WorkerSettings:
     device = Settings().device
     sizes = SizeSettings(initial_tokens=device.batch_tokens)
     ceiling = Ceiling(int(device.ceiling_gb * 1e9), device.soft_fraction)
-    return WorkerSettings(ControllerSettings(sizes), ceiling)
+    return WorkerSettings(PlannerSettings(sizes), ceiling)
 
 
 def jobs(long_share: float = 0.0) -> Iterator[Job]:

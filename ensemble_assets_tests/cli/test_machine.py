@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.settings import options
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
 from ensemble_assets_tests.simulated.device import SimulatedDevice
@@ -70,7 +70,9 @@ def test_leases_says_which_device_who_what_for_and_since_when(own_places: Path) 
     assert printed(leases) == "No device is leased.\n"
     device, log = SimulatedDevice("SIM-7", "Simulated T4"), EventLog()
     gate = MemoryGate(needed_bytes=0)
-    with lease_gpus("bge-m3", "dense", lock_folder=own_places, events=log, devices=[device], run="run-42", gate=gate):
+    with lease_devices(
+        "bge-m3", "dense", lock_folder=own_places, events=log, devices=[device], run="run-42", gate=gate
+    ):
         text = printed(leases)
         (record,) = json.loads(printed(leases, "--json"))
     assert text.startswith("Simulated T4 (SIM-7): run run-42, stage dense, model bge-m3, process ")

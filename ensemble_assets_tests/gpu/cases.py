@@ -23,8 +23,9 @@ from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
-from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.model import expected_vector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class HungryModel:
+class HungryModel(PlainFactory):
     """Takes and writes so many bytes of the GPU per padded token; its answer is arithmetic on the ids."""
 
     bytes_per_token: int
@@ -51,7 +52,7 @@ class HungryForward:
     def __init__(self, model: HungryModel, device: str) -> None:
         import torch
 
-        self.outputs = model.outputs
+        self.precision = model.precision
         self._model = model
         self._device = device
         self._weights = torch.zeros(model.weights, dtype=torch.uint8, device=device)
@@ -144,7 +145,7 @@ def contend(device: CudaDevice, folder: str, times: str) -> dict[str, Any]:
     for _ in range(int(times)):
         gate = MemoryGate(ceiling_bytes=device.total_bytes, needed_bytes=MIB)
         locks = Path(folder) / "locks"
-        with lease_gpus("m", "s", lock_folder=locks, events=EventLog(), devices=[device], timeout=240.0, gate=gate):
+        with lease_devices("m", "s", lock_folder=locks, events=EventLog(), devices=[device], timeout=240.0, gate=gate):
             os.write(log, f"begin {os.getpid()}\n".encode())
             used.append(device.memory().used)
             in_a_process("use", device, 512 * MIB)

@@ -9,7 +9,7 @@ import pytest
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cuda import CudaDevice
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.settings.default_paths import lock_folder
 from ensemble_assets.settings.options import Paths
 from ensemble_assets.settings.sources import process_environment
@@ -22,7 +22,7 @@ def gpus() -> Iterator[tuple[CudaDevice, ...]]:
     chosen = tuple(device for device in found.chosen if isinstance(device, CudaDevice))
     if not chosen:
         pytest.skip("no CUDA device: " + " ".join(found.sentences[1:]))
-    with lease_gpus("tests", "gpu-tests", lock_folder=lock_folder(Paths()), events=EventLog(), devices=chosen):
+    with lease_devices("tests", "gpu-tests", lock_folder=lock_folder(Paths()), events=EventLog(), devices=chosen):
         yield chosen
 
 

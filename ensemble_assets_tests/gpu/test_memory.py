@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets_tests.compute.running.worker_cases import random_table, run_on
@@ -57,11 +57,9 @@ def test_the_allocator_refuses_what_would_pass_a_ceiling_of_2_gb_and_recovers(gp
 def test_a_stage_that_could_use_any_amount_stays_under_a_ceiling_of_2_gb(gpu, tmp_path):
     before = gpu.memory().used
     hard = before + TWO_GB
-    controller = ControllerSettings(SizeSettings(initial_tokens=200, saturation_tokens=10**6))
+    batches = PlannerSettings(SizeSettings(initial_tokens=200, saturation_tokens=10**6))
     with Watcher(gpu) as watcher:
-        result, log = run_on(
-            (gpu,), TABLE, HungryModel(500_000), tmp_path, ceiling=Ceiling(hard), controller=controller
-        )
+        result, log = run_on((gpu,), TABLE, HungryModel(500_000), tmp_path, ceiling=Ceiling(hard), batches=batches)
     np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
     assert before < watcher.most <= hard
     assert result.peak_bytes <= hard
@@ -72,9 +70,9 @@ def test_a_batch_that_does_not_fit_is_split_and_the_rest_goes_on(gpu, tmp_path):
     """The first batch asks for twice the ceiling."""
     per_token = 1_000_000
     tokens = 2 * TWO_GB // per_token
-    controller = ControllerSettings(SizeSettings(initial_tokens=tokens, saturation_tokens=tokens * 8))
+    batches = PlannerSettings(SizeSettings(initial_tokens=tokens, saturation_tokens=tokens * 8))
     ceiling = Ceiling(gpu.memory().used + TWO_GB)
-    result, log = run_on((gpu,), TABLE, HungryModel(per_token), tmp_path, ceiling=ceiling, controller=controller)
+    result, log = run_on((gpu,), TABLE, HungryModel(per_token), tmp_path, ceiling=ceiling, batches=batches)
     np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
     assert log.named("mitigation.oom")
     assert log.named("mitigation.split")

@@ -17,6 +17,7 @@ from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 Fault = Callable[[int], bool]
 """From a row number to whether the model raises on it."""
@@ -33,7 +34,7 @@ def always(row: int) -> bool:
 
 
 @dataclass
-class Double:
+class Double(PlainFactory):
     """A factory and its forward in one."""
 
     compute: Callable[[TokenTable, int], Mapping[str, np.ndarray]]

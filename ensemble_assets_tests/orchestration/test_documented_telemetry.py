@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.telemetry.spans import CURRENT
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
@@ -102,7 +102,7 @@ def _hold_until_waited_for(root: Path, lock_folder: Path, device: SimulatedDevic
     held = threading.Event()
 
     def hold() -> None:
-        with lease_gpus("other", "other", lock_folder=lock_folder, events=EventLog(), devices=[device]):
+        with lease_devices("other", "other", lock_folder=lock_folder, events=EventLog(), devices=[device]):
             held.set()
             while not any("lease.waiting" in path.read_text() for path in root.rglob("telemetry-*.jsonl")):
                 threading.Event().wait(0.1)

@@ -13,6 +13,7 @@ import numpy as np
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
@@ -22,7 +23,7 @@ LONG_WORDS = 120
 
 
 @dataclass
-class Heavy:
+class Heavy(PlainFactory):
     """A stage's double that takes the device's memory by tokens; picklable, since workers load it."""
 
     kind: str

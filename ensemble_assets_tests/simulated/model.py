@@ -18,6 +18,7 @@ from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedSession
 
 _RISE = 0.4  # share of a batch's time after which its memory peaks
@@ -79,7 +80,7 @@ class Faults:
 
 
 @dataclass(frozen=True)
-class SimulatedModel:
+class SimulatedModel(PlainFactory):
     """A ``ForwardFactory`` for simulated devices.
 
     Outputs: ``vector`` ``[n, 4] float32``, which depends on the row's tokens only; ``company`` ``[n, 3] int64``: rows

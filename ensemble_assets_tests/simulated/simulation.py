@@ -1,6 +1,6 @@
-"""Simulated devices on a virtual clock, driven by the very controller and dispatcher that drive real workers.
+"""Simulate devices on a virtual clock, with the planner and the dispatcher of real workers.
 
-For property tests over thousands of runs, and for planning: what would this model take on those devices?
+Property tests take thousands of runs; ``benchmarks`` estimates how long a model takes on given devices.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ensemble_assets.compute.batching.batch_outcome import (
     ModelFailedError,
 )
 from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, Dispatcher, Measure, Run
-from ensemble_assets.compute.batching.planner import Assignment, BatchController, Tally
-from ensemble_assets.compute.batching.size_limits import SizeMemory
+from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Tally
+from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -80,7 +80,7 @@ class SimulationReport:
         blind: the same where another program had taken memory since the last sample.
         error: why it could not be finished, if so.
         events: everything that was decided.
-        tally: the controller's counts.
+        tally: the planner's counts.
         sizes: what was learned about batch sizes.
     """
 
@@ -94,7 +94,7 @@ class SimulationReport:
     error: EnsembleError | None = None
     events: EventLog = field(default_factory=EventLog)
     tally: Tally = field(default_factory=Tally)
-    sizes: SizeMemory = field(default_factory=SizeMemory)
+    sizes: KnownSizes = field(default_factory=KnownSizes)
 
     def busy_share(self, devices: int) -> float:
         """Share of all device time that went into batches that finished."""
@@ -118,7 +118,7 @@ def simulate(
     model: SimulatedModel,
     devices: Sequence[SimulatedDevice],
     settings: WorkerSettings,
-    memory: SizeMemory | None = None,
+    memory: KnownSizes | None = None,
 ) -> SimulationReport:
     """Take rows of the given lengths through a model on simulated devices.
 
@@ -157,25 +157,26 @@ class _Simulation:
         model: SimulatedModel,
         devices: Sequence[SimulatedDevice],
         settings: WorkerSettings,
-        memory: SizeMemory | None,
+        memory: KnownSizes | None,
     ) -> None:
         self._clock = VirtualClock()
         self._model = model
         self._settings = settings
         self._order = count()
+        self._steps = 0
         self._queue: list[tuple[float, int, str, str, int]] = []
         self.report = SimulationReport(np.zeros(len(lengths), np.int64))
         rows = np.arange(len(lengths))
-        self._controller = BatchController(lengths, rows, settings.controller, self.report.events, memory)
+        self._planner = BatchPlanner(lengths, rows, settings.batches, self.report.events, memory)
         names = [device.uuid for device in devices]
-        self._dispatcher = Dispatcher(self._controller, names, self.report.events, settings.patience)
+        self._dispatcher = Dispatcher(self._planner, names, self.report.events, settings.patience)
         self._machines: dict[str, _Machine] = {}
         for device in devices:
             self._open(replace(device, clock=self._clock))
 
     def run(self) -> SimulationReport:
-        for _ in range(_MOST_STEPS):
-            for action in self._dispatcher.decide(self._clock.now):
+        try:
+            for action in self._dispatcher.actions(self._clock, self._advance):
                 if isinstance(action, Run):
                     self._begin(action.device, action.assignment)
                 elif isinstance(action, Measure):
@@ -184,11 +185,9 @@ class _Simulation:
                     self._dispatcher.measured(action.device, machine.guard.tick())
                 else:
                     self._remove(action.device, "hung")
-            self.report.error = self._dispatcher.failure()
-            if self._dispatcher.finished or self.report.error is not None:
-                return self._close()
-            self._advance()
-        raise AssertionError("the simulated run does not end")
+        except EnsembleError as error:
+            self.report.error = error
+        return self._close()
 
     def _open(self, device: SimulatedDevice) -> None:
         used_before = device.memory().used
@@ -218,9 +217,10 @@ class _Simulation:
     def _push(self, at: float, kind: str, device: str, number: int = -1) -> None:
         heapq.heappush(self._queue, (at, next(self._order), kind, device, number))
 
-    def _advance(self) -> None:
-        """Move the clock to what happens next, and let it happen."""
-        wakeup = self._dispatcher.wakeup()
+    def _advance(self, wakeup: float | None) -> None:
+        """Move the clock to the next event, or to ``wakeup``, and let the event happen."""
+        self._steps += 1
+        assert self._steps < _MOST_STEPS, "the simulated run does not end"
         next_event = self._queue[0][0] if self._queue else math.inf
         if wakeup is not None and wakeup < next_event:
             self._clock.now = max(self._clock.now, wakeup)
@@ -297,7 +297,7 @@ class _Simulation:
 
     def _close(self) -> SimulationReport:
         self.report.seconds = self._clock.now
-        self.report.failed = self._controller.failed
-        self.report.tally = self._controller.tally
-        self.report.sizes = self._controller.sizes.memory()
+        self.report.failed = self._planner.failed
+        self.report.tally = self._planner.tally
+        self.report.sizes = self._planner.sizes.learned()
         return self.report

@@ -13,7 +13,7 @@ from ensemble_assets.cli.main import commands
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.torch_loading import Runtime, load_network
 from ensemble_assets.compute.batching.dispatcher import Patience
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.discovery import discover_devices
@@ -93,7 +93,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
     assert ceiling.margin_bytes == 256 << 20
     assert WorkerSettings().sampler_seconds == 0.05
     assert Patience().memory == 120.0
-    assert ControllerSettings().lookahead == 4
+    assert PlannerSettings().lookahead == 4
     assert SizeSettings().growth == 2.0
     assert SizeSettings().share == 1 / 40
     for said in (

@@ -121,7 +121,7 @@ def check_steady_world(world: World) -> None:
     assert (report.times_done == 1).all()
     finished = [batch for batch in report.trace if batch.outcome == "finished"]
     steady = [batch for batch in finished if RAMP <= batch.number < 0.95 * len(finished)]
-    share_limit = world.settings.controller.sizes.share * world.lengths.sum()
+    share_limit = world.settings.batches.sizes.share * world.lengths.sum()
     limited_by_memory = [batch for batch in steady if batch.tokens + 2 * batch.longest < share_limit]
     assert len(limited_by_memory) > 20
     for batch in limited_by_memory:

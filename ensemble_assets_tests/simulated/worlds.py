@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.batching.dispatcher import Patience
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -123,7 +123,7 @@ def worlds(draw: st.DrawFn) -> World:
         max_tokens=draw(st.sampled_from([None, None, 8192])),
         max_rows=draw(st.sampled_from([None, None, 64])),
     )
-    settings = WorkerSettings(ControllerSettings(sizes), ceiling, Patience(memory=30, batch=600, measure=0.5))
+    settings = WorkerSettings(PlannerSettings(sizes), ceiling, Patience(memory=30, batch=600, measure=0.5))
     model = SimulatedModel(needs, Speed(20_000.0, 0.01), draw(faults()), draw(st.integers(0, 999)))
     return World(rows, model, devices, settings)
 
@@ -149,7 +149,7 @@ def steady_worlds(draw: st.DrawFn) -> World:
         for index in range(draw(st.integers(1, 4)))
     )
     sizes = SizeSettings(initial_tokens=draw(st.sampled_from([512, 4096])), saturation_tokens=1)
-    settings = WorkerSettings(ControllerSettings(sizes), ceiling)
+    settings = WorkerSettings(PlannerSettings(sizes), ceiling)
     return World(rows, SimulatedModel(needs, seed=draw(st.integers(0, 999))), devices, settings)
 
 

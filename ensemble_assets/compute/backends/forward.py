@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -44,16 +44,29 @@ class OutputSpec:
 
 
 class Forward(Protocol):
-    """A model that sits on one device, ready to run.
+    """A model on one device, ready to run.
 
-    Calling it runs one batch and returns host arrays named as in ``outputs``, row ``k`` belonging to ``batch.rows[k]``.
-    It raises ``DeviceOutOfMemoryError`` (and nothing else) when the batch does not fit; it never retries by itself.
+    Calling it runs one batch and returns host arrays named as in ``ForwardFactory.outputs``, row ``k`` belonging to
+    ``batch.rows[k]``. It raises ``DeviceOutOfMemoryError`` if the batch does not fit, and never retries by itself.
+
+    Attributes:
+        precision: number format that the model computes in.
     """
 
-    outputs: Mapping[str, OutputSpec]
+    @property
+    def precision(self) -> str:
+        """Number format that the model computes in."""
+        ...
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch."""
+        ...
+
+    def release(self) -> None:
+        """Free the weights; the forward is of no use afterwards.
+
+        Networks are in reference cycles: without this call their memory would stay until a garbage collection.
+        """
         ...
 
 
@@ -63,6 +76,9 @@ class ForwardFactory(Protocol):
     Attributes:
         outputs: known before loading, so that the caller can allocate the result arrays.
         identity: model slug, fingerprint and dtype; the key under which working batch sizes are remembered.
+        width: numbers per token state; 0 if it is unknown.
+        backend: ``torch`` or ``openvino``.
+        reason: why this backend runs the model, one of ``choice.REASONS``.
     """
 
     @property
@@ -75,6 +91,21 @@ class ForwardFactory(Protocol):
         """Model slug, fingerprint and dtype."""
         ...
 
+    @property
+    def width(self) -> int:
+        """Numbers per token state; 0 if it is unknown."""
+        ...
+
+    @property
+    def backend(self) -> str:
+        """``torch`` or ``openvino``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why this backend runs the model."""
+        ...
+
     def load(self, device: str) -> Forward:
         """Load onto ``device`` (``"cpu"``, ``"cuda:0"``).
 
@@ -83,30 +114,10 @@ class ForwardFactory(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class HasFullPrecision(Protocol):
-    """A factory that can make the same model in fp32."""
-
-    def full_precision(self) -> ForwardFactory:
-        """The same model in fp32."""
+    def unload(self, forward: Forward) -> None:
+        """Take back a forward that ``load`` made: release it, unless the factory keeps it for the next run."""
         ...
 
-
-@runtime_checkable
-class HasWidth(Protocol):
-    """A factory that knows how wide its model's token states are."""
-
-    @property
-    def width(self) -> int:
-        """0 where that is not known."""
-        ...
-
-
-@runtime_checkable
-class HasRelease(Protocol):
-    """A forward that can give its memory back at once: networks are in reference cycles and would wait for a sweep."""
-
-    def release(self) -> None:
-        """Drop the weights; the forward is of no use afterwards."""
+    def full_precision(self) -> ForwardFactory | None:
+        """Make a factory of the same model in fp32; None if there is none."""
         ...

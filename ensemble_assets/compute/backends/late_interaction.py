@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.forward import Forward, HasRelease, OutputSpec
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import ModelFiles
@@ -112,7 +112,7 @@ class LateInteractionForward:
     outputs = SCORES
 
     def __init__(self, encoder: Forward, cache_bytes: int = CACHE_BYTES) -> None:
-        self.precision = str(getattr(encoder, "precision", "fp32"))
+        self.precision = encoder.precision
         self._encoder = encoder
         self._cache = StateCache(cache_bytes)
 
@@ -143,8 +143,7 @@ class LateInteractionForward:
     def release(self) -> None:
         """Drop weights and states; the forward is of no use afterwards."""
         self._cache.clear()
-        if isinstance(self._encoder, HasRelease):
-            self._encoder.release()
+        self._encoder.release()
 
     def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, States]:
         if not texts:

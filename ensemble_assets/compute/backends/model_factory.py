@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime
 from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, sparse_outputs
 from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import ModelFiles
@@ -41,6 +41,10 @@ class ModelFactory:
     def width(self) -> int:
         """Width of the token states; 0 where the model's files do not say."""
         return hidden_width(self.files)
+
+    def unload(self, forward: Forward) -> None:
+        """Release a forward that ``load`` made."""
+        forward.release()
 
     def full_precision(self) -> Self:
         """Return a factory of the same model in fp32."""

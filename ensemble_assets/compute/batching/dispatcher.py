@@ -1,19 +1,19 @@
-"""Which device gets the next batch, who waits for memory, who is given up on. Pure logic: time is handed in.
+"""Decide which device gets the next batch, which one waits for memory, and which one is given up.
 
-Devices pull: whoever is free gets the next batch of the one queue, so no device has batches of its own that another
-could be waiting for. Doing what is decided here (processes, or the simulated clock) is ``workers``' and
-``simulation``'s part.
+There is one queue: a device that is free gets its next batch, so no device holds batches that another could run. The
+decisions are pure logic, with time as an argument. ``Dispatcher.actions`` is the loop over them for worker processes,
+for this process and for simulated devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished, Outcome
-from ensemble_assets.compute.batching.planner import Assignment, BatchController, Hold
+from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold
 from ensemble_assets.compute.devices.ceiling import Headroom
 from ensemble_assets.compute.tokens.token_tables import Batch
 
@@ -25,12 +25,12 @@ DEVICE_BUSY = "device_busy"  # other programs kept the memory
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds.
+    """How long to wait, in seconds.
 
     Attributes:
         memory: for other processes to give memory back before a device is given up.
-        batch: for one batch; a worker that takes longer hangs.
-        measure: between two looks at the memory while waiting for it.
+        batch: for one batch; a worker that takes longer is taken to hang.
+        measure: between two measurements of the memory while waiting for it.
     """
 
     memory: float = 120.0
@@ -48,14 +48,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Measure:
-    """Have a device say what memory it has."""
+    """Have a device measure its memory."""
 
     device: str
 
 
 @dataclass(frozen=True)
 class Stop:
-    """End a device's worker at once; it takes no further part."""
+    """End a device's worker at once. It gets no more batches."""
 
     device: str
 
@@ -65,7 +65,7 @@ Action = Run | Measure | Stop
 
 @dataclass
 class _Lane:
-    """One device's worker, as the dispatcher knows it."""
+    """The state of one device's worker."""
 
     headroom: Headroom
     running: Assignment | None = None
@@ -75,10 +75,10 @@ class _Lane:
 
 
 class Dispatcher:
-    """Feeds devices from a controller until all rows are done or no device is left.
+    """Feeds devices with planned batches until all rows are done or no device is left.
 
     Args:
-        controller: plans the batches.
+        planner: plans the batches.
         devices: names of all devices that will join.
         events: where decisions are reported.
         patience: how long to wait.
@@ -88,9 +88,9 @@ class Dispatcher:
     """
 
     def __init__(
-        self, controller: BatchController, devices: Sequence[str], events: EventSink, patience: Patience | None = None
+        self, planner: BatchPlanner, devices: Sequence[str], events: EventSink, patience: Patience | None = None
     ) -> None:
-        self.controller = controller
+        self.planner = planner
         self._patience = patience or Patience()
         self._events = events
         self.largest_batch = 0
@@ -102,26 +102,48 @@ class Dispatcher:
     @property
     def finished(self) -> bool:
         """Whether there is nothing more to do."""
-        return self.controller.done
+        return self.planner.done
 
     @property
     def expected(self) -> frozenset[str]:
         """Devices whose workers are still loading."""
         return frozenset(self._expected)
 
+    def actions(self, now: Callable[[], float], wait: Callable[[float | None], None]) -> Iterator[Action]:
+        """Yield one action after another until all rows are done.
+
+        The caller performs every action and reports what happens with ``outcome``, ``measured``, ``joined`` and
+        ``lost``: right away, or while it waits.
+
+        Args:
+            now: the time in seconds; never goes back.
+            wait: called when there is nothing to do, with the time of the next decision (see ``wakeup``).
+
+        Raises:
+            EnsembleError: ``failure``.
+        """
+        while not self.finished:
+            actions = self.decide(now())
+            yield from actions
+            failure = self.failure()
+            if failure is not None:
+                raise failure
+            if not actions and not self.finished:
+                wait(self.wakeup())
+
     def joined(self, device: str, base_bytes: int, headroom: Headroom) -> None:
-        """A device's worker has loaded its model, which takes ``base_bytes``, and is ready."""
+        """Record that a device's worker is ready; its model takes ``base_bytes`` of the allocator."""
         self._expected.discard(device)
-        self.controller.loaded(base_bytes)
+        self.planner.loaded(base_bytes)
         self._lanes[device] = _Lane(headroom)
 
     def measured(self, device: str, headroom: Headroom) -> None:
-        """A device answered ``Measure``."""
+        """Record a device's answer to ``Measure``."""
         if device in self._lanes:
             self._lanes[device].headroom = headroom
 
     def outcome(self, device: str, outcome: Outcome) -> None:
-        """A device's batch ended in one of the ways that leave the device usable."""
+        """Record the end of a device's batch; the device is still usable."""
         lane = self._lanes[device]
         assert lane.running is not None
         assert lane.running.number == outcome.number
@@ -129,21 +151,21 @@ class Dispatcher:
         lane.headroom = outcome.headroom
         match outcome:
             case Finished():
-                self.controller.finished(outcome.number, outcome.peak_bytes)
+                self.planner.finished(outcome.number, outcome.peak_bytes)
                 self.largest_batch = max(self.largest_batch, batch.size)
                 self._report(device, batch, outcome)
             case DidNotFit():
-                self.controller.out_of_memory(outcome.number, outcome.at_failure)
+                self.planner.out_of_memory(outcome.number, outcome.at_failure)
             case _:
-                self.controller.model_failed(outcome.number, outcome.reason)
+                self.planner.model_failed(outcome.number, outcome.reason)
 
     def lost(self, device: str, reason: str, detail: str) -> None:
-        """A device's worker is gone; others get its batch.
+        """Record that a device's worker is gone. Others get its batch.
 
         Args:
-            device: whose.
+            device: its name.
             reason: for the event: a constant of this module, ``out_of_memory``, or ``failure_word`` of an exception.
-            detail: the same in a few words and numbers, for the error if no other device is left.
+            detail: the reason in a few words and numbers, for the error if no other device is left.
         """
         self._expected.discard(device)
         lane = self._lanes.pop(device, None)
@@ -151,27 +173,27 @@ class Dispatcher:
         self._events.emit("worker.lost", device=device, reason=reason)
         if lane is not None and lane.running is not None:
             self._events.emit("mitigation.reassigned", device=device, rows=lane.running.batch.size)
-            self.controller.returned(lane.running.number)
+            self.planner.returned(lane.running.number)
 
     def decide(self, now: float) -> list[Action]:
-        """What to do at this moment. ``now`` is in seconds and never goes back."""
+        """Decide what to do at ``now``, in seconds that never go back."""
         hung = [self._hung(device) for device, lane in list(self._lanes.items()) if self._is_late(lane, now)]
-        # only then, so that what the hung ones had is handed out again
+        # After the hung devices, whose batches are handed out again here.
         fed = [self._feed(device, lane, now) for device, lane in list(self._lanes.items()) if lane.running is None]
         return [*hung, *(action for action in fed if action is not None)]
 
     def wakeup(self) -> float | None:
-        """When to decide again although nothing happened; None if only something that happens matters."""
+        """When to decide again although nothing happened; None if only an event can change the decision."""
         times = [lane.running_since + self._patience.batch for lane in self._lanes.values() if lane.running is not None]
         waiting = [lane for lane in self._lanes.values() if lane.running is None and lane.waiting_since is not None]
         times += [lane.measured_at + self._patience.measure for lane in waiting]
         return min(times, default=None)
 
     def failure(self) -> EnsembleError | None:
-        """Why the work cannot be finished: no device is left. None while there is hope, or all is done."""
+        """The error if no device is left to finish the work, else None."""
         if self.finished or self._lanes or self._expected:
             return None
-        left = self.controller.waiting_rows
+        left = self.planner.waiting_rows
         ends = "; ".join(f"{device}: {reason}" for device, reason in self._ends.items())
         if self._starved:
             return DeviceError(
@@ -200,7 +222,7 @@ class Dispatcher:
         return Stop(device)
 
     def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
-        plan = self.controller.plan(lane.headroom)
+        plan = self.planner.plan(lane.headroom)
         if isinstance(plan, Assignment):
             lane.running, lane.running_since, lane.waiting_since = plan, now, None
             return Run(device, plan)
@@ -220,7 +242,7 @@ class Dispatcher:
                 f"{lane.headroom.available} were left",
             )
             return Stop(device)
-        if now >= lane.measured_at + self._patience.measure:  # as in wakeup, to the last bit
+        if now >= lane.measured_at + self._patience.measure:  # the same sum as in wakeup: no rounding between
             lane.measured_at = now
             return Measure(device)
         return None

@@ -2,7 +2,7 @@
 
 ``a`` is what the weights and the like take, ``b`` what every padded token takes, ``c`` what attention takes where it is
 not fused, ``d`` what every row takes (a sparse encoder keeps a number per vocabulary entry). Only the fit is here; what
-is planned with it is ``controller``'s part.
+is planned with it is ``planner``'s part.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which rows go through the model together: batches planned, learned from, split and shrunk. Pure logic.
 
-No clock, no device, no process: the controller is told what happened and says what to do next. Real workers and the
+No clock, no device, no process: the planner is told what happened and says what to do next. Real workers and the
 simulation drive it alike (``dispatch`` decides which device gets a batch, and when to wait or give up).
 
 How the plan is made. Rows go longest first, so batches hardly pad and the last ones are short. A batch gets as many
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.events import EventSink
-from ensemble_assets.compute.batching.size_limits import BatchSizes, SizeMemory, SizeSettings
+from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeLimits, SizeSettings
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import Headroom
 from ensemble_assets.compute.tokens.token_tables import Batch
@@ -37,7 +37,7 @@ _STRIKES = 8  # single rows that the model may fail on, one after another, befor
 
 
 @dataclass(frozen=True)
-class ControllerSettings:
+class PlannerSettings:
     """How batches are planned.
 
     Attributes:
@@ -97,7 +97,7 @@ class Tally:
     out_of_step: int = 0
 
 
-class BatchController:
+class BatchPlanner:
     """Hands out every row exactly once, in batches that fit. See the module's docstring.
 
     Args:
@@ -112,15 +112,15 @@ class BatchController:
         self,
         lengths: NDArray[np.int64],
         rows: NDArray[np.int64],
-        settings: ControllerSettings,
+        settings: PlannerSettings,
         events: EventSink,
-        memory: SizeMemory | None = None,
+        memory: KnownSizes | None = None,
     ) -> None:
         self._lengths = np.maximum(lengths, 1)
         self._fresh = rows[np.argsort(-self._lengths[rows], kind="stable")]
         self._settings = settings
         self._events = events
-        self.sizes = BatchSizes(settings.sizes, int(self._lengths[rows].sum()), memory)
+        self.sizes = SizeLimits(settings.sizes, int(self._lengths[rows].sum()), memory)
         self.tally = Tally()
         self.failed: dict[int, str] = {}
         self._left = len(rows)

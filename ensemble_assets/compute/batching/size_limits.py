@@ -1,19 +1,39 @@
-"""How large a batch may be: what the memory model, past successes and past failures allow. Pure arithmetic.
+"""Limit the size of a batch by the memory model, past successes and past failures. Pure arithmetic.
 
-Keeping this between runs is ``batch_memory``'s part; which rows make the batch is ``controller``'s.
+``planner`` chooses the rows of a batch within these limits; ``size_history`` keeps them between runs.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ensemble_assets.compute.batching.failed_sizes import FailedSizes, Failure
 from ensemble_assets.compute.batching.memory_model import Observation, PeakModel
 from ensemble_assets.compute.tokens.token_tables import Batch
 
-_DRIFT = 1.2  # beyond what has worked, without a probe: rows get shorter from batch to batch
-_FIRST_PART = 8  # of the largest batch: the first ones run on all devices at once, and all of them may not fit
-_AT_ONCE = 4  # batches of a new size that may be lost together, one on each device
+_DRIFT = 1.2
+"""A batch that is no probe may exceed what has worked by this factor: rows get shorter from batch to batch."""
+
+_FIRST_PART = 8
+"""The first batches hold this part of the largest one: they run on all devices at once, and may all fail."""
+
+_AT_ONCE = 4
+"""Batches of a new size that may be lost together, one on each device."""
+
+_MOST_FAILURES = 8
+"""Failures that are remembered: the last ones, so that the bound follows a changed machine."""
+
+_BELOW = 0.93
+"""Share of a failed size up to which the bound grows back: that size itself would fail again."""
+
+_REGROWTH = 1.15
+"""Growth of the bound with every batch that fits."""
+
+_PATIENCE = 32
+"""Successes after which a size that failed is tried again. Doubles with every failure."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +41,14 @@ class SizeSettings:
     """Limits of a batch, in padded tokens.
 
     Attributes:
-        initial_tokens: size of the first batches where nothing is known; less where that is much of all work.
-        growth: a probe may be this many times the largest that worked.
-        share: no batch is more than this share of all tokens,
-        saturation_tokens: unless it is smaller than this, where devices would not be busy.
-        max_tokens: no batch is larger, whatever the memory; None for no such limit.
-        max_rows: the same in rows.
-        redo_allowance: once a size has failed, larger ones than have worked are tried only while all that was redone
-            stays within this share of all tokens.
+        initial_tokens: size of the first batches of an unknown model; less if that is much of all tokens.
+        growth: a probe may be this many times the largest batch that worked.
+        share: a batch holds at most this share of all tokens, so that devices end together.
+        saturation_tokens: but it may always hold this many, so that devices stay busy.
+        max_tokens: most tokens of a batch, whatever the memory; None for no such limit.
+        max_rows: most rows of a batch; None for no such limit.
+        redo_allowance: share of all tokens that may be computed again. After a failure, larger sizes than have worked
+            are tried only within it.
     """
 
     initial_tokens: int = 4096
@@ -40,15 +60,23 @@ class SizeSettings:
     redo_allowance: float = 0.03
 
 
+class Failure(NamedTuple):
+    """A batch that did not fit: padded tokens, tokens of its longest row, and what the allocator could hold."""
+
+    tokens: int
+    longest: int
+    cap_bytes: int
+
+
 @dataclass(frozen=True)
-class SizeMemory:
-    """What is known about batch sizes of one model on one kind of device.
+class KnownSizes:
+    """What runs have learned about batch sizes of one model on one kind of device.
 
     Attributes:
         observations: peaks of batches, for the memory model.
-        worked_tokens: most padded tokens that went through.
-        worked_square: most tokens times longest that went through.
-        failures: the last batches that did not fit although nobody else took memory.
+        worked_tokens: most padded tokens of a batch that fitted.
+        worked_square: most tokens times longest row of a batch that fitted.
+        failures: the last batches that did not fit although no other program took memory.
     """
 
     observations: tuple[Observation, ...] = ()
@@ -57,69 +85,129 @@ class SizeMemory:
     failures: tuple[Failure, ...] = ()
 
 
-class BatchSizes:
-    """Learns from every batch and says how large the next may be.
+class FailedSizes:
+    """The bound that failures set on batches, in padded tokens: halved by a failure, then growing to just below it.
+
+    A failure that the memory model explains (it predicts more than there was) sets no bound: the model would not allow
+    that batch again. An unexplained failure limits tokens, since its cause is unknown.
+    """
+
+    def __init__(self, failures: Iterable[Failure] = ()) -> None:
+        self._failures: deque[Failure] = deque(failures, maxlen=_MOST_FAILURES)
+        self._bound = min((failure.tokens * _BELOW for failure in self._failures), default=math.inf)
+        self._patience = _PATIENCE
+        self._successes = 0
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The last failures."""
+        return tuple(self._failures)
+
+    def failed(self, failure: Failure) -> None:
+        """Learn from a batch that did not fit."""
+        self._failures.append(failure)
+        self._bound = min(self._bound, failure.tokens / 2)
+        self._successes = 0
+        self._patience *= 2
+
+    def succeeded(self, model: PeakModel) -> None:
+        """Learn from a batch that fitted: the bound grows, and after many successes beyond the failed size."""
+        self._successes += 1
+        if self._successes >= self._patience:
+            self._successes = 0
+            raised = [failure._replace(tokens=int(failure.tokens * _REGROWTH) + 1) for failure in self._failures]
+            self._failures = deque(raised, maxlen=_MOST_FAILURES)
+        self._bound = min(self._bound * _REGROWTH, self._least(model) * _BELOW)
+
+    def bound(self, model: PeakModel, worked_tokens: int, affordable_tokens: float) -> float:
+        """Return the largest batch in padded tokens.
+
+        Args:
+            model: predicts memory, and so explains failures.
+            worked_tokens: the largest batch that worked.
+            affordable_tokens: largest batch that may be risked with a size that has not worked yet.
+        """
+        least = self._least(model)
+        if math.isinf(least):
+            self._bound = least
+            return least
+        self._bound = min(self._bound, least * _BELOW)
+        return self._bound if self._bound <= affordable_tokens else min(self._bound, max(worked_tokens, least / 2))
+
+    def _least(self, model: PeakModel) -> float:
+        """The smallest size that failed without an explanation."""
+        return min(
+            (float(failure.tokens) for failure in self._failures if not _explains(model, failure)), default=math.inf
+        )
+
+
+def _explains(model: PeakModel, failure: Failure) -> bool:
+    return model.known and model.predict(failure.tokens, failure.longest) * (1 + model.error) > failure.cap_bytes
+
+
+class SizeLimits:
+    """Learns from every batch how large the next one may be.
 
     Args:
         settings: the limits.
-        total_tokens: tokens of all work.
-        memory: what earlier runs learned.
+        total_tokens: tokens of all rows.
+        earlier: what earlier runs learned.
     """
 
-    def __init__(self, settings: SizeSettings, total_tokens: int, memory: SizeMemory | None = None) -> None:
-        known = memory or SizeMemory()
-        self.model = PeakModel(known.observations)
+    def __init__(self, settings: SizeSettings, total_tokens: int, earlier: KnownSizes | None = None) -> None:
+        earlier = earlier or KnownSizes()
+        self.model = PeakModel(earlier.observations)
         self._settings = settings
         self._total = total_tokens
-        self._worked_tokens = known.worked_tokens
-        self._worked_square = known.worked_square
-        self._failed = FailedSizes(known.failures)
+        self._worked_tokens = earlier.worked_tokens
+        self._worked_square = earlier.worked_square
+        self._failed = FailedSizes(earlier.failures)
         self._surprises = 0
 
-    def memory(self) -> SizeMemory:
-        """What is worth keeping for the next run."""
-        return SizeMemory(self.model.observations, self._worked_tokens, self._worked_square, self._failed.failures)
+    def learned(self) -> KnownSizes:
+        """Return what the next run should know."""
+        return KnownSizes(self.model.observations, self._worked_tokens, self._worked_square, self._failed.failures)
 
     def need(self, longest: int) -> float:
-        """Predicted peak of a single row in bytes, error included; 0 where nothing is known."""
+        """Predict the peak of a single row in bytes, error included; 0 before the first batch."""
         return self.model.predict(longest, longest) * (1 + self.model.error) if self.model.known else 0.0
 
     def allowed_tokens(self, longest: int, available_bytes: int, redone_tokens: int, probe: bool) -> float:
-        """The largest batch of rows up to ``longest`` that may be tried now, in padded tokens; may be under one row.
+        """Return the largest batch that may be tried now, in padded tokens; may be less than one row.
 
         Args:
             longest: tokens of the longest row.
-            available_bytes: what the device's allocator may hold.
+            available_bytes: bytes that the device's allocator may hold.
             redone_tokens: tokens that had to be computed again so far.
-            probe: whether the batch may be much larger than what has worked.
+            probe: whether the batch may be much larger than any that worked.
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
-        known = max(
+        worked = max(
             min(self._worked_tokens, self._worked_square / longest), min(settings.initial_tokens, tokens / _FIRST_PART)
         )
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
-        tokens = min(tokens, known * self._growth(known, redone_tokens, probe))
+        tokens = min(tokens, worked * self._growth(worked, redone_tokens, probe))
         if self.model.known:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
         return min(tokens, self._failed.bound(self.model, self._worked_tokens, self._affordable(redone_tokens, probe)))
 
-    def _growth(self, known: float, redone_tokens: int, probe: bool) -> float:
-        """By how much a batch may exceed what has worked."""
+    def _growth(self, worked: float, redone_tokens: int, probe: bool) -> float:
+        """The factor by which a batch may exceed the ``worked`` tokens."""
         if not self._worked_tokens:
             return 1.0
         if probe:
             return self._settings.growth
-        return min(_DRIFT, max(1.0, self._affordable(redone_tokens, probe) / known))
+        return min(_DRIFT, max(1.0, self._affordable(redone_tokens, probe) / worked))
 
     def _affordable(self, redone_tokens: int, probe: bool) -> float:
-        """The largest batch that may be lost: one probe is on its way at a time, other batches on every device."""
+        """The largest batch that may be lost. One probe runs at a time, other batches run on every device."""
         left = self._settings.redo_allowance * self._total - redone_tokens
         return left if probe else left / _AT_ONCE
 
     def worked(self, batch: Batch, peak_bytes: int) -> None:
-        """A batch went through."""
+        """Learn from a batch that fitted."""
         self.model.observe(batch.tokens, batch.longest, peak_bytes)
         self._worked_tokens = max(self._worked_tokens, batch.tokens)
         self._worked_square = max(self._worked_square, batch.tokens * batch.longest)
@@ -127,14 +215,14 @@ class BatchSizes:
         self._failed.succeeded(self.model)
 
     def failed(self, batch: Batch, cap_bytes: int) -> None:
-        """A batch did not fit into ``cap_bytes`` although nobody else had taken memory.
+        """Learn from a batch that did not fit into ``cap_bytes`` although no other program had taken memory.
 
-        If its size had worked before, once is taken for chance (fragmentation, a driver's whim); twice in a row is not.
+        If its size had worked before, one failure counts as chance (fragmentation); two in a row do not.
         """
-        known = batch.tokens <= self._worked_tokens and batch.tokens * batch.longest <= self._worked_square
+        worked_before = batch.tokens <= self._worked_tokens and batch.tokens * batch.longest <= self._worked_square
         self._surprises += 1
-        if known and self._surprises < 2:
+        if worked_before and self._surprises < 2:
             return
-        if known:
+        if worked_before:
             self._worked_tokens = batch.tokens // 2
         self._failed.failed(Failure(batch.tokens, batch.longest, cap_bytes))

@@ -1,13 +1,14 @@
-"""What comes out of a run of a token table through a model, and the words for why a row has nothing. Data only."""
+"""The result of running a token table through a model, and the reasons for a row without outputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
 
 OUT_OF_MEMORY = "out_of_memory"
 NOT_FINITE = "not_finite"
@@ -16,30 +17,49 @@ NO_TOKENS = "no_tokens"
 
 @dataclass(frozen=True)
 class TableResult:
-    """What came out of a run.
+    """Outputs and costs of a run. The default is a run of no rows.
 
     Attributes:
         outputs: ``[n, *shape]`` per output of the forward; rows that failed are zero.
-        failed_rows: row -> why: ``out_of_memory``, ``not_finite``, ``no_tokens`` or ``failure_word`` of an exception.
+        failed_rows: reason by row: ``out_of_memory``, ``not_finite``, ``no_tokens`` or an exception's ``failure_word``.
         seconds: wall time, loading included.
         tokens: tokens of the distinct rows that ran, padding not counted.
         peak_bytes: most memory in use on any device; what counts is ``devices.device.MemoryReading.used``.
         precision_redone: distinct rows computed again in fp32 because they were not finite.
-        distinct_rows: rows that were different from all before.
+        distinct_rows: rows that differ from all rows before them.
         device: the devices that ran rows; of kind ``none`` if there was nothing to run.
-        precision: what the forward computed in.
+        precision: number format that the model computed in, or ``none``.
         largest_batch: rows of the largest batch that worked.
         reused_rows: rows whose outputs an earlier run had computed.
     """
 
-    outputs: dict[str, NDArray[Any]]
-    failed_rows: dict[int, str]
-    seconds: float
-    tokens: int
-    peak_bytes: int
-    precision_redone: int
-    distinct_rows: int
-    device: UsedDevices
-    precision: str
+    outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    failed_rows: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens: int = 0
+    peak_bytes: int = 0
+    precision_redone: int = 0
+    distinct_rows: int = 0
+    device: UsedDevices = field(default_factory=UsedDevices)
+    precision: str = "none"
     largest_batch: int = 0
     reused_rows: int = 0
+
+
+def merge_results(parts: Sequence[TableResult]) -> TableResult:
+    """Add up the costs of runs over different rows. Outputs and failed rows are left for the caller to place."""
+    if not parts:
+        return TableResult()
+    return replace(
+        parts[-1],
+        outputs={},
+        failed_rows={},
+        seconds=sum(part.seconds for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        peak_bytes=max(part.peak_bytes for part in parts),
+        precision_redone=sum(part.precision_redone for part in parts),
+        distinct_rows=sum(part.distinct_rows for part in parts),
+        device=merge_devices(part.device for part in parts),
+        largest_batch=max(part.largest_batch for part in parts),
+        reused_rows=sum(part.reused_rows for part in parts),
+    )

@@ -9,7 +9,7 @@ the allocator is measured, so what the allocator may hold is the ceiling less a 
     available = min(soft - outside, cap)                        batches are planned within this
 
 The cap is set before every batch and again whenever the sampler sees ``outside`` change. Which batches are planned,
-and what happens when one does not fit, is ``controller``'s part.
+and what happens when one does not fit, is ``planner``'s part.
 """
 
 from __future__ import annotations

@@ -1,53 +1,88 @@
-"""What a stage and its runner see of a lease, and the lease that leases nothing. Taking locks is ``leases``."""
+"""The lease of compute devices: devices, the open lock files that hold them, and the purpose.
+
+``leases`` takes leases with locks. ``unlocked_lease`` makes one without, for tests, single CPUs and Ray clusters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
-
-
-class Lease(Protocol):
-    """Devices that are ours while the lease's ``with`` lasts."""
-
-    @property
-    def devices(self) -> Sequence[Device]:
-        """At least one."""
-        ...
-
-    @property
-    def descriptors(self) -> Sequence[int]:
-        """Open lock files; a worker must inherit all of them."""
-        ...
-
-    def abandon(self) -> None:
-        """A worker could not be ended: whoever gives the lease back must leave its locks to that process."""
-        ...
+from ensemble_assets.compute.devices.lease_notes import write_note
 
 
 @dataclass(frozen=True)
-class LocalDevices:
-    """A lease that leases nothing: the devices, taken as free."""
+class LeasePurpose:
+    """The use of a lease, for its note and its events: slug of the model, stage, id of the run."""
 
-    devices: tuple[Device, ...] = field(default_factory=lambda: (CpuDevice(),))
-    descriptors: tuple[int, ...] = ()
+    model: str = ""
+    stage: str = ""
+    run: str = ""
+
+
+class Lease:
+    """Devices that are ours until the ``with`` block of their lease ends.
+
+    Attributes:
+        devices: in sorted order of their UUIDs. Empty if the nodes of a cluster lease their own.
+        descriptors: open lock files; a worker must inherit all of them.
+        purpose: what the devices are used for.
+        waited_seconds: time until the lease was granted.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        descriptors: Sequence[int] = (),
+        purpose: LeasePurpose | None = None,
+        waited_seconds: float = 0.0,
+    ) -> None:
+        self.devices = tuple(devices)
+        self.descriptors = tuple(descriptors)
+        self.purpose = purpose or LeasePurpose()
+        self.waited_seconds = waited_seconds
+        self._abandoned = False
+
+    @property
+    def kinds(self) -> list[str]:
+        """The distinct kinds of the devices, sorted."""
+        return sorted({device.kind for device in self.devices})
 
     def abandon(self) -> None:
-        """There is no lock."""
+        """Leave the locks to a worker that could not be ended: the kernel frees them when that process is gone."""
+        self._abandoned = True
+
+    def release(self) -> None:
+        """Give the devices back. Locks of an abandoned lease stay with the processes that inherited them."""
+        for descriptor in self.descriptors:
+            if self._abandoned:
+                os.close(descriptor)
+            else:
+                unlock(descriptor)
+
+
+def unlock(descriptor: int) -> None:
+    """Empty the note in a lock file, unlock it and close it."""
+    write_note(descriptor, None)
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 class LeaseMaker(Protocol):
-    """``lease_gpus`` or something of its shape."""
+    """Leases devices for one model in one stage; ``lease_devices`` with its other arguments given is one."""
 
     def __call__(self, *, model: str, stage: str) -> AbstractContextManager[Lease]:
-        """Lease devices for one model in one stage."""
+        """Lease devices until the block ends."""
         ...
 
 
-def local_lease(*, model: str, stage: str) -> AbstractContextManager[Lease]:
-    """The CPU, without a lock."""
-    return nullcontext(LocalDevices())
+@contextmanager
+def unlocked_lease(*, model: str, stage: str, devices: Sequence[Device] | None = None) -> Iterator[Lease]:
+    """Hand out devices without a lock; None is the CPU, an empty list a cluster whose nodes lease their own."""
+    yield Lease([CpuDevice()] if devices is None else devices, purpose=LeasePurpose(model, stage))

@@ -1,4 +1,4 @@
-"""Who holds a device: the note inside a lock file, for people. The lock itself is ``leases``'s part and the only truth.
+"""Note in a lock file which process holds the device, for people. Only the lock itself excludes others.
 
 The note is written into the lock file in place, under the lock: in a folder that all users share, nobody may replace
 another user's file, but everyone may write into it.
@@ -19,22 +19,23 @@ import psutil
 
 LOCK_SUFFIX = ".lock"
 _START_TOLERANCE_SECONDS = 2.0
+"""The kernel gives a process's start with the precision of a clock tick, relative to a boot time that is rounded."""
 
 
 @dataclass(frozen=True)
-class LeaseRecord:
-    """What a holder says about itself.
+class LeaseNote:
+    """The holder of a device.
 
     Attributes:
         uuid: the device.
         device: its name for people.
         run: the run's id.
-        stage: what the device is used for.
+        stage: the stage that uses the device.
         model: the model's slug.
         pid: the process that took the lease; its workers hold it too.
-        process_start: when that process started, seconds since the epoch; tells it from a later one of the same id.
-        user: who runs it.
-        since: seconds since the epoch.
+        process_start: start of that process in seconds since the epoch; a later process may have the same id.
+        user: name of the process's user.
+        since: start of the lease in seconds since the epoch.
     """
 
     uuid: str
@@ -48,7 +49,7 @@ class LeaseRecord:
     since: float
 
     def describe(self) -> str:
-        """One phrase for messages."""
+        """Describe the holder in one phrase for messages."""
         process = f"process {self.pid} of user {self.user}"
         if not self.process_lives():
             process += ", which has ended: a worker it started still holds the device"
@@ -58,49 +59,49 @@ class LeaseRecord:
         return f"{what}, {process}, since {since} ({held:.0f} s)"
 
     def process_lives(self) -> bool:
-        """Whether the process that wrote the record still runs (and is not another one with its id)."""
+        """Whether the process that wrote the note still runs."""
         try:
             return abs(psutil.Process(self.pid).create_time() - self.process_start) < _START_TOLERANCE_SECONDS
         except psutil.NoSuchProcess:
             return False
 
 
-def record_of_this_process(uuid: str, device: str, run: str, stage: str, model: str) -> LeaseRecord:
-    """The record that this process leaves."""
+def note_of_this_process(uuid: str, device: str, run: str, stage: str, model: str) -> LeaseNote:
+    """Make the note of this process."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container user without a name
         user = str(os.getuid())
     started = psutil.Process().create_time()
-    return LeaseRecord(uuid, device, run, stage, model, os.getpid(), started, user, time.time())
+    return LeaseNote(uuid, device, run, stage, model, os.getpid(), started, user, time.time())
 
 
-def write_record(descriptor: int, record: LeaseRecord | None) -> None:
+def write_note(descriptor: int, note: LeaseNote | None) -> None:
     """Replace the content of a locked file; None empties it."""
-    content = b"" if record is None else json.dumps(asdict(record)).encode() + b"\n"
+    content = b"" if note is None else json.dumps(asdict(note)).encode() + b"\n"
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, content, 0)
 
 
-def read_record(path: Path) -> LeaseRecord | None:
-    """What a lock file says; None where it says nothing that can be read."""
+def read_note(path: Path) -> LeaseNote | None:
+    """Read the note of a lock file; None if there is none, or it is damaged."""
     with suppress(OSError, ValueError, TypeError):
-        return LeaseRecord(**json.loads(path.read_text()))
+        return LeaseNote(**json.loads(path.read_text()))
     return None
 
 
-def list_leases(lock_folder: Path) -> list[LeaseRecord]:
-    """Every lease that is held right now, by device. A record whose lock is free is a leftover and is not listed."""
+def list_leases(lock_folder: Path) -> list[LeaseNote]:
+    """List every lease that is held now, by device. A note in a file without a lock is a leftover."""
     held = []
     for path in sorted(lock_folder.glob(f"*{LOCK_SUFFIX}")):
-        record = read_record(path)
-        if record is not None and _is_locked(path):
-            held.append(record)
+        note = read_note(path)
+        if note is not None and _is_locked(path):
+            held.append(note)
     return held
 
 
 def _is_locked(path: Path) -> bool:
-    """Asks by trying, for a moment and shared, so that two who ask do not disturb each other."""
+    """Try to lock the file, for a moment and shared, so that two callers do not disturb each other."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

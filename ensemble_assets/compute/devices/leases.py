@@ -1,9 +1,9 @@
-"""The one way to a compute device: exclusive leases across threads, processes and users of one machine.
+"""Lease compute devices exclusively, across threads, processes and users of one machine.
 
 A lease is an ``flock`` on one file per device UUID, taken in sorted order in one machine-wide folder. Workers inherit
 the open files, so the kernel frees the device when the last process that could hold its memory is dead: there is no
 heartbeat, no time-out of the lock and nothing to clean up. After the locks, a lease waits until the memory is really
-free. Who holds what, for people, is ``lease_records``.
+free. ``lease_notes`` writes the holder's name into the lock file, for people.
 """
 
 from __future__ import annotations
@@ -23,11 +23,18 @@ from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, Settin
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.devices.lease_notes import LOCK_SUFFIX, read_record, record_of_this_process, write_record
+from ensemble_assets.compute.devices.lease import Lease, LeasePurpose, unlock
+from ensemble_assets.compute.devices.lease_notes import LOCK_SUFFIX, note_of_this_process, read_note, write_note
 
 _POLL_SECONDS = 0.05
+"""Period of the attempts to lock and to find memory free."""
+
 _STEADY_BYTES = 16 << 20
-_LEAST_ATTEMPTS = 3  # one may collide with somebody who only looks
+"""Changes of used memory below this count as none: drivers move some megabytes at any time."""
+
+_LEAST_ATTEMPTS = 3
+"""Attempts before a lease without waiting time fails. One may collide with the momentary lock of ``list_leases``."""
+
 _NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|afs|ceph|lustre|gpfs|beegfs|ocfs2|gfs2|fuse\.(sshfs|.*gluster.*|.*s3.*|.*rclone.*)"
 )
@@ -35,17 +42,17 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 
 @dataclass(frozen=True)
 class MemoryGate:
-    """When a device that nobody leases counts as free.
+    """When the memory of a locked device counts as free.
 
-    The memory of a process that was killed comes back a little later. So the gate waits until little is used, or until
-    what is used no longer changes (then it belongs to a program that takes no leases) and enough is left. A host's
-    memory is everybody's, and nothing comes back late: there is nothing to wait for before a CPU is granted.
+    The driver frees the memory of a killed process a little after its death. So the gate waits until little memory is
+    used, or until the use no longer changes (it then belongs to a program that takes no leases) and enough is left. A
+    host's kernel frees memory at once, so a CPU is granted without waiting.
 
     Attributes:
         ceiling_bytes: the device may be used up to this.
-        needed_bytes: at least so much must be left below it.
-        idle_bytes: with no more than this in use, there is nothing to wait for.
-        settle_seconds: unchanged for so long counts as permanent.
+        needed_bytes: at least this much must be left below the ceiling.
+        idle_bytes: use up to this counts as free: drivers and display servers.
+        settle_seconds: use that is unchanged for this time counts as permanent.
     """
 
     ceiling_bytes: int = 12_000_000_000
@@ -54,45 +61,8 @@ class MemoryGate:
     settle_seconds: float = 1.0
 
 
-@dataclass(frozen=True)
-class LeasePurpose:
-    """What a lease is for; goes into the record and the events."""
-
-    model: str
-    stage: str
-    run: str = ""
-
-
-class Lease:
-    """Devices that are ours until the ``with`` block ends.
-
-    Attributes:
-        devices: in sorted order of their UUIDs.
-        descriptors: open lock files; a worker must inherit all of them.
-        waited_seconds: time until the lease was granted.
-    """
-
-    def __init__(self, devices: Sequence[Device], descriptors: Sequence[int], waited_seconds: float) -> None:
-        self.devices = tuple(devices)
-        self.descriptors = tuple(descriptors)
-        self.waited_seconds = waited_seconds
-        self._abandoned = False
-
-    def abandon(self) -> None:
-        """A worker could not be ended: do not unlock; the kernel will when that process is gone."""
-        self._abandoned = True
-
-    def release(self) -> None:
-        """Give the devices back. The locks of an abandoned lease stay with the processes that inherited them."""
-        for descriptor in self.descriptors:
-            if self._abandoned:
-                os.close(descriptor)
-            else:
-                _unlock(descriptor)
-
-
 @contextmanager
-def lease_gpus(
+def lease_devices(
     model: str,
     stage: str,
     *,
@@ -103,20 +73,20 @@ def lease_gpus(
     run: str = "",
     gate: MemoryGate | None = None,
 ) -> Iterator[Lease]:
-    """Exclusive use of devices inside the block. Despite the name, a CPU is leased the same way.
+    """Lease GPUs or the CPU exclusively until the block ends.
 
     Args:
         model: slug of the model that will be on the devices.
-        stage: what they are used for.
+        stage: the stage that uses them.
         lock_folder: one folder per machine, the same for every user and every program version.
         events: gets ``lease.waiting``, ``lease.acquired`` and ``lease.released``.
-        devices: which ones; None takes all that ``discover_devices`` chooses.
+        devices: the devices; None takes all that ``discover_devices`` chooses.
         timeout: seconds to wait for the locks and the memory together; 0 tries without waiting.
-        run: id of the run, for the record.
+        run: id of the run, for the note.
         gate: when a device's memory counts as free.
 
     Raises:
-        LeaseTimeoutError: if a device stays taken; says by whom.
+        LeaseTimeoutError: if a device stays taken; names the holder.
         SettingsError: if the folder is on a network file system or cannot be used by all.
         DeviceError: if there are no devices.
     """
@@ -130,12 +100,12 @@ def lease_gpus(
         descriptors = []
         for device in wanted:
             descriptor = _acquire(device, lock_folder, purpose, started + timeout, events)
-            stack.callback(_unlock, descriptor)
+            stack.callback(unlock, descriptor)
             descriptors.append(descriptor)
         for device in wanted:
             _wait_for_memory(device, gate or MemoryGate(), started + timeout)
         stack.pop_all()
-        lease = Lease(wanted, descriptors, time.monotonic() - started)
+        lease = Lease(wanted, descriptors, purpose, time.monotonic() - started)
     granted = time.monotonic()
     for device in wanted:
         events.emit("lease.acquired", device=device.uuid, stage=stage, model=model, wait_seconds=lease.waited_seconds)
@@ -149,7 +119,7 @@ def lease_gpus(
 
 
 def prepare_folder(folder: Path, filesystem_of: Callable[[Path], str] | None = None) -> None:
-    """Make the lock folder if need be: everybody may create files, nobody may remove another's (mode 1777).
+    """Make the lock folder if it is missing. Everybody may create files, nobody may remove another's (mode 1777).
 
     Raises:
         SettingsError: if it is on a network file system, where ``flock`` may not exclude other machines or may not be
@@ -173,19 +143,19 @@ def prepare_folder(folder: Path, filesystem_of: Callable[[Path], str] | None = N
 
 
 def filesystem_type(path: Path) -> str:
-    """Type of the file system that holds ``path``, as the kernel calls it; empty where that is unknown."""
+    """Name the type of the file system that holds ``path``, as the kernel does; empty if it is unknown."""
     real = path.resolve()
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
     return next((mounts[parent] for parent in (real, *real.parents) if parent in mounts), "")
 
 
 def lock_path(folder: Path, uuid: str) -> Path:
-    """The lock file of a device."""
+    """Return the lock file of a device."""
     return folder / (re.sub(r"[^A-Za-z0-9._-]", "_", uuid) + LOCK_SUFFIX)
 
 
 def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: float, events: EventSink) -> int:
-    """Lock one device and leave the record; the descriptor."""
+    """Lock one device and write the note; returns the descriptor."""
     path = lock_path(folder, device.uuid)
     descriptor = _open_lock_file(path)
     try:
@@ -197,8 +167,9 @@ def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: floa
             if time.monotonic() >= deadline and attempts >= _LEAST_ATTEMPTS:
                 raise LeaseTimeoutError(_taken(device, path, purpose))
             time.sleep(_POLL_SECONDS)
-        record = record_of_this_process(device.uuid, device.name, purpose.run, purpose.stage, purpose.model)
-        write_record(descriptor, record)
+        write_note(
+            descriptor, note_of_this_process(device.uuid, device.name, purpose.run, purpose.stage, purpose.model)
+        )
     except BaseException:
         os.close(descriptor)
         raise
@@ -206,8 +177,8 @@ def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: floa
 
 
 def _taken(device: Device, path: Path, purpose: LeasePurpose) -> str:
-    holder = read_record(path)
-    who = holder.describe() if holder is not None else "a process that has not said who it is"
+    holder = read_note(path)
+    who = holder.describe() if holder is not None else "a process that left no note"
     return (
         f"{purpose.stage}: {device.name} ({device.uuid}) is leased by {who}. "
         "Wait for it, raise device.lease_timeout, or end that process: the lease ends with it"
@@ -215,10 +186,10 @@ def _taken(device: Device, path: Path, purpose: LeasePurpose) -> str:
 
 
 def _open_lock_file(path: Path) -> int:
-    """The lock file, made if need be so that every user can lock it. Lock files are never removed.
+    """Open a lock file, made on first use so that every user can lock it. Lock files are never removed.
 
-    Opened without ``O_CREAT`` first: Linux (``fs.protected_regular``) refuses that flag on other users' files in a
-    sticky folder.
+    The first attempt is without ``O_CREAT``: Linux (``fs.protected_regular``) refuses that flag on other users' files
+    in a sticky folder.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
@@ -247,14 +218,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _unlock(descriptor: int) -> None:
-    write_record(descriptor, None)
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
 def _wait_for_memory(device: Device, gate: MemoryGate, deadline: float) -> None:
-    """Until the device's memory is free, or stays as it is with enough left."""
+    """Wait until the device's memory is free, or unchanged with enough left.
+
+    Raises:
+        LeaseTimeoutError: if other programs keep the memory.
+    """
     if not device.frees_late:
         return
     last, since = device.memory().used, time.monotonic()

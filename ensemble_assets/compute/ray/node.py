@@ -1,10 +1,11 @@
-"""One node's part of a computation on a Ray cluster: lease what Ray gave this process, compute a shard, report.
+"""Compute a shard on a node of a Ray cluster: lease the devices that Ray gave this process, run the rows, report.
 
-Nothing here imports Ray: an actor calls ``compute_shard``, and so can a test. Who gets which shard is ``ray_cluster``.
+Ray is not imported here, so a test can call ``compute_shard`` as an actor does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
-from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+from ensemble_assets.compute.running.local_runner import LocalRunner
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
-from ensemble_assets.settings.sources import process_environment
 
 LOCK_DIR_VARIABLE = "EMBEDDER_PATHS_LOCK_DIR"
-"""Where a node keeps its device locks, if its own environment says so; else where the driver does."""
+"""Variable of a node's own environment for its folder of device locks; the default is the driver's folder."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class NodeOptions:
     Attributes:
         on_cpu: workers, batches and limits of a node without GPUs.
         on_gpu: the same for one with GPUs.
+        environment: returns the environment of the process that calls it: the node's.
         lock_folder: folder of device locks on every node; a path on its own disk.
         lease_timeout: seconds to wait for a device.
         ceiling_bytes: most memory in use on any device.
         threads: CPU threads; 0 for all.
-        run: id of the run, for the lease's record.
+        run: id of the run, for the lease's note.
     """
 
-    on_cpu: ParallelSettings
-    on_gpu: ParallelSettings
+    on_cpu: WorkerSettings
+    on_gpu: WorkerSettings
+    environment: Callable[[], Mapping[str, str]]
     lock_folder: Path
     lease_timeout: float
     ceiling_bytes: int
@@ -49,7 +52,7 @@ class NodeOptions:
 
 @dataclass(frozen=True)
 class Order:
-    """What a shard is computed for."""
+    """The purpose and the options of a shard's computation."""
 
     model: str
     stage: str
@@ -58,11 +61,11 @@ class Order:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """How a shard went; exactly one of ``result``, ``error`` and ``word`` is set.
+    """The outcome of a shard; exactly one of ``result``, ``error`` and ``word`` is set.
 
     Attributes:
         result: its outputs, rows in the shard's order.
-        events: what was reported meanwhile.
+        events: events of the computation.
         error: an error whose message is safe to show.
         word: class name of any other error, whose message may quote the input.
     """
@@ -74,7 +77,7 @@ class ShardReport:
 
 
 def compute_shard(table: TokenTable, factory: ForwardFactory, order: Order) -> ShardReport:
-    """Lease this process's devices and run the shard on them; never raises."""
+    """Lease this process's devices and run the shard on them. Never raises: errors are in the report."""
     events = EventLog()
     try:
         result = _compute(table, factory, order, events)
@@ -87,10 +90,10 @@ def compute_shard(table: TokenTable, factory: ForwardFactory, order: Order) -> S
 
 
 def _compute(table: TokenTable, factory: ForwardFactory, order: Order, events: EventLog) -> TableResult:
-    options, environment = order.options, process_environment()
+    options, environment = order.options, order.options.environment()
     # Ray names the GPUs that it gave this process in the usual variable.
     devices = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"), threads=options.threads).chosen
-    with lease_gpus(
+    with lease_devices(
         order.model,
         order.stage,
         lock_folder=Path(environment.get(LOCK_DIR_VARIABLE) or options.lock_folder),
@@ -100,9 +103,9 @@ def _compute(table: TokenTable, factory: ForwardFactory, order: Order, events: E
         run=options.run,
         gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
     ) as lease:
-        return run_parallel(table, factory, lease, _settings(options, devices), events)
+        return LocalRunner(_settings(options, devices))(table, factory, lease=lease, events=events)
 
 
-def _settings(options: NodeOptions, devices: tuple[Device, ...]) -> ParallelSettings:
+def _settings(options: NodeOptions, devices: tuple[Device, ...]) -> WorkerSettings:
     on_cpu = all(device.torch_device == "cpu" for device in devices)
     return options.on_cpu if on_cpu else options.on_gpu

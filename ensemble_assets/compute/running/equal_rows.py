@@ -1,70 +1,83 @@
-"""Which rows of a token table need to be run at all: every distinct row with tokens, once.
+"""Find equal rows of a token table, and cut rows into shards.
 
-Running them is other modules' part; ``spread`` then gives equal rows what the first of them got.
+Every row is hashed once. The digest is also the key under which ``row_store`` keeps the row's outputs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.batching.table_result import NO_TOKENS
-from ensemble_assets.compute.running.run_batch import Outputs
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
-_COPIED_AT_ONCE = 8192
+Keys = NDArray[np.uint64]
+"""``[n, 2] uint64``: 128 bits a row."""
+
+
+def row_keys(table: TokenTable, secret: bytes = b"") -> Keys:
+    """Hash every row's token ids and segments with BLAKE2b-128.
+
+    Args:
+        table: ``n`` rows.
+        secret: key of the hash, at most 64 bytes. Token ids are the text in another form: a stored hash without a
+            secret would let anybody test whether a text was in the collection.
+    """
+    digests = bytearray()
+    ids, bounds = np.ascontiguousarray(table.ids), table.offsets.tolist()
+    seconds = [0] * len(table) if table.second_from is None else table.second_from.tolist()
+    for start, stop, second in zip(bounds[:-1], bounds[1:], seconds, strict=True):
+        digest = hashlib.blake2b(second.to_bytes(4, "little"), digest_size=16, key=secret)
+        digest.update(ids[start:stop].data)
+        digests += digest.digest()
+    return np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
 class DistinctRows:
-    """The distinct rows of a table of ``n``.
+    """The groups of equal rows of a table of ``n`` rows.
 
     Attributes:
-        same_as: ``[n] int64``: for every row the first that is equal to it, itself where there is none.
-        first: those first rows, ascending.
-        rows: those of them that have tokens, which are to be run.
-        empty: the others -> ``no_tokens``.
+        keys: ``[n, 2] uint64``, equal for equal rows.
+        first: ``[m] int64``, the first row of every group, in the order of the keys.
+        group: ``[n] int64``, the number of every row's group.
     """
 
-    same_as: NDArray[np.int64]
+    keys: Keys
     first: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    empty: dict[int, str]
+    group: NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: TokenTable) -> DistinctRows:
-        """Find them."""
-        same_as = first_equal_rows(table)
-        first = np.flatnonzero(same_as == np.arange(len(table)))
-        has_tokens = table.lengths[first] > 0
-        return cls(same_as, first, first[has_tokens], dict.fromkeys(first[~has_tokens].tolist(), NO_TOKENS))
+    def from_table(cls, table: TokenTable, secret: bytes = b"") -> DistinctRows:
+        """Hash every row and group equal ones."""
+        keys = row_keys(table, secret)
+        _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        return cls(keys, first, group)
 
-    def spread(self, outputs: Outputs) -> None:
-        """Copy what the first of equal rows has to the others."""
-        repeats = np.flatnonzero(self.same_as != np.arange(len(self.same_as)))
-        for start in range(0, len(repeats), _COPIED_AT_ONCE):
-            some = repeats[start : start + _COPIED_AT_ONCE]
-            for values in outputs.values():
-                values[some] = values[self.same_as[some]]
-
-    def spread_failures(self, failed: Mapping[int, str]) -> dict[int, str]:
-        """Row -> why it failed, of every row that is equal to one that failed."""
-        return {row: failed[source] for row, source in enumerate(self.same_as.tolist()) if source in failed}
+    def spread(self, reasons: Mapping[int, str]) -> dict[int, str]:
+        """Give every row the reason of the first row that equals it; rows without a reason are left out."""
+        sources = self.first[self.group].tolist()
+        return {row: reasons[source] for row, source in enumerate(sources) if source in reasons}
 
 
-def first_equal_rows(table: TokenTable) -> NDArray[np.int64]:
-    """For every row the first row with the same tokens and segments (itself where there is none), ``[n] int64``."""
-    first: dict[bytes, int] = {}
-    same_as = np.empty(len(table), np.int64)
-    bounds = table.offsets.tolist()
-    seconds = None if table.second_from is None else table.second_from.tolist()
-    for row in range(len(table)):
-        digest = hashlib.blake2b(table.ids[bounds[row] : bounds[row + 1]].tobytes(), digest_size=16)
-        if seconds is not None:
-            digest.update(seconds[row].to_bytes(8, "little"))
-        same_as[row] = first.setdefault(digest.digest(), row)
-    return same_as
+def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:
+    """Cut rows, heaviest first, into shards that end as soon as their weights add up to ``limit``.
+
+    Without the first shards' rows, the other shards are the same. So a run that goes on after a kill cuts what is left
+    as the killed run would have.
+
+    Args:
+        weights: ``[n] int64``: tokens per row, or ones to cut by the number of rows.
+        rows: ``[m] int64``, the rows to cut.
+        limit: weight at which a shard ends.
+    """
+    ordered = rows[np.argsort(-weights[rows], kind="stable")]
+    reached = np.cumsum(weights[ordered])
+    start = done = 0
+    while start < len(ordered):
+        stop = int(np.searchsorted(reached, done + limit)) + 1
+        yield ordered[start:stop]
+        start, done = stop, int(reached[min(stop, len(ordered)) - 1])

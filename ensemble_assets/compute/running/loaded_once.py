@@ -1,29 +1,25 @@
-"""A model that is loaded at its first use and kept for several runs in this process. Workers load anew."""
+"""Keep a model loaded between the runs of one block, and report parts of a table by the whole table's row numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.backends.forward import (
-    Forward,
-    ForwardFactory,
-    HasFullPrecision,
-    HasRelease,
-    HasWidth,
-    OutputSpec,
-)
-from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.common.events import EventSink, Value
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
 
 
 @contextmanager
 def loaded_once(factory: ForwardFactory) -> Iterator[ForwardFactory]:
-    """The same factory to its users, who cannot release what it loads; that is done when the block ends."""
-    kind = _InTwoPrecisions if isinstance(factory, HasFullPrecision) else _LoadedOnce
-    once = kind(factory)
+    """Make a factory that loads the model on first use and hands out the same one afterwards.
+
+    The model is freed when the block ends. Only for use in this process: workers load their own.
+    """
+    once = _LoadedOnce(factory)
     try:
         yield once
     finally:
@@ -31,55 +27,64 @@ def loaded_once(factory: ForwardFactory) -> Iterator[ForwardFactory]:
 
 
 class _LoadedOnce:
-    """Hands out one loaded model."""
+    """Hands out one loaded model and frees it only in ``end``."""
 
     def __init__(self, factory: ForwardFactory) -> None:
-        self.factory = factory
+        self._factory = factory
         self._forward: Forward | None = None
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        return self.factory.outputs
+        return self._factory.outputs
 
     @property
     def identity(self) -> str:
-        return self.factory.identity
+        return self._factory.identity
+
+    @property
+    def backend(self) -> str:
+        return self._factory.backend
+
+    @property
+    def reason(self) -> str:
+        return self._factory.reason
 
     @property
     def width(self) -> int:
-        return self.factory.width if isinstance(self.factory, HasWidth) else 0
+        return self._factory.width
+
+    def full_precision(self) -> ForwardFactory | None:
+        return self._factory.full_precision()
 
     def load(self, device: str) -> Forward:
         if self._forward is None:
-            self._forward = self.factory.load(device)
-        return _Kept(self._forward)
+            self._forward = self._factory.load(device)
+        return self._forward
+
+    def unload(self, forward: Forward) -> None:
+        """Keep the model for the next run."""
 
     def end(self) -> None:
-        forward: object = self._forward
-        self._forward = None
-        if isinstance(forward, HasRelease):
-            forward.release()
+        if self._forward is not None:
+            self._factory.unload(self._forward)
+            self._forward = None
 
 
-class _InTwoPrecisions(_LoadedOnce):
-    """The same for a model that can be made in fp32 too; that one is loaded when rows need it."""
+@dataclass(frozen=True)
+class PartEvents:
+    """An event sink for the run of some rows of a table.
 
-    def full_precision(self) -> ForwardFactory:
-        assert isinstance(self.factory, HasFullPrecision)
-        return self.factory.full_precision()
+    Attributes:
+        sink: where the events go.
+        rows: ``[n] int64``, the number of every row in the whole table.
+    """
 
+    sink: EventSink
+    rows: NDArray[np.int64]
 
-class _Kept:
-    """A loaded model without ``release``; all else is the model's own."""
-
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self.outputs = forward.outputs
-
-    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[Any]]:
-        return self._forward(table, batch)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "release" or name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._forward, name)
+    def emit(self, name: str, **facts: Value) -> None:
+        """Record one event now, with ``row`` translated to the whole table's number."""
+        row = facts.get("row")
+        if isinstance(row, int):
+            facts["row"] = int(self.rows[row])
+        self.sink.emit(name, **facts)

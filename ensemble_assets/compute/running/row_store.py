@@ -1,11 +1,12 @@
-"""Outputs of rows that were computed before, by key, in sealed shards on local disk.
+"""Store outputs of rows by key, in sealed shards on local disk, or in memory for one run.
 
-One folder per collection, model and way of computing. A shard appears whole or not at all, so a killed run loses at
-most the one it was computing. Which rows are computed and when is ``reuse``'s part.
+There is one folder per collection, model and way of computing. A shard appears whole or not at all, so a killed run
+loses at most the shard that it was computing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import shutil
@@ -22,36 +23,47 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
-from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.running.row_keys import Keys
+from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
+from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.equal_rows import Keys
+
+FORWARD_VERSION = 1
+"""Goes up when the forwards compute something else from the same weights and tokens."""
 
 _IN_MEMORY_BYTES = 64 << 20
+"""Larger outputs are read into a mapped file, whose pages the kernel can take back."""
+
 _SECRET_BYTES = 32
 _FACTS = "shard.json"
-_FORGOTTEN_SECONDS = 30 * 86_400.0
+
+_UNUSED_SECONDS = 30 * 86_400.0
+"""Shards that no run has read for this time are removed: their models or texts are gone."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where rows are: ``[n] int64`` number of the shard (-1: nowhere) and of the row in it."""
+    """The places of ``n`` rows: ``[n] int64`` number of the shard (-1: not stored) and of the row in it."""
 
     shard: NDArray[np.int64]
     row: NDArray[np.int64]
 
     @property
-    def known(self) -> NDArray[np.bool_]:
-        """``[n] bool``."""
+    def stored(self) -> NDArray[np.bool_]:
+        """Whether each row is stored, ``[n] bool``."""
         return self.shard >= 0
 
 
 @contextmanager
-def open_store(folder: Path, outputs: Mapping[str, OutputSpec]) -> Iterator[RowStore]:
-    """The store in ``folder``, made if it is not there; ours alone until the block ends.
+def open_store(folder: Path | None, outputs: Mapping[str, OutputSpec]) -> Iterator[RowStore]:
+    """Open the store in ``folder``, made on first use, for this process alone until the block ends.
 
     Args:
-        folder: the parent's ``secret`` keys the rows.
-        outputs: what a row has. Shards that do not fit are removed.
+        folder: a child of the folder whose ``secret_of`` keys the rows; None stores in memory until the block ends.
+        outputs: the outputs of a row. Shards with other outputs are removed.
     """
+    if folder is None:
+        yield RowStore(None, outputs)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         yield RowStore(folder, outputs)
@@ -59,8 +71,8 @@ def open_store(folder: Path, outputs: Mapping[str, OutputSpec]) -> Iterator[RowS
 
 
 def _forget_unused(parent: Path) -> None:
-    """Removes shards and whole stores that nobody has read for a month: of models and texts that are gone."""
-    expired = time.time() - _FORGOTTEN_SECONDS
+    """Remove shards, and stores without any, that no run has read for ``_UNUSED_SECONDS``."""
+    expired = time.time() - _UNUSED_SECONDS
     for store in sorted(path.parent for path in parent.glob("*/.lock")):
         with suppress(OSError, Timeout), FileLock(store / ".lock", timeout=0):
             for facts in store.glob(f"*/{_FACTS}"):
@@ -71,7 +83,7 @@ def _forget_unused(parent: Path) -> None:
 
 
 def secret_of(folder: Path) -> bytes:
-    """The secret of the stores below ``folder``, made on first use."""
+    """Return the secret of the stores below ``folder``, made on first use."""
     path = folder / "secret"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".secret.lock"):
@@ -82,44 +94,64 @@ def secret_of(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def store_name(factory: ForwardFactory, lease: Lease) -> str:
+    """Name the folder of the outputs that this factory computes on these devices: 32 hex digits."""
+    kinds = lease.kinds or ["ray"]  # the lease of a cluster names no devices
+    outputs = {name: (spec.shape, np.dtype(spec.dtype).str) for name, spec in factory.outputs.items()}
+    identity = repr((FORWARD_VERSION, factory.identity, kinds, outputs))
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Shard:
-    """A sealed folder and the keys in it, as a frame ``a``, ``b``, ``shard``, ``row``."""
+    """Rows that were stored together.
 
-    path: Path
+    Attributes:
+        index: their keys, a frame ``a``, ``b``, ``shard``, ``row``.
+        outputs: ``[rows, *shape]`` each, in memory or mapped.
+        precision: number format that they were computed in.
+        path: the sealed folder; None in memory.
+    """
+
     index: pl.DataFrame
+    outputs: Mapping[str, NDArray[Any]]
+    precision: str
+    path: Path | None
 
 
 class RowStore:
-    """See the module. Made by ``open_store``."""
+    """Outputs by key; made by ``open_store``."""
 
-    def __init__(self, folder: Path, outputs: Mapping[str, OutputSpec]) -> None:
+    def __init__(self, folder: Path | None, outputs: Mapping[str, OutputSpec]) -> None:
         self._folder = folder
         self._outputs = outputs
         self._shards: list[_Shard] = []
-        for path in sorted(folder.glob("shard-*")):
-            self._take_in(path)
+        for path in sorted(folder.glob("shard-*")) if folder is not None else []:
+            self._open_shard(path)
 
     def find(self, keys: Keys) -> Places:
-        """Where the rows of these keys are."""
+        """Look up the places of the rows with these keys."""
         if not self._shards:
             nowhere = np.full(len(keys), -1, np.int64)
             return Places(nowhere, nowhere)
         indexes = pl.concat([shard.index for shard in self._shards])
-        known = indexes.unique(subset=["a", "b"], keep="first", maintain_order=True)
-        found = _frame(keys).join(known, on=["a", "b"], how="left", maintain_order="left")
-        shard, row = (found[name].fill_null(-1).to_numpy() for name in ("shard", "row"))
+        first = indexes.unique(subset=["a", "b"], keep="first", maintain_order=True)
+        matches = _frame(keys).join(first, on=["a", "b"], how="left", maintain_order="left")
+        shard, row = (matches[name].fill_null(-1).to_numpy() for name in ("shard", "row"))
         return Places(shard, row)
 
     def add(self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str) -> None:
-        """Seals rows as a new shard.
+        """Store rows as a new shard.
 
         Args:
             keys: ``[n, 2]``.
             outputs: ``[n, *shape]`` each.
-            precision: what they were computed in.
+            precision: number format that they were computed in.
         """
         if not len(keys):
+            return
+        if self._folder is None:
+            self._add_shard(keys, outputs, precision, None)
             return
         path = self._folder / f"shard-{len(self._shards):06d}-{secrets.token_hex(4)}"
         with atomic_folder(path) as made:
@@ -127,34 +159,36 @@ class RowStore:
             for name in self._outputs:
                 np.save(made / f"{name}.npy", outputs[name])
             (made / _FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
-        self._take_in(path)
+        self._open_shard(path)
 
     def read(self, places: Places) -> dict[str, NDArray[Any]]:
-        """The rows' outputs, ``[n, *shape]`` each; zeros where a row is nowhere.
+        """Return the rows' outputs, ``[n, *shape]`` each, with zeros for rows that are not stored.
 
-        Large arrays are mapped from a file that is gone with them.
+        Large arrays are mapped from a file that has no name any more, and is gone with them.
         """
         rows = len(places.shard)
         arrays = {name: self._zeros((rows, *spec.shape), spec) for name, spec in self._outputs.items()}
-        for number in np.unique(places.shard[places.known]).tolist():
-            here = np.flatnonzero(places.shard == number)
-            (self._shards[number].path / _FACTS).touch()
+        for number in np.unique(places.shard[places.stored]).tolist():
+            rows_here, shard = np.flatnonzero(places.shard == number), self._shards[number]
+            if shard.path is not None:
+                (shard.path / _FACTS).touch()  # its time says when the shard was last read
             for name, values in arrays.items():
-                values[here] = _mapped(self._shards[number].path, name)[places.row[here]]
+                values[rows_here] = shard.outputs[name][places.row[rows_here]]
         return arrays
 
     def precision(self, places: Places) -> str:
-        """What the rows were computed in, joined by commas if it differs."""
-        used = np.unique(places.shard[places.known]).tolist()
-        facts = [json.loads((self._shards[number].path / _FACTS).read_text(encoding="utf-8")) for number in used]
-        return ",".join(sorted({str(fact["precision"]) for fact in facts})) or "none"
+        """Name the number formats that the rows were computed in, joined by commas."""
+        used = np.unique(places.shard[places.stored]).tolist()
+        return ",".join(sorted({self._shards[number].precision for number in used})) or "none"
 
-    def _take_in(self, path: Path) -> None:
-        """Adds a sealed shard; one that does not hold these outputs is removed."""
+    def _open_shard(self, path: Path) -> None:
+        """Add a sealed shard. One that does not hold the store's outputs is removed."""
         try:
             keys = np.load(path / "keys.npy", allow_pickle=False)
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self._outputs}
+            facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
             sound = all(
-                _mapped(path, name).shape == (len(keys), *spec.shape) and _mapped(path, name).dtype == spec.dtype
+                arrays[name].shape == (len(keys), *spec.shape) and arrays[name].dtype == spec.dtype
                 for name, spec in self._outputs.items()
             )
         except (OSError, ValueError):
@@ -162,13 +196,16 @@ class RowStore:
         if not sound:
             shutil.rmtree(path, ignore_errors=True)
             return
+        self._add_shard(keys, arrays, str(facts["precision"]), path)
+
+    def _add_shard(self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str, path: Path | None) -> None:
         number = pl.lit(len(self._shards), pl.Int64).alias("shard")
         index = _frame(keys).with_columns(number, pl.int_range(len(keys), dtype=pl.Int64).alias("row"))
-        self._shards.append(_Shard(path, index))
+        self._shards.append(_Shard(index, outputs, precision, path))
 
     def _zeros(self, shape: tuple[int, ...], spec: OutputSpec) -> NDArray[Any]:
         dtype = np.dtype(spec.dtype)
-        if int(np.prod(shape)) * dtype.itemsize <= _IN_MEMORY_BYTES:
+        if self._folder is None or int(np.prod(shape)) * dtype.itemsize <= _IN_MEMORY_BYTES:
             return np.zeros(shape, dtype)
         path = self._folder / f".reading-{secrets.token_hex(4)}.npy"
         try:
@@ -179,8 +216,3 @@ class RowStore:
 
 def _frame(keys: Keys) -> pl.DataFrame:
     return pl.DataFrame({"a": np.ascontiguousarray(keys[:, 0]), "b": np.ascontiguousarray(keys[:, 1])})
-
-
-def _mapped(path: Path, name: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return array

@@ -1,7 +1,6 @@
-"""Runs one batch on one device and says what became of it: the step that worker processes and this process share.
+"""Run one batch on one device and report its outcome: the step that worker processes and this process share.
 
-Memory is looked at before, the peak measured, the outputs checked and stored by row. What to run next, and what to do
-when it did not fit, is decided elsewhere.
+Memory is measured before and after, outputs are checked and stored by row. ``batching`` decides what comes next.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class BatchRunner:
         self._outputs = outputs
 
     def run(self, number: int, batch: Batch) -> Outcome:
-        """Run and store one batch.
+        """Run one batch and store its outputs.
 
         Raises:
             DeviceError: if the device itself is lost.
@@ -59,7 +58,17 @@ class BatchRunner:
         self._guard.before_batch()
         self._session.begin_peak()
         started = time.perf_counter()
-        reason, results = self._attempt(batch)
+        reason, results = None, None
+        try:
+            results = self._forward(self._table, batch)
+        except (DeviceOutOfMemoryError, MemoryError):
+            pass
+        except DeviceError:
+            raise
+        except ModelFailedError as error:
+            reason = error.reason
+        except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
+            reason = failure_word(error)
         if results is None:
             at_failure = self._guard.tick()
             self._session.release_cache()  # after the except block: a traceback would pin the batch's tensors
@@ -70,22 +79,9 @@ class BatchRunner:
         not_finite = store(self._outputs, batch.rows, results)
         return Finished(number, peak, time.perf_counter() - started, self._guard.tick(), tuple(not_finite))
 
-    def _attempt(self, batch: Batch) -> tuple[str | None, Outputs | None]:
-        """The results; or None, with the reason why there are none, if it is not the memory."""
-        try:
-            return None, self._forward(self._table, batch)
-        except (DeviceOutOfMemoryError, MemoryError):
-            return None, None
-        except DeviceError:
-            raise
-        except ModelFailedError as error:
-            return error.reason, None
-        except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
-            return failure_word(error), None
-
 
 def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:
-    """Write a batch's results to their rows; the rows whose floating-point results are not all finite."""
+    """Write a batch's results to their rows, and return the rows with a NaN or an infinity."""
     finite = np.ones(len(rows), np.bool_)
     for name, values in results.items():
         outputs[name][rows] = values

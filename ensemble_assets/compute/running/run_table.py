@@ -1,118 +1,50 @@
-"""A token table through a model on all leased devices.
+"""Run a token table through a model: equal rows once, rows that an earlier run stored not at all.
 
-Equal rows are computed once, rows that are not finite are done again in fp32, batch sizes are remembered between runs.
-Workers, batches and memory are other modules' parts.
+The outputs of a row depend on its token ids and on everything that decides what a model computes from them: weights,
+pooling, pruning, backend, precision and kind of device. ``row_store`` keeps them under a key of all that, so a run that
+was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.common.compute_devices import UsedDevices
-from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.events import EventSink
-from ensemble_assets.compute.backends.forward import ForwardFactory, HasFullPrecision
-from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
-from ensemble_assets.compute.batching.size_history import BatchMemory
-from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult
-from ensemble_assets.compute.devices.device import used_devices
+from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.batching.table_result import NO_TOKENS, TableResult, merge_results
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.equal_rows import DistinctRows
-from ensemble_assets.compute.running.in_process import InProcess
-from ensemble_assets.compute.running.run_batch import Outputs
-from ensemble_assets.compute.running.shared_folder import create_outputs, save_table, take_outputs, work_folder
-from ensemble_assets.compute.running.worker_pool import WorkerPool
-from ensemble_assets.compute.running.worker_settings import (
-    DEFAULT_BATCH_TOKENS,
-    PassResult,
-    WorkerSettings,
-    cpu_batches,
-)
-from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets.compute.running.equal_rows import DistinctRows, shards
+from ensemble_assets.compute.running.loaded_once import PartEvents
+from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
+from ensemble_assets.compute.running.row_store import open_store, secret_of, store_name
+from ensemble_assets.compute.running.worker_settings import DEFAULT_BATCH_TOKENS, WorkerSettings, cpu_batches
+from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 
 
 @dataclass(frozen=True)
-class ParallelSettings:
-    """How a table is taken through a model.
+class TableRunner:
+    """Runs the tables of stages.
 
     Attributes:
-        workers: processes, batches, memory limits.
-        batch_memory: file of batch sizes that worked before; None remembers nothing.
-        work_folder: where arrays lie meanwhile; None is beside the results, or the system's temporary folder.
+        runner: runs the distinct rows.
+        folder: folder of the collection's row stores, one store per model. None keeps nothing after a run.
+        shard_tokens: tokens that are run before their rows are stored: a killed run loses at most this much. None runs
+            all rows at once.
     """
 
-    workers: WorkerSettings = field(default_factory=WorkerSettings)
-    batch_memory: Path | None = None
-    work_folder: Path | None = None
+    runner: Runner
+    folder: Path | None = None
+    shard_tokens: int | None = None
 
-
-def run_parallel(
-    table: TokenTable,
-    factory: ForwardFactory,
-    lease: Lease,
-    settings: ParallelSettings,
-    events: EventSink,
-    output_folder: Path | None = None,
-) -> TableResult:
-    """Run every row of ``table`` through the model on all devices of the lease.
-
-    The same rows in the same batches give the same bits, whatever device of one kind runs them and in what order they
-    end. Other batches (another device size, a failure on the way) pad rows differently, which changes fp32 results by
-    rounding: by less than 1e-5 per component of a unit vector, 1e-4 of a sparse weight or a logit of size 10.
-
-    Args:
-        table: ``n`` rows.
-        factory: the model; every worker loads it.
-        lease: devices that are ours.
-        settings: how to run.
-        events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
-        output_folder: outputs become memory-mapped ``<output>.npy`` files in it, when all rows are done; None returns
-            them in memory.
-
-    Raises:
-        ModelUnavailableError: if the model cannot be loaded.
-        DeviceOutOfMemoryError: if its weights fit on no device.
-        DeviceError: if other programs keep the memory of every device.
-        StageError: if no worker is left.
-    """
-    started = time.perf_counter()
-    distinct = DistinctRows.of(table)
-    rows, failed = distinct.rows, dict(distinct.empty)
-    with work_folder(settings.work_folder or output_folder) as folder:
-        outputs = create_outputs(folder, factory.outputs, len(table))
-        job = _Job(table, outputs, lease, folder, settings, events)
-        done = job.run(factory, rows) if len(rows) else PassResult()
-        failed |= done.failed
-        failed |= job.redo_in_fp32(factory, done.not_finite)
-        for values in outputs.values():
-            values[sorted(failed)] = 0
-        distinct.spread(outputs)
-        taken = take_outputs(folder, list(outputs), output_folder)
-    return TableResult(
-        outputs=taken,
-        failed_rows=distinct.spread_failures(failed),
-        seconds=time.perf_counter() - started,
-        tokens=int(table.lengths[rows].sum()),
-        peak_bytes=done.peak_bytes,
-        precision_redone=len(done.not_finite),
-        distinct_rows=len(distinct.first),
-        device=used_devices(lease.devices) if len(rows) else UsedDevices(),
-        precision=done.precision,
-        largest_batch=done.largest_batch,
-    )
-
-
-@dataclass(frozen=True)
-class ParallelRunner:
-    """``run_parallel`` in the shape that stages call."""
-
-    settings: ParallelSettings
+    @property
+    def loads_here(self) -> bool:
+        """Whether models are loaded in this process, so that they can stay loaded between runs."""
+        return self.runner.loads_here
 
     def __call__(
         self,
@@ -121,70 +53,56 @@ class ParallelRunner:
         *,
         lease: Lease,
         events: EventSink,
-        folder: Path | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> TableResult:
-        """Run every row; see ``run_parallel``."""
-        return run_parallel(table, factory, lease, self.settings, events, folder)
+        """Return the outputs of every row.
+
+        The shards do not depend on how many rows are stored already. On a CPU, a run that goes on after a kill gives
+        the same bytes as a run that was never killed.
+
+        Args:
+            table: ``n`` rows.
+            factory: the model.
+            lease: devices that are ours.
+            events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
+            rows: ``[n] int64``, the rows' numbers in the stage's table if this is a part of it; events use them.
+
+        Raises:
+            EnsembleError: as ``Runner`` says.
+            DeviceOutOfMemoryError: if the weights fit on no device.
+        """
+        started = time.perf_counter()
+        events = events if rows is None else PartEvents(events, rows)
+        distinct = DistinctRows.from_table(table, secret_of(self.folder) if self.folder is not None else b"")
+        store_folder = self.folder / store_name(factory, lease) if self.folder is not None else None
+        with open_store(store_folder, factory.outputs) as store:
+            stored = store.find(distinct.keys[distinct.first]).stored
+            missing = np.sort(distinct.first[~stored])
+            empty = table.lengths[missing] == 0
+            failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
+            missing = missing[~empty]
+            parts = []
+            whole = [missing] if len(missing) else []
+            for shard in shards(table.lengths, missing, self.shard_tokens) if self.shard_tokens else whole:
+                shard_table = table if len(shard) == len(table) and not self.shard_tokens else take_rows(table, shard)
+                part = self.runner(shard_table, factory, lease=lease, events=PartEvents(events, shard))
+                good = np.setdiff1d(np.arange(len(shard)), list(part.failed_rows))
+                outputs = {name: values[good] for name, values in part.outputs.items()}
+                store.add(distinct.keys[shard[good]], outputs, part.precision)
+                failed |= {int(shard[row]): reason for row, reason in part.failed_rows.items()}
+                parts.append(replace(part, outputs={}))  # the store has them
+            places = store.find(distinct.keys)
+            return replace(
+                merge_results(parts),
+                outputs=store.read(places),
+                failed_rows=distinct.spread(failed),
+                seconds=time.perf_counter() - started,
+                distinct_rows=len(distinct.first),
+                precision=store.precision(places),
+                reused_rows=int(stored[distinct.group].sum()),
+            )
 
 
-def in_process_runner(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> ParallelRunner:
-    """Computes in this process, on the lease's first device, which must be a CPU; remembers nothing."""
-    return ParallelRunner(ParallelSettings(WorkerSettings(cpu_batches(batch_tokens), workers_per_device=0)))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One table on one lease."""
-
-    table: TokenTable
-    outputs: Outputs
-    lease: Lease
-    folder: Path
-    settings: ParallelSettings
-    events: EventSink
-
-    def run(self, factory: ForwardFactory, rows: NDArray[np.int64]) -> PassResult:
-        """Take rows through one model; batch sizes are recalled before and kept afterwards."""
-        known = BatchMemory(self.settings.batch_memory)
-        kind = "+".join(sorted({device.kind for device in self.lease.devices}))
-        with self._pool(factory) as pool:
-            result = pool.run(self.table.lengths, rows, known.recall(factory.identity, kind))
-        known.keep(factory.identity, kind, result.sizes)
-        return result
-
-    def redo_in_fp32(self, factory: ForwardFactory, rows: list[int]) -> dict[int, str]:
-        """Compute rows that were not finite again in fp32; the rows that failed for good."""
-        if not rows:
-            return {}
-        self.events.emit("mitigation.precision", rows=len(rows), precision="fp32")
-        if not isinstance(factory, HasFullPrecision):
-            return dict.fromkeys(rows, NOT_FINITE)
-        try:
-            again = self.run(factory.full_precision(), np.array(sorted(rows), np.int64))
-        except (ModelUnavailableError, DeviceOutOfMemoryError):
-            return dict.fromkeys(rows, NOT_FINITE)
-        return dict.fromkeys(again.not_finite, NOT_FINITE) | again.failed
-
-    def _pool(self, factory: ForwardFactory) -> WorkerPool | InProcess:
-        workers = self.settings.workers
-        if workers.workers_per_device == 0:
-            return InProcess(self.lease.devices[0], factory, self.table, self.outputs, workers, self.events)
-        if not (self.folder / "table-ids.npy").exists():
-            save_table(self.folder, self.table)
-        return WorkerPool(self.lease, factory, self.folder, workers, self.events)
-
-
-class Runner(Protocol):
-    """Anything that takes a token table through a model on leased devices."""
-
-    def __call__(
-        self,
-        table: TokenTable,
-        factory: ForwardFactory,
-        *,
-        lease: Lease,
-        events: EventSink,
-        folder: Path | None = None,
-    ) -> TableResult:
-        """Run every row; see ``parallel.run_parallel``."""
-        ...
+def in_process_runner(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> TableRunner:
+    """Make a runner that computes in this process, on the lease's first device, a CPU, and stores nothing."""
+    return TableRunner(LocalRunner(WorkerSettings(cpu_batches(batch_tokens), workers_per_device=0)))

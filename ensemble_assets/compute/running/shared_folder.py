@@ -1,7 +1,6 @@
-"""The folder through which parent and workers share arrays: token table in, outputs out, all memory-mapped.
+"""Share arrays between a parent and its workers: token table in, outputs out, memory-mapped from one folder.
 
-The folder is locked while its run lives, so that what a killed run left behind is recognised and removed by the next.
-Results take their final names only when all rows are done.
+The folder is locked while its run lives. So the next run recognises the folder of a killed run and removes it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _TABLE = ("ids", "offsets", "truncated", "second_from")
 
 @contextmanager
 def work_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder below ``parent`` (the system's temporary folder if None), removed when the block ends.
+    """Make a folder below ``parent`` (None: the system's temporary folder), and remove it when the block ends.
 
     Folders that killed runs left beside it are removed first.
     """
@@ -43,10 +42,10 @@ def work_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock."""
+    """Make a folder; returns it and the descriptor that holds its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        with suppress(FileNotFoundError):  # another run swept it before it was locked
+        with suppress(FileNotFoundError):  # another run removed it before it was locked
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
@@ -55,7 +54,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
 
 
 def sweep(parent: Path) -> int:
-    """Remove work folders of this user whose run is gone; how many."""
+    """Remove work folders of this user whose run is gone; returns how many."""
     removed = 0
     for folder in parent.glob(f"{_PREFIX}*"):
         with suppress(OSError):
@@ -86,7 +85,7 @@ def load_table(folder: Path) -> TokenTable:
 
 
 def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], rows: int) -> dict[str, NDArray[Any]]:
-    """Zeroed ``[rows, *shape]`` arrays that every process can map."""
+    """Make zeroed ``[rows, *shape]`` arrays that every process can map."""
     return {
         name: np.lib.format.open_memmap(
             _output(folder, name), mode="w+", dtype=np.dtype(spec.dtype), shape=(rows, *spec.shape)
@@ -95,21 +94,14 @@ def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], rows: int) -
     }
 
 
-def open_outputs(folder: Path, names: Iterator[str] | list[str]) -> dict[str, NDArray[Any]]:
+def open_outputs(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     """Map the arrays for writing rows."""
     return {name: np.load(_output(folder, name), mmap_mode="r+") for name in names}
 
 
-def take_outputs(folder: Path, names: list[str], into: Path | None) -> dict[str, NDArray[Any]]:
-    """The finished arrays: in memory, or as ``<into>/<name>.npy``, each synced to disk before it takes that name."""
-    if into is None:
-        return {name: np.load(_output(folder, name)) for name in names}
-    into.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        with _output(folder, name).open("rb+") as file:
-            os.fsync(file.fileno())
-        _output(folder, name).replace(into / f"{name}.npy")
-    return {name: np.load(into / f"{name}.npy", mmap_mode="r+") for name in names}
+def load_outputs(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
+    """Read the arrays into memory."""
+    return {name: np.load(_output(folder, name)) for name in names}
 
 
 def _output(folder: Path, name: str) -> Path:

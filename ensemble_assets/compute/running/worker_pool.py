@@ -1,49 +1,125 @@
-"""Data parallelism inside a stage: one worker process per leased device, batches pulled from one queue.
+"""Run rows through a model in worker processes: one per leased device, batches pulled from one queue.
 
-The parent holds no model and no device memory. It plans (``controller``, ``dispatch``), the workers compute
-(``worker_process``), results land by row number in arrays that all of them map (``work_folder``).
+The parent holds no model and no device memory. It plans batches, workers compute them, and results land by row number
+in arrays that all of them map.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from ensemble_assets.common.errors import DeviceError
+from ensemble_assets.common.errors import DeviceError, EnsembleError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, Finished
-from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, NO_ANSWER, WORKER_LOST, Dispatcher, Run, Stop
-from ensemble_assets.compute.batching.planner import BatchController
-from ensemble_assets.compute.batching.size_limits import SizeMemory
+from ensemble_assets.compute.batching.dispatcher import (
+    DEVICE_FAILED,
+    NO_ANSWER,
+    WORKER_LOST,
+    Action,
+    Dispatcher,
+    Run,
+    Stop,
+)
+from ensemble_assets.compute.batching.planner import BatchPlanner
+from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.worker_handle import WorkerHandle
-from ensemble_assets.compute.running.worker_process import Failed, Farewell, Look, Measured, Order, Ready
+from ensemble_assets.compute.running.shared_folder import create_outputs, load_outputs, save_table, work_folder
+from ensemble_assets.compute.running.worker_process import (
+    Failed,
+    Farewell,
+    Leave,
+    Measured,
+    MeasureMemory,
+    Order,
+    Ready,
+)
 from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 _FAREWELL_SECONDS = 5.0
+"""Time for a worker to report its peak, and to die: both take milliseconds unless a driver hangs."""
+
+_BOOTSTRAP = (
+    "import json, os, sys; sys.path[:] = json.loads(sys.argv[1]); os.environ.update(json.loads(sys.argv[2])); "
+    "from ensemble_assets.compute.running.worker_process import main; main(int(sys.argv[3]), int(sys.argv[4]))"
+)
+"""The worker's program. Compute libraries read the device's variables when they are imported, so they are set first."""
+
+
+def run_in_workers(
+    table: TokenTable,
+    rows: NDArray[np.int64],
+    factory: ForwardFactory,
+    lease: Lease,
+    *,
+    settings: WorkerSettings,
+    events: EventSink,
+    sizes: KnownSizes | None = None,
+) -> PassResult:
+    """Run some rows of a table on all devices of the lease.
+
+    Args:
+        table: ``n`` rows.
+        rows: ``[m] int64``, the rows to run.
+        factory: the model; every worker loads it.
+        lease: devices that are ours; workers hold its locks too.
+        settings: how to run.
+        events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
+        sizes: batch sizes that earlier runs learned.
+
+    Raises:
+        ModelUnavailableError: if the model cannot be loaded.
+        DeviceOutOfMemoryError: if its weights fit on no device.
+        DeviceError: if other programs keep the memory of every device.
+        StageError: if no worker is left.
+    """
+    planner = BatchPlanner(table.lengths, rows, settings.batches, events, sizes)
+    with work_folder(settings.work_folder) as folder:
+        save_table(folder, table)
+        create_outputs(folder, factory.outputs, len(table))
+        pool = WorkerPool(lease, factory, folder, settings, events)
+        pool.run(planner)
+        outputs = load_outputs(folder, list(factory.outputs))
+    return PassResult(
+        outputs, planner.failed, tuple(pool.not_finite), pool.peak_bytes, pool.precision, planner.sizes.learned(),
+        pool.largest_batch,
+    )  # fmt: skip
 
 
 class WorkerPool:
-    """The workers of one lease, started together and gone when the ``with`` block ends, whatever happens.
+    """The workers of one lease, started together and gone when ``run`` ends, whatever happens.
 
     Args:
-        lease: its devices get the workers, which hold its locks too.
-        factory: what to load.
+        lease: its devices get the workers.
+        factory: what they load.
         folder: a work folder with table and outputs in it.
         settings: how to run.
         events: where everything that happens is reported.
+
+    Attributes:
+        not_finite: rows with a NaN or an infinity.
+        peak_bytes: most memory in use on any of the devices, all processes counted.
+        precision: what the model computed in.
+        largest_batch: rows of the largest batch that worked.
     """
 
     def __init__(
@@ -57,81 +133,65 @@ class WorkerPool:
         self._workers: dict[str, WorkerHandle] = {}
         self._peaks: dict[str, list[int]] = {}
         self._does_not_fit: DeviceOutOfMemoryError | None = None
-        self._started = time.monotonic()
-        self.result = PassResult()
+        self._loading_ends = 0.0
+        self.not_finite: list[int] = []
+        self.peak_bytes = 0
+        self.precision = "none"
+        self.largest_batch = 0
 
-    def __enter__(self) -> WorkerPool:
-        try:
-            for device in self._lease.devices:
-                ceiling = self._settings.ceiling.within(device.total_bytes).shared_by(self._settings.workers_per_device)
-                for index in range(self._settings.workers_per_device):
-                    name = device.uuid if self._settings.workers_per_device == 1 else f"{device.uuid}#{index}"
-                    self._start(name, _with_its_share(device, self._settings.workers_per_device), ceiling)
-        except BaseException:
-            self._end_all()
-            raise
-        return self
+    def run(self, planner: BatchPlanner) -> None:
+        """Start the workers, run all batches, end the workers.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+        Raises:
+            EnsembleError: as ``run_in_workers`` says.
+            DeviceOutOfMemoryError: if the model's weights fit on no device.
+        """
         try:
-            if kind is None:
-                self._part()
+            self._start_all()
+            dispatcher = Dispatcher(planner, list(self._workers), self._events, self._settings.patience)
+            try:
+                for action in dispatcher.actions(time.monotonic, lambda wakeup: self._listen(dispatcher, wakeup)):
+                    self._act(action)
+            except EnsembleError:
+                if self._does_not_fit is not None and dispatcher.failure() is not None:
+                    raise self._does_not_fit from None  # says more than that no worker is left
+                raise
+            self.largest_batch = dispatcher.largest_batch
+            self._say_goodbye()
         finally:
             self._end_all()
 
-    def run(self, lengths: NDArray[np.int64], rows: NDArray[np.int64], memory: SizeMemory | None = None) -> PassResult:
-        """Take every row through the model.
-
-        Args:
-            lengths: ``[n] int64`` tokens per row of the table.
-            rows: ``[m] int64`` the rows to do.
-            memory: what earlier runs learned about batch sizes.
-
-        Raises:
-            ModelUnavailableError: if the model cannot be loaded.
-            DeviceOutOfMemoryError: if its weights fit on no device.
-            DeviceError: if other programs keep the memory of every device.
-            StageError: if no worker is left.
-        """
-        controller = BatchController(lengths, rows, self._settings.controller, self._events, memory)
-        dispatcher = Dispatcher(controller, list(self._workers), self._events, self._settings.patience)
-        while not dispatcher.finished:
-            self._act(dispatcher)
-            failure = dispatcher.failure()
-            if failure is not None:
-                raise self._does_not_fit or failure
-            self._listen(dispatcher)
-        self.result.failed = controller.failed
-        self.result.sizes = controller.sizes.memory()
-        self.result.largest_batch = dispatcher.largest_batch
-        return self.result
+    def _start_all(self) -> None:
+        per_device = self._settings.workers_per_device
+        self._loading_ends = time.monotonic() + self._settings.load_seconds
+        for device in self._lease.devices:
+            ceiling = self._settings.ceiling.within(device.total_bytes).shared_by(per_device)
+            for index in range(per_device):
+                name = device.uuid if per_device == 1 else f"{device.uuid}#{index}"
+                self._start(name, _with_its_share(device, per_device), ceiling)
 
     def _start(self, name: str, device: Device, ceiling: Ceiling) -> None:
         order = Order(device, self._factory, self._folder, ceiling, self._settings.sampler_seconds)
         self._workers[name] = WorkerHandle(name, order, self._lease.descriptors)
         self._events.emit("worker.started", device=name, pid=self._workers[name].pid)
 
-    def _act(self, dispatcher: Dispatcher) -> None:
-        for action in dispatcher.decide(time.monotonic()):
-            worker = self._workers[action.device]
-            if isinstance(action, Run):
-                worker.send(action.assignment)
-            elif isinstance(action, Stop):
-                self._end(worker)
-            else:
-                worker.send(Look())
+    def _act(self, action: Action) -> None:
+        worker = self._workers[action.device]
+        if isinstance(action, Run):
+            worker.send(action.assignment)
+        elif isinstance(action, Stop):
+            self._end(worker)
+        else:
+            worker.send(MeasureMemory())
 
-    def _listen(self, dispatcher: Dispatcher) -> None:
-        """Wait for the next message, or until something must be decided, and pass on what came."""
-        loading_ends = self._started + self._settings.load_seconds if dispatcher.expected else None
-        times = [at for at in (dispatcher.wakeup(), loading_ends) if at is not None]
+    def _listen(self, dispatcher: Dispatcher, wakeup: float | None) -> None:
+        """Wait for messages of workers, at most until ``wakeup`` or the end of the loading time, and handle them."""
+        times = [at for at in (wakeup, self._loading_ends if dispatcher.expected else None) if at is not None]
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
         by_connection = {worker.connection: worker for worker in self._workers.values()}
         for connection in wait(list(by_connection), timeout):
             self._hear(by_connection[connection], dispatcher)  # type: ignore[index]
-        if dispatcher.expected and time.monotonic() >= self._started + self._settings.load_seconds:
+        if dispatcher.expected and time.monotonic() >= self._loading_ends:
             for name in sorted(dispatcher.expected):
                 detail = f"its model was not loaded after {self._settings.load_seconds:.0f} s"
                 self._lose(self._workers[name], dispatcher, NO_ANSWER, detail)
@@ -147,7 +207,7 @@ class WorkerPool:
             case Ready():
                 self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
                                   reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
-                self.result.precision = message.precision
+                self.precision = message.precision
                 dispatcher.joined(worker.name, message.base_bytes, message.headroom)
             case Measured():
                 dispatcher.measured(worker.name, message.headroom)
@@ -156,10 +216,11 @@ class WorkerPool:
             case _:
                 dispatcher.outcome(worker.name, message)
                 if isinstance(message, Finished):
-                    self.result.take(message)
+                    self.not_finite += message.not_finite
+                    self.peak_bytes = max(self.peak_bytes, message.headroom.used)
 
     def _fail(self, worker: WorkerHandle, dispatcher: Dispatcher, message: Failed) -> None:
-        """What is wrong with the device costs the device; what is wrong with the model ends the stage."""
+        """Give up the device if the device failed; end the stage if the model did."""
         match message.cause:
             case DeviceOutOfMemoryError():
                 self._does_not_fit = message.cause
@@ -187,8 +248,8 @@ class WorkerPool:
         for worker in list(self._workers.values()):
             self._end(worker)
 
-    def _part(self) -> None:
-        """Ask all to leave, and take their last words; who does not answer is ended all the same."""
+    def _say_goodbye(self) -> None:
+        """Ask all workers to leave and record the peaks they report. A worker without an answer is ended anyway."""
         for worker in self._workers.values():
             worker.leave()
         deadline = time.monotonic() + _FAREWELL_SECONDS
@@ -200,21 +261,80 @@ class WorkerPool:
             except (EOFError, OSError):
                 continue
             if isinstance(message, Farewell):
-                self._keep(worker.name, message)
+                self._record_peak(worker.name, message)
 
-    def _keep(self, device: str, message: Farewell) -> None:
-        of_device = self._peaks.setdefault(device.partition("#")[0], [])
-        of_device.append(message.peak_used)
+    def _record_peak(self, device: str, message: Farewell) -> None:
+        peaks = self._peaks.setdefault(device.partition("#")[0], [])
+        peaks.append(message.peak_used)
         on_host = all(leased.torch_device == "cpu" for leased in self._lease.devices)
-        # on a GPU every worker sees the memory of all, on a host only its own
-        self.result.peak_bytes = max(self.result.peak_bytes, sum(of_device) if on_host else message.peak_used)
+        # On a GPU every worker sees the memory of all processes, on a host only its own.
+        self.peak_bytes = max(self.peak_bytes, sum(peaks) if on_host else message.peak_used)
         self._events.emit("device.peak", device=device, used_bytes=message.peak_used)
         for at, used in message.timeline:
             self._events.emit("device.memory", device=device, sampled_at=at, used_bytes=used)
 
 
+class WorkerHandle:
+    """One worker process, as its parent sees it.
+
+    It is a fresh interpreter, since threads and a CUDA context do not survive a fork. It inherits the environment, the
+    lock files of the lease and this connection.
+
+    Args:
+        name: its name in messages and events.
+        order: the device, the model and the arrays.
+        descriptors: open lock files that it must hold.
+    """
+
+    def __init__(self, name: str, order: Order, descriptors: Sequence[int]) -> None:
+        self.name = name
+        variables, parent = json.dumps(dict(order.device.environment())), str(os.getpid())
+        mine, theirs = Pipe()
+        self.connection: Connection[Any, Any] = mine
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  # this interpreter and this package
+                [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), variables, str(theirs.fileno()), parent],
+                pass_fds=(theirs.fileno(), *descriptors),
+                stdin=subprocess.DEVNULL,
+            )
+        with suppress(BrokenPipeError):  # it died at once, and the next read finds that out
+            self.connection.send(order)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, message: object) -> None:
+        """Send a message. A worker that is gone is noticed when its answer is read."""
+        with suppress(OSError):
+            self.connection.send(message)
+
+    def leave(self) -> None:
+        """Ask the worker to end."""
+        self.send(Leave())
+
+    def kill(self) -> None:
+        """Have the kernel end the process, without waiting for its end."""
+        self.connection.close()
+        self._process.kill()
+
+    def end(self, seconds: float = 10.0) -> bool:
+        """Kill the process and wait for its end; whether it is gone."""
+        self.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
+
+    def wait(self, seconds: float) -> int | None:
+        """Wait for the process to end: its exit status, or None if it still runs after ``seconds``."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode
+
+
 def _with_its_share(device: Device, workers: int) -> Device:
-    """A CPU whose cores several workers share, unless the number of threads was set; any other device as it is."""
+    """Give a CPU worker its share of the cores, unless the number of threads was set; leave other devices."""
     if workers < 2 or not isinstance(device, CpuDevice) or device.threads:
         return device
     return replace(device, threads=max(1, len(psutil.Process().cpu_affinity() or [0]) // workers))

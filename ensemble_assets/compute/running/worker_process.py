@@ -1,7 +1,7 @@
-"""The program of a worker process: one device, one model, batches by request until its parent is done with it.
+"""Serve batches in a worker process: one device, one model, one parent at the other end of a connection.
 
-It is started by ``worker_handle`` and speaks with it over one connection. It dies with its parent, it never prints, and
-what it says about an error is a class name and a place in the code, since messages may quote the input.
+A worker dies with its parent and never prints. About an error it reports the class name and a place in the code, since
+messages may quote the input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
-from ensemble_assets.compute.backends.forward import ForwardFactory, HasRelease
+from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
@@ -27,15 +27,16 @@ from ensemble_assets.compute.running.run_batch import BatchRunner
 from ensemble_assets.compute.running.shared_folder import load_table, open_outputs
 
 _PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is started for.
+    """The work of one worker.
 
     Attributes:
         device: where to compute.
-        factory: what to load.
+        factory: the model to load.
         folder: where table and outputs are.
         ceiling: this worker's memory limits.
         sampler_seconds: period of the memory sampler.
@@ -53,10 +54,10 @@ class Ready:
     """The model is loaded.
 
     Attributes:
-        base_bytes: what the loaded model takes of the allocator.
-        reserve_bytes: what opening the device took outside of it (context, libraries).
+        base_bytes: allocator bytes of the loaded model.
+        reserve_bytes: bytes outside of the allocator that opening the device took (context, libraries).
         headroom: memory left on the device.
-        precision: what the model computes in.
+        precision: number format that the model computes in.
     """
 
     base_bytes: int
@@ -67,14 +68,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Measured:
-    """Answer to a request to measure."""
+    """Answer to ``MeasureMemory``."""
 
     headroom: Headroom
 
 
 @dataclass(frozen=True)
 class Farewell:
-    """Last words: the device's peak, all processes counted, and its memory over time as (epoch seconds, bytes)."""
+    """Answer to ``Leave``: the device's peak, all processes counted, and its memory as (epoch seconds, bytes)."""
 
     peak_used: int
     timeline: tuple[tuple[float, int], ...]
@@ -96,7 +97,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Look:
+class MeasureMemory:
     """Request to measure memory."""
 
 
@@ -106,16 +107,21 @@ class Leave:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve the parent at the other end of ``descriptor``."""
+    """Serve the parent at the other end of a connection.
+
+    Args:
+        descriptor: open file descriptor of the connection.
+        parent: the parent's process id.
+    """
     die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the whole process group; the parent decides
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         _serve(connection)
-    except BaseException as error:  # noqa: BLE001  # the last frame of this process: told to the parent, not printed
-        _tell(connection, error)
+    except BaseException as error:  # noqa: BLE001  # the last frame of this process; the parent reports it
+        _report(connection, error)
         os._exit(1)
-    os._exit(0)  # compute libraries' exit handlers can hang, and there is nothing left to save
+    os._exit(0)  # exit handlers of compute libraries can hang, and nothing is left to save
 
 
 def die_with(parent: int) -> None:
@@ -123,7 +129,7 @@ def die_with(parent: int) -> None:
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it had already gone
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 
@@ -141,15 +147,14 @@ def _serve(connection: Connection[Any, Any]) -> None:
         runner = BatchRunner(
             session, guard, forward, load_table(order.folder), open_outputs(order.folder, list(order.factory.outputs))
         )
-        connection.send(Ready(base, reserve, guard.tick(), getattr(forward, "precision", "fp32")))
+        connection.send(Ready(base, reserve, guard.tick(), forward.precision))
         while not isinstance(request := _receive(connection), Leave):
             if isinstance(request, Assignment):
                 connection.send(runner.run(request.number, request.batch))
             else:
                 connection.send(Measured(guard.tick()))
         del runner
-        if isinstance(forward, HasRelease):
-            forward.release()
+        order.factory.unload(forward)
         session.release_cache()  # the next lease waits for this memory
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
 
@@ -157,12 +162,12 @@ def _serve(connection: Connection[Any, Any]) -> None:
 def _receive(connection: Connection[Any, Any]) -> Any:
     try:
         return connection.recv()
-    except (EOFError, ConnectionError):  # the parent has gone, and nobody is left to tell
+    except (EOFError, ConnectionError):  # the parent is gone
         os._exit(0)
 
 
-def _tell(connection: Connection[Any, Any], error: BaseException) -> None:
-    """The last message; if even that cannot be sent, the parent sees the connection end."""
+def _report(connection: Connection[Any, Any], error: BaseException) -> None:
+    """Send the error as the last message. If that fails, the parent sees the connection end."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     with suppress(OSError):
@@ -170,7 +175,7 @@ def _tell(connection: Connection[Any, Any], error: BaseException) -> None:
 
 
 def _safe_cause(error: BaseException) -> BaseException | None:
-    """The error where its message may be shown and it survives the way to the parent."""
+    """Return the error itself if its message may be shown and it can be unpickled, else None."""
     if not isinstance(error, EnsembleError | DeviceOutOfMemoryError):
         return None
     error.__traceback__ = error.__cause__ = error.__context__ = None

@@ -20,6 +20,7 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
+from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_config import complete_spec
@@ -125,7 +126,8 @@ def _encode_one(
     work = encoder_input(chunks, queries, spec, load_vocabulary(files), context.tokens)
     factory = make_factory(spec, files, context.runtime)
     try:
-        result = context.run("dense", spec, work.table, factory)
+        with hold(context, "dense", spec, factory) as model:
+            result = model.run(work.table)
     except DeviceOutOfMemoryError:
         raise MemoryBudgetError(
             f"dense: the weights of {spec.slug} do not fit into the memory they may use. "

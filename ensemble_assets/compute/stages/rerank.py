@@ -21,8 +21,9 @@ from ensemble_assets.artefacts.stage_record import RerankRecord, StageRecord, St
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
+from ensemble_assets.compute.batching.table_result import merge_results
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.stages.held_model import hold, merge_results
+from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.stages.rerank_depth import (
     NO_LIMIT,
     Allowance,

@@ -142,7 +142,7 @@ class SliceResults:
 def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResults:
     """Score slice after slice, each holding some ranks of all queries, as deep as the governor says."""
     allowance, requested = limit.allowance, int(work.ranks.max())
-    events = held.context.events
+    events = held.events
     # a worker process loads the model for every slice: that costs more than a too long slice, so make only two
     growth = float("inf") if held.reloads else GROWTH
     governor = Governor(allowance, requested, work.tokens_to(requested), limit.started, growth, limit.clock)
@@ -159,7 +159,7 @@ def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResu
         chosen = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
         table = work.table(chosen)
         begun = limit.clock()
-        result = held.run(table, f"ranks-{governor.reached + 1}-{depth}", chosen)
+        result = held.run(table, rows=chosen)
         governor.record_slice(depth, limit.clock() - begun, result.tokens)
         slices.logits[chosen] = result.outputs["logit"]
         slices.failed |= {int(chosen[row]): reason for row, reason in result.failed_rows.items()}

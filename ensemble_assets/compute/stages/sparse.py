@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,9 +28,9 @@ from ensemble_assets.compute.backends.sparse_output import (
     positive_entries,
 )
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
-from ensemble_assets.compute.running.part_events import PartEvents
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_input
+from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.stages.sparse_fallback import (
     LIVE,
     STAND_IN,
@@ -215,7 +216,8 @@ def _run_model(
     work = encoder_input(chunks, queries, spec, vocabulary, context.tokens)
     table, windows = work.table, work.windows
     factory = make_factory(spec, files, context.runtime, top_k)
-    result = context.run("sparse", spec, table, factory)
+    with hold(context, "sparse", spec, factory) as model:
+        result = model.run(table)
     failed = dict(result.failed_rows)
     if len(table) and len(failed) == len(table):
         raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
@@ -250,16 +252,17 @@ def _unpruned(
     """
     full: dict[int, SparseRow] = {}
     step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
-    for start in range(0, len(pruned_queries), step):
-        some = pruned_queries[start : start + step]
-        rows = n_windows + some
-        part = replace(context, events=PartEvents(context.events, rows))
-        try:
-            again = part.run("sparse", spec, take_rows(table, rows), factory, part="queries")
-        except (EnsembleError, DeviceOutOfMemoryError):
-            break
-        weights = again.outputs["weight"]
-        full |= {int(row): positive_entries(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
+    if not len(pruned_queries):
+        return full
+    with suppress(EnsembleError, DeviceOutOfMemoryError), hold(context, "sparse", spec, factory) as model:
+        for start in range(0, len(pruned_queries), step):
+            some = pruned_queries[start : start + step]
+            rows = n_windows + some
+            again = model.run(take_rows(table, rows), rows=rows)
+            weights = again.outputs["weight"]
+            full |= {
+                int(row): positive_entries(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows
+            }
     return full
 
 

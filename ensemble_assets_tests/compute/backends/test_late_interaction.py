@@ -34,6 +34,7 @@ from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
 from ensemble_assets_tests.compute.running.doubles import BARE, IDS, ROBERTA, model_folder, run_here, table_of
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 RUNTIME = Runtime("fp32", threads=1)
 OPEN, CLOSE = IDS["[CLS]"], IDS["[SEP]"]
@@ -118,7 +119,7 @@ def test_a_pair_is_taken_apart_into_two_texts_with_their_special_tokens():
 
 
 @dataclass
-class CountingEncoder:
+class CountingEncoder(PlainFactory):
     """States from a table of vectors; remembers what it was given."""
 
     given: list[bytes] = field(default_factory=list)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from ensemble_assets.compute.backends.forward import HasWidth
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.running.loaded_once import loaded_once
-from ensemble_assets.compute.running.worker_settings import cpu_batches, for_width
+from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
 from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory, model_folder, run_here, table_of
@@ -25,13 +24,13 @@ class OfWidth(DoubleFactory):
 
 @pytest.mark.parametrize(("width", "tokens"), [(0, 4096), (768, 4096), (384, 4096), (192, 8192), (128, 12288)])
 def test_narrow_models_get_larger_batches(width: int, tokens: int) -> None:
-    sizes = for_width(cpu_batches(4096), width).sizes
+    sizes = widen_batches(cpu_batches(4096), width).sizes
     assert (sizes.initial_tokens, sizes.max_tokens) == (tokens, tokens)
 
 
 def test_batches_by_memory_are_left_as_they_are() -> None:
-    by_memory = ControllerSettings()
-    assert for_width(by_memory, 128) is by_memory
+    by_memory = PlannerSettings()
+    assert widen_batches(by_memory, 128) is by_memory
 
 
 @pytest.mark.parametrize(("width", "largest"), [(0, 64), (128, 192)])
@@ -54,5 +53,3 @@ def test_the_width_is_the_models_own_word(tmp_path) -> None:
     assert hidden_width(files) == 96
     (tmp_path / "m" / "config.json").write_text("{}")
     assert hidden_width(files) == 0
-    assert isinstance(OfWidth(VECTOR), HasWidth)
-    assert not isinstance(DoubleFactory(VECTOR), HasWidth)

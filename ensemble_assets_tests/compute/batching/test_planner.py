@@ -1,4 +1,4 @@
-"""The controller and the dispatcher: every row once, only what failed again, waiting that ends, plans that repeat."""
+"""The planner and the dispatcher: every row once, only what failed again, waiting that ends, plans that repeat."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ensemble_assets.common.errors import DeviceError, StageError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished
 from ensemble_assets.compute.batching.dispatcher import NO_ANSWER, WORKER_LOST, Dispatcher, Measure, Patience, Run, Stop
-from ensemble_assets.compute.batching.planner import Assignment, BatchController, ControllerSettings, Hold
-from ensemble_assets.compute.batching.size_limits import SizeMemory, SizeSettings
+from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold, PlannerSettings
+from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeSettings
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -25,22 +25,22 @@ ROOMY = Headroom(available=10_000_000_000, cap=11_000_000_000, others=0, used=50
 LENGTHS = np.random.default_rng(5).integers(1, 300, 500)
 
 
-def controller(
-    lengths: NDArray[np.int64] = LENGTHS, events: EventLog | None = None, memory: SizeMemory | None = None, **sizes: int
-) -> BatchController:
-    settings = ControllerSettings(SizeSettings(**sizes))  # type: ignore[arg-type]
+def planner(
+    lengths: NDArray[np.int64] = LENGTHS, events: EventLog | None = None, memory: KnownSizes | None = None, **sizes: int
+) -> BatchPlanner:
+    settings = PlannerSettings(SizeSettings(**sizes))  # type: ignore[arg-type]
     log = events if events is not None else EventLog()
-    return BatchController(lengths, np.arange(len(lengths)), settings, log, memory)
+    return BatchPlanner(lengths, np.arange(len(lengths)), settings, log, memory)
 
 
-def planned(source: BatchController, headroom: Headroom = ROOMY) -> Assignment:
+def planned(source: BatchPlanner, headroom: Headroom = ROOMY) -> Assignment:
     assignment = source.plan(headroom)
     assert isinstance(assignment, Assignment)
     return assignment
 
 
 def test_rows_go_longest_first_and_every_row_once() -> None:
-    plan, seen, longest = controller(), [], []
+    plan, seen, longest = planner(), [], []
     while not plan.done:
         assignment = planned(plan)
         seen += assignment.batch.rows.tolist()
@@ -53,13 +53,13 @@ def test_rows_go_longest_first_and_every_row_once() -> None:
 
 def test_only_some_rows_of_a_table_can_be_asked_for() -> None:
     rows = np.array([3, 5, 400])
-    plan = BatchController(LENGTHS, rows, ControllerSettings(), EventLog())
+    plan = BatchPlanner(LENGTHS, rows, PlannerSettings(), EventLog())
     assert sorted(planned(plan).batch.rows.tolist()) == [3, 5, 400]
 
 
 def test_out_of_memory_splits_that_batch_and_keeps_finished_rows() -> None:
     log = EventLog()
-    plan = controller(events=log, initial_tokens=2000)
+    plan = planner(events=log, initial_tokens=2000)
     first, second = planned(plan), planned(plan)
     plan.finished(second.number, 1_000_000_000)
     plan.out_of_memory(first.number, ROOMY)
@@ -75,7 +75,7 @@ def test_out_of_memory_splits_that_batch_and_keeps_finished_rows() -> None:
 
 def test_a_row_that_never_fits_fails_after_a_second_try_and_the_rest_goes_on() -> None:
     log = EventLog()
-    plan = controller(np.array([5000, 10, 10]), events=log, initial_tokens=4096)
+    plan = planner(np.array([5000, 10, 10]), events=log, initial_tokens=4096)
     for _ in range(2):
         giant = planned(plan)
         assert giant.batch.rows.tolist() == [0]
@@ -90,7 +90,7 @@ def test_a_row_that_never_fits_fails_after_a_second_try_and_the_rest_goes_on() -
 
 
 def test_a_lost_devices_rows_are_handed_out_again() -> None:
-    plan = controller(initial_tokens=2000)
+    plan = planner(initial_tokens=2000)
     lost = planned(plan)
     plan.returned(lost.number)
     assert planned(plan).batch.rows.tolist() == lost.batch.rows.tolist()
@@ -98,7 +98,7 @@ def test_a_lost_devices_rows_are_handed_out_again() -> None:
 
 
 def test_a_model_error_fails_only_the_rows_to_blame() -> None:
-    plan = controller(initial_tokens=4096)
+    plan = planner(initial_tokens=4096)
     while not plan.done:
         assignment = planned(plan)
         if {17, 300} & set(assignment.batch.rows.tolist()):
@@ -110,7 +110,7 @@ def test_a_model_error_fails_only_the_rows_to_blame() -> None:
 
 def test_a_model_that_fails_on_everything_is_given_up_early() -> None:
     log = EventLog()
-    plan, attempts = controller(events=log, initial_tokens=4096), 0
+    plan, attempts = planner(events=log, initial_tokens=4096), 0
     while not plan.done:
         plan.model_failed(planned(plan).number, "RuntimeError")
         attempts += 1
@@ -121,7 +121,7 @@ def test_a_model_that_fails_on_everything_is_given_up_early() -> None:
 
 def test_long_rows_that_all_fail_do_not_condemn_the_short_ones() -> None:
     lengths = np.array([500] * 30 + [10] * 30)
-    plan = controller(lengths)
+    plan = planner(lengths)
     while not plan.done:
         assignment = planned(plan)
         if assignment.batch.longest == 500:
@@ -132,7 +132,7 @@ def test_long_rows_that_all_fail_do_not_condemn_the_short_ones() -> None:
 
 
 def traced(devices: int, needs: MemoryNeeds | None = None, lookahead: int = 4) -> SimulationReport:
-    settings = WorkerSettings(ControllerSettings(lookahead=lookahead))
+    settings = WorkerSettings(PlannerSettings(lookahead=lookahead))
     lengths = np.random.default_rng(1).integers(5, 400, 4000)
     hosts = [SimulatedDevice(f"SIM-{index}") for index in range(devices)]
     return simulate(lengths, SimulatedModel(needs or MemoryNeeds()), hosts, settings)
@@ -165,7 +165,7 @@ def test_a_second_run_that_remembers_starts_with_large_batches() -> None:
 
 
 def joined(events: EventLog, names: Sequence[str] = ("a", "b"), **patience: float) -> Dispatcher:
-    plan = controller(events=events, initial_tokens=2000)
+    plan = planner(events=events, initial_tokens=2000)
     dispatcher = Dispatcher(plan, names, events, Patience(**patience))
     for name in names:
         dispatcher.joined(name, 1_000_000_000, ROOMY)
@@ -190,7 +190,7 @@ def test_a_device_that_hangs_is_ended_and_its_batch_goes_to_another_at_once() ->
 
 def test_waiting_for_others_memory_is_bounded_and_ends_in_a_clear_error() -> None:
     log = EventLog()
-    plan = BatchController(np.array([400]), np.arange(1), ControllerSettings(), log)
+    plan = BatchPlanner(np.array([400]), np.arange(1), PlannerSettings(), log)
     dispatcher = Dispatcher(plan, ["a"], log, Patience(memory=5.0, measure=1.0))
     plan.sizes.model.observe(1000, 100, 5_000_000_000)
     taken = Headroom(available=100, cap=200, others=9_000_000_000, used=11_000_000_000)
@@ -207,7 +207,7 @@ def test_waiting_for_others_memory_is_bounded_and_ends_in_a_clear_error() -> Non
 
 def test_work_goes_on_when_others_give_memory_back() -> None:
     log = EventLog()
-    plan = BatchController(np.array([400]), np.arange(1), ControllerSettings(), log)
+    plan = BatchPlanner(np.array([400]), np.arange(1), PlannerSettings(), log)
     dispatcher = Dispatcher(plan, ["a"], log, Patience())
     plan.sizes.model.observe(1000, 100, 5_000_000_000)
     dispatcher.joined("a", 1_000_000_000, Headroom(100, 200, 9_000_000_000, 11_000_000_000))
@@ -233,13 +233,13 @@ def test_memory_that_others_took_during_a_batch_is_not_held_against_its_size() -
     dispatcher = joined(log, ["a"])
     (run,) = dispatcher.decide(0.0)
     assert isinstance(run, Run)
-    dispatcher.controller.sizes.model.observe(1000, 100, 2_000_000_000)
+    dispatcher.planner.sizes.model.observe(1000, 100, 2_000_000_000)
     dispatcher.outcome("a", Finished(run.assignment.number, 2_000_000_000, 1.0, ROOMY))
     (run,) = dispatcher.decide(1.0)
     assert isinstance(run, Run)
     squeezed = Headroom(available=10, cap=20, others=10_000_000_000, used=11_000_000_000)
     dispatcher.outcome("a", DidNotFit(run.assignment.number, squeezed, squeezed))
-    assert dispatcher.controller.sizes.memory().failures == ()
+    assert dispatcher.planner.sizes.learned().failures == ()
 
 
 def test_a_push_by_others_in_the_middle_backs_off_waits_and_finishes() -> None:

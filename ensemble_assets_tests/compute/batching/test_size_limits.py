@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.compute.batching.failed_sizes import FailedSizes, Failure
 from ensemble_assets.compute.batching.memory_model import Observation, PeakModel
-from ensemble_assets.compute.batching.size_limits import BatchSizes, SizeMemory, SizeSettings
+from ensemble_assets.compute.batching.size_limits import FailedSizes, Failure, KnownSizes, SizeLimits, SizeSettings
 from ensemble_assets.compute.tokens.token_tables import Batch
 
 PLENTY = 100_000_000_000
@@ -20,8 +19,8 @@ def batch(tokens: int, longest: int = 100) -> Batch:
     return Batch(np.arange(tokens // longest), longest)
 
 
-def sizes(total: int = TOTAL, memory: SizeMemory | None = None, **settings: object) -> BatchSizes:
-    return BatchSizes(SizeSettings(**settings), total, memory)  # type: ignore[arg-type]
+def sizes(total: int = TOTAL, memory: KnownSizes | None = None, **settings: object) -> SizeLimits:
+    return SizeLimits(SizeSettings(**settings), total, memory)  # type: ignore[arg-type]
 
 
 def peak(tokens: int) -> int:
@@ -37,13 +36,13 @@ def test_the_first_batches_are_small_and_probes_double() -> None:
 
 
 def test_a_batch_is_at_most_a_fortieth_of_all_work_unless_that_is_little() -> None:
-    seen = SizeMemory(worked_tokens=10**9, worked_square=10**12)
+    seen = KnownSizes(worked_tokens=10**9, worked_square=10**12)
     assert sizes(memory=seen).allowed_tokens(100, PLENTY, 0, probe=True) == TOTAL / 40
     assert sizes(total=1000, memory=seen).allowed_tokens(100, PLENTY, 0, probe=True) == 16384
 
 
 def test_memory_limits_a_batch_once_it_is_known() -> None:
-    known = sizes(memory=SizeMemory(worked_tokens=10**6, worked_square=10**9))
+    known = sizes(memory=KnownSizes(worked_tokens=10**6, worked_square=10**9))
     for tokens in (10_000, 20_000, 30_000, 40_000, 50_000, 60_000):
         known.worked(batch(tokens), peak(tokens))
     allowed = known.allowed_tokens(100, 3_000_000_000, 0, probe=True)
@@ -52,12 +51,12 @@ def test_memory_limits_a_batch_once_it_is_known() -> None:
 
 
 def test_a_maximum_holds_whatever_the_memory() -> None:
-    seen = SizeMemory(worked_tokens=10**9, worked_square=10**12)
+    seen = KnownSizes(worked_tokens=10**9, worked_square=10**12)
     assert sizes(memory=seen, max_tokens=8192).allowed_tokens(100, PLENTY, 0, probe=True) == 8192
 
 
 def test_longer_rows_than_ever_seen_start_small() -> None:
-    seen = SizeMemory(worked_tokens=100_000, worked_square=100_000 * 64)
+    seen = KnownSizes(worked_tokens=100_000, worked_square=100_000 * 64)
     assert sizes(memory=seen, initial_tokens=4000).allowed_tokens(6400, PLENTY, 0, probe=False) <= 4800
 
 
@@ -96,11 +95,11 @@ def test_after_many_successes_a_failed_size_is_tried_again() -> None:
 
 
 def test_one_failure_of_a_size_that_worked_is_chance_two_are_not() -> None:
-    known = sizes(memory=SizeMemory(worked_tokens=8000, worked_square=800_000))
+    known = sizes(memory=KnownSizes(worked_tokens=8000, worked_square=800_000))
     known.failed(batch(8000), PLENTY)
-    assert known.memory().failures == ()
+    assert known.learned().failures == ()
     known.failed(batch(8000), PLENTY)
-    assert known.memory().failures == (Failure(8000, 100, PLENTY),)
+    assert known.learned().failures == (Failure(8000, 100, PLENTY),)
     assert known.allowed_tokens(100, PLENTY, 0, probe=True) == 4000
 
 

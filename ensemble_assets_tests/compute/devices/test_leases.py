@@ -20,8 +20,8 @@ import pytest
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, SettingsError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.lease_notes import list_leases, read_record
-from ensemble_assets.compute.devices.leases import MemoryGate, filesystem_type, lease_gpus, lock_path, prepare_folder
+from ensemble_assets.compute.devices.lease_notes import list_leases, read_note
+from ensemble_assets.compute.devices.leases import MemoryGate, filesystem_type, lease_devices, lock_path, prepare_folder
 from ensemble_assets.settings.default_paths import lock_folder
 from ensemble_assets.settings.options import Paths
 from ensemble_assets_tests.compute.running.worker_cases import is_running, simulated, wait_until_dead
@@ -33,9 +33,9 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.common.events import EventLog
-with lease_gpus("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=[CpuDevice()], run="run-1"):
+with lease_devices("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=[CpuDevice()], run="run-1"):
     print("held", flush=True)
     time.sleep(120)
 """
@@ -45,7 +45,7 @@ import os, sys, time
 order = int(sys.argv[3])
 from pathlib import Path
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.common.events import EventLog
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 Path(f"{sys.argv[2]}.{os.getpid()}.ready").touch()
@@ -53,7 +53,7 @@ while len(list(Path(sys.argv[2]).parent.glob("*.ready"))) < 3:
     time.sleep(0.001)
 for _ in range(15):
     both = [CpuDevice(uuid="a"), CpuDevice(uuid="b")][::order]
-    with lease_gpus("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=both):
+    with lease_devices("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=both):
         os.write(log, f"begin {os.getpid()}\\n".encode())
         time.sleep(0.005)
         os.write(log, f"end {os.getpid()}\\n".encode())
@@ -64,9 +64,9 @@ STARTER = """
 import subprocess, sys, time
 from pathlib import Path
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.common.events import EventLog
-with lease_gpus("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=[CpuDevice()]) as lease:
+with lease_devices("m", "dense", lock_folder=Path(sys.argv[1]), events=EventLog(), devices=[CpuDevice()]) as lease:
     child = subprocess.Popen(["sleep", "120"], pass_fds=lease.descriptors, stdout=subprocess.DEVNULL)
     print(child.pid, flush=True)
     time.sleep(120)
@@ -86,7 +86,7 @@ run_on(simulated(2), random_table(20), SimulatedModel(faults=Faults(hangs_at=0))
 
 def lease(folder: Path, timeout: float = 30.0, events: EventLog | None = None):
     log = events if events is not None else EventLog()
-    return lease_gpus("m", "dense", lock_folder=folder, events=log, devices=[CpuDevice()], timeout=timeout)
+    return lease_devices("m", "dense", lock_folder=folder, events=log, devices=[CpuDevice()], timeout=timeout)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def test_a_killed_holders_record_is_no_lease(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert read_record(lock_path(tmp_path, CpuDevice().uuid)).pid == process.pid
+    assert read_note(lock_path(tmp_path, CpuDevice().uuid)).pid == process.pid
     assert list_leases(tmp_path) == []
 
 
@@ -183,17 +183,17 @@ def test_a_stuck_holder_gives_a_time_out_that_names_it(tmp_path: Path) -> None:
         lease(tmp_path, timeout=0.3),
     ):
         pytest.fail("the lease is taken")
-    since = read_record(lock_path(tmp_path, CpuDevice().uuid)).since
+    since = read_note(lock_path(tmp_path, CpuDevice().uuid)).since
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
     for part in ("run run-1", "stage dense", "model m", f"process {process.pid}", f"since {when}"):
         assert part in str(caught.value)
 
 
-def test_a_lock_without_a_record_is_respected_all_the_same(tmp_path: Path) -> None:
+def test_a_lock_without_a_note_is_respected_all_the_same(tmp_path: Path) -> None:
     path = lock_path(tmp_path, CpuDevice().uuid)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(LeaseTimeoutError, match="has not said who it is"), lease(tmp_path, timeout=0.0):
+        with pytest.raises(LeaseTimeoutError, match="left no note"), lease(tmp_path, timeout=0.0):
             pytest.fail("the lease is taken")
 
 
@@ -201,7 +201,7 @@ def test_a_lease_that_gets_only_some_of_its_devices_keeps_none(tmp_path: Path) -
     one, other = CpuDevice(uuid="a"), CpuDevice(uuid="b")
 
     def take(*devices: CpuDevice):
-        return lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=devices, timeout=0.0)
+        return lease_devices("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=devices, timeout=0.0)
 
     with take(other):
         with pytest.raises(LeaseTimeoutError), take(one, other):
@@ -230,7 +230,7 @@ def test_workers_die_with_their_killed_parent_and_only_then_is_the_device_free(t
         workers = [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
         process.kill()
         process.wait()
-        with lease_gpus(
+        with lease_devices(
             "m", "dense", lock_folder=tmp_path / "locks", events=EventLog(), devices=simulated(2), timeout=60.0
         ):
             assert wait_until_dead(lambda: [worker for worker in workers if is_running(worker)])
@@ -251,7 +251,7 @@ def test_a_device_is_granted_only_when_its_memory_is_really_free(tmp_path: Path)
     """A program that takes no leases holds 11 of 16 GB and gives them back in two steps."""
     changes = ((0.0, 11_000_000_000), (1.0, 9_000_000_000), (2.0, 100_000_000))
     device = SimulatedDevice(others=OtherProcesses(changes), clock=Clock())
-    with lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=60.0):
+    with lease_devices("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=60.0):
         assert device.clock.now >= 2.0
         assert device.memory().used == 100_000_000
 
@@ -260,7 +260,7 @@ def test_memory_that_never_comes_back_is_a_time_out_with_the_numbers(tmp_path: P
     device = SimulatedDevice(others=OtherProcesses(((0.0, 11_000_000_000),)))
     with (
         pytest.raises(LeaseTimeoutError, match=r"is not leased, but 11000000000 bytes .* ceiling of 12000000000"),
-        lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=0.2),
+        lease_devices("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=0.2),
     ):
         pytest.fail("there is no memory")
     assert list_leases(tmp_path) == []
@@ -269,14 +269,18 @@ def test_memory_that_never_comes_back_is_a_time_out_with_the_numbers(tmp_path: P
 def test_a_program_that_holds_its_memory_for_good_is_lived_with_where_enough_is_left(tmp_path: Path) -> None:
     device = SimulatedDevice(others=OtherProcesses(((0.0, 5_000_000_000),)))
     gate = MemoryGate(settle_seconds=0.1)
-    with lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=60.0, gate=gate):
+    with lease_devices(
+        "m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[device], timeout=60.0, gate=gate
+    ):
         assert device.memory().used == 5_000_000_000
 
 
 def test_a_cpu_is_not_waited_for(tmp_path: Path) -> None:
     impossible = MemoryGate(needed_bytes=1 << 60)
     host = [CpuDevice()]
-    with lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=host, timeout=0.0, gate=impossible):
+    with lease_devices(
+        "m", "dense", lock_folder=tmp_path, events=EventLog(), devices=host, timeout=0.0, gate=impossible
+    ):
         pass
 
 
@@ -305,7 +309,7 @@ def test_waiting_acquiring_and_releasing_are_events(tmp_path: Path) -> None:
 def test_no_devices_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(DeviceError, match="no device"),
-        lease_gpus("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[]),
+        lease_devices("m", "dense", lock_folder=tmp_path, events=EventLog(), devices=[]),
     ):
         pytest.fail("there was nothing to lease")
 

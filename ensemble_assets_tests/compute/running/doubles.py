@@ -19,11 +19,13 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
-from ensemble_assets.compute.devices.lease import LocalDevices
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import FolderSource, ModelKind, ModelSpec
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (
@@ -89,11 +91,10 @@ def run_here(
     factory: ForwardFactory,
     batch_tokens: int = 4096,
     events: EventLog | None = None,
-    folder: Path | None = None,
 ) -> TableResult:
     """A table through a model in this process, as the CPU of a small host does it."""
     log = EventLog() if events is None else events
-    return in_process_runner(batch_tokens)(table, factory, lease=LocalDevices(), events=log, folder=folder)
+    return in_process_runner(batch_tokens)(table, factory, lease=Lease((CpuDevice(),)), events=log)
 
 
 @dataclass(frozen=True)
@@ -126,16 +127,18 @@ class Journal:
 
     loaded: list[str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    """Token ids of every row that was computed."""
     calls: int = 0
 
     @property
     def rows(self) -> list[int]:
-        """Rows that were computed, in order."""
+        """Rows that were computed, in order, by their numbers in the table that the forward was given."""
         return [int(row) for batch in self.batches for row in batch.rows]
 
 
 @dataclass(frozen=True)
-class DoubleFactory:
+class DoubleFactory(PlainFactory):
     """A model that needs no weights; ``outputs`` says which kind it plays."""
 
     outputs: Mapping[str, OutputSpec]
@@ -160,6 +163,9 @@ class DoubleForward:
         self.precision = factory.precision
         self._factory = factory
 
+    def release(self) -> None:
+        """Free nothing."""
+
     def __call__(self, table: TokenTable, batch: Batch) -> dict[str, np.ndarray]:
         faults, journal = self._factory.faults, self._factory.journal
         journal.calls += 1
@@ -170,6 +176,7 @@ class DoubleForward:
         if len(journal.rows) >= faults.raises_after or any(faults.raises_on & set(row) for row in rows):
             raise ValueError(faults.message)
         journal.batches.append(batch)
+        journal.tokens += map(tuple, rows)
         results = [expected_outputs(self.outputs, row) for row in rows]
         for result, row in zip(results, rows, strict=True):
             bad = faults.nan_on & set(row) and (self.precision != "fp32" or faults.nan_in_fp32_too)

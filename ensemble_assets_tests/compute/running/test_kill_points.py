@@ -22,7 +22,7 @@ import pytest
 from ensemble_assets.artefacts.artefact import open_artefact
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.lease_notes import list_leases
-from ensemble_assets.compute.devices.leases import lease_gpus
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets_tests.compute.running.worker_cases import is_running, wait_until_dead
 from ensemble_assets_tests.compute.stages.three_stages import COLLECTION, DEVICES, STAGES, store_of
 
@@ -103,7 +103,7 @@ def check_nothing_is_left(root: Path, group: int) -> None:
     where it has several threads. So both are waited for.
     """
     locks = root / "locks"
-    with lease_gpus("m", "s", lock_folder=locks, events=EventLog(), devices=DEVICES, timeout=120.0):
+    with lease_devices("m", "s", lock_folder=locks, events=EventLog(), devices=DEVICES, timeout=120.0):
         assert wait_until_dead(lambda: of_group(group))
     assert list_leases(locks) == []
 

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from hypothesis import strategies as st
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.devices.lease import LocalDevices
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running import row_store
-from ensemble_assets.compute.running.reuse import ReusingRunner, shards, store_name
-from ensemble_assets.compute.running.row_keys import row_keys
-from ensemble_assets.compute.running.row_store import open_store, secret_of
+from ensemble_assets.compute.running.equal_rows import row_keys, shards
+from ensemble_assets.compute.running.loaded_once import loaded_once
+from ensemble_assets.compute.running.row_store import open_store, secret_of, store_name
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets_tests.compute.running.doubles import IDS, DoubleFactory, faults, run_here, table_of
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 VECTOR = {"vector": OutputSpec((4,), "float32")}
 SPARSE = {
@@ -34,12 +37,13 @@ SPARSE = {
     "active": OutputSpec((), "int32"),
 }
 ROWS = [[5, 6, 7], [8], [9, 10], [5, 6, 7], [11, 12, 13, 14]]
-LEASE = LocalDevices()
+LEASE = Lease((CpuDevice(),))
 
 
 def reuse(folder: Path, table, factory, shard_tokens=6, keep_loaded=True):
-    runner = ReusingRunner(in_process_runner(64), folder, shard_tokens, keep_loaded)
-    return runner(table, factory, lease=LEASE, events=EventLog())
+    runner = replace(in_process_runner(64), folder=folder, shard_tokens=shard_tokens)
+    with loaded_once(factory) if keep_loaded else nullcontext(factory) as model:
+        return runner(table, model, lease=LEASE, events=EventLog())
 
 
 def assert_same(got, expected):
@@ -118,7 +122,7 @@ def test_a_row_that_failed_is_tried_again_next_time(tmp_path):
 def test_events_call_rows_by_their_numbers_in_the_table(tmp_path):
     rows = [[5, 6, 7], [5, 6, 8], [IDS["broken"]], [9]]
     events = EventLog()
-    runner = ReusingRunner(in_process_runner(64), tmp_path, 6, keep_loaded=True)
+    runner = replace(in_process_runner(64), folder=tmp_path, shard_tokens=6)
     runner(table_of(rows), DoubleFactory(VECTOR, faults(raises="broken")), lease=LEASE, events=events)
     assert [event.facts["row"] for event in events.named("mitigation.row_failed")] == [2]
 
@@ -245,7 +249,7 @@ def test_two_runs_at_once_share_a_store(tmp_path):
 
 
 def test_a_factory_without_another_precision_is_kept_too(tmp_path):
-    class Plain:
+    class Plain(PlainFactory):
         outputs = VECTOR
         identity = "plain"
         loads = 0

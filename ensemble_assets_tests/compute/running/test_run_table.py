@@ -15,22 +15,23 @@ import pytest
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.devices.lease import LocalDevices
-from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.compute.running.doubles import IDS, table_of
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.compute.running.worker_cases import AsksItself, fixed_batches, random_table, run_on
 
 CPUS = tuple(CpuDevice(1, f"cpu-{number:016x}") for number in range(2))
 RNG = np.random.default_rng(5)
 ROWS = [[2, *RNG.integers(5, len(IDS), size=length).tolist(), 3] for length in RNG.integers(1, 40, size=80)]
 LIMITS = {"vector": 1e-5, "weight": 1e-4, "logit": 1e-4}
-"""What ``run_parallel`` promises for batches that are cut differently."""
+"""What ``Runner`` promises for batches that are cut differently."""
 
 
 @dataclass(frozen=True)
-class AllThree:
+class AllThree(PlainFactory):
     """An encoder, a sparse encoder and a CrossEncoder behind one door, so that starting the workers is paid once.
 
     Attributes:
@@ -56,13 +57,14 @@ class AllThree:
                 time.sleep(0.005)
             return {name: values for one in forwards for name, values in one(table, batch).items()}
 
+        forward.precision = "fp32"
         return forward
 
 
 def test_workers_of_one_cpu_share_its_cores_and_their_memory_adds_up(tmp_path):
     table, log = random_table(), EventLog()
-    settings = ParallelSettings(WorkerSettings(fixed_batches(), workers_per_device=2), None, tmp_path / "work")
-    result = run_parallel(table, AsksItself(), LocalDevices(), settings, log)
+    settings = WorkerSettings(fixed_batches(), workers_per_device=2, work_folder=tmp_path / "work")
+    result = LocalRunner(settings)(table, AsksItself(), lease=Lease((CpuDevice(),)), events=log)
     processes, threads = (set(column.tolist()) for column in result.outputs["process"].T)
     assert os.getpid() not in processes
     assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
@@ -84,9 +86,9 @@ def test_one_process_and_two_workers_give_the_same_bits_and_other_batches_nearly
         factories.append(make(spec, locate(spec), Runtime(threads=1), **({"top_k": 0} if kind == "sparse" else {})))
     table = table_of(ROWS, second_from=[min(2, len(row)) for row in ROWS])
     alone, both = AllThree(tuple(factories), tmp_path), AllThree(tuple(factories), tmp_path, parties=3)
-    here, _ = run_on(CPUS[:1], table, alone, tmp_path / "here", controller=fixed_batches(96), workers_per_device=0)
-    workers, log = run_on(CPUS, table, both, tmp_path / "workers", controller=fixed_batches(96))
-    other, _ = run_on(CPUS[:1], table, alone, tmp_path / "other", controller=fixed_batches(333), workers_per_device=0)
+    here, _ = run_on(CPUS[:1], table, alone, tmp_path / "here", batches=fixed_batches(96), workers_per_device=0)
+    workers, log = run_on(CPUS, table, both, tmp_path / "workers", batches=fixed_batches(96))
+    other, _ = run_on(CPUS[:1], table, alone, tmp_path / "other", batches=fixed_batches(333), workers_per_device=0)
     assert {event.facts["device"] for event in log.named("batch.done")} == {cpu.uuid for cpu in CPUS}
     assert set(here.outputs) == {"vector", "weight", "active", "logit"}
     for name, values in here.outputs.items():

@@ -1,4 +1,4 @@
-"""Work folders: gone when their run is, whoever ends it; results take their names whole."""
+"""Work folders: gone when their run is, whoever ends it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.running.shared_folder import (
     create_outputs,
+    load_outputs,
     load_table,
     open_outputs,
     save_table,
     sweep,
-    take_outputs,
     work_folder,
 )
 from ensemble_assets_tests.compute.running.doubles import table_of
@@ -83,7 +83,7 @@ def test_tables_come_back_as_they_were_with_and_without_a_second_segment(tmp_pat
             np.testing.assert_array_equal(getattr(mapped, part), getattr(table, part))
 
 
-def test_what_one_process_writes_another_maps_and_the_result_takes_its_name_at_the_end(tmp_path):
+def test_what_one_process_writes_another_maps(tmp_path):
     with work_folder(tmp_path) as folder:
         create_outputs(folder, OUTPUTS, 3)
         child = os.fork()
@@ -91,9 +91,6 @@ def test_what_one_process_writes_another_maps_and_the_result_takes_its_name_at_t
             open_outputs(folder, ["vector"])["vector"][1] = (4.0, 5.0)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        in_memory = take_outputs(folder, list(OUTPUTS), None)
-        assert not (tmp_path / "out").exists()
-        on_disk = take_outputs(folder, list(OUTPUTS), tmp_path / "out")
-    for taken in (in_memory, on_disk):
-        assert taken["vector"].tolist() == [[0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["active.npy", "vector.npy"]
+        loaded = load_outputs(folder, list(OUTPUTS))
+    assert loaded["vector"].tolist() == [[0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
+    assert sorted(loaded) == ["active", "vector"]

@@ -100,7 +100,7 @@ def test_no_device_is_idle_while_rows_wait_also_beside_a_slow_one(tmp_path, toge
                 running[action.device] = action.assignment.number
                 given[action.device] += 1
         if joined - set(running):
-            assert self.controller.waiting_rows == 0
+            assert self.planner.waiting_rows == 0
         return actions
 
     def logged_outcome(self, device, what):
@@ -149,7 +149,6 @@ def test_the_last_worker_dying_fails_the_stage_and_leaves_nothing(tmp_path, toge
     with pytest.raises(StageError, match=r"rows are left and no worker .*exit status -9"):
         run_on(devices, TABLE, together(2), tmp_path, log)
     assert lost(log) == {"SIM-0": "worker_lost", "SIM-1": "worker_lost"}
-    assert not list((tmp_path / "out").glob("*.npy"))
     assert_nothing_is_left(log, devices, tmp_path)
 
 
@@ -251,9 +250,9 @@ def test_the_kernel_refuses_host_memory_over_the_ceiling_and_the_batch_is_split(
     host = (CpuDevice(threads=1),)
     ceiling = Ceiling(600_000_000, margin_bytes=32 << 20)
     needs = 1_300_000_000 // int(table.lengths.sum())
-    controller = fixed_batches(int(table.lengths.sum()) * 2)
+    batches = fixed_batches(int(table.lengths.sum()) * 2)
     result, log = run_on(
-        host, table, HostMemoryModel(needs), tmp_path, controller=controller, ceiling=ceiling, sampler_seconds=0.01
+        host, table, HostMemoryModel(needs), tmp_path, batches=batches, ceiling=ceiling, sampler_seconds=0.01
     )
     np.testing.assert_array_equal(
         result.outputs["vector"], np.stack([expected_vector(table, row) for row in range(len(table))])

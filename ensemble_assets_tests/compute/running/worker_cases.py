@@ -18,13 +18,15 @@ from ensemble_assets.common.errors import InputError, ModelUnavailableError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
-from ensemble_assets.compute.batching.planner import ControllerSettings
+from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
-from ensemble_assets.compute.devices.leases import lease_gpus
-from ensemble_assets.compute.running.run_table import ParallelSettings, run_parallel
+from ensemble_assets.compute.devices.leases import lease_devices
+from ensemble_assets.compute.running.local_runner import LocalRunner
+from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.compute.running.doubles import table_of
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
 from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel, expected_vector
 
@@ -41,9 +43,9 @@ def simulated(count: int, **facts: Any) -> tuple[SimulatedDevice, ...]:
     return tuple(SimulatedDevice(uuid=f"SIM-{number}", **facts) for number in range(count))
 
 
-def fixed_batches(tokens: int = 256) -> ControllerSettings:
+def fixed_batches(tokens: int = 256) -> PlannerSettings:
     """One size for all batches: the plan depends on nothing that happens."""
-    return ControllerSettings(SizeSettings(initial_tokens=tokens, max_tokens=tokens))
+    return PlannerSettings(SizeSettings(initial_tokens=tokens, max_tokens=tokens))
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Unloadable(SimulatedModel):
 
 
 @dataclass(frozen=True)
-class HostMemoryModel:
+class HostMemoryModel(PlainFactory):
     """Takes real host memory: so many bytes per padded token, touched."""
 
     bytes_per_token: int
@@ -132,7 +134,7 @@ class HostMemoryModel:
 
 
 @dataclass(frozen=True)
-class AsksItself:
+class AsksItself(PlainFactory):
     """Answers for every row in which process it was computed and how many threads that process was given."""
 
     outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"process": OutputSpec((2,), "int64")})
@@ -182,11 +184,9 @@ def run_on(
 ) -> tuple[Any, EventLog]:
     """Lease the devices, take the table through the model on one worker each; the result and what was reported."""
     log = ActingLog() if events is None else events
-    workers = replace(WorkerSettings(fixed_batches()), **settings)
-    with lease_gpus("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease:
-        result = run_parallel(
-            table, model, lease, ParallelSettings(workers, work_folder=root / "work"), log, root / "out"
-        )
+    workers = replace(WorkerSettings(fixed_batches(), work_folder=root / "work"), **settings)
+    with lease_devices("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease:
+        result = TableRunner(LocalRunner(workers))(table, model, lease=lease, events=log)
     return result, log
 
 
@@ -211,6 +211,6 @@ def assert_nothing_is_left(log: ActingLog, devices: Any, root: Path) -> None:
     for pid in (int(event.facts["pid"]) for event in log.named("worker.started")):
         with suppress(psutil.NoSuchProcess):
             assert not is_running(psutil.Process(pid))
-    with lease_gpus("m", "dense", lock_folder=root / "locks", events=EventLog(), devices=devices, timeout=0.0):
+    with lease_devices("m", "dense", lock_folder=root / "locks", events=EventLog(), devices=devices, timeout=0.0):
         pass
     assert list((root / "work").iterdir()) == []

@@ -17,7 +17,8 @@ from ensemble_assets.common.errors import (
 )
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
-from ensemble_assets.compute.devices.lease import LocalDevices
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
@@ -31,6 +32,7 @@ from ensemble_assets_tests.compute.running.doubles import (
     faults,
     model_folder,
 )
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 CHUNKS = pl.Series(["storm flood", "wind", "engine piston valve", "wind"])
 QUERIES = pl.Series(["storm", "rain wind"])
@@ -66,7 +68,7 @@ def test_models_run_one_after_another_each_under_its_own_lease(tmp_path):
     @contextmanager
     def lease(*, model, stage):
         log.append(("taken", model, stage))
-        yield LocalDevices()
+        yield Lease((CpuDevice(),))
         log.append(("back", model, len(journal.batches)))
 
     specs = [model_folder(tmp_path / name) for name in ("one", "two")]
@@ -143,7 +145,7 @@ def test_a_chunk_that_does_not_fit_says_what_to_change(tmp_path):
 
 
 def test_weights_that_do_not_fit_say_what_to_change(tmp_path):
-    class Huge:
+    class Huge(PlainFactory):
         outputs = VECTOR
         identity = "huge"
 
@@ -160,14 +162,6 @@ def test_vectors_that_are_not_finite_are_redone_and_counted(tmp_path):
     result = encode_dense(CHUNKS, QUERIES, [spec], ComputeContext(), make_factory=maker)
     assert np.isfinite(result.models[0].chunks).all()
     assert (result.record.precision_redone, result.record.precision) == (1, "fp16")
-
-
-def test_outputs_go_to_the_contexts_folder(tmp_path):
-    spec = model_folder(tmp_path / "m")
-    context = ComputeContext(folder=tmp_path / "out")
-    result = encode_dense(CHUNKS, QUERIES, [spec], context, make_factory=dense_maker())
-    assert isinstance(result.models[0].chunks, np.memmap)
-    assert (tmp_path / "out" / "dense" / "m" / "all" / "vector.npy").is_file()
 
 
 def test_no_chunks_and_no_queries_give_empty_arrays(tmp_path):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.compute.batching.table_result import TableResult
-from ensemble_assets.compute.devices.lease import Lease, LocalDevices
+from ensemble_assets.compute.batching.table_result import TableResult, merge_results
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.local_runner import LocalRunner
+from ensemble_assets.compute.running.run_table import TableRunner
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.stages.context import ComputeContext
-from ensemble_assets.compute.stages.held_model import hold, merge_results
+from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets_tests.compute.running.doubles import LOGIT, DoubleFactory, DoubleForward, Journal, faults, table_of
 
 
@@ -22,7 +25,7 @@ class Leases:
     """Counts what is taken and given back."""
 
     def __init__(self, devices: Lease | None = None) -> None:
-        self.devices, self.taken, self.given = devices or LocalDevices(), 0, 0
+        self.devices, self.taken, self.given = devices or Lease((CpuDevice(),)), 0, 0
 
     @contextmanager
     def __call__(self, *, model: str, stage: str) -> Iterator[Lease]:
@@ -50,6 +53,9 @@ class ReleasingFactory(DoubleFactory):
         object.__setattr__(self, "made", Releasing(self))
         return self.made  # type: ignore[attr-defined]
 
+    def unload(self, forward: Releasing) -> None:
+        forward.release()
+
 
 @pytest.fixture
 def spec(tmp_path):
@@ -66,12 +72,13 @@ def test_several_runs_share_one_lease_and_one_loaded_model_and_give_what_one_run
     factory = ReleasingFactory(LOGIT, journal=journal)
     context = ComputeContext(lease=leases)
     with hold(context, "rerank", spec, factory) as held:
-        first, second = held.run(TABLE, "a"), held.run(TABLE, "b")
+        first, second = held.run(TABLE), held.run(TABLE)
         assert not held.reloads
         assert factory.made.released == 0, "nobody but the holder releases"  # type: ignore[attr-defined]
     assert (leases.taken, leases.given, len(journal.loaded)) == (1, 1, 1)
     assert factory.made.released == 1  # type: ignore[attr-defined]
-    alone = context.run("rerank", spec, TABLE, DoubleFactory(LOGIT))
+    with hold(context, "rerank", spec, DoubleFactory(LOGIT)) as held:
+        alone = held.run(TABLE)
     for result in (first, second):
         np.testing.assert_array_equal(result.outputs["logit"], alone.outputs["logit"])
         assert result.precision == "fp16", "the model's own facts are seen through the wrapper"
@@ -83,7 +90,7 @@ def test_rows_that_are_not_finite_are_done_again_in_fp32_here_too(spec) -> None:
     from ensemble_assets_tests.compute.running.doubles import IDS
 
     with hold(ComputeContext(), "rerank", spec, factory) as held:
-        result = held.run(table_of([[IDS["storm"]], [IDS["wind"]]]), "a")
+        result = held.run(table_of([[IDS["storm"]], [IDS["wind"]]]))
     assert result.precision_redone == 1
     assert not result.failed_rows
 
@@ -94,7 +101,7 @@ def test_the_lease_and_the_model_are_given_back_after_an_error(spec) -> None:
 
     def fail() -> None:
         with hold(ComputeContext(lease=leases), "rerank", spec, factory) as held:
-            held.factory.load("cpu")
+            held.run(TABLE)
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -103,17 +110,17 @@ def test_the_lease_and_the_model_are_given_back_after_an_error(spec) -> None:
 
 
 def test_on_other_devices_workers_load_the_model_and_the_holder_says_so(spec) -> None:
-    leases, journal = Leases(LocalDevices((SimpleNamespace(torch_device="cuda:0"),))), Journal()
+    journal = Journal()
     factory = DoubleFactory(LOGIT, journal=journal)
-    with hold(ComputeContext(lease=leases), "rerank", spec, factory) as held:
+    workers = TableRunner(LocalRunner(WorkerSettings(workers_per_device=1)))
+    with hold(ComputeContext(runner=workers), "rerank", spec, factory) as held:
         assert held.reloads
-        assert held.factory is factory
+        assert held.run.keywords["factory"] is factory
     assert journal.loaded == []
 
 
-def test_nothing_run_is_nothing_to_merge() -> None:
-    with pytest.raises(ValueError, match="nothing"):
-        merge_results([])
+def test_nothing_run_is_a_result_of_nothing() -> None:
+    assert merge_results([]) == TableResult()
 
 
 def test_rows_that_an_earlier_run_computed_count_over_all_slices() -> None:
@@ -128,5 +135,5 @@ def test_events_call_the_rows_of_a_part_by_their_numbers_in_the_whole_table(spec
 
     context = ComputeContext(events=EventLog())
     with hold(context, "rerank", spec, DoubleFactory(LOGIT, faults(raises="storm"))) as held:
-        held.run(table_of([[IDS["storm"]], [IDS["wind"]]]), "a", np.array([7, 3]))
+        held.run(table_of([[IDS["storm"]], [IDS["wind"]]]), rows=np.array([7, 3]))
     assert [event.facts["row"] for event in context.events.named("mitigation.row_failed")] == [7]

@@ -12,7 +12,6 @@ from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoDenseFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph
 from ensemble_assets.compute.backends.torch_forwards import DenseFactory
-from ensemble_assets.compute.running.reuse import ReusingRunner
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
@@ -29,7 +28,7 @@ def stage(tmp_path):
 
     def run(chunks=CHUNKS, **changes) -> int:
         """Encode; how many chunks and queries were computed."""
-        runner = ReusingRunner(in_process_runner(64), tmp_path / "rows", 1 << 18, keep_loaded=True)
+        runner = replace(in_process_runner(64), folder=tmp_path / "rows", shard_tokens=1 << 18)
 
         def make(spec, files, runtime):
             identity = f"{files.fingerprint}:{spec.pooling}:{runtime.precision}"

@@ -23,8 +23,9 @@ from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.dispatcher import Patience
 from ensemble_assets.compute.devices.ceiling import Ceiling
-from ensemble_assets.compute.devices.leases import MemoryGate, lease_gpus
-from ensemble_assets.compute.running.run_table import ParallelRunner, ParallelSettings
+from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+from ensemble_assets.compute.running.local_runner import LocalRunner
+from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
@@ -32,6 +33,7 @@ from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidat
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.compute.running.doubles import dense_maker, model_folder, rerank_maker, sparse_maker
+from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, OtherProcesses, SimulatedDevice
 
 MB = 1_000_000
@@ -44,7 +46,7 @@ SHORT, LONG = "storm wind", " ".join(["flood"] * 90)
 
 
 @dataclass(frozen=True)
-class OnDevice:
+class OnDevice(PlainFactory):
     """A factory whose forwards take the device's memory for as long as a batch runs."""
 
     inner: Any
@@ -67,7 +69,7 @@ class OnDevice:
             finally:
                 session.free(batch.tokens * TOKEN_BYTES)
 
-        run.outputs = self.outputs  # type: ignore[attr-defined]
+        run.precision = forward.precision  # type: ignore[attr-defined]
         return run  # type: ignore[return-value]
 
 
@@ -89,9 +91,9 @@ class Stage:
 def stage_on(device: SimulatedDevice, folder: Path, patience: Patience) -> Stage:
     log = EventLog()
     gate = MemoryGate(needed_bytes=0, settle_seconds=0.0)
-    lease = partial(lease_gpus, lock_folder=folder / "locks", events=log, devices=[device], gate=gate)
+    lease = partial(lease_devices, lock_folder=folder / "locks", events=log, devices=[device], gate=gate)
     settings = WorkerSettings(ceiling=CEILING, workers_per_device=0, patience=patience)
-    runner = ParallelRunner(ParallelSettings(settings))
+    runner = TableRunner(LocalRunner(settings))
     return Stage(ComputeContext(lease=lease, runner=runner, events=log), log)
 
 

@@ -21,8 +21,9 @@ import polars as pl
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import CANDIDATES
-from ensemble_assets.compute.devices.leases import lease_gpus
-from ensemble_assets.compute.running.run_table import ParallelRunner, ParallelSettings
+from ensemble_assets.compute.devices.leases import lease_devices
+from ensemble_assets.compute.running.local_runner import LocalRunner
+from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
@@ -47,9 +48,9 @@ def store_of(root: Path) -> ArtefactStore:
 def run_stages(root: Path) -> None:
     """Every stage writes an artefact version, seals it and publishes it, as the orchestration does."""
     events = EventLog()
-    settings = ParallelSettings(WorkerSettings(fixed_batches(96)), root / "cache" / "sizes.json", root / "work")
-    lease = partial(lease_gpus, lock_folder=root / "locks", events=events, devices=DEVICES, timeout=120.0, run="r")
-    context = ComputeContext(lease=lease, runner=ParallelRunner(settings), events=events)
+    settings = WorkerSettings(fixed_batches(96), size_history=root / "cache" / "sizes.json", work_folder=root / "work")
+    lease = partial(lease_devices, lock_folder=root / "locks", events=events, devices=DEVICES, timeout=120.0, run="r")
+    context = ComputeContext(lease=lease, runner=TableRunner(LocalRunner(settings)), events=events)
     specs = {kind: model_folder(root / "models" / kind, kind) for kind in STAGES}
     store = store_of(root)
 
