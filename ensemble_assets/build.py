@@ -1,4 +1,4 @@
-"""Assembles the Dagster definitions. The only assembler: the code location, the command line and tests all call it."""
+"""Assemble the Dagster definitions for the code location, the command line and the tests."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
 
 _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
-"""One step at a time, each in its own process: its end returns all memory, and devices are exclusive anyway."""
+"""One step at a time, each in its own process, whose end returns all memory. Devices are exclusive anyway."""
 
 
 def build_definitions(*, progress: Progress | None = None, computing: Computing | None = None) -> dg.Definitions:
-    """Assets, checks, jobs, schedules, sensors and resources.
+    """Define assets, checks, jobs, schedules, sensors and resources.
 
     Args:
-        computing: what stages compute with; tests pass one with other model factories.
-        progress: hears when stages begin and end; the command line passes one.
+        computing: devices and models of the stages; tests pass one with other model factories.
+        progress: shows when stages begin and end; the command line passes one.
 
     Raises:
         SettingsError: if the configuration of this process holds a value that is not accepted.

@@ -1,4 +1,4 @@
-"""The one module that Dagster names."""
+"""Load the definitions: Dagster's workspace names this module."""
 
 from ensemble_assets.build import build_definitions
 

@@ -20,7 +20,7 @@ LIMIT_RATIO = 1 + BUDGET_SHARE
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Wall seconds of the stages of one run; ``export`` is an estimate where it has not happened yet."""
+    """Wall seconds of the stages of one run; ``export`` is an estimate until the export has run."""
 
     dense: float
     sparse: float = 0.0

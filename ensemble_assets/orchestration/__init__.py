@@ -1,1 +1,1 @@
-"""The Dagster face: assets, checks, resources, IO managers, partitions, jobs. Thin calls into the stages."""
+"""Show the pipeline to Dagster: assets, checks, resources, IO manager, partitions, jobs, schedule and sensors."""

@@ -1,4 +1,4 @@
-"""How the checks of a collection ended last, as the instance has it. Making checks is ``orchestration.checks``."""
+"""Read from the Dagster instance how the checks of a collection ended last."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PAGE = 100
 def failed_checks(
     instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], collections: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Checks that failed with severity ERROR, or that never looked at what was materialised last, by collection.
+    """List by collection the checks that failed with severity ERROR, or that never judged the latest materialisation.
 
     Args:
-        instance: whose events are read.
+        instance: its events are read.
         keys: the checks.
         collections: partition keys.
     """

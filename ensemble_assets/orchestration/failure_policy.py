@@ -1,7 +1,7 @@
-"""What happens after a failure: who tries again, how often, and what is never tried again. One table, used by the code.
+"""Decide which failed steps are tried again, from one table of errors.
 
-Batches that do not fit, rows that are not finite and workers that die are handled inside a stage (``compute``); runs
-whose process is gone are found by the sensor ``dead_runs`` and started again by the instance (``run_retries``).
+A stage itself (``compute``) handles batches that do not fit, rows that are not finite and workers that die. The sensor
+``dead_runs`` finds runs whose process is gone, and the instance starts them again (``run_retries``).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ensemble_assets.common.errors import (
 )
 
 STEP_RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-"""Of every asset: after about 10 and 20 seconds. A step process that was killed is tried again by the same rule."""
+"""Retries of every asset, after about 10 and 20 seconds. They apply to a killed step process too."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done about one kind of failure.
+    """The treatment of one kind of failure.
 
     Attributes:
         error: class of exception.
         again: whether the step is tried again.
-        why: in words.
+        why: reason, in words.
     """
 
     error: type[BaseException]
@@ -57,9 +57,9 @@ RULES = (
     Rule(MemoryError, True, "another process may have had the memory"),
     Rule(Exception, False, "a fault of the program is the same next time"),
 )
-"""The first rule whose class fits is applied."""
+"""The rules in order; the first one whose class fits applies."""
 
 
 def tried_again(error: BaseException) -> bool:
-    """Whether a step that ended with ``error`` is tried again."""
+    """Return whether a step that ended with ``error`` is tried again."""
     return next((rule.again for rule in RULES if isinstance(error, rule.error)), False)

@@ -1,4 +1,4 @@
-"""Incident records: what failed, where and why, in a few lines of JSON that hold no chunk and no query text."""
+"""Record a failed run in a few lines of JSON: the failed steps and their reasons, without chunk or query text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_CHARACTERS = 500
 
 
 def incident_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any]:
-    """The record of a failed run.
+    """Make the record of a failed run.
 
     Reasons are sentences that this package wrote (``dagster.Failure``), which carry no text; of any other error only
     the name of its class is kept, since its message may quote the input.
@@ -54,7 +54,7 @@ def _failed_steps(instance: dg.DagsterInstance, run_id: str) -> Iterator[dict[st
 
 
 def write_incident(folder: Path, incident: dict[str, Any]) -> Path:
-    """Store the record as ``<run id>.json``, whole or not at all; where it is."""
+    """Store the record as ``<run id>.json``, whole or not at all; return its path."""
     path = folder / f"{incident['run_id']}.json"
     with atomic_write(path) as stream:
         stream.write(json.dumps(incident, indent=1).encode())
@@ -62,7 +62,7 @@ def write_incident(folder: Path, incident: dict[str, Any]) -> Path:
 
 
 def post(webhook: str, incident: dict[str, Any], seconds: float = 10.0) -> str | None:
-    """Send the record as JSON; what went wrong, in words without the address, or None."""
+    """Send the record as JSON; return what went wrong, in words without the address, or None."""
     if urlsplit(webhook).scheme not in ("http", "https"):
         return "is not an address that begins with http:// or https://"
     body = json.dumps({"text": in_words(incident), "incident": incident}).encode()
@@ -79,9 +79,9 @@ def post(webhook: str, incident: dict[str, Any], seconds: float = 10.0) -> str |
 
 
 def in_words(incident: dict[str, Any]) -> str:
-    """One line for a chat."""
-    what = f"{incident['job']} of {incident['collection'] or 'several collections'} failed"
+    """Describe the record in one line for a chat."""
+    run = f"{incident['job']} of {incident['collection'] or 'several collections'} failed"
     first = next(iter(incident["failed_steps"]), None)
     if first is None:
-        return f"{what}: its process was lost"
-    return f"{what} in {first['step']}: {first['reason'] or first['error'] or 'no reason was recorded'}"
+        return f"{run}: its process was lost"
+    return f"{run} in {first['step']}: {first['reason'] or first['error'] or 'no reason was recorded'}"

@@ -1,6 +1,6 @@
-"""The IO manager: publishes sealed artefacts and hands out verified handles. Arrays map, frames scan, nothing pickles.
+"""Publish the sealed artefacts of assets, and load those of their inputs.
 
-What an artefact is and how it is stored is ``core.artefacts`` and ``core.artefact_store``.
+``artefacts/artefact.py`` says what an artefact is, ``artefacts/store.py`` where it is stored.
 """
 
 import dagster as dg
@@ -12,7 +12,7 @@ from ensemble_assets.pipeline.from_settings import open_store
 
 
 class ArtefactIOManager(dg.IOManager):
-    """Publishes a stage's sealed artefact as the partition's current version; loads the current version of an input."""
+    """Store of one run's artefacts: an output becomes the partition's current version, an input is the current one."""
 
     def __init__(self, settings: SettingsForm) -> None:
         self.settings = settings
@@ -28,14 +28,14 @@ class ArtefactIOManager(dg.IOManager):
         context.add_output_metadata({"dagster/size_bytes": obj.size_bytes, "artefact_version": obj.version})
 
     def load_input(self, context: dg.InputContext) -> Artefact:
-        """The current version of the upstream asset, verified."""
+        """Load the current version of the upstream asset, verified."""
         store = open_store(self.settings.resolved().settings)
         return store.load(_collection(context), context.asset_key.path[-1])
 
 
 @dg.io_manager(required_resource_keys={"settings"}, description="Sealed artefacts: .npy, Parquet and JSON, by version.")
 def artefacts(context: dg.InitResourceContext) -> ArtefactIOManager:
-    """The IO manager of the code location; where artefacts lie is a setting."""
+    """Make the IO manager of the code location; the settings name its folder."""
     return ArtefactIOManager(context.resources.settings)
 
 

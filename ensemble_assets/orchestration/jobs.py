@@ -1,4 +1,4 @@
-"""Jobs: what can be launched, with defaults that need no run configuration. How assets work is elsewhere."""
+"""Define the jobs that can be launched. None of them needs a run configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ensemble_assets.orchestration.resources import settings_run_config
 from ensemble_assets.settings import Settings
 
 AssetJob: TypeAlias = Any
-"""What ``define_asset_job`` returns; Dagster exports no name for it."""
+"""Return type of ``define_asset_job``, which Dagster exports under no name."""
 
 RETRIEVAL_BUNDLE = "retrieval_bundle"
 DENSE_ONLY = "dense_only"
@@ -21,7 +21,7 @@ EVALUATE = "evaluate"
 UPLOAD = "upload"
 
 REFERENCE_FOLDER = ".dense_only"
-"""Below the output folder: bundles and artefacts of ``dense_only``, so that it never replaces a bundle in use."""
+"""Folder below the output folder for bundles and artefacts of ``dense_only``, which never replaces a bundle in use."""
 
 REASON_TAG = "ensemble/reason"
 TRIGGER_TAG = "ensemble/trigger"
@@ -31,7 +31,7 @@ _BUNDLE = dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality"
 
 
 def build_jobs(settings: Settings) -> list[AssetJob]:
-    """The jobs of the code location.
+    """Define the jobs of the code location.
 
     Args:
         settings: effective values of this process; the job ``dense_only`` writes below its output folder.
@@ -65,22 +65,22 @@ def build_jobs(settings: Settings) -> list[AssetJob]:
 
 
 def reference_paths(settings: Settings) -> dict[str, str]:
-    """Where ``dense_only`` writes, by option key."""
+    """Name the folders that ``dense_only`` writes to, by option key."""
     paths = settings.paths
-    places = {"paths.output_dir": str(Path(paths.output_dir) / REFERENCE_FOLDER)}
+    folders = {"paths.output_dir": str(Path(paths.output_dir) / REFERENCE_FOLDER)}
     if paths.artifacts_dir:
-        places["paths.artifacts_dir"] = str(UPath(paths.artifacts_dir) / REFERENCE_FOLDER)
-    return places
+        folders["paths.artifacts_dir"] = str(UPath(paths.artifacts_dir) / REFERENCE_FOLDER)
+    return folders
 
 
 def dense_only_config(settings: Settings) -> dict[str, Any]:
-    """The run configuration of ``dense_only``."""
+    """Make the run configuration of ``dense_only``."""
     off = {"enable_sparse": False, "enable_rerank": False, "encoding.reuse": False}
     values: Mapping[str, Any] = off | reference_paths(settings)
     return settings_run_config(values, dict.fromkeys(values, f"job {DENSE_ONLY}"))
 
 
 def reason_tags(trigger: str, reasons: Collection[str], content: str | None = None) -> dict[str, str]:
-    """Tags of a run that a sensor or schedule asked for: who asked, and why."""
+    """Make the tags of a run that a sensor or schedule asks for: its name, and its reasons."""
     tags = {TRIGGER_TAG: trigger, REASON_TAG: ", ".join(reasons)[:200]}
     return tags | ({CONTENT_TAG: content} if content else {})

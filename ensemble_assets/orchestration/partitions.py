@@ -1,4 +1,4 @@
-"""Collections as dynamic partitions: one partition per collection, shared by all assets."""
+"""Make each collection a dynamic partition that all assets share."""
 
 from __future__ import annotations
 

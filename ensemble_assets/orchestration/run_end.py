@@ -1,7 +1,7 @@
-"""The end of a run: its root span is recorded, so that the trace of a run from the UI or a schedule ends too.
+"""Record the root span of a run when the run ends, so that its trace is complete.
 
-The command line records it as soon as its run is over; for all other runs the sensors here do, when Dagster's daemon
-tells them. Whoever comes second finds it done.
+The command line records it for its own runs. For all other runs the sensors of this module do, when Dagster's daemon
+reports the end. A second attempt changes nothing.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from ensemble_assets.settings import Settings, resolve
 
 PARTITION_TAG = "dagster/partition"
 BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
-"""Tags of runs that end their own trace: their relative paths may not be those of the daemon."""
+"""Tags of runs that end their own trace: the daemon may resolve their relative paths otherwise."""
 
 
 def settings_of_run(run: dg.DagsterRun) -> Settings:
-    """The settings that a run had: this process's, with what its run configuration changed.
+    """Resolve the settings of a run: those of this process, with the values of its run configuration.
 
     Raises:
         SettingsError: if a value is no longer accepted.
@@ -31,15 +31,16 @@ def settings_of_run(run: dg.DagsterRun) -> Settings:
 
 
 def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = False) -> bool:
-    """Records the root span of a run that is over.
+    """Record the root span of a run that is over.
 
     Args:
-        instance: where the run is recorded.
-        run_id: of a run of this code location.
-        only_known: leave it if the run's journal is not where its settings say.
+        instance: has the run's record.
+        run_id: a run of this code location.
+        only_known: do nothing if the run's journal is not where its settings say.
 
     Returns:
-        Whether it was recorded now; False if it was before, if the run never began, or handled no collection.
+        Whether the span was recorded now. False if it was recorded before, or if the run never began or had no
+        collection.
     """
     record = instance.get_run_record_by_id(run_id)
     if record is None or record.start_time is None or PARTITION_TAG not in record.dagster_run.tags:
@@ -52,7 +53,7 @@ def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = Fals
 
 
 def _ended_by(run: dg.DagsterRun) -> BaseException | None:
-    """The kind of error that stands for how the run ended; its own error stays with the stage."""
+    """Give an error of the kind that ended the run; the stage's span has the error itself."""
     if run.status == dg.DagsterRunStatus.SUCCESS:
         return None
     return KeyboardInterrupt() if run.status == dg.DagsterRunStatus.CANCELED else dg.Failure()

@@ -13,7 +13,7 @@ from ensemble_assets.common.stages import BUNDLE_ASSETS
 from ensemble_assets.orchestration.check_results import failed_checks
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, reason_tags
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.pipeline.changed_collections import Seen, look
+from ensemble_assets.pipeline.changed_collections import Seen, scan_corpora
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.staleness import stale_reasons, wanted_now
 from ensemble_assets.settings import Settings, resolve
@@ -80,7 +80,7 @@ def _stale(
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     settings = resolve().settings
     try:
-        seen, wanted = look(settings), wanted_now(settings, code_versions)
+        seen, wanted = scan_corpora(settings), wanted_now(settings, code_versions)
     except EnsembleError as error:
         yield dg.SkipReason(str(error))
         return

@@ -1,6 +1,6 @@
-"""What changed below the corpora root since collections were last read: a pure comparison, and what it is fed with.
+"""Find out which collections below the corpora root changed since they were last read.
 
-Asking Dagster for runs is ``sensors``; which collections are stale for other reasons is ``staleness``.
+``orchestration/sensors/corpora.py`` asks Dagster for runs; ``pipeline/staleness.py`` knows the other reasons for a run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ensemble_assets.settings.default_paths import cache_folder
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies below the corpora root now.
+    """The collections below the corpora root now.
 
     Attributes:
         fingerprints: by collection name.
-        waiting: collections whose files are still being changed, or that there was no time to look at.
+        waiting: collections whose files are still being changed, or that there was no time to read.
         refused: why a folder is no collection, in words.
     """
 
@@ -36,7 +36,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class CorporaDiff:
-    """What to do about it. All names are sorted.
+    """The changes since the last scan. All names are sorted.
 
     Attributes:
         new: to be added as partitions.
@@ -54,63 +54,63 @@ class CorporaDiff:
 
     @property
     def to_run(self) -> tuple[str, ...]:
-        """Everything that needs a run."""
+        """All collections that need a run."""
         return tuple(sorted((*self.added, *self.changed)))
 
 
 def diff_corpora(
     seen: Seen, read: Mapping[str, str], requested: Mapping[str, str], partitions: Collection[str]
 ) -> CorporaDiff:
-    """Compare what is there with what was read and what was already asked for.
+    """Compare the collections with what was read and with what was already asked for.
 
-    A run is asked for once per content: if it fails, the nightly schedule tries again, not this.
+    A run is asked for once per content. If it fails, the nightly schedule tries again.
 
     Args:
-        seen: what is there.
-        read: fingerprint of the content that each collection's chunks were last made of.
+        seen: the collections that are there.
+        read: fingerprint of the content that each collection's chunks were last read from.
         requested: fingerprint of the content for which a run was last asked for.
         partitions: the collections that Dagster knows.
     """
     now = seen.fingerprints
     due = [name for name in now if name not in seen.waiting and now[name] not in (read.get(name), requested.get(name))]
-    kept = {name: requested[name] for name in requested if name in now or name in seen.waiting}
+    open_requests = {name: requested[name] for name in requested if name in now or name in seen.waiting}
     return CorporaDiff(
         new=tuple(sorted(set(now) - set(partitions))),
         added=tuple(sorted(name for name in due if name not in read)),
         changed=tuple(sorted(name for name in due if name in read)),
         removed=tuple(sorted(set(partitions) - set(now) - set(seen.waiting))),
-        requested=kept | {name: now[name] for name in due},
+        requested=open_requests | {name: now[name] for name in due},
     )
 
 
-def look(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] = time.time) -> Seen:
-    """What lies below ``paths.chunked_dir``.
+def scan_corpora(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] = time.time) -> Seen:
+    """Scan the collections below ``paths.chunked_dir``.
 
     Args:
-        settings: where, and how long a folder must have been left alone.
-        seconds: collections not reached in this time wait; contents are remembered, so the next look is faster.
+        settings: name the root, and say how long a folder must have been left alone.
+        seconds: collections not reached in this time wait; hashes are stored, so the next scan is faster.
         clock: seconds since the epoch.
 
     Raises:
         InputError: if the root itself cannot be used.
     """
-    found = survey(Path(settings.paths.chunked_dir))
+    surveyed = survey(Path(settings.paths.chunked_dir))
     hashes = FileHashes(JsonCache(cache_folder(settings.paths) / "collection_hashes.json"))
     until = clock() + seconds
     fingerprints: dict[str, str] = {}
     waiting: list[str] = []
-    for collection in found.collections:
+    for collection in surveyed.collections:
         age = clock() - last_change(collection.folder)
         if 0 <= age < settings.operations.settle_seconds or clock() > until:
             waiting.append(collection.name)
         else:
             fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.hash_of)
     hashes.store(all_seen=not waiting)
-    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in found.refused))
+    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in surveyed.refused))
 
 
 def read_fingerprints(settings: Settings, names: Collection[str]) -> dict[str, str]:
-    """Fingerprint of the content that each collection's chunks were last made of, where there are chunks."""
+    """Read the fingerprint of the content that each collection's chunks were last read from, where there are chunks."""
     store = open_store(settings)
     chunks = {name: store.peek(name, STAGE["chunks"].asset) for name in names}
     return {name: artefact.record.source_fingerprint for name, artefact in chunks.items() if artefact is not None}

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places
 from ensemble_assets.pipeline.bundle_export import report_path
+from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
 
@@ -166,3 +168,11 @@ def test_the_report_is_searched_for_queries(copied: Path) -> None:
     report.write_text(report.read_text(encoding="utf-8") + f"<p>{html.escape(text)}</p>", encoding="utf-8")
     found = no_raw_queries([Query("q0", text)], _places(bundle, {}))
     assert [problem.split(":")[0] for problem in found.problems] == ["notes.report.html"]
+
+
+def test_quality_comes_from_the_evaluation_of_the_same_lists_only(exported: Outcome) -> None:
+    fused, reranked = exported.artefact("fused_candidates"), exported.artefact("reranked_candidates")
+    lists = {"fusion": fused, "rerank": reranked}
+    assert measured_quality(exported.store, "notes", lists) == exported.artefact("evaluation").record.means
+    others = {**lists, "rerank": replace(reranked, index={**reranked.index, "version": "0" * 32})}
+    assert measured_quality(exported.store, "notes", others) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.pipeline.changed_collections import Seen, diff_corpora, look, read_fingerprints
+from ensemble_assets.pipeline.changed_collections import Seen, diff_corpora, read_fingerprints, scan_corpora
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, write_collection
 
@@ -67,13 +67,13 @@ def settings_of(pipeline: Pipeline, settle: float = 0.0) -> Settings:
 
 def test_a_run_leaves_the_fingerprint_that_the_look_finds(pipeline: Pipeline) -> None:
     settings = settings_of(pipeline)
-    before = look(settings).fingerprints
+    before = scan_corpora(settings).fingerprints
     assert read_fingerprints(settings, list(before)) == {}
     assert pipeline.run().succeeded
     assert read_fingerprints(settings, ["notes", "others"]) == before
     write_collection(pipeline.root / "corpora" / "more", count=3)
     (pipeline.root / "corpora" / "notes" / "queries.jsonl").unlink()
-    now = look(settings).fingerprints
+    now = scan_corpora(settings).fingerprints
     assert set(now) == {"notes", "more"}
     assert now["notes"] != before["notes"]
 
@@ -82,7 +82,7 @@ def test_names_that_are_refused_are_said_and_hold_up_no_other(pipeline: Pipeline
     corpora = pipeline.root / "corpora"
     for name in ("my notes", "my.notes", "bad\nname", "x" * 200, "fine"):
         write_collection(corpora / name, count=1)
-    seen = look(settings_of(pipeline))
+    seen = scan_corpora(settings_of(pipeline))
     assert set(seen.fingerprints) == {"notes", "fine"}
     assert len(seen.refused) == 3
     assert any("both get the name 'my_notes'. Rename one of the folders" in problem for problem in seen.refused)
@@ -95,15 +95,15 @@ def test_folders_that_are_being_written_wait_and_dates_in_the_future_do_not_hold
     file = pipeline.root / "corpora" / "notes" / "notes_chunks.json"
     changed = file.stat().st_mtime
     settings = settings_of(pipeline, settle=30.0)
-    assert look(settings, clock=lambda: changed + 1).waiting == ("notes",)
-    assert look(settings, clock=lambda: changed + 31).waiting == ()
+    assert scan_corpora(settings, clock=lambda: changed + 1).waiting == ("notes",)
+    assert scan_corpora(settings, clock=lambda: changed + 31).waiting == ()
     os.utime(file, (changed + 9999, changed + 9999))
-    assert look(settings, clock=lambda: changed + 1).waiting == ()
+    assert scan_corpora(settings, clock=lambda: changed + 1).waiting == ()
 
 
 def test_without_time_collections_wait_for_the_next_look(pipeline: Pipeline) -> None:
     ticks = iter(range(0, 1000, 50))
-    assert look(settings_of(pipeline), seconds=40, clock=lambda: next(ticks)).waiting == ("notes",)
+    assert scan_corpora(settings_of(pipeline), seconds=40, clock=lambda: next(ticks)).waiting == ("notes",)
 
 
 def test_a_name_that_leads_elsewhere_cannot_be_a_folder_but_a_link_to_one_can(
@@ -112,4 +112,4 @@ def test_a_name_that_leads_elsewhere_cannot_be_a_folder_but_a_link_to_one_can(
     write_collection(tmp_path / "far" / "away", count=1)
     (pipeline.root / "corpora" / "linked").symlink_to(tmp_path / "far" / "away")
     (pipeline.root / "corpora" / ".." / "corpora" / ".dotted").mkdir()
-    assert set(look(settings_of(pipeline)).fingerprints) == {"notes", "linked"}
+    assert set(scan_corpora(settings_of(pipeline)).fingerprints) == {"notes", "linked"}

@@ -1,4 +1,4 @@
-"""Asset checks: the gates of the bundle and of its quality, partition-aware and blocking."""
+"""Asset checks: the gates of the bundle and of its quality."""
 
 from ensemble_assets.orchestration.checks.bundle import bundle_gates
 from ensemble_assets.orchestration.checks.quality import quality_gates

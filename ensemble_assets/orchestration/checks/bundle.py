@@ -1,6 +1,6 @@
-"""The gates of ``export_bundle`` as asset checks: one result a gate and collection, all from one step.
+"""Show the gates of a bundle as asset checks: one result per gate and collection, all from one step.
 
-One step, because every step is a process of its own and the gates share their inputs. Each can be run by itself.
+Every step is a process of its own, and the gates share their inputs. Each gate can still be run by itself.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ensemble_assets.orchestration.stage_step import failure_words
 
 @collection_checks("bundle_gates", asset="export_bundle", descriptions=DESCRIPTIONS)
 def bundle_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm) -> Iterator[dg.AssetCheckResult]:
-    """Every selected gate of the collection's bundle."""
+    """Give the result of every selected gate on the collection's bundle."""
     wanted = {key.name for key in context.selected_asset_check_keys}
     try:
         for result in bundle_results(context.partition_key, settings.resolved().settings):

@@ -38,7 +38,7 @@ QUALITY_DESCRIPTIONS: Mapping[str, str] = {
 
 @collection_checks("quality_gates", asset="evaluation", descriptions=QUALITY_DESCRIPTIONS)
 def quality_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm) -> Iterator[dg.AssetCheckResult]:
-    """Every selected gate of the collection's quality."""
+    """Give the result of every selected gate on the collection's quality."""
     resolved = settings.resolved().settings
     wanted = {key.name for key in context.selected_asset_check_keys}
     try:
@@ -51,7 +51,7 @@ def quality_gates(context: dg.AssetCheckExecutionContext, settings: SettingsForm
 
 
 def quality_results(measured: Artefact, collection: str, settings: Settings) -> dict[str, Callable[[], QualityVerdict]]:
-    """The gates of an evaluation by name, each still to be run."""
+    """List the gates of an evaluation by name; calling one judges."""
     per_query = measured.frame("per_query").filter(pl.col("measure") == GATED_MEASURE)
     lists = {
         str(run): frame.select("public_id", "value") for (run,), frame in per_query.group_by("run", maintain_order=True)
@@ -99,7 +99,7 @@ def _fusion(lists: Mapping[str, pl.DataFrame]) -> QualityVerdict:
 def _check_result(
     name: str, gate: Callable[[], QualityVerdict], measured: Artefact, settings: Settings
 ) -> dg.AssetCheckResult:
-    """A gate's verdict as Dagster shows it; nothing to judge passes with a note."""
+    """Show a gate's verdict in Dagster; without judgements it passes with a note."""
     if measured.record.status == "no_judgements":
         result = QualityVerdict(name, True, {}, "there are no judgements for these queries; nothing was compared")
     else:
@@ -119,6 +119,6 @@ def _check_result(
 
 
 def severity(judged: bool, settings: Settings) -> dg.AssetCheckSeverity:
-    """As set with judgements from a file; WARN with derived probes."""
+    """Choose the severity: as set with judgements from a file, WARN with derived probes."""
     wanted = settings.checks.quality_severity if judged else "warn"
     return dg.AssetCheckSeverity(wanted.upper())

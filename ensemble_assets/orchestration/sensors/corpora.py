@@ -1,6 +1,6 @@
-"""Sensor ``corpora``: folders below the corpora root become partitions, and what changed is run.
+"""Sensor ``corpora``: add a partition for every folder below the corpora root, and run new and changed collections.
 
-What counts as a change is ``orchestration.discovery``.
+``pipeline/changed_collections.py`` decides what counts as a change.
 """
 
 import json
@@ -10,25 +10,31 @@ import dagster as dg
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, reason_tags
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.pipeline.changed_collections import CorporaDiff, Seen, diff_corpora, look, read_fingerprints
+from ensemble_assets.pipeline.changed_collections import (
+    CorporaDiff,
+    Seen,
+    diff_corpora,
+    read_fingerprints,
+    scan_corpora,
+)
 from ensemble_assets.settings import resolve
 
 
 @dg.sensor(
     job_name=RETRIEVAL_BUNDLE,
     minimum_interval_seconds=30,
-    description="Adds a partition for every new folder below paths.chunked_dir and runs what is new or changed.",
+    description="Adds a partition for every new folder below paths.chunked_dir; runs new and changed collections.",
 )
 def corpora(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """One run a collection whose content is neither what was read last nor what was asked for last."""
+    """Ask for one run of every collection whose content was neither read last nor asked for last."""
     settings = resolve().settings
     try:
-        seen = look(settings)
+        seen = scan_corpora(settings)
     except EnsembleError as error:
         return dg.SkipReason(str(error))
     requested = _requested(context.cursor)
     partitions = set(context.instance.get_dynamic_partitions(str(COLLECTIONS.name)))
-    # Reading what every collection was made of costs a look at its artefact, so only for those not asked for yet.
+    # Reading a collection's last fingerprint opens its artefact, so this is done only for collections not asked for.
     unknown = [name for name, now in seen.fingerprints.items() if requested.get(name) != now]
     diff = diff_corpora(seen, read_fingerprints(settings, unknown), requested, partitions)
     for problem in seen.refused:
@@ -45,7 +51,7 @@ def corpora(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
 
 
 def report(seen: Seen, diff: CorporaDiff) -> str:
-    """One line for the UI: how many collections are there, and what needs a person."""
+    """Describe the tick in one line: the number of collections, and everything that needs a person."""
     parts = [f"{len(seen.fingerprints)} collections, nothing to run"]
     parts += [f"still being changed: {', '.join(seen.waiting)}"] if seen.waiting else []
     parts += [f"folder gone: {', '.join(diff.removed)}"] if diff.removed else []
@@ -54,13 +60,13 @@ def report(seen: Seen, diff: CorporaDiff) -> str:
 
 def _request(name: str, diff: CorporaDiff, seen: Seen) -> dg.RunRequest:
     reason = "added" if name in diff.added else "changed"
-    # No run key: content that comes back to what it was earlier must run again. The cursor is what prevents repeats.
+    # There is no run key: content that returns to an earlier state must run again. The cursor prevents repeats.
     return dg.RunRequest(partition_key=name, tags=reason_tags("corpora", (reason,), seen.fingerprints[name]))
 
 
 def _requested(cursor: str | None) -> dict[str, str]:
     try:
-        kept = json.loads(cursor or "{}")
+        stored = json.loads(cursor or "{}")
     except ValueError:
         return {}
-    return {str(name): str(value) for name, value in kept.items()} if isinstance(kept, dict) else {}
+    return {str(name): str(value) for name, value in stored.items()} if isinstance(stored, dict) else {}

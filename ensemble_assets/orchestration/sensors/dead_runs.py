@@ -1,7 +1,7 @@
-"""Sensor ``dead_runs``: a run whose process is gone is marked as failed, so that its slot and its place are free again.
+"""Sensor ``dead_runs``: mark a run as failed when its process is gone, so that its pool slot and queue place are free.
 
-The code server does that for the runs that it started; when it was killed itself, nobody does: Dagster's default
-launcher has no health check. Runs of other machines and containers are left alone.
+The code server does this for runs that it started, unless it was killed too: Dagster's default launcher has no health
+check. Runs of other machines and containers are left alone.
 """
 
 import json
@@ -15,7 +15,9 @@ import psutil
 
 _STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _CLOCK_SECONDS = 5.0
+"""Tolerance between Dagster's event time and the kernel's time of process creation."""
 _GRACE_SECONDS = 15.0
+"""A process that began so recently may still be starting."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class RunProcess:
     """The process that executes a run.
 
     Attributes:
-        pid: its number.
-        seen_at: when the run said so, in seconds since the epoch.
+        pid: number of the process.
+        seen_at: time at which the run reported it, in seconds since the epoch.
     """
 
     pid: int
@@ -32,7 +34,7 @@ class RunProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs; a process that began later has the number of a dead one."""
+        """Whether the process still runs; a process that began later only has the same number."""
         try:
             process = psutil.Process(self.pid)
             return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= self.seen_at + _CLOCK_SECONDS
@@ -49,14 +51,14 @@ class RunProcess:
     description="Marks runs as failed whose process on this machine is gone, so that they hold nothing up.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Never asks for a run itself; ``run_retries`` of the instance does."""
+    """Mark dead runs as failed; ``run_retries`` of the instance starts them again."""
     ended = end_dead_runs(context.instance)
     running = "no run is without its process"
     return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else running)
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs as failed whose process on this machine is gone; their ids."""
+    """Mark runs as failed whose process on this machine is gone; return their ids."""
     ended = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_STARTED)):
         run = record.dagster_run
@@ -70,7 +72,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 def started_here(run: dg.DagsterRun) -> bool:
-    """Whether the run was started by a code server on this machine: one that listens on a socket file, not a port."""
+    """Return whether a code server on this machine started the run: it listens on a socket file instead of a port."""
     try:
         info = json.loads(run.tags.get(".dagster/grpc_info", "{}"))
     except ValueError:
@@ -79,7 +81,7 @@ def started_here(run: dg.DagsterRun) -> bool:
 
 
 def run_process(instance: dg.DagsterInstance, run_id: str) -> RunProcess | None:
-    """The process that executes the run, as its events name it."""
+    """Find the process that executes the run in the run's events."""
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         event = entry.dagster_event
         data: Any = event.event_specific_data if event is not None and event.step_key is None else None

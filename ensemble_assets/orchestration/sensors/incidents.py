@@ -1,4 +1,4 @@
-"""Sensor ``incidents``: a failed run becomes a short record on disk, and a message to a webhook where one is named."""
+"""Sensor ``incidents``: record every failed run on disk, and post the record to a webhook if one is named."""
 
 import dagster as dg
 
@@ -15,7 +15,7 @@ WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
     description=f"Writes a record without texts for every failed run; posts it where {WEBHOOK_VARIABLE} says.",
 )
 def incidents(context: dg.RunFailureSensorContext) -> None:
-    """The record comes first: a webhook that does not answer loses nothing."""
+    """Write the record before posting it, so that a webhook that does not answer loses nothing."""
     resolved = resolve()
     incident = incident_of(context.instance, context.dagster_run)
     path = write_incident(incidents_folder(resolved.settings.paths), incident)
