@@ -23,7 +23,8 @@ import polars as pl
 from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
-from ensemble_assets.artefacts.stage_record import Record, read_record
+from ensemble_assets.artefacts.records import read_record
+from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 

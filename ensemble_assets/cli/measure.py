@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ensemble_assets.artefacts.artefact import Artefact
     from ensemble_assets.artefacts.latency_baseline import SlaBaseline
-    from ensemble_assets.artefacts.stage_record import EvaluationRecord
+    from ensemble_assets.artefacts.records import EvaluationRecord
     from ensemble_assets.cli.summary import CollectionOutcome
 
 _target_options = with_options(TARGET, TARGET_OUTPUT, SET)

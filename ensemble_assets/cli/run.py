@@ -168,7 +168,7 @@ def _materialise(
 def _outcome(
     collection: str, result: dg.ExecuteInProcessResult, resolved: Resolved, stages: list[Record]
 ) -> CollectionOutcome:
-    from ensemble_assets.artefacts.stage_record import FailedStage
+    from ensemble_assets.artefacts.records import FailedStage
     from ensemble_assets.cli.summary import CollectionOutcome
 
     toggles = [stage.toggle for stage in PIPELINE if stage.toggle]

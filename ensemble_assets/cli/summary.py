@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ensemble_assets.artefacts.stage_record import FailedStage, Record, StageRecord
+from ensemble_assets.artefacts.records import FailedStage
+from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.pipeline.bundle_export import report_path
 

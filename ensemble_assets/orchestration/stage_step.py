@@ -16,7 +16,8 @@ from pathlib import Path
 import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import FailedStage, Record
+from ensemble_assets.artefacts.records import FailedStage
+from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.stages import TIMED_STAGES

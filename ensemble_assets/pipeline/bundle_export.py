@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import ExportRecord, QdrantRecord
+from ensemble_assets.artefacts.records import ExportRecord, QdrantRecord
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import STAGE

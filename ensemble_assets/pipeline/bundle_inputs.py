@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import (
+from ensemble_assets.artefacts.records import (
     ChunksRecord,
     DenseRecord,
     FusionRecord,

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import ChunksRecord, DenseRecord, FusionRecord, QueriesRecord, SparseRecord
+from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, FusionRecord, QueriesRecord, SparseRecord
 from ensemble_assets.collection.whole_text import COLUMNS, whole_text
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.stages import first_stage_lists

@@ -7,7 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from ensemble_assets.artefacts.stage_record import SparseRecord, StageRecord
+from ensemble_assets.artefacts.records import SparseRecord
+from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun

@@ -10,14 +10,8 @@ import polars as pl
 from ensemble_assets import __version__
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import QualityBaseline
-from ensemble_assets.artefacts.stage_record import (
-    ChunksRecord,
-    EvaluationRecord,
-    FusionRecord,
-    QueriesRecord,
-    RerankRecord,
-    StageRecord,
-)
+from ensemble_assets.artefacts.records import ChunksRecord, EvaluationRecord, FusionRecord, QueriesRecord, RerankRecord
+from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import RANKING_STAGES, STAGE

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import BaselineKey, SlaBaseline, baselines, find_baseline
-from ensemble_assets.artefacts.stage_record import (
+from ensemble_assets.artefacts.records import (
     ChunksRecord,
     DenseRecord,
     FusionRecord,
     Ratios,
     SparseRecord,
-    StageRecord,
     UpstreamCosts,
 )
+from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.machine import library_versions, this_host

@@ -11,7 +11,7 @@ import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.latency_baseline import content_fingerprint
-from ensemble_assets.artefacts.stage_record import (
+from ensemble_assets.artefacts.records import (
     ChunksRecord,
     DenseLayout,
     DenseRecord,

@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import ChunksRecord, DenseRecord, ModelFacts, Record, StageRecord
+from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord
+from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.model_files import locate

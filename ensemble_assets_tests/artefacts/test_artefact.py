@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ensemble_assets.artefacts.stage_record import DenseRecord
+from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 

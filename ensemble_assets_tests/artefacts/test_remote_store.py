@@ -11,7 +11,7 @@ from upath import UPath
 
 from ensemble_assets.artefacts import store as store_module
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.stage_record import DenseRecord
+from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.artefacts.store import ArtefactStore, artefact_store
 from ensemble_assets.common.errors import ArtefactError
 

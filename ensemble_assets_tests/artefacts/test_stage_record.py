@@ -7,21 +7,17 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets.artefacts.stage_record import (
+from ensemble_assets.artefacts.records import (
     RECORDS,
     DenseRecord,
     EvaluationRecord,
     FusionRecord,
-    ModelFacts,
     Ratios,
-    Record,
     SparseRecord,
-    StageRecord,
     UpstreamCosts,
-    extend_record,
-    merge_records,
     read_record,
 )
+from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageRecord, extend_record, merge_records
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.models.model_files import ModelFiles

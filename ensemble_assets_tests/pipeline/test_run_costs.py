@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
-from ensemble_assets.artefacts.stage_record import ExportRecord, RerankRecord
+from ensemble_assets.artefacts.records import ExportRecord, RerankRecord
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.run_costs import LatencyBudget

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from ensemble_assets.artefacts.stage_record import FusionRecord, SparseRecord
+from ensemble_assets.artefacts.records import FusionRecord, SparseRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.telemetry import ids

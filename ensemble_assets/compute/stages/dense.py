@@ -13,7 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import DenseRecord, StageRecord, extend_record, merge_records
+from ensemble_assets.artefacts.records import DenseRecord
+from ensemble_assets.artefacts.stage_record import StageRecord, extend_record, merge_records
 from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import RerankRecord, StageRecord, StageStatus, extend_record
+from ensemble_assets.artefacts.records import RerankRecord
+from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory

@@ -16,7 +16,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.stage_record import SparseRecord, StageRecord, StageStatus, extend_record
+from ensemble_assets.artefacts.records import SparseRecord
+from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime

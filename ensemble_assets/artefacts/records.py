@@ -1,0 +1,375 @@
+"""Record each stage in a dataclass of its own, and parse such a record from the facts of an artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from ensemble_assets.artefacts.stage_record import Record, Scalar, StageRecord
+from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.common.errors import ArtefactError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedStage(Record):
+    """The end of a stage with an error. It has no artefact.
+
+    Attributes:
+        reason: sentence that is safe to show.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunksRecord(Record):
+    """The chunks of a collection.
+
+    Attributes:
+        alias: name of the collection's folder.
+        content: hash of the chunks' content in order, 32 hex digits; "" where an earlier version did not record it.
+        source_fingerprint: content hash of the collection's files, 32 hex digits.
+        skipped: chunks left out.
+        texts_cut: texts cut at the contract's length.
+        searched: ``whole`` or ``exported``; None where an earlier version did not record it.
+        report: counts of what was left out or changed on reading, by reason.
+    """
+
+    unit: str = "chunks"
+    alias: str | None = None
+    content: str = ""
+    source_fingerprint: str = ""
+    skipped: int = 0
+    texts_cut: int = 0
+    searched: str | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueriesRecord(Record):
+    """The queries of a collection.
+
+    Attributes:
+        query_source: ``file`` or ``derived``.
+        judgements: number of relevance judgements.
+        judged: whether the judgements come from a file.
+        report: one report per input file.
+    """
+
+    unit: str = "queries"
+    query_source: str = ""
+    judgements: int = 0
+    judged: bool = False
+    report: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class DenseLayout:
+    """The vectors of one model in the dense artefact.
+
+    Attributes:
+        weight: of the model's scores in the search, at least 0.
+        max_tokens: limit of its texts.
+        dimension: columns of its arrays.
+        seconds: wall time of the model; 0 where an earlier version did not record it.
+    """
+
+    slug: str
+    weight: float
+    hf_model_id: str
+    max_tokens: int
+    dimension: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseRecord(StageRecord):
+    """The dense stage.
+
+    Attributes:
+        queries: number of queries.
+        layout: the models whose vectors are stored, the primary first.
+        dropped: companions that could not be used -> why, a fixed word.
+    """
+
+    unit: str = "chunks and queries"
+    queries: int = 0
+    layout: tuple[DenseLayout, ...] = ()
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseRecord(StageRecord):
+    """The sparse stage.
+
+    Attributes:
+        model: slug of the model that made the vectors, or of the first one asked for.
+        index_space: name of the space that the indices number.
+        dimension: width of that space.
+        vectors_total: chunks.
+        vectors_live: chunks with a vector from inference.
+        vectors_from_metadata: chunks with a vector from metadata terms.
+        vectors_available: chunks with a vector.
+        coverage_ratio: share of chunks with a vector, 0 to 1; None where the stage is off.
+        entries: entries of all chunk vectors.
+        queries: number of queries.
+        queries_live: queries with a vector from inference.
+        queries_pruned: query vectors cut to ``top_k``.
+        top_k: most entries of a vector.
+        unusable: models that were tried before -> why they did not run, a fixed word.
+    """
+
+    unit: str = "chunks and queries"
+    model: str = ""
+    index_space: str = "none"
+    dimension: int = 0
+    vectors_total: int = 0
+    vectors_live: int = 0
+    vectors_from_metadata: int = 0
+    vectors_available: int = 0
+    coverage_ratio: float | None = None
+    entries: int = 0
+    queries: int = 0
+    queries_live: int = 0
+    queries_pruned: int = 0
+    top_k: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UpstreamCosts:
+    """Costs of the stages before the fusion, kept in its record because rerank does not read their artefacts.
+
+    Attributes:
+        dense_models: fingerprints of the dense models in order.
+    """
+
+    dense_seconds: float
+    sparse_seconds: float
+    dense_models: tuple[str, ...]
+    dense_device: UsedDevices
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionRecord(StageRecord):
+    """The exact searches and their fusion.
+
+    Attributes:
+        queries: number of queries.
+        candidates: candidates of all queries.
+        depth: most chunks per query and list.
+        method: fusion method.
+        parameters: of the method.
+        lists: names of the lists that were fused.
+        dense_share: weight of the dense list against the sparse one, 0 to 1.
+        lexical_share: weight of the BM25 list, 0 to 1; 0 without it.
+        fitted: judgements that the weights were fitted on; empty where they were set.
+        upstream: None where an earlier version did not record it.
+    """
+
+    unit: str = "queries"
+    queries: int = 0
+    candidates: int = 0
+    depth: int = 0
+    method: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
+    dense_share: float = 0.0
+    lexical_share: float = 0.0
+    fitted: dict[str, Any] = field(default_factory=dict)
+    upstream: UpstreamCosts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankRecord(StageRecord):
+    """The rerank stage.
+
+    Attributes:
+        model: slug of the reranker.
+        queries: number of queries; ``query_count`` is the same number under the manifest's name.
+        queries_reranked: queries with a reranked list.
+        pairs_scored: pairs that the reranker scored.
+        depth: depth that was asked for; ``requested_depth`` is the same number under the budget's name.
+        reached_depth: depth that every query reached.
+        queries_cut_short: queries of which fewer candidates were scored than asked for.
+        weight: share of the reranker in the final score.
+        largest_batch: pairs in the largest batch.
+        budget: ``sla``, ``own_dense`` or ``off``.
+        floor_depth: depth that is reached whatever it takes.
+        budget_seconds: time that the stage may take; None without a limit.
+        budget_reason: why there is no limit, a fixed word; None with one.
+        fallback_source: where a fallback arose, ``load`` or ``runtime``; None without one.
+    """
+
+    unit: str = "pairs"
+    model: str = ""
+    queries: int = 0
+    query_count: int = 0
+    queries_reranked: int = 0
+    pairs_scored: int = 0
+    depth: int = 0
+    requested_depth: int = 0
+    reached_depth: int = 0
+    queries_cut_short: int = 0
+    weight: float = 0.0
+    largest_batch: int = 0
+    budget: str = "off"
+    floor_depth: int = 0
+    budget_seconds: float | None = None
+    budget_reason: str | None = None
+    fallback_source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Record):
+    """The measured quality of the lists.
+
+    Attributes:
+        judged: whether the judgements come from a file; False: derived probes.
+        query_source: ``file`` or ``derived``.
+        without_relevant: judged queries without a relevant chunk.
+        not_retrieved: list -> queries for which it has nothing.
+        fusion: method, parameters, shares and depth of the fused list.
+        means: list -> measure -> mean, 0 to 1; empty without judgements.
+        measured: stage -> content hash of the artefact whose lists were measured; empty in earlier versions.
+    """
+
+    unit: str = "judged queries"
+    judged: bool = False
+    query_source: str = ""
+    without_relevant: int = 0
+    not_retrieved: dict[str, int] = field(default_factory=dict)
+    fusion: dict[str, Any] = field(default_factory=dict)
+    means: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, Scalar]:
+        """Give the facts that are one figure, switch or word; every mean is one, so that it can be plotted."""
+        means = {f"{name} {measure}": mean for name, all_of in self.means.items() for measure, mean in all_of.items()}
+        return {**super().scalars(), **means}
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """The run against the latency budget.
+
+    Attributes:
+        limit_ratio: largest allowed ratio.
+        vs_sla: whole run over the plain script's dense-only time; None without a baseline.
+        vs_own_dense: dense, sparse, fusion and rerank over dense; None where dense took no time.
+        prediction: an earlier plan of the same content beside what happened; None without a plan.
+    """
+
+    limit_ratio: float
+    vs_sla: float | None = None
+    vs_own_dense: float | None = None
+    prediction: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord(Record):
+    """The bundle in its folder.
+
+    Attributes:
+        points: points of the bundle.
+        files: files of the bundle.
+        bytes: their size together.
+        sizes: file -> its bytes; empty in earlier versions.
+        skipped_files: optional file -> why it was not written.
+        performance: both ratios with all of the export counted; None in earlier versions.
+        gates: ``ExportResults`` of the bundle in JSON types; None in earlier versions.
+    """
+
+    unit: str = "chunks"
+    points: int = 0
+    files: int = 0
+    bytes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    skipped_files: dict[str, str] = field(default_factory=dict)
+    performance: Ratios | None = None
+    gates: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdrantRecord(Record):
+    """The bundle in Qdrant.
+
+    Attributes:
+        collection_in_qdrant: name of the collection there.
+        sent: points sent.
+        removed: points of earlier exports removed.
+        searches: number of kinds of search by which a chunk found itself.
+        searched_by: their names.
+        bundle: content hash of the export artefact.
+        seconds: wall time of the upload.
+    """
+
+    unit: str = "points"
+    collection_in_qdrant: str | None = None
+    sent: int = 0
+    removed: int = 0
+    searches: int = 0
+    searched_by: tuple[str, ...] = ()
+    bundle: str | None = None
+    seconds: float = 0.0
+
+
+RECORDS: dict[str, type[Record]] = {
+    "chunks": ChunksRecord,
+    "queries": QueriesRecord,
+    "dense": DenseRecord,
+    "sparse": SparseRecord,
+    "fusion": FusionRecord,
+    "rerank": RerankRecord,
+    "evaluation": EvaluationRecord,
+    "export": ExportRecord,
+    "qdrant": QdrantRecord,
+}
+"""The record of every stage, by its name."""
+
+
+def read_record(facts: Mapping[str, Any]) -> Record:
+    """Parse the facts of an artefact, also of an artefact that an earlier version wrote.
+
+    Raises:
+        ArtefactError: if they are no record of a stage.
+    """
+    kind = RECORDS.get(str(facts.get("stage")))
+    if kind is None:
+        raise ArtefactError(f"an artefact's facts name no stage ({facts.get('stage')!r}). Materialise it again")
+    from pydantic import ValidationError
+
+    try:
+        record: Record = _parser(facts["stage"]).validate_python(_upgraded(kind, facts))
+    except (ValidationError, ValueError):
+        raise ArtefactError(
+            f"the facts of a {facts['stage']} artefact are not those that this version reads. Materialise it again"
+        ) from None
+    return record
+
+
+@cache
+def _parser(stage: str) -> Any:
+    from pydantic import TypeAdapter  # here, since workers import this module and never read an artefact
+
+    return TypeAdapter(RECORDS[stage])
+
+
+def _upgraded(kind: type[Record], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give facts in today's form: version 0.1 wrote devices as labels and means as ``<list> <measure>``."""
+    known = {item.name for item in fields(kind)}
+    upgraded = {name: value for name, value in facts.items() if name in known}
+    if "device" in upgraded:
+        upgraded["device"] = UsedDevices.from_json(upgraded["device"])
+    if isinstance(upstream := upgraded.get("upstream"), dict):
+        upgraded["upstream"] = {**upstream, "dense_device": UsedDevices.from_json(upstream["dense_device"])}
+    if kind is EvaluationRecord and "means" not in facts:
+        means: dict[str, dict[str, float]] = {}
+        for name, value in facts.items():
+            ranked, space, measure = name.partition(" ")
+            if space:
+                means.setdefault(ranked, {})[measure] = value
+        upgraded["means"] = means
+    return upgraded
