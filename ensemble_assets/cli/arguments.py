@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_assets.common.errors import ArtefactError, InputError, SettingsError
+from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.sample import SAMPLE_FOLDER
 from ensemble_assets.settings import Settings, options, resolve
 
 if TYPE_CHECKING:
     from ensemble_assets.collection.folders import Collection
-
-_MANIFEST = "processing_summary.json"
-"""A folder with this file is a bundle."""
 
 _FLAG_KEYS = {
     "chunked_dir": "paths.chunked_dir",
@@ -143,7 +141,7 @@ def locate_target(
         **flags: further flags that set options.
     """
     folder = Path(target)
-    if (folder / _MANIFEST).is_file():
+    if (folder / MANIFEST_NAME).is_file():  # a folder with a manifest is a bundle
         bundle = folder.resolve()
         target, output_dir = bundle.name, output_dir or str(bundle.parent)
     overrides, sources = option_overrides({"output_dir": output_dir, **flags}, assignments)

@@ -1,1 +1,1 @@
-"""Bundles that databases and older programs load: the v4.0 writer and the additive v4.1 layer."""
+"""Write, read and judge the bundles that vector databases and older programs load."""

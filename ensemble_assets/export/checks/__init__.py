@@ -1,5 +1,1 @@
-"""The gates of the export contract: pure functions from a bundle folder (and what it was made of) to a verdict.
-
-Each gate streams the files it looks at and names the record and the key that is wrong. Dagster checks, the exporter and
-the command line show the same verdicts; none of them is known here.
-"""
+"""Judge a bundle by the export contract: gates that read its files and name the record and the key that is wrong."""

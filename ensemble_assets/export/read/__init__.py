@@ -1,1 +1,1 @@
-"""Read a bundle: as records, as a v4.0 bundle, or into Qdrant."""
+"""Read a bundle: record by record, or into Qdrant."""
