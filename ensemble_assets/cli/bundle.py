@@ -12,7 +12,6 @@ import click
 from ensemble_assets.cli.arguments import JSON, unreadable_is_usage_error
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings import resolve
-from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     from ensemble_assets.export.checks.result import GateResult
@@ -152,12 +151,12 @@ def upload(  # one parameter per option
 
     if url and path:
         raise SettingsError("--url and --path: give one of them, a server or a folder")
-    settings = resolve().settings
-    defaults = settings.qdrant
+    resolved = resolve()
+    settings, defaults = resolved.settings, resolved.settings.qdrant
     opened = _open(bundle)
     server = url or ("" if path else defaults.url)
     folder = path or defaults.path or str(Path(settings.paths.output_dir) / ".qdrant")
-    client = connect(server, folder, api_key or process_environment().get("QDRANT_API_KEY"))
+    client = connect(server, folder, api_key or resolved.environment.get("QDRANT_API_KEY"))
     try:
         uploaded = upload_bundle(
             opened, client, collection or defaults.collection, batch_size or defaults.batch_size, _show_progress

@@ -12,7 +12,6 @@ from ensemble_assets.cli.arguments import JSON
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
-from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     from ensemble_assets.models.registry import ModelSpec
@@ -38,8 +37,8 @@ def doctor() -> int:
     """Describe this machine, and what a run would use and why."""
     from ensemble_assets.compute.devices.discovery import describe_devices
 
-    settings = resolve().settings
-    environment = process_environment()
+    resolved = resolve()
+    settings, environment = resolved.settings, resolved.environment
     ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
     sections: dict[str, list[str]] = {
         "Devices": describe_devices(environment.get("CUDA_VISIBLE_DEVICES")),

@@ -33,7 +33,6 @@ from ensemble_assets.cli.arguments import (
 from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
 from ensemble_assets.settings import Resolved, flatten, resolve
-from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -119,7 +118,7 @@ def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[Coll
 
     resolved = resolve(request.overrides, override_sources=request.sources)
     names = list(request.collections) if request.assets else _collection_names(resolved, request.collections)
-    with _dagster_instance() as instance:
+    with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), names)
         definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
@@ -192,11 +191,11 @@ def _outcome(
 
 
 @contextmanager
-def _dagster_instance() -> Iterator[dg.DagsterInstance]:
-    """Open the instance of DAGSTER_HOME, or a private one that is gone afterwards."""
+def _dagster_instance(home: str | None) -> Iterator[dg.DagsterInstance]:
+    """Open the instance of ``home`` (DAGSTER_HOME), or a private one that is gone afterwards."""
     import dagster as dg
 
-    if process_environment().get("DAGSTER_HOME"):
+    if home:
         with dg.DagsterInstance.get() as instance:
             yield instance
     else:

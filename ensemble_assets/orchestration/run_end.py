@@ -11,15 +11,15 @@ import dagster as dg
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.orchestration.resources import form_values
 from ensemble_assets.pipeline.from_settings import run_telemetry
-from ensemble_assets.settings import Settings, resolve
+from ensemble_assets.settings import Resolved, resolve
 
 PARTITION_TAG = "dagster/partition"
 BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
 """Tags of runs that end their own trace: the daemon may resolve their relative paths otherwise."""
 
 
-def settings_of_run(run: dg.DagsterRun) -> Settings:
-    """Resolve the settings of a run: those of this process, with the values of its run configuration.
+def resolve_run(run: dg.DagsterRun) -> Resolved:
+    """Resolve the settings of a recorded run: those of this process, with the values of its run configuration.
 
     Raises:
         SettingsError: if a value is no longer accepted.
@@ -27,7 +27,7 @@ def settings_of_run(run: dg.DagsterRun) -> Settings:
     form: Any = run.run_config
     for name in ("resources", "settings", "config"):
         form = form.get(name) or {}
-    return resolve(form_values(form)).settings
+    return resolve(form_values(form))
 
 
 def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = False) -> bool:
@@ -46,7 +46,8 @@ def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = Fals
     if record is None or record.start_time is None or PARTITION_TAG not in record.dagster_run.tags:
         return False
     run = record.dagster_run
-    telemetry = run_telemetry(run_id, run.tags[PARTITION_TAG], settings_of_run(run))
+    resolved = resolve_run(run)
+    telemetry = run_telemetry(run_id, run.tags[PARTITION_TAG], resolved.settings, resolved.environment)
     if only_known and not (telemetry.journal_path and telemetry.journal_path.is_file()):
         return False
     return telemetry.finish_run(record.start_time, _ended_by(run), record.end_time) is not None

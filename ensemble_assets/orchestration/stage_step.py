@@ -70,7 +70,7 @@ def stage_step(
     collection = context.partition_key
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
-    telemetry = run_telemetry(context.run.run_id, collection, resolved.settings)
+    telemetry = run_telemetry(context.run.run_id, collection, resolved.settings, resolved.environment)
     opened = telemetry.stage(stage, attempt=context.retry_number) if stage in TIMED_STAGES else nullcontext()
     progress.stage_started(stage, collection)
     started = time.perf_counter()

@@ -29,7 +29,6 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report.facts import Facts, read_facts
 from ensemble_assets.report.page import page_of
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.sources import process_environment
 
 
 def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -> ExportRecord:
@@ -90,7 +89,7 @@ def upload_to_qdrant(run: StageRun, exported: Artefact[ExportRecord]) -> QdrantR
     if not options.enabled:
         return QdrantRecord(run.stage, "feature_disabled")
     embedded = Path(run.settings.paths.output_dir) / ".qdrant"
-    client = connect(options.url, options.path or str(embedded), process_environment().get("QDRANT_API_KEY"))
+    client = connect(options.url, options.path or str(embedded), run.resolved.environment.get("QDRANT_API_KEY"))
     try:
         uploaded = upload_bundle(open_bundle(bundle_folder(run)), client, options.collection, options.batch_size)
     finally:
@@ -166,7 +165,7 @@ def _journal(manifest: Mapping[str, Any], collection: str, settings: Settings) -
     for span in reversed(list(spans.values())) if isinstance(spans, dict) else ():
         attributes = span.get("attributes") if isinstance(span, dict) else None
         run_id = attributes.get("run_id") if isinstance(attributes, dict) else None
-        path = run_telemetry(run_id, collection, settings).journal_path if isinstance(run_id, str) else None
+        path = run_telemetry(run_id, collection, settings, {}).journal_path if isinstance(run_id, str) else None
         if path is not None and path.is_file():
             return path
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
 from ensemble_assets.settings.options import Models
-from ensemble_assets.settings.sources import process_environment
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
@@ -34,9 +34,16 @@ def open_store(settings: Settings) -> ArtefactStore:
     )
 
 
-def run_telemetry(run_id: str, collection: str, settings: Settings) -> RunTelemetry:
-    """Open the telemetry of one run and collection; by default a JSONL journal beside the bundles and no network."""
-    variables = {name: value for name, value in process_environment().items() if name.startswith("OTEL_")}
+def run_telemetry(run_id: str, collection: str, settings: Settings, environment: Mapping[str, str]) -> RunTelemetry:
+    """Open the telemetry of one run and collection; by default a JSONL journal beside the bundles and no network.
+
+    Args:
+        run_id: identity of the run.
+        collection: name of the collection.
+        settings: where the journal and the metrics are written.
+        environment: variables of the process; the ``OTEL_*`` ones name further exporters.
+    """
+    variables = {name: value for name, value in environment.items() if name.startswith("OTEL_")}
     metrics = settings.metrics
     options = TelemetryOptions(
         journal_folder=journal_folder(Path(settings.paths.output_dir)),

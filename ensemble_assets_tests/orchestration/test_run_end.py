@@ -10,7 +10,7 @@ import pytest
 from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, TRACE_SENSORS, settings_of_run
+from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, TRACE_SENSORS, resolve_run
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets_tests.orchestration.doubles import dense_double
@@ -93,7 +93,7 @@ def test_settings_that_are_not_accepted_any_more_do_not_break_the_daemon(
 
 def test_the_settings_of_a_run_are_those_of_its_run_configuration(pipeline: Pipeline) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        settings = settings_of_run(_run(pipeline, instance, pipeline.computing))
+        settings = resolve_run(_run(pipeline, instance, pipeline.computing)).settings
     assert settings.paths.output_dir == str(pipeline.root / "output")
     assert settings.rerank.depth == 20
 
