@@ -1,13 +1,11 @@
-"""How the export contract prepares a chunk's text: whitespace, length, digest, and what the text looks like.
-
-Only rules on one string live here. Reading chunk files is ingestion; the metadata that is made from these facts is
-``core.legacy_metadata``.
-"""
+"""Prepare a chunk's text as the export contract wants it (whitespace, length, digest), and restore the whole text."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+
+import polars as pl
 
 CHARACTERS_PER_TOKEN = 4
 """The contract's estimate: a text longer than ``4 * max_tokens`` characters is cut."""
@@ -15,21 +13,24 @@ CHARACTERS_PER_TOKEN = 4
 CUT_MARK = "..."
 """Stands at the end of a text that was cut."""
 
+WHOLE_TEXT_COLUMNS = ("text", "rest")
+"""Columns of a ``CHUNKS`` frame that ``whole_text`` needs."""
+
 _HINT_CHARACTERS = 400
+"""Characters at the start of a text in which ``def`` or ``class`` makes it code. Version 4.0 looks at as many."""
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A chunk's text as it is embedded and exported, and what is remembered of the original.
+    """A chunk's text as it is embedded and exported, and some facts about the original.
 
     Attributes:
         text: whitespace runs collapsed to one space, cut at the contract's length with ``...`` appended.
-        rest: what was cut off; empty where nothing was.
-        original_length: characters before that.
+        rest: the part that was cut off; empty if the text is not longer than allowed.
+        original_length: characters of the original text.
         cut: whether the text was cut.
         sha1: 40 hex digits, SHA-1 of the original text in UTF-8.
-        modal_hint: what the original text looks like: ``code``, ``table``, ``json`` or ``prose``; empty for a
-            blank text.
+        modal_hint: kind of the original text: ``code``, ``table``, ``json`` or ``prose``; empty for a blank text.
     """
 
     text: str
@@ -43,14 +44,14 @@ class PreparedText:
 def prepare_text(raw: str, max_tokens: int) -> PreparedText:
     """Prepare one chunk text.
 
-    Whitespace is what ``str.split`` takes for it (Unicode spaces and the separators U+001C to U+001F included).
+    Whitespace has the meaning of ``str.split``, with Unicode spaces and the separators U+001C to U+001F.
 
     Args:
-        raw: the text as it stands in the chunk file.
-        max_tokens: of the primary dense model.
+        raw: the text of the chunk file.
+        max_tokens: length limit of the primary dense model.
 
     Raises:
-        UnicodeEncodeError: if ``raw`` holds a lone surrogate; whoever reads chunk files refuses those first.
+        UnicodeEncodeError: if ``raw`` holds a lone surrogate. The readers replace those first.
     """
     text = " ".join(raw.split())
     limit = CHARACTERS_PER_TOKEN * max_tokens
@@ -66,19 +67,25 @@ def prepare_text(raw: str, max_tokens: int) -> PreparedText:
 
 
 def modal_hint_of(raw: str) -> str:
-    """What a text looks like when its metadata does not say.
+    """Return the kind of an original text, for chunks whose metadata does not name one.
 
-    The rules look at the original text: table rows are recognised by their lines, which a processed text has lost. A
-    fence counts anywhere; ``def`` and ``class`` within the first 400 characters after the leading whitespace, in either
-    case; a table row is a ``|`` at the start of any line but the first.
+    A prepared text would not do: it has no lines, and table rows are recognised by theirs. Code has a fence anywhere,
+    or ``def`` or ``class`` (in either case) in the first 400 characters after the leading whitespace. A table has a
+    line that starts with ``|``, other than the first.
     """
     body = raw.strip()
     if not body:
         return ""
     start = body.lower()[:_HINT_CHARACTERS]
-    looks = (
+    kinds = (
         ("code", "```" in raw or "def " in start or "class " in start),
         ("table", "\n|" in raw),
         ("json", start[0] in "{["),
     )
-    return next((hint for hint, found in looks if found), "prose")
+    return next((hint for hint, applies in kinds if applies), "prose")
+
+
+def whole_text() -> pl.Expr:
+    """Return column ``text`` with ``rest`` in place of the cut mark. Where ``rest`` is empty, nothing was cut."""
+    shown = pl.col("text").str.head(-len(CUT_MARK))
+    return pl.when(pl.col("rest") == "").then("text").otherwise(pl.concat_str(shown, "rest")).alias("text")

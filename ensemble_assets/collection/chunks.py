@@ -1,7 +1,6 @@
-"""Raw records become the ``CHUNKS`` frame: prepared texts, unique ids, hashes, and a report of everything left out.
+"""Read a collection's chunks into the ``CHUNKS`` frame: prepared texts, unique ids, hashes, and a report.
 
-Rows are gathered column-wise in slices, so that a million chunks never exist as a million Python objects. Reading files
-is ``core.ingest``; the text rules are ``core.legacy_text``.
+Rows are gathered column-wise in slices, so that a million chunks are never a million Python objects.
 """
 
 from __future__ import annotations
@@ -23,8 +22,14 @@ from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import CHUNKS, conform
 
 _SLICE_ROWS = 8192
+"""Rows that are Python objects at one time: a few tens of MB with long texts."""
+
 _MAX_COUNT = 2**32 - 1
+"""Largest token count: the column is UInt32."""
+
 _TOKEN = r"\w+|[^\w\s]"  # noqa: S105  # a pattern, not a secret
+"""A word or one punctuation mark."""
+
 _SCHEMA = {name: dtype for name, dtype in CHUNKS.items() if name != "row"} | {"given": pl.Boolean()}
 
 
@@ -38,15 +43,15 @@ def read_chunks(
     follow_links: bool = False,
     limits: ReadLimits | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
-    """A collection folder as the ``CHUNKS`` frame.
+    """Read a collection's folder into the ``CHUNKS`` frame.
 
     Args:
         folder: ``<chunked-dir>/<collection>``.
-        max_tokens: of the primary dense model; texts longer than four times as many characters are cut.
-        min_tokens: chunks with fewer tokens are skipped and counted; 50 is the old loader.
-        keep_rest: whether ``rest`` has what is cut off.
-        format_name: read only this format (``core.ingest.formats.FORMATS``); None takes the one that is there.
-        follow_links: also read what links outside of the folder point to.
+        max_tokens: length limit of the primary dense model. Texts of more than four times as many characters are cut.
+        min_tokens: chunks with fewer tokens are skipped and counted. Version 4.0 used 50.
+        keep_rest: whether column ``rest`` has the part that is cut off.
+        format_name: read only this format (``readers.formats.FORMATS``); None reads the folder's only format.
+        follow_links: also read the targets of links that lead out of the folder.
         limits: sizes above which a record or file is an error.
 
     Raises:
@@ -58,10 +63,10 @@ def read_chunks(
     records = read_records(chosen, files, tally, limits)
     frame, report = build_chunks(records, max_tokens, min_tokens, keep_rest=keep_rest, tally=tally, limits=limits)
     if frame.is_empty():
-        met = "; ".join(report.warnings()) or "the files hold no records"
+        reasons = "; ".join(report.warnings()) or "the files hold no records"
         raise InputError(
             folder.name,
-            f"has no usable chunk in {report.files} file(s) with {report.records} record(s) ({met})",
+            f"has no usable chunk in {report.files} file(s) with {report.records} record(s) ({reasons})",
             "Add chunks, or leave the collection out",
         )
     return frame, report
@@ -76,14 +81,14 @@ def build_chunks(
     tally: Tally | None = None,
     limits: ReadLimits | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
-    """Raw records as the ``CHUNKS`` frame (possibly without rows) and the report of what happened to them.
+    """Build the ``CHUNKS`` frame (possibly without rows) and its report from raw records.
 
     Args:
         records: in collection order; consumed once.
         max_tokens: as ``read_chunks``.
         min_tokens: as ``read_chunks``.
         keep_rest: as ``read_chunks``.
-        tally: what the reader of ``records`` counts into; the report then covers both.
+        tally: counts of the reader of ``records``; the report then has them too.
         limits: ``record_bytes`` is checked here.
 
     Raises:
@@ -96,7 +101,7 @@ def build_chunks(
 
 
 class _Builder:
-    """Columns of the slice at hand, and the slices that are done."""
+    """Columns of the current slice, and the finished slices."""
 
     def __init__(self, max_tokens: int, min_tokens: int, tally: Tally, limits: ReadLimits, *, keep_rest: bool) -> None:
         self.max_tokens = max_tokens
@@ -201,7 +206,10 @@ class _Builder:
 
 
 def heading_of(metadata: Mapping[str, Any]) -> str:
-    """Its ``heading_text``, ``heading`` or ``title``, else the last part of its section path; empty without."""
+    """Return ``heading_text``, ``heading`` or ``title`` of a chunk's metadata, else the last part of its section path.
+
+    Empty if there is none.
+    """
     for key in ("heading_text", "heading", "title"):
         value = metadata.get(key)
         if isinstance(value, str) and value.strip():
@@ -211,7 +219,7 @@ def heading_of(metadata: Mapping[str, Any]) -> str:
 
 
 def hierarchy_of(metadata: Mapping[str, Any]) -> list[str]:
-    """The headings above and of a chunk, outermost first: ``section_path``, else ``hierarchy_path`` split at ``>``."""
+    """Return the headings above a chunk and its own, outermost first, from ``section_path`` or ``hierarchy_path``."""
     path = metadata.get("section_path") or metadata.get("hierarchy_path")
     if isinstance(path, str):
         path = path.split(" > ")
@@ -221,7 +229,7 @@ def hierarchy_of(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def estimated_tokens(text: pl.Expr) -> pl.Expr:
-    """Token count of a text that has none: words plus punctuation marks.
+    """Estimate the token count of a text by its words and punctuation marks, for chunks without a count.
 
     On the project's reference collection of 738 technical chunks, the chunker's own counts are 0.95 times this estimate
     in the median (0.75 to 1.13 between the 5th and 95th percentile).

@@ -1,7 +1,7 @@
-"""Derives known-item queries from a collection that has no query file: each probe is made to find one chunk.
+"""Derive known-item queries (probes) for a collection that has no query file.
 
-A probe is the chunk's heading where no other chunk has it, else its path of headings, else its first words; its
-pseudo-judgement names that chunk. So the default-on stages always have work, and a gate something to measure.
+A probe should find one chunk, and its pseudo-judgement names that chunk. Its text is the chunk's heading if no other
+chunk has it, else its path of headings, else its first words. So sparse and rerank always have queries to work on.
 """
 
 from __future__ import annotations
@@ -16,26 +16,30 @@ from ensemble_assets.collection.chunks import hierarchy_of
 from ensemble_assets.collection.readers.json_values import JsonReader, replace_surrogates
 
 PROBES = {"query_id": pl.String(), "text": pl.String(), "chunk_id": pl.String()}
-"""One row per probe, in chunk order: its id, its text and the chunk that it must find."""
+"""Columns of the probes, one row each in chunk order: id, text and the chunk to find."""
 
 _FEWEST_WORDS = 2
+"""Words of the shortest probe: one word rarely asks for one chunk."""
+
 _FIRST_WORDS = 12
+"""Words taken from the beginning of a text that has no heading: about as many as a long query has."""
+
 _MOST_CHARACTERS = 300
 
 
 def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """At most ``limit`` probes, the same for the same chunks, spread evenly over the collection.
+    """Derive at most ``limit`` probes, spread evenly over the collection. The same chunks give the same probes.
 
-    Headings come first; only where they do not reach ``limit`` are paths of headings taken, then first words; texts
-    that several chunks share, or of one word, are passed over. Where that leaves nothing, the first chunk's words are
-    the one probe. A probe's id hangs on its chunk's id alone, so it stays when other chunks come and go.
+    Headings come first, then paths of headings, then first words of texts, each only if ``limit`` is not reached yet.
+    Texts of one word, and texts that several chunks share, are passed over. If no text is left, the first chunk's first
+    words are the only probe. A probe's id depends on its chunk's id alone, so it stays when other chunks change.
 
     Args:
         chunks: ``CHUNKS`` frame.
-        limit: most probes.
+        limit: largest number of probes.
 
     Returns:
-        Columns ``PROBES``; no two texts are equal (case and blanks aside).
+        Frame with columns ``PROBES``. No two texts are equal, case and blanks aside.
     """
     chosen: dict[int, str] = {}
     taken: set[str] = set()
@@ -56,14 +60,14 @@ def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
 
 
 def _sources(chunks: pl.DataFrame) -> Iterator[list[str]]:
-    """Lists of one text per chunk, best source first; made one after another, as they are needed."""
+    """Yield lists of one text per chunk, best source first. A list is made only when it is needed."""
     yield [_short(heading or "") for heading in chunks["heading"]]
     yield [_short(_path(metadata)) for metadata in chunks["metadata"]]
     yield [_first_words(text) for text in chunks["text"]]
 
 
 def _fitting(texts: Sequence[str], taken: set[str]) -> list[int]:
-    """Rows whose text no other row has, which is not taken and long enough to ask for something."""
+    """Return the rows whose text is unique, not taken, and long enough for a query."""
     keys = [_key(text) for text in texts]
     count = Counter(keys)
     return [
@@ -91,7 +95,7 @@ def _key(text: str) -> str:
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """``count`` of ``rows`` at even distances, or all if there are fewer."""
+    """Return ``count`` of ``rows`` at even distances, or all if there are fewer."""
     if len(rows) <= count:
         return list(rows)
     return [rows[index * len(rows) // count] for index in range(count)]

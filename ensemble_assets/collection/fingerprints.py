@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ensemble_assets.collection.readers.formats import feeds_collection
-from ensemble_assets.collection.readers.walk import visible_files
+from ensemble_assets.collection.readers.input_files import visible_files
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.json_cache import JsonCache
 

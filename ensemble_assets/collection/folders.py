@@ -1,7 +1,4 @@
-"""Names of collections and the folders they come from: which names are accepted, what they become, what is there.
-
-Reading a collection's files is ``core.ingest``; partitions are ``orchestration``.
-"""
+"""Find the collections below a folder and name them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from ensemble_assets.collection.readers.input_files import printable
 from ensemble_assets.common.errors import InputError
 
 MAX_NAME_BYTES = 128
-_OTHER = re.compile(r"[^A-Za-z0-9_-]")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Collection:
     Attributes:
         name: partition key, folder of the bundle, name in telemetry: letters, digits, ``-`` and ``_``.
         alias: the folder's own name.
-        folder: where it is.
+        folder: its path.
     """
 
     name: str
@@ -36,12 +33,12 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """What lies below ``<chunked-dir>``.
+    """The sub-folders of ``paths.chunked_dir``.
 
     Attributes:
         collections: sorted by name.
-        without_chunks: sub-folders that hold no chunk file, by their own names.
-        refused: why a sub-folder with chunk files is no collection.
+        without_chunks: own names of the sub-folders without a chunk file.
+        refused: one error for every sub-folder with chunk files that is no collection.
     """
 
     collections: tuple[Collection, ...]
@@ -50,11 +47,10 @@ class Discovered:
 
 
 def collection_name(alias: str) -> str:
-    """The name of the collection in folder ``alias``: every character but ASCII letters, digits, ``-``, ``_`` is ``_``.
+    """Name the collection in folder ``alias``: ``_`` replaces all but ASCII letters, digits, ``-`` and ``_``.
 
     Raises:
-        InputError: for an empty name, one that leads elsewhere (``..``, a path), one with control characters, and one
-            of more than 128 bytes.
+        InputError: for an empty name, a path, and a name with control characters or more than 128 bytes.
     """
     refused = (
         (not alias.strip(), "is an empty name"),
@@ -65,23 +61,14 @@ def collection_name(alias: str) -> str:
     for applies, problem in refused:
         if applies:
             raise InputError(f"collection {printable(alias)[:MAX_NAME_BYTES]!r}", problem, "Rename the folder")
-    return _OTHER.sub("_", alias)
+    return _NOT_IN_NAMES.sub("_", alias)
 
 
-def collection_names(aliases: Iterable[str]) -> dict[str, str]:
-    """Folder name by collection name.
+def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputError]]:
+    """Return the folder name by collection name, and an error for every other folder.
 
-    Raises:
-        InputError: as ``collection_name``, and if two folders get the same name; names both.
+    If two folders get the same name, neither has it.
     """
-    names, refused = sort_names(aliases)
-    if refused:
-        raise refused[0]
-    return names
-
-
-def sort_names(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputError]]:
-    """Folder name by collection name, and why the other folders have none; of folders that clash, none has one."""
     by_name: dict[str, list[str]] = {}
     refused: list[InputError] = []
     for alias in aliases:
@@ -102,21 +89,21 @@ def sort_names(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputError]
 
 
 def discover(chunked_dir: Path) -> Discovered:
-    """The collections below ``chunked_dir``: every sub-folder (or link to one) that holds chunk files.
+    """Find the collections below ``chunked_dir``: every sub-folder (or link to one) with chunk files.
 
-    Sub-folders whose name begins with a dot are passed over.
+    Hidden sub-folders are passed over.
 
     Raises:
         InputError: as ``survey``, and if a sub-folder with chunk files has a name that is refused or clashes.
     """
-    found = survey(chunked_dir)
-    if found.refused:
-        raise found.refused[0]
-    return found
+    discovered = survey(chunked_dir)
+    if discovered.refused:
+        raise discovered.refused[0]
+    return discovered
 
 
 def survey(chunked_dir: Path) -> Discovered:
-    """As ``discover``, but folders whose names are refused or clash are listed beside the good ones.
+    """Find the collections as ``discover`` does, and return errors of bad names instead of raising them.
 
     Raises:
         InputError: if ``chunked_dir`` is no folder, cannot be listed, or holds chunk files itself.
@@ -129,15 +116,15 @@ def survey(chunked_dir: Path) -> Discovered:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise InputError(str(chunked_dir), f"cannot be listed ({reason})", "Grant the right to read it") from None
     folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
-    holding = [path for path in folders if holds_chunk_files(path)]
-    if not holding and holds_chunk_files(chunked_dir, deep=False):
+    with_chunks = [path for path in folders if holds_chunk_files(path)]
+    if not with_chunks and holds_chunk_files(chunked_dir, deep=False):
         raise InputError(
             str(chunked_dir),
             "holds chunk files itself, where one sub-folder per collection is expected",
             "Give its parent folder and choose it with --collections",
         )
-    by_alias = {path.name: path for path in holding}
-    names, refused = sort_names(by_alias)
+    by_alias = {path.name: path for path in with_chunks}
+    names, refused = name_folders(by_alias)
     return Discovered(
         collections=tuple(Collection(name, alias, by_alias[alias]) for name, alias in sorted(names.items())),
         without_chunks=tuple(path.name for path in folders if path.name not in by_alias),
@@ -145,19 +132,19 @@ def survey(chunked_dir: Path) -> Discovered:
     )
 
 
-def choose(collections: Sequence[Collection], wanted: Sequence[str]) -> list[Collection]:
-    """The wanted collections, by name or folder name, each once, in the order asked for; all if none is wanted.
+def choose(collections: Sequence[Collection], names: Sequence[str]) -> list[Collection]:
+    """Choose collections by name or folder name, each once, in the order of ``names``. Without names: all.
 
     Raises:
-        InputError: if one is unknown; lists those that are there.
+        InputError: for an unknown name; lists the existing ones.
     """
-    if not wanted:
+    if not names:
         return list(collections)
-    known = {c.name: c for c in collections} | {c.alias: c for c in collections}
-    unknown = [name for name in wanted if name not in known]
+    by_name = {c.name: c for c in collections} | {c.alias: c for c in collections}
+    unknown = [name for name in names if name not in by_name]
     if unknown:
         there = ", ".join(c.name for c in collections) or "none"
         raise InputError(
             f"collection {printable(unknown[0])!r}", "is not there or has no chunk files", f"There are: {there}"
         )
-    return list(dict.fromkeys(known[name] for name in wanted))
+    return list(dict.fromkeys(by_name[name] for name in names))

@@ -1,6 +1,6 @@
-"""The v4.0 sparse vector of a chunk: an echo of the term weights in its metadata, in a SHA-1 index space.
+"""Make the sparse vector of version 4.0 from the term weights in a chunk's metadata (an echo of them).
 
-Live sparse inference is ``compute``; what an exported ``sparse_vector`` is when that stage is on is ``export``.
+Terms are numbered by SHA-1. ``compute.stages.sparse`` makes the learned sparse vectors.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LARGEST_WEIGHT = 1e15
+"""Larger weights count as no number: the sum of many of their squares would be too large for float32 (3e38)."""
 
 
 @dataclass(frozen=True)
 class SparseEcho:
-    """A sparse vector as bundles carry it; ``as_json`` has the contract's key order.
+    """A sparse vector of version 4.0. ``as_json`` has the contract's key order.
 
     Attributes:
-        indices: one per token; equal terms give equal indices and both stay.
+        indices: one per token. Equal terms give equal indices, and both stay.
         values: float32 values as Python floats, unit L2 norm unless all weights are zero.
         tokens: the terms.
         stats: ``weight_norm``, ``unique_terms``, ``total_terms``, ``weighting``, in that order.
@@ -37,15 +38,15 @@ class SparseEcho:
     stats: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The object under ``sparse_vector``."""
+        """Return the object under ``sparse_vector``."""
         return {"indices": self.indices, "values": self.values, "tokens": self.tokens, "stats": self.stats}
 
 
 def sparse_echo(features: Any) -> SparseEcho | None:
-    """The echo of a chunk's ``sparse_features``, or None without a usable term.
+    """Make the echo of a chunk's ``sparse_features``. None if no term is usable.
 
     Args:
-        features: the value of the metadata key ``sparse_features``, whatever it is.
+        features: the value of the metadata key ``sparse_features``, of any type.
     """
     terms = list(usable_terms(features))
     if not terms:
@@ -67,11 +68,11 @@ def sparse_echo(features: Any) -> SparseEcho | None:
 
 
 def usable_terms(features: Any) -> Iterator[tuple[str, float]]:
-    """The (term, weight) pairs of ``sparse_features`` that can be used, in order.
+    """Yield the usable (term, weight) pairs of ``sparse_features``, in order.
 
-    Left out, as the contract says: entries that are no object, terms that are no string, weights that are no number.
-    A weight that is not finite, or whose square float32 could not hold, counts as no number, and a term with a lone
-    surrogate as no string: what they lead to cannot stand in a JSON file.
+    The contract leaves out entries that are no object, terms that are no string and weights that are no number. Also
+    left out are weights that are not finite or too large for float32, and terms with a lone surrogate: a JSON file
+    cannot hold them.
     """
     entries = features.get("term_weights") if isinstance(features, dict) else None
     for entry in entries if isinstance(entries, list) else ():
@@ -83,18 +84,18 @@ def usable_terms(features: Any) -> Iterator[tuple[str, float]]:
 
 
 def l2_norm(weights: NDArray[np.float32]) -> float:
-    """L2 norm of ``[n] float32`` as a float32 value, the same on every machine.
+    """Return the L2 norm of ``[n] float32`` as a float32 value, the same on every machine.
 
-    Squares are float32, their sum is exact, sum and root are rounded to float32. For up to 31 weights that is bit for
-    bit what ``np.linalg.norm`` gives with OpenBLAS on x86-64 (measured on four of its kernels), which the old program
-    called; from 32 on its kernels disagree among themselves in the last digit.
+    Squares are float32, their sum is exact, sum and root are rounded to float32. Version 4.0 called ``np.linalg.norm``
+    instead. With OpenBLAS on x86-64 (measured on four of its kernels) that gives the same bits for up to 31 weights.
+    From 32 on its kernels differ from each other in the last digit.
     """
     return float(np.sqrt(np.float32(math.fsum((weights * weights).tolist()))))
 
 
 @lru_cache(maxsize=1 << 16)
 def term_index(term: str) -> int:
-    """First 8 hex digits of SHA-1(term, UTF-8) as an integer."""
+    """Return the first 8 hex digits of SHA-1(term, UTF-8) as an integer."""
     return int.from_bytes(hashlib.sha1(term.encode("utf-8"), usedforsecurity=False).digest()[:4], "big")
 
 

@@ -1,7 +1,4 @@
-"""Reads relevance judgements (TREC qrels, BEIR TSV) and fits them to the queries and chunks that are there.
-
-Where qrels are looked for is ``core.queries``.
-"""
+"""Read relevance judgements (TREC qrels, BEIR TSV) and match them with the queries and chunks of a collection."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, conform
 
 JUDGEMENTS = {"query_id": pl.String(), "chunk_id": pl.String(), "relevance": pl.Int32(), "line": pl.UInt32()}
-"""Columns of judgements as read: ids as given (chunk ids through ``plain_id``), 0-based line."""
+"""Columns of a qrels file: query ids as given, chunk ids changed by ``plain_id``, 0-based line."""
 
 _LINE_BYTES = 65_536
 _INT32 = range(-(2**31), 2**31)
@@ -27,7 +24,14 @@ _REMEDY = "A line is 'query-id 0 chunk-id relevance' (TREC) or 'query-id<TAB>chu
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the three values stand in a line, and how it is split (None: at blanks)."""
+    """Columns of a qrels line.
+
+    Attributes:
+        separator: text between two columns; None for blanks.
+        fields: number of columns.
+        chunk: index of the chunk id.
+        relevance: index of the relevance.
+    """
 
     separator: str | None
     fields: int
@@ -43,13 +47,14 @@ _HEADER = ("query-id", "corpus-id", "score")
 
 
 def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
-    """Judgements as they stand in a file, columns ``JUDGEMENTS``.
+    """Read a qrels file into the columns ``JUDGEMENTS``.
 
-    Accepted: TREC (four columns, blanks or tabs), BEIR (three tab-separated columns, with or without the header
-    ``query-id corpus-id score``). The first line decides; the same judgement twice is counted and dropped.
+    Accepted are TREC (four columns, blanks or tabs) and BEIR (three tab-separated columns, with or without the header
+    ``query-id corpus-id score``). The first line decides. A repeated judgement is counted and dropped.
 
     Raises:
-        InputError: for a file or line that cannot be read, and a pair judged twice with different relevance; with line.
+        InputError: for a file or line that cannot be read, and for a pair judged twice with different relevance; names
+            the line.
     """
     seen: dict[tuple[str, str], tuple[int, int]] = {}
     layout: _Layout | None = None
@@ -112,26 +117,26 @@ def _relevance(field: str, where: str) -> int:
 def fit_qrels(
     judgements: pl.DataFrame, queries: pl.DataFrame, chunks: pl.DataFrame, source: str, tally: Tally
 ) -> pl.DataFrame:
-    """Judgements about queries and chunks that are there, as ``QRELS``.
+    """Keep the judgements of existing queries and chunks.
 
     Args:
         judgements: columns ``JUDGEMENTS``.
         queries: columns ``query_id`` and ``public_id``.
         chunks: column ``chunk_id``.
-        source: the file, for the report.
+        source: name of the file, for the report.
         tally: counts judgements that name an unknown query or chunk.
 
     Returns:
-        Sorted as the file.
+        Frame ``QRELS``, in the order of the file.
     """
-    known = judgements.join(queries.select("query_id", "public_id"), on="query_id", how="left", maintain_order="left")
+    matched = judgements.join(queries.select("query_id", "public_id"), on="query_id", how="left", maintain_order="left")
     present = chunks.select("chunk_id", pl.lit(True).alias("present"))
-    known = known.join(present, on="chunk_id", how="left", maintain_order="left")
+    matched = matched.join(present, on="chunk_id", how="left", maintain_order="left")
     lost = {
-        "unknown_query": known.filter(pl.col("public_id").is_null()),
-        "unknown_chunk": known.filter(pl.col("public_id").is_not_null() & pl.col("present").is_null()),
+        "unknown_query": matched.filter(pl.col("public_id").is_null()),
+        "unknown_chunk": matched.filter(pl.col("public_id").is_not_null() & pl.col("present").is_null()),
     }
     for code, rows in lost.items():
         for line in rows["line"]:
             tally.note(code, source, line)
-    return conform(known.filter(pl.col("public_id").is_not_null(), pl.col("present")), QRELS, "qrels")
+    return conform(matched.filter(pl.col("public_id").is_not_null(), pl.col("present")), QRELS, "qrels")

@@ -1,7 +1,4 @@
-"""The queries of a collection: read from a file beside the chunks or a given one, or derived; with their judgements.
-
-Reading qrels is ``core.qrels``, deriving probes ``core.probes``, public ids and hashes ``core.privacy``.
-"""
+"""Load the queries of a collection and their judgements: from files, or derived from the chunks."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
 QuerySource = Literal["file", "derived"]
 
 QUERY_FILES = ("queries.jsonl", "queries.tsv")
-"""Names looked for in a collection's folder; having both is an error."""
+"""Names of a queries file in a collection's folder. Having both is an error."""
 
 QRELS_FILES = ("qrels/test.tsv", "qrels.tsv", "qrels.txt")
-"""Names looked for in a collection's folder beside its queries file; having several is an error."""
+"""Names of a qrels file in a collection's folder. Having several is an error."""
 
 ID_KEYS = ("query_id", "_id", "id")
 _TSV_HEADERS = {(first, second) for first in (*ID_KEYS, "qid", "query-id") for second in ("text", "query")}
@@ -36,15 +33,15 @@ _LIMITS = ReadLimits(record_bytes=1_000_000)
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The queries of a collection, fit to be used.
+    """The queries of a collection and their judgements.
 
     Attributes:
         queries: ``QUERIES`` frame, in file order (probes: in chunk order).
-        qrels: ``QRELS`` frame; no rows where there are no judgements.
+        qrels: ``QRELS`` frame; without rows if there are no judgements.
         source: whether the queries were read or derived (manifest: ``query_source``).
-        judged: whether the judgements come from a file; those of derived probes are pseudo-judgements.
-        report: of the queries file.
-        qrels_report: of the qrels file, or None.
+        judged: whether the judgements come from a file. Derived probes have pseudo-judgements.
+        report: report on the queries file.
+        qrels_report: report on the qrels file, or None.
     """
 
     queries: pl.DataFrame
@@ -66,21 +63,22 @@ def load_queries(
     derived_limit: int = 50,
     ids_are_public: bool = False,
 ) -> QuerySet:
-    """The queries and judgements of one collection.
+    """Load the queries and judgements of one collection.
 
-    Without ``queries_file``, one of ``QUERY_FILES`` in ``folder`` is taken, and one of ``QRELS_FILES`` with it; with
-    ``queries_file``, only the given ``qrels_file`` is read. With neither, probes are derived from ``chunks``.
+    Without ``queries_file``, one of ``QUERY_FILES`` in ``folder`` is read, and one of ``QRELS_FILES`` with it. With
+    ``queries_file``, only the given ``qrels_file`` is read. Without any queries file, probes are derived from
+    ``chunks``.
 
     Args:
         folder: the collection's folder.
         chunks: its ``CHUNKS`` frame.
-        key: of the deployment, for hashes and public ids.
+        key: key of the deployment, for hashes and public ids.
         queries_file: JSONL (``query_id`` or ``_id``, and ``text``) or TSV (id, tab, text).
         qrels_file: TREC or BEIR judgements.
-        judged_only: with judgements, keep only the queries that have at least one: BEIR's ``queries.jsonl`` holds all
-            splits, and unjudged queries cost time and say nothing. The others are counted.
-        derived_limit: most probes.
-        ids_are_public: the operator vouches that query ids are not personal (``core.privacy.public_id``).
+        judged_only: with judgements, keep only the queries that have one, and count the others. BEIR's
+            ``queries.jsonl`` has the queries of all splits; the unjudged ones would only cost time.
+        derived_limit: largest number of probes.
+        ids_are_public: the operator vouches that query ids are not personal (``query_privacy.public_id``).
 
     Raises:
         InputError: for files that cannot be used, ambiguous names, and if no query is left.
@@ -94,16 +92,16 @@ def load_queries(
             raise InputError(printable(qrels_file.name), "judges queries, but there is no queries file", _GIVE_QUERIES)
         return _derived(chunks, key, derived_limit)
     tally = Tally()
-    found = read_queries(_input(queries_file), tally)
+    given = read_queries(_input(queries_file), tally)
     if qrels_file is None:
-        queries = _with_privacy(found, key, queries_file, ids_are_public)
+        queries = _with_privacy(given, key, queries_file, ids_are_public)
         return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None)
     qrels_tally = Tally()
     file = _input(qrels_file)
     judgements = read_qrels(file, qrels_tally)
     if judged_only:
-        found = _judged(found, judgements, queries_file, file, tally)
-    queries = _with_privacy(found, key, queries_file, ids_are_public)
+        given = _judged(given, judgements, queries_file, file, tally)
+    queries = _with_privacy(given, key, queries_file, ids_are_public)
     qrels = fit_qrels(judgements, queries, chunks, file.source, qrels_tally)
     return QuerySet(queries, qrels, "file", True, tally.report(queries.height), qrels_tally.report(qrels.height))
 
@@ -113,10 +111,10 @@ QRELS_EMPTY = pl.DataFrame(schema=dict(QRELS))
 
 
 def _only_one(folder: Path, names: tuple[str, ...]) -> Path | None:
-    found = [name for name in names if (folder / name).is_file()]
-    if len(found) > 1:
-        raise InputError(folder.name, f"has {' and '.join(found)}", "Keep one, or give the file to use")
-    return folder / found[0] if found else None
+    present = [name for name in names if (folder / name).is_file()]
+    if len(present) > 1:
+        raise InputError(folder.name, f"has {' and '.join(present)}", "Keep one, or give the file to use")
+    return folder / present[0] if present else None
 
 
 def _judged(
@@ -140,7 +138,7 @@ def _derived(chunks: pl.DataFrame, key: bytes, limit: int) -> QuerySet:
     queries = probes.select(
         "query_id",
         "text",
-        pl.col("query_id").alias("public_id"),  # made here from a hash: says nothing
+        pl.col("query_id").alias("public_id"),  # made from a hash of the chunk id, so it holds no text
         pl.Series("query_hash", [query_hash(key, text) for text in probes["text"]], dtype=pl.String),
     )
     qrels = probes.select(pl.col("query_id").alias("public_id"), "chunk_id", pl.lit(1, pl.Int32()).alias("relevance"))
@@ -155,14 +153,14 @@ def _input(path: Path) -> InputFile:
 
 
 def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
-    """Queries as they stand in a file: columns ``query_id``, ``text`` and ``line`` (0-based), ids unique.
+    """Read a queries file into the columns ``query_id`` (unique), ``text`` and ``line`` (0-based).
 
-    The format follows the suffix: ``.jsonl`` or ``.ndjson`` lines of JSON, ``.tsv`` or ``.txt`` tab-separated
-    (one header line ``query_id<TAB>text`` is passed over). Surrounding blanks are dropped; half characters and NUL are
-    replaced and counted; blank queries and repeated identical lines are skipped and counted.
+    The suffix decides the format: ``.jsonl`` or ``.ndjson`` is lines of JSON, ``.tsv`` or ``.txt`` is tab-separated
+    with an optional header ``query_id<TAB>text``. Surrounding blanks are dropped. Lone surrogates and NUL are replaced
+    and counted. Blank queries and repeated identical lines are skipped and counted.
 
     Raises:
-        InputError: for a line that cannot be read, another suffix, and one id with two texts; with file and line.
+        InputError: for a line that cannot be read, another suffix, and one id with two texts; names file and line.
     """
     read = _READERS.get(file.path.suffix.lower())
     if read is None:

@@ -1,7 +1,7 @@
-"""What may leave the ``queries`` artefact instead of a query: a keyed hash of its text, and an id that says nothing.
+"""Make the hash and the public id that stand for a query outside of the ``queries`` artefact.
 
-Query text lives only in that artefact and in memory. Everything else carries ``query_hash`` and ``public_id``. The key
-is one per deployment: without it nobody can test a guessed text against a hash.
+Query text is only in that artefact and in memory. Everything else has ``query_hash`` and ``public_id``. Each deployment
+has a key of its own: without it nobody can compare a guessed text with a hash.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from ensemble_assets.common.errors import InputError
 
 KEY_BYTES = 32
 MAX_PUBLIC_ID = 40
+"""Characters of the longest id that is shown."""
+
 _HASH_DIGITS = 32
+"""128 bits: two texts of a collection never get the same hash by chance."""
+
 _ID_DIGITS = 24
 
 
 def load_or_create_key(path: Path) -> bytes:
-    """The deployment's key, made on first use: 32 random bytes in a file that only its owner may read.
+    """Return the deployment's key: 32 random bytes in a file that only its owner may read, made on first use.
 
-    Safe with several creators at once: the finished file is linked into place, and whoever comes second reads the first
-    one's. A missing folder is made with mode 0700.
+    Several processes may do this at once: the finished file is linked into place, and the later ones read the first
+    one's key. A missing folder is made with mode 0700.
 
     Raises:
         InputError: if the file cannot be made or read, is not a regular file, may be read or written by others, or does
@@ -93,7 +97,7 @@ def _create_key(path: Path) -> None:
 
 
 def query_hash(key: bytes, text: str) -> str:
-    """32 hex digits: the first half of HMAC-SHA-256 of the text in UTF-8 under ``key``."""
+    """Return the first half of HMAC-SHA-256 of the text in UTF-8 under ``key``, 32 hex digits."""
     return _keyed(key, text)[:_HASH_DIGITS]
 
 
@@ -103,12 +107,12 @@ def _keyed(key: bytes, text: str) -> str:
 
 @dataclass(frozen=True)
 class IdRule:
-    """What an id must satisfy to be shown as it is.
+    """A condition for showing an id unchanged.
 
     Attributes:
-        name: of the rule.
-        holds: from (query id, query text).
-        always: whether it holds even where the operator vouches for the ids.
+        name: the condition in words.
+        holds: tests (query id, query text).
+        always: whether it applies even if the operator vouches for the ids (``queries.ids_are_public``).
     """
 
     name: str
@@ -129,7 +133,10 @@ _LONG_WORD = 4
 
 
 def _names_no_word(query_id: str, text: str) -> bool:
-    """Words are runs of two letters or three digits; words of four characters also count inside a longer run."""
+    """Test that the id has no word of the text.
+
+    Words are runs of two letters or three digits. Words of four characters also count inside a longer run.
+    """
     shown = query_id.casefold()
     words = {word.casefold() for word in _WORD.findall(text)}
     if any(part in words for part in _WORD.findall(shown)):
@@ -150,20 +157,20 @@ ID_RULES: tuple[IdRule, ...] = (
         False,
     ),
 )
-"""An allow-list: an id is shown if every rule holds. Names, keys, hashes and slugs of the text do not pass."""
+"""An id is shown if every rule holds. Names, keys, hashes and slugs of the text do not pass."""
 
 
 def public_id(key: bytes, query_id: str, text: str, *, ids_are_public: bool = False) -> str:
-    """The id under which a query appears outside of the ``queries`` artefact.
+    """Return the id of a query outside of the ``queries`` artefact.
 
-    The id itself where ``ID_RULES`` hold, otherwise ``q-`` and 24 hex digits of its keyed hash: the same id under the
-    same key always gives the same public id.
+    It is the id itself if ``ID_RULES`` hold, otherwise ``q-`` and 24 hex digits of the id's keyed hash. The same id and
+    key always give the same public id.
 
     Args:
-        key: of the deployment.
+        key: key of the deployment.
         query_id: as given; unique among the queries.
-        text: of the query.
-        ids_are_public: the operator vouches that the ids are not personal; only the rules marked ``always`` are asked.
+        text: text of the query.
+        ids_are_public: the operator vouches that the ids are not personal, so only the rules ``always`` apply.
     """
     if all(rule.holds(query_id, text) for rule in ID_RULES if rule.always or not ids_are_public):
         return query_id
@@ -171,13 +178,13 @@ def public_id(key: bytes, query_id: str, text: str, *, ids_are_public: bool = Fa
 
 
 def public_ids(key: bytes, queries: Iterable[tuple[str, str]], *, ids_are_public: bool = False) -> list[str]:
-    """Public ids of (query id, text) pairs, in order.
+    """Return the public ids of (query id, text) pairs, in order.
 
     Raises:
-        InputError: if two queries get the same one; says which, by number.
+        InputError: if two queries get the same public id; names them by number.
     """
     seen: dict[str, int] = {}
-    found = []
+    ids = []
     for number, (query_id, text) in enumerate(queries, start=1):
         name = public_id(key, query_id, text, ids_are_public=ids_are_public)
         if name in seen:
@@ -185,5 +192,5 @@ def public_ids(key: bytes, queries: Iterable[tuple[str, str]], *, ids_are_public
                 f"query {number}", f"gets the same public id as query {seen[name]}", "Give one of them another id"
             )
         seen[name] = number
-        found.append(name)
-    return found
+        ids.append(name)
+    return ids

@@ -16,7 +16,7 @@ import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, FusionRecord, QueriesRecord, SparseRecord
-from ensemble_assets.collection.whole_text import COLUMNS, whole_text
+from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, whole_text
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.pipeline.run_costs import upstream_costs
@@ -207,11 +207,11 @@ def searched_texts(chunks: Artefact[ChunksRecord]) -> pl.Series:
     It is whole unless ``chunks.searched`` is ``exported``: the asset ``chunks`` leaves ``rest`` empty then. Embeddings
     and exports always take the cut text (docs/decisions/0012).
     """
-    return chunks.frame("chunks", columns=COLUMNS).select(whole_text())["text"]
+    return chunks.frame("chunks", columns=[*WHOLE_TEXT_COLUMNS]).select(whole_text())["text"]
 
 
 def searched_slices(chunks: Artefact[ChunksRecord], rows: int) -> Iterator[pl.Series]:
     """Read the same texts, at most ``rows`` in memory at once."""
-    texts = chunks.scan("chunks", columns=COLUMNS)
+    texts = chunks.scan("chunks", columns=[*WHOLE_TEXT_COLUMNS])
     for start in range(0, chunks.record.items, rows):
         yield texts.slice(start, rows).collect().select(whole_text())["text"]

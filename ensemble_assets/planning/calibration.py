@@ -14,8 +14,8 @@ import numpy as np
 import polars as pl
 
 from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.collection.chunk_text import whole_text
 from ensemble_assets.collection.folders import Collection
-from ensemble_assets.collection.whole_text import whole_text
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import RUN
 from ensemble_assets.pipeline.compute_context import Computing

@@ -1,4 +1,4 @@
-"""Preparation of chunk texts."""
+"""Preparation of chunk texts, and whole texts made from the prepared text and the rest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.collection.chunk_text import modal_hint_of, prepare_text
+from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, modal_hint_of, prepare_text, whole_text
+from ensemble_assets.collection.chunks import build_chunks
+from ensemble_assets.collection.readers.read_report import RawRecord
 from ensemble_assets_tests.export import reference
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)
+MANY_TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=60), max_size=8
+)
 
 
 @given(TEXTS, st.integers(1, 30))
@@ -66,3 +71,28 @@ def test_modal_hint_follows_the_original_text(raw: str, hint: str) -> None:
 @given(TEXTS.filter(lambda raw: bool(raw.strip())))
 def test_modal_hint_is_the_reference_hint(raw: str) -> None:
     assert modal_hint_of(raw) == reference.hint_by_text(raw)
+
+
+def records(texts: list[str]) -> list[RawRecord]:
+    return [RawRecord(text, {}, "a_chunks.json", position) for position, text in enumerate(texts)]
+
+
+@given(MANY_TEXTS, st.integers(1, 6))
+def test_a_whole_text_is_the_original_with_its_white_space_collapsed(texts: list[str], max_tokens: int) -> None:
+    frame, _ = build_chunks(records(texts), max_tokens)
+    collapsed = [" ".join(text.split()) for text in texts]
+    assert frame.select(WHOLE_TEXT_COLUMNS).select(whole_text())["text"].to_list() == [
+        text for text in collapsed if text
+    ]
+
+
+@given(MANY_TEXTS, st.integers(1, 6))
+def test_without_the_rest_it_is_what_is_exported_mark_and_all(texts: list[str], max_tokens: int) -> None:
+    frame, _ = build_chunks(records(texts), max_tokens, keep_rest=False)
+    assert set(frame["rest"]) <= {""}
+    assert frame.select(whole_text())["text"].to_list() == frame["text"].to_list()
+
+
+def test_a_text_that_ends_like_a_cut_one_is_left_alone() -> None:
+    frame, _ = build_chunks(records(["and so on..."]), 256)
+    assert frame.select(whole_text())["text"].to_list() == ["and so on..."]

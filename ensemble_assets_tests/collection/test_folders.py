@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.collection.folders import choose, collection_name, collection_names, discover
+from ensemble_assets.collection.folders import choose, collection_name, discover, name_folders
 from ensemble_assets.common.errors import InputError
 from ensemble_assets_tests.collection.readers.folders import lines, write
 
@@ -51,8 +51,11 @@ def test_a_name_is_always_safe_to_use_as_a_file_name(alias: str) -> None:
 
 
 def test_folders_with_the_same_name_are_an_error_that_names_both() -> None:
-    with pytest.raises(InputError, match=r"'a b' and 'a\.b': both get the name 'a_b'"):
-        collection_names(["a b", "c", "a.b"])
+    names, refused = name_folders(["a b", "c", "a.b"])
+    assert names == {"c": "c"}
+    assert [str(error).partition(". ")[0] for error in refused] == [
+        "collections 'a b' and 'a.b': both get the name 'a_b'"
+    ]
 
 
 def test_sub_folders_with_chunk_files_are_the_collections(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.artefact import Artefact, open_artefact
 from ensemble_assets.cli.main import main
-from ensemble_assets.collection.whole_text import COLUMNS, whole_text
+from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, whole_text
 from ensemble_assets_tests.model_zoo.families.layout import Layout
 from ensemble_assets_tests.model_zoo.texts import COLLECTION, QUERIES, chunk_texts, write_collection
 
@@ -203,7 +203,7 @@ def _read_rerank(base: Path, chunks: Artefact) -> dict[str, Any]:
 
 
 def _whole(chunks: Artefact) -> list[str]:
-    return chunks.frame("chunks", columns=COLUMNS).select(whole_text())["text"].to_list()
+    return chunks.frame("chunks", columns=[*WHOLE_TEXT_COLUMNS]).select(whole_text())["text"].to_list()
 
 
 _READERS = {"dense": _read_dense, "sparse": _read_sparse, "rerank": _read_rerank}

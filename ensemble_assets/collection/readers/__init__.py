@@ -1,23 +1,22 @@
-"""Readers of chunk files: what lies in a collection's folder becomes raw records, with everything odd counted.
+"""Read the chunk files of a collection's folder into raw records, and count everything odd.
 
-``formats`` knows the formats and picks the reader, ``files`` finds and opens files, ``chunk_files`` and
-``keyed_records`` read them, ``ids`` makes ids usable and unique, ``json_values`` parses and writes JSON, ``records``
-holds the report. Making rows of records is ``core.chunks``.
+``formats`` picks the reader, ``input_files`` finds and opens files, ``legacy_chunk_files`` and ``keyed_records`` read
+them, ``chunk_ids`` makes ids usable and unique, ``json_values`` parses and writes JSON, ``read_report`` has the report.
 
-What is imperfect but usable is counted, with its reason in the table ``records.REASONS``. What is refused
-(``InputError`` with file and line, record or byte), and why it is not skipped instead:
+Imperfect but usable input is counted, with its reason in the table ``read_report.REASONS``. The following input is
+refused (``InputError`` with file and line, record or byte), for these reasons:
 
 ========================================  ========================================================================
 broken JSON or Parquet, not UTF-8         the rest of the file is unknown: skipping it would lose chunks uncounted
-empty ``*_chunks.json`` or ``*.parquet``  no valid file is empty; an interrupted copy is
-wrong types, no ``text``                  the file is not what its name says; guessing would embed something else
-the same given id, other content          judgements name one of the two, nobody knows which
+empty ``*_chunks.json`` or ``*.parquet``  no valid file is empty; a copy that was interrupted is
+wrong types, no ``text``                  the name promises another format; guessing would embed something else
+the same given id, other content          judgements name one of the two, but not which
 over 4300 digits, over 100 levels         no reader of the bundle could take it
-a record over 64 MB, a file over 2 GB     no chunk but a book or a wrong file; it would exhaust memory
-cannot be opened, no regular file         nothing can be said about what is in it
+a record over 64 MB, a file over 2 GB     it is a book or a wrong file, and it would exhaust memory
+cannot be opened, no regular file         its content is unknown
 a link out of the folder                  a corpus from elsewhere must not read this machine's other files
 a chunk file linked to nowhere            its chunks are missing
-several formats in one folder             mostly the same documents twice; ``chunks.format`` chooses
-no chunk at all                           a run over nothing comes from a wrong path
+several formats in one folder             usually the same documents twice; ``chunks.format`` chooses
+no chunk at all                           the path is usually wrong
 ========================================  ========================================================================
 """

@@ -1,4 +1,4 @@
-"""Ids of chunks: what a usable id is, which one a record gets, and how a whole collection's ids become unique."""
+"""Choose the id of a record, make it usable, and make the ids of a collection unique."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ensemble_assets.collection.readers.read_report import Tally, record_place
 from ensemble_assets.common.errors import InputError
 
 MAX_ID_CHARACTERS = 512
+"""Longer ids are refused, or replaced where the format does not demand an id."""
+
 _NOT_IN_IDS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
 def place_id(source: str, position: int) -> str:
-    """The id of a record that has none: its file and 0-based position."""
+    """Make the id of a record that has none, from its file and 0-based position."""
     return f"{source}:{position}"
 
 
 def own_id(metadata: Mapping[str, Any]) -> str | None:
-    """``metadata.chunk_id`` where it is a short text or a whole number, else None."""
+    """Return ``metadata.chunk_id`` if it is a short text or a whole number, else None."""
     value = metadata.get("chunk_id")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -32,25 +34,25 @@ def own_id(metadata: Mapping[str, Any]) -> str | None:
 
 
 def plain_id(given: str) -> str:
-    """An id as it is used everywhere: runs of blanks and control characters become ``_``, half characters U+FFFD.
+    """Replace runs of blanks and control characters by ``_``, and lone surrogates by U+FFFD.
 
-    Run and qrels files are separated by blanks; qrels are read with the same rule, so that they keep matching.
+    Blanks separate the columns of run and qrels files. The same rule is applied to the ids in qrels, so they match.
     """
     return _NOT_IN_IDS.sub("_", replace_surrogates(given)[0])
 
 
 def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
-    """``frame`` with unique ``chunk_id``.
+    """Make ``chunk_id`` unique.
 
     Args:
         frame: columns of ``CHUNKS`` without ``row``, plus ``given`` (Boolean): whether the format demands unique ids.
-        tally: counts what is dropped or renamed.
+        tally: counts the records that are dropped or renamed.
 
     Returns:
-        Given ids: repeated identical records dropped. Other ids: ``#2``, ``#3``, ... appended from the second on.
+        The frame without repeated identical records of given ids. Other repeated ids have ``#2``, ``#3``, ... appended.
 
     Raises:
-        InputError: if a given id comes again with other content; names both places.
+        InputError: if a given id is repeated with other content; names both places.
     """
     numbered = frame.with_row_index("n")
     repeated = numbered.filter(pl.col("chunk_id").is_duplicated())
@@ -94,7 +96,7 @@ def _check_same(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> None:
 
 
 class _Suffixes:
-    """Hands out ``id#2``, ``id#3``, ... and passes over names that a chunk already has."""
+    """Makes ``id#2``, ``id#3``, ... and passes over names that a chunk already has."""
 
     def __init__(self, taken: set[str]) -> None:
         self.taken = taken

@@ -1,7 +1,7 @@
-"""Which file name means which format, and reading a whole collection folder with the right reader.
+"""Recognise the format of chunk files by their names, and read a collection's folder with the right reader.
 
-One collection has one format. Mixed folders are refused rather than read in some order: the usual cause is the same
-documents exported twice, which would double every chunk. Naming the format (``chunks.format``) resolves it.
+One collection has one format. A folder with several formats is refused: usually it has the same documents twice, which
+would double every chunk. The option ``chunks.format`` chooses one of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, find_files
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, find_files, visible_files
 from ensemble_assets.collection.readers.keyed_records import read_beir_file, read_jsonl_file, read_parquet_file
 from ensemble_assets.collection.readers.legacy_chunk_files import read_chunk_file
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
-from ensemble_assets.collection.readers.walk import visible_files
 from ensemble_assets.common.errors import InputError, SettingsError
 
 Reader = Callable[[InputFile, ReadLimits, Tally], Iterator[RawRecord]]
@@ -27,8 +26,8 @@ class InputFormat:
     """A format of chunk files.
 
     Attributes:
-        name: value of the setting ``chunks.format``.
-        pattern: file names that mean this format (case-sensitive, in any subfolder).
+        name: value of the option ``chunks.format``.
+        pattern: file names of this format (case-sensitive, in any sub-folder).
         read: yields the records of one file.
     """
 
@@ -39,8 +38,8 @@ class InputFormat:
 
 FORMATS: Mapping[str, InputFormat] = MappingProxyType(
     {
-        known.name: known
-        for known in (
+        input_format.name: input_format
+        for input_format in (
             InputFormat("chunk_files", "*_chunks.json", read_chunk_file),
             InputFormat("beir", "corpus.jsonl", read_beir_file),
             InputFormat("jsonl", "*.jsonl", read_jsonl_file),
@@ -48,25 +47,25 @@ FORMATS: Mapping[str, InputFormat] = MappingProxyType(
         )
     }
 )
-"""The first format whose pattern matches a name is the file's format."""
+"""The formats by name. A file has the first format whose pattern matches its name."""
 
 NOT_CHUNKS = ("queries.*", "qrels.*")
-"""Names that the queries reader takes; so is everything below the folder ``qrels``."""
+"""Names of queries and judgements; everything below the folder ``qrels`` counts too."""
 
 EXPORTED = ("*_qdrant.jsonl", "*_sparse.jsonl", "*_rerank.jsonl")
-"""Names that an export writes; met when the output folder is the input folder. Never chunks, but reported."""
+"""Names of exported files, which occur if the output folder is the input folder. They are reported, never read."""
 
 
 def format_of(relative: str) -> str | None:
-    """The format that a path (POSIX, relative to the collection) means, or None where it is no chunk file."""
+    """Return the format of a path (POSIX, relative to the collection), or None if it is no chunk file."""
     folder, _, name = relative.rpartition("/")
     if folder.split("/")[0] == "qrels" or _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED)):
         return None
-    return next((known.name for known in FORMATS.values() if fnmatchcase(name, known.pattern)), None)
+    return next((each.name for each in FORMATS.values() if fnmatchcase(name, each.pattern)), None)
 
 
 def feeds_collection(relative: str) -> bool:
-    """Whether a path (POSIX, relative to the collection) is one of chunks, queries or judgements."""
+    """Return whether a path (POSIX, relative to the collection) holds chunks, queries or judgements."""
     folder, _, name = relative.rpartition("/")
     return format_of(relative) is not None or folder.split("/")[0] == "qrels" or _matches(name, NOT_CHUNKS)
 
@@ -76,9 +75,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
-    """Whether a folder has a chunk file, in itself or (``deep``) below; no file is opened.
+    """Return whether a folder has a chunk file, in itself or (``deep``) below. No file is opened.
 
-    Linked folders and sub-folders that cannot be listed count as read: reading the collection says what is wrong there.
+    A sub-folder that cannot be listed counts as one with a chunk file: reading the collection then reports the fault.
     """
     unlisted: list[str] = []
     files = visible_files(folder, deep=deep, unlisted=unlisted)
@@ -92,13 +91,13 @@ def _is_input(relative: str) -> bool:
 def chunk_files_in(
     folder: Path, tally: Tally, *, format_name: str | None = None, follow_links: bool = False
 ) -> tuple[InputFormat, list[InputFile]]:
-    """The collection's format and its files in reading order.
+    """Find a collection's format and its files in reading order.
 
     Args:
         folder: the collection's folder.
-        tally: counts what is left out.
-        format_name: read only this format; None takes the one that is there.
-        follow_links: also read what links outside of the folder point to.
+        tally: counts the files that are left out.
+        format_name: read only this format; None takes the folder's only format.
+        follow_links: also read the targets of links that lead out of the folder.
 
     Raises:
         SettingsError: if ``format_name`` is unknown.
@@ -108,40 +107,42 @@ def chunk_files_in(
         raise SettingsError(f"chunks.format: {format_name!r} is not a format; accepted: {', '.join(FORMATS)}")
     if not folder.is_dir():
         raise InputError(folder.name, "is not a folder", "Give the folder that holds the collection's chunk files")
-    found: dict[str, list[InputFile]] = {}
+    by_format: dict[str, list[InputFile]] = {}
     for file in find_files(folder, _is_input, tally, follow_links=follow_links):
         name = format_of(file.path.relative_to(folder).as_posix())
         if name is None:
             tally.note("exported_file", file.source)
         else:
-            found.setdefault(name, []).append(file)
+            by_format.setdefault(name, []).append(file)
     if format_name is None:
-        format_name = _only_format(folder, found)
-    if format_name not in found:
-        expected = ", ".join(known.pattern for known in FORMATS.values())
+        format_name = _only_format(folder, by_format)
+    if format_name not in by_format:
+        expected = ", ".join(each.pattern for each in FORMATS.values())
         raise InputError(folder.name, f"has no {format_name or 'chunk'} files", f"Chunk files are named {expected}")
-    for other, files in found.items():
+    for other, files in by_format.items():
         if other != format_name:
             for file in files:
                 tally.note("other_format_ignored", file.source)
-    return FORMATS[format_name], found[format_name]
+    return FORMATS[format_name], by_format[format_name]
 
 
-def _only_format(folder: Path, found: Mapping[str, list[InputFile]]) -> str:
-    if len(found) > 1:
-        seen = "; ".join(f"{name}: {files[0].source}" for name, files in sorted(found.items()))
+def _only_format(folder: Path, by_format: Mapping[str, list[InputFile]]) -> str:
+    if len(by_format) > 1:
+        examples = "; ".join(f"{name}: {files[0].source}" for name, files in sorted(by_format.items()))
         raise InputError(
             folder.name,
-            f"mixes several formats of chunk files ({seen})",
+            f"mixes several formats of chunk files ({examples})",
             "Keep one of them in the folder, or choose one with chunks.format",
         )
-    return next(iter(found), "")
+    return next(iter(by_format), "")
 
 
 def read_records(
     input_format: InputFormat, files: list[InputFile], tally: Tally, limits: ReadLimits | None = None
 ) -> Iterator[RawRecord]:
-    """The records of all files, file after file; holds one file (chunk files), line (JSONL) or slice (Parquet).
+    """Read the records of all files, one file after the other.
+
+    In memory is one file (chunk files), one line (JSONL) or one slice of rows (Parquet).
 
     Raises:
         InputError: as the format's reader.

@@ -1,8 +1,7 @@
-"""Finds the input files below a folder and opens them safely.
+"""Find the input files below a folder and open them safely.
 
-Which name means which format is ``formats``' business; this module takes a predicate. Order is fixed: sorted by POSIX
-path relative to the folder. Links that lead out of the folder are refused, links to what is read anyway are skipped
-and counted, folders whose name begins with a dot are not looked into.
+Files are sorted by POSIX path relative to the folder. A link that leads out of the folder is refused. A link to a file
+or folder that is read anyway is skipped and counted. Hidden folders are passed over.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from ensemble_assets.common.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """How much one read may bring into memory.
+    """Most bytes that one read may bring into memory; more is an error.
 
     Attributes:
-        record_bytes: one record (a JSON line; a chunk's text and metadata as UTF-8); more is an error.
-        file_bytes: one file that can only be read whole (``*_chunks.json``); more is an error.
+        record_bytes: of one record: a JSON line, or a chunk's text and metadata in UTF-8.
+        file_bytes: of one file that can only be read whole (``*_chunks.json``).
     """
 
     record_bytes: int = 64_000_000
@@ -33,52 +32,87 @@ class ReadLimits:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """A file to read, and the name under which reports and rows know it."""
+    """A file to read, and its name in reports and rows."""
 
     path: Path
     source: str
 
 
 def printable(name: str) -> str:
-    """``name`` with everything that cannot be printed on one line (undecodable bytes, control characters) as U+FFFD."""
+    """Return ``name`` with U+FFFD in place of undecodable bytes and control characters."""
     return "".join(c if c.isprintable() else "\ufffd" for c in name)
+
+
+def visible_files(folder: Path, *, deep: bool = True, unlisted: list[str] | None = None) -> Iterator[tuple[str, Path]]:
+    """Yield every file that is not hidden as (POSIX path relative to ``folder``, path), in no particular order.
+
+    Links are followed, and each folder is listed once. No file is opened.
+
+    Args:
+        folder: where to begin.
+        deep: also list sub-folders.
+        unlisted: receives the relative path of every folder that cannot be listed; ``""`` stands for ``folder``.
+    """
+    seen: set[Path] = set()
+    waiting = [(folder, "")]
+    while waiting:
+        here, prefix = waiting.pop()
+        real = here.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = list(here.iterdir())
+        except OSError:
+            if unlisted is not None:
+                unlisted.append(prefix)
+            continue
+        for path in entries:
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                waiting.extend([(path, f"{prefix}{path.name}/")] if deep else [])
+            else:
+                yield prefix + path.name, path
 
 
 def find_files(
     folder: Path, wanted: Callable[[str], bool], tally: Tally, *, follow_links: bool = False
 ) -> list[InputFile]:
-    """Every file below ``folder`` whose name is ``wanted``, in reading order.
+    """Return every file below ``folder`` with an accepted name, in reading order.
 
     Args:
         folder: the collection's folder; it may itself be a link.
-        wanted: predicate on the path relative to ``folder``, POSIX.
+        wanted: accepts or rejects a POSIX path relative to ``folder``.
         tally: counts hidden files and repeated links.
-        follow_links: also read what links outside of ``folder`` point to.
+        follow_links: also read the targets of links that lead out of ``folder``.
 
     Raises:
-        InputError: for a folder that cannot be listed, a link that leads out of ``folder`` or nowhere, and a
-            ``wanted`` name that is not a regular file.
+        InputError: for a folder that cannot be listed, a link that leads out of ``folder`` or nowhere, and an accepted
+            name that is not a regular file.
     """
     search = _Search(folder, wanted, tally, follow_links)
-    found = sorted(search.below(folder), key=lambda file: file.path.relative_to(folder).as_posix())
-    return _without_repeats(found, tally)
+    files = sorted(search.below(folder), key=lambda file: file.path.relative_to(folder).as_posix())
+    return _without_repeats(files, tally)
 
 
-def _without_repeats(found: list[InputFile], tally: Tally) -> list[InputFile]:
-    plain = {file.path.resolve() for file in found if not file.path.is_symlink()}
-    kept = []
-    for file in found:
+def _without_repeats(files: list[InputFile], tally: Tally) -> list[InputFile]:
+    targets = {file.path.resolve() for file in files if not file.path.is_symlink()}
+    unique = []
+    for file in files:
         if file.path.is_symlink():
             target = file.path.resolve()
-            if target in plain:
+            if target in targets:
                 tally.note("repeated_link", file.source)
                 continue
-            plain.add(target)
-        kept.append(file)
-    return kept
+            targets.add(target)
+        unique.append(file)
+    return unique
 
 
 class _Search:
+    """One search below a collection's folder."""
+
     def __init__(self, folder: Path, wanted: Callable[[str], bool], tally: Tally, follow_links: bool) -> None:
         self.folder = folder
         self.root = folder.resolve()
@@ -91,7 +125,7 @@ class _Search:
         for path in self._entries(folder):
             relative = path.relative_to(self.folder).as_posix()
             source = printable(relative)
-            if path.is_symlink() and not self._link_is_fine(path, relative, source):
+            if path.is_symlink() and not self._follows(path, relative, source):
                 continue
             if path.is_dir():
                 if not path.name.startswith(".") and self._is_new(path, source):
@@ -110,8 +144,8 @@ class _Search:
             source = printable(folder.relative_to(self.folder).as_posix())
             raise _cannot_read(source, error, "this folder") from None
 
-    def _link_is_fine(self, path: Path, relative: str, source: str) -> bool:
-        """Whether to go on with a link; a dangling link whose name means nothing here is left alone."""
+    def _follows(self, path: Path, relative: str, source: str) -> bool:
+        """Decide whether to follow a link. A dangling link is passed over unless its name is an accepted one."""
         try:
             target = path.resolve(strict=True)
         except (OSError, RuntimeError):
@@ -130,7 +164,7 @@ class _Search:
         return True
 
     def _is_new(self, path: Path, source: str) -> bool:
-        """False for a linked folder that is read under its own name or was read before (this ends every circle)."""
+        """Return False for a folder that was listed before or is listed under its own name. This ends every circle."""
         target = path.resolve()
         inside = self.root in target.parents or target == self.root
         if target in self.seen or (path.is_symlink() and inside):
@@ -150,7 +184,7 @@ def _check_regular(path: Path, source: str) -> None:
 
 
 def open_input(file: InputFile) -> BinaryIO:
-    """The file, open for reading bytes.
+    """Open a file for reading bytes.
 
     Raises:
         InputError: if it cannot be opened.
@@ -162,7 +196,7 @@ def open_input(file: InputFile) -> BinaryIO:
 
 
 def read_text(file: InputFile, limits: ReadLimits) -> str:
-    """The whole file as text: UTF-8, with or without a byte order mark.
+    """Read a whole file as text: UTF-8, with or without a byte order mark.
 
     Raises:
         InputError: if it cannot be read, is larger than ``limits.file_bytes``, or is not UTF-8 (with the byte offset).
@@ -183,7 +217,7 @@ def read_text(file: InputFile, limits: ReadLimits) -> str:
 
 
 def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, as (0-based line number, text), without holding more than one line.
+    """Yield the lines that are not blank as (0-based line number, text). One line at a time is in memory.
 
     Raises:
         InputError: if the file cannot be read, is not UTF-8 (with the byte offset), or has a line longer than
@@ -210,7 +244,7 @@ def _read_line(stream: BinaryIO, source: str, number: int, limits: ReadLimits) -
 
 
 def too_large(where: str, limits: ReadLimits) -> InputError:
-    """The error for a record above the limit."""
+    """Make the error for a record above the limit."""
     return InputError(
         where,
         f"is a record of more than {limits.record_bytes} bytes",
@@ -219,12 +253,12 @@ def too_large(where: str, limits: ReadLimits) -> InputError:
 
 
 def decode(data: bytes, source: str, offset: int = 0) -> str:
-    """UTF-8 bytes as text; a byte order mark at the beginning of the file is dropped.
+    """Decode UTF-8 and drop a byte order mark at the beginning of the file.
 
     Args:
         data: the whole file or one line of it.
-        source: the file, for errors.
-        offset: where in the file ``data`` begins.
+        source: name of the file, for errors.
+        offset: position of ``data`` in the file, in bytes.
 
     Raises:
         InputError: with the byte offset of the first byte that is not UTF-8.

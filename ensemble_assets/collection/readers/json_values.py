@@ -1,7 +1,4 @@
-"""JSON as this project reads and writes it: strict about syntax and types, exact about values, safe about errors.
-
-Knows nothing about chunks. Errors name the place and never quote the content.
-"""
+"""Parse and write JSON: strict syntax and types, exact values. Errors name the place and never quote the content."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 from ensemble_assets.common.errors import InputError
 
 MAX_DEPTH = 100
-"""Levels of nesting that are accepted: far above real metadata, far below what exhausts a deep call stack."""
+"""Most levels of nesting: many more than real metadata has, and many fewer than exhaust the call stack."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -23,7 +20,7 @@ _FLATTEN = "Flatten it"
 
 
 class JsonReader:
-    """Parses JSON texts and counts the objects in which a key stands twice (the last value is kept)."""
+    """Parses JSON texts and counts repeated keys of an object (the last value stays)."""
 
     def __init__(self) -> None:
         self.duplicate_keys = 0
@@ -36,11 +33,11 @@ class JsonReader:
         return value
 
     def parse(self, text: str, source: str, first_line: int = 1) -> Any:
-        """The value of one JSON text.
+        """Parse one JSON text.
 
         Args:
             text: one whole JSON document.
-            source: the file, for errors.
+            source: name of the file, for errors.
             first_line: line of the file on which ``text`` begins.
 
         Raises:
@@ -66,7 +63,13 @@ class JsonReader:
 
 @dataclass(frozen=True, slots=True)
 class EncodedObject:
-    """A JSON object as text, and how many values had to be changed to make it one."""
+    """A JSON object as text.
+
+    Attributes:
+        text: strict JSON.
+        surrogates: number of lone surrogates that were replaced.
+        non_finite: number of NaN and infinities that were replaced.
+    """
 
     text: str
     surrogates: int = 0
@@ -74,9 +77,9 @@ class EncodedObject:
 
 
 def encode_object(value: dict[str, Any], where: str) -> EncodedObject:
-    """``value`` as compact JSON text, keys in their order, not ASCII-escaped, always valid UTF-8 and strict JSON.
+    """Write ``value`` as compact strict JSON: keys in their order, valid UTF-8 without ASCII escapes.
 
-    Lone surrogates become U+FFFD, NaN and infinities null; both are counted.
+    Lone surrogates become U+FFFD, NaN and infinities become null. Both are counted.
 
     Raises:
         InputError: if it is nested too deeply, or two keys become equal by the replacement.
@@ -98,7 +101,7 @@ def encode_object(value: dict[str, Any], where: str) -> EncodedObject:
 
 
 def replace_surrogates(text: str) -> tuple[str, int]:
-    """``text`` with every lone surrogate as U+FFFD, and how many there were."""
+    """Replace every lone surrogate by U+FFFD; return the text and the number of replacements."""
     if _is_utf8(text):
         return text, 0
     return _SURROGATE.subn("\ufffd", text)
@@ -129,7 +132,7 @@ def _check_depth(value: object, where: str) -> None:
 
 
 class _Changes:
-    """Rebuilds a JSON value with what cannot be written replaced, and counts."""
+    """Rebuilds a JSON value, replaces values that JSON cannot hold, and counts them."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -147,7 +150,7 @@ class _Changes:
             if len(renewed) != len(value):
                 raise InputError(
                     self.where,
-                    "has metadata keys that differ only in half characters (lone surrogates)",
+                    "has metadata keys that differ only in lone surrogates",
                     "Rename one of them",
                 )
             return renewed
@@ -162,7 +165,7 @@ class _Changes:
 
 
 def text_value(value: object, key: str, where: str) -> str:
-    """A text field; null counts as empty.
+    """Check a text field. Null counts as empty.
 
     Raises:
         InputError: if it is neither text nor null.
@@ -175,7 +178,7 @@ def text_value(value: object, key: str, where: str) -> str:
 
 
 def object_value(value: object, key: str, where: str) -> dict[str, Any]:
-    """An object field; null and a missing one count as empty.
+    """Check an object field. Null and a missing field count as empty.
 
     Raises:
         InputError: if it is neither an object nor null.
@@ -199,5 +202,5 @@ _TYPE_WORDS = {
 
 
 def json_type(value: object) -> str:
-    """What a JSON value is, in words, for errors."""
+    """Name the type of a JSON value, for errors."""
     return _TYPE_WORDS.get(type(value), f"a value of type {type(value).__name__}")

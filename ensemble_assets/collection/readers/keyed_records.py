@@ -1,10 +1,10 @@
-"""Readers of the formats whose records carry an id: BEIR ``corpus.jsonl``, plain JSONL and Parquet.
+"""Read the formats whose records have an id: BEIR ``corpus.jsonl``, plain JSONL and Parquet.
 
-All three agree on the keys: an id under ``chunk_id``, ``_id`` or ``id`` (the first that is there and not null; in BEIR
-``_id`` comes first; none: the place is the id), ``text``, and metadata under ``metadata`` or in all remaining keys, or
-both. The id is put into the metadata as
-``chunk_id`` where that key is free, so that an exported point can be traced back. In ``corpus.jsonl`` the text is title
-and text with a blank between them, as BEIR embeds them; the title stays in the metadata.
+All three have the same keys. The id is under ``chunk_id``, ``_id`` or ``id``: the first of these that is not null (in
+BEIR ``_id`` comes first). A record without one gets its place as id. The text is under ``text``. Metadata is under
+``metadata``, in all remaining keys, or both. The id is added to the metadata as ``chunk_id``, unless that key exists:
+so an exported point can be traced back. In ``corpus.jsonl`` the text is title, blank, text, as BEIR embeds them; the
+title stays in the metadata.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from ensemble_assets.common.errors import InputError
 ID_KEYS = ("chunk_id", "_id", "id")
 BEIR_ID_KEYS = ("_id", "id", "chunk_id")
 _ROWS_AT_ONCE = 16384
+"""Rows of a Parquet file in memory at one time."""
+
 _TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 
 def read_jsonl_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """The records of a plain JSONL file, in line order.
+    """Read the records of a plain JSONL file, in line order.
 
     Raises:
         InputError: for a line that is not JSON, not an object, or has a key of the wrong type; names file and line.
@@ -39,7 +41,7 @@ def read_jsonl_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterat
 
 
 def read_beir_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """The records of a BEIR ``corpus.jsonl``, in line order.
+    """Read the records of a BEIR ``corpus.jsonl``, in line order.
 
     Raises:
         InputError: as ``read_jsonl_file``.
@@ -75,7 +77,7 @@ def _objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tupl
 def keyed_record(
     item: dict[str, Any], source: str, position: int, tally: Tally, id_keys: tuple[str, ...] = ID_KEYS
 ) -> RawRecord:
-    """One record from an object with an id, a text and metadata; takes ``item`` apart.
+    """Make a record from an object with an id, a text and metadata. ``item`` is changed.
 
     Raises:
         InputError: if ``text`` is missing, or a key has the wrong type.
@@ -109,9 +111,9 @@ def _id_value(value: object, key: str, where: str) -> str:
 
 
 def read_parquet_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """The records of a Parquet file, in row order; a null cell counts as a missing key.
+    """Read the records of a Parquet file, in row order. A null cell counts as a missing key.
 
-    Times become ISO 8601 text, durations seconds, decimals text; ``metadata`` may be a struct or JSON text.
+    Times become ISO 8601 text, durations become seconds, decimals become text. ``metadata`` may be a struct or JSON.
 
     Raises:
         InputError: if the file is damaged, has no text column ``text``, or holds binary values.
@@ -140,8 +142,8 @@ def _parquet_parts(file: InputFile) -> Iterator[pl.DataFrame]:
             problem = type(error).__name__
         else:
             if dtype not in _TEXT_TYPES:
-                found = "none" if dtype is None else f"one of type {dtype}"
-                raise InputError(file.source, f"needs a text column 'text' and has {found}", "Rename or convert it")
+                present = "none" if dtype is None else f"one of type {dtype}"
+                raise InputError(file.source, f"needs a text column 'text' and has {present}", "Rename or convert it")
             if part.is_empty():
                 return
             yield part

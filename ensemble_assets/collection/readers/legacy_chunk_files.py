@@ -1,8 +1,8 @@
-"""Reader of the legacy chunk files ``*_chunks.json``, in every shape the export contract accepts.
+"""Read the chunk files ``*_chunks.json`` of version 4.0, in every shape that the export contract accepts.
 
-A list of ``{"text", "metadata"}``; a dict with that list under ``chunks``, ``data``, ``records`` or ``items`` (the
-first of these keys that holds a list); a single such dict; a bare string; strings in a list. Other keys of a record,
-such as ``advanced_scores``, are not chunk metadata and are left out, as the old loader did.
+A file holds records or texts: one of them, a list of them, or an object with such a list under ``chunks``, ``data``,
+``records`` or ``items`` (the first of these keys with a list). A record is ``{"text", "metadata"}``. Its other keys,
+such as ``advanced_scores``, are left out, as version 4.0 did.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHAPES = "a list of objects with 'text', such an object, or text"
 
 
 def read_chunk_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """The records of one chunk file, in file order.
+    """Read the records of one chunk file, in file order.
 
     Raises:
         InputError: if the file cannot be read or is not JSON of an accepted shape; names file, line or record.

@@ -1,7 +1,6 @@
-"""What a reader hands over, what can be wrong with it, and the report that counts it.
+"""Define the records that readers make, and count imperfect input with its reasons.
 
-The table of reasons is the whole policy for input that is imperfect but usable; input that is not usable raises
-``InputError`` where it is met. Reading files and building frames live elsewhere.
+The table ``REASONS`` is the policy for input that is imperfect but usable. Unusable input raises ``InputError``.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from typing import Any, Literal
 Effect = Literal["skipped", "changed", "noticed"]
 
 MAX_PLACES = 20
-"""Places kept per reason; the count goes on."""
+"""Places stored per reason. Further ones are only counted."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that is counted instead of refused.
+    """A fault of the input that is counted instead of refused.
 
     Attributes:
         code: name in reports and manifests.
-        effect: ``skipped`` (the record is not a row), ``changed`` (a row, but not as it was read) or ``noticed``
-            (a file, a link or a judgement; no record is touched).
+        effect: ``skipped`` (the record is no row), ``changed`` (the row differs from the record) or ``noticed`` (a
+            file, a link or a judgement; records are unchanged).
         words: completes the sentence "3 times: ...".
-        why: why this is counted and not refused.
+        why: the reason for not refusing it.
     """
 
     code: str
@@ -42,12 +41,12 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         for reason in (
             Reason("empty_text", "skipped", "the text is empty or blank", "nothing can be embedded"),
             Reason("below_min_tokens", "skipped", "fewer tokens than chunks.min_tokens", "the setting asks for it"),
-            Reason("duplicate_record", "skipped", "the same id with the same content again", "no information is lost"),
+            Reason("duplicate_record", "skipped", "a record repeats an id and its content", "no information is lost"),
             Reason(
                 "duplicate_chunk_id",
                 "changed",
-                "a chunk_id came again; '#2', '#3', ... was appended to it",
-                "the old loader kept such rows; ids must be unique here",
+                "a chunk_id is repeated; '#2', '#3', ... was appended",
+                "version 4.0 has such rows; ids must be unique here",
             ),
             Reason(
                 "nul_in_text",
@@ -58,7 +57,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             Reason(
                 "lone_surrogate",
                 "changed",
-                "half characters (lone surrogates) became U+FFFD",
+                "lone surrogates became U+FFFD",
                 "a cut emoji; it cannot be written as UTF-8, the rest of the text is good",
             ),
             Reason(
@@ -70,13 +69,13 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             Reason(
                 "duplicate_json_key",
                 "changed",
-                "a key stands twice in one JSON object; the last value was kept",
-                "the old loader did so; the JSON standard leaves it open",
+                "a key is repeated in a JSON object; the last value was used",
+                "version 4.0 did so; the JSON standard leaves it open",
             ),
             Reason(
                 "metadata_conflict",
                 "changed",
-                "a key stands beside and inside 'metadata'; the one inside was kept",
+                "a key is beside and inside 'metadata'; the one inside was used",
                 "the inner one was put there as metadata on purpose",
             ),
             Reason("text_cut", "changed", "the text is longer than the contract allows and was cut", "contract"),
@@ -89,8 +88,8 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             Reason(
                 "unusable_chunk_id",
                 "changed",
-                "metadata.chunk_id is no short text or number; the place was taken as id",
-                "the old loader did not look at it",
+                "metadata.chunk_id is no short text or number; the record's place became its id",
+                "version 4.0 did not read it",
             ),
             Reason(
                 "unusable_token_count",
@@ -102,7 +101,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
                 "text_beside_container",
                 "noticed",
                 "an object has a list of chunks and a text of its own, which is not a chunk",
-                "the old loader took the list",
+                "version 4.0 read the list",
             ),
             Reason("empty_file", "noticed", "the file has no records", "an empty list or file says so on purpose"),
             Reason(
@@ -123,7 +122,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
             Reason(
                 "repeated_link",
                 "noticed",
-                "a symbolic link to a file or folder that is read anyway",
+                "a symbolic link to a file or folder that is read under its own name",
                 "reading it twice would double its chunks",
             ),
             Reason("unjudged_query", "skipped", "the query has no judgement in the qrels", "another split's query"),
@@ -146,7 +145,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was met: a file relative to the input folder and, where known, its 0-based record or line."""
+    """A place in the input: a file relative to the input folder and, if known, its 0-based record or line."""
 
     source: str
     position: int | None = None
@@ -154,15 +153,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One chunk as it stands in a file, before any preparation.
+    """One chunk as a file has it, before any preparation.
 
     Attributes:
-        text: as read; may be empty.
+        text: its text; may be empty.
         metadata: the chunk's own metadata, keys in file order; values are JSON values.
         source: POSIX path relative to the collection folder.
         position: 0-based record (JSON list, Parquet row) or line (JSONL) in ``source``.
-        given_id: the id of formats whose ids must be unique (BEIR, JSONL, Parquet); None for legacy chunk files,
-            where ``metadata.chunk_id`` is taken.
+        given_id: the id in formats whose ids must be unique (BEIR, JSONL, Parquet). None for legacy chunk files: their
+            ids come from ``metadata.chunk_id``.
     """
 
     text: str
@@ -174,13 +173,13 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What reading a collection, a queries file or qrels came to. Holds places and counts, never text.
+    """Places and counts of one reading of a collection, a queries file or qrels. It holds no text.
 
     Attributes:
         files: files read.
-        records: records met; always ``rows`` plus the counts of the reasons with effect ``skipped``.
+        records: records read: ``rows`` plus the counts of the reasons with effect ``skipped``.
         rows: rows of the resulting frame.
-        counts: how often each reason of ``REASONS`` was met; only those that were.
+        counts: number of occurrences by reason, without zeros.
         places: the first ``MAX_PLACES`` places per reason.
     """
 
@@ -196,14 +195,14 @@ class ReadReport:
         return sum(count for code, count in self.counts.items() if REASONS[code].effect == "skipped")
 
     def warnings(self) -> list[str]:
-        """One sentence per reason that was met, fit for a manifest: how often, what, and where first."""
+        """Return one sentence per reason with its count and first place, fit for a manifest."""
         return [
             f"{count} times: {REASONS[code].words} ({REASONS[code].effect}), first in {_words(self.places[code][0])}"
             for code, count in self.counts.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """A plain dictionary for asset metadata and artefact facts."""
+        """Return plain JSON types for asset metadata and artefact facts."""
         return {
             "files": self.files,
             "records": self.records,
@@ -215,7 +214,7 @@ class ReadReport:
 
 
 def record_place(source: str, position: int) -> str:
-    """A record in words, for errors and reports: records and lines are counted from 1 there."""
+    """Name a record in errors and reports, which count from 1."""
     return f"{source}, record {position + 1}"
 
 
@@ -225,7 +224,7 @@ def _words(place: Place) -> str:
 
 @dataclass
 class Tally:
-    """Collects what a ``ReadReport`` says, while files are being read."""
+    """Collects the counts and places of a ``ReadReport`` while files are read."""
 
     files: int = 0
     records: int = 0
@@ -241,17 +240,17 @@ class Tally:
         if times <= 0:
             return
         self.counts[REASONS[code].code] += times
-        kept = self.places.setdefault(code, [])
-        if len(kept) < MAX_PLACES:
-            kept.append(Place(source, position))
+        places = self.places.setdefault(code, [])
+        if len(places) < MAX_PLACES:
+            places.append(Place(source, position))
 
     def report(self, rows: int) -> ReadReport:
-        """The finished report; reasons in the order of ``REASONS``."""
-        met = [code for code in REASONS if self.counts[code]]
+        """Return the finished report, reasons in the order of ``REASONS``."""
+        codes = [code for code in REASONS if self.counts[code]]
         return ReadReport(
             files=self.files,
             records=self.records,
             rows=rows,
-            counts={code: self.counts[code] for code in met},
-            places={code: tuple(self.places[code]) for code in met},
+            counts={code: self.counts[code] for code in codes},
+            places={code: tuple(self.places[code]) for code in codes},
         )
