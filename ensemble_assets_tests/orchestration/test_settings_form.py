@@ -27,8 +27,8 @@ class Watch:
     def stage_started(self, stage: str, collection: str) -> None:
         self.at("started", stage)
 
-    def stage_finished(self, stage: str, collection: str, facts: dict[str, Any]) -> None:
-        self.at("finished", stage)
+    def stage_finished(self, collection: str, record: Any) -> None:
+        self.at("finished", record.stage)
 
 
 def run(pipeline: Pipeline, watch: Watch) -> dg.ExecuteInProcessResult:
