@@ -96,7 +96,7 @@ def cap(device: CudaDevice, ceiling_bytes: str) -> dict[str, Any]:
     session = device.open()
     guard = MemoryGuard(session, Ceiling(before + int(ceiling_bytes)))
     reserve = guard.measure_reserve(before)
-    headroom = guard.tick()
+    headroom = guard.measure()
     held, refused, used = [], "", 0
     try:
         while len(held) < 10_000:

@@ -147,7 +147,7 @@ class _Machine:
     def tick(self) -> None:
         """The sampler's sample."""
         self.known_others = self.session.device.memory().used
-        self.guard.tick()
+        self.guard.measure()
 
 
 class _Simulation:
@@ -182,7 +182,7 @@ class _Simulation:
                 elif isinstance(action, Measure):
                     machine = self._machines[action.device]
                     machine.tick()
-                    self._dispatcher.measured(action.device, machine.guard.tick())
+                    self._dispatcher.measured(action.device, machine.guard.measure())
                 else:
                     self._remove(action.device, "hung")
         except EnsembleError as error:
@@ -194,7 +194,7 @@ class _Simulation:
         session = device.open()
         guard = MemoryGuard(session, self._settings.ceiling.within(device.total_bytes))
         guard.measure_reserve(used_before)
-        guard.tick()
+        guard.measure()
         try:
             forward = self._model.load(device.torch_device)
         except DeviceOutOfMemoryError:
@@ -203,7 +203,7 @@ class _Simulation:
         machine = _Machine(session, guard, forward, device.memory().used)
         self._machines[device.uuid] = machine
         session.on_growth = lambda used, others: self._grew(machine, used, others)
-        self._dispatcher.joined(device.uuid, session.reserved_bytes(), guard.tick())
+        self._dispatcher.joined(device.uuid, session.reserved_bytes(), guard.measure())
         period = self._settings.sampler_seconds
         for at, _ in device.others.changes:  # between changes of others a sample changes nothing
             self._push(math.floor(at / period + 1) * period, "tick", device.uuid)
@@ -257,15 +257,15 @@ class _Simulation:
             self.report.times_done[machine.assignment.batch.rows] += 1
             self._end(machine, "finished")
             seconds = self._clock.now - machine.begin
-            self._dispatcher.outcome(name, Finished(number, peak, seconds, machine.guard.tick()))
+            self._dispatcher.outcome(name, Finished(number, peak, seconds, machine.guard.measure()))
         except DeviceOutOfMemoryError:
-            at_failure = machine.guard.tick()
+            at_failure = machine.guard.measure()
             machine.session.release_cache()
             self._end(machine, "oom")
-            self._dispatcher.outcome(name, DidNotFit(number, at_failure, machine.guard.tick()))
+            self._dispatcher.outcome(name, DidNotFit(number, at_failure, machine.guard.measure()))
         except ModelFailedError as error:
             self._end(machine, "raised")
-            self._dispatcher.outcome(name, ModelFailed(number, error.reason, machine.guard.tick()))
+            self._dispatcher.outcome(name, ModelFailed(number, error.reason, machine.guard.measure()))
         except DeviceError:
             self._dispatcher.lost(name, DEVICE_FAILED, "the device was lost")
             self._remove(name, "lost")

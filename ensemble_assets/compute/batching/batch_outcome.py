@@ -1,4 +1,4 @@
-"""What can become of a batch, as the worker that ran it tells the one who planned it. Data only, picklable."""
+"""The outcomes of a batch, which a worker sends to the planner, and the errors of a model. Picklable data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Finished:
     Attributes:
         number: of the assignment.
         peak_bytes: the allocator's peak during the batch.
-        seconds: how long it took.
+        seconds: wall time of the batch.
         headroom: memory left on the device now.
         not_finite: rows with a NaN or an infinity, to be done again in full precision.
     """
@@ -33,7 +33,7 @@ class DidNotFit:
 
     Attributes:
         number: of the assignment.
-        at_failure: what the device had when it happened.
+        at_failure: memory left on the device when it happened.
         headroom: memory left on the device now, after cleaning up.
     """
 
@@ -44,11 +44,11 @@ class DidNotFit:
 
 @dataclass(frozen=True)
 class ModelFailed:
-    """The model raised something else; no row of the batch is stored.
+    """The model raised another error; no row of the batch is stored.
 
     Attributes:
         number: of the assignment.
-        reason: class name of the exception; its message may quote the input and stays behind.
+        reason: class name of the exception. Its message may quote the input and is dropped.
         headroom: memory left on the device now.
     """
 
@@ -61,13 +61,17 @@ Outcome = Finished | DidNotFit | ModelFailed
 
 
 class DeviceOutOfMemoryError(Exception):
-    """One batch did not fit into a device's memory. Carries numbers only; the batch itself is the caller's."""
+    """A batch did not fit into a device's memory. The message holds numbers only."""
 
 
 class ModelFailedError(StageError):
-    """A model raised something else than out-of-memory on a batch.
+    """A model raised another error than out-of-memory on a batch.
 
-    The original exception's message may quote the input, so only ``failure_word`` of it is kept, as ``reason``.
+    Attributes:
+        model: its slug.
+        reason: ``failure_word`` of the exception, whose message may quote the input.
+        size: rows of the batch.
+        longest: tokens of its longest row.
     """
 
     def __init__(self, model: str, reason: str, size: int, longest: int) -> None:
@@ -78,5 +82,5 @@ class ModelFailedError(StageError):
         self.longest = longest
 
     def __reduce__(self) -> tuple[type[ModelFailedError], tuple[str, str, int, int]]:
-        """So that workers can send it to their parent."""
+        """Pickle the arguments, so that workers can send the error to their parent."""
         return ModelFailedError, (self.model, self.reason, self.size, self.longest)

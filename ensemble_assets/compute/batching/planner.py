@@ -1,19 +1,16 @@
-"""Which rows go through the model together: batches planned, learned from, split and shrunk. Pure logic.
+"""Plan batches: choose rows, learn from outcomes, split what did not fit. Pure logic, without clock, device or process.
 
-No clock, no device, no process: the planner is told what happened and says what to do next. Real workers and the
-simulation drive it alike (``dispatch`` decides which device gets a batch, and when to wait or give up).
+Rows go longest first, so batches hardly pad and the last ones are short. A batch gets as many rows as the fitted model
+of peak memory allows within the device's available memory, and never more than
 
-How the plan is made. Rows go longest first, so batches hardly pad and the last ones are short. A batch gets as many
-rows as the fitted model of peak memory allows within what the device has available, and never more than
+* about what has worked so far. Every ``lookahead``-th batch is a probe, which may hold ``growth`` times as much;
+* a fixed share of all tokens: a lost batch then costs little, and devices end together;
+* what failed before: the size is halved, then grows back to just below it. It grows beyond only while all tokens that
+  were computed again stay within an allowance.
 
-* about what has worked so far, but for every ``lookahead``-th batch, which probes ``growth`` times that;
-* a fixed share of all work: a lost batch costs little, and devices end together;
-* what failed before: the size is halved, then grows back to just below it, and beyond only while all that was redone
-  stays within an allowance.
-
-Batch ``k`` is planned from the outcomes of batches up to ``k - lookahead``, as far as those are known. So up to half of
-``lookahead`` devices, and any order of completion, give the same batches, as long as nothing fails and every device has
-the same memory. ``Tally.out_of_step`` counts where an outcome came too late for that: no device waits for it.
+The plan of batch ``k`` uses only outcomes of batches up to ``k - lookahead``. So the order in which devices finish does
+not change the plan, as long as there are at most ``lookahead / 2`` devices of equal memory and nothing fails. No device
+waits for a late outcome; ``Tally.out_of_step`` counts them.
 """
 
 from __future__ import annotations
@@ -32,8 +29,13 @@ from ensemble_assets.compute.devices.ceiling import Headroom
 from ensemble_assets.compute.tokens.token_tables import Batch
 
 _SINGLE_ATTEMPTS = 2
+"""Attempts at a single row that does not fit: the first failure may be chance (fragmentation)."""
+
 _STEP_UP = 1.05
-_STRIKES = 8  # single rows that the model may fail on, one after another, before it is asked whether it works at all
+"""A single row is tried again once it may take this much more memory than when it failed."""
+
+_STRIKES = 8
+"""After the model failed on this many single rows in a row, the shortest row shows whether it works at all."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class PlannerSettings:
     """How batches are planned.
 
     Attributes:
-        sizes: how large they may be.
-        lookahead: outcomes of the last so many batches are not used for planning; see the module's docstring.
+        sizes: limits of their size.
+        lookahead: number of latest batches whose outcomes are not used; see the module's docstring.
     """
 
     sizes: SizeSettings = field(default_factory=SizeSettings)
@@ -59,7 +61,7 @@ class Assignment:
 
 
 class Hold(Enum):
-    """Why there is no batch for a device right now."""
+    """A reason why there is no batch for a device now."""
 
     MEMORY = "other processes hold the memory that the next batch needs"
     DRAINED = "all remaining batches are with other devices"
@@ -68,25 +70,31 @@ class Hold(Enum):
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows, longest first, that came back: from a batch that was split, or whose device was lost."""
+    """Rows, longest first, of a batch that was split or whose device was lost.
+
+    Attributes:
+        rows: their numbers.
+        attempts: how often a single row did not fit.
+        needs: bytes that the allocator must be able to hold before the row is tried again.
+    """
 
     rows: NDArray[np.int64]
-    attempts: int = 0  # of a single row that did not fit
-    needs: int = 0  # the cap must be so many bytes before it is tried again
+    attempts: int = 0
+    needs: int = 0
 
 
 @dataclass
 class Tally:
-    """What happened so far, in batches and padded tokens.
+    """Counts of batches and of padded tokens.
 
     Attributes:
-        batches: finished ones.
-        tokens: in them.
-        redone_tokens: in batches that did not fit or on which the model raised.
-        lost_tokens: in batches whose device was lost.
+        batches: finished batches.
+        tokens: tokens in them.
+        redone_tokens: tokens in batches that did not fit or on which the model raised.
+        lost_tokens: tokens in batches whose device was lost.
         out_of_memory: batches that did not fit.
-        out_of_step: batches that had to be planned without an outcome that they should have known; where this is 0,
-            the plan does not depend on which device was faster.
+        out_of_step: batches planned without an outcome that was due. If 0, the plan does not depend on the devices'
+            order.
     """
 
     batches: int = 0
@@ -98,14 +106,19 @@ class Tally:
 
 
 class BatchPlanner:
-    """Hands out every row exactly once, in batches that fit. See the module's docstring.
+    """Hands out every row exactly once, in batches that fit.
 
     Args:
-        lengths: ``[n] int64`` tokens per row of the whole table.
-        rows: ``[m] int64`` the rows to do, each once.
+        lengths: ``[n] int64``, tokens per row of the whole table.
+        rows: ``[m] int64``, the rows to run, each once.
         settings: how batches are planned.
         events: where decisions are reported.
-        memory: what earlier runs learned about sizes.
+        known: batch sizes that earlier runs learned.
+
+    Attributes:
+        sizes: the limits of the next batch.
+        tally: counts so far.
+        failed: row -> reason.
     """
 
     def __init__(
@@ -114,13 +127,13 @@ class BatchPlanner:
         rows: NDArray[np.int64],
         settings: PlannerSettings,
         events: EventSink,
-        memory: KnownSizes | None = None,
+        known: KnownSizes | None = None,
     ) -> None:
         self._lengths = np.maximum(lengths, 1)
         self._fresh = rows[np.argsort(-self._lengths[rows], kind="stable")]
         self._settings = settings
         self._events = events
-        self.sizes = SizeLimits(settings.sizes, int(self._lengths[rows].sum()), memory)
+        self.sizes = SizeLimits(settings.sizes, int(self._lengths[rows].sum()), known)
         self.tally = Tally()
         self.failed: dict[int, str] = {}
         self._left = len(rows)
@@ -139,15 +152,15 @@ class BatchPlanner:
 
     @property
     def waiting_rows(self) -> int:
-        """Rows that no device has yet."""
+        """Rows that no device has."""
         return len(self._fresh) + sum(len(part.rows) for part in self._parts)
 
     def loaded(self, base_bytes: int) -> None:
-        """A worker has its model in memory, which takes so many bytes of its allocator."""
+        """Learn the allocator bytes of the loaded model."""
         self.sizes.model.observe(0, 0, base_bytes)
 
     def plan(self, headroom: Headroom) -> Assignment | Hold:
-        """The next batch for a device with this headroom."""
+        """Plan the next batch for a device with this headroom."""
         if self.done:
             return Hold.DONE
         self._learn_up_to(self._planned - self._settings.lookahead)
@@ -167,7 +180,7 @@ class BatchPlanner:
         return assignment
 
     def finished(self, number: int, peak_bytes: int) -> None:
-        """A batch went through; its rows are done."""
+        """Record that a batch's rows are done."""
         assignment, _ = self._running.pop(number)
         self._peaks[number] = (assignment.batch, peak_bytes)
         self._left -= assignment.batch.size
@@ -176,7 +189,12 @@ class BatchPlanner:
         self.tally.tokens += assignment.batch.tokens
 
     def out_of_memory(self, number: int, headroom: Headroom) -> None:
-        """A batch did not fit into what the device had at that moment; none of its rows are done."""
+        """Record that a batch did not fit, and plan its rows again.
+
+        Args:
+            number: of the assignment.
+            headroom: the device's memory when it happened.
+        """
         assignment, part = self._running.pop(number)
         batch = assignment.batch
         self._peaks[number] = None
@@ -192,7 +210,7 @@ class BatchPlanner:
             self._retry_single(part, headroom)
 
     def model_failed(self, number: int, reason: str) -> None:
-        """The model raised on a batch; none of its rows are done. Halving it finds the rows that are to blame."""
+        """Record that the model raised on a batch. It is halved until the rows that make it raise stand alone."""
         assignment, part = self._running.pop(number)
         self._peaks[number] = None
         self.tally.redone_tokens += assignment.batch.tokens
@@ -205,7 +223,7 @@ class BatchPlanner:
             self._give_up(reason)
 
     def returned(self, number: int) -> None:
-        """The device of a batch was lost before it finished; others get its rows."""
+        """Record that a batch's device was lost. Other devices get its rows."""
         assignment, part = self._running.pop(number)
         self._peaks[number] = None
         self.tally.lost_tokens += assignment.batch.tokens
@@ -217,7 +235,7 @@ class BatchPlanner:
         self._events.emit("mitigation.split", rows=len(part.rows), into=half, reason=reason)
 
     def _retry_single(self, part: _Part, headroom: Headroom) -> None:
-        """Once more in case it was chance; where others hold memory, only after some of that is back."""
+        """Try a row once more, or as often as other programs give memory back."""
         attempts = part.attempts + 1
         needs = int(headroom.cap * _STEP_UP) + 1
         if headroom.others > 0 and needs <= headroom.cap + headroom.others:
@@ -234,7 +252,7 @@ class BatchPlanner:
         self._events.emit("mitigation.row_failed", row=row, longest=int(self._lengths[row]), reason=reason)
 
     def _give_up(self, reason: str) -> None:
-        """The model fails on the shortest row too: it is broken, and what nobody has yet has failed."""
+        """Give up all waiting rows, since the model fails on the shortest one too."""
         parts = [*self._parts, _Part(self._fresh)] if len(self._fresh) else list(self._parts)
         self._events.emit("mitigation.gave_up", rows=self.waiting_rows, reason=reason)
         self._parts.clear()
@@ -244,7 +262,7 @@ class BatchPlanner:
             self.failed.update(dict.fromkeys(part.rows.tolist(), reason))
 
     def _shortest(self) -> _Part | Hold:
-        """The shortest row that nobody has, to see whether the model works on anything."""
+        """Take the shortest waiting row, to see whether the model works on anything."""
         if len(self._fresh):
             part, self._fresh = _Part(self._fresh[-1:]), self._fresh[:-1]
             return part
@@ -256,7 +274,7 @@ class BatchPlanner:
         return Hold.DRAINED
 
     def _next_part(self, headroom: Headroom) -> _Part | Hold:
-        """Rows for one batch: what came back first, then fresh ones; the rest of a part that is too large stays."""
+        """Take rows for one batch: rows that came back first, then fresh ones. The rest of a large part stays."""
         for index, part in enumerate(self._parts):
             rows = self._fitting(part.rows, headroom, part.needs)
             if rows:
@@ -272,17 +290,18 @@ class BatchPlanner:
         return Hold.MEMORY if self.waiting_rows else Hold.DRAINED
 
     def _fitting(self, rows: NDArray[np.int64], headroom: Headroom, needs: int) -> int:
-        """How many of the rows, longest first, make a batch now; none where memory must come back first."""
+        """Count the rows, longest first, that make a batch now. 0 if other programs must free memory first."""
         longest = int(self._lengths[rows[0]])
         least = max(needs, int(self.sizes.need(longest)))  # a single row cannot be split: it may go to the hard limit
         if headroom.others > 0 and headroom.cap < least <= headroom.cap + headroom.others:
             return 0
+        # One batch in ``lookahead`` tries a larger size. Its outcome is known before the next one is planned.
         probe = self._planned % self._settings.lookahead == 0
         tokens = self.sizes.allowed_tokens(longest, headroom.available, self.tally.redone_tokens, probe)
         return min(len(rows), self._settings.sizes.max_rows or len(rows), max(1, int(tokens // longest)))
 
     def _learn_up_to(self, number: int) -> None:
-        """Take in the outcomes of batches up to ``number``, in order; stops at one that is still running."""
+        """Learn from the batches up to ``number``, in order, as far as they have ended."""
         while self._learned <= number and self._learned in self._peaks:
             outcome = self._peaks.pop(self._learned)
             self._learned += 1

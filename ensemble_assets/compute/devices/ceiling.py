@@ -1,15 +1,14 @@
-"""The memory ceiling of a device: the arithmetic of limits, the guard that keeps them, the sampler that watches.
+"""Keep a device below its memory ceiling: the limits, the guard that enforces them, the sampler that watches.
 
-All of it counts against the ceiling: context, libraries, other processes and this worker's allocator. Everything but
-the allocator is measured, so what the allocator may hold is the ceiling less a margin less what was measured:
+Everything counts against the ceiling: context, libraries, other processes and this worker's allocator. All but the
+allocator is measured. So the allocator may hold the ceiling less a margin less the measured rest:
 
-    held      = what this worker's allocator has taken
+    held      = bytes in this worker's allocator
     outside   = used (NVML, all processes) - held
     cap       = min(hard - outside, held + free) - margin       the allocator refuses more than this
     available = min(soft - outside, cap)                        batches are planned within this
 
-The cap is set before every batch and again whenever the sampler sees ``outside`` change. Which batches are planned,
-and what happens when one does not fit, is ``planner``'s part.
+The cap is set before every batch and again whenever the sampler sees ``outside`` change.
 """
 
 from __future__ import annotations
@@ -22,8 +21,12 @@ from ensemble_assets.common.errors import MemoryBudgetError
 from ensemble_assets.compute.devices.device import DeviceSession
 
 DEFAULT_CEILING_BYTES = 12_000_000_000
-_CAP_STEP = 16 << 20  # changes of the cap below this are not worth a call
+
+_CAP_STEP = 16 << 20
+"""A cap that rises by less than this is not set anew: the sampler would call the allocator twenty times a second."""
+
 _TIMELINE = 240
+"""Points of the memory timeline: as many as a picture of the report can show."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Ceiling:
     """Limits of one device, in bytes used by everybody.
 
     Attributes:
-        hard_bytes: never passed by anything this package does.
-        soft_fraction: share of ``hard_bytes`` that batches are planned to.
-        margin_bytes: kept free below ``hard_bytes`` for what grows between two samples (lazily loaded kernels).
+        hard_bytes: this package never makes the use of the device exceed it.
+        soft_fraction: share of ``hard_bytes`` within which batches are planned.
+        margin_bytes: free below ``hard_bytes`` for growth between two samples (lazily loaded kernels).
     """
 
     hard_bytes: int = DEFAULT_CEILING_BYTES
@@ -49,27 +52,27 @@ class Ceiling:
 
     @property
     def soft_bytes(self) -> int:
-        """What batches are planned to."""
+        """The limit within which batches are planned."""
         return int(self.hard_bytes * self.soft_fraction)
 
     def within(self, total_bytes: int) -> Ceiling:
-        """This ceiling, lowered to a device that has less memory than it."""
+        """Lower this ceiling to a device that has less memory."""
         return Ceiling(min(self.hard_bytes, total_bytes), self.soft_fraction, self.margin_bytes)
 
     def shared_by(self, workers: int) -> Ceiling:
-        """The part of each of several workers on one device."""
+        """Divide this ceiling among the workers of one device."""
         return Ceiling(self.hard_bytes // workers, self.soft_fraction, self.margin_bytes // workers)
 
 
 @dataclass(frozen=True)
 class Headroom:
-    """What a worker's allocator may hold at one moment, in bytes.
+    """The bytes that a worker's allocator may hold at one moment.
 
     Attributes:
-        available: batches are planned to this (soft limit).
+        available: batches are planned within this (soft limit).
         cap: the allocator refuses more than this (hard limit).
-        others: what other processes hold, i.e. what could come back by waiting; 0 if it is within the margin.
-        used: memory of the device in use by everybody.
+        others: bytes of other processes, which may come back by waiting; 0 if they are within the margin.
+        used: memory of the device in use by all processes.
     """
 
     available: int
@@ -79,7 +82,11 @@ class Headroom:
 
 
 class MemoryGuard:
-    """Keeps one worker under the ceiling. Thread-safe: the sampler and the batch loop both call ``tick``."""
+    """Keeps one worker under the ceiling. Thread-safe: the sampler and the batch loop both call ``measure``.
+
+    Attributes:
+        peak_used: most bytes of the device that any measurement found in use, by all processes.
+    """
 
     def __init__(self, session: DeviceSession, ceiling: Ceiling) -> None:
         self._session = session
@@ -88,23 +95,23 @@ class MemoryGuard:
         self._cap: int | None = None
         self.peak_used = 0
         self._reserve = 0
-        self._reserve = self._outside()[0]  # context and libraries, and whoever was here before
+        self._reserve = self._outside()[0]  # all of it until measure_reserve tells others apart
 
     def measure_reserve(self, used_before: int) -> int:
-        """Tell apart what opening the device cost (context, libraries) from what other processes hold.
+        """Measure the reserve: the bytes that opening the device took (context, libraries).
 
         Args:
             used_before: the device's used bytes before this process opened it.
 
         Returns:
-            The measured reserve in bytes.
+            The reserve in bytes.
         """
         with self._lock:
             self._reserve = max(0, self._outside()[0] - used_before)
         return self._reserve
 
-    def tick(self) -> Headroom:
-        """Measure, set the allocator's cap, and say what is left."""
+    def measure(self) -> Headroom:
+        """Measure the device's memory, set the allocator's cap, and return the headroom."""
         with self._lock:
             outside, held, used, free = self._outside()
             promised, possible = self._ceiling.hard_bytes - outside, held + free
@@ -115,21 +122,21 @@ class MemoryGuard:
             self.peak_used = max(self.peak_used, used)
             others = max(0, outside - self._reserve) + max(0, promised - possible)
             if others <= self._ceiling.margin_bytes:
-                others = 0  # kernels that this process loaded late look the same
+                others = 0  # kernels that this process loads late look like another process
             return Headroom(max(0, min(self._ceiling.soft_bytes - outside, cap)), cap, others, used)
 
     def before_batch(self) -> Headroom:
-        """``tick``, after giving back cached memory if the allocator holds more than it now may."""
-        headroom = self.tick()
+        """Measure, and give cached memory back if the allocator holds more than it now may."""
+        headroom = self.measure()
         if self._session.reserved_bytes() > headroom.cap:
             self._session.release_cache()
-            headroom = self.tick()
+            headroom = self.measure()
         return headroom
 
     def _outside(self) -> tuple[int, int, int, int]:
-        """Bytes outside this allocator, bytes in it, used and free bytes of the device.
+        """Return bytes outside this allocator, bytes in it, used and free bytes of the device.
 
-        The allocator is read on both sides of the device; the smaller reading errs towards a lower cap.
+        The allocator is read before and after the device. The smaller reading leads to a lower cap, which is safe.
         """
         before = self._session.reserved_bytes()
         reading = self._session.memory()
@@ -138,9 +145,9 @@ class MemoryGuard:
 
 
 class PeakSampler:
-    """A thread that calls the guard at once and then at a fixed period, and keeps a thinned timeline for pictures.
+    """A thread that measures at once and then at a fixed period, and keeps a thinned timeline for pictures.
 
-    A sampler can miss a spike between two samples; the allocator's cap cannot.
+    A sampler can miss a spike between two samples. The allocator's cap cannot.
     """
 
     def __init__(self, guard: MemoryGuard, period_seconds: float = 0.05) -> None:
@@ -160,13 +167,13 @@ class PeakSampler:
 
     def _run(self) -> None:
         while True:
-            self.timeline.add(time.time(), self._guard.tick().used)
+            self.timeline.add(time.time(), self._guard.measure().used)
             if self._stop.wait(self._period):
                 return
 
 
 class Timeline:
-    """At most a few hundred (seconds since the epoch, peak bytes) points, evenly spread however long it runs."""
+    """Points (seconds since the epoch, peak bytes), at most ``most``, evenly spread over the time of the run."""
 
     def __init__(self, most: int = _TIMELINE) -> None:
         self._most = most
@@ -175,7 +182,7 @@ class Timeline:
         self.points: list[tuple[float, int]] = []
 
     def add(self, at: float, used: int) -> None:
-        """Take one sample: a point keeps the maximum of the samples it stands for."""
+        """Add one sample. A point holds the maximum of its samples."""
         if self._seen % self._stride == 0:
             self.points.append((at, used))
         else:

@@ -1,7 +1,7 @@
-"""The host as a device: its memory is the device's memory, the resident set is what is used.
+"""Use the host as a device. Its used memory is the resident memory of this program.
 
-On a GPU every process counts against the ceiling. A host is shared by design, so here only this program's own memory
-does; what others leave free, and the control group's limit, bound it from the other side.
+On a GPU, every process counts against the ceiling. A host is shared by design, so only this program's own memory counts
+here. The memory that others leave free, and the control group's limit, bound it too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ensemble_assets.compute.devices.host_memory import host_memory
 
 
 def _host_uuid() -> str:
-    """A stable name for this host that does not give its machine id away (machine-id(5) asks for that)."""
+    """Return a stable name for this host: a hash, since machine-id(5) asks programs not to show the machine id."""
     for source in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         with suppress(OSError):
             identity = Path(source).read_text().strip()
@@ -33,7 +33,7 @@ def _host_uuid() -> str:
 
 
 def tree_resident_bytes() -> int:
-    """Resident memory of this process and all its descendants."""
+    """Return the resident bytes of this process and all its descendants."""
     process = psutil.Process()
     total = 0
     for member in (process, *process.children(recursive=True)):
@@ -60,65 +60,65 @@ class CpuDevice:
 
     @property
     def kind(self) -> str:
-        """All hosts of one architecture are taken as alike."""
+        """Hosts of one architecture count as alike."""
         return f"cpu-{platform.machine()}"
 
     @property
     def torch_device(self) -> str:
-        """Always the CPU."""
+        """Name for torch."""
         return "cpu"
 
     @property
     def total_bytes(self) -> int:
-        """Physical memory, or the control group's limit where that is less."""
+        """Physical memory, or the control group's limit if that is less."""
         return host_memory().total
 
     @property
     def frees_late(self) -> bool:
-        """The kernel takes memory back before a process is gone."""
+        """Never: the kernel takes memory back before a process is gone."""
         return False
 
     def memory(self) -> MemoryReading:
-        """What this process and its descendants hold, and what the host or the control group could still give."""
+        """Read the memory of this process and its descendants, and the free memory of host and control group."""
         return MemoryReading(used=tree_resident_bytes(), free=host_memory().available)
 
     def holders(self) -> tuple[int, ...]:
-        """Nobody in particular: a host's memory is everyone's."""
+        """List nobody: a host's memory is shared by all processes."""
         return ()
 
     def environment(self) -> Mapping[str, str]:
-        """The thread count, which OpenMP and MKL read once, when they are loaded."""
+        """Set the thread count, which OpenMP and MKL read once, when they are loaded."""
         if not self.threads:
             return {}
         return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
 
     def open(self) -> DeviceSession:
-        """This process's memory is the device's: nothing needs to be loaded."""
+        """Return a session; a host needs no opening."""
         return CpuSession()
 
 
 class CpuSession:
-    """Host memory as one process sees it: its anonymous memory, interpreter and libraries included.
+    """Host memory of one process: its anonymous memory, interpreter and libraries included.
 
-    Pages of mapped files (weights, token tables, results) are left out: the kernel takes those back when it needs them.
+    Pages of mapped files (weights, token tables, results) do not count: the kernel can take them back at any time.
     """
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None)
 
     def memory(self) -> MemoryReading:
-        """This process's anonymous memory, and what could still be had."""
+        """Read this process's anonymous memory, and the free memory."""
         return MemoryReading(used=_status("RssAnon"), free=host_memory().available)
 
     def reserved_bytes(self) -> int:
-        """This process's anonymous memory."""
+        """Return this process's anonymous memory."""
         return _status("RssAnon")
 
     def limit_allocations(self, cap_bytes: int | None) -> None:
-        """Lets the kernel refuse memory beyond the cap (``RLIMIT_DATA``: private writable memory, since Linux 4.7).
+        """Let the kernel refuse memory beyond the cap (``RLIMIT_DATA``: private writable memory, since Linux 4.7).
 
-        A refused allocation is a ``MemoryError`` in numpy and a ``RuntimeError`` in torch, in place of the kernel
-        killing some process when the host runs out.
+        A refused allocation is a ``MemoryError`` in numpy and a ``RuntimeError`` in torch. Without the limit, the
+        kernel would kill a process when the host runs out of memory.
         """
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         if cap_bytes is None:
@@ -129,24 +129,28 @@ class CpuSession:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
     def begin_peak(self) -> None:
-        """Resets the kernel's own high-water mark (proc(5), ``clear_refs``), which no sampler can miss."""
+        """Reset the kernel's high-water mark (proc(5), ``clear_refs``), which misses no spike."""
         self.release_cache()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak_bytes(self) -> int:
-        """The high-water mark, less the mapped files that are resident now."""
+        """Return the high-water mark, less the mapped files that are resident now."""
         return max(0, _status("VmHWM") - _status("RssFile") - _status("RssShmem"))
 
     def release_cache(self) -> None:
-        """Has the C library return freed memory to the kernel, where it can."""
+        """Let the C library return freed memory to the kernel, if it can."""
         trim = getattr(self._libc, "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
 def _status(name: str) -> int:
-    """A field of ``/proc/self/status`` in bytes."""
+    """Read a field of ``/proc/self/status`` in bytes.
+
+    Raises:
+        DeviceError: if the kernel does not have it.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024

@@ -1,7 +1,7 @@
-"""NVIDIA GPUs: NVML for what all processes use, torch for what this one allocates. Documented calls only, kept thin.
+"""Use NVIDIA GPUs: NVML reads the memory of all processes, torch allocates this process's.
 
-NVML comes from ``nvidia-ml-py`` and needs no CUDA context, so the parent process may list and watch GPUs without
-holding any of their memory. Only ``open`` makes a context, and only workers call it.
+NVML comes from ``nvidia-ml-py`` and needs no CUDA context. So the parent process lists and watches GPUs without holding
+any of their memory. Only ``open`` makes a context, and only workers call it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
 
 @contextmanager
 def _nvml() -> Iterator[Any]:
-    """The NVML module, initialised for the block (NVML counts its users, so nesting is fine)."""
+    """Yield the NVML module, initialised for the block. NVML counts its users, so blocks may nest."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -34,7 +34,7 @@ def _memory(nvml: Any, handle: Any) -> MemoryReading:
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU, named by its UUID: indices mean different things to NVML, CUDA and each process."""
+    """One GPU, named by its UUID: NVML, CUDA and each process number GPUs differently."""
 
     uuid: str
     name: str
@@ -42,36 +42,36 @@ class CudaDevice:
 
     @property
     def kind(self) -> str:
-        """The product name: GPUs of one product behave alike."""
+        """Product name: GPUs of one product behave alike."""
         return self.name
 
     @property
     def torch_device(self) -> str:
-        """A worker sees only its own GPU, which is therefore the first."""
+        """Name for torch: a worker sees only its own GPU, which is therefore the first."""
         return "cuda:0"
 
     @property
     def frees_late(self) -> bool:
-        """The driver cleans up after the process."""
+        """Always: the driver frees memory after the process is gone."""
         return True
 
     def memory(self) -> MemoryReading:
-        """Memory in use by all processes, from NVML."""
+        """Read the memory in use by all processes from NVML."""
         with _nvml() as nvml:
             return _memory(nvml, nvml.nvmlDeviceGetHandleByUUID(self.uuid))
 
     def holders(self) -> tuple[int, ...]:
-        """Compute processes that NVML knows on this GPU (inside a container the ids can be those of the host)."""
+        """List the compute processes that NVML knows on this GPU; in a container, ids may be the host's."""
         with _nvml() as nvml:
             running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(self.uuid))
         return tuple(int(process.pid) for process in running)
 
     def environment(self) -> Mapping[str, str]:
-        """Shows the worker this GPU alone, and keeps its allocator from fragmenting under changing batch shapes."""
+        """Show the worker this GPU alone, and let segments grow: changing batch shapes fragment fixed ones."""
         return {"CUDA_VISIBLE_DEVICES": self.uuid, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
     def open(self) -> DeviceSession:
-        """Make the CUDA context and load cuBLAS, so that what they cost is measured before the first batch."""
+        """Make the CUDA context and load cuBLAS, so that their memory is measured before the first batch."""
         import torch
 
         try:
@@ -90,52 +90,52 @@ class CudaDevice:
 
 
 class CudaSession:
-    """A GPU as its worker sees it: one process, one visible device, torch's caching allocator."""
+    """A GPU opened by its worker: one process, one visible device, torch's caching allocator."""
 
     def __init__(self, device: CudaDevice) -> None:
         import pynvml
         import torch
 
-        pynvml.nvmlInit()  # stays initialised as long as the worker: it is asked many times a second
+        pynvml.nvmlInit()  # for as long as the worker lives: it reads the memory many times a second
         self._nvml = pynvml
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
         self._cuda = torch.cuda
         self._visible_bytes = int(torch.cuda.get_device_properties(0).total_memory)
 
     def memory(self) -> MemoryReading:
-        """NVML's reading: every process, context and library counted."""
+        """Read NVML: every process, context and library counts."""
         return _memory(self._nvml, self._handle)
 
     def reserved_bytes(self) -> int:
-        """Bytes that torch's caching allocator holds."""
+        """Return the bytes that torch's caching allocator holds."""
         return int(self._cuda.memory_reserved())
 
     def limit_allocations(self, cap_bytes: int | None) -> None:
-        """Sets torch's allocator cap, a fraction of the visible memory.
+        """Set torch's allocator cap, a fraction of the visible memory.
 
-        An allocation that would pass it raises ``torch.OutOfMemoryError`` after the allocator's own cache was freed.
+        An allocation beyond the cap raises ``torch.OutOfMemoryError`` after the allocator's own cache was freed.
         """
         share = 1.0 if cap_bytes is None else cap_bytes / self._visible_bytes
         self._cuda.set_per_process_memory_fraction(min(1.0, max(0.0, share)))
 
     def begin_peak(self) -> None:
-        """Resets torch's peak counters."""
+        """Reset torch's peak counters."""
         self._cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int:
-        """The peak of allocated (not merely cached) bytes."""
+        """Return the peak of allocated bytes; cached ones do not count."""
         return int(self._cuda.max_memory_allocated())
 
     def release_cache(self) -> None:
-        """Returns cached blocks to the driver."""
+        """Return cached blocks to the driver."""
         self._cuda.empty_cache()
 
 
 def list_cuda_devices() -> tuple[CudaDevice, ...]:
-    """Every GPU that NVML knows, in PCI bus order.
+    """List every GPU that NVML knows, in PCI bus order.
 
     Raises:
-        DeviceError: if NVML cannot be used; the message says why, in words.
+        DeviceError: if NVML cannot be used; the message says why.
     """
     try:
         import pynvml

@@ -1,7 +1,7 @@
-"""What the rest of the package may ask of a compute device, whatever it is.
+"""The protocols of a compute device.
 
-Two protocols: ``Device`` is a name tag that any process may hold, list and lock; ``DeviceSession`` is the device as the
-one process that computes on it sees it. Limits, leases and batches are decided elsewhere.
+``Device`` names a device: any process may list and lock it. ``DeviceSession`` is a device opened by the process that
+computes on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class MemoryReading:
     """Memory of a device at one moment, in bytes.
 
     Attributes:
-        used: what counts against the ceiling. On a GPU that is everything in use by all processes (context, libraries,
-            allocators, other programs); on a host it is what this program holds.
-        free: what could still be taken before the device, or the control group, has none left.
+        used: bytes that count against the ceiling. On a GPU: all memory in use by all processes (context, libraries,
+            allocators, other programs). On a host: this program's own memory.
+        free: bytes that can still be taken before the device, or the control group, has none left.
     """
 
     used: int
@@ -31,15 +31,15 @@ class DeviceSession(Protocol):
     """A device opened by the process that computes on it. Memory is in bytes throughout."""
 
     def memory(self) -> MemoryReading:
-        """The device's memory now; cheap enough to be asked twenty times a second."""
+        """Read the device's memory now; cheap enough for twenty calls a second."""
         ...
 
     def reserved_bytes(self) -> int:
-        """What this process's allocator has taken from the device, unused cache included."""
+        """Return the bytes that this process's allocator has taken from the device, unused cache included."""
         ...
 
     def limit_allocations(self, cap_bytes: int | None) -> None:
-        """From now on the allocator refuses to hold more than this (None: no limit); what it already holds stays."""
+        """Make the allocator refuse to hold more than this from now on (None: no limit). It frees nothing."""
         ...
 
     def begin_peak(self) -> None:
@@ -47,24 +47,24 @@ class DeviceSession(Protocol):
         ...
 
     def peak_bytes(self) -> int:
-        """The most that was allocated at once since ``begin_peak``."""
+        """Return the most bytes that were allocated at once since ``begin_peak``."""
         ...
 
     def release_cache(self) -> None:
-        """Give memory that the allocator holds but does not use back to the device."""
+        """Give unused memory of the allocator back to the device."""
         ...
 
 
 class Device(Protocol):
-    """A compute device's identity and facts. Picklable, so that a worker process can be handed one.
+    """Identity and facts of a compute device. Picklable, since worker processes get one.
 
     Attributes:
-        uuid: identity on this machine, the same for every process and user; names the lock.
+        uuid: identity on this machine, the same for every process and user; names the lock file.
         name: for people, e.g. ``"Tesla T4"``.
         kind: devices of one kind have the same memory behaviour; part of the key of remembered batch sizes.
         total_bytes: memory of the device.
         frees_late: whether a dead process's memory comes back only some time after its death, as with GPU drivers.
-        torch_device: what a worker that was given this device passes to torch.
+        torch_device: name of the device for torch in a worker.
     """
 
     @property
@@ -74,12 +74,12 @@ class Device(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name for people."""
         ...
 
     @property
     def kind(self) -> str:
-        """Key of what is remembered about such devices."""
+        """Key of the batch sizes that are remembered for such devices."""
         ...
 
     @property
@@ -98,19 +98,19 @@ class Device(Protocol):
         ...
 
     def memory(self) -> MemoryReading:
-        """Memory now, as seen without opening the device."""
+        """Read the memory now, without opening the device."""
         ...
 
     def holders(self) -> tuple[int, ...]:
-        """Ids of processes that hold memory, as far as the driver says; for messages only."""
+        """List the processes that hold memory, as far as the driver knows them; for messages only."""
         ...
 
     def environment(self) -> Mapping[str, str]:
-        """Environment variables that a worker must have before it imports a compute library."""
+        """Return the variables that a worker must have before it imports a compute library."""
         ...
 
     def open(self) -> DeviceSession:
-        """Make this process one that computes on the device: context and libraries are loaded afterwards.
+        """Open the device in this process: load context and libraries.
 
         Raises:
             DeviceError: if the device cannot be used.

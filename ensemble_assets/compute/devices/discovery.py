@@ -1,4 +1,4 @@
-"""Which compute devices this machine has, which will be used, and why, in words that ``doctor`` can print."""
+"""Find the compute devices of this machine, choose among them, and explain the choice in words for ``doctor``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ensemble_assets.compute.devices.host_memory import host_memory
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found.
+    """The devices of a machine.
 
     Attributes:
-        chosen: the devices that stages lease unless they are told otherwise: all usable GPUs, else the CPU.
-        sentences: what was found and why the choice is what it is, one sentence each.
+        chosen: the devices that stages lease by default: all usable GPUs, else the CPU.
+        sentences: the devices and the reason of the choice, one sentence each.
     """
 
     chosen: tuple[Device, ...]
@@ -32,51 +32,51 @@ def discover_devices(
     list_gpus: Callable[[], Sequence[CudaDevice]] = list_cuda_devices,
     torch_cuda: Callable[[], str | None] | None = None,
 ) -> Discovery:
-    """Look for GPUs and decide what to compute on. Makes no CUDA context.
+    """Look for GPUs and choose the devices. Makes no CUDA context.
 
     Args:
         visible: a ``CUDA_VISIBLE_DEVICES`` value that narrows the choice: indices in PCI bus order, or UUIDs or their
             beginnings; None for all.
-        threads: CPU threads per worker where the CPU is used; 0 leaves it to the libraries.
-        list_gpus: finds GPUs; NVML unless given.
-        torch_cuda: the CUDA version that torch was built for, None for a CPU build; asks torch unless given.
+        threads: CPU threads per worker; 0 leaves the libraries' own choice.
+        list_gpus: lists GPUs; tests replace it.
+        torch_cuda: returns the CUDA version of the installed torch, or None for a CPU build; tests replace it.
     """
     host = CpuDevice(threads)
     memory = host_memory()
     about_host = f"Host: {host.name}, {_gb(memory.total)} of memory ({memory.limited_by})."
     try:
-        found = tuple(list_gpus())
+        gpus = tuple(list_gpus())
     except DeviceError as error:
         return Discovery((host,), (about_host, f"No GPU is used: {error}.", _using_cpu()))
-    if not found:
+    if not gpus:
         return Discovery((host,), (about_host, "The NVIDIA driver answers, but it has no GPU.", _using_cpu()))
     about_gpus = tuple(
-        f"GPU {index}: {gpu.name}, {_gb(gpu.total_bytes)}, {gpu.uuid}." for index, gpu in enumerate(found)
+        f"GPU {index}: {gpu.name}, {_gb(gpu.total_bytes)}, {gpu.uuid}." for index, gpu in enumerate(gpus)
     )
-    chosen = found if visible is None else select_visible(found, visible)
+    chosen = gpus if visible is None else select_visible(gpus, visible)
     if not chosen:
         hidden = f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of them."
         return Discovery((host,), (about_host, *about_gpus, hidden, _using_cpu()))
     if (torch_cuda or _torch_cuda)() is None:
         useless = "The installed torch is a CPU build and cannot use them; install a CUDA build."
         return Discovery((host,), (about_host, *about_gpus, useless, _using_cpu()))
-    using = f"Stages compute on {len(chosen)} of {len(found)} GPUs, one worker process each."
+    using = f"Stages compute on {len(chosen)} of {len(gpus)} GPUs, one worker process each."
     return Discovery(chosen, (about_host, *about_gpus, using))
 
 
 def describe_devices(visible: str | None = None) -> list[str]:
-    """What was found, in words, and what will be used and why."""
+    """Describe the devices and the choice in sentences."""
     return list(discover_devices(visible).sentences)
 
 
-def select_visible(found: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice, ...]:
-    """The GPUs that a ``CUDA_VISIBLE_DEVICES`` value leaves, in its order; like CUDA, stops at the first bad entry."""
+def select_visible(gpus: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice, ...]:
+    """Select GPUs by a ``CUDA_VISIBLE_DEVICES`` value, in its order. Stops at the first bad entry, as CUDA does."""
     chosen: list[CudaDevice] = []
     for entry in (part.strip() for part in visible.split(",")):
         if entry.isdigit():
-            matches = list(found[int(entry) : int(entry) + 1])
+            matches = list(gpus[int(entry) : int(entry) + 1])
         else:
-            matches = [gpu for gpu in found if entry and gpu.uuid.startswith(entry)]
+            matches = [gpu for gpu in gpus if entry and gpu.uuid.startswith(entry)]
         if len(matches) != 1:
             break
         chosen += matches

@@ -1,6 +1,6 @@
-"""How much memory this process may use on its host: physical memory, and every control group above it.
+"""Find out how much memory this process may use: physical memory, and the limit of every control group above it.
 
-Reads ``/proc`` and the cgroup file systems (v1 and v2). What the memory is used for, and by whom, is not its business.
+Reads ``/proc`` and the cgroup file systems, versions 1 and 2.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psutil
 
-_UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+_UNLIMITED = 1 << 60
+"""Limits above this are none: cgroup v1 writes a number near 2^63 for no limit."""
 
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes that exist for this process, bytes that it could still take, and what set the limit, in words."""
+    """Bytes that this process may use in total, bytes that are still available, and the source of the limit."""
 
     total: int
     available: int
@@ -25,7 +26,7 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class _Files:
-    """Names of one cgroup version's files."""
+    """File names of one cgroup version."""
 
     limit: str
     usage: str
@@ -37,12 +38,12 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 def host_memory(root: Path = Path("/")) -> HostMemory:
-    """The tightest of physical memory and all control groups.
+    """Return the tightest of physical memory and all control groups.
 
-    File cache that the kernel would give back counts as available, as ``MemAvailable`` does for the whole host.
+    File cache that the kernel can take back counts as available, as in ``MemAvailable`` of the whole host.
 
     Args:
-        root: where ``proc`` and the cgroup mounts are; tests give a folder.
+        root: folder of ``proc`` and the cgroup mounts; tests replace it.
     """
     physical = psutil.virtual_memory()
     total, available, limited_by = int(physical.total), int(physical.available), "physical memory"
@@ -58,7 +59,7 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
-    """Folders of this process's memory control group and of all groups above it, up to the mount."""
+    """Yield the folders of this process's memory control group and of all groups above it, up to the mount."""
     for mount, mount_root, files in _mounts(root):
         path = _membership(root, files)
         if path is None:
@@ -73,7 +74,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
 
 
 def _mounts(root: Path) -> Iterator[tuple[Path, str, _Files]]:
-    """Mount point, the path inside the hierarchy that is mounted there, and the version's file names."""
+    """Yield mount point, the mounted path of the hierarchy, and the version's file names."""
     for line in _lines(root / "proc/self/mountinfo"):
         fields, _, rest = line.partition(" - ")
         kind, *_, options = rest.split(" ", 2)
@@ -83,7 +84,7 @@ def _mounts(root: Path) -> Iterator[tuple[Path, str, _Files]]:
 
 
 def _membership(root: Path, files: _Files) -> str | None:
-    """This process's path in the memory hierarchy."""
+    """Return this process's path in the memory hierarchy."""
     for line in _lines(root / "proc/self/cgroup"):
         number, controllers, path = line.split(":", 2)
         if (files is _V2 and number == "0") or (files is _V1 and "memory" in controllers.split(",")):

@@ -63,7 +63,7 @@ class DistinctRows:
         return {row: reasons[source] for row, source in enumerate(sources) if source in reasons}
 
 
-def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:
+def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int | None) -> Iterator[NDArray[np.int64]]:
     """Cut rows, heaviest first, into shards that end as soon as their weights add up to ``limit``.
 
     Without the first shards' rows, the other shards are the same. So a run that goes on after a kill cuts what is left
@@ -72,8 +72,12 @@ def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int) -> I
     Args:
         weights: ``[n] int64``: tokens per row, or ones to cut by the number of rows.
         rows: ``[m] int64``, the rows to cut.
-        limit: weight at which a shard ends.
+        limit: weight at which a shard ends; None makes one shard of all rows, in their order.
     """
+    if limit is None:
+        if len(rows):
+            yield rows
+        return
     ordered = rows[np.argsort(-weights[rows], kind="stable")]
     reached = np.cumsum(weights[ordered])
     start = done = 0

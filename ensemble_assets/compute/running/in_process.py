@@ -67,7 +67,7 @@ def run_in_process(
             try:
                 runner = BatchRunner(session, guard, forward, table, outputs)
                 session.begin_peak()
-                dispatcher.joined(device.uuid, session.peak_bytes(), guard.tick())
+                dispatcher.joined(device.uuid, session.peak_bytes(), guard.measure())
                 for action in dispatcher.actions(time.monotonic, _sleep_until):
                     if isinstance(action, Run):
                         outcome = runner.run(action.assignment.number, action.assignment.batch)
@@ -75,7 +75,7 @@ def run_in_process(
                         if isinstance(outcome, Finished):
                             not_finite += outcome.not_finite
                     elif isinstance(action, Measure):
-                        dispatcher.measured(device.uuid, guard.tick())
+                        dispatcher.measured(device.uuid, guard.measure())
             finally:
                 factory.unload(forward)
     finally:

@@ -70,14 +70,14 @@ class BatchRunner:
         except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
             reason = failure_word(error)
         if results is None:
-            at_failure = self._guard.tick()
+            at_failure = self._guard.measure()
             self._session.release_cache()  # after the except block: a traceback would pin the batch's tensors
             if reason is None:
-                return DidNotFit(number, at_failure, self._guard.tick())
-            return ModelFailed(number, reason, self._guard.tick())
+                return DidNotFit(number, at_failure, self._guard.measure())
+            return ModelFailed(number, reason, self._guard.measure())
         peak = self._session.peak_bytes()
         not_finite = store(self._outputs, batch.rows, results)
-        return Finished(number, peak, time.perf_counter() - started, self._guard.tick(), tuple(not_finite))
+        return Finished(number, peak, time.perf_counter() - started, self._guard.measure(), tuple(not_finite))
 
 
 def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:

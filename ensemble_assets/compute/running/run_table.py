@@ -82,9 +82,9 @@ class TableRunner:
             failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
             missing = missing[~empty]
             parts = []
-            whole = [missing] if len(missing) else []
-            for shard in shards(table.lengths, missing, self.shard_tokens) if self.shard_tokens else whole:
-                shard_table = table if len(shard) == len(table) and not self.shard_tokens else take_rows(table, shard)
+            for shard in shards(table.lengths, missing, self.shard_tokens):
+                whole = np.array_equal(shard, np.arange(len(table)))  # then nothing needs to be copied
+                shard_table = table if whole else take_rows(table, shard)
                 part = self.runner(shard_table, factory, lease=lease, events=PartEvents(events, shard))
                 good = np.setdiff1d(np.arange(len(shard)), list(part.failed_rows))
                 outputs = {name: values[good] for name, values in part.outputs.items()}

@@ -140,19 +140,19 @@ def _serve(connection: Connection[Any, Any]) -> None:
     guard = MemoryGuard(session, order.ceiling)
     reserve = guard.measure_reserve(used_before)
     with PeakSampler(guard, order.sampler_seconds) as sampler:
-        guard.tick()
+        guard.measure()
         forward = order.factory.load(order.device.torch_device)
         session.begin_peak()
         base = session.peak_bytes()
         runner = BatchRunner(
             session, guard, forward, load_table(order.folder), open_outputs(order.folder, list(order.factory.outputs))
         )
-        connection.send(Ready(base, reserve, guard.tick(), forward.precision))
+        connection.send(Ready(base, reserve, guard.measure(), forward.precision))
         while not isinstance(request := _receive(connection), Leave):
             if isinstance(request, Assignment):
                 connection.send(runner.run(request.number, request.batch))
             else:
-                connection.send(Measured(guard.tick()))
+                connection.send(Measured(guard.measure()))
         del runner
         order.factory.unload(forward)
         session.release_cache()  # the next lease waits for this memory

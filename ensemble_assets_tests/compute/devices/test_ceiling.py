@@ -43,14 +43,14 @@ def most_that_fits(session: SimulatedSession) -> int:
 
 def test_the_allocators_cap_is_the_ceiling_less_the_measured_reserve_less_the_margin() -> None:
     session, guard = opened(SimulatedDevice(context_bytes=600 * MB, block_bytes=1))
-    assert guard.tick().cap == 12 * GB - 600 * MB - 256 * MB
+    assert guard.measure().cap == 12 * GB - 600 * MB - 256 * MB
     assert most_that_fits(session) == 12 * GB - 600 * MB - 256 * MB
     assert session.memory().used == 12 * GB - 256 * MB
 
 
 def test_batches_are_planned_to_the_soft_limit_of_everything_in_use() -> None:
     _, guard = opened(SimulatedDevice(context_bytes=600 * MB))
-    assert guard.tick().available == int(0.9 * 12 * GB) - 600 * MB
+    assert guard.measure().available == int(0.9 * 12 * GB) - 600 * MB
 
 
 def test_the_reserve_is_what_opening_cost_not_what_others_hold() -> None:
@@ -58,7 +58,7 @@ def test_the_reserve_is_what_opening_cost_not_what_others_hold() -> None:
     before = device.memory().used
     guard = MemoryGuard(device.open(), CEILING)
     assert guard.measure_reserve(before) == 600 * MB
-    headroom = guard.tick()
+    headroom = guard.measure()
     assert headroom.others == 3 * GB
     assert headroom.cap == 12 * GB - 3 * GB - 600 * MB - 256 * MB
 
@@ -69,13 +69,13 @@ def test_others_within_the_margin_are_not_waited_for() -> None:
     session, guard = opened(SimulatedDevice(clock=clock, others=OtherProcesses(((5.0, 200 * MB),))))
     session.load_lazily()
     clock.now = 6.0
-    assert guard.tick().others == 0
-    assert guard.tick().cap == 12 * GB - 400 * MB - 200 * MB - 256 * MB
+    assert guard.measure().others == 0
+    assert guard.measure().cap == 12 * GB - 400 * MB - 200 * MB - 256 * MB
 
 
 def test_a_device_smaller_than_the_ceiling_is_its_own_ceiling() -> None:
     session, guard = opened(SimulatedDevice(total_bytes=8 * GB, context_bytes=500 * MB, block_bytes=1))
-    assert guard.tick().cap == 8 * GB - 500 * MB - 256 * MB
+    assert guard.measure().cap == 8 * GB - 500 * MB - 256 * MB
     most_that_fits(session)
     assert session.memory().used <= 8 * GB - 256 * MB
 
@@ -93,7 +93,7 @@ def test_a_ceiling_that_leaves_nothing_is_refused_naming_the_setting(ceiling: tu
 def test_cached_memory_is_given_back_when_others_leave_less_than_we_hold() -> None:
     clock = VirtualClock()
     session, guard = opened(SimulatedDevice(clock=clock, others=OtherProcesses(((5.0, 6 * GB),))))
-    guard.tick()
+    guard.measure()
     session.allocate(8 * GB)
     session.free(7 * GB)  # freed, but the allocator keeps it
     clock.now = 6.0
@@ -131,7 +131,7 @@ def test_cap_and_plan_follow_from_what_everybody_else_holds(moment: tuple[Simula
     session, guard = opened(device, ceiling)
     if held <= session.memory().free:
         session.allocate(held)
-    headroom = guard.tick()
+    headroom = guard.measure()
     limits = ceiling.within(device.total_bytes)
     assert headroom.cap == reference_cap(device, ceiling)
     others = device.memory().used + device.context_bytes
@@ -178,7 +178,7 @@ def test_the_sampler_lowers_the_cap_in_the_middle_of_a_batch() -> None:
     device = SimulatedDevice(clock=clock, others=OtherProcesses(((20.0, 9 * GB),)))
     session = StepSession(device.open(), clock, looks=30)
     guard = MemoryGuard(session, CEILING)  # type: ignore[arg-type]
-    assert guard.tick().cap > 11 * GB
+    assert guard.measure().cap > 11 * GB
     session.allocate(GB)
     with PeakSampler(guard, period_seconds=0.001) as sampler:
         assert session.seen_enough.wait(30)
@@ -197,11 +197,11 @@ def test_what_is_over_before_the_first_period_has_a_sample_too() -> None:
 
 def test_a_spike_between_two_samples_is_missed_but_the_cap_is_not() -> None:
     session, guard = opened(SimulatedDevice(block_bytes=1))
-    guard.tick()
+    guard.measure()
     session.allocate(5 * GB)
     session.free(5 * GB)
     session.release_cache()  # up and down between two samples
-    guard.tick()
+    guard.measure()
     assert guard.peak_used < GB
     with pytest.raises(DeviceOutOfMemoryError):
         session.allocate(12 * GB)
