@@ -1,8 +1,8 @@
-"""A GPU that is arithmetic: memory, speed and faults as given, on any clock. For tests, planning and the benchmarks.
+"""Simulate a GPU by arithmetic: memory, speed and faults are given, and time is any clock.
 
-Honest where it matters: the context, libraries and other processes count, the allocator caches and rounds up, a cap is
-a cap, memory grows in the middle of a batch. The same object runs in a worker process (it sleeps) and in ``simulation``
-(the clock is moved). It computes nothing; what a simulated model returns is in ``simulated_model``.
+The simulation keeps what matters: context, libraries and other processes count, the allocator caches and rounds up, a
+cap is a cap, and memory grows in the middle of a batch. In a worker process the device sleeps; in ``simulation`` the
+clock is moved. ``model`` holds the models that run on it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class OtherProcesses:
-    """Memory of other programs over time: at each moment (seconds) they begin to hold so many bytes."""
+    """Memory of other programs over time: pairs of a moment in seconds and the bytes in use from then on."""
 
     changes: tuple[tuple[float, int], ...] = ()
 
     def bytes_at(self, seconds: float) -> int:
-        """What they hold at a moment."""
+        """Return the bytes in use at a moment."""
         index = bisect_right([at for at, _ in self.changes], seconds)
         return self.changes[index - 1][1] if index else 0
 
 
 @dataclass(frozen=True)
 class SimulatedDevice:
-    """A device as given. Bytes and seconds.
+    """A device of the kind ``cuda``, with a UUID ``SIM-n``. Memory is in bytes, time in seconds.
 
     Attributes:
-        context_bytes: taken when it is opened.
-        lazy_bytes: taken on top by the first batch (kernels that load on first use).
+        context_bytes: memory that opening the device takes.
+        lazy_bytes: memory that the first batch takes besides its own (kernels that load on first use).
         block_bytes: the allocator takes memory in multiples of this.
-        others: what other programs hold, by ``clock``.
-        clock: seconds; the machine's monotonic clock counted from ``started``, or a virtual one.
+        others: memory of other programs, by ``clock``.
+        clock: the machine's monotonic clock counted from ``started``, or a virtual one.
     """
 
     uuid: str = "SIM-0"
@@ -64,24 +64,24 @@ class SimulatedDevice:
 
     @property
     def frees_late(self) -> bool:
-        """As with a real GPU."""
+        """Always, as with a real GPU."""
         return True
 
     def memory(self) -> MemoryReading:
-        """What other programs hold."""
+        """Read the memory of other programs."""
         used = min(self.total_bytes, self.others.bytes_at(self.clock() - self.started))
         return MemoryReading(used, self.total_bytes - used)
 
     def holders(self) -> tuple[int, ...]:
-        """Nobody with a process id."""
+        """List nobody: other programs are simulated too."""
         return ()
 
     def environment(self) -> Mapping[str, str]:
-        """Nothing."""
+        """Set nothing."""
         return {}
 
     def open(self) -> SimulatedSession:
-        """Takes the context's memory."""
+        """Take the context's memory."""
         session = SimulatedSession(self)
         OPEN_SESSIONS[self.torch_device] = session
         return session
