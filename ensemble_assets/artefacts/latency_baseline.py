@@ -1,7 +1,7 @@
-"""What the plain script took for a collection on this machine, stored with where it comes from.
+"""Store the seconds that the plain script took for a collection on this machine.
 
-One small JSON file per machine, collection content and models, in the baselines folder. Measuring is
-``compute.plain_script``; what is done with the figure is ``compute.latency_budget`` and the gate ``latency_budget``.
+There is one small JSON file per machine, collection content and models, in the baselines folder.
+``compute/stages/plain_baseline.py`` measures; ``pipeline/run_costs.py`` and the gate ``latency_budget`` compare.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOLDER = "sla"
 
 @dataclass(frozen=True)
 class ModelSeconds:
-    """What the plain script took with one dense model.
+    """Seconds of the plain script with one dense model.
 
     Attributes:
         slug: the model.
@@ -46,7 +46,7 @@ class ModelSeconds:
 
 @dataclass(frozen=True)
 class BaselineKey:
-    """What a measurement holds for.
+    """Machine, content and models of a measurement.
 
     Attributes:
         host: kind of machine.
@@ -66,7 +66,7 @@ class BaselineKey:
 
 @dataclass(frozen=True)
 class SlaBaseline:
-    """Dense-only seconds of the plain script, and where they come from.
+    """Dense-only seconds of the plain script, with their provenance.
 
     Attributes:
         collection: its name when it was measured.
@@ -86,7 +86,7 @@ class SlaBaseline:
 
     @property
     def key(self) -> BaselineKey:
-        """What it holds for."""
+        """Machine, content and models of the measurement."""
         return BaselineKey(self.host, self.content, tuple(model.fingerprint for model in self.models))
 
     @property
@@ -100,15 +100,15 @@ class SlaBaseline:
 
 
 def content_fingerprint(content_hashes: Iterable[str]) -> str:
-    """32 hex digits over the chunks' content hashes, in order."""
+    """Hash the chunks' content hashes in order: 32 hex digits."""
     state = hashlib.blake2b(digest_size=16)
-    for one in content_hashes:
-        state.update(one.encode() + b"\n")
+    for content_hash in content_hashes:
+        state.update(content_hash.encode() + b"\n")
     return state.hexdigest()
 
 
 def store_baseline(folder: Path, baseline: SlaBaseline) -> Path:
-    """Write it, in place of an earlier one for the same machine, content and models."""
+    """Write the baseline, in place of an earlier one for the same machine, content and models."""
     path = folder / _FOLDER / f"{baseline.key.name}.json"
     with atomic_write(path) as file:
         file.write(json.dumps(baseline.as_json(), indent=2).encode())
@@ -116,7 +116,7 @@ def store_baseline(folder: Path, baseline: SlaBaseline) -> Path:
 
 
 def find_baseline(folder: Path, key: BaselineKey) -> SlaBaseline | None:
-    """The baseline of that machine, content and models; None where it was never measured.
+    """Find the baseline of a machine, content and models; None where it was never measured.
 
     Raises:
         ArtefactError: if its file is damaged.
@@ -126,14 +126,14 @@ def find_baseline(folder: Path, key: BaselineKey) -> SlaBaseline | None:
 
 
 def baselines(folder: Path) -> list[SlaBaseline]:
-    """All that are stored, by file name; files that are damaged are left out."""
-    found: list[SlaBaseline] = []
+    """Read all stored baselines, by file name; damaged files are left out."""
+    stored: list[SlaBaseline] = []
     for path in sorted((folder / _FOLDER).glob("*.json")):
         try:
-            found.append(_read(path))
+            stored.append(_read(path))
         except ArtefactError:
             continue
-    return found
+    return stored
 
 
 def _read(path: Path) -> SlaBaseline:
@@ -144,9 +144,9 @@ def _read(path: Path) -> SlaBaseline:
         content.pop("seconds")
         host = content.pop("host")
         return SlaBaseline(
-            **_known(content, SlaBaseline, skipped=("host", "models")),
+            **_own_fields(content, SlaBaseline, skipped=("host", "models")),
             host=Host(str(host["cpu"]), int(host["cores"]), tuple(host["accelerators"])),
-            models=tuple(_model(one) for one in content["models"]),
+            models=tuple(_model(model) for model in content["models"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ArtefactError(
@@ -156,11 +156,11 @@ def _read(path: Path) -> SlaBaseline:
 
 
 def _model(content: Mapping[str, Any]) -> ModelSeconds:
-    encoded = tuple(float(one) for one in content["encode_seconds"])
+    encoded = tuple(float(seconds) for seconds in content["encode_seconds"])
     if not encoded:
         raise ValueError
     return ModelSeconds(str(content["slug"]), str(content["fingerprint"]), float(content["load_seconds"]), encoded)
 
 
-def _known(content: Mapping[str, Any], kind: type[Any], skipped: Sequence[str]) -> dict[str, Any]:
-    return {one.name: content[one.name] for one in fields(kind) if one.name not in skipped}
+def _own_fields(content: Mapping[str, Any], kind: type[Any], skipped: Sequence[str]) -> dict[str, Any]:
+    return {item.name: content[item.name] for item in fields(kind) if item.name not in skipped}

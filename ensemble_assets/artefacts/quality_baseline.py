@@ -1,7 +1,7 @@
-"""The accepted quality of a collection: a small text file that can be committed and reviewed, one per collection.
+"""Store the accepted quality of a collection in a small text file that can be committed and reviewed.
 
-Per-query values, since runs are compared query by query; public ids only. Measuring is ``retrieval.evaluation``,
-comparing ``retrieval/quality_verdicts.py``.
+The file has a value per query, since runs are compared query by query. It names queries by their public ids only.
+``retrieval/evaluation.py`` measures, ``retrieval/quality_verdicts.py`` compares.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class QualityBaseline:
-    """What was accepted, and where it comes from.
+    """The accepted quality of one collection, with its provenance.
 
     Attributes:
         collection: its name.
         judged: whether the judgements came from a file; False: known-item probes.
         accepted_at: ISO 8601 date and time.
-        measure: what the per-query values are.
+        measure: name of the per-query values' measure.
         means: by run and measure.
         per_query: value of ``measure`` per run and public id.
         provenance: versions, models with fingerprints, settings, artefact versions, run.
@@ -51,12 +51,12 @@ class QualityBaseline:
 
 
 def baseline_path(folder: Path, collection: str) -> Path:
-    """Where the baseline of a collection is."""
+    """Name the file of a collection's baseline."""
     return folder / f"{collection}.quality.json"
 
 
 def write_quality_baseline(folder: Path, baseline: QualityBaseline) -> Path:
-    """Write it in place of the earlier one; one query a line, so that a review shows which queries changed."""
+    """Write the baseline in place of the earlier one; one query a line, so that a review shows the changed queries."""
     path = baseline_path(folder, baseline.collection)
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = list(baseline.per_query)
@@ -83,7 +83,7 @@ def write_quality_baseline(folder: Path, baseline: QualityBaseline) -> Path:
 
 
 def read_quality_baseline(folder: Path, collection: str) -> QualityBaseline | None:
-    """The accepted baseline of a collection; None where none was accepted.
+    """Read the accepted baseline of a collection; None where none was accepted.
 
     Raises:
         ArtefactError: if the file cannot be read.

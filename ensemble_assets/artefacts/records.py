@@ -359,8 +359,8 @@ def _parser(stage: str) -> Any:
 
 def _upgraded(kind: type[Record], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Give facts in today's form: version 0.1 wrote devices as labels and means as ``<list> <measure>``."""
-    known = {item.name for item in fields(kind)}
-    upgraded = {name: value for name, value in facts.items() if name in known}
+    names = {item.name for item in fields(kind)}
+    upgraded = {name: value for name, value in facts.items() if name in names}
     if "device" in upgraded:
         upgraded["device"] = UsedDevices.from_json(upgraded["device"])
     if isinstance(upstream := upgraded.get("upstream"), dict):

@@ -166,7 +166,7 @@ def test_readers_always_see_a_whole_version(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from ensemble_assets.artefacts.stage_record import DenseRecord\n"
+        "from ensemble_assets.artefacts.records import DenseRecord\n"
         "from ensemble_assets.artefacts.store import artefact_store\n"
         "store = artefact_store(sys.argv[1], Path(sys.argv[1]))\n"
         "for value in range(1, 10_000):\n"
