@@ -1,6 +1,7 @@
-"""Files and folders that appear whole or not at all, also when the process is killed or the power fails.
+"""Write files and folders that appear whole or not at all, even if the process is killed or the power fails.
 
-``atomic_write`` replaces one file, ``atomic_folder`` a folder with everything in it. What goes in is the caller's.
+``atomic_write`` replaces one file, ``atomic_folder`` a folder with all its content. Both build the new content under a
+hidden name beside the old one. A lock on the hidden name tells writers that are alive from those that were killed.
 """
 
 from __future__ import annotations
@@ -27,20 +28,19 @@ _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write to; ``path`` becomes it when the block ends, and stays as it was if the block raises.
+    """Open a binary file that becomes ``path`` when the block ends. If the block raises, ``path`` stays as it was.
 
-    The data is in a hidden file beside ``path`` until then, and on disk (fsync) before it takes the name. Such files of
-    writers that were killed are removed; those of living ones are locked and stay.
+    The data is on disk (fsync) before it takes the name. Hidden files of killed writers are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_partial_files(path)
-    partial, locked = _locked_file(path)
+    clear_leftovers(path)
+    partial, lock = _locked_partial(path, Path.touch)
     try:
-        with locked as file:
+        with os.fdopen(lock, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)  # before the lock is given up
+            partial.replace(path)  # while the lock is held: without it, another writer could remove the file
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -49,16 +49,15 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
-    """An empty folder to fill; it becomes ``path`` when the block ends, and ``path`` stays as it was if it raises.
+    """Make an empty folder that becomes ``path`` when the block ends. If the block raises, ``path`` stays as it was.
 
-    The folder is built as ``.<name>.<random>.partial`` beside ``path``. On Linux the two change places in one step
+    The folder is built as ``.<name>.<random>.partial`` beside ``path``. On Linux the two are exchanged in one step
     (``renameat2`` with ``RENAME_EXCHANGE``), so at every instant ``path`` is the whole old folder or the whole new one.
-    Where the system or the file system cannot do that, the old folder is renamed away and the new one renamed in: for
-    the moment between the two, ``path`` does not exist; a run killed there is put right by the next one.
+    Where the system or the file system has no such call, the old folder is renamed away and the new one renamed in.
+    Between these two steps ``path`` does not exist; if a run is killed there, the next one restores the old folder.
 
-    Nothing of a user's is lost: entries of the old folder that the block did not write and that ``keep`` accepts are in
-    the new one too (hard links, copies where links cannot be made). Folders left by killed runs are removed; those of a
-    run that is alive are locked and stay.
+    A user's files are not lost: entries of the old folder that the block did not write and that ``keep`` accepts are in
+    the new one too (hard links, or copies where links cannot be made). Folders of killed runs are removed.
 
     Args:
         path: the folder; a symbolic link to a folder is followed.
@@ -72,7 +71,7 @@ def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -
         raise ArtefactError(f"{path.name}: a file stands where a folder is to be written. Move it away and run again")
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    partial, lock = _locked_folder(path)
+    partial, lock = _locked_partial(path, Path.mkdir)
     try:
         yield partial
         if path.is_dir():
@@ -88,12 +87,12 @@ def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -
 
 
 def put_in_place(partial: Path, path: Path, exchange: Callable[[Path, Path], bool] | None = None) -> None:
-    """Make ``partial`` be ``path``; what was at ``path`` is afterwards at ``partial``.
+    """Rename ``partial`` to ``path``. A folder that was at ``path`` is afterwards at ``partial``.
 
     Args:
         partial: a folder beside ``path``.
         path: a folder, or nothing yet.
-        exchange: swaps two existing folders and says whether it could; the system's own call unless given.
+        exchange: swaps two existing folders and returns whether it could; the system's own call unless given.
     """
     if not path.exists():
         try:
@@ -116,7 +115,7 @@ def _rename_twice(partial: Path, path: Path) -> None:
 
 
 def exchange_folders(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system or the file system has no such call.
+    """Swap two folders in one step. False if the system or the file system has no such call.
 
     Raises:
         OSError: if the system has the call and it fails for another reason.
@@ -133,27 +132,22 @@ def exchange_folders(one: Path, other: Path) -> bool:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what killed runs left beside ``path``, and put back a folder whose run was killed between two renames."""
+    """Remove hidden files and folders of killed writers of ``path``, and restore a folder lost between two renames."""
     for leftover in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):
-        if leftover.suffix not in (".old", ".partial") or not leftover.is_dir():
+        is_file = leftover.is_file()
+        if leftover.suffix not in ((".partial",) if is_file else (".old", ".partial")) or leftover.is_symlink():
             continue
         with _lock(leftover) as abandoned:
-            if abandoned and leftover.suffix == ".old" and not path.exists():
+            if abandoned and is_file:
+                leftover.unlink(missing_ok=True)
+            elif abandoned and leftover.suffix == ".old" and not path.exists():
                 leftover.rename(path)
             elif abandoned:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _clear_partial_files(path: Path) -> None:
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if leftover.is_file() and not leftover.is_symlink():
-            with _lock(leftover) as abandoned:
-                if abandoned:
-                    leftover.unlink(missing_ok=True)
-
-
 def sync_tree(folder: Path) -> None:
-    """Have every file and folder below ``folder``, and itself, on disk."""
+    """Write ``folder`` and every file and folder below it to disk (fsync)."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             if not os.path.islink(os.path.join(parent, name)):
@@ -161,25 +155,13 @@ def sync_tree(folder: Path) -> None:
         _sync(Path(parent))
 
 
-def _locked_file(path: Path) -> tuple[Path, IO[bytes]]:
-    """A new hidden file beside ``path``, open, empty and locked."""
+def _locked_partial(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Make a hidden file or folder beside ``path``; return it with the open descriptor that holds its lock."""
     while True:
         partial = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
-        file = partial.open("xb")
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if partial.exists():
-            return partial, file
-        file.close()  # another writer's clearing was faster than the lock
-
-
-def _locked_folder(path: Path) -> tuple[Path, int]:
-    """A new hidden folder beside ``path`` and the open descriptor that holds its lock."""
-    while True:
-        partial = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"
-        partial.mkdir()
-        with suppress(FileNotFoundError):  # another run's clearing can be faster than the lock
-            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        make(partial)
+        with suppress(FileNotFoundError):  # another writer cleared it before it was locked: make a new one
+            descriptor = os.open(partial, os.O_RDONLY if partial.is_dir() else os.O_WRONLY)
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if partial.exists():
@@ -189,9 +171,9 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Whether the lock of a file or folder was free; it is held inside the block.
+    """Yield whether the lock of a file or folder was free. Inside the block it is held.
 
-    The kernel frees a lock when its process dies. A file system without locks gives no answer, which counts as taken.
+    The kernel frees a lock when its process dies. On a file system without locks, every lock counts as taken.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -236,6 +218,6 @@ def _sync(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """BLAKE2b-128 of a file's bytes, 32 hex digits."""
+    """Return BLAKE2b-128 of a file's bytes, 32 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
