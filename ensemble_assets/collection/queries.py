@@ -15,6 +15,7 @@ from ensemble_assets.collection.query_privacy import public_ids, query_hash
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, printable, read_lines
 from ensemble_assets.collection.readers.json_values import JsonReader, json_type, replace_surrogates, text_value
 from ensemble_assets.collection.readers.read_report import ReadReport, Tally
+from ensemble_assets.common.defaults import DERIVED_QUERIES
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
 
@@ -60,7 +61,7 @@ def load_queries(
     queries_file: Path | None = None,
     qrels_file: Path | None = None,
     judged_only: bool = True,
-    derived_limit: int = 50,
+    derived_limit: int = DERIVED_QUERIES,
     ids_are_public: bool = False,
 ) -> QuerySet:
     """Load the queries and judgements of one collection.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.atomic_files import file_hash
+from ensemble_assets.common.defaults import CEILING_BYTES, COVERAGE_ERROR, COVERAGE_WARN
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.export.checks.bundle_walk import RowGate, Walk
 from ensemble_assets.export.checks.legacy_keys import LegacyKeys
@@ -50,9 +51,9 @@ _ADD_UP = ("places", "bytes_searched")
 class Limits:
     """The limits of the gates; ``Checks`` and ``Device`` of the settings."""
 
-    sparse_coverage_warn: float = 0.95
-    sparse_coverage_error: float = 0.8
-    ceiling_bytes: int = 12 * 10**9
+    sparse_coverage_warn: float = COVERAGE_WARN
+    sparse_coverage_error: float = COVERAGE_ERROR
+    ceiling_bytes: int = CEILING_BYTES
 
 
 def judge_bundle(

@@ -17,11 +17,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common import stages
+from ensemble_assets.common.defaults import CEILING_BYTES
 from ensemble_assets.common.stage_times import LIMIT_RATIO
 from ensemble_assets.export.read.bundle_reader import read_manifest
 from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets.report.ranked_lists import plain_number, rank_moves, ranked_lists, score_lists, top_changed
-from ensemble_assets.settings import Settings, options
+from ensemble_assets.settings import options
 from ensemble_assets.telemetry.allowed_names import FIELDS
 from ensemble_assets.telemetry.allowed_values import Scalar, is_slug
 from ensemble_assets.telemetry.journal import JournalContent, read_journal
@@ -119,7 +120,7 @@ class Facts:
         recorded = max((stage.ceiling_bytes for stage in self.stages if stage.ceiling_bytes), default=None)
         if recorded or not device or device.startswith(("cpu", "none")):
             return recorded
-        return Settings().device.ceiling_gb * 1e9
+        return float(CEILING_BYTES)
 
 
 def read_facts(

@@ -1,7 +1,7 @@
 """Define every option: its type, default, bounds, help text and environment variable.
 
 The command line, the Launchpad, ``docs/configuration.md`` and the manifest are all made from the section classes below.
-A default stands here and nowhere else.
+A default that lower layers share comes from ``common.defaults``; all others stand here and nowhere else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import ValidationInfo
+
+from ensemble_assets.common import defaults
 
 Names: TypeAlias = tuple[str, ...]
 """A list of names. In text, commas separate them."""
@@ -118,7 +120,7 @@ class Queries(Section):
         description="Query ids are not personal and are shown. Otherwise ids that look like text are hashed.",
     )
     derived_limit: int = Field(
-        default=50,
+        default=defaults.DERIVED_QUERIES,
         ge=1,
         le=100_000,
         description="Most queries that are derived from headings if there is no query file.",
@@ -128,7 +130,7 @@ class Queries(Section):
 class Sparse(Section):
     """Learned sparse vectors."""
 
-    top_k: int = Field(default=256, ge=1, le=100_000, description="Most terms of a chunk's sparse vector.")
+    top_k: int = Field(default=defaults.TOP_K, ge=1, le=100_000, description="Most terms of a chunk's sparse vector.")
 
 
 class Fusion(Section):
@@ -154,7 +156,9 @@ class Fusion(Section):
 class Rerank(Section):
     """A CrossEncoder, or late interaction, over the fused candidates."""
 
-    depth: int = Field(default=20, ge=1, le=1000, description="Fused candidates per query that the reranker scores.")
+    depth: int = Field(
+        default=defaults.RERANK_DEPTH, ge=1, le=1000, description="Fused candidates per query that the reranker scores."
+    )
     weight: float = Field(
         default=-1.0,
         ge=-1.0,
@@ -168,7 +172,10 @@ class Rerank(Section):
         "run's dense stage. off: no limit. See docs/performance.md.",
     )
     floor: int = Field(
-        default=5, ge=1, le=1000, description="Fused candidates per query that are scored even if the time is over."
+        default=defaults.RERANK_FLOOR,
+        ge=1,
+        le=1000,
+        description="Fused candidates per query that are scored even if the time is over.",
     )
 
 
@@ -176,14 +183,18 @@ class Device(Section):
     """Devices and memory."""
 
     ceiling_gb: float = Field(
-        default=12.0, ge=0.5, description="Most memory in use on any GPU, in 10^9 bytes, all processes counted."
+        default=defaults.CEILING_BYTES / 1e9,
+        ge=0.5,
+        description="Most memory in use on any GPU, in 10^9 bytes, all processes counted.",
     )
     soft_fraction: float = Field(
-        default=0.9, ge=0.1, le=1.0, description="Share of the ceiling that batches are planned to."
+        default=defaults.SOFT_FRACTION, ge=0.1, le=1.0, description="Share of the ceiling that batches are planned to."
     )
-    lease_timeout: float = Field(default=3600.0, ge=0.0, description="Longest wait for a device, in seconds.")
+    lease_timeout: float = Field(
+        default=defaults.LEASE_SECONDS, ge=0.0, description="Longest wait for a device, in seconds."
+    )
     batch_tokens: int = Field(
-        default=4096,
+        default=defaults.BATCH_TOKENS,
         ge=64,
         description="Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower "
         "than 384.",
@@ -251,7 +262,7 @@ class Qdrant(Section):
     url: str = Field(default="", description="Server. Empty: embedded storage.")
     path: str = Field(default="", description="Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
     collection: str = Field(default="", description="Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
-    batch_size: int = Field(default=128, ge=1, le=10_000, description="Points per request.")
+    batch_size: int = Field(default=defaults.QDRANT_POINTS, ge=1, le=10_000, description="Points per request.")
 
 
 class Metrics(Section):
@@ -269,10 +280,16 @@ class Checks(Section):
     """Limits of the asset checks."""
 
     sparse_coverage_warn: float = Field(
-        default=0.95, ge=0.0, le=1.0, description="A smaller share of chunks with a sparse vector is a warning."
+        default=defaults.COVERAGE_WARN,
+        ge=0.0,
+        le=1.0,
+        description="A smaller share of chunks with a sparse vector is a warning.",
     )
     sparse_coverage_error: float = Field(
-        default=0.8, ge=0.0, le=1.0, description="A smaller share of chunks with a sparse vector is an error."
+        default=defaults.COVERAGE_ERROR,
+        ge=0.0,
+        le=1.0,
+        description="A smaller share of chunks with a sparse vector is an error.",
     )
     quality_severity: Literal["warn", "error"] = Field(
         default="warn", description="Severity of a failed quality gate. With derived queries it is always warn."

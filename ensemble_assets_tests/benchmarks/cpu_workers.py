@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import BackendName, ForwardFactory, Runtime
-from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.local_runner import LocalRunner
@@ -110,7 +110,7 @@ def factory_of(kind: str, threads: int, backend: BackendName) -> ForwardFactory:
     spec = complete_spec(MODELS[SLUGS[kind]], files)
     runtime = Runtime(threads=threads, backend=backend, cache_folder=cache_folder(Paths()))
     if kind == "sparse":
-        return sparse_factory(spec, files, runtime, DEFAULT_TOP_K)
+        return sparse_factory(spec, files, runtime, TOP_K)
     return (dense_factory if kind == "dense" else rerank_factory)(spec, files, runtime)
 
 

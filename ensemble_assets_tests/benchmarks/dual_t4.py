@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.defaults import RERANK_DEPTH
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
-from ensemble_assets.compute.stages.rerank import DEFAULT_DEPTH
 from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, model_spec
 from ensemble_assets.settings import Settings
 from ensemble_assets_tests.benchmarks.t4_estimates import (
@@ -114,7 +114,7 @@ def jobs(long_share: float = 0.0) -> Iterator[Job]:
     """Every model of the profile, with the rows that it gets."""
     profile, chunks = PROFILES[PROFILE], chunk_lengths(long_share)
     queries = np.full(QUERIES, QUERY_TOKENS)
-    candidates = np.random.default_rng(1).choice(chunks, QUERIES * DEFAULT_DEPTH)
+    candidates = np.random.default_rng(1).choice(chunks, QUERIES * RERANK_DEPTH)
     rows = {
         "dense": np.concatenate([chunks, queries]),
         "sparse": np.concatenate([chunks, queries]),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
+from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime
-from ensemble_assets.compute.backends.sparse_output import DEFAULT_TOP_K, sparse_outputs
+from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
@@ -59,7 +60,7 @@ class SparseModelFactory(ModelFactory):
         top_k: entries kept per text; 0 keeps all.
     """
 
-    top_k: int = DEFAULT_TOP_K
+    top_k: int = TOP_K
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:

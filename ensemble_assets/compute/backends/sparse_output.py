@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.backends.forward import OutputSpec
 
-DEFAULT_TOP_K = 256
-"""Entries kept per chunk. On SciFact nDCG@10 is the same with 128 and 256, and drops below 128."""
-
 _ROWS_AT_ONCE = 4096
 """Rows converted at once: it bounds the memory of sorting them, and outputs may be memory-mapped."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ensemble_assets.common.defaults import BATCH_TOKENS
 from ensemble_assets.compute.batching.memory_model import Observation, PeakModel
 from ensemble_assets.compute.tokens.token_tables import Batch
 
@@ -51,7 +52,7 @@ class SizeSettings:
             are tried only within it.
     """
 
-    initial_tokens: int = 4096
+    initial_tokens: int = BATCH_TOKENS
     growth: float = 2.0
     share: float = 1 / 40
     saturation_tokens: int = 16384

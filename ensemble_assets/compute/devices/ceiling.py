@@ -17,10 +17,9 @@ import threading
 import time
 from dataclasses import dataclass
 
+from ensemble_assets.common.defaults import CEILING_BYTES, SOFT_FRACTION
 from ensemble_assets.common.errors import MemoryBudgetError
 from ensemble_assets.compute.devices.device import DeviceSession
-
-DEFAULT_CEILING_BYTES = 12_000_000_000
 
 _CAP_STEP = 16 << 20
 """A cap that rises by less than this is not set anew: the sampler would call the allocator twenty times a second."""
@@ -39,8 +38,8 @@ class Ceiling:
         margin_bytes: free below ``hard_bytes`` for growth between two samples (lazily loaded kernels).
     """
 
-    hard_bytes: int = DEFAULT_CEILING_BYTES
-    soft_fraction: float = 0.9
+    hard_bytes: int = CEILING_BYTES
+    soft_fraction: float = SOFT_FRACTION
     margin_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:

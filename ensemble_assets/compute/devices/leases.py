@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from ensemble_assets.common.defaults import CEILING_BYTES, LEASE_SECONDS
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, SettingsError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.devices.device import Device
@@ -55,7 +56,7 @@ class MemoryGate:
         settle_seconds: use that is unchanged for this time counts as permanent.
     """
 
-    ceiling_bytes: int = 12_000_000_000
+    ceiling_bytes: int = CEILING_BYTES
     needed_bytes: int = 2_000_000_000
     idle_bytes: int = 700_000_000
     settle_seconds: float = 1.0
@@ -69,7 +70,7 @@ def lease_devices(
     lock_folder: Path,
     events: EventSink,
     devices: Sequence[Device] | None = None,
-    timeout: float = 3600.0,
+    timeout: float = LEASE_SECONDS,
     run: str = "",
     gate: MemoryGate | None = None,
 ) -> Iterator[Lease]:

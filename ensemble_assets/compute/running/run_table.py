@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.defaults import BATCH_TOKENS
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import NO_TOKENS, TableResult, merge_results
@@ -22,7 +23,7 @@ from ensemble_assets.compute.running.equal_rows import DistinctRows, shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
 from ensemble_assets.compute.running.row_store import open_store, secret_of, store_name
-from ensemble_assets.compute.running.worker_settings import DEFAULT_BATCH_TOKENS, WorkerSettings, cpu_batches
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 
 
@@ -103,6 +104,6 @@ class TableRunner:
             )
 
 
-def in_process_runner(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> TableRunner:
+def in_process_runner(batch_tokens: int = BATCH_TOKENS) -> TableRunner:
     """Make a runner that computes in this process, on the lease's first device, a CPU, and stores nothing."""
     return TableRunner(LocalRunner(WorkerSettings(cpu_batches(batch_tokens), workers_per_device=0)))

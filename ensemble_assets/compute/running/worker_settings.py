@@ -8,22 +8,20 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ensemble_assets.common.defaults import BATCH_TOKENS
 from ensemble_assets.compute.batching.dispatcher import Patience
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 
-DEFAULT_BATCH_TOKENS = 4096
-"""Padded tokens of a CPU batch: larger ones no longer fit into the cache and are no faster."""
-
 _CPU_BATCH_ROWS = 256
-"""Most rows of a CPU batch. Only rows of up to 16 tokens reach it before ``DEFAULT_BATCH_TOKENS``."""
+"""Most rows of a CPU batch. Only rows of up to 16 tokens reach it before ``BATCH_TOKENS``."""
 
 _USUAL_WIDTH = 384
-"""Width of the token states for which ``DEFAULT_BATCH_TOKENS`` was measured."""
+"""Width of the token states for which ``BATCH_TOKENS`` was measured."""
 
 
-def cpu_batches(batch_tokens: int = DEFAULT_BATCH_TOKENS) -> PlannerSettings:
+def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
     """Plan batches of at most ``batch_tokens`` padded tokens, however much memory there is."""
     return PlannerSettings(SizeSettings(batch_tokens, max_tokens=batch_tokens, max_rows=_CPU_BATCH_ROWS))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.records import RerankRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
+from ensemble_assets.common.defaults import RERANK_DEPTH
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
@@ -40,7 +41,6 @@ from ensemble_assets.compute.tokens.windows import Windows, cut_windows, failed_
 from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.registry import ModelSpec
 
-DEFAULT_DEPTH = 20
 FEATURE_DISABLED = "feature_disabled"
 
 
@@ -57,7 +57,7 @@ class RerankOptions:
     """
 
     enabled: bool = True
-    depth: int = DEFAULT_DEPTH
+    depth: int = RERANK_DEPTH
     weight: float | None = None
     allowance: Allowance = NO_LIMIT
 

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.defaults import RERANK_FLOOR
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.compute.batching.table_result import TableResult
@@ -24,7 +25,6 @@ from ensemble_assets.compute.tokens.windows import Windows
 
 Against = Literal["sla", "own_dense", "off"]
 
-DEFAULT_FLOOR = 5
 GROWTH = 2.0
 """A slice at most doubles the depth. So its predicted time rests on at least as much measured work as it has itself."""
 
@@ -43,7 +43,7 @@ class Allowance:
 
     against: Against = "off"
     seconds: float | None = None
-    floor: int = DEFAULT_FLOOR
+    floor: int = RERANK_FLOOR
     reason: str = "budget_off"
     reference: float | None = None
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.records import SparseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
+from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.backends.sparse_output import (
-    DEFAULT_TOP_K,
     SparseMatrix,
     SparseRow,
     empty_matrix,
@@ -117,7 +117,7 @@ def encode_sparse(
     context: ComputeContext,
     *,
     enabled: bool = True,
-    top_k: int = DEFAULT_TOP_K,
+    top_k: int = TOP_K,
     make_factory: SparseFactoryMaker = sparse_factory,
 ) -> SparseResult:
     """Encode chunks and queries as sparse vectors.

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemble_assets.common.defaults import QDRANT_POINTS
 from ensemble_assets.common.errors import ContractError, SettingsError
 from ensemble_assets.export.read.bundle_reader import Bundle, Point, points, read_object
 from ensemble_assets.export.write.names import target_collection
@@ -87,7 +88,7 @@ def upload_bundle(
     bundle: Bundle,
     client: QdrantClient,
     collection: str = "",
-    batch_size: int = 128,
+    batch_size: int = QDRANT_POINTS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Uploaded:
     """Upload all points, remove those of earlier exports, and search.
