@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with what was wrong and what to do.
+"""Define the errors that are raised on purpose. Each message names the fault and the remedy.
 
 Every error raised on purpose in this package derives from ``EnsembleError``; the CLI and the Dagster steps print its
 message as it is. Messages may name files, lines, settings, ids and counts. They never carry chunk or query text.
@@ -17,8 +17,8 @@ class InputError(EnsembleError):
     """An input file cannot be used as it is.
 
     Args:
-        where: file and, where known, line or record (``"docs/a_chunks.json, record 3"``), relative to the input folder.
-        problem: what is wrong, in words, without quoting the content.
+        where: file relative to the input folder and, if known, line or record (``"docs/a_chunks.json, record 3"``).
+        problem: the fault in words, without a quotation of the content.
         remedy: what the user can do about it.
     """
 
@@ -62,5 +62,5 @@ class DeviceError(EnsembleError):
 
 
 def failure_word(error: BaseException) -> str:
-    """The name of an exception's class if Python itself has it, else that of its nearest base: never its message."""
+    """Return the name of an exception's class, or of its nearest base that is built into Python. Never its message."""
     return next(kind.__name__ for kind in type(error).__mro__ if hasattr(builtins, kind.__name__))

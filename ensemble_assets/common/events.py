@@ -1,7 +1,7 @@
-"""What stages report while they run: events with names, numbers and ids, and a sink that collects them.
+"""Define the events that stages report while they run, and a log that collects them.
 
-Stages call the sink; telemetry, manifests and Dagster metadata are all made from what it collected, so there is one
-bookkeeping. Texts never go in: values are numbers, booleans, ids and short fixed words.
+Telemetry, manifests and Dagster metadata are all made from these events. Their values are numbers, booleans, ids and
+short fixed words, never texts of chunks or queries.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: a fixed dotted name, when (seconds since the epoch) and a few facts."""
+    """One event.
+
+    Attributes:
+        name: a fixed dotted name.
+        at: time in seconds since the epoch.
+        facts: its values by name.
+    """
 
     name: str
     at: float
     facts: dict[str, Value]
 
     def as_json(self) -> dict[str, Any]:
-        """A plain dictionary for artefact facts and telemetry files."""
+        """Return plain JSON types for artefact facts and telemetry files."""
         return {"name": self.name, "at": self.at, **self.facts}
 
 
 class EventSink(Protocol):
-    """Where stages send events."""
+    """Receives events."""
 
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
@@ -37,7 +43,7 @@ class EventSink(Protocol):
 
 @dataclass
 class EventLog:
-    """An event sink that keeps everything in order, in memory."""
+    """Collects events in order, in memory."""
 
     events: list[Event] = field(default_factory=list)
 
@@ -46,9 +52,9 @@ class EventLog:
         self.events.append(Event(name, time.time(), facts))
 
     def extend(self, events: Iterable[Event]) -> None:
-        """Take over events that were recorded elsewhere (a worker process)."""
+        """Add events that were recorded in another process."""
         self.events.extend(events)
 
     def named(self, prefix: str) -> list[Event]:
-        """The events whose name is ``prefix`` or starts with ``prefix.``."""
+        """Return the events whose name is ``prefix`` or starts with ``prefix.``."""
         return [e for e in self.events if e.name == prefix or e.name.startswith(prefix + ".")]

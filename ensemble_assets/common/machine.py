@@ -1,6 +1,6 @@
-"""What kind of machine this is, as far as measured times depend on it: processor, cores, library versions.
+"""Describe the kind of machine, as far as measured times depend on it: processor, cores, library versions.
 
-No names of machines, users or networks. Accelerators are ``compute``'s to see.
+No names of machines, users or networks are read.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Host:
 
     Attributes:
         cpu: model name of the processor.
-        cores: how many this process may use.
-        accelerators: names of the GPUs that were used, in order; empty on a CPU.
+        cores: number that this process may use.
+        accelerators: names of the GPUs in use, in order; empty on a CPU.
     """
 
     cpu: str
@@ -33,29 +33,29 @@ class Host:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits; equal where times are comparable."""
+        """16 hex digits. Times are comparable if it is equal."""
         return digest(asdict(self))
 
 
 def this_host(accelerators: tuple[str, ...] = ()) -> Host:
-    """The machine that this process runs on."""
+    """Describe the machine of this process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Host(_cpu_model(), cores, accelerators)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that decide how fast models run."""
-    found: dict[str, str] = {}
+    """Return the versions of the installed libraries on which the speed of models depends."""
+    versions: dict[str, str] = {}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def digest(facts: Any) -> str:
-    """16 hex digits over a JSON value."""
+    """Return BLAKE2b-64 of a JSON value, 16 hex digits."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -64,5 +64,5 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -29,7 +29,7 @@ class StageSeconds:
     export: float = 0.0
 
     @classmethod
-    def of(cls, seconds: Mapping[str, float]) -> StageSeconds:
+    def from_stages(cls, seconds: Mapping[str, float]) -> StageSeconds:
         """Read seconds by stage; a stage that is missing took none, other names are left out."""
         return cls(**{stage: float(seconds.get(stage, 0.0)) for stage in TIMED_STAGES})
 
@@ -44,9 +44,9 @@ class StageSeconds:
         return self.ranking + self.export
 
     def vs_own_dense(self) -> float | None:
-        """(dense + sparse + fusion + rerank) / dense; None where dense took no time."""
+        """Return (dense + sparse + fusion + rerank) / dense; None if dense took no time."""
         return self.ranking / self.dense if self.dense > 0 else None
 
     def vs_sla(self, plain_dense: float | None) -> float | None:
-        """Whole run / dense-only time of the plain script; None where that was not measured."""
+        """Return whole run / dense-only time of the plain script; None if the script was not measured."""
         return self.total / plain_dense if plain_dense else None

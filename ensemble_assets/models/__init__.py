@@ -1,1 +1,1 @@
-"""Know models: the registry, a custom models file, and where the files of a model are."""
+"""Models: the registry, custom models files, and the files of a model."""

@@ -1,4 +1,4 @@
-"""Models and a profile from a YAML file, for profile ``custom``: the registry's facts, checked field by field.
+"""Read models and a profile from a YAML file, for profile ``custom``, and check them field by field.
 
 Example::
 
@@ -50,19 +50,19 @@ _NUMBERS: Mapping[str, tuple[bool, float, float]] = {
     "weight": (False, 0, 1e9),
     "share": (False, 0, 1),
 }
-"""Fields that are numbers: whole or not, and their bounds."""
+"""Numeric fields: whether only whole numbers are accepted, smallest and largest value."""
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelSpec)}
 
 
 @dataclass(frozen=True)
 class ModelCatalogue:
-    """The registry, extended by a file's models, and the profile the file names."""
+    """The models and the profile of a models file. Models of the registry can be named too."""
 
     models: Mapping[str, ModelSpec]
     profile: Profile
 
     def spec(self, slug: str, kind: ModelKind) -> ModelSpec:
-        """The model ``slug``: the file's own first, then the registry's.
+        """Return the model ``slug`` of the file, else of the registry.
 
         Raises:
             SettingsError: if there is none of that kind.
@@ -72,10 +72,10 @@ class ModelCatalogue:
 
 
 def read_catalogue(path: Path) -> ModelCatalogue:
-    """Reads the models file.
+    """Read a models file.
 
     Raises:
-        SettingsError: naming file, model and field, what was expected and what to do.
+        SettingsError: naming file, model and field, the expected value and the remedy.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,7 +1,4 @@
-"""What a model's own files say about it: width, length limit, pooling. Completes a spec that does not know them.
-
-Reads JSON only; weights are ``loading``'s business.
-"""
+"""Complete a model's spec from its own JSON files: width, length limit, pooling."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ _POOLING_FLAGS: dict[str, Pooling] = {
 }
 _PLAIN_MODULES = ("Transformer", "Pooling", "Normalize", "SpladePooling", "MLMTransformer")
 _ROBERTA_POSITIONS = 2
-"""RoBERTa-like models number positions from the padding id + 1, which costs two of the table's rows."""
+"""Rows of the position table that RoBERTa-like models cannot use: they number positions from the padding id + 1."""
 _ROBERTA_LIKE = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
 def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
-    """The spec with what its files know: the dimension and pooling if it has none, a length limit the model can take.
+    """Complete a spec: dimension and pooling if it has none, and a length limit that the model can take.
 
     Raises:
         ModelUnavailableError: if the files contradict the spec or describe a model that this project cannot run.
@@ -44,7 +41,7 @@ def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
 
 
 def hidden_width(files: ModelFiles) -> int:
-    """Width of the token states, 0 where its ``config.json`` does not say."""
+    """Return the width of the token states; 0 if ``config.json`` has none."""
     return _width(_read(files, "config.json"), "hidden_size")
 
 
@@ -56,8 +53,8 @@ def _limits(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[int]:
     limits = []
     positions = config.get("max_position_embeddings")
     if positions:
-        taken = _ROBERTA_POSITIONS if config.get("model_type") in _ROBERTA_LIKE else 0
-        limits.append(int(positions) - taken)
+        unusable = _ROBERTA_POSITIONS if config.get("model_type") in _ROBERTA_LIKE else 0
+        limits.append(int(positions) - unusable)
     declared = tokenizer.get("model_max_length")
     if declared:  # absent limits are written as 1e30
         limits.append(int(declared))
@@ -65,7 +62,7 @@ def _limits(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[int]:
 
 
 def _own_pooling(spec: ModelSpec, files: ModelFiles) -> Pooling:
-    """The pooling a sentence-transformers folder asks for; the spec's where there is no such file."""
+    """Return the pooling in a sentence-transformers folder; that of the spec if the folder has none."""
     strange = [
         str(module.get("type", "")).rsplit(".", 1)[-1]
         for module in cast("list[dict[str, Any]]", _read(files, "modules.json") or [])

@@ -1,6 +1,6 @@
-"""The models this project knows: what each is, where it comes from, how its text is prepared, and the named profiles.
+"""Describe the models that have a name here, and the named profiles.
 
-Only facts live here. Finding a model's files is ``core.model_files``; loading weights is ``compute``.
+A description says what a model is, where its files come from, and how its text is prepared.
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
         "rerank": ("cross_encoder", "late_interaction"),
     }
 )
-"""What token states can become, by kind of model."""
+"""Accepted ways from token states to an output, by kind of model."""
 
 _NOT_IN_SLUGS = re.compile(r"[^a-z0-9.\-]+")
 
 DEFAULT_SHARE = 0.05
-"""A reranker's share in the final score where nothing else is known: docs/quality.md says how it was chosen."""
+"""Share of a reranker without a share of its own in the final score; docs/quality.md says how it was chosen."""
 
 
 @dataclass(frozen=True)
 class PackageSource:
-    """Weights inside an installed distribution; ``folder`` is relative to the top-level module's folder."""
+    """Weights inside an installed package.
+
+    Attributes:
+        distribution: name of the package for pip.
+        module: its top-level module, which is never imported.
+        folder: relative to the module's folder.
+    """
 
     distribution: str
     module: str
@@ -42,7 +48,7 @@ class PackageSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A Hugging Face repository at a pinned revision (full commit hash, or a branch name that gets resolved)."""
+    """A Hugging Face repository at a revision: a full commit hash, or the name of a branch."""
 
     repository: str
     revision: str = "main"
@@ -60,24 +66,24 @@ Source = PackageSource | HubSource | FolderSource
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model, as configuration: nothing here touches the disk.
+    """The description of one model.
 
     Attributes:
         slug: name in settings, file names and telemetry: lower case letters, digits, ``-`` and ``.``.
         kind: which stage uses it.
-        hf_model_id: the identity that exported bundles carry (``model_info.hf_model_id``).
+        hf_model_id: its name in exported bundles (``model_info.hf_model_id``).
         source: where the weights are.
-        dimension: vector width; for sparse models the vocabulary size; 1 for rerankers.
-        max_tokens: tokens per text (per pair for rerankers), special tokens included; longer texts are truncated
-            and counted.
-        windows: windows of ``max_tokens`` that a longer chunk is read in at most; what lies beyond is truncated.
+        dimension: width of its vectors; size of the vocabulary for sparse models; 1 for rerankers. 0: as its files say.
+        max_tokens: most tokens of a text (of a pair for rerankers) with special tokens. Longer texts are truncated and
+            counted.
+        windows: most windows of ``max_tokens`` in which a longer chunk is read. The rest is truncated.
         pooling: how token states become the output.
         licence: SPDX identifier.
-        query_prefix: put before every query before tokenisation.
-        document_prefix: put before every chunk before tokenisation.
-        weight: weight in the score-level combination of several dense models.
-        share: of rerankers: their share in the final score where the settings do not say.
-        trust_remote_code: allowed only with a 40-digit revision.
+        query_prefix: text before every query.
+        document_prefix: text before every chunk.
+        weight: weight among several dense models when their scores are combined.
+        share: share of a reranker in the final score, unless ``rerank.weight`` is set.
+        trust_remote_code: whether code of the repository may run; needs a 40-digit revision.
     """
 
     slug: str
@@ -97,7 +103,7 @@ class ModelSpec:
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens of a chunk that are read at most, in all its windows."""
+        """Most tokens of a chunk that are read, in all its windows."""
         return self.max_tokens * self.windows
 
 
@@ -281,7 +287,7 @@ _HUB_DEFAULTS: dict[ModelKind, tuple[Pooling, int, int]] = {
 
 
 def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:
-    """Return a spec for an unregistered Hugging Face id; dimension 0 means: read it from the model's files."""
+    """Return a spec for an unregistered Hugging Face id. Its dimension is read from the model's files."""
     return _unregistered(repository.rsplit("/", 1)[-1], repository, HubSource(repository), kind)
 
 

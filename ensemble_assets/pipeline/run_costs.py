@@ -157,7 +157,7 @@ def report_ratios(run: StageRun, ratios: Ratios) -> None:
 def stage_seconds(upstream: Upstream, export: float) -> StageSeconds:
     """Collect the wall seconds of every stage from its record."""
     seconds = {stage: artefact.record.wall_seconds for stage, artefact in upstream.by_stage().items()}
-    return StageSeconds.of({**seconds, "export": export})
+    return StageSeconds.from_stages({**seconds, "export": export})
 
 
 def _without_none(**values: Any) -> dict[str, Any]:

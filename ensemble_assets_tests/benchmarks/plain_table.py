@@ -74,7 +74,7 @@ def _whole_run(found: dict[str, dict[str, Any]]) -> list[str]:
     if "ours-run" not in found:
         return []
     run = found["ours-run"]
-    seconds = StageSeconds.of(run["stage_seconds"])
+    seconds = StageSeconds.from_stages(run["stage_seconds"])
     said = ", ".join(f"{stage} {took:.2f} s" for stage, took in run["stage_seconds"].items())
     lines = ["", f"The default run (depth 20, budget off): {said}; the whole command {run['command_seconds']:.2f} s."]
     own = seconds.vs_own_dense()

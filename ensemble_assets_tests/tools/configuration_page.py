@@ -16,7 +16,7 @@ _HEAD = """\
 
 Made by `python -m ensemble_assets_tests.tools.configuration_page`; do not edit by hand.
 
-Every option has a default, so a run needs no configuration. Values are looked up in these layers, the later ones win:
+Every option has a default, so a run needs no configuration. Values come from these layers; later layers win:
 
 1. the default below;
 2. `ensemble.yaml` in the working directory, or the file that `EMBEDDER_CONFIG` names (nested sections or dotted keys);
@@ -24,12 +24,12 @@ Every option has a default, so a run needs no configuration. Values are looked u
 4. the environment;
 5. the run configuration (Dagster's Launchpad) or the command line (`--set key=value` and the named flags).
 
-Each value remembers where it came from; the manifest (`processing_summary.json`) lists it under
-`feature_toggles.provenance`. A value that is not accepted is an error that names its source, the value and what is
-accepted; an unknown option gets the nearest name as a suggestion.
+The manifest (`processing_summary.json`) lists the values and their sources under `feature_toggles.provenance`. A value
+that is not accepted is an error, even if a later layer sets another one. The error names the source, the value and the
+accepted values. For an unknown option it suggests the nearest name.
 
 Sparse vectors and reranking are **on** unless one of the layers switches them off. A stage that is off still
-materialises an empty artefact marked `feature_disabled`, so that everything downstream runs.
+materialises an empty artefact marked `feature_disabled`, so that the assets after it run.
 
 The named flags of `ensemble-assets run` are short for options: `--chunked-dir` (`paths.chunked_dir`), `--output-dir`
 (`paths.output_dir`), `--queries` (`queries.file`), `--qrels` (`queries.qrels`), `--profile` (`models.profile`),

@@ -187,7 +187,7 @@ def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) 
             never measured), ``limit_ratio`` if not 1.1, and ``budget``.
     """
     findings = Findings("latency_budget")
-    seconds = StageSeconds.of({stage: cost.seconds for stage, cost in costs.items()})
+    seconds = StageSeconds.from_stages({stage: cost.seconds for stage, cost in costs.items()})
     plain, budget = _number(baseline, "dense_only_seconds"), _section(baseline, "budget")
     limit = _number(baseline, "limit_ratio") or LIMIT_RATIO
     deciding = "vs_own_dense" if budget.get("against") == "own_dense" else "vs_sla"

@@ -71,7 +71,7 @@ def test_the_two_ratios_differ_in_what_is_counted_and_in_what_it_is_held_against
     assert costs.vs_sla(40.0) == pytest.approx(20 / 40)
     assert StageSeconds(dense=0).vs_own_dense() is None
     assert costs.vs_sla(None) is None
-    assert StageSeconds.of({"dense": 10, "chunks": 99, "rerank": 3}) == StageSeconds(10, rerank=3)
+    assert StageSeconds.from_stages({"dense": 10, "chunks": 99, "rerank": 3}) == StageSeconds(10, rerank=3)
 
 
 def test_without_a_limit_everything_is_one_slice() -> None:
