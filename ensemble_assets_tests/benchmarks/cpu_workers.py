@@ -36,9 +36,9 @@ from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.default_paths import cache_folder
 from ensemble_assets.settings.options import Paths
+from ensemble_assets_tests.benchmarks.subset import SAMPLE
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
-SAMPLE = Path(__file__).resolve().parents[2] / "ensemble_assets" / "sample" / "pydoc"
 SLUGS = {"dense": "all-minilm-l6-v2", "sparse": "splade-tiny", "rerank": "ensemble-reranker-tiny"}
 CORES = len(os.sched_getaffinity(0))
 ARRANGEMENTS = {f"here x{CORES}": (0, CORES), f"1x{CORES}": (1, CORES), f"{CORES}x1": (CORES, 1)}

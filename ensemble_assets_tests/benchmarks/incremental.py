@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets_tests.benchmarks.against_plain import SAMPLE, SCIFACT
-from ensemble_assets_tests.benchmarks.subset import write_subset
+from ensemble_assets_tests.benchmarks.subset import SAMPLE, SCIFACT, write_subset
 
 SENTENCE = " This sentence was added in a later revision, number {number}."
 

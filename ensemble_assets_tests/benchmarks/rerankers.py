@@ -24,7 +24,8 @@ from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidat
 from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
 from ensemble_assets.settings.default_paths import cache_folder
 from ensemble_assets.settings.options import Paths
-from ensemble_assets_tests.benchmarks.cpu_workers import SAMPLE, sample_texts
+from ensemble_assets_tests.benchmarks.cpu_workers import sample_texts
+from ensemble_assets_tests.benchmarks.subset import SAMPLE
 
 SHIPPED = MODELS["ensemble-reranker-tiny"]
 

@@ -1,4 +1,4 @@
-"""A part of a BEIR collection with as large a part of its judged queries, so that stages keep their proportions."""
+"""Take a part of a BEIR collection, with as large a part of its judged queries: stages keep their proportions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[2]
+SCIFACT = _ROOT.parent / "shared" / "data" / "eval" / "scifact"
+SAMPLE = _ROOT / "ensemble_assets" / "sample" / "pydoc"
+
 
 def write_subset(source: Path, target: Path, documents: int) -> None:
-    """The first judged queries, their relevant documents, and the first other documents up to ``documents``.
+    """Write the first judged queries, their relevant documents, and the first other documents up to ``documents``.
 
-    All of it with 0. A folder in another layout (the sample collection) is copied whole.
+    ``documents`` 0 copies all. A folder in another layout (the sample collection) is copied whole.
     """
     if documents <= 0 or not (source / "corpus.jsonl").is_file():
         shutil.copytree(source, target)

@@ -9,7 +9,11 @@ import pytest
 
 from ensemble_assets_tests import benchmarks
 
-NAMES = sorted(found.name for found in pkgutil.iter_modules(benchmarks.__path__) if not found.name.startswith("test_"))
+NAMES = sorted(
+    f"{module.name}.__main__" if module.ispkg else module.name
+    for module in pkgutil.iter_modules(benchmarks.__path__)
+    if not module.name.startswith("test_")
+)
 COMMANDS = [name for name in NAMES if hasattr(importlib.import_module(f"{benchmarks.__name__}.{name}"), "main")]
 
 

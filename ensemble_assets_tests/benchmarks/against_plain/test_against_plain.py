@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets_tests.benchmarks.against_plain import SAMPLE, prepare, results
-from ensemble_assets_tests.benchmarks.plain_pieces import PIECES
-from ensemble_assets_tests.benchmarks.plain_table import markdown, write_between_markers
-from ensemble_assets_tests.benchmarks.subset import write_subset
+from ensemble_assets_tests.benchmarks.against_plain.__main__ import prepare, results
+from ensemble_assets_tests.benchmarks.against_plain.pieces import PIECES
+from ensemble_assets_tests.benchmarks.against_plain.table import markdown, write_between_markers
+from ensemble_assets_tests.benchmarks.subset import SAMPLE, write_subset
 
 
 def piece(work: Path, name: str, number: int, **said: Any) -> None:

@@ -22,14 +22,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets_tests.benchmarks.plain_pieces import PIECES, run_piece
-from ensemble_assets_tests.benchmarks.plain_table import markdown, write_between_markers
-from ensemble_assets_tests.benchmarks.subset import write_subset
+from ensemble_assets_tests.benchmarks.against_plain.pieces import PIECES, run_piece
+from ensemble_assets_tests.benchmarks.against_plain.table import markdown, write_between_markers
+from ensemble_assets_tests.benchmarks.subset import SAMPLE, SCIFACT, write_subset
 
-ROOT = Path(__file__).resolve().parents[2]
-SCIFACT = ROOT.parent / "shared" / "data" / "eval" / "scifact"
-SAMPLE = ROOT / "ensemble_assets" / "sample" / "pydoc"
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Compare the pipeline with a plain sentence-transformers script: ``python -m`` this package."""
