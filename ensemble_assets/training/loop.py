@@ -21,10 +21,11 @@ from torch.nn import functional
 from transformers import BertForSequenceClassification
 
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.training.pairs import DrawnList, draw, schedule
 from ensemble_assets.training.preparation import Prepared
 from ensemble_assets.training.recipe import Recipe
-from ensemble_assets.training.tokens import pad_pairs, row
+from ensemble_assets.training.tokens import pad
 
 Say = Callable[[str], None]
 
@@ -128,14 +129,14 @@ def draw_step(prepared: Prepared, recipe: Recipe, seed: int, step: int) -> Step:
 
 def score_pairs(student: BertForSequenceClassification, step: Step, prepared: Prepared, recipe: Recipe) -> Tensor:
     """Logits ``[pairs] float32`` in the step's order; forwards run on pairs of like length."""
-    queries = [row(prepared.query_tokens, index) for index in step.query_rows]
-    passages = [row(prepared.passage_tokens, index) for index in step.passage_rows]
-    lengths = np.array([len(q) + len(p) for q, p in zip(queries, passages, strict=True)])
-    order = np.argsort(lengths, kind="stable")
+    queries, passages = prepared.query_tokens, prepared.passage_tokens
+    pairs = np.stack([step.query_rows, step.passage_rows], axis=1).astype(np.int64)
+    table = pair_table(queries, passages, pairs, prepared.vocabulary.template, recipe.max_tokens)
+    uncut = queries.full_lengths[pairs[:, 0]] + np.minimum(passages.full_lengths[pairs[:, 1]], passages.cap)
+    order = np.argsort(uncut, kind="stable")
     scores = []
     for start in range(0, len(order), recipe.micro_batch):
-        rows = order[start : start + recipe.micro_batch]
-        batch = pad_pairs([queries[i] for i in rows], [passages[i] for i in rows], prepared.special, recipe.max_tokens)
+        batch = pad(table, order[start : start + recipe.micro_batch], prepared.vocabulary)
         with torch.autocast("cpu", torch.bfloat16):
             output = student(input_ids=batch.ids, attention_mask=batch.attention, token_type_ids=batch.segments)
         scores.append(output.logits[:, 0].float())

@@ -23,13 +23,14 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
 from ensemble_assets.retrieval.quality_verdicts import bootstrap_interval
 from ensemble_assets.settings.options import Fusion
 from ensemble_assets.training.preparation import FirstStage
-from ensemble_assets.training.tokens import load_tokenizer, pad_pairs, row, tokenise
+from ensemble_assets.training.tokens import pad, read_vocabulary, tokenise
 
 Floats = NDArray[np.float32]
 
@@ -67,24 +68,22 @@ class PairScorer:
 
     def __init__(self, folder: Path, max_tokens: int = 256) -> None:
         self._model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
-        self._tokenizer, self._special = load_tokenizer(folder)
+        self._vocabulary = read_vocabulary(folder)
         self._max_tokens = max_tokens
 
     @torch.inference_mode()
     def __call__(self, queries: Sequence[str], passages: Sequence[str]) -> Floats:
         """Logits ``[pairs] float32`` of ``queries[i]`` with ``passages[i]``."""
-        query_table = tokenise(self._tokenizer, queries, self._max_tokens // 2)
-        passage_table = tokenise(self._tokenizer, passages, self._max_tokens)
-        order = np.argsort(query_table.lengths + passage_table.lengths, kind="stable")
+        query_tokens = tokenise(self._vocabulary, queries, self._max_tokens, self._max_tokens // 2)
+        passage_tokens = tokenise(self._vocabulary, passages, self._max_tokens)
+        pairs = np.repeat(np.arange(len(queries)), 2).reshape(-1, 2)
+        table = pair_table(query_tokens, passage_tokens, pairs, self._vocabulary.template, self._max_tokens)
+        uncut = query_tokens.full_lengths + np.minimum(passage_tokens.full_lengths, passage_tokens.cap)
+        order = np.argsort(uncut, kind="stable")
         scores = np.empty(len(order), dtype=np.float32)
         for start in range(0, len(order), _PAIRS_PER_BATCH):
             rows = order[start : start + _PAIRS_PER_BATCH]
-            batch = pad_pairs(
-                [row(query_table, int(i)) for i in rows],
-                [row(passage_table, int(i)) for i in rows],
-                self._special,
-                self._max_tokens,
-            )
+            batch = pad(table, rows, self._vocabulary)
             output = self._model(input_ids=batch.ids, attention_mask=batch.attention, token_type_ids=batch.segments)
             scores[rows] = output.logits[:, 0].numpy()
         return scores

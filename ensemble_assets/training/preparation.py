@@ -11,7 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets.compute.tokens.token_tables import TokenBodies
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary
 from ensemble_assets.retrieval.bm25_topk import bm25_rows
 from ensemble_assets.training.collections import (
     Collection,
@@ -23,7 +24,7 @@ from ensemble_assets.training.collections import (
 from ensemble_assets.training.pairs import MinedQueries, mine
 from ensemble_assets.training.recipe import Recipe
 from ensemble_assets.training.teacher import Teacher, combine, dense_scores, sparse_scores
-from ensemble_assets.training.tokens import SpecialTokens, load_tokenizer, tokenise
+from ensemble_assets.training.tokens import read_vocabulary, tokenise
 
 Say = Callable[[str], None]
 Floats = NDArray[np.float32]
@@ -59,16 +60,16 @@ class Prepared:
         query_tokens: tokens of all queries; ``MinedQueries.query_rows`` are rows of it.
         passage_tokens: tokens of all passages, collection after collection.
         passage_from: first row of each collection in ``passage_tokens``.
-        special: the student's special tokens.
+        vocabulary: the student's.
         files: SHA-256 of every data file, by ``<set>/<file>``.
         counts: queries and passages per set.
     """
 
     mined: list[MinedQueries]
-    query_tokens: TokenTable
-    passage_tokens: TokenTable
+    query_tokens: TokenBodies
+    passage_tokens: TokenBodies
     passage_from: NDArray[np.int64]
-    special: SpecialTokens
+    vocabulary: Vocabulary
     files: dict[str, str]
     counts: dict[str, dict[str, int]]
 
@@ -101,13 +102,14 @@ def prepare(data: Path, body: Path, teacher: Teacher, recipe: Recipe, seed: int,
             "sentences": len(sentences),
         }
         say(f"{collection.name}: {counts[collection.name]}")
-    tokenizer, special = load_tokenizer(body)
+    vocabulary = read_vocabulary(body)
+    passages = [text for collection in collections for text in collection.passages]
     return Prepared(
         mined=mined,
-        query_tokens=tokenise(tokenizer, texts, recipe.max_query_tokens),
-        passage_tokens=tokenise(tokenizer, [text for c in collections for text in c.passages], recipe.max_tokens),
+        query_tokens=tokenise(vocabulary, texts, recipe.max_tokens, recipe.max_query_tokens),
+        passage_tokens=tokenise(vocabulary, passages, recipe.max_tokens),
         passage_from=np.cumsum([0, *(len(c.passages) for c in collections)]),
-        special=special,
+        vocabulary=vocabulary,
         files={f"{c.name}/{name}": digest for c in collections for name, digest in c.files.items()},
         counts=counts,
     )

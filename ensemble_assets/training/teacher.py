@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertForMaskedLM, BertModel
 
+from ensemble_assets.compute.tokens.token_tables import single_table
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
-from ensemble_assets.training.tokens import Padded, load_tokenizer, pad_singles, tokenise
+from ensemble_assets.training.tokens import Padded, pad, read_vocabulary, tokenise
 
 Vectors = NDArray[np.float32]
 Encode = Callable[[Padded], Tensor]
@@ -139,14 +140,14 @@ def _largest_logits(states: Tensor, matrix: Tensor) -> Tensor:
 def _encoded(
     folder: Path, texts: Sequence[str], max_tokens: int, encode: Encode
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    tokenizer, special = load_tokenizer(folder)
-    table = tokenise(tokenizer, texts, max_tokens - 2)
+    vocabulary = read_vocabulary(folder)
+    table = single_table(tokenise(vocabulary, texts, max_tokens), vocabulary.template, max_tokens)
     order = np.argsort(-table.lengths, kind="stable")
     start = 0
     while start < len(order):
-        size = max(1, _TOKENS_PER_BATCH // int(table.lengths[order[start]] + 2))
+        size = max(1, _TOKENS_PER_BATCH // int(table.lengths[order[start]]))
         rows = order[start : start + size]
-        yield rows, encode(pad_singles(table, rows, special))
+        yield rows, encode(pad(table, rows, vocabulary))
         start += size
 
 

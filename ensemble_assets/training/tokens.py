@@ -1,40 +1,34 @@
-"""Token ids of queries and passages, and padded batches of single texts and of pairs. No models."""
+"""Make padded torch batches of single texts and of pairs, with the package's tokenizer and token tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenBodies, TokenTable
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
+from ensemble_assets.models.model_files import ModelFiles
 
-CLS, SEP, PAD = "[CLS]", "[SEP]", "[PAD]"
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that frame a text in the vocabulary of a BERT."""
-
-    cls: int
-    sep: int
-    pad: int
+PAD = "[PAD]"
 
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch for a BERT: ``[batch, longest]``, attention 1 on real tokens, segment 1 on the second text.
+    """A batch for a BERT: ``[batch, longest] int64`` each.
 
     Attributes:
-        ids: token ids, int64.
-        attention: int64.
-        segments: int64.
+        ids: token ids.
+        attention: 1 on tokens, 0 on padding.
+        segments: 1 on the second text of a pair.
     """
 
     ids: Tensor
@@ -42,70 +36,27 @@ class Padded:
     segments: Tensor
 
 
-def load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialTokens]:
-    """The tokenizer of a model folder, without padding and truncation of its own.
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Read the tokenizer of a model folder.
 
     Raises:
-        ModelUnavailableError: if its vocabulary is not a BERT's.
+        ModelUnavailableError: if it has no padding token, as a BERT has.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    ids = {token: tokenizer.token_to_id(token) for token in (CLS, SEP, PAD)}
-    if None in ids.values():
-        raise ModelUnavailableError(f"{folder.name}: its tokenizer lacks {CLS}, {SEP} or {PAD}. Choose a BERT model")
-    return tokenizer, SpecialTokens(*(int(number) for number in ids.values() if number is not None))
+    vocabulary = load_vocabulary(ModelFiles(folder, "local", str(folder)))
+    if vocabulary.tokenizer.token_to_id(PAD) is None:
+        raise ModelUnavailableError(f"{folder.name}: its tokenizer lacks {PAD}. Choose a BERT model")
+    return vocabulary
 
 
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> TokenTable:
-    """The first ``limit`` tokens of every text, without special tokens."""
-    encodings = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-    lengths = np.array([min(len(ids), limit) for ids in encodings], dtype=np.int64)
-    joined = [np.array(ids[:limit], dtype=np.int32) for ids in encodings]
-    return TokenTable(
-        ids=np.concatenate(joined) if joined else np.empty(0, dtype=np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        truncated=np.array([len(ids) > limit for ids in encodings], dtype=np.bool_),
-    )
+def tokenise(vocabulary: Vocabulary, texts: Sequence[str], cap: int, limit: int | None = None) -> TokenBodies:
+    """Tokenise texts without special tokens, at most ``cap`` ids each; tables use at most ``limit`` of them."""
+    bodies = tokenise_bodies(pl.Series(texts, dtype=pl.String), vocabulary, cap)
+    return bodies if limit is None else replace(bodies, full_lengths=np.minimum(bodies.full_lengths, limit))
 
 
-def row(table: TokenTable, index: int) -> NDArray[np.int32]:
-    """Token ids of one text."""
-    return table.ids[table.offsets[index] : table.offsets[index + 1]]
-
-
-def pad_singles(table: TokenTable, rows: NDArray[np.int64], special: SpecialTokens) -> Padded:
-    """``[CLS] text [SEP]`` for the given rows, padded to the longest."""
-    return _pad([[row(table, int(index))] for index in rows], special)
-
-
-def pad_pairs(
-    queries: Sequence[NDArray[np.int32]],
-    passages: Sequence[NDArray[np.int32]],
-    special: SpecialTokens,
-    max_tokens: int,
-) -> Padded:
-    """``[CLS] query [SEP] passage [SEP]``, the passage cut so that the pair has at most ``max_tokens``."""
-    pairs = [
-        [query, passage[: max(0, max_tokens - len(query) - 3)]]
-        for query, passage in zip(queries, passages, strict=True)
-    ]
-    return _pad(pairs, special)
-
-
-def _pad(texts: Sequence[Sequence[NDArray[np.int32]]], special: SpecialTokens) -> Padded:
-    longest = max(1 + sum(len(part) + 1 for part in parts) for parts in texts)
-    ids = np.full((len(texts), longest), special.pad, dtype=np.int64)
-    attention = np.zeros_like(ids)
-    segments = np.zeros_like(ids)
-    for index, parts in enumerate(texts):
-        ids[index, 0] = special.cls
-        position = 1
-        for segment, part in enumerate(parts):
-            end = position + len(part)
-            ids[index, position:end] = part
-            ids[index, end] = special.sep
-            segments[index, position : end + 1] = segment
-            position = end + 1
-        attention[index, :position] = 1
-    return Padded(torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(segments))
+def pad(table: TokenTable, rows: NDArray[np.int64], vocabulary: Vocabulary) -> Padded:
+    """Pad the given rows of a token table to the longest of them."""
+    pad_id = int(vocabulary.tokenizer.token_to_id(PAD))
+    arrays = padded_arrays(table, Batch(rows, int(table.lengths[rows].max())), pad_id)
+    segments = np.zeros_like(arrays.ids) if arrays.types is None else arrays.types
+    return Padded(*(torch.from_numpy(array) for array in (arrays.ids, arrays.mask.astype(np.int64), segments)))

@@ -117,7 +117,7 @@ def test_pairs_are_scored_in_the_steps_order_whatever_the_micro_batch(prepared: 
 
 
 def test_training_lowers_the_distillation_loss_on_the_toy_set(prepared: Prepared, base: Path, tmp_path: Path) -> None:
-    from ensemble_assets.training.losses import listwise_kl
+    from ensemble_assets.training.loop import listwise_kl
 
     recipe = dataclasses.replace(TOY, steps=25, learning_rate=1e-3)
     student = build_student(base, recipe, 1)
