@@ -24,6 +24,9 @@ _PICKLED = ("pytorch_model*.bin", "*/pytorch_model*.bin")
 _OTHER_BACKENDS = ("onnx", "openvino")
 """Folders of the same weights for other backends, which this program does not read."""
 
+_OWN_RECORDS = ("training.json", "figures.json")
+"""Written beside the shipped reranker after its training. No library reads them; the figures name the fingerprint."""
+
 _HASHED_AT_ONCE = 1 << 20
 
 
@@ -174,7 +177,7 @@ def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         read = any(inside.match(pattern) for pattern in (*_READ_PATTERNS, "pytorch_model*.bin"))
-        if read and inside.parts[0] not in _OTHER_BACKENDS and path.is_file():
+        if read and inside.parts[0] not in (*_OTHER_BACKENDS, *_OWN_RECORDS) and path.is_file():
             yield path
 
 
