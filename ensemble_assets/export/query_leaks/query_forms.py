@@ -38,12 +38,11 @@ _UNSPACED = (
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _WORD = re.compile(r"\w+")
-_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(["\\/bfnrt\']))')
-_CONTROL = {"b": " ", "f": " ", "n": "\n", "r": "\r", "t": "\t"}
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt\']))')
+_JSON_STRING = re.compile(r'"((?:[^"\\\n]|\\.)*)"(\s*:)?')
+_BLANKS = str.maketrans("bfnrt", "     ")
 _LEVELS = 4
 """JSON inside JSON is unescaped this many times: a log line that quotes an event that quotes a value needs three."""
-
-_PERCENT = re.compile("%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -81,61 +80,58 @@ class QuerySearch:
     def __init__(self, queries: Sequence[Query], public: Callable[[], Iterable[str]] = tuple) -> None:
         import ahocorasick
 
-        self.labels = [query.label for query in queries]
         self._automaton: Any = ahocorasick.Automaton()
-        self._weak: dict[str, int] = {}
+        self._names = public
+        self._weak: dict[str, str] = {}
         longest = 1
-        for number, query in enumerate(queries):
+        for query in queries:
             for form in _forms(query.text):
                 longest = max(longest, len(form))
                 if form not in self._automaton:
-                    self._automaton.add_word(form, (number, form))
+                    self._automaton.add_word(form, (query.label, form))
             whole = canonical(query.text)
             if whole and not _is_strong(whole):
-                self._weak.setdefault(whole, number)
+                self._weak.setdefault(whole, query.label)
         if len(self._automaton):
             self._automaton.make_automaton()
         self.overlap = max(1 << 12, 16 * longest)
-        self._names = public
         if self._weak:
-            self._weak = {whole: self._weak[whole] for whole in self._weak.keys() - self._plain_names()}
+            for name in map(canonical, public()):
+                self._weak.pop(name, None)
 
     @property
     def weak(self) -> int:
         """Number of queries that are weak and no public name."""
         return len(self._weak)
 
-    def _plain_names(self) -> set[str]:
-        """Give the weak queries that are a public name."""
-        return self._weak.keys() & set(map(canonical, self._names()))
-
     @cached_property
-    def _public(self) -> dict[str, list[tuple[str, int]]]:
+    def _public(self) -> dict[str, set[tuple[str, int]]]:
         """Public names that contain a form of a query: by form, the name and the place in it."""
         places: dict[str, set[tuple[str, int]]] = {}
         for name in self._names():
             text = f" {canonical(name)} "
             for end, (_, form) in self._automaton.iter(text):
                 places.setdefault(form, set()).add((text, end + 1 - len(form)))
-        return {form: sorted(starts) for form, starts in places.items()}
+        return places
 
     def in_bytes(self, data: bytes) -> set[str]:
         """Find queries in ``data``: as they are, JSON-escaped or percent-escaped. Gives their labels."""
-        if not len(self._automaton):
-            return set()
-        return {self.labels[number] for number in self._in_views(data)}
-
-    def weak_in(self, value: str) -> str | None:
-        """Give the label of the weak query that equals a JSON string; None if there is none."""
-        number = self._weak.get(canonical(value)) if len(value) < 64 else None
-        return None if number is None else self.labels[number]
-
-    def _in_views(self, data: bytes) -> Iterator[int]:
-        for view in _views(data.decode("utf-8", "replace")):
+        labels: set[str] = set()
+        for view in _views(data.decode("utf-8", "replace")) if len(self._automaton) else ():
             text = f" {canonical(view)} "
-            for end, (number, form) in self._automaton.iter(text):
-                if not self._is_public(text, end + 1 - len(form), form):
-                    yield number
+            for end, (label, form) in self._automaton.iter(text):
+                if label not in labels and not self._is_public(text, end + 1 - len(form), form):
+                    labels.add(label)
+        return labels
+
+    def weak_in(self, data: bytes) -> set[str]:
+        """Find the weak queries that are a whole string in JSON text; keys are no such strings. Gives their labels."""
+        labels: set[str] = set()
+        for match in _JSON_STRING.finditer(data.decode("utf-8", "replace")) if self._weak else ():
+            label = self._weak.get(canonical(_unescaped(match[1])))
+            if label is not None and not match[2]:
+                labels.add(label)
+        return labels
 
     def _is_public(self, text: str, start: int, form: str) -> bool:
         return any(
@@ -144,42 +140,38 @@ class QuerySearch:
 
 
 def _is_strong(whole: str) -> bool:
-    return len(whole.split()) >= _STRONG_WORDS or len(whole.encode()) >= _STRONG_BYTES or _unspaced(whole[0])
+    return len(whole.split()) >= _STRONG_WORDS or len(whole.encode()) >= _STRONG_BYTES or _unspaced(whole)
 
 
 def _forms(text: str) -> Iterator[str]:
     """Give the canonical forms that count as the query: all of it, six words in a row, the words joined by ``_``."""
-    for whole in dict.fromkeys((canonical(text), canonical(_PUNCTUATION.sub("", text)))):
-        if whole and _is_strong(whole):
-            yield from _runs(whole)
-
-
-def _runs(whole: str) -> Iterator[str]:
-    words = whole.split()
-    yield _bounded(whole)
-    if len(words) >= _JOINED_WORDS:
-        yield _bounded("_".join(words))
-    for first in range(len(words) - GRAM_WORDS + 1):
-        yield _bounded(" ".join(words[first : first + GRAM_WORDS]))
-    for word in words:
-        if _unspaced(word[0]):
+    for whole in {canonical(text), canonical(_PUNCTUATION.sub("", text))}:
+        if not whole or not _is_strong(whole):
+            continue
+        words = whole.split()
+        yield _bounded(whole)
+        if len(words) >= _JOINED_WORDS:
+            yield _bounded("_".join(words))
+        for first in range(len(words) - GRAM_WORDS + 1):
+            yield _bounded(" ".join(words[first : first + GRAM_WORDS]))
+        for word in filter(_unspaced, words):
             for first in range(len(word) - _GRAM_CHARACTERS + 1):
                 yield word[first : first + _GRAM_CHARACTERS]
 
 
 def _bounded(form: str) -> str:
-    return f"{'' if _unspaced(form[0]) else ' '}{form}{'' if _unspaced(form[-1]) else ' '}"
+    return f"{'' if _unspaced(form) else ' '}{form}{'' if _unspaced(form[-1]) else ' '}"
 
 
-def _unspaced(character: str) -> bool:
-    return any(ord(character) in block for block in _UNSPACED)
+def _unspaced(word: str) -> bool:
+    return any(ord(word[0]) in block for block in _UNSPACED)
 
 
 def _views(text: str) -> Iterator[str]:
     """Give the text, and the text with JSON escapes undone, level by level, each with percent codes undone too."""
     for _ in range(_LEVELS):
         yield text
-        if _PERCENT.search(text):
+        if "%" in text:
             yield unquote(text)
         if "\\" not in text:
             return
@@ -187,7 +179,6 @@ def _views(text: str) -> Iterator[str]:
 
 
 def _unescaped(text: str) -> str:
-    plain = _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)) if m[1] or m[2] else _CONTROL.get(m[3], m[3]), text)
-    if plain.isascii():
-        return plain
+    """Undo JSON escapes once; control characters become blanks, and escaped surrogate pairs one character."""
+    plain = _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2].translate(_BLANKS), text)
     return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

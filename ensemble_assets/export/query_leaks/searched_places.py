@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ensemble_assets.export.checks.bundle_walk import RECORD_FILES
-from ensemble_assets.export.read.bundle_reader import Bundle
-
 SEAM = b"\n_____\n"
 """Stands between two pieces of a block, so that no match spans both."""
 
 _BLOCK_BYTES = 4 << 20
-_NUMBERS_ONLY = {".npy", ".faiss"}
+NUMBERS_ONLY = {".npy", ".faiss"}
+"""Endings of files that hold no text."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,6 @@ def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: F
     for path in files:
         if not without(path):
             yield file_place(path, path.relative_to(folder).as_posix())
-
-
-def bundle_places(bundle: Bundle) -> Iterator[Place]:
-    """Make places of a bundle folder without its arrays and its record files; ``unexpected_text`` has the latter."""
-    record_files = {bundle.path(content) for content in RECORD_FILES}
-    return folder_places(bundle.folder, lambda path: path in record_files or path.suffix in _NUMBERS_ONLY)
 
 
 def _read(path: Path, overlap: int) -> Iterator[bytes]:

@@ -19,33 +19,35 @@ _LARGEST_COUNT = 10**8
 """Integers from here on may be somebody's telephone or card number, so they are searched."""
 
 _LONGEST_TOKEN = 32
+"""A longer token is no word of a vocabulary; the longest one of BERT's has 18 characters."""
 
 
 class UnexpectedText:
     """Takes rows apart. Without the chunks, the metadata and texts files are taken for the chunks' own."""
 
     def __init__(self, inputs: BundleInputs | None) -> None:
-        self._inputs = inputs
         self._facts = inputs.facts if inputs else None
-        live = inputs.sparse if inputs else None
-        self._vocabulary = frozenset(live.vocabulary) if live else frozenset()
-        self._last: dict[str, tuple[Any, bytes]] = {}
+        self._vocabulary = frozenset(inputs.sparse.vocabulary) if inputs and inputs.sparse else frozenset[str]()
 
     def pieces(self, row: Row) -> Iterator[tuple[str, bytes]]:
         """Give the pieces of a row to search, each with the content of its file, such as ``qdrant.jsonl``."""
         metadata, text = self._allowed(row)
-        if row.line is not None:
-            yield "qdrant.jsonl", self._of_point(row, row.line, metadata, text)
-        if row.sparse_line is not None:
-            left = None if row.sparse is None else self._of_vector(row.sparse, metadata)
-            yield "sparse.jsonl", row.sparse_line if left is None else self._joined("sparse.jsonl", left)
-        if self._inputs is None:
-            return
-        if row.item is not None:
-            left = None if row.metadata is None else self._left_over(row.metadata, metadata)
-            yield "metadata.json", row.item if left is None else self._joined("metadata.json", left)
-        if row.text_item is not None and row.text != text:
-            yield "texts.json", row.text_item
+        preview = text[:PREVIEW_CHARACTERS] if isinstance(text, str) else None
+        point, whole = row.point, None
+        if point is not None and point.payload is not None and point.vectors is not None:
+            payload = self._without_terms(point.payload, metadata)
+            whole = {"id": point.row, "payload": payload, "vectors": point.vectors, **point.others}
+        echo = metadata.get("sparse_vector")
+        for content, record, value, allowed in (
+            ("qdrant.jsonl", row.line, whole, {"payload": {**metadata, "text_preview": preview}}),
+            ("sparse.jsonl", row.sparse_line, self._vector_without_terms(row.sparse, echo), echo),
+            ("metadata.json", row.item, self._without_terms(row.metadata, metadata), metadata),
+            ("texts.json", row.text_item, row.text, text),
+        ):
+            if record is not None and value is None:
+                yield content, record
+            elif record is not None:
+                yield content, "\n".join(_words(value, allowed)).encode("utf-8", "surrogatepass")
 
     def _allowed(self, row: Row) -> tuple[dict[str, Any], Any]:
         """Give the metadata and the text that may stand in the row."""
@@ -56,83 +58,38 @@ class UnexpectedText:
                 return enrich(own_metadata(row.chunk), row.chunk, self._facts).metadata, row.chunk.text
         return {}, None
 
-    def _of_point(self, row: Row, line: bytes, metadata: dict[str, Any], text: Any) -> bytes:
-        point = row.point
-        if point is None or point.payload is None:
-            return line
-        allowed = {**metadata, "text_preview": text[:PREVIEW_CHARACTERS]} if isinstance(text, str) else metadata
-        left = self._left_over(point.payload, allowed)
-        vectors = _without_figures(point.vectors or {})
-        row_id = _without_figures({"id": point.row})
-        return self._joined("qdrant.jsonl", [list(point.keys), row_id, left, point.others, vectors])
+    def _without_terms(self, record: dict[str, Any] | None, allowed: dict[str, Any]) -> dict[str, Any] | None:
+        vector = record.get("sparse_vector") if record else None
+        if record is None or not isinstance(vector, dict):
+            return record
+        return {**record, "sparse_vector": self._vector_without_terms(vector, allowed.get("sparse_vector"))}
 
-    def _left_over(self, value: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
-        left = _unequal(value, allowed)
-        if isinstance(left.get("sparse_vector"), dict):
-            left["sparse_vector"] = self._of_vector(left["sparse_vector"], allowed)
-        return left
+    def _vector_without_terms(self, vector: dict[str, Any] | None, echo: Any) -> dict[str, Any] | None:
+        """Leave out the tokens that are words of the sparse model, or single words as vocabularies have them."""
+        tokens = vector.get("tokens") if vector else None
+        if vector is None or not isinstance(tokens, list) or (isinstance(echo, dict) and tokens == echo.get("tokens")):
+            return vector
+        return {**vector, "tokens": [token for token in tokens if not self._is_term(token)]}
 
-    def _of_vector(self, vector: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
-        """Drop the chunk's own tokens and statistics, and all words of one vocabulary, from a vector or its record."""
-        echo = allowed.get("sparse_vector")
-        echo = echo if isinstance(echo, dict) else {}
-        left = _without_figures(vector)
-        tokens, stats, own = left.get("tokens"), left.get("stats"), echo.get("stats")
-        if isinstance(tokens, list):
-            left["tokens"] = [] if tokens == echo.get("tokens") else self._unknown_tokens(tokens)
-        if isinstance(stats, dict):
-            left["stats"] = _without_figures(_unequal(stats, own if isinstance(own, dict) else {}))
-        return left
-
-    def _joined(self, content: str, value: Any) -> bytes:
-        """Join the words of a value; the value of the last row is remembered, because most rows leave the same."""
-        last = self._last.get(content)
-        if last is None or last[0] != value:
-            last = (value, "\n".join(_words(value)).encode("utf-8", "surrogatepass"))
-            self._last[content] = last
-        return last[1]
-
-    def _unknown_tokens(self, tokens: list[Any]) -> list[Any]:
-        with suppress(TypeError):  # a value that no set can hold is no token
-            if self._vocabulary.issuperset(tokens):
-                return []
-        return [t for t in tokens if not (isinstance(t, str) and (t in self._vocabulary or _is_one_word(t)))]
+    def _is_term(self, token: Any) -> bool:
+        if not isinstance(token, str):
+            return False
+        return token in self._vocabulary or (len(token) <= _LONGEST_TOKEN and token.isascii() and token.isalnum())
 
 
-def _unequal(value: dict[str, Any], allowed: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if key not in allowed or not _equal(item, allowed[key])}
-
-
-def _without_figures(value: dict[str, Any]) -> dict[str, Any]:
-    """Put None in place of measures, counts and lists of numbers, so that most rows leave equal values."""
-    return {key: None if _is_figure(item) else item for key, item in value.items()}
-
-
-def _is_figure(value: Any) -> bool:
-    if isinstance(value, list):
-        return {int, float}.issuperset(map(type, value))
-    return type(value) is float or (type(value) is int and abs(value) < _LARGEST_COUNT)
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Give the keys, the strings and the large integers in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
+def _words(value: Any, allowed: Any) -> Iterator[str]:
+    """Give the keys, strings and large integers in a JSON value that ``allowed`` does not have in the same place."""
+    if isinstance(value, dict):
+        own = allowed if isinstance(allowed, dict) else {}
         for key, item in value.items():
-            yield key
-            yield from _words(item)
-    elif isinstance(value, list) and not _is_figure(value):
-        for item in value:
-            yield from _words(item)
-    elif isinstance(value, int) and abs(value) >= _LARGEST_COUNT:
+            if key not in own:
+                yield key
+            yield from _words(item, own.get(key))
+    elif isinstance(value, list):
+        if value != allowed and not {int, float}.issuperset(map(type, value)):
+            for item in value:
+                yield from _words(item, None)
+    elif isinstance(value, str) and value != allowed:
+        yield value
+    elif isinstance(value, int) and abs(value) >= _LARGEST_COUNT and value != allowed:
         yield str(value)
-
-
-def _is_one_word(token: str) -> bool:
-    """Whether it is a word or sign as vocabularies have them; a text has more."""
-    return len(token) <= _LONGEST_TOKEN and token.isascii() and token.isalnum()
-
-
-def _equal(value: Any, other: Any) -> bool:
-    return type(value) is type(other) and bool(value == other)
