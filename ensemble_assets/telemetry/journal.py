@@ -18,7 +18,7 @@ from typing import Any
 from ensemble_assets.common.events import Event
 from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets.telemetry.allowed_values import Scalar
-from ensemble_assets.telemetry.span_record import SpanRecord, Tally
+from ensemble_assets.telemetry.span_record import SpanRecord, SpanStart, Tally
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -26,24 +26,6 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 def journal_path(folder: Path, run: str) -> Path:
     """Name a run's journal; ``run`` is the run id as telemetry shows it."""
     return folder / f"telemetry-{run}.jsonl"
-
-
-@dataclass(frozen=True)
-class SpanStart:
-    """The beginning of a span; ids as hex digits, ``stage_id`` that of the stage it belongs to."""
-
-    name: str
-    span_id: str
-    parent_id: str
-    trace_id: str
-    stage_id: str
-    stage: str
-    started_at: float
-
-    @property
-    def is_stage(self) -> bool:
-        """Whether it is the span of a stage or of the run, not one of their children."""
-        return self.span_id == self.stage_id
 
 
 class Journal:
@@ -99,12 +81,6 @@ class Journal:
 
 
 @dataclass
-class _Unfinished:
-    start: Mapping[str, Any]
-    last_event_at: float
-
-
-@dataclass
 class JournalContent:
     """The content of a journal.
 
@@ -129,62 +105,38 @@ def read_journal(path: Path, progress: bool = True) -> JournalContent:
     lines, unreadable = _lines(path, () if progress else _PROGRESS)
     content = JournalContent(unreadable=unreadable)
     tallies: dict[str, Tally] = {}
-    open_spans: dict[str, _Unfinished] = {}
-    ended: list[tuple[Mapping[str, Any], str, float]] = []
+    open_spans: dict[str, dict[str, Any]] = {}
+    ended: list[dict[str, Any]] = []
     for line in lines:
         if line["kind"] == "start":
-            open_spans[line["span_id"]] = _Unfinished(line, line["started_at"])
+            open_spans[line["span_id"]] = {**line, "status": "unfinished", "ended_at": line["started_at"]}
             if line["stage_id"] == line["span_id"]:
                 tallies[line["span_id"]] = Tally(line["attributes"].get("collection", ""), line["stage"])
-        elif line["kind"] == "event":
-            _add_event(line, tallies, open_spans, content)
         elif line["kind"] == "span":
             open_spans.pop(line["span_id"], None)
-            ended.append((line, line["status"], line["ended_at"]))
-    ended += [(span.start, "unfinished", span.last_event_at) for span in open_spans.values()]
-    content.spans = [_record(line, status, at, tallies) for line, status, at in ended]
+            ended.append(line)
+        else:
+            event = Event(line["name"], line["at"], line["facts"])
+            for span in (open_spans[key] for key in (line["span_id"], line["stage_id"]) if key in open_spans):
+                span["ended_at"] = max(span["ended_at"], event.at)
+            if line["stage_id"] in tallies:
+                tallies[line["stage_id"]].add(event)
+                if event.name in ("device.memory", "batch.done"):
+                    content.samples.append((line["stage"], event))
+    for line in (*ended, *open_spans.values()):
+        tally = tallies.get(line["span_id"])
+        own = {name: line[name] for name in _SPAN_KEYS}
+        content.spans.append(SpanRecord(**own, **(tally.record_fields() if tally else {})))
     return content
 
 
-def _add_event(
-    line: Mapping[str, Any],
-    tallies: Mapping[str, Tally],
-    open_spans: Mapping[str, _Unfinished],
-    content: JournalContent,
-) -> None:
-    event = Event(line["name"], line["at"], line["facts"])
-    for span_id in (line["span_id"], line["stage_id"]):
-        if span_id in open_spans:
-            span = open_spans[span_id]
-            span.last_event_at = max(span.last_event_at, event.at)
-    tally = tallies.get(line["stage_id"])
-    if tally is None:
-        return
-    tally.add(event)
-    if event.name in ("device.memory", "batch.done"):
-        content.samples.append((line["stage"], event))
-
-
-def _record(line: Mapping[str, Any], status: str, ended_at: float, tallies: Mapping[str, Tally]) -> SpanRecord:
-    own = tallies.get(line["span_id"])
-    return SpanRecord(
-        **{key: line[key] for key in ("name", "span_id", "parent_id", "trace_id", "stage", "started_at")},
-        status=status,
-        ended_at=ended_at,
-        attributes=line["attributes"],
-        events=tuple(own.events) if own else (),
-        counts=own.counts if own else {},
-        measurements=own.measurements if own else (),
-    )
-
-
 _START_KEYS = frozenset(SpanStart.__dataclass_fields__) | {"attributes"}
+_SPAN_KEYS = _START_KEYS | {"status", "ended_at"}
 _REQUIRED: Mapping[str, frozenset[str]] = {
     "start": _START_KEYS,
     "event": frozenset({"stage_id", "span_id", "stage", "name", "at", "facts"}),
-    "span": _START_KEYS | {"status", "ended_at"},
+    "span": _SPAN_KEYS,
 }
-
 
 # progress lines are skipped unparsed, by how ``_ENCODER`` writes their name: without a space after the colon
 _PROGRESS = tuple(f'"name":"{name}"'.encode() for name, spec in EVENTS.items() if spec.category == "progress")

@@ -24,9 +24,9 @@ from ensemble_assets.models.registry import MODELS
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_values import Scalar, declare
 from ensemble_assets.telemetry.exporters import ProcessTelemetry, TelemetryOptions
-from ensemble_assets.telemetry.journal import SpanStart, journal_path, read_journal
+from ensemble_assets.telemetry.journal import journal_path, read_journal
 from ensemble_assets.telemetry.prometheus import publish
-from ensemble_assets.telemetry.span_record import SpanRecord, Tally, stage_measurements
+from ensemble_assets.telemetry.span_record import SpanRecord, SpanStart, Tally, stage_measurements
 from ensemble_assets.telemetry.spans import CURRENT, ActiveSpan, StageState, entered
 
 
@@ -117,7 +117,7 @@ class RunTelemetry:
     def record_event(self, event: Event) -> None:
         """Record an event on the current span, else on the stage opened last in this process; else it is lost."""
         current = CURRENT.get()
-        if current is None or not current.belongs_to(self._here()):
+        if current is None or current.state.process is not self._here():
             current = self._open[-1] if self._open else None
         if current is not None:
             current.record_event(event)

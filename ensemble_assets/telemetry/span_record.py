@@ -58,48 +58,59 @@ class Tally:
         facts = (event.facts for event in self.events if event.name == f"fallback.{self.stage}")
         return sum(int(fact.get("count") or 1) for fact in facts if fact.get("reason") == reason)
 
-    @property
-    def measurements(self) -> tuple[Measurement, ...]:
-        """Measurements of the events: sums of counters, values of gauges, single observations of histograms."""
-        return (*self.sums.measurements(), *self.observed)
+    def record_fields(self) -> dict[str, Any]:
+        """Return the fields of the stage's record that come from its events."""
+        measurements = (*self.sums.measurements(), *self.observed)
+        return {"events": tuple(self.events), "counts": dict(self.counts), "measurements": measurements}
 
 
 @dataclass(frozen=True)
-class SpanRecord:
-    """A stage, model, worker or run span.
+class SpanStart:
+    """The beginning of a stage, model, worker or run span.
 
     Attributes:
         name: ``rag.dense`` and so on, see ``allowed_names.SPANS``.
         span_id: 16 hex digits.
         parent_id: 16 hex digits, or empty for the root.
         trace_id: 32 hex digits.
+        stage_id: id of the stage's span; the run's span has its own.
         stage: empty for the run's span.
-        status: ``active``, ``skipped``, ``failed`` or ``unfinished`` (its process died).
         started_at: seconds since the epoch.
-        ended_at: seconds since the epoch; for unfinished spans the time of the last event.
-        attributes: admitted attributes.
-        events: for stage spans, the events of the whole stage, at most ``MAX_EVENTS``.
-        counts: for stage spans, events per name, progress included.
-        measurements: for stage spans, those of the events.
     """
 
     name: str
     span_id: str
     parent_id: str
     trace_id: str
+    stage_id: str
     stage: str
-    status: str
     started_at: float
-    ended_at: float
-    attributes: Mapping[str, Scalar]
-    events: tuple[Event, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-    measurements: tuple[Measurement, ...] = ()
 
     @property
     def is_stage(self) -> bool:
         """Whether this is a stage's own span, not a run, model or worker span."""
         return self.name == f"rag.{self.stage}"
+
+
+@dataclass(frozen=True)
+class SpanRecord(SpanStart):
+    """A span that ended, or as much of it as happened.
+
+    Attributes:
+        status: ``active``, ``skipped``, ``failed`` or ``unfinished`` (its process died).
+        ended_at: seconds since the epoch; for unfinished spans the time of the last event.
+        attributes: admitted attributes.
+        events: for stage spans, the events of the whole stage, at most ``MAX_EVENTS``.
+        counts: for stage spans, events per name, progress included.
+        measurements: for stage spans, sums of counters, values of gauges and single observations of histograms.
+    """
+
+    status: str
+    ended_at: float
+    attributes: Mapping[str, Scalar]
+    events: tuple[Event, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
 
     @property
     def collection(self) -> str:
@@ -155,10 +166,14 @@ def telemetry_section(
         ``spans`` by span name, ``metrics`` by stage, and the three event counts.
     """
     stages = latest_tries(records)
+    counts = [item for record in stages for item in record.counts.items() if item[0] in EVENTS]
     return {
         "spans": {record.name: _span(record) for record in stages},
         "metrics": {record.stage: _metrics(record, metrics_enabled, check_namespace(namespace)) for record in stages},
-        **{key: _count(stages, categories) for key, categories in _COUNTED.items()},
+        **{
+            key: sum(number for name, number in counts if EVENTS[name].category in categories)
+            for key, categories in _COUNTED.items()
+        },
     }
 
 
@@ -181,8 +196,3 @@ def _metrics(record: SpanRecord, enabled: bool, namespace: str) -> dict[str, Any
         return {"status": "skipped", "reason": "metrics_disabled", "metrics": []}
     names = metric_values([record]).names()
     return {"status": "emitted", "metrics": [full_name(namespace, name) for name in names]}
-
-
-def _count(stages: Iterable[SpanRecord], categories: frozenset[Category]) -> int:
-    counts = (item for record in stages for item in record.counts.items() if item[0] in EVENTS)
-    return sum(number for name, number in counts if EVENTS[name].category in categories)

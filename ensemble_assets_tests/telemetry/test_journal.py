@@ -9,8 +9,8 @@ import pytest
 
 from ensemble_assets.common.events import Event
 from ensemble_assets.telemetry.exporters import TelemetryOptions
-from ensemble_assets.telemetry.journal import Journal, SpanStart, journal_path, read_journal
-from ensemble_assets.telemetry.span_record import MAX_EVENTS, metric_values
+from ensemble_assets.telemetry.journal import Journal, journal_path, read_journal
+from ensemble_assets.telemetry.span_record import MAX_EVENTS, SpanStart, metric_values
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 
 START = SpanStart("rag.dense", "aa" * 8, "bb" * 8, "cc" * 16, "aa" * 8, "dense", 10.0)
