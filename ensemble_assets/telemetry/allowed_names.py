@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from ensemble_assets.common import errors
 from ensemble_assets.common.compute_devices import DeviceKind
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
-from ensemble_assets.telemetry.allowed_values import Field, count, declared, number, shape, word
+from ensemble_assets.telemetry.allowed_values import Field, count, declared, number, one_of, shape, word
 
 Category = Literal["lease", "progress", "mitigation", "fallback", "budget", "run"]
 
@@ -88,11 +88,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         # outcome
         "outcome": word("whether the stage did all of its work, a part, or used a stand-in", OUTCOMES),
         "status": word("outcome", ("active", "skipped", "failed", "unfinished")),
-        "reason": word(
-            "why",
-            (*REASONS, *ERROR_TYPES),
-            "one of " + ", ".join(f"`{reason}`" for reason in REASONS) + ", or an `error_type`",
-        ),
+        "reason": word("why", (*REASONS, *ERROR_TYPES), f"{one_of(REASONS)}, or an `error_type`"),
         "source": word("the stand-in, or where it failed", SOURCES),
         "error_type": word(
             "class of the exception, or its nearest listed base; its message is never carried",
@@ -129,7 +125,6 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "against": word(
             "basis of the budget: the plain engine's dense stage on this machine (`sla`), or this run's (`own_dense`)",
             ("sla", "own_dense"),
-            "one of `sla`, `own_dense`",
         ),
         # time, seconds
         "latency_seconds": number("wall time, seconds"),
@@ -179,11 +174,8 @@ SPANS: MappingProxyType[str, SpanSpec] = MappingProxyType(
         "rag.rerank": SpanSpec("the reranker over the fused candidates", _MODELS | _RERANK),
         "rag.export": SpanSpec("writing the bundle", _STAGE | {"points", "files", "bytes"}),
         **{
-            f"rag.{stage}.model": SpanSpec(f"one model of the {stage} stage", _CHILD | {"revision"})
-            for stage in MODEL_STAGES
-        },
-        **{
-            f"rag.{stage}.worker": SpanSpec(f"one worker of the {stage} stage", _CHILD | {"worker"})
+            f"rag.{stage}.{kind}": SpanSpec(f"one {kind} of the {stage} stage", _CHILD | {own})
+            for kind, own in (("model", "revision"), ("worker", "worker"))
             for stage in MODEL_STAGES
         },
     }
@@ -205,71 +197,49 @@ class EventSpec:
     facts: frozenset[str]
 
 
-def _event(category: Category, meaning: str, *facts: str) -> EventSpec:
-    return EventSpec(category, meaning, frozenset(facts))
+def _event(category: Category, meaning: str, facts: str) -> EventSpec:
+    return EventSpec(category, meaning, frozenset(facts.split()))
 
-
-_LEASE = ("device", "stage", "model")
-_FALLBACK = ("model", "reason", "source", "count")
 
 EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
     {
-        "lease.waiting": _event("lease", "a device is taken; the stage waits for it", *_LEASE),
-        "lease.acquired": _event("lease", "a device was leased", *_LEASE, "wait_seconds"),
-        "lease.released": _event("lease", "a device was given back", *_LEASE, "held_seconds"),
-        "worker.started": _event("run", "a worker process was started for a device", "device", "pid"),
-        "worker.ready": _event(
-            "run", "a worker has loaded its model", "device", "base_bytes", "reserve_bytes", "precision"
-        ),
-        "worker.lost": _event("mitigation", "a worker died; the others go on", "device", "reason"),
-        "worker.stuck": _event("mitigation", "a worker could not be ended; its lease stays", "device", "pid"),
+        "lease.waiting": _event("lease", "a device is taken; the stage waits for it", "device stage model"),
+        "lease.acquired": _event("lease", "a device was leased", "device stage model wait_seconds"),
+        "lease.released": _event("lease", "a device was given back", "device stage model held_seconds"),
+        "worker.started": _event("run", "a worker process was started for a device", "device pid"),
+        "worker.ready": _event("run", "a worker has loaded its model", "device base_bytes reserve_bytes precision"),
+        "worker.lost": _event("mitigation", "a worker died; the others go on", "device reason"),
+        "worker.stuck": _event("mitigation", "a worker could not be ended; its lease stays", "device pid"),
         "batch.done": _event(
-            "progress",
-            "a batch finished",
-            "device",
-            "number",
-            "rows",
-            "longest",
-            "seconds",
-            "peak_bytes",
-            "used_bytes",
+            "progress", "a batch finished", "device number rows longest seconds peak_bytes used_bytes"
         ),
-        "device.memory": _event("progress", "memory in use", "device", "sampled_at", "used_bytes"),
-        "device.peak": _event("run", "highest memory in use", "device", "used_bytes"),
-        "mitigation.oom": _event("mitigation", "a batch did not fit", "rows", "tokens", "cap_bytes"),
-        "mitigation.split": _event("mitigation", "a batch was split and is tried again", "rows", "into", "reason"),
-        "mitigation.resized": _event("mitigation", "a waiting batch was made smaller", "rows", "into"),
-        "mitigation.reassigned": _event("mitigation", "a lost worker's batch went to the others", "device", "rows"),
+        "device.memory": _event("progress", "memory in use", "device sampled_at used_bytes"),
+        "device.peak": _event("run", "highest memory in use", "device used_bytes"),
+        "mitigation.oom": _event("mitigation", "a batch did not fit", "rows tokens cap_bytes"),
+        "mitigation.split": _event("mitigation", "a batch was split and is tried again", "rows into reason"),
+        "mitigation.resized": _event("mitigation", "a waiting batch was made smaller", "rows into"),
+        "mitigation.reassigned": _event("mitigation", "a lost worker's batch went to the others", "device rows"),
         "mitigation.back_off": _event(
-            "mitigation", "others hold the memory; the stage waits", "device", "others_bytes", "used_bytes"
+            "mitigation", "others hold the memory; the stage waits", "device others_bytes used_bytes"
         ),
         "mitigation.precision": _event(
-            "mitigation", "rows with non-finite values are done again in fp32", "rows", "precision"
+            "mitigation", "rows with non-finite values are done again in fp32", "rows precision"
         ),
-        "mitigation.row_failed": _event("mitigation", "a single row failed for good", "row", "longest", "reason"),
-        "mitigation.gave_up": _event("mitigation", "the model fails on every row it tried", "rows", "reason"),
-        "fallback.dense": _event("fallback", "a companion model was left out", *_FALLBACK),
-        "fallback.sparse": _event("fallback", "chunks without a live sparse vector", *_FALLBACK),
-        "fallback.rerank": _event("fallback", "queries that keep their fused order", *_FALLBACK),
+        "mitigation.row_failed": _event("mitigation", "a single row failed for good", "row longest reason"),
+        "mitigation.gave_up": _event("mitigation", "the model fails on every row it tried", "rows reason"),
+        "fallback.dense": _event("fallback", "a companion model was left out", "model reason source count"),
+        "fallback.sparse": _event("fallback", "chunks without a live sparse vector", "model reason source count"),
+        "fallback.rerank": _event("fallback", "queries that keep their fused order", "model reason source count"),
         "budget.granted": _event(
-            "budget",
-            "rerank was given a time limit",
-            "against",
-            "baseline_seconds",
-            "budget_seconds",
-            "requested_depth",
+            "budget", "rerank was given a time limit", "against baseline_seconds budget_seconds requested_depth"
         ),
         "budget.spent": _event(
             "budget",
             "rerank is done, or stopped because its time was over",
-            "against",
-            "budget_seconds",
-            "left_seconds",
-            "requested_depth",
-            "reached_depth",
+            "against budget_seconds left_seconds requested_depth reached_depth",
         ),
-        "budget.measured": _event("budget", "latency ratio of the run", "against", "ratio", "limit"),
-        "telemetry.export_failed": _event("run", "an exporter failed; the run goes on", "exporter", "error_type"),
+        "budget.measured": _event("budget", "latency ratio of the run", "against ratio limit"),
+        "telemetry.export_failed": _event("run", "an exporter failed; the run goes on", "exporter error_type"),
     }
 )
 

@@ -51,8 +51,13 @@ def number(meaning: str) -> Field:
 def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
     """Make a field for words of a fixed list; ``accepts`` describes the list where it is long."""
     allowed = frozenset(choices)
-    shown = accepts or "one of " + ", ".join(f"`{choice}`" for choice in choices)
+    shown = accepts or one_of(choices)
     return Field(meaning, shown, lambda value, _: value if isinstance(value, str) and value in allowed else None)
+
+
+def one_of(choices: tuple[str, ...]) -> str:
+    """Describe the values of a fixed list."""
+    return "one of " + ", ".join(f"`{choice}`" for choice in choices)
 
 
 def shape(meaning: str, accepts: str, pattern: str, longest: int = MAX_TEXT) -> Field:

@@ -14,22 +14,15 @@ LOGGER.addHandler(logging.NullHandler())  # silent until the host program sets l
 
 _LEVELS: Mapping[Category, int] = {
     "progress": logging.DEBUG,
-    "run": logging.INFO,
-    "lease": logging.INFO,
-    "budget": logging.INFO,
     "mitigation": logging.WARNING,
     "fallback": logging.WARNING,
 }
+"""The other categories are logged at INFO."""
 
 
 def log_event(event: Event, where: Mapping[str, Scalar]) -> None:
-    """Log an admitted event as ``name field=value ...``.
-
-    Args:
-        event: admitted by the allow-list.
-        where: run, collection and stage.
-    """
-    level = _LEVELS[EVENTS[event.name].category]
+    """Log an admitted event as ``name field=value ...``; ``where`` is its run, collection and stage."""
+    level = _LEVELS.get(EVENTS[event.name].category, logging.INFO)
     if LOGGER.isEnabledFor(level):
         fields = {**where, **event.facts}
         shown = " ".join(f"{name}={value}" for name, value in fields.items() if name in LOG_FIELDS)

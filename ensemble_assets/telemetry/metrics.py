@@ -95,39 +95,32 @@ class Measurement:
     value: float
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """Turns an event or attribute into a measurement: ``value`` names a fact, or is the constant to add."""
-
-    metric: str
-    value: str | float
-    default: float = 0.0
-
-
-_MITIGATIONS = (name for name, spec in EVENTS.items() if spec.category == "mitigation")
-_EVENT_RULES: Mapping[str, tuple[_Rule, ...]] = {
-    "lease.acquired": (_Rule("gpu_lease_wait_seconds", "wait_seconds"),),
-    "device.peak": (_Rule("gpu_peak_bytes", "used_bytes"),),
-    "fallback.sparse": (_Rule("sparse_fallback_total", "count", default=1),),
-    "fallback.rerank": (_Rule("rerank_fallback_total", "count", default=1),),
-    "budget.measured": (_Rule("latency_budget_ratio", "ratio"), _Rule("latency_budget_limit_ratio", "limit")),
-    **dict.fromkeys(_MITIGATIONS, (_Rule("mitigations_total", 1),)),
+_EVENT_RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "lease.acquired": (("gpu_lease_wait_seconds", "wait_seconds"),),
+    "device.peak": (("gpu_peak_bytes", "used_bytes"),),
+    "fallback.sparse": (("sparse_fallback_total", "count"),),
+    "fallback.rerank": (("rerank_fallback_total", "count"),),
+    "budget.measured": (("latency_budget_ratio", "ratio"), ("latency_budget_limit_ratio", "limit")),
 }
-_STAGE_RULES: Mapping[str, _Rule] = {
-    "items": _Rule("stage_items_total", "items"),
-    "tokens": _Rule("stage_tokens_total", "tokens"),
-    "truncated": _Rule("truncated_chunks_total", "truncated"),
-    "precision_redone": _Rule("precision_fallback_total", "precision_redone"),
-    "peak_bytes": _Rule("gpu_peak_bytes", "peak_bytes"),
-    "coverage_ratio": _Rule("sparse_coverage_ratio", "coverage_ratio"),
-    "dropped_attributes": _Rule("dropped_attributes_total", "dropped_attributes"),
+"""Per event, the metrics that its facts feed; an event without a ``count`` counts as 1."""
+_STAGE_RULES: Mapping[str, str] = {
+    "items": "stage_items_total",
+    "tokens": "stage_tokens_total",
+    "truncated": "truncated_chunks_total",
+    "precision_redone": "precision_fallback_total",
+    "peak_bytes": "gpu_peak_bytes",
+    "coverage_ratio": "sparse_coverage_ratio",
+    "dropped_attributes": "dropped_attributes_total",
 }
+"""Per attribute of a stage that succeeded, the metric that it feeds."""
 
 
 def from_event(collection: str, stage: str, name: str, facts: Mapping[str, Value]) -> Iterator[Measurement]:
     """Measure an admitted event."""
-    for rule in _EVENT_RULES.get(name, ()):
-        yield from _apply(rule, collection, stage, facts)
+    for metric, fact in _EVENT_RULES.get(name, ()):
+        yield from _measure(metric, facts.get(fact, 1 if fact == "count" else None), collection, stage, facts)
+    if EVENTS[name].category == "mitigation":
+        yield from _measure("mitigations_total", 1, collection, stage, facts)
 
 
 def from_stage(
@@ -136,20 +129,24 @@ def from_stage(
     """Measure a stage that ended: latency and failure always, amounts on success alone; nothing if it was skipped."""
     if status not in ("active", "failed"):
         return
-    if status == "active":
-        for rule in (_STAGE_RULES[name] for name in attributes if name in _STAGE_RULES):
-            yield from _apply(rule, collection, stage, attributes)
-    yield from _apply(_Rule(f"{stage}_latency_seconds", "latency_seconds"), collection, stage, attributes)
-    yield from _apply(_Rule("stage_failures_total", float(status == "failed")), collection, stage, attributes)
-    yield from _apply(_Rule("last_run_timestamp_seconds", ended_at), collection, stage, attributes)
+    amounts = attributes if status == "active" else {}
+    values: dict[str, Value] = {_STAGE_RULES[name]: amount for name, amount in amounts.items() if name in _STAGE_RULES}
+    values |= {
+        f"{stage}_latency_seconds": attributes.get("latency_seconds"),
+        "stage_failures_total": int(status == "failed"),
+        "last_run_timestamp_seconds": ended_at,
+    }
+    for metric, value in values.items():
+        yield from _measure(metric, value, collection, stage, attributes)
 
 
-def _apply(rule: _Rule, collection: str, stage: str, facts: Mapping[str, Value]) -> Iterator[Measurement]:
-    value = facts.get(rule.value, rule.default or None) if isinstance(rule.value, str) else rule.value
+def _measure(
+    metric: str, value: Value, collection: str, stage: str, facts: Mapping[str, Value]
+) -> Iterator[Measurement]:
     if isinstance(value, (int, float)):
-        values = {**facts, "stage": stage}
-        labels = ((name, str(values.get(name, "other"))) for name in METRICS[rule.metric].labels)
-        yield Measurement(rule.metric, ((COMMON_LABEL, collection), *labels), float(value))
+        given = {**facts, "stage": stage}
+        labels = ((name, str(given.get(name, "other"))) for name in METRICS[metric].labels)
+        yield Measurement(metric, ((COMMON_LABEL, collection), *labels), float(value))
 
 
 @dataclass
@@ -189,14 +186,12 @@ class MetricValues:
 
     def _put(self, spec: MetricSpec, measurement: Measurement) -> None:
         series = self.numbers.setdefault(spec.name, {})
-        labels = _bounded(series, measurement.labels)
-        before = series.get(labels)
-        if before is None:
-            series[labels] = measurement.value
-        elif spec.kind == "counter":
-            series[labels] = before + measurement.value
-        else:
-            series[labels] = max(before, measurement.value) if spec.highest else measurement.value
+        labels, value = _bounded(series, measurement.labels), measurement.value
+        if spec.kind == "counter":
+            value += series.get(labels, 0.0)
+        elif spec.highest:
+            value = max(value, series.get(labels, value))
+        series[labels] = value
 
     def _observe(self, spec: MetricSpec, measurement: Measurement) -> None:
         series = self.histograms.setdefault(spec.name, {})

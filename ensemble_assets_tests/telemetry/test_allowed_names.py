@@ -10,7 +10,7 @@ import pytest
 import ensemble_assets
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, REASONS, SOURCES, SPANS
-from ensemble_assets.telemetry.metrics import _EVENT_RULES, _STAGE_RULES, METRICS
+from ensemble_assets.telemetry.metrics import _EVENT_RULES, _STAGE_RULES, METRICS, from_event
 
 PACKAGE = Path(ensemble_assets.__file__).parent
 
@@ -33,9 +33,9 @@ def test_metric_labels_have_few_values():
 
 
 def test_every_metric_is_fed_by_an_event_or_a_stage():
-    fed = {rule.metric for rules in _EVENT_RULES.values() for rule in rules}
-    fed |= {rule.metric for rule in _STAGE_RULES.values()}
+    fed = {metric for rules in _EVENT_RULES.values() for metric, _ in rules} | set(_STAGE_RULES.values())
     fed |= {f"{stage}_latency_seconds" for stage in TIMED_STAGES} | {
+        "mitigations_total",
         "stage_failures_total",
         "last_run_timestamp_seconds",
     }
@@ -44,10 +44,15 @@ def test_every_metric_is_fed_by_an_event_or_a_stage():
 
 def test_event_rules_use_facts_that_the_event_has():
     for name, rules in _EVENT_RULES.items():
-        for rule in rules:
-            used = {rule.value} if isinstance(rule.value, str) else set()
-            used |= set(METRICS[rule.metric].labels) - {"stage"}
-            assert used <= EVENTS[name].facts, (name, rule.metric)
+        for metric, fact in rules:
+            assert {fact} | set(METRICS[metric].labels) - {"stage"} <= EVENTS[name].facts, (name, metric)
+
+
+def test_every_mitigation_is_counted_by_stage():
+    for name in (name for name, spec in EVENTS.items() if spec.category == "mitigation"):
+        (measurement,) = from_event("docling", "dense", name, {})
+        assert (measurement.metric, measurement.value) == ("mitigations_total", 1)
+        assert measurement.labels == (("collection", "docling"), ("stage", "dense"))
 
 
 def _reports() -> list[tuple[str, ast.Call]]:
