@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -21,6 +21,13 @@ from ensemble_assets.common import defaults
 
 Names: TypeAlias = tuple[str, ...]
 """A list of names. In text, commas separate them."""
+Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A part of a whole."""
+
+
+def option(default: object, description: str, ge: float | None = None, le: float | None = None) -> Any:
+    """Declare an option by its default, its help text and its inclusive bounds."""
+    return Field(default=default, description=description, ge=ge, le=le)
 
 
 class Section(BaseModel):
@@ -45,167 +52,131 @@ class Section(BaseModel):
 class Models(Section):
     """Which models run."""
 
-    profile: Literal["embedded", "kaggle-t4x2", "custom"] = Field(
-        default="embedded", description="Named choice of models, see docs/models.md."
+    profile: Literal["embedded", "kaggle-t4x2", "custom"] = option(
+        "embedded", "Named choice of models, see docs/models.md."
     )
-    ensemble: Names = Field(
-        default=(), description="Dense models; the first is the primary one. Empty: the models of the profile."
+    ensemble: Names = option((), "Dense models; the first is the primary one. Empty: the models of the profile.")
+    sparse: Names = option((), "Sparse models. Empty: the models of the profile.")
+    rerank: str = option("", "Reranker. Empty: the reranker of the profile.")
+    rerank_tokens: int = option(
+        0, "Most tokens of query plus chunk that the reranker reads. 0: the model's own limit.", ge=0, le=1_000_000
     )
-    sparse: Names = Field(default=(), description="Sparse models. Empty: the models of the profile.")
-    rerank: str = Field(default="", description="Reranker. Empty: the reranker of the profile.")
-    rerank_tokens: int = Field(
-        default=0,
-        ge=0,
-        le=1_000_000,
-        description="Most tokens of query plus chunk that the reranker reads. 0: the model's own limit.",
-    )
-    file: str = Field(default="", description="YAML file that defines models for profile custom.")
-    windows: int = Field(
-        default=0,
+    file: str = option("", "YAML file that defines models for profile custom.")
+    windows: int = option(
+        0,
+        "Number of windows in which a chunk is read that is longer than a model's limit, for all models. 0: the "
+        "model's own number, which is 1 unless its definition says otherwise; the rest is cut off.",
         ge=0,
         le=64,
-        description="Number of windows in which a chunk is read that is longer than a model's limit, for all models. "
-        "0: the model's own number, which is 1 unless its definition says otherwise; the rest is cut off.",
     )
 
 
 class Paths(Section):
     """Where files are read and written. Relative paths start at the working directory."""
 
-    chunked_dir: str = Field(default="corpora", description="Folder with one sub-folder per collection.")
-    output_dir: str = Field(default="output", description="Bundles are written to <output_dir>/<collection>/.")
-    artifacts_dir: str = Field(
-        default="", description="Artefacts of the stages: a path or an fsspec URL. Empty: <output_dir>/.artifacts."
-    )
-    key_file: str = Field(default="", description="Key of the query hashes. Empty: one per user, made on first use.")
-    lock_dir: str = Field(default="", description="Folder of the device locks. Empty: a folder that all users share.")
-    cache_dir: str = Field(
-        default="", description="Measured batch sizes and compiled models. Empty: the user's cache folder."
-    )
+    chunked_dir: str = option("corpora", "Folder with one sub-folder per collection.")
+    output_dir: str = option("output", "Bundles are written to <output_dir>/<collection>/.")
+    artifacts_dir: str = option("", "Artefacts of the stages: a path or an fsspec URL. Empty: <output_dir>/.artifacts.")
+    key_file: str = option("", "Key of the query hashes. Empty: one per user, made on first use.")
+    lock_dir: str = option("", "Folder of the device locks. Empty: a folder that all users share.")
+    cache_dir: str = option("", "Measured batch sizes and compiled models. Empty: the user's cache folder.")
 
 
 class Chunks(Section):
     """How chunk files are read."""
 
-    min_tokens: int = Field(
-        default=0, ge=0, description="Chunks with fewer tokens are skipped and counted. 50: as in version 4.0."
-    )
-    searched: Literal["whole", "exported"] = Field(
-        default="whole",
-        description="Text of a chunk that sparse vectors, BM25 and the reranker read. whole: all of it. exported: only "
+    min_tokens: int = option(0, "Chunks with fewer tokens are skipped and counted. 50: as in version 4.0.", ge=0)
+    searched: Literal["whole", "exported"] = option(
+        "whole",
+        "Text of a chunk that sparse vectors, BM25 and the reranker read. whole: all of it. exported: only "
         "the part that is embedded and exported.",
     )
-    max_record_mb: int = Field(default=64, ge=1, le=1024, description="A record above this size is refused, in MB.")
-    format: Literal["", "chunk_files", "beir", "jsonl", "parquet"] = Field(
-        default="", description="Format to read. Needed only if a folder has several."
+    max_record_mb: int = option(64, "A record above this size is refused, in MB.", ge=1, le=1024)
+    format: Literal["", "chunk_files", "beir", "jsonl", "parquet"] = option(
+        "", "Format to read. Needed only if a folder has several."
     )
-    follow_links: bool = Field(
-        default=False, description="Follow symbolic links that lead out of the collection's folder."
-    )
-    collection_priority: float = Field(default=0.5, ge=0.0, le=1.0, description="Exported as collection_priority.")
+    follow_links: bool = option(False, "Follow symbolic links that lead out of the collection's folder.")
+    collection_priority: Share = option(0.5, "Exported as collection_priority.")
 
 
 class Queries(Section):
     """Where queries and judgements come from."""
 
-    file: str = Field(
-        default="",
-        description="JSONL or TSV file of queries. Empty: queries.jsonl or queries.tsv beside the chunks, else queries "
+    file: str = option(
+        "",
+        "JSONL or TSV file of queries. Empty: queries.jsonl or queries.tsv beside the chunks, else queries "
         "derived from the chunks' headings.",
     )
-    qrels: str = Field(default="", description="TREC or BEIR judgements. Empty: qrels beside the chunks, if any.")
-    judged_only: bool = Field(default=True, description="With judgements: use only queries that have some.")
-    ids_are_public: bool = Field(
-        default=False,
-        description="Query ids are not personal and are shown. Otherwise ids that look like text are hashed.",
+    qrels: str = option("", "TREC or BEIR judgements. Empty: qrels beside the chunks, if any.")
+    judged_only: bool = option(True, "With judgements: use only queries that have some.")
+    ids_are_public: bool = option(
+        False, "Query ids are not personal and are shown. Otherwise ids that look like text are hashed."
     )
-    derived_limit: int = Field(
-        default=defaults.DERIVED_QUERIES,
+    derived_limit: int = option(
+        defaults.DERIVED_QUERIES,
+        "Most queries that are derived from headings if there is no query file.",
         ge=1,
         le=100_000,
-        description="Most queries that are derived from headings if there is no query file.",
     )
 
 
 class Sparse(Section):
     """Learned sparse vectors."""
 
-    top_k: int = Field(default=defaults.TOP_K, ge=1, le=100_000, description="Most terms of a chunk's sparse vector.")
+    top_k: int = option(defaults.TOP_K, "Most terms of a chunk's sparse vector.", ge=1, le=100_000)
 
 
 class Fusion(Section):
     """First-stage lists and how they are fused."""
 
-    depth: int = Field(default=100, ge=1, le=10_000, description="Candidates taken from each first-stage list.")
-    method: Literal["rrf", "minmax", "dbsf", "zscore"] = Field(default="zscore", description="How lists are fused.")
-    dense_weight: float = Field(
-        default=0.5, ge=0.0, le=1.0, description="Weight of the dense list; the sparse list has the rest."
-    )
-    lexical_share: float = Field(
-        default=0.2,
-        ge=0.0,
-        le=1.0,
-        description="Weight of the BM25 list; dense and sparse have the rest. 0: no BM25 list.",
-    )
-    weights_file: str = Field(
-        default="",
-        description="Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above.",
+    depth: int = option(100, "Candidates taken from each first-stage list.", ge=1, le=10_000)
+    method: Literal["rrf", "minmax", "dbsf", "zscore"] = option("zscore", "How lists are fused.")
+    dense_weight: Share = option(0.5, "Weight of the dense list; the sparse list has the rest.")
+    lexical_share: Share = option(0.2, "Weight of the BM25 list; dense and sparse have the rest. 0: no BM25 list.")
+    weights_file: str = option(
+        "", "Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above."
     )
 
 
 class Rerank(Section):
     """A CrossEncoder, or late interaction, over the fused candidates."""
 
-    depth: int = Field(
-        default=defaults.RERANK_DEPTH, ge=1, le=1000, description="Fused candidates per query that the reranker scores."
-    )
-    weight: float = Field(
-        default=-1.0,
+    depth: int = option(defaults.RERANK_DEPTH, "Fused candidates per query that the reranker scores.", ge=1, le=1000)
+    weight: float = option(
+        -1.0,
+        "Share of the reranker in the final score, 0 to 1; the first stage has the rest. Negative: the share in "
+        "the model's definition.",
         ge=-1.0,
         le=1.0,
-        description="Share of the reranker in the final score, 0 to 1; the first stage has the rest. Negative: the "
-        "share in the model's definition.",
     )
-    budget: Literal["sla", "own_dense", "off"] = Field(
-        default="sla",
-        description="Time that limits a run. sla: 1.1 times the plain script's dense stage. own_dense: 1.1 times this "
+    budget: Literal["sla", "own_dense", "off"] = option(
+        "sla",
+        "Time that limits a run. sla: 1.1 times the plain script's dense stage. own_dense: 1.1 times this "
         "run's dense stage. off: no limit. See docs/performance.md.",
     )
-    floor: int = Field(
-        default=defaults.RERANK_FLOOR,
-        ge=1,
-        le=1000,
-        description="Fused candidates per query that are scored even if the time is over.",
+    floor: int = option(
+        defaults.RERANK_FLOOR, "Fused candidates per query that are scored even if the time is over.", ge=1, le=1000
     )
 
 
 class Device(Section):
     """Devices and memory."""
 
-    ceiling_gb: float = Field(
-        default=defaults.CEILING_BYTES / 1e9,
-        ge=0.5,
-        description="Most memory in use on any GPU, in 10^9 bytes, all processes counted.",
+    ceiling_gb: float = option(
+        defaults.CEILING_BYTES / 1e9, "Most memory in use on any GPU, in 10^9 bytes, all processes counted.", ge=0.5
     )
-    soft_fraction: float = Field(
-        default=defaults.SOFT_FRACTION, ge=0.1, le=1.0, description="Share of the ceiling that batches are planned to."
+    soft_fraction: float = option(
+        defaults.SOFT_FRACTION, "Share of the ceiling that batches are planned to.", ge=0.1, le=1.0
     )
-    lease_timeout: float = Field(
-        default=defaults.LEASE_SECONDS, ge=0.0, description="Longest wait for a device, in seconds."
-    )
-    batch_tokens: int = Field(
-        default=defaults.BATCH_TOKENS,
+    lease_timeout: float = option(defaults.LEASE_SECONDS, "Longest wait for a device, in seconds.", ge=0.0)
+    batch_tokens: int = option(
+        defaults.BATCH_TOKENS,
+        "Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower than 384.",
         ge=64,
-        description="Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower "
-        "than 384.",
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads. 0: all cores that this process may use.")
-    host_budget_gb: float = Field(
-        default=4.0, ge=0.1, description="Most host memory for one table of a collection, in 10^9 bytes."
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="Of weights and activations."
-    )
+    threads: int = option(0, "CPU threads. 0: all cores that this process may use.", ge=0)
+    host_budget_gb: float = option(4.0, "Most host memory for one table of a collection, in 10^9 bytes.", ge=0.1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "Of weights and activations.")
 
     @property
     def ceiling_bytes(self) -> int:
@@ -221,89 +192,67 @@ class Device(Section):
 class Encoding(Section):
     """How texts go through models."""
 
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        default="auto", description="Library that runs models. auto: OpenVINO on a CPU if it is installed, else torch."
+    backend: Literal["auto", "torch", "openvino"] = option(
+        "auto", "Library that runs models. auto: OpenVINO on a CPU if it is installed, else torch."
     )
-    reuse: bool = Field(
-        default=True, description="Take rows that an earlier run computed with the same model and tokens."
-    )
-    shard_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="Most tokens that a killed run has to compute again. 0: 262,144 on a CPU, 16,777,216 on GPUs.",
+    reuse: bool = option(True, "Take rows that an earlier run computed with the same model and tokens.")
+    shard_tokens: int = option(
+        0, "Most tokens that a killed run has to compute again. 0: 262,144 on a CPU, 16,777,216 on GPUs.", ge=0
     )
 
 
 class Cluster(Section):
     """Computing beyond one machine. Needs ``ensemble-assets[ray]`` and folders that every node sees."""
 
-    engine: Literal["local", "ray"] = Field(
-        default="local", description="Where encoders run: this machine or a Ray cluster."
+    engine: Literal["local", "ray"] = option("local", "Where encoders run: this machine or a Ray cluster.")
+    address: str = option(
+        "auto", "Address of the Ray cluster. auto: the cluster of this machine. local: a private one."
     )
-    address: str = Field(
-        default="auto",
-        description="Address of the Ray cluster. auto: the cluster of this machine. local: a private one.",
-    )
-    shard_chunks: int = Field(
-        default=50_000, ge=1, description="Larger collections are encoded in shards of this many chunks."
-    )
+    shard_chunks: int = option(50_000, "Larger collections are encoded in shards of this many chunks.", ge=1)
 
 
 class Export(Section):
     """The bundle."""
 
-    prefix: str = Field(default="ultimate_embeddings_v4", description="Start of every file name of the bundle.")
+    prefix: str = option("ultimate_embeddings_v4", "Start of every file name of the bundle.")
 
 
 class Qdrant(Section):
     """Upload into Qdrant. The key of a server is no option: it comes from the variable QDRANT_API_KEY."""
 
-    enabled: bool = Field(default=False, description="Whether the asset qdrant_collection uploads the bundle.")
-    url: str = Field(default="", description="Server. Empty: embedded storage.")
-    path: str = Field(default="", description="Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
-    collection: str = Field(default="", description="Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
-    batch_size: int = Field(default=defaults.QDRANT_POINTS, ge=1, le=10_000, description="Points per request.")
+    enabled: bool = option(False, "Whether the asset qdrant_collection uploads the bundle.")
+    url: str = option("", "Server. Empty: embedded storage.")
+    path: str = option("", "Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
+    collection: str = option("", "Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
+    batch_size: int = option(defaults.QDRANT_POINTS, "Points per request.", ge=1, le=10_000)
 
 
 class Metrics(Section):
     """Metrics: switch, name space and exporters. The ``OTEL_*`` variables have their standard meaning."""
 
-    enabled: bool = Field(default=True, description="Whether metrics are recorded.")
-    namespace: str = Field(default="rag", description="Start of every metric name.")
-    textfile_dir: str = Field(
-        default="", description="Folder that node-exporter's textfile collector reads. Empty: no text file."
-    )
-    pushgateway: str = Field(default="", description="URL of a Prometheus Pushgateway. Empty: no push.")
+    enabled: bool = option(True, "Whether metrics are recorded.")
+    namespace: str = option("rag", "Start of every metric name.")
+    textfile_dir: str = option("", "Folder that node-exporter's textfile collector reads. Empty: no text file.")
+    pushgateway: str = option("", "URL of a Prometheus Pushgateway. Empty: no push.")
 
 
 class Checks(Section):
     """Limits of the asset checks."""
 
-    sparse_coverage_warn: float = Field(
-        default=defaults.COVERAGE_WARN,
-        ge=0.0,
-        le=1.0,
-        description="A smaller share of chunks with a sparse vector is a warning.",
+    sparse_coverage_warn: Share = option(
+        defaults.COVERAGE_WARN, "A smaller share of chunks with a sparse vector is a warning."
     )
-    sparse_coverage_error: float = Field(
-        default=defaults.COVERAGE_ERROR,
-        ge=0.0,
-        le=1.0,
-        description="A smaller share of chunks with a sparse vector is an error.",
+    sparse_coverage_error: Share = option(
+        defaults.COVERAGE_ERROR, "A smaller share of chunks with a sparse vector is an error."
     )
-    quality_severity: Literal["warn", "error"] = Field(
-        default="warn", description="Severity of a failed quality gate. With derived queries it is always warn."
+    quality_severity: Literal["warn", "error"] = option(
+        "warn", "Severity of a failed quality gate. With derived queries it is always warn."
     )
-    minimum_effect: float = Field(
-        default=0.005,
-        ge=0.0,
-        le=1.0,
-        description="Smallest change of mean nDCG@10 that counts as better or worse than the baseline.",
+    minimum_effect: Share = option(
+        0.005, "Smallest change of mean nDCG@10 that counts as better or worse than the baseline."
     )
-    alpha: float = Field(default=0.05, ge=0.0, le=1.0, description="Significance level of that comparison.")
-    baselines_dir: str = Field(
-        default="baselines", description="Folder of the accepted quality baselines, one text file per collection."
-    )
+    alpha: Share = option(0.05, "Significance level of that comparison.")
+    baselines_dir: str = option("baselines", "Folder of the accepted quality baselines, one text file per collection.")
 
 
 class Operations(Section):
@@ -313,20 +262,18 @@ class Operations(Section):
     variable EMBEDDER_INCIDENT_WEBHOOK.
     """
 
-    timezone: str = Field(default="UTC", description="Time zone of the schedules, such as Europe/Berlin.")
-    nightly_cron: str = Field(default="0 2 * * *", description="When stale collections are run.")
-    settle_seconds: float = Field(
-        default=5.0,
-        ge=0.0,
-        description="A folder changed less than this many seconds ago waits for the sensor's next tick.",
+    timezone: str = option("UTC", "Time zone of the schedules, such as Europe/Berlin.")
+    nightly_cron: str = option("0 2 * * *", "When stale collections are run.")
+    settle_seconds: float = option(
+        5.0, "A folder changed less than this many seconds ago waits for the sensor's next tick.", ge=0.0
     )
 
 
 class Settings(Section):
     """All options. ``settings.resolve`` makes it. Toggles are fields, groups of options are attributes."""
 
-    enable_sparse: bool = Field(default=True, description="Learned sparse vectors.")
-    enable_rerank: bool = Field(default=True, description="Reranking of the fused candidates.")
+    enable_sparse: bool = option(True, "Learned sparse vectors.")
+    enable_rerank: bool = option(True, "Reranking of the fused candidates.")
     models: Models = Models()
     paths: Paths = Paths()
     chunks: Chunks = Chunks()
