@@ -1,6 +1,6 @@
-"""Exact BM25 search over words: the first-stage list that costs no model. Fusing it with the others is ``fusion``.
+"""Search words exactly with BM25: the first-stage list that costs no model.
 
-Only the queries' own words are ever counted, so that memory grows with the matches and not with the vocabulary.
+Only the words of the queries are counted, so memory grows with the matches instead of the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WORD = r"[\p{L}\p{N}]+"
 
 
 def lexical_topk(chunks: Iterable[pl.Series], queries: pl.Series, k: int) -> TopK:
-    """The k chunks with the highest BM25 score for every query; chunks that share no word with it are not candidates.
+    """Find the k chunks with the highest BM25 score for every query; chunks without a word of it are left out.
 
     Args:
         chunks: texts of all chunks in collection order, in slices of any size.
@@ -32,41 +32,41 @@ def lexical_topk(chunks: Iterable[pl.Series], queries: pl.Series, k: int) -> Top
 
 
 def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRows, SparseRows]:
-    """Chunk and query rows whose dot product is BM25 (Robertson and Zaragoza 2009), over the queries' words.
+    """Make chunk and query rows whose dot product is BM25 (Robertson and Zaragoza 2009), over the queries' words.
 
     ``idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))`` with
     ``idf = log(1 + (N - df + 0.5) / (df + 0.5))``; lengths in words; a query's word counts as often as it has it.
     """
-    asked = _counted(words(queries))
-    terms = asked.select(pl.col("word").unique().sort()).with_row_index("term")
-    found: list[pl.DataFrame] = []
+    query_words = _counted(words(queries))
+    terms = query_words.select(pl.col("word").unique().sort()).with_row_index("term")
+    counts: list[pl.DataFrame] = []
     lengths: list[NDArray[np.float64]] = []
     first = 0
     for texts in chunks:
         split = words(texts)
-        found.append(_counted(split, terms, first))
+        counts.append(_counted(split, terms, first))
         lengths.append(split.list.len().to_numpy().astype(np.float64))
         first += len(texts)
     length = np.concatenate(lengths) if lengths else np.empty(0)
-    matches = pl.concat(found) if found else _counted(words(queries.clear()), terms)
+    matches = pl.concat(counts) if counts else _counted(words(queries.clear()), terms)
     row, term, count = (matches[name].to_numpy() for name in ("row", "term", "count"))
     frequency = np.bincount(term, minlength=len(terms))
     idf = np.log1p((len(length) - frequency + 0.5) / (frequency + 0.5))
     norm = 1.0 - B + B * length / max(1.0, float(length.mean()) if len(length) else 1.0)
     weights = idf[term] * count * (K1 + 1.0) / (count + K1 * norm[row])
-    numbered = asked.join(terms, on="word", how="left", maintain_order="left")
+    numbered = query_words.join(terms, on="word", how="left", maintain_order="left")
     query_terms = (numbered[name].to_numpy() for name in ("row", "term", "count"))
     return _rows(len(length), len(terms), row, term, weights), _rows(len(queries), len(terms), *query_terms)
 
 
 def words(texts: pl.Series) -> pl.Series:
-    """Lists of lower-case words, plurals reduced by the S-stemmer (Harman 1991)."""
+    """Split texts into lower-case words, plurals reduced by the S-stemmer (Harman 1991)."""
     split = texts.str.to_lowercase().str.extract_all(_WORD)
     return split.list.eval(_singular(pl.element()))
 
 
 def _singular(word: pl.Expr) -> pl.Expr:
-    """``-ies`` to ``-y``, ``-es`` to ``-e``, ``-s`` dropped; not after the letters that make them another ending."""
+    """Count words: ``row, word, count``, sorted; with ``terms`` only these words, as ``row, term, count``."""
     return (
         pl.when(word.str.contains("ies$"))
         .then(word.str.replace("([^ae])ies$", "${1}y"))
@@ -77,7 +77,7 @@ def _singular(word: pl.Expr) -> pl.Expr:
 
 
 def _counted(split: pl.Series, terms: pl.DataFrame | None = None, first: int = 0) -> pl.DataFrame:
-    """``row, word (term), count`` of lists of words, by row and word; with ``terms`` only those, as numbers."""
+    """Count words: ``row, word, count``, by row and word; with ``terms``, only these, by number."""
     frame = pl.DataFrame({"word": split}, schema={"word": pl.List(pl.String)}).with_row_index("row", offset=first)
     single = frame.explode("word").drop_nulls()
     key = "word"
@@ -93,7 +93,7 @@ def _rows(
     term: NDArray[np.integer],
     value: NDArray[np.floating | np.integer],
 ) -> SparseRows:
-    """Sorted (row, term, value) triples as CSR."""
+    """Make CSR rows of sorted (row, term, value) triples."""
     indptr = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(np.bincount(row, minlength=count), out=indptr[1:])
     return SparseRows(indptr, term.astype(np.int32), value.astype(np.float32), max(1, dimension))

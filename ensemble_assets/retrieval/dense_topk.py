@@ -1,4 +1,4 @@
-"""Exact inner-product top-k over dense vectors, in tiles of bounded memory, for one model or several at once.
+"""Search dense vectors exactly: inner-product top-k in tiles of bounded memory, for one model or several at once.
 
 Two steps per tile. A float32 matrix product finds every row that could belong to the k best, with the worst-case
 rounding error of that product as margin. Those few rows are scored again in float64, one pair at a time in a fixed
@@ -6,8 +6,7 @@ order, and rounded once to float32. The scores that come out therefore depend on
 the tile size, the number of threads, the BLAS library's kernels or the row's place in the matrix; identical rows tie
 exactly.
 
-Encoding and storing vectors belong to other parts. There is no approximate search here: below ten million rows the
-exact one is affordable, and a quality gate over it needs no tolerance band.
+Exact search is affordable below ten million rows, and a quality gate over it needs no tolerance band.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from ensemble_assets.retrieval.topk import BestSoFar, TopK, check_depth
 DEFAULT_TILE_BYTES = 256 * 1024 * 1024
 
 _BYTES_PER_CELL = 72  # float32 scores, partition copy and mask, and all temporaries when every cell is a candidate
-_BYTES_PER_KEPT = 48  # one kept place of one query, merged and sorted
+_BYTES_PER_PLACE = 48  # one of the k places of one query, merged and sorted
 _RESCORE_BYTES = 4 * 1024 * 1024  # pairs scored in float64 at a time; stays in cache
-_QUERIES_AT_ONCE = 1024
-_ROWS_WORTH_A_PRODUCT = 256
+_QUERIES_AT_ONCE = 1024  # at most, so that a tile has room for many rows
+_ROWS_WORTH_A_PRODUCT = 256  # the queries of a tile are halved before it has fewer rows than this
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
 _SMALLEST_NORMAL = 2.0**-126  # of float32; products below it may be flushed to zero
 
@@ -52,7 +51,7 @@ class DenseModel:
 
 
 def dense_topk(models: Sequence[DenseModel], k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
-    """The k rows with the highest score for every query.
+    """Find the k rows with the highest score for every query.
 
     The score of a pair is ``float32(sum_m share_m * sum_i float64(document_i) * float64(query_i))``, the inner sums in
     numpy's pairwise order; it differs from the real value by at most half a unit in the last place of float32, plus
@@ -92,7 +91,7 @@ def dense_topk(models: Sequence[DenseModel], k: int, *, tile_bytes: int = DEFAUL
 
 
 class _Search:
-    """One tile of rows after the other against all queries."""
+    """A search of one tile of rows after the other against all queries."""
 
     def __init__(self, models: Sequence[DenseModel], shares: NDArray[np.float64], best: BestSoFar) -> None:
         self.models = models
@@ -113,7 +112,7 @@ class _Search:
         ]
 
     def visit(self, first: int, last: int) -> None:
-        """Offer what queries ``first`` to ``last`` find in the current tile."""
+        """Offer the rows of the current tile that may be among the best of queries ``first`` to ``last``."""
         approximate = self._approximate(first, last)
         floors = self._floors(approximate, first, last)
         cells = np.flatnonzero(approximate >= floors[:, None])
@@ -123,7 +122,7 @@ class _Search:
         self.best.offer(queries, scores, columns + self.start)
 
     def _approximate(self, first: int, last: int) -> NDArray[np.float32]:
-        """Float32 scores of all pairs of the tile, ``[last - first, n_tile]``."""
+        """Compute float32 scores of all pairs of the tile, ``[last - first, n_tile]``."""
         if len(self.models) == 1:
             return self.models[0].queries[first:last] @ self.documents[0].T
         total = np.zeros((last - first, len(self.documents[0])), dtype=np.float32)
@@ -132,7 +131,7 @@ class _Search:
         return total
 
     def _floors(self, approximate: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
-        """Approximate score below which a row cannot be among the k best, ``[last - first] float32``."""
+        """Compute the approximate score below which a row cannot be among the k best, ``[last - first] float32``."""
         margin = self._error_bounds(first, last)
         floors = self.best.floors(first, last).astype(np.float64) - margin
         k = self.best.k
@@ -144,7 +143,7 @@ class _Search:
         return floors.astype(np.float32)
 
     def _error_bounds(self, first: int, last: int) -> NDArray[np.float64]:
-        """How far an approximate score can be from the exact one, ``[last - first] float64``.
+        """Bound the distance of an approximate score from the exact one, ``[last - first] float64``.
 
         |fl(x.y) - x.y| <= n u / (1 - n u) |x| |y| for any order of summation (Higham, Accuracy and Stability of
         Numerical Algorithms, 3.1), n products of unit roundoff u. A few n more for weights, their sum and comparisons,
@@ -160,7 +159,7 @@ class _Search:
         return bound
 
     def _exact(self, queries: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores of pairs (query number, tile row), each computed alone in float64, ``[n_pairs] float32``."""
+        """Compute the scores of pairs (query number, tile row), each computed alone in float64: ``[n_pairs]``."""
         total = np.zeros(len(queries))
         for share, documents, model in zip(self.shares, self.documents, self.models, strict=True):
             step = max(1, _RESCORE_BYTES // (20 * documents.shape[1]))
@@ -173,7 +172,7 @@ class _Search:
 
 
 def _checked_shares(models: Sequence[DenseModel]) -> NDArray[np.float64]:
-    """Weights divided by their sum, after the arrays were found to fit together."""
+    """Check that the arrays fit together, and divide the weights by their sum."""
     if not models:
         raise StageError("dense search needs at least one model; none was given. Configure a dense model")
     shapes = (len(models[0].documents), len(models[0].queries))
@@ -204,24 +203,24 @@ def _checked_shares(models: Sequence[DenseModel]) -> NDArray[np.float64]:
 
 
 def _tile_shape(n_rows: int, n_queries: int, k: int, n_models: int, tile_bytes: int) -> tuple[int, int]:
-    """Rows and queries of one tile: as many queries as leave room for a worthwhile number of rows."""
+    """Choose the rows and queries of one tile: as many queries as leave room for a worthwhile number of rows."""
     per_cell = _BYTES_PER_CELL + (4 if n_models > 1 else 0)
     queries = min(n_queries, _QUERIES_AT_ONCE)
     while True:
-        rows = (tile_bytes // queries - k * _BYTES_PER_KEPT) // per_cell
+        rows = (tile_bytes // queries - k * _BYTES_PER_PLACE) // per_cell
         if rows >= min(n_rows, _ROWS_WORTH_A_PRODUCT) or queries == 1:
             break
         queries = (queries + 1) // 2
     if rows < 1:
         raise MemoryBudgetError(
-            f"dense top-{k} needs at least {k * _BYTES_PER_KEPT + per_cell} bytes of working memory; tile_bytes is "
+            f"dense top-{k} needs at least {k * _BYTES_PER_PLACE + per_cell} bytes of working memory; tile_bytes is "
             f"{tile_bytes}. Raise tile_bytes"
         )
     return min(rows, n_rows), queries
 
 
 def _norms_above(vectors: NDArray[np.float32], name: str, what: str, first: int) -> NDArray[np.float64]:
-    """Euclidean norms, or slightly more where squares underflow, ``[n] float64``.
+    """Compute Euclidean norms, or slightly more where squares underflow, ``[n] float64``.
 
     Raises:
         ArtefactError: if a vector is not finite (or so large that its squares are not).

@@ -1,6 +1,6 @@
-"""Measures ranked lists against relevance judgements with ir-measures: per query and on average.
+"""Measure ranked lists against relevance judgements with ir-measures: per query and on average.
 
-Comparing two measurements is ``significance`` and ``gates``; which runs and judgements are used is the caller's choice.
+``quality_verdicts`` compares two measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURES: Mapping[str, ir_measures.measures.Measure] = MappingProxyType(
         "MAP": ir_measures.AP,
     }
 )
-"""What is measured. nDCG has linear gain (the relevance grade itself); relevant means a grade of at least 1."""
+"""The measures. nDCG has linear gain (the relevance grade itself); relevant means a grade of at least 1."""
 
 _RANKED = ["public_id", "rank", "chunk_id"]
 
@@ -48,17 +48,17 @@ class Evaluation:
     not_retrieved: Mapping[str, int]
 
     def values(self, run: str, measure: str = "nDCG@10") -> pl.DataFrame:
-        """``public_id, value`` of one run and one measure: what the gates compare."""
+        """Select ``public_id, value`` of one run and one measure, as the gates compare them."""
         chosen = (pl.col("run") == run) & (pl.col("measure") == measure)
         return self.per_query.filter(chosen).select("public_id", "value")
 
     def means(self, measure: str = "nDCG@10") -> dict[str, float]:
-        """Mean of one measure by run; empty where no query is judged."""
+        """Give the mean of one measure by run; empty where no query is judged."""
         rows = self.summary.filter(pl.col("measure") == measure)
         return dict(rows.select("run", "mean").iter_rows()) if self.queries else {}
 
     def table_rows(self) -> list[dict[str, str | int | float | bool | None]]:
-        """One row per run with all measures, for tables."""
+        """Give one row per run with all measures, for tables."""
         runs = list(dict.fromkeys(self.summary["run"])) if self.queries else []
         return [{"run": run, **{name: round(self.means(name)[run], 4) for name in MEASURES}} for run in runs]
 
@@ -81,8 +81,8 @@ def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluatio
     if judged.select("public_id", "chunk_id").is_duplicated().any():
         raise ArtefactError("the relevance judgements judge a query and chunk twice. Remove one of the two lines")
     relevant = judged.filter(pl.col("relevance") > 0)["public_id"].unique(maintain_order=True)
-    kept = judged.filter(pl.col("public_id").is_in(relevant.implode()))
-    gains = _nested(kept, "relevance")
+    used = judged.filter(pl.col("public_id").is_in(relevant.implode()))
+    gains = _nested(used, "relevance")
     frames, missing = [], {}
     for name, run in runs.items():
         ranked = _checked(run, name).filter(pl.col("public_id").is_in(relevant.implode()))
@@ -96,27 +96,27 @@ def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluatio
 
 
 def _measured(name: str, ranked: pl.DataFrame, gains: dict[str, dict[str, int]], relevant: pl.Series) -> pl.DataFrame:
-    """Values of one run, one row per relevant query and measure."""
-    found: dict[tuple[str, str], float] = {}
+    """Measure one run: one row per relevant query and measure."""
+    values: dict[tuple[str, str], float] = {}
     if len(ranked) and gains:
         lists = _nested(ranked.with_columns(-pl.col("rank").cast(pl.Float64)), "rank")
         titles = {measure: title for title, measure in MEASURES.items()}
         for metric in ir_measures.iter_calc(list(MEASURES.values()), gains, lists):
-            found[metric.query_id, titles[metric.measure]] = metric.value
+            values[metric.query_id, titles[metric.measure]] = metric.value
     keys = [(query, measure) for measure in MEASURES for query in relevant]
     return pl.DataFrame(
         {
             "public_id": [query for query, _ in keys],
             "run": [name] * len(keys),
             "measure": [measure for _, measure in keys],
-            "value": [found.get(key, 0.0) for key in keys],
+            "value": [values.get(key, 0.0) for key in keys],
         },
         schema={"public_id": pl.String, "run": pl.String, "measure": pl.String, "value": pl.Float64},
     )
 
 
 def _nested(frame: pl.DataFrame, value: str) -> dict[str, dict[str, int]]:
-    """``{query: {chunk: value}}``, as ir-measures takes judgements and lists."""
+    """Nest a frame as ``{query: {chunk: value}}``, the form of judgements and lists in ir-measures."""
     nested: dict[str, dict[str, int]] = {}
     for public_id, chunk_id, number in frame.select("public_id", "chunk_id", value).iter_rows():
         nested.setdefault(public_id, {})[chunk_id] = number

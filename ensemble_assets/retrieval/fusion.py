@@ -1,9 +1,8 @@
-"""Combines ranked lists of one or several searches into one list of candidates per query.
+"""Fuse the ranked lists of one or several searches into one list of candidates per query.
 
 ``METHODS`` is the table of fusion methods; each says what one list contributes to a chunk's fused score. The fused
 score is the weighted sum of the contributions; a list that does not have the chunk contributes nothing, i.e. 0. Every
-contribution is at least 0 and grows with the list's own order, so "not found" never beats "found". Searching and
-reranking belong to other modules.
+contribution is at least 0 and grows with the list's own order, so "not found" never beats "found".
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class RankedList:
     """One search's ranked lists over all queries.
 
     Attributes:
-        name: what its columns are called (``dense``, ``sparse``).
+        name: prefix of its columns (``dense``, ``sparse``).
         run: a RUN frame; empty when that search is off.
         weight: at least 0; a list of weight 0 brings no candidates, only its rank and score columns.
     """
@@ -41,13 +40,13 @@ class RankedList:
 
 @dataclass(frozen=True)
 class FusionMethod:
-    """What one list contributes to the fused score of its chunks.
+    """A rule for the contribution of one list to the fused score of its chunks.
 
     Attributes:
         name: as in settings and the manifest.
         contribution: expression over one RUN frame's ``rank`` and ``score``, at least 0.
         convex: whether weights are divided by their sum, so that fused scores stay in the contribution's range.
-        parameters: what the manifest records.
+        parameters: for the manifest.
     """
 
     name: str
@@ -57,7 +56,7 @@ class FusionMethod:
 
 
 def rrf(k: float = 60) -> FusionMethod:
-    """Reciprocal rank fusion, ``1 / (k + rank)`` (Cormack, Clarke, Buettcher, SIGIR 2009). Ignores scores.
+    """Fuse by reciprocal ranks, ``1 / (k + rank)`` (Cormack, Clarke, Buettcher, SIGIR 2009). Ignores scores.
 
     Raises:
         SettingsError: if ``k`` is negative or not finite.
@@ -68,7 +67,7 @@ def rrf(k: float = 60) -> FusionMethod:
 
 
 def minmax() -> FusionMethod:
-    """``(score - min) / (max - min)`` per query and list (Bruch et al., arXiv 2210.11934, convex combination).
+    """Scale scores to ``(score - min) / (max - min)`` per query and list (Bruch et al., arXiv 2210.11934).
 
     A list's last chunk gets 0, the same as a chunk that the list does not have; where all scores are equal, each gets
     1.
@@ -79,7 +78,7 @@ def minmax() -> FusionMethod:
 
 
 def dbsf() -> FusionMethod:
-    """Distribution-based score fusion: ``(score - (mean - 3 std)) / (6 std)`` per query and list, as Qdrant does it.
+    """Fuse by score distribution: ``(score - (mean - 3 std)) / (6 std)``, as Qdrant does it.
 
     ``std`` is the sample standard deviation; where all scores are equal, each gets 0.5. Scores further than
     3 std above the mean exceed 1 and are not clipped; those further below are clipped to 0 so that found beats not
@@ -93,7 +92,7 @@ def dbsf() -> FusionMethod:
 
 
 def zscore() -> FusionMethod:
-    """``(score - min) / std`` per query and list: the z-score, shifted so that the list's last chunk gets 0.
+    """Scale scores to ``(score - min) / std`` per query and list: z-scores, shifted to 0 at the list's end.
 
     ``std`` is the population standard deviation. Without the shift, a chunk that a list does not have would be treated
     as the list's average chunk and beat the lower half of what was found (pairs of six systems on TREC DL19, 100 deep:
@@ -120,7 +119,7 @@ def fuse(
     depth: int | None = None,
     query_order: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """Candidates of every query: fused score descending, then best single rank, then chunk id.
+    """Fuse lists to the candidates of every query: fused score descending, then best single rank, then chunk id.
 
     Args:
         lists: at least one; names differ. The order does not matter.
@@ -144,8 +143,8 @@ def fuse(
         raise SettingsError(f"fusion: depth is {depth}; expected at least 1")
     contributions = [_contributions(each, share, method) for each, share in zip(lists, shares, strict=True)]
     order = _query_numbers(contributions, query_order)
-    found = [frame.select(_KEY) for frame, share in zip(contributions, shares, strict=True) if share > 0]
-    fused = pl.concat(found).unique().join(order, on="public_id", how="left")
+    keys = [frame.select(_KEY) for frame, share in zip(contributions, shares, strict=True) if share > 0]
+    fused = pl.concat(keys).unique().join(order, on="public_id", how="left")
     _check_known(fused)
     for contribution in contributions:
         fused = fused.join(contribution, on=_KEY, how="left")
@@ -156,7 +155,7 @@ def fuse(
 
 
 def _ranked(fused: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """With fused ``score`` and ``rank``, in the order of the result; ``names`` are the lists that count."""
+    """Add fused ``score`` and ``rank``, and sort as the result; ``names`` are the lists of positive weight."""
     scored = fused.with_columns(
         pl.sum_horizontal([pl.col(_part(name)).fill_null(0.0) for name in names]).cast(pl.Float32).alias("score"),
         pl.min_horizontal([f"{name}_rank" for name in names]).alias(_BEST),
@@ -170,7 +169,7 @@ def _part(name: str) -> str:
 
 
 def _shares(lists: Sequence[RankedList], method: FusionMethod) -> list[float]:
-    """The weight of each list, divided by their sum where the method is convex."""
+    """Check names and weights, and divide the weights by their sum if the method is convex."""
     names = [each.name for each in lists]
     if not names or len(set(names)) != len(names) or not all(names):
         raise SettingsError(f"fusion: lists are called {names}; expected at least one, each with its own name")
@@ -183,7 +182,7 @@ def _shares(lists: Sequence[RankedList], method: FusionMethod) -> list[float]:
 
 
 def _contributions(ranked: RankedList, share: float, method: FusionMethod) -> pl.DataFrame:
-    """One list as ``public_id, row, <name>_rank, <name>_score`` and its weighted contribution."""
+    """Check one list, and give it as ``public_id, row, <name>_rank, <name>_score`` and its weighted contribution."""
     run = conform(ranked.run, RUN, f"the {ranked.name} list")
     problems = {
         "an empty cell": sum(run.null_count().row(0)) > 0,
@@ -203,7 +202,7 @@ def _contributions(ranked: RankedList, share: float, method: FusionMethod) -> pl
 
 
 def _query_numbers(contributions: Sequence[pl.DataFrame], query_order: Sequence[str] | None) -> pl.DataFrame:
-    """Every query's ``public_id`` and its place in the result."""
+    """Number the queries in the order of the result."""
     if query_order is None:
         ids = pl.concat([frame["public_id"] for frame in contributions]).unique(maintain_order=True)
     else:
@@ -223,7 +222,7 @@ def _check_known(fused: pl.DataFrame) -> None:
 
 
 def _candidates(fused: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """The columns of CANDIDATES, absent lists as nulls, then those of further lists."""
+    """Select the columns of CANDIDATES, absent lists as nulls, then the columns of further lists."""
     absent = [
         pl.lit(None, dtype=dtype).alias(column) for column, dtype in CANDIDATES.items() if column not in fused.columns
     ]

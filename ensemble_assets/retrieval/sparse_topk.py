@@ -1,8 +1,8 @@
-"""Exact dot-product top-k over learned sparse vectors, in tiles of documents whose posting lists fit a memory bound.
+"""Search sparse vectors exactly: dot-product top-k in tiles of documents whose posting lists fit a memory bound.
 
 Each tile is turned into posting lists (one per term) and every query adds up the lists of its own terms, so the work is
 the number of matching (term, document) pairs. Sums run in float64 in ascending term order and are rounded once, so that
-scores and ties do not depend on the tile size. Making sparse vectors belongs to ``compute``.
+scores and ties do not depend on the tile size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SparseRows:
     """Sparse vectors as rows of one matrix in compressed row form (CSR).
 
     Attributes:
-        indptr: ``[n + 1] int64``; row ``i`` is ``indices[indptr[i]:indptr[i + 1]]`` and the same of ``values``.
+        indptr: ``[n + 1] int64``; row ``i`` is ``indices[indptr[i]:indptr[i + 1]]``, as in ``values``.
         indices: ``[n_weights] int32``, term numbers in ``[0, dimension)``; a term that repeats in a row counts as the
             sum.
         values: ``[n_weights] float32``, finite, not negative.
@@ -49,7 +49,7 @@ class SparseRows:
 
 
 def sparse_topk(documents: SparseRows, queries: SparseRows, k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
-    """The k documents with the highest positive dot product for every query.
+    """Find the k documents with the highest positive dot product for every query.
 
     The score of a pair is ``float32(sum_t float64(document_t) * float64(query_t))``, summed in ascending term order
     (the products are exact in float64). Order: score descending, then row ascending. Documents that score 0 are not
@@ -101,7 +101,7 @@ def _offer(best: BestSoFar, query: int, scores: NDArray[np.float32], start: int)
 
 
 def _postings(documents: SparseRows, start: int, stop: int) -> Any:
-    """Documents ``start`` to ``stop`` as a scipy CSC matrix ``[stop - start, dimension] float32``."""
+    """Make documents ``start`` to ``stop`` a scipy CSC matrix ``[stop - start, dimension] float32``."""
     import scipy.sparse  # slow to import, and only this stage needs it
 
     first, last = int(documents.indptr[start]), int(documents.indptr[stop])
@@ -113,7 +113,7 @@ def _postings(documents: SparseRows, start: int, stop: int) -> Any:
 
 
 def _sorted_by_term(queries: SparseRows) -> SparseRows:
-    """The queries with every row's terms ascending: the order in which scores are summed."""
+    """Sort the terms of every query: the order in which scores are summed."""
     _check_content(queries.indices, queries.values, queries.dimension, "sparse queries")
     of_query = np.repeat(np.arange(len(queries)), np.diff(queries.indptr))
     order = np.lexsort((queries.indices, of_query))
@@ -121,7 +121,7 @@ def _sorted_by_term(queries: SparseRows) -> SparseRows:
 
 
 def _tiles(documents: SparseRows, k: int, tile_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows, each as long as its posting lists and score buffers fit ``tile_bytes``."""
+    """Cut the rows into ranges, each as long as its posting lists and score buffers fit ``tile_bytes``."""
     fixed = _BYTES_PER_TERM * documents.dimension + _BYTES_PER_ROW * k
     room = min(tile_bytes - fixed, _BYTES_PER_WEIGHT * _WEIGHTS_PER_TILE)
 

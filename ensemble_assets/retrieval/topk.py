@@ -1,8 +1,8 @@
-"""The k best of many scored rows, kept tile by tile: the result type, and the packed keys that make its order exact.
+"""Collect the k best of many scored rows, tile by tile, in an exact order.
 
 A (score, row) pair is one unsigned 64-bit key: the high half falls as the score rises, the low half is the row.
 Ascending key order is then "score descending, row ascending", so the result does not depend on how the rows were cut
-into tiles. Computing scores belongs to ``dense_topk`` and ``sparse_topk``; frames and files to ``runs``.
+into tiles.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TopK:
 
 
 def pack(scores: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """One sortable key per (score, row): a smaller key is a better place.
+    """Pack each (score, row) into one sortable key: a smaller key is a better place.
 
     Args:
         scores: ``[n] float32``, finite. ``-0.0`` counts as ``0.0``.
@@ -53,7 +53,7 @@ def pack(scores: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.u
 
 
 def unpack(keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-    """Scores and rows of keys from :func:`pack`, in the shape of ``keys``."""
+    """Unpack scores and rows from keys of :func:`pack`, in the shape of ``keys``."""
     falling = (keys >> np.uint64(32)).astype(np.uint32)
     bits = np.where(falling & _SIGN, falling, ~falling & _MAGNITUDE)
     return bits.view(np.float32), keys.astype(np.uint32)
@@ -67,7 +67,7 @@ class BestSoFar:
         self._keys = np.full((n_queries, k), _NO_KEY, dtype=np.uint64)
 
     def floors(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Score of the k-th best row of queries ``start`` to ``stop``, ``[stop - start] float32``.
+        """Give the score of the k-th best row of queries ``start`` to ``stop``, ``[stop - start] float32``.
 
         ``-inf`` where fewer than k rows were seen. Rows seen later only get in with a higher score, or with the same
         score and a smaller row.
@@ -76,7 +76,7 @@ class BestSoFar:
         return np.where(last == _NO_KEY, np.float32(-np.inf), unpack(last)[0])
 
     def offer(self, queries: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Take candidates of several queries into account.
+        """Consider candidates of several queries.
 
         Args:
             queries: ``[n] int64``, ascending: which query each candidate is for.
@@ -90,21 +90,21 @@ class BestSoFar:
         affected = queries[starts]
         merged = np.full((len(affected), self.k + int(counts.max())), _NO_KEY, dtype=np.uint64)
         merged[:, : self.k] = self._keys[affected]
-        # Where each candidate goes in ``merged`` seen as one long array: behind the kept ones of its own query.
+        # Where each candidate goes in ``merged`` seen as one long array: behind the best ones of its own query.
         homes = np.arange(len(affected)) * merged.shape[1] + self.k - starts
         merged.reshape(-1)[np.arange(len(queries)) + np.repeat(homes, counts)] = pack(scores, rows)
         merged.sort(axis=1)
         self._keys[affected] = merged[:, : self.k]
 
     def offer_one(self, query: int, scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Take candidates of one query into account: ``scores`` and ``rows`` are ``[n]``, as for :meth:`offer`."""
+        """Consider candidates of one query: ``scores`` and ``rows`` are ``[n]``, as for :meth:`offer`."""
         if len(rows):
             merged = np.concatenate([self._keys[query], pack(scores, rows)])
             merged.sort()
             self._keys[query] = merged[: self.k]
 
     def result(self) -> TopK:
-        """What was kept."""
+        """Give the best rows."""
         scores, rows = unpack(self._keys)
         empty = self._keys == _NO_KEY
         scores[empty] = -np.inf

@@ -43,9 +43,15 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         ModelUnavailableError: if it has no padding token, as a BERT has.
     """
     vocabulary = load_vocabulary(ModelFiles(folder, "local", str(folder)))
-    if vocabulary.tokenizer.token_to_id(PAD) is None:
-        raise ModelUnavailableError(f"{folder.name}: its tokenizer lacks {PAD}. Choose a BERT model")
+    _pad_id(vocabulary, folder.name)
     return vocabulary
+
+
+def _pad_id(vocabulary: Vocabulary, name: str = "the model") -> int:
+    pad_id = vocabulary.tokenizer.token_to_id(PAD)
+    if pad_id is None:
+        raise ModelUnavailableError(f"{name}: its tokenizer lacks {PAD}. Choose a BERT model")
+    return pad_id
 
 
 def tokenise(vocabulary: Vocabulary, texts: Sequence[str], cap: int, limit: int | None = None) -> TokenBodies:
@@ -56,7 +62,6 @@ def tokenise(vocabulary: Vocabulary, texts: Sequence[str], cap: int, limit: int 
 
 def pad(table: TokenTable, rows: NDArray[np.int64], vocabulary: Vocabulary) -> Padded:
     """Pad the given rows of a token table to the longest of them."""
-    pad_id = int(vocabulary.tokenizer.token_to_id(PAD))
-    arrays = padded_arrays(table, Batch(rows, int(table.lengths[rows].max())), pad_id)
+    arrays = padded_arrays(table, Batch(rows, int(table.lengths[rows].max())), _pad_id(vocabulary))
     segments = np.zeros_like(arrays.ids) if arrays.types is None else arrays.types
     return Padded(*(torch.from_numpy(array) for array in (arrays.ids, arrays.mask.astype(np.int64), segments)))
