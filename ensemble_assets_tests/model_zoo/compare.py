@@ -43,8 +43,8 @@ FP32 = Tolerances()
 HALF = Tolerances(cosine=0.999, component=2e-2, weight=3e-2, score=3e-2)
 """For bf16 and fp16: eight bits of mantissa, two layers."""
 
-_SCORE_NOISE = 4e-6
-"""Differences of scores below this are rounding, whatever their spread: some thirty fp32 steps at 1."""
+_SCORE_NOISE = 8e-6
+"""Rounding, as a share of the largest score; the library itself differs by 1.4e-5 between batches of 32 and of 3."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _weights(outputs: Outputs, truth: Truth, tolerances: Tolerances) -> tuple[Ve
 def _scores(outputs: Outputs, truth: Truth, tolerances: Tolerances) -> tuple[Verdict, str]:
     """Compare with ``predict`` and with the logits; either will do, since an activation changes no order."""
     assert outputs.scores is not None
-    best: tuple[Verdict, str] | None = None
+    best: tuple[int, str] = (-1, "")
     for name, wanted in (("predict", truth.scores), ("logits", truth.logits)):
         assert wanted is not None
         off = np.abs(outputs.scores - wanted)
@@ -154,5 +154,5 @@ def _scores(outputs: Outputs, truth: Truth, tolerances: Tolerances) -> tuple[Ver
         detail = f"{near}/{off.size} pairs as {name}, max diff {np.nanmax(off):.2g} of spread {spread:.2g}"
         if near == off.size:
             return "equal", detail
-        best = best or ("wrong", detail)
-    return best or ("wrong", "no scores")
+        best = max(best, (near, detail), key=lambda pair: pair[0])
+    return "wrong", best[1]

@@ -147,7 +147,9 @@ TABLE = (
     ),
     _of("normalize-before-dense", build=dense("bert", after_pooling=normalize_first()), note="Normalize, then Dense"),
     _of("layer-norm", build=dense("bert", after_pooling=layer_norm()), note="LayerNorm after pooling"),
-    _of("cnn", build=dense("bert", before_pooling=convolution()), note="a CNN over token states"),
+    _of(
+        "cnn", build=dense("bert", before_pooling=convolution()), note="vectors depend on padding", expected="either",
+    ),
     _of(
         "layer-mixture",
         build=dense("bert", before_pooling=layer_mixture(), options={"output_hidden_states": True}),
@@ -188,7 +190,7 @@ TABLE = (
     _of("bigbird", build=dense("bigbird"), note="BigBird with full attention"),
     _of("longformer", build=dense("longformer"), note="windowed attention; its inputs are padded to the window"),
     _of("xlnet", build=dense("xlnet"), note="left padding, no limit of positions"),
-    _of("funnel", build=dense("funnel"), note="pooled layers inside; vectors depend on padding"),
+    _of("funnel", build=dense("funnel"), note="vectors depend on padding", expected="either"),
     _of("roberta-cased-cls", build=dense("roberta", "cls", prompts=_E5), note="byte-level pieces behind a prompt"),
     _of(
         "truncation-left", build=dense("bert", tokenizer={"truncation_side": "left"}),

@@ -22,7 +22,7 @@ class Layout:
         build: writes the model's files into an empty folder.
         note: what is special about it, and which published models look like it.
         expected: whether the product must give what sentence-transformers gives, or refuse the model; ``either`` for
-            deprecated pieces, which may be refused.
+            models that may be refused: deprecated pieces, and networks whose vectors depend on a batch's padding.
         owner: the organisation in the hub id; empty: one per kind, so that kinds may share names.
         ranking: whether the order of the dense search is compared too (models that are meant for dot products).
         entry: fields of the model's entry in a models file (profile ``custom``); None: chosen by its id.
