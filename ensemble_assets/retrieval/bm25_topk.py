@@ -66,7 +66,7 @@ def words(texts: pl.Series) -> pl.Series:
 
 
 def _singular(word: pl.Expr) -> pl.Expr:
-    """Count words: ``row, word, count``, sorted; with ``terms`` only these words, as ``row, term, count``."""
+    """Reduce ``-ies`` to ``-y`` and ``-es`` to ``-e``, and drop ``-s``, except after letters of other endings."""
     return (
         pl.when(word.str.contains("ies$"))
         .then(word.str.replace("([^ae])ies$", "${1}y"))
