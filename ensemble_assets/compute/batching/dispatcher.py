@@ -25,7 +25,7 @@ DEVICE_BUSY = "device_busy"  # other programs kept the memory
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait, in seconds.
+    """Longest waiting times, in seconds.
 
     Attributes:
         memory: for other processes to give memory back before a device is given up.

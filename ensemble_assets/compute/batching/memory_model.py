@@ -65,7 +65,7 @@ class PeakModel:
         return tuple(observation for members in self._classes.values() for observation in members)
 
     @property
-    def known(self) -> bool:
+    def fitted(self) -> bool:
         """Whether a batch was observed. The loaded model alone does not tell the memory of tokens."""
         return any(tokens for tokens, _ in self._classes)
 

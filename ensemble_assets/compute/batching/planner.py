@@ -40,7 +40,7 @@ _STRIKES = 8
 
 @dataclass(frozen=True)
 class PlannerSettings:
-    """How batches are planned.
+    """Settings of the batch planner.
 
     Attributes:
         sizes: limits of their size.
@@ -113,7 +113,7 @@ class BatchPlanner:
         rows: ``[m] int64``, the rows to run, each once.
         settings: how batches are planned.
         events: where decisions are reported.
-        known: batch sizes that earlier runs learned.
+        earlier: batch sizes that earlier runs learned.
 
     Attributes:
         sizes: the limits of the next batch.
@@ -127,13 +127,13 @@ class BatchPlanner:
         rows: NDArray[np.int64],
         settings: PlannerSettings,
         events: EventSink,
-        known: KnownSizes | None = None,
+        earlier: KnownSizes | None = None,
     ) -> None:
         self._lengths = np.maximum(lengths, 1)
         self._fresh = rows[np.argsort(-self._lengths[rows], kind="stable")]
         self._settings = settings
         self._events = events
-        self.sizes = SizeLimits(settings.sizes, int(self._lengths[rows].sum()), known)
+        self.sizes = SizeLimits(settings.sizes, int(self._lengths[rows].sum()), earlier)
         self.tally = Tally()
         self.failed: dict[int, str] = {}
         self._left = len(rows)
@@ -173,7 +173,7 @@ class BatchPlanner:
         self.tally.out_of_step += self._learned < self._planned - self._settings.lookahead + 1
         longest = int(self._lengths[part.rows[0]])
         batch = Batch(part.rows, longest)
-        predicted = int(self.sizes.model.predict(batch.tokens, longest)) if self.sizes.model.known else None
+        predicted = int(self.sizes.model.predict(batch.tokens, longest)) if self.sizes.model.fitted else None
         assignment = Assignment(self._planned, batch, predicted)
         self._planned += 1
         self._running[assignment.number] = (assignment, part)

@@ -71,7 +71,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownSizes:
-    """What runs have learned about batch sizes of one model on one kind of device.
+    """Knowledge of earlier runs about batch sizes of one model on one kind of device.
 
     Attributes:
         observations: peaks of batches, for the memory model.
@@ -143,7 +143,7 @@ class FailedSizes:
 
 
 def _explains(model: PeakModel, failure: Failure) -> bool:
-    return model.known and model.predict(failure.tokens, failure.longest) * (1 + model.error) > failure.cap_bytes
+    return model.fitted and model.predict(failure.tokens, failure.longest) * (1 + model.error) > failure.cap_bytes
 
 
 class SizeLimits:
@@ -171,7 +171,7 @@ class SizeLimits:
 
     def need(self, longest: int) -> float:
         """Predict the peak of a single row in bytes, error included; 0 before the first batch."""
-        return self.model.predict(longest, longest) * (1 + self.model.error) if self.model.known else 0.0
+        return self.model.predict(longest, longest) * (1 + self.model.error) if self.model.fitted else 0.0
 
     def allowed_tokens(self, longest: int, available_bytes: int, redone_tokens: int, probe: bool) -> float:
         """Return the largest batch that may be tried now, in padded tokens; may be less than one row.
@@ -190,7 +190,7 @@ class SizeLimits:
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
         tokens = min(tokens, worked * self._growth(worked, redone_tokens, probe))
-        if self.model.known:
+        if self.model.fitted:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
         return min(tokens, self._failed.bound(self.model, self._worked_tokens, self._affordable(redone_tokens, probe)))
 

@@ -1,1 +1,1 @@
-"""What can compute: one small interface with a CUDA, a host-memory and a simulated implementation, and discovery."""
+"""Compute devices: one interface for GPUs and the host, discovery, memory ceilings and leases."""

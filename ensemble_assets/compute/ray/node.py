@@ -27,7 +27,7 @@ LOCK_DIR_VARIABLE = "EMBEDDER_PATHS_LOCK_DIR"
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """How every node computes.
+    """Settings of every node.
 
     Attributes:
         on_cpu: workers, batches and limits of a node without GPUs.

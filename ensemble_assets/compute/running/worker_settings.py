@@ -1,4 +1,4 @@
-"""How rows are run through a model on the devices of a machine, and what one pass over rows gives."""
+"""Settings of the devices of a machine, and the result of one pass of rows through a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def widen_batches(settings: PlannerSettings, width: int) -> PlannerSettings:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How the devices of a machine are used.
+    """Settings of the devices of a machine.
 
     Attributes:
         batches: how batches are planned.

@@ -82,9 +82,9 @@ def test_a_batch_that_took_more_than_predicted_raises_the_error() -> None:
 def test_the_loaded_model_alone_says_nothing_about_batches() -> None:
     model = PeakModel()
     model.observe(0, 0, 3_000_000_000)
-    assert not model.known
+    assert not model.fitted
     model.observe(100, 100, 3_100_000_000)
-    assert model.known
+    assert model.fitted
 
 
 def test_small_batches_are_not_forgotten_while_large_ones_run() -> None:
