@@ -44,7 +44,7 @@ from ensemble_assets.telemetry.allowed_values import is_slug
 from ensemble_assets.telemetry.journal import Journal, journal_path
 from ensemble_assets.telemetry.log import log_failure
 from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricSpec, MetricValues, check_namespace, full_name
-from ensemble_assets.telemetry.span_record import SpanRecord
+from ensemble_assets.telemetry.span_record import ROOT, SpanRecord, SpanStart
 
 Signal = Literal["traces", "metrics"]
 
@@ -96,8 +96,8 @@ def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
     Raises:
         SettingsError: if the protocol is unknown or its package is not installed.
     """
-    disabled = variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    unwanted = variables.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip().lower() == "none"
+    disabled = _setting(variables, "OTEL_SDK_DISABLED") == "true"
+    unwanted = _setting(variables, f"OTEL_{signal.upper()}_EXPORTER") == "none"
     if disabled or unwanted or not _variable(variables, signal, "ENDPOINT"):
         return None
     protocol = _variable(variables, signal, "PROTOCOL") or "http/protobuf"
@@ -114,6 +114,10 @@ def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
             "Install it with: pip install 'ensemble-assets[otlp]', or unset OTEL_EXPORTER_OTLP_ENDPOINT"
         )
     return package
+
+
+def _setting(variables: Mapping[str, str], name: str) -> str:
+    return variables.get(name, "").strip().lower()
 
 
 def _variable(variables: Mapping[str, str], signal: Signal, name: str) -> str:
@@ -133,13 +137,10 @@ def otlp_exporter(variables: Mapping[str, str], signal: Signal, longest: float) 
     package = otlp_package(variables, signal)
     if package is None:
         return None
-    module, name = {
-        "traces": ("trace_exporter", "OTLPSpanExporter"),
-        "metrics": ("metric_exporter", "OTLPMetricExporter"),
-    }[signal]
-    exporters = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{module}")
+    exporters = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{package}.{signal[:-1]}_exporter")
+    make = exporters.OTLPSpanExporter if signal == "traces" else exporters.OTLPMetricExporter
     timeout = float(_variable(variables, signal, "TIMEOUT") or longest)
-    return getattr(exporters, name)(timeout=min(timeout, longest))
+    return make(timeout=min(timeout, longest))
 
 
 def resource_of(variables: Mapping[str, str], run: str) -> Resource:
@@ -172,6 +173,12 @@ class ProcessTelemetry:
         self._metrics: OtlpMetrics | None = None
         self.contained("otlp_traces", self._open_spans)
         self.contained("otlp_metrics", self._open_metrics)
+
+    def start_of(self, stage: str, at: float, *id_parts: str | int) -> SpanStart:
+        """Describe the start of a stage's span, or of the root span if ``stage`` is empty; ``id_parts`` name it."""
+        own = f"{ids.span_id(self.trace, *id_parts):016x}"
+        parent = f"{ids.span_id(self.trace, ROOT):016x}" if stage else ""
+        return SpanStart(str(id_parts[0]), own, parent, f"{self.trace:032x}", own, stage, at)
 
     def write_journal(self, write: Callable[[Journal], None]) -> None:
         """Write to the journal, if there is one and it works."""
@@ -218,16 +225,14 @@ class ProcessTelemetry:
 
     def _open_spans(self) -> None:
         exporter = otlp_exporter(self.options.otlp, "traces", self.options.timeout_seconds)
-        if exporter is not None:
-            self._spans = OtlpSpans(exporter, resource_of(self.options.otlp, self.run))
+        self._spans = exporter and OtlpSpans(exporter, resource_of(self.options.otlp, self.run))
 
     def _open_metrics(self) -> None:
         options = self.options
         exporter = otlp_exporter(options.otlp, "metrics", options.timeout_seconds) if options.metrics_enabled else None
-        if exporter is not None:
-            preference = options.otlp.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "")
-            delta = preference.strip().lower() == "delta"
-            self._metrics = OtlpMetrics(exporter, resource_of(options.otlp, self.run), options.namespace, delta)
+        preference = _setting(options.otlp, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE")
+        resource = resource_of(options.otlp, self.run)
+        self._metrics = exporter and OtlpMetrics(exporter, resource, options.namespace, preference == "delta")
 
 
 class OtlpSpans:
@@ -248,10 +253,10 @@ class OtlpSpans:
                 parent=_context(record.trace_id, record.parent_id) if record.parent_id else None,
                 resource=self._resource,
                 attributes=dict(record.attributes),
-                events=[OtlpEvent(event.name, _given(event), nanoseconds(event.at)) for event in events],
+                events=[OtlpEvent(event.name, _scalars(event), _nanoseconds(event.at)) for event in events],
                 status=Status(StatusCode.ERROR, str(error)) if record.status == "failed" else Status(),
-                start_time=nanoseconds(record.started_at),
-                end_time=nanoseconds(record.ended_at),
+                start_time=_nanoseconds(record.started_at),
+                end_time=_nanoseconds(record.ended_at),
                 instrumentation_scope=_SCOPE,
             )
         )
@@ -267,8 +272,12 @@ class OtlpSpans:
             raise ConnectionError
 
 
-def _given(event: Event) -> dict[str, str | int | float | bool]:
+def _scalars(event: Event) -> dict[str, str | int | float | bool]:
     return {name: value for name, value in event.facts.items() if value is not None}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
 
 
 def _context(trace_id: str, span_id: str) -> SpanContext:
@@ -324,8 +333,3 @@ class OtlpMetrics:
             ]
             data = Sum(points, temporality, is_monotonic=True) if spec.kind == "counter" else Gauge(points)
         return Metric(full_name(self._namespace, spec.name), spec.meaning, spec.unit, data)
-
-
-def nanoseconds(seconds: float) -> int:
-    """Convert Unix time to OpenTelemetry's unit."""
-    return int(seconds * 1e9)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, push_to_gateway, write_to_textfile
@@ -17,7 +19,7 @@ from prometheus_client.registry import Collector
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.exporters import ProcessTelemetry
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.metrics import COMMON_LABEL, METRICS, MetricSpec, MetricValues, full_name
+from ensemble_assets.telemetry.metrics import COMMON_LABEL, METRICS, MetricValues, full_name
 from ensemble_assets.telemetry.span_record import SpanRecord, metric_values
 
 JOB = "ensemble_assets"
@@ -30,27 +32,22 @@ class _Values(Collector):
         self._values = values
         self._namespace = namespace
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
-        for name in self._values.names():
-            yield _family(METRICS[name], self._values, self._namespace)
-
-
-def _family(spec: MetricSpec, values: MetricValues, namespace: str) -> Metric:
-    name, labels = full_name(namespace, spec.name), (COMMON_LABEL, *spec.labels)
-    if spec.kind == "histogram":
-        histogram = HistogramMetricFamily(name, spec.meaning, labels=labels)
-        for series, seen in values.histograms[spec.name].items():
-            bounds = [*(str(bound) for bound in spec.buckets), "+Inf"]
-            running = [sum(seen.counts[: i + 1]) for i in range(len(bounds))]
-            histogram.add_metric([value for _, value in series], list(zip(bounds, running, strict=True)), seen.total)
-        return histogram
-    family = (CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily)(name, spec.meaning, labels=labels)
-    for series, value in values.numbers[spec.name].items():
-        family.add_metric([label for _, label in series], value)
-    return family
+        for spec in map(METRICS.__getitem__, self._values.names()):
+            name, labels = full_name(self._namespace, spec.name), (COMMON_LABEL, *spec.labels)
+            if spec.kind == "histogram":
+                histogram = HistogramMetricFamily(name, spec.meaning, labels=labels)
+                bounds = [*map(str, spec.buckets), "+Inf"]
+                for series, seen in self._values.histograms[spec.name].items():
+                    buckets = list(zip(bounds, accumulate(seen.counts), strict=True))
+                    histogram.add_metric([label for _, label in series], buckets, seen.total)
+                yield histogram
+            else:
+                make = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
+                family = make(name, spec.meaning, labels=labels)
+                for series, value in self._values.numbers[spec.name].items():
+                    family.add_metric([label for _, label in series], value)
+                yield family
 
 
 def registry(values: MetricValues, namespace: str) -> CollectorRegistry:
@@ -77,24 +74,6 @@ def write_textfile(values: MetricValues, namespace: str, folder: Path, collectio
     return path
 
 
-def push(values: MetricValues, namespace: str, gateway: str, collection: str, timeout: float) -> None:
-    """Replace the collection's group at a Pushgateway (HTTP PUT).
-
-    Args:
-        values: to be pushed.
-        namespace: start of every metric name.
-        gateway: URL of the Pushgateway.
-        collection: grouping key besides the job.
-        timeout: seconds.
-
-    Raises:
-        OSError: if it cannot be reached or refuses.
-    """
-    push_to_gateway(
-        gateway, job=JOB, registry=registry(values, namespace), grouping_key={COMMON_LABEL: collection}, timeout=timeout
-    )
-
-
 def publish(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord], ended: SpanRecord) -> None:
     """Write the text file; push if the run is through or a stage failed. Failures are remembered, not raised.
 
@@ -105,25 +84,28 @@ def publish(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord
         ended: the stage that just ended.
     """
     options = process.options
-    folder = options.textfile_folder
 
-    def write() -> None:
-        assert folder is not None
+    def values() -> MetricValues:
+        if process.journal is None:
+            return metric_values(own)
+        spans = read_journal(process.journal.path, progress=False).spans
+        return metric_values(span for span in spans if span.collection == collection)
+
+    def write(folder: Path) -> None:
         with process.journal.exclusive() if process.journal else nullcontext():
-            write_textfile(_values(process, collection, own), options.namespace, folder, collection)
+            write_textfile(values(), options.namespace, folder, collection)
 
-    def send() -> None:
-        values = _values(process, collection, own)
-        push(values, options.namespace, options.pushgateway, collection, options.timeout_seconds)
+    def push() -> None:
+        """Replace the collection's group at the Pushgateway (HTTP PUT)."""
+        push_to_gateway(
+            options.pushgateway,
+            job=JOB,
+            registry=registry(values(), options.namespace),
+            grouping_key={COMMON_LABEL: collection},
+            timeout=options.timeout_seconds,
+        )
 
-    if folder is not None:
-        process.contained("textfile", write)
+    if options.textfile_folder is not None:
+        process.contained("textfile", partial(write, options.textfile_folder))
     if options.pushgateway and (ended.stage == TIMED_STAGES[-1] or ended.status == "failed"):
-        process.contained("pushgateway", send)
-
-
-def _values(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord]) -> MetricValues:
-    if process.journal is None:
-        return metric_values(own)
-    spans = read_journal(process.journal.path, progress=False).spans
-    return metric_values(span for span in spans if span.collection == collection)
+        process.contained("pushgateway", push)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ensemble_assets.telemetry.allowed_values import Scalar, declare
 from ensemble_assets.telemetry.exporters import ProcessTelemetry, TelemetryOptions
 from ensemble_assets.telemetry.journal import journal_path, read_journal
 from ensemble_assets.telemetry.prometheus import publish
-from ensemble_assets.telemetry.span_record import SpanRecord, SpanStart, Tally, stage_measurements
+from ensemble_assets.telemetry.span_record import ROOT, SpanRecord, Tally, stage_measurements
 from ensemble_assets.telemetry.spans import CURRENT, ActiveSpan, StageState, entered
 
 
@@ -39,12 +40,7 @@ class RunTelemetry:
         options: where telemetry goes; the default writes nothing.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        collection: str,
-        options: TelemetryOptions | None = None,
-    ) -> None:
+    def __init__(self, run_id: str, collection: str, options: TelemetryOptions | None = None) -> None:
         self.run_id = run_id
         self.collection = ids.public_name(collection)
         self.options = options or TelemetryOptions()
@@ -55,7 +51,7 @@ class RunTelemetry:
         self._lock = threading.RLock()
         self._open: list[ActiveSpan] = []
         self._ended: list[SpanRecord] = []
-        self._opened: dict[str, int] = {}
+        self._opened: Counter[str] = Counter()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,7 +74,18 @@ class RunTelemetry:
         Raises:
             ValueError: if the stage is none of these; a mistake of the caller, not of the user.
         """
-        span = self._begin(stage, attempt, attributes)
+        if stage not in TIMED_STAGES:
+            raise ValueError(f"no such stage; stages are {', '.join(TIMED_STAGES)}")
+        process = self._here()
+        with self._lock:
+            occurrence = self._opened[stage]
+            self._opened[stage] += 1
+        id_parts = (f"rag.{stage}", self.collection, attempt, occurrence)
+        identity: dict[str, Scalar] = {"run_id": process.run, "collection": self.collection, "stage": stage}
+        declared = declare(collection=(self.collection,), model=MODELS, revision=())
+        state = StageState(process, declared, Tally(self.collection, stage), identity, id_parts)
+        start = process.start_of(stage, time.time(), *id_parts)
+        span = ActiveSpan(state, start, {**attributes, "attempt": attempt})
         self._open.append(span)
         try:
             with entered(span):
@@ -103,11 +110,11 @@ class RunTelemetry:
         process = self._here()
         with ExitStack() as stack:
             process.write_journal(lambda journal: stack.enter_context(journal.exclusive()))
-            if process.journal is not None and _has_root(process.journal.path):
+            spans = read_journal(process.journal.path, progress=False).spans if process.journal else ()
+            if any(span.name == ROOT and span.status != "unfinished" for span in spans):
                 return None
-            root, trace = self._root_id(process), f"{process.trace:032x}"
             state = StageState(process, {}, Tally("", ""), {"run_id": process.run}, ())
-            span = ActiveSpan(state, SpanStart("rag.run", root, "", trace, root, "", started_at), {})
+            span = ActiveSpan(state, process.start_of("", started_at, ROOT), {})
             if failed is not None:
                 span.fail(failed)
             span.end(time.time() if ended_at is None else ended_at)
@@ -148,32 +155,6 @@ class RunTelemetry:
                 self._process = ProcessTelemetry(self.run_id, self.options)
             return self._process
 
-    def _begin(self, stage: str, attempt: int, attributes: Mapping[str, Value]) -> ActiveSpan:
-        if stage not in TIMED_STAGES:
-            raise ValueError(f"no such stage; stages are {', '.join(TIMED_STAGES)}")
-        process = self._here()
-        with self._lock:
-            occurrence = self._opened.get(stage, 0)
-            self._opened[stage] = occurrence + 1
-        id_parts = (f"rag.{stage}", self.collection, attempt, occurrence)
-        identity: dict[str, Scalar] = {"run_id": process.run, "collection": self.collection, "stage": stage}
-        declared = declare(collection=(self.collection,), model=MODELS, revision=())
-        state = StageState(process, declared, Tally(self.collection, stage), identity, id_parts)
-        span_id = f"{ids.span_id(process.trace, *id_parts):016x}"
-        start = SpanStart(
-            name=f"rag.{stage}",
-            span_id=span_id,
-            parent_id=self._root_id(process),
-            trace_id=f"{process.trace:032x}",
-            stage_id=span_id,
-            stage=stage,
-            started_at=time.time(),
-        )
-        return ActiveSpan(state, start, {**attributes, "attempt": attempt})
-
-    def _root_id(self, process: ProcessTelemetry) -> str:
-        return f"{ids.span_id(process.trace, 'rag.run'):016x}"
-
     def _finish(self, span: ActiveSpan) -> None:
         process = self._here()
         record = span.record()
@@ -185,11 +166,6 @@ class RunTelemetry:
         for exporter, error_type in process.pop_failures():
             span.emit("telemetry.export_failed", exporter=exporter, error_type=error_type)
         self._ended.append(span.record())
-
-
-def _has_root(journal: Path) -> bool:
-    spans = read_journal(journal, progress=False).spans
-    return any(span.name == "rag.run" and span.status != "unfinished" for span in spans)
 
 
 class CurrentSpanSink:

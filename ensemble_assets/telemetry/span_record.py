@@ -24,6 +24,8 @@ from ensemble_assets.telemetry.metrics import (
     full_name,
 )
 
+ROOT = "rag.run"
+"""Name of the span of the whole run."""
 MAX_EVENTS = 1000
 """Most events that a record keeps in full; further ones are only counted."""
 
