@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from ensemble_assets.common.defaults import CEILING_BYTES
 from ensemble_assets.common.stage_times import LIMIT_RATIO
 from ensemble_assets.export.read.bundle_reader import read_manifest
 from ensemble_assets.models.registry import MODELS, PROFILES
-from ensemble_assets.report.ranked_lists import plain_number, rank_moves, ranked_lists, score_lists, top_changed
+from ensemble_assets.report.ranked_lists import rank_moves, ranked_lists, score_lists, top_changed
 from ensemble_assets.settings import options
 from ensemble_assets.telemetry.allowed_names import FIELDS
-from ensemble_assets.telemetry.allowed_values import Scalar, is_slug
+from ensemble_assets.telemetry.allowed_values import Scalar, finite_number, is_slug
 from ensemble_assets.telemetry.journal import JournalContent, read_journal
 from ensemble_assets.telemetry.span_record import SpanRecord
 
-_LAYERS = ("default", "config file", ".env", "environment", "run")
+_LAYER = re.compile(r"default|config file|\.env|environment|run")
 _SOURCE = re.compile(
     r"(default|earlier materialisation of the stage|--[a-z-]+|[\w.-]+\.ya?ml [a-z_.]+|run config [a-z_.]+"
     r"|environment variable [A-Z_]+( in \.env)?)",
@@ -108,12 +109,25 @@ class Facts:
     warnings: int = 0
 
     @property
+    def times(self) -> tuple[tuple[str, float, float], ...]:
+        """Name, begin and length in seconds of each stage that ran, one after the other."""
+        ran = [(stage.name, stage.seconds) for stage in self.stages if stage.seconds is not None]
+        ends = accumulate((seconds for _, seconds in ran), initial=0.0)
+        return tuple((name, begin, seconds) for begin, (name, seconds) in zip(ends, ran, strict=False))
+
+    @property
     def reference(self) -> tuple[float | None, str]:
         """Seconds that the run is compared with, and their name: the stored baseline, else its own dense stage."""
         if self.baseline_seconds is not None:
             return self.baseline_seconds, "dense-only baseline"
-        own = (stage.seconds for stage in self.stages if stage.name == "dense" and stage.seconds is not None)
+        own = (seconds for name, _, seconds in self.times if name == "dense")
         return next(own, None), "this run's dense stage"
+
+    @property
+    def limit(self) -> tuple[str, float] | None:
+        """Name and seconds of the most that the run may take; None without a reference."""
+        seconds, name = self.reference
+        return (f"{name} {100 * (self.limit_ratio - 1):+.0f} %", seconds * self.limit_ratio) if seconds else None
 
     def ceiling(self, device: str) -> float | None:
         """Find the memory ceiling of a device in bytes: the recorded one; on GPUs else the default."""
@@ -145,6 +159,7 @@ def read_facts(
     manifest = read_manifest(bundle)
     ranked = list(ranked_lists(bundle))
     baseline = _section(manifest, "performance_baseline")
+    vectors = _section(_section(manifest, "sparse_run"), "vectors")
     journalled = read_journal(journal) if journal is not None else JournalContent()
     spans = {span.span_id: span.attributes for span in journalled.spans}
     if current is not None:
@@ -157,16 +172,14 @@ def read_facts(
         schema=_first_match(_SCHEMA, manifest.get("schema_version")) or "v4.0",
         chunks=_whole(manifest.get("chunk_count")),
         stages=tuple(_stages(manifest, spans)),
-        baseline_seconds=plain_number(baseline.get("dense_only_seconds")),
-        limit_ratio=plain_number(baseline.get("limit_ratio")) or LIMIT_RATIO,
+        baseline_seconds=finite_number(baseline.get("dense_only_seconds")),
+        limit_ratio=finite_number(baseline.get("limit_ratio")) or LIMIT_RATIO,
         ratios=_numbers(baseline, ("vs_sla", "vs_own_dense")),
         memory=tuple(_memory(journalled)),
         scores=score_lists(ranked, candidates),
         moves=np.array([move for lists in ranked for move in rank_moves(lists)], np.float64),
         top_changed=(sum(top_changed(lists) for lists in ranked), len(ranked)),
-        coverage=_numbers(
-            _section(_section(manifest, "sparse_run"), "vectors"), ("total", "available", "coverage_ratio")
-        ),
+        coverage=_numbers(vectors, ("total", "available", "coverage_ratio")),
         fallbacks=tuple(_fallbacks(manifest)),
         toggles=tuple(_toggles(manifest)),
         quality=_quality(quality if quality is not None else manifest.get("quality")),
@@ -185,12 +198,12 @@ def _section(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _whole(value: object) -> int | None:
-    number = plain_number(value)
+    number = finite_number(value)
     return int(number) if number is not None else None
 
 
 def _numbers(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
-    numbers = {name: plain_number(section.get(name)) for name in names}
+    numbers = {name: finite_number(section.get(name)) for name in names}
     return {name: number for name, number in numbers.items() if number is not None}
 
 
@@ -213,7 +226,7 @@ def _stages(manifest: Mapping[str, Any], journalled: Mapping[str, Mapping[str, S
         span = _section(spans, f"rag.{name}")
         attributes = {**_section(span, "attributes"), **journalled.get(str(span.get("span_id")), {})}
         run = {**_section(manifest, f"{name}_run"), **attributes}
-        seconds = plain_number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
+        seconds = finite_number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
         if not span and seconds is None:
             continue
         skipped = span.get("status") == "skipped" and seconds is None
@@ -222,21 +235,18 @@ def _stages(manifest: Mapping[str, Any], journalled: Mapping[str, Mapping[str, S
             status="skipped" if skipped else _fixed_word("outcome", run, "active"),
             reason=_fixed_word("reason", span, "") if seconds is None else "",
             seconds=seconds,
-            items=plain_number(run.get("items")),
-            tokens=plain_number(run.get("tokens")),
             device=_fixed_word("device", run, ""),
-            peak_bytes=plain_number(run.get("peak_bytes")),
-            ceiling_bytes=plain_number(attributes.get("ceiling_bytes")),
-            fallbacks=plain_number(run.get("fallback_count")),
-            truncated=plain_number(run.get("truncated")),
+            ceiling_bytes=finite_number(attributes.get("ceiling_bytes")),
+            fallbacks=finite_number(run.get("fallback_count")),
+            **_numbers(run, ("items", "tokens", "peak_bytes", "truncated")),
         )
 
 
 def _run_seconds(manifest: Mapping[str, Any], stage: str) -> float | None:
     """Find a stage's seconds in its section: ``seconds``, or ``latency_ms`` there or in its payload (rerank)."""
     run = _section(manifest, f"{stage}_run")
-    milliseconds = plain_number({**run, **_section(run, "payload")}.get("latency_ms"))
-    seconds = plain_number(run.get("seconds"))
+    milliseconds = finite_number({**run, **_section(run, "payload")}.get("latency_ms"))
+    seconds = finite_number(run.get("seconds"))
     return milliseconds / 1000 if seconds is None and milliseconds is not None else seconds
 
 
@@ -244,9 +254,9 @@ def _memory(journal: JournalContent) -> Iterator[Memory]:
     """Collect the samples of each device; of a stage too quick for the sampler, the memory after each batch."""
     samples: dict[str, dict[str, list[tuple[float, float]]]] = {"device.memory": {}, "batch.done": {}}
     for _, event in journal.samples:
-        device, used = _fixed_word("device", event.facts, ""), plain_number(event.facts.get("used_bytes"))
+        device, used = _fixed_word("device", event.facts, ""), finite_number(event.facts.get("used_bytes"))
         if event.name in samples and device and used is not None:
-            at = plain_number(event.facts.get("sampled_at")) or event.at
+            at = finite_number(event.facts.get("sampled_at")) or event.at
             samples[event.name].setdefault(device, []).append((at, used))
     for device, points in sorted({**samples["batch.done"], **samples["device.memory"]}.items()):
         times, used_bytes = np.array(sorted(points), np.float64).T
@@ -270,8 +280,8 @@ def _toggles(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]
     rows = _section(manifest, "feature_toggles").get("provenance")
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and isinstance(row.get("key"), str) and row["key"] in options():
-            layer = next((layer for layer in _LAYERS if layer == row.get("layer")), "")
-            yield row["key"], _setting(row.get("value")), layer, _first_match(_SOURCE, row.get("source"))
+            layer, source = _first_match(_LAYER, row.get("layer")), _first_match(_SOURCE, row.get("source"))
+            yield row["key"], _setting(row.get("value")), layer, source
 
 
 def _setting(value: object) -> str:
@@ -288,7 +298,7 @@ def _quality(value: object) -> dict[str, dict[str, float]]:
         name: {
             measure: number
             for measure, mean in means[name].items()
-            if isinstance(measure, str) and _MEASURE.fullmatch(measure) and (number := plain_number(mean)) is not None
+            if isinstance(measure, str) and _MEASURE.fullmatch(measure) and (number := finite_number(mean)) is not None
         }
         for name in stages.list_names()
         if isinstance(means.get(name), Mapping)

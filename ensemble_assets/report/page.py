@@ -71,30 +71,26 @@ def page_of(facts: Facts) -> str:
 
 
 def _figures(facts: Facts) -> dict[str, str]:
-    seconds = [stage.seconds for stage in facts.stages if stage.seconds is not None]
+    seconds = sum(seconds for *_, seconds in facts.times)
     return {
         "chunks": shown(facts.chunks) if facts.chunks is not None else "not recorded",
-        "stages, total": f"{shown(sum(seconds))} s" if seconds else "not recorded",
+        "stages, total": f"{shown(seconds)} s" if facts.times else "not recorded",
         "fallbacks": shown(sum(count for *_, count in facts.fallbacks)),
         "warnings in the manifest": shown(facts.warnings),
     }
 
 
 def _time(facts: Facts) -> Section | None:
-    ran = [(stage.name, stage.seconds) for stage in facts.stages if stage.seconds is not None]
-    if not ran:
+    if not facts.times:
         return None
     baseline, baseline_name = facts.reference
     rows = [Bar("dense-only", 0.0, facts.baseline_seconds)] if facts.baseline_seconds else []
-    total = 0.0
-    for name, seconds in ran:
-        rows.append(Bar(name, total, seconds))
-        total += seconds
+    rows += [Bar(*times) for times in facts.times]
+    total = sum(seconds for *_, seconds in facts.times)
     text = ["Each bar starts where the stage before it ended."]
     limits = []
-    if baseline:
-        limit_name = f"{baseline_name} {100 * (facts.limit_ratio - 1):+.0f} %"
-        limits = [Limit(baseline_name, baseline), Limit(limit_name, baseline * facts.limit_ratio)]
+    if baseline and facts.limit:
+        limits = [Limit(baseline_name, baseline), Limit(*facts.limit)]
         text.append(f"Total {total / baseline:.2f} times {baseline_name}; the limit is {facts.limit_ratio:.2f}.")
     if facts.baseline_seconds is None:
         text.append("No stored baseline of the plain engine: compared with the dense stage of the same run.")
@@ -116,23 +112,23 @@ def _stage_table(ran: Sequence[Stage]) -> Table:
 
 
 def _memory(facts: Facts) -> Section | None:
-    charts = [_memory_curve(memory, facts.ceiling(memory.device)) for memory in facts.memory]
+    charts = [
+        curve(f"Memory over time on {device.device}", device.times, device.used / 1e9, _ceiling(facts, device), "GB")
+        for device in facts.memory
+    ]
     peaks = [stage for stage in facts.stages if stage.peak_bytes]
     if peaks:
         rows = [Bar(f"{stage.name} {stage.device}"[:20], 0.0, (stage.peak_bytes or 0.0) / 1e9) for stage in peaks]
-        ceiling = max(filter(None, (facts.ceiling(stage.device) for stage in peaks)), default=None)
-        charts.append(bars("Peak per stage", rows, _ceiling(ceiling), "GB"))
+        charts.append(bars("Peak per stage", rows, _ceiling(facts, *peaks), "GB"))
     if not charts:
         return None
     text = "Memory in use on each device, all programs counted on GPUs. 1 GB is 10⁹ bytes."
     return Section("Memory", text, charts)
 
 
-def _memory_curve(memory: Memory, ceiling: float | None) -> Chart:
-    return curve(f"Memory over time on {memory.device}", memory.times, memory.used / 1e9, _ceiling(ceiling), "GB")
-
-
-def _ceiling(ceiling: float | None) -> list[Limit]:
+def _ceiling(facts: Facts, *users: Memory | Stage) -> list[Limit]:
+    """Make the highest memory ceiling of the devices of stages or curves a limit, in GB."""
+    ceiling = max(filter(None, (facts.ceiling(user.device) for user in users)), default=None)
     return [Limit(f"ceiling {shown(ceiling / 1e9)} GB", ceiling / 1e9)] if ceiling else []
 
 
@@ -194,11 +190,5 @@ def _settings(facts: Facts) -> Section | None:
 
 
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
-    _time,
-    _memory,
-    _quality,
-    _scores,
-    _moves,
-    _fallbacks,
-    _settings,
-)
+    _time, _memory, _quality, _scores, _moves, _fallbacks, _settings
+)  # fmt: skip

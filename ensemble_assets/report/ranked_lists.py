@@ -12,15 +12,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common import stages
+from ensemble_assets.telemetry.allowed_values import finite_number
 
+_COLUMNS = ("ranks", "fused_ranks", "fused_scores", "rerank_scores")
 RankedList = Mapping[str, list[float | None]]
-
-
-def plain_number(value: object) -> float | None:
-    """Return ``value`` if it is a finite number below 2**53, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < 2**53 else None  # false for NaN, too
 
 
 def ranked_lists(bundle: Path) -> Iterator[RankedList]:
@@ -33,12 +28,11 @@ def ranked_lists(bundle: Path) -> Iterator[RankedList]:
                 except ValueError:
                     continue
                 if isinstance(record, dict):
-                    names = ("ranks", "fused_ranks", "fused_scores", "rerank_scores")
-                    yield {name: _column(record.get(name)) for name in names}
-
-
-def _column(values: object) -> list[float | None]:
-    return [plain_number(value) for value in values] if isinstance(values, list) else []
+                    columns = {name: record.get(name) for name in _COLUMNS}
+                    yield {
+                        name: [finite_number(value) for value in values] if isinstance(values, list) else []
+                        for name, values in columns.items()
+                    }
 
 
 def rank_moves(lists: RankedList) -> list[float]:

@@ -16,7 +16,7 @@ from ensemble_assets.report.charts import (
     small_curve,
     small_histogram,
 )
-from ensemble_assets.report.facts import Facts, Memory
+from ensemble_assets.report.facts import Facts
 
 _MOST_DEVICES = 4
 """Devices whose memory is drawn; more would not fit."""
@@ -34,28 +34,19 @@ def small_pictures(facts: Facts) -> dict[str, Chart]:
 
 
 def _times(facts: Facts) -> Chart | None:
-    rows, begin = [], 0.0
-    for stage in facts.stages:
-        if stage.seconds is not None:
-            rows.append(Bar(stage.name, begin, stage.seconds))
-            begin += stage.seconds
-    if not rows:
-        return None
-    baseline, name = facts.reference
-    limit = f"{name} {100 * (facts.limit_ratio - 1):+.0f} %"
-    limits = [Limit(limit, baseline * facts.limit_ratio)] if baseline else []
-    return bars("Seconds per stage", rows, limits, "s", SMALL_WIDTH)
+    limits = [Limit(*facts.limit)] if facts.limit else []
+    rows = [Bar(*times) for times in facts.times]
+    return bars("Seconds per stage", rows, limits, "s", SMALL_WIDTH) if rows else None
 
 
 def _memory(facts: Facts) -> Chart | None:
-    curves = [_memory_of(memory, facts.ceiling(memory.device)) for memory in facts.memory[:_MOST_DEVICES]]
+    curves = []
+    for memory in facts.memory[:_MOST_DEVICES]:
+        ceiling = facts.ceiling(memory.device)
+        below = f", ceiling {shown(ceiling / 1e9)} GB (dashed)" if ceiling else ""
+        label = f"{memory.device}: at most {shown(float(memory.used.max()) / 1e9)} GB{below}"
+        curves.append(small_curve(label, memory.times, memory.used, ceiling))
     return grid("Memory over time", curves, 1) if curves else None
-
-
-def _memory_of(memory: Memory, ceiling: float | None) -> Chart:
-    below = f", ceiling {shown(ceiling / 1e9)} GB (dashed)" if ceiling else ""
-    label = f"{memory.device}: at most {shown(float(memory.used.max()) / 1e9)} GB{below}"
-    return small_curve(label, memory.times, memory.used, ceiling)
 
 
 def _scores(facts: Facts) -> Chart | None:

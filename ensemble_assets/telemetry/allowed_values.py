@@ -37,7 +37,7 @@ def count(meaning: str) -> Field:
     """Make a field for non-negative whole numbers."""
 
     def check(value: object, _: Declared) -> int | None:
-        plain = _finite(value)
+        plain = finite_number(value)
         return int(plain) if plain is not None and plain >= 0 and plain == int(plain) else None
 
     return Field(meaning, "whole number ≥ 0", check)
@@ -45,7 +45,7 @@ def count(meaning: str) -> Field:
 
 def number(meaning: str) -> Field:
     """Make a field for finite numbers."""
-    return Field(meaning, "finite number", lambda value, _: _finite(value))
+    return Field(meaning, "finite number", lambda value, _: finite_number(value))
 
 
 def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
@@ -119,7 +119,7 @@ def declare(**kinds: Iterable[str]) -> Declared:
 def plain_scalar(value: object) -> int | float | bool | None:
     """Return a boolean or a finite number as plain Python; None for anything else."""
     plain = _unwrapped(value)
-    return plain if isinstance(plain, bool) else _finite(plain)
+    return plain if isinstance(plain, bool) else finite_number(plain)
 
 
 def _unwrapped(value: object) -> object:
@@ -128,7 +128,8 @@ def _unwrapped(value: object) -> object:
     return item() if callable(item) and getattr(value, "ndim", None) == 0 else value
 
 
-def _finite(value: object) -> int | float | None:
+def finite_number(value: object) -> int | float | None:
+    """Return a finite number of at most 2**53 as plain Python; None for anything else, booleans too."""
     plain = _unwrapped(value)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         return None
