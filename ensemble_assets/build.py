@@ -8,11 +8,12 @@ from ensemble_assets.orchestration.assets import ALL_ASSETS, SERVING_ASSETS
 from ensemble_assets.orchestration.checks import ALL_CHECKS
 from ensemble_assets.orchestration.io_manager import artefacts
 from ensemble_assets.orchestration.jobs import build_jobs
-from ensemble_assets.orchestration.resources import Progress, SilentProgress, settings_resource
+from ensemble_assets.orchestration.resources import settings_resource
 from ensemble_assets.orchestration.run_end import TRACE_SENSORS
 from ensemble_assets.orchestration.schedules import nightly_schedule
 from ensemble_assets.orchestration.sensors import ALL_SENSORS
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.stage_run import Progress
 from ensemble_assets.settings import resolve
 
 _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
@@ -42,7 +43,7 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
         resources={
             "settings": settings_resource(current),
             "artefacts": artefacts,
-            "progress": progress or SilentProgress(),
+            "progress": progress or Progress(),
             "computing": computing or Computing(),
         },
         executor=dg.multiprocess_executor.configured(_STEP_PROCESSES),

@@ -13,6 +13,7 @@ from ensemble_assets.artefacts.records import FailedStage
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.pipeline.bundle_export import report_path
+from ensemble_assets.pipeline.stage_run import Progress
 
 _MARKS = {"failed": "[red]failed[/red]", "feature_disabled": "[dim]off[/dim]", "fallback": "[yellow]fallback[/yellow]"}
 _NUMBERS = ("seconds", "items/s", "peak memory", "fallbacks")
@@ -47,7 +48,7 @@ class CollectionOutcome:
         return report_path(self.bundle)
 
 
-class ConsoleProgress:
+class ConsoleProgress(Progress):
     """Progress on standard error: one line when a stage begins, one when it ends.
 
     Attributes:

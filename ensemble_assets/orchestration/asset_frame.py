@@ -1,15 +1,18 @@
 """Define assets and checks with the properties that all of them share."""
 
-from __future__ import annotations
-
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 
+from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.failure_policy import STEP_RETRY
 from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION_PER_RUN
+from ensemble_assets.orchestration.stage_step import stage_step
+
+Materialised: TypeAlias = dg.MaterializeResult[Artefact]
 
 OWNERS = ["team:retrieval"]
 GPU_POOL = "gpu"
@@ -17,11 +20,15 @@ GPU_POOL = "gpu"
 
 
 def collection_asset(
-    *, group: str, kinds: set[str], code_version: str, pool: str | None = None, first: bool = False
-) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    stage: str, *, group: str, kinds: set[str], code_version: str, pool: str | None = None, first: bool = False
+) -> Callable[[Callable[..., Materialised]], dg.AssetsDefinition]:
     """Define an asset with one partition per collection, whose values are sealed artefacts.
 
+    The function gets the open stage as ``run``, ``computing`` if it has such a parameter, and the artefacts of the
+    assets that its other parameters name.
+
     Args:
+        stage: name of the stage in spans, events and messages.
         group: in the UI.
         kinds: of technology, in the UI.
         code_version: changes when the asset's artefacts change with the same inputs and settings.
@@ -29,10 +36,22 @@ def collection_asset(
         first: whether the step runs before others that are ready too.
     """
 
-    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+    def decorate(function: Callable[..., Materialised]) -> dg.AssetsDefinition:
+        parameters = set(inspect.signature(function).parameters)
+        shared = parameters & {"computing"}
+
+        def step(context: dg.AssetExecutionContext, **artefacts: Artefact) -> Materialised:
+            resources = context.resources
+            with stage_step(context, resources.settings, resources.progress, stage) as run:
+                return function(run, **{name: getattr(resources, name) for name in shared}, **artefacts)
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy is beta; chosen knowingly
             return dg.asset(
+                name=function.__name__,
+                description=inspect.getdoc(function),
+                ins={name: dg.AssetIn() for name in parameters - shared - {"run"}},
+                required_resource_keys={"settings", "progress", *shared},
                 partitions_def=COLLECTIONS,
                 backfill_policy=ONE_COLLECTION_PER_RUN,
                 io_manager_key="artefacts",
@@ -43,7 +62,7 @@ def collection_asset(
                 pool=pool,
                 op_tags={"dagster/priority": "1"} if first else None,
                 retry_policy=STEP_RETRY,
-            )(function)
+            )(step)
 
     return decorate
 

@@ -1,4 +1,4 @@
-"""Dagster resources: the settings as one Launchpad form, and progress reporting. Nothing is opened or leased here.
+"""Make the Dagster resource of the settings as one Launchpad form. Nothing is opened or leased here.
 
 The form is generated from the settings models, so it has every option with its help text.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import dagster as dg
 from pydantic import Field, create_model
 
-from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.options import Names, Section, dotted, nested
@@ -106,25 +105,3 @@ def settings_run_config(overrides: Mapping[str, Any], sources: Mapping[str, str]
     """Return the run configuration that sets ``overrides`` (typed values by dotted key)."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     return {"resources": {"settings": {"config": {"sources": dict(sources), **nested(values)}}}}
-
-
-class Progress(Protocol):
-    """Shows the progress of stages. It receives numbers and names only."""
-
-    def stage_started(self, stage: str, collection: str) -> None:
-        """Report that a stage begins."""
-        ...
-
-    def stage_finished(self, collection: str, record: Record) -> None:
-        """Report the end of a stage; a ``FailedStage`` if it failed."""
-        ...
-
-
-class SilentProgress:
-    """Reports nothing. The default under Dagster, whose UI shows progress itself."""
-
-    def stage_started(self, stage: str, collection: str) -> None:
-        """Report nothing."""
-
-    def stage_finished(self, collection: str, record: Record) -> None:
-        """Report nothing."""

@@ -23,9 +23,9 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
 from ensemble_assets.orchestration.failure_policy import tried_again
-from ensemble_assets.orchestration.resources import Progress, SettingsForm
+from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.pipeline.from_settings import open_store, run_telemetry
-from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.pipeline.stage_run import Progress, StageRun
 
 Pictures = Mapping[str, dg.MetadataValue]
 Draw = Callable[[Artefact], Pictures]

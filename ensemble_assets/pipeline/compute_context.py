@@ -7,7 +7,7 @@ stage that runs it. Tests hand in other model factories.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
+    from ensemble_assets.compute.devices.lease import LeaseMaker
     from ensemble_assets.compute.running.local_runner import Runner
     from ensemble_assets.compute.running.run_table import TableRunner
     from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -51,49 +52,40 @@ class Computing:
         return TokenCache()
 
     def context(self, run: ComputeRun) -> ComputeContext:
-        """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process."""
+        """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process.
+
+        The nodes of a Ray cluster lease their own devices: nothing is leased or loaded here then.
+        """
         from ensemble_assets.compute.backends.forward import Runtime
         from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
         from ensemble_assets.compute.stages.context import ComputeContext
 
         options = run.settings.device
+        runtime = Runtime(precision=options.precision, threads=options.threads, backend="torch")
         if run.settings.cluster.engine == "ray":
-            return self._on_cluster(run)
-        devices = self._chosen(options)
-        lease = partial(
-            lease_devices,
-            lock_folder=lock_folder(run.settings.paths),
-            events=run.events,
-            devices=devices,
-            timeout=options.lease_timeout,
-            run=run.run_id,
-            gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
-        )
+            from ensemble_assets.compute.ray.cluster import cluster_lease
+
+            lease: LeaseMaker = cluster_lease
+            runner = _cluster_runner(run)
+        else:
+            devices = self._chosen(options)
+            on_cpu = all(device.torch_device == "cpu" for device in devices)
+            lease = partial(
+                lease_devices,
+                lock_folder=lock_folder(run.settings.paths),
+                events=run.events,
+                devices=devices,
+                timeout=options.lease_timeout,
+                run=run.run_id,
+                gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
+            )
+            runner = _runner(run, on_cpu=on_cpu)
+            backend = run.settings.encoding.backend if on_cpu else "torch"
+            runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
         return ComputeContext(
             lease=lease,
-            runner=_runner(run, devices),
-            runtime=Runtime(
-                precision=options.precision,
-                threads=options.threads,
-                backend=run.settings.encoding.backend if _on_cpu(devices) else "torch",
-                cache_folder=cache_folder(run.settings.paths),
-            ),
-            events=run.events,
-            tokens=self._tokens,
-            locate=partial(_located, run),
-        )
-
-    def _on_cluster(self, run: ComputeRun) -> ComputeContext:
-        """Encoders on the nodes of a Ray cluster, which lease their own devices; nothing is leased or loaded here."""
-        from ensemble_assets.compute.backends.forward import Runtime
-        from ensemble_assets.compute.ray.cluster import cluster_lease
-        from ensemble_assets.compute.stages.context import ComputeContext
-
-        options = run.settings.device
-        return ComputeContext(
-            lease=cluster_lease,
-            runner=_cluster_runner(run),
-            runtime=Runtime(precision=options.precision, threads=options.threads, backend="torch"),
+            runner=runner,
+            runtime=runtime,
             events=run.events,
             tokens=self._tokens,
             locate=partial(_located, run),
@@ -120,14 +112,9 @@ def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:
     return files
 
 
-def _on_cpu(devices: Sequence[Device]) -> bool:
-    return all(device.torch_device == "cpu" for device in devices)
-
-
-def _runner(run: ComputeRun, devices: Sequence[Device]) -> TableRunner:
+def _runner(run: ComputeRun, *, on_cpu: bool) -> TableRunner:
     from ensemble_assets.compute.running.local_runner import LocalRunner
 
-    on_cpu = _on_cpu(devices)
     return _reusing(run, LocalRunner(settings_of(run.settings, on_cpu=on_cpu)), on_cpu=on_cpu)
 
 
@@ -151,13 +138,12 @@ def _cluster_runner(run: ComputeRun) -> TableRunner:
 
 
 def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:
-    """Store the rows of a run below its collection's working folder, unless ``encoding.reuse`` is off."""
+    """Store the rows of a run below its collection's working folder, if it has one."""
     from ensemble_assets.compute.running.run_table import TableRunner
 
-    encoding = run.settings.encoding
-    if not encoding.reuse:
+    if run.working_folder is None:
         return TableRunner(runner)
-    shard_tokens = encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
+    shard_tokens = run.settings.encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
     return TableRunner(runner, run.working_folder / "rows", shard_tokens)
 
 

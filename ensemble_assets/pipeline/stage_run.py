@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ensemble_assets.artefacts.artefact import Artefact, ArtefactWriter
 from ensemble_assets.artefacts.stage_record import Record
@@ -19,34 +19,36 @@ from ensemble_assets.telemetry.spans import ActiveSpan
 
 R = TypeVar("R", bound=Record)
 
+_PROGRESS = frozenset(name for name, event in EVENTS.items() if event.category == "progress")
+"""Events that are written for every batch; they stay in the journal."""
 
-class ComputeRun(Protocol):
-    """The part of a run that a compute context is made from."""
 
-    @property
-    def settings(self) -> Settings:
-        """The resolved settings."""
-        ...
+class Progress:
+    """Receives the progress of stages, in numbers and names only. This one shows nothing: Dagster's UI does."""
 
-    @property
-    def events(self) -> EventSink:
-        """Where the stage reports."""
-        ...
+    def stage_started(self, stage: str, collection: str) -> None:
+        """Report that a stage begins."""
 
-    @property
-    def run_id(self) -> str:
-        """Identity of the run, noted in leases."""
-        ...
+    def stage_finished(self, collection: str, record: Record) -> None:
+        """Report the end of a stage; a ``FailedStage`` if it failed."""
 
-    @property
-    def span(self) -> ActiveSpan | None:
-        """The stage's open span."""
-        ...
 
-    @property
-    def working_folder(self) -> Path:
-        """Local folder of the collection, kept between runs."""
-        ...
+@dataclass(frozen=True)
+class ComputeRun:
+    """The part of a run that a compute context is made from.
+
+    Attributes:
+        run_id: noted in leases.
+        events: sink of the stage's events.
+        span: the stage's open span.
+        working_folder: has the rows of earlier runs; None to reuse and store none.
+    """
+
+    settings: Settings
+    run_id: str
+    events: EventSink
+    span: ActiveSpan | None = None
+    working_folder: Path | None = None
 
 
 @dataclass
@@ -78,9 +80,11 @@ class StageRun:
         return self.telemetry.sink(self.log)
 
     @property
-    def working_folder(self) -> Path:
-        """Local folder of this collection, kept between runs."""
-        return open_store(self.settings).working_folder(self.collection)
+    def to_compute(self) -> ComputeRun:
+        """The part for a compute context, with the collection's local folder unless ``encoding.reuse`` is off."""
+        reuse = self.settings.encoding.reuse
+        folder = open_store(self.settings).working_folder(self.collection) if reuse else None
+        return ComputeRun(self.settings, self.run_id, self.events, self.span, folder)
 
     @property
     def settings(self) -> Settings:
@@ -102,12 +106,7 @@ class StageRun:
             wall_seconds=round(self.elapsed(), 4),
             run_id=self.run_id,
             code_version=self.code_version,
-            events=tuple(event.as_json() for event in self.log.events if not _is_progress(event.name)),
+            events=tuple(event.as_json() for event in self.log.events if event.name not in _PROGRESS),
         )
         self.record = sealed
         return self.writer.seal(sealed)
-
-
-def _is_progress(event: str) -> bool:
-    """Whether an event is written for every batch; such events stay in the journal."""
-    return event in EVENTS and EVENTS[event].category == "progress"

@@ -83,7 +83,7 @@ def encode_dense_vectors(
         texts["text"],
         queries.frame("queries", columns=["text"])["text"],
         choose_models(run.settings.models).dense,
-        computing.context(run),
+        computing.context(run.to_compute),
         chunk_ids=texts["chunk_id"],
         **computing.factory("dense"),
     )
@@ -120,7 +120,7 @@ def encode_sparse_vectors(
         chunks.frame("chunks", columns=["metadata"])["metadata"],
         queries.frame("queries", columns=["text"])["text"],
         choose_models(run.settings.models).sparse,
-        computing.context(run),
+        computing.context(run.to_compute),
         enabled=enabled,
         top_k=run.settings.sparse.top_k,
         **computing.factory("sparse"),
@@ -154,7 +154,7 @@ def rerank_fused(
         searched_texts(chunks),
         queries.frame("queries", columns=["public_id", "text"]),
         choose_models(run.settings.models).rerank,
-        computing.context(run),
+        computing.context(run.to_compute),
         RerankOptions(run.settings.enable_rerank, options.depth, share, rerank_time(run, chunks, fused)),
         **computing.factory("rerank"),
     )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -20,9 +19,9 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import RUN
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries
+from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.planning.history import Observation
 from ensemble_assets.settings import Settings
-from ensemble_assets.telemetry.spans import ActiveSpan
 
 _SIZES = (8, 64)
 """Chunks of the two measurements. The embedded models take about a second for the larger one on two cores."""
@@ -57,26 +56,6 @@ def read_sample(settings: Settings, collection: Collection) -> Sample:
     return Sample(chunks, collection_queries(settings, collection, chunks).queries)
 
 
-@dataclass
-class StandaloneRun:
-    """A run of one stage outside Dagster, for ``Computing.context``. It reuses no results of earlier runs."""
-
-    stage: str
-    settings: Settings
-    run_id: str = field(default_factory=lambda: secrets.token_hex(16))
-    events: EventLog = field(default_factory=EventLog)
-    span: ActiveSpan | None = None
-
-    def __post_init__(self) -> None:
-        encoding = self.settings.encoding.model_copy(update={"reuse": False})
-        self.settings = self.settings.model_copy(update={"encoding": encoding})
-
-    @property
-    def working_folder(self) -> Path:
-        """Fail: only the reuse of results needs a folder."""
-        raise NotImplementedError
-
-
 def calibrate(stage: str, sample: Sample, settings: Settings, computing: Computing) -> list[Observation]:
     """Measure a stage at two sizes, so that loading and computing can be told apart.
 
@@ -97,7 +76,8 @@ def run_stage(stage: str, sample: Sample, settings: Settings, computing: Computi
     from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
     from ensemble_assets.compute.stages.sparse import encode_sparse
 
-    choice, context = choose_models(settings.models), computing.context(StandaloneRun(stage, settings))
+    choice = choose_models(settings.models)
+    context = computing.context(ComputeRun(settings, secrets.token_hex(16), EventLog()))  # no rows are reused
     texts, searched, query = sample.chunks["text"], sample.searched, sample.queries["text"].head(1)
     if stage == "dense":
         return encode_dense(texts, query, choice.dense, context, **computing.factory("dense")).record

@@ -1,14 +1,9 @@
-"""The assets, one file each."""
+"""The assets, one file per kind."""
 
-from ensemble_assets.orchestration.assets.chunks import chunks
-from ensemble_assets.orchestration.assets.dense import dense_embeddings
-from ensemble_assets.orchestration.assets.evaluation import evaluation
-from ensemble_assets.orchestration.assets.export import export_bundle
-from ensemble_assets.orchestration.assets.fusion import fused_candidates
-from ensemble_assets.orchestration.assets.qdrant import qdrant_collection
-from ensemble_assets.orchestration.assets.queries import queries
-from ensemble_assets.orchestration.assets.rerank import reranked_candidates
-from ensemble_assets.orchestration.assets.sparse import sparse_vectors
+from ensemble_assets.orchestration.assets.bundles import export_bundle, qdrant_collection
+from ensemble_assets.orchestration.assets.inputs import chunks, queries
+from ensemble_assets.orchestration.assets.ranking import evaluation, fused_candidates, reranked_candidates
+from ensemble_assets.orchestration.assets.vectors import dense_embeddings, sparse_vectors
 
 ALL_ASSETS = (
     chunks,

@@ -14,18 +14,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.collection.folders import discover
+from ensemble_assets.common.events import EventLog
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.planning.calibration import Sample, StandaloneRun, read_sample
+from ensemble_assets.pipeline.stage_run import ComputeRun
+from ensemble_assets.planning.calibration import Sample, read_sample
 from ensemble_assets.settings import Settings, resolve
 
 DENSE, SPARSE, RERANK = (MODELS[slug] for slug in ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"))
@@ -144,7 +145,7 @@ def ours_dense(work: Path) -> dict[str, Any]:
     """The dense stage, chunks and queries, and how its vectors agree with the plain ones."""
     from ensemble_assets.compute.stages.dense import encode_dense
 
-    sample, context = texts_of(work), _context(work, "dense")
+    sample, context = texts_of(work), _context(work)
     started = time.perf_counter()
     result = encode_dense(sample.chunks["text"], sample.queries["text"], (DENSE,), context)
     seconds = time.perf_counter() - started
@@ -161,7 +162,7 @@ def ours_sparse(work: Path) -> dict[str, Any]:
     """The sparse stage, and how its weights agree with the plain ones."""
     from ensemble_assets.compute.stages.sparse import encode_sparse
 
-    sample, context = texts_of(work), _context(work, "sparse")
+    sample, context = texts_of(work), _context(work)
     chunks = sample.searched
     started = time.perf_counter()
     result = encode_sparse(chunks, sample.chunks["metadata"], sample.queries["text"], (SPARSE,), context)
@@ -177,7 +178,7 @@ def ours_rerank(work: Path) -> dict[str, Any]:
     """The rerank stage on the pipeline's candidates, and how its scores agree with the plain ones."""
     from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 
-    sample, context = texts_of(work), _context(work, "rerank")
+    sample, context = texts_of(work), _context(work)
     candidates = pl.read_parquet(work / "made" / "candidates.parquet")
     chunks = sample.searched
     started = time.perf_counter()
@@ -228,11 +229,11 @@ PIECES: dict[str, Callable[[Path], dict[str, Any]]] = {
 """In the order in which they need each other's results."""
 
 
-def _context(work: Path, stage: str) -> Any:
+def _context(work: Path) -> Any:
     """Imports first, so that they are not counted."""
     import ensemble_assets.compute.stages.rerank  # noqa: F401 - with it everything that the three stages import
 
-    return Computing().context(cast("StageRun", StandaloneRun(stage, settings_for(work))))
+    return Computing().context(ComputeRun(settings_for(work), "benchmark", EventLog()))
 
 
 def _plain_seconds(started: float, loaded: float, ended: float, items: int) -> dict[str, Any]:

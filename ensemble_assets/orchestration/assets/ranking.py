@@ -1,0 +1,64 @@
+"""Assets ``fused_candidates``, ``reranked_candidates`` and ``evaluation``: ranked lists and their quality."""
+
+import polars as pl
+
+from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.orchestration.asset_frame import GPU_POOL, Materialised, collection_asset
+from ensemble_assets.orchestration.dagster_metadata import bars, histogram, table
+from ensemble_assets.orchestration.stage_step import Pictures, finish
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.first_stage import fuse_candidates
+from ensemble_assets.pipeline.quality_facts import GATED_MEASURE, evaluate_lists
+from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.pipeline.stages import rerank_fused
+
+
+@collection_asset("fusion", group="ranking", kinds={"polars", "numpy"}, code_version="4")
+def fused_candidates(
+    run: StageRun, chunks: Artefact, queries: Artefact, dense_embeddings: Artefact, sparse_vectors: Artefact
+) -> Materialised:
+    """Candidates per query with the rank and score that each first-stage list gave them."""
+    record = fuse_candidates(run, chunks, queries, dense_embeddings, sparse_vectors)
+    return finish(run, record, record.candidates, _draw_fused)
+
+
+def _draw_fused(fused: Artefact) -> Pictures:
+    scores = fused.frame("candidates", columns=["score"])["score"].to_numpy()
+    return {"fused_scores": histogram(scores, "Fused scores", "")}
+
+
+@collection_asset("rerank", group="ranking", kinds={"torch", "polars"}, code_version="3", pool=GPU_POOL)
+def reranked_candidates(
+    run: StageRun, computing: Computing, chunks: Artefact, queries: Artefact, fused_candidates: Artefact
+) -> Materialised:
+    """Every fused candidate in its final order; the fused order, flagged, where the reranker did not run."""
+    record = rerank_fused(run, computing, chunks, queries, fused_candidates)
+    return finish(run, record, fused_candidates.record.candidates, _draw_reranked)
+
+
+def _draw_reranked(reranked: Artefact) -> Pictures:
+    scored = reranked.frame("reranked").filter("reranked")
+    moved = scored["fused_rank"].cast(pl.Int64) - scored["rank"].cast(pl.Int64)
+    return {"places_moved": histogram(moved.to_numpy(), "Places moved up by reranking", "places")}
+
+
+# It runs before the export, whose report shows its figures.
+@collection_asset("evaluation", group="quality", kinds={"polars", "parquet"}, code_version="2", first=True)
+def evaluation(
+    run: StageRun, chunks: Artefact, queries: Artefact, fused_candidates: Artefact, reranked_candidates: Artefact
+) -> Materialised:
+    """nDCG@10, MRR@10, recall@100 and MAP of every first-stage list, the fused and the reranked one.
+
+    Derived probes are judged by the chunk that they were made from, and marked so. Without judgements, an empty
+    artefact marked ``no_judgements``.
+    """
+    record = evaluate_lists(run, chunks, queries, fused_candidates, reranked_candidates)
+    return finish(run, record, record.items * sum(map(len, record.means.values())), _draw_quality)
+
+
+def _draw_quality(evaluation: Artefact) -> Pictures:
+    means = evaluation.record.means
+    rows = [{"run": name, **{m: round(mean, 4) for m, mean in measures.items()}} for name, measures in means.items()]
+    gated = [measures[GATED_MEASURE] for measures in means.values()]
+    drawn = {GATED_MEASURE: bars(list(means), gated, GATED_MEASURE, "")} if means else {}
+    return {"quality": table(rows), **drawn}
