@@ -61,8 +61,7 @@ class Artefact(Generic[R]):
         Raises:
             ArtefactError: if a version wrote it that this one cannot read.
         """
-        record: R = read_record(self.index["facts"])  # type: ignore[assignment]
-        return record
+        return read_record(self.index["facts"])  # type: ignore[return-value]
 
     @property
     def began(self) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,38 +130,23 @@ def baselines(folder: Path) -> list[SlaBaseline]:
     """Read all stored baselines, by file name; damaged files are left out."""
     stored: list[SlaBaseline] = []
     for path in sorted((folder / _FOLDER).glob("*.json")):
-        try:
+        with suppress(ArtefactError):
             stored.append(_read(path))
-        except ArtefactError:
-            continue
     return stored
 
 
 def _read(path: Path) -> SlaBaseline:
+    from pydantic import TypeAdapter  # here, since workers import this module and never read a baseline
+
     try:
         content = json.loads(path.read_bytes())
-        if content.pop("version") != VERSION:
+        if content["version"] != VERSION:
             raise ValueError
-        content.pop("seconds")
-        host = content.pop("host")
-        return SlaBaseline(
-            **_own_fields(content, SlaBaseline, skipped=("host", "models")),
-            host=Host(str(host["cpu"]), int(host["cores"]), tuple(host["accelerators"])),
-            models=tuple(_model(model) for model in content["models"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        baseline = TypeAdapter(SlaBaseline).validate_python(content)
+        _ = baseline.seconds  # refuses a model without a repetition
+    except (OSError, ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
         raise ArtefactError(
             f"{_FOLDER}/{path.name} in the baselines folder: is not a stored baseline of this version. "
             "Measure it again with: ensemble-assets baseline sla"
         ) from None
-
-
-def _model(content: Mapping[str, Any]) -> ModelSeconds:
-    encoded = tuple(float(seconds) for seconds in content["encode_seconds"])
-    if not encoded:
-        raise ValueError
-    return ModelSeconds(str(content["slug"]), str(content["fingerprint"]), float(content["load_seconds"]), encoded)
-
-
-def _own_fields(content: Mapping[str, Any], kind: type[Any], skipped: Sequence[str]) -> dict[str, Any]:
-    return {item.name: content[item.name] for item in fields(kind) if item.name not in skipped}
+    return baseline

@@ -58,7 +58,6 @@ def baseline_path(folder: Path, collection: str) -> Path:
 def write_quality_baseline(folder: Path, baseline: QualityBaseline) -> Path:
     """Write the baseline in place of the earlier one; one query a line, so that a review shows the changed queries."""
     path = baseline_path(folder, baseline.collection)
-    path.parent.mkdir(parents=True, exist_ok=True)
     runs = list(baseline.per_query)
     queries = list(baseline.per_query[runs[0]]) if runs else []
     head = {

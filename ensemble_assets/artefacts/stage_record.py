@@ -87,17 +87,8 @@ class ModelFacts:
     @classmethod
     def of(cls, spec: ModelSpec, files: ModelFiles) -> ModelFacts:
         """Describe a model that is on this machine."""
-        return cls(
-            spec.slug,
-            spec.hf_model_id,
-            files.revision,
-            files.fingerprint,
-            spec.dimension,
-            spec.max_tokens,
-            spec.query_prefix,
-            spec.document_prefix,
-            spec.windows,
-        )
+        own = {item.name: getattr(spec, item.name) for item in fields(cls) if hasattr(spec, item.name)}
+        return cls(revision=files.revision, fingerprint=files.fingerprint, **own)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Keep artefact versions in ``<base>/<collection>/<asset>/<version folder>``, with a file ``current`` that names one.
 
-The base is a local folder (``LocalStore``) or any fsspec URL (``RemoteStore``). Stages always write and map local
+The base is a local folder or any fsspec URL. Stages always write and map local
 files. Publishing uploads a version to a remote base. Loading downloads it once into a local cache.
 """
 
@@ -11,10 +11,8 @@ import os
 import secrets
 import shutil
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,19 +38,27 @@ _STAMP = "%Y%m%dT%H%M%S"
 """First part of a version folder's name: UTC time at which its stage began."""
 
 
-class ArtefactStore(ABC):
+class ArtefactStore:
     """Artefacts by collection and asset.
 
     Args:
-        folder: local folder of the version folders.
+        folder: local folder of the version folders. With a remote base it holds copies.
         grace_seconds: a replaced version stays this long for readers that still use it.
         budget_bytes: most host memory that one frame of a loaded artefact may take.
+        remote: base of the published versions; None publishes in ``folder``.
     """
 
-    def __init__(self, folder: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        grace_seconds: float = 3600.0,
+        budget_bytes: int | None = None,
+        remote: UPath | None = None,
+    ) -> None:
         self._folder = folder
         self._grace_seconds = grace_seconds
         self._budget_bytes = budget_bytes
+        self._remote = remote
 
     def begin(self, collection: str, asset: str) -> ArtefactWriter:
         """Open a new version folder for writing. Remove the folders of earlier writers that were killed."""
@@ -66,21 +72,24 @@ class ArtefactStore(ABC):
         """Return the local folder for data of a collection that stays between runs. It holds no artefacts."""
         return self._folder / collection / ".working"
 
-    @abstractmethod
     def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
         """Make ``artefact`` the current version in one atomic replacement, then remove versions past their time."""
-
-    @abstractmethod
-    def _home(self, collection: str, asset: str) -> UPath:
-        """Return the folder that holds ``current`` and the published versions."""
-
-    @abstractmethod
-    def _local_version(self, collection: str, asset: str, name: str) -> Path:
-        """Return the local folder of a published version.
-
-        Raises:
-            ArtefactError: if the version is gone.
-        """
+        name, local, home = artefact.folder.name, artefact.folder.parent, self._home(collection, asset)
+        if self._remote is None:
+            (artefact.folder / _PUBLISHED).touch()
+            with atomic_write(local / _CURRENT) as stream:
+                stream.write(name.encode())
+            self._sweep_local(local, name)
+            return
+        (home / name).mkdir(parents=True, exist_ok=True)
+        for path in sorted(artefact.folder.iterdir(), key=lambda p: p.name == INDEX_NAME):  # the index last
+            (home / name / path.name).write_bytes(path.read_bytes())
+        (home / name / _PUBLISHED).write_text(repr(time.time()), encoding="utf-8")
+        (home / _CURRENT).write_text(name, encoding="utf-8")
+        (artefact.folder / _PUBLISHED).touch()
+        self._sweep_local(local, name)
+        with suppress(OSError):  # a base that forbids deletion keeps its versions; the run has succeeded
+            self._sweep_remote(home, name)
 
     def load(self, collection: str, asset: str) -> Artefact:
         """Return the current version, verified against its recorded sizes and content hashes.
@@ -119,6 +128,11 @@ class ArtefactStore(ABC):
         """Return whether a version was published."""
         return (self._home(collection, asset) / _CURRENT).exists()
 
+    def _home(self, collection: str, asset: str) -> UPath:
+        """Return the folder that holds ``current`` and the published versions."""
+        base = UPath(self._folder) if self._remote is None else self._remote
+        return base / collection / asset
+
     def _current(self, collection: str, asset: str) -> str:
         try:
             return (self._home(collection, asset) / _CURRENT).read_text(encoding="utf-8").strip()
@@ -127,84 +141,10 @@ class ArtefactStore(ABC):
                 f"{asset} of collection {collection} was never materialised here. Materialise it first"
             ) from None
 
-    def _sweep_local(self, home: Path, current: str) -> None:
-        """Remove local version folders whose grace time is over."""
-        versions: list[_Version] = []
-        for path in home.iterdir():
-            with suppress(FileNotFoundError, NotADirectoryError):  # not published, or just swept by another process
-                versions.append(_Version(path.name, (path / _PUBLISHED).stat().st_mtime))
-        for name in self._expired(versions, current):
-            shutil.rmtree(home / name, ignore_errors=True)
-
-    def _expired(self, versions: Iterable[_Version], current: str) -> list[str]:
-        """Return the names of replaced versions past their grace time, without the newest ``_KEPT_VERSIONS - 1``."""
-        cutoff = time.time() - self._grace_seconds
-        replaced = sorted(v.name for v in versions if v.name != current and v.published_at <= cutoff)
-        return replaced[: max(0, len(replaced) - (_KEPT_VERSIONS - 1))]
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A published version: its folder's name, and when it was published in seconds since the epoch."""
-
-    name: str
-    published_at: float
-
-
-class LocalStore(ArtefactStore):
-    """Artefacts below a local folder."""
-
-    def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
-        """Make ``artefact`` the current version in one atomic replacement, then remove versions past their time."""
-        home = artefact.folder.parent
-        (artefact.folder / _PUBLISHED).touch()
-        with atomic_write(home / _CURRENT) as stream:
-            stream.write(artefact.folder.name.encode())
-        self._sweep_local(home, artefact.folder.name)
-
-    def _home(self, collection: str, asset: str) -> UPath:
-        return UPath(self._folder / collection / asset)
-
     def _local_version(self, collection: str, asset: str, name: str) -> Path:
-        return self._folder / collection / asset / name
-
-
-class RemoteStore(ArtefactStore):
-    """Artefacts below an fsspec URL, with local copies.
-
-    Args:
-        base: the URL.
-        cache: local folder of the copies.
-        grace_seconds: as ``ArtefactStore``; counts for remote versions and for local copies.
-        budget_bytes: as ``ArtefactStore``.
-    """
-
-    def __init__(
-        self, base: UPath, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None
-    ) -> None:
-        # A folder per base: copies of one base must not count as replaced versions of another.
-        super().__init__(cache / "artefacts" / digest(str(base)), grace_seconds, budget_bytes)
-        self._base = base
-
-    def publish(self, collection: str, asset: str, artefact: Artefact) -> None:
-        """Upload ``artefact``, make it the current version, then remove versions past their time here and there."""
-        name, home = artefact.folder.name, self._home(collection, asset)
-        (home / name).mkdir(parents=True, exist_ok=True)
-        for path in sorted(artefact.folder.iterdir(), key=lambda p: p.name == INDEX_NAME):  # the index last
-            (home / name / path.name).write_bytes(path.read_bytes())
-        (home / name / _PUBLISHED).write_text(repr(time.time()), encoding="utf-8")
-        (home / _CURRENT).write_text(name, encoding="utf-8")
-        (artefact.folder / _PUBLISHED).touch()
-        self._sweep_local(artefact.folder.parent, name)
-        with suppress(OSError):  # a base that forbids deletion keeps its versions; the run has succeeded
-            self._sweep_remote(home, name)
-
-    def _home(self, collection: str, asset: str) -> UPath:
-        return self._base / collection / asset
-
-    def _local_version(self, collection: str, asset: str, name: str) -> Path:
+        """Return the local folder of a published version, downloaded if only the remote base has it."""
         folder = self._folder / collection / asset / name
-        if (folder / _PUBLISHED).is_file():
+        if self._remote is None or (folder / _PUBLISHED).is_file():
             return folder
         source = self._home(collection, asset) / name
         if not (source / INDEX_NAME).is_file():
@@ -216,18 +156,37 @@ class RemoteStore(ArtefactStore):
         self._sweep_local(folder.parent, name)
         return folder
 
+    def _sweep_local(self, home: Path, current: str) -> None:
+        """Remove local version folders whose grace time is over."""
+        published: dict[str, float] = {}
+        for path in home.iterdir():
+            with suppress(FileNotFoundError, NotADirectoryError):  # not published, or just swept by another process
+                published[path.name] = (path / _PUBLISHED).stat().st_mtime
+        for name in self._expired(published, current):
+            shutil.rmtree(home / name, ignore_errors=True)
+
     def _sweep_remote(self, home: UPath, current: str) -> None:
-        versions: list[_Version] = []
+        """Remove remote version folders whose grace time is over, and those of uploads that were killed."""
+        published: dict[str, float] = {}
         for folder in home.iterdir():
             if not folder.is_dir() or folder.name == current:
                 continue
             marker = folder / _PUBLISHED
             if marker.exists():
-                versions.append(_Version(folder.name, float(marker.read_text(encoding="utf-8"))))
+                published[folder.name] = float(marker.read_text(encoding="utf-8"))
             elif _began_at(folder.name) < time.time() - _UPLOAD_SECONDS:
                 folder.fs.rm(folder.path, recursive=True)
-        for name in self._expired(versions, current):
-            (home / name).fs.rm((home / name).path, recursive=True)
+        for name in self._expired(published, current):
+            home.fs.rm((home / name).path, recursive=True)
+
+    def _expired(self, published: Mapping[str, float], current: str) -> list[str]:
+        """Return the names of replaced versions past their grace time, without the newest ``_KEPT_VERSIONS - 1``.
+
+        ``published`` has the time of publication by name, in seconds since the epoch.
+        """
+        cutoff = time.time() - self._grace_seconds
+        replaced = sorted(name for name, at in published.items() if name != current and at <= cutoff)
+        return replaced[: max(0, len(replaced) - (_KEPT_VERSIONS - 1))]
 
 
 def artefact_store(
@@ -243,9 +202,11 @@ def artefact_store(
     """
     place = UPath(base)
     if place.protocol in ("", "file", "local"):
-        return LocalStore(Path(place.path).absolute(), grace_seconds, budget_bytes)
+        return ArtefactStore(Path(place.path).absolute(), grace_seconds, budget_bytes)
     # Other machines publish too, so a listing from a moment ago may be wrong.
-    return RemoteStore(UPath(base, use_listings_cache=False), cache, grace_seconds, budget_bytes)
+    remote = UPath(base, use_listings_cache=False)
+    # A folder per base: copies of one base must not count as replaced versions of another.
+    return ArtefactStore(cache / "artefacts" / digest(str(remote)), grace_seconds, budget_bytes, remote)
 
 
 def _remove_dead(home: Path) -> None:

@@ -17,7 +17,7 @@ from ensemble_assets.collection.readers.chunk_ids import MAX_ID_CHARACTERS, own_
 from ensemble_assets.collection.readers.formats import chunk_files_in, read_records
 from ensemble_assets.collection.readers.input_files import ReadLimits, too_large
 from ensemble_assets.collection.readers.json_values import encode_object, replace_surrogates
-from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place
+from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place, usable_text
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import CHUNKS, conform
 
@@ -115,7 +115,7 @@ class _Builder:
     def add(self, record: RawRecord) -> None:
         self.tally.records += 1
         source, position = record.source, record.position
-        raw = self._clean(record.text, record)
+        raw = usable_text(record.text, self.tally, source, position)
         if not raw.strip():
             self.tally.note("empty_text", source, position)
             return
@@ -128,7 +128,7 @@ class _Builder:
             "text": prepared.text,
             "rest": prepared.rest if self.keep_rest else "",
             "metadata": metadata,
-            "heading": self._heading(record),
+            "heading": " ".join(replace_surrogates(heading_of(record.metadata))[0].replace("\0", " ").split()) or None,
             "source": source,
             "position": position,
             "original_length": prepared.original_length,
@@ -161,12 +161,6 @@ class _Builder:
             self.tally.note("below_min_tokens", source, position)
         self.slices.append(part.filter(~few))
 
-    def _clean(self, text: str, record: RawRecord) -> str:
-        text, replaced = replace_surrogates(text)
-        self.tally.note("lone_surrogate", record.source, record.position, replaced)
-        self.tally.note("nul_in_text", record.source, record.position, text.count("\0"))
-        return text.replace("\0", " ")
-
     def _metadata(self, record: RawRecord) -> str:
         encoded = encode_object(record.metadata, record_place(record.source, record.position))
         self.tally.note("lone_surrogate", record.source, record.position, encoded.surrogates)
@@ -181,18 +175,13 @@ class _Builder:
             if given is None and record.metadata.get("chunk_id") is not None:
                 self.tally.note("unusable_chunk_id", source, position)
         elif len(given) > MAX_ID_CHARACTERS:
-            raise InputError(
-                record_place(source, position), f"has an id of more than {MAX_ID_CHARACTERS} characters", "Shorten it"
-            )
+            problem = f"has an id of more than {MAX_ID_CHARACTERS} characters"
+            raise InputError(record_place(source, position), problem, "Shorten it")
         if given is None:
             return plain_id(place_id(source, position))
         chunk_id = plain_id(given)
         self.tally.note("id_changed", source, position, int(chunk_id != given))
         return chunk_id
-
-    def _heading(self, record: RawRecord) -> str | None:
-        text, _ = replace_surrogates(heading_of(record.metadata))
-        return " ".join(text.replace("\0", " ").split()) or None
 
     def _token_count(self, record: RawRecord) -> int | None:
         given = record.metadata.get("token_count")

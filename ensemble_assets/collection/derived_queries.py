@@ -45,7 +45,8 @@ def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
     taken: set[str] = set()
     for texts in _sources(chunks):
         fit = [row for row in _fitting(texts, taken) if row not in chosen]
-        for row in _spread(fit, limit - len(chosen)):
+        count = min(limit - len(chosen), len(fit))
+        for row in (fit[index * len(fit) // count] for index in range(count)):  # at even distances
             chosen[row] = texts[row]
             taken.add(_key(texts[row]))
         if len(chosen) >= limit:
@@ -54,9 +55,9 @@ def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
         chosen[0] = _first_words(chunks["text"][0])
     rows = sorted(chosen)
     ids = chunks["chunk_id"].gather(rows) if rows else pl.Series([], dtype=pl.String)
-    return pl.DataFrame(
-        {"query_id": [_probe_id(c) for c in ids], "text": [chosen[row] for row in rows], "chunk_id": ids}, schema=PROBES
-    )
+    names = ["probe-" + hashlib.blake2b(chunk_id.encode(), digest_size=8).hexdigest() for chunk_id in ids]
+    texts = [chosen[row] for row in rows]
+    return pl.DataFrame({"query_id": names, "text": texts, "chunk_id": ids}, schema=PROBES)
 
 
 def _sources(chunks: pl.DataFrame) -> Iterator[list[str]]:
@@ -92,14 +93,3 @@ def _first_words(text: str) -> str:
 
 def _key(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """Return ``count`` of ``rows`` at even distances, or all if there are fewer."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[index * len(rows) // count] for index in range(count)]
-
-
-def _probe_id(chunk_id: str) -> str:
-    return "probe-" + hashlib.blake2b(chunk_id.encode(), digest_size=8).hexdigest()

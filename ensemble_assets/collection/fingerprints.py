@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ensemble_assets.collection.readers.formats import feeds_collection
@@ -70,25 +71,20 @@ def collection_fingerprint(folder: Path, hash_of: Callable[[Path], str] = file_h
     """
     digest = hashlib.blake2b(digest_size=16)
     for relative, path in sorted(collection_files(folder)):
-        digest.update(os.fsencode(relative) + b"\0" + _hash_or_mark(path, hash_of).encode() + b"\0")
+        try:
+            content = hash_of(path)
+        except OSError:
+            content = UNREADABLE
+        digest.update(os.fsencode(relative) + b"\0" + content.encode() + b"\0")
     return digest.hexdigest()
-
-
-def _hash_or_mark(path: Path, hash_of: Callable[[Path], str]) -> str:
-    try:
-        return hash_of(path)
-    except OSError:
-        return UNREADABLE
 
 
 def last_change(folder: Path) -> float:
     """Return when a file of the collection was last changed, in seconds since the epoch. 0 if it has no file."""
     times = [0.0]
     for _, path in collection_files(folder):
-        try:
+        with suppress(OSError):
             times.append(path.stat().st_mtime)
-        except OSError:
-            continue
     return max(times)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ensemble_assets.collection.legacy_sparse_vector import SparseEcho, sparse_echo
 
@@ -67,8 +67,14 @@ def enrich(own: Mapping[str, Any], chunk: ChunkRow, collection: CollectionFacts)
     """
     metadata: Metadata = dict(own)
     facts = _Facts(chunk, collection, sparse_echo(own.get("sparse_features")))
-    for key, apply, rule in _RULES:
-        apply(metadata, key, rule, facts)
+    if facts.echo is None:
+        metadata.pop("sparse_vector", None)
+    for key, when, rule in _RULES:
+        if (when == "if absent" and key in metadata) or (when == "if empty" and metadata.get(key)):
+            continue
+        value = rule(metadata, facts)
+        if value or key not in _NEVER_EMPTY:
+            metadata[key] = value
     return Enriched(metadata, facts.echo)
 
 
@@ -81,38 +87,9 @@ class _Facts(NamedTuple):
 
 
 _Rule = Callable[[Metadata, _Facts], Any]
-_Apply = Callable[[Metadata, str, _Rule, _Facts], None]
 
-
-def _always(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    metadata[key] = rule(metadata, facts)
-
-
-def _if_absent(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    if key not in metadata:
-        metadata[key] = rule(metadata, facts)
-
-
-def _if_not_empty(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    if value := rule(metadata, facts):
-        metadata[key] = value
-
-
-def _if_not_empty_and_absent(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    if key not in metadata:
-        _if_not_empty(metadata, key, rule, facts)
-
-
-def _if_empty(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    if not metadata.get(key):
-        _if_not_empty(metadata, key, rule, facts)
-
-
-def _or_removed(metadata: Metadata, key: str, rule: _Rule, facts: _Facts) -> None:
-    if (value := rule(metadata, facts)) is None:
-        metadata.pop(key, None)
-    else:
-        metadata[key] = value
+_When = Literal["always", "if absent", "if empty"]
+"""Whether a rule applies whatever the chunk has, only if it lacks the key, or also if its value is empty."""
 
 
 def _quality(metadata: Metadata, _: _Facts) -> float:
@@ -172,53 +149,52 @@ def _document_id(metadata: Metadata, _: _Facts) -> str | None:
     source = metadata.get("source_path") or metadata.get("source_file") or metadata.get("filename")
     if not source:
         return None
-    posix = _path(source).as_posix().lower()
+    posix = _path(str(source)).as_posix().lower()
     return hashlib.md5(posix.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
 
 
-def _path(value: Any) -> PurePosixPath:
-    """Return a path by POSIX rules, so that all hosts write the same bytes: a backslash is part of a name."""
-    return _posix_path(str(value))
-
-
 @lru_cache(maxsize=1 << 12)
-def _posix_path(text: str) -> PurePosixPath:
+def _path(text: str) -> PurePosixPath:
+    """Return a path by POSIX rules, so that all hosts write the same bytes: a backslash is part of a name."""
     return PurePosixPath(text)
 
 
 # In the contract's order. A rule may read keys that earlier rules have set.
-_RULES: tuple[tuple[str, _Apply, _Rule], ...] = (
-    ("global_chunk_id", _always, lambda m, f: f.chunk.row),
-    ("collection_priority", _always, lambda m, f: f.collection.priority),
-    ("quality_score", _always, _quality),
-    ("text_preprocessing_applied", _always, lambda m, f: True),
-    ("original_length", _always, lambda m, f: f.chunk.original_length),
-    ("processed_length", _always, lambda m, f: len(f.chunk.text)),
-    ("full_text_length", _always, lambda m, f: f.chunk.original_length),
-    ("kaggle_processing_timestamp", _always, lambda m, f: f.collection.clock),
-    ("model_target", _always, lambda m, f: f.collection.model),
-    ("embedding_dimension", _always, lambda m, f: f.collection.dimension),
-    ("qdrant_collection", _always, lambda m, f: f.collection.name),
-    ("collection_alias", _always, lambda m, f: f.collection.alias),
-    ("collection_hints", _always, _hints),
-    ("hierarchy_path", _always, _hierarchy),
-    ("qdrant_collection_hint", _always, lambda m, f: m["collection_hints"]),
-    ("payload_version", _if_absent, lambda m, f: "1.2"),
-    ("source_path", _if_absent, _source_path),
-    ("source_file", _if_absent, lambda m, f: m["source_path"]),
-    ("source_filename", _if_absent, lambda m, f: _path(m["source_file"]).name),
-    ("document_name", _if_absent, lambda m, f: _path(m["source_file"]).stem),
-    ("chunk_hash", _if_absent, lambda m, f: f.chunk.text_sha1[:16]),
-    ("content_digest", _if_absent, lambda m, f: m["chunk_hash"]),
-    ("content_type", _if_absent, lambda m, f: "hierarchical_section"),
-    ("search_keywords", _always, _keywords),
-    ("sparse_vector", _or_removed, lambda m, f: f.echo.as_json() if f.echo else None),
-    ("sparse_vector_tokens", _always, lambda m, f: f.echo.tokens if f.echo else []),
-    ("sparse_vector_weight_norm", _always, lambda m, f: f.echo.stats["weight_norm"] if f.echo else 0.0),
-    ("modal_hint", _if_not_empty, _modal_hint),
-    ("embedding_modal_hint", _if_not_empty_and_absent, _modal_hint),
-    ("document_id", _if_empty, _document_id),
+_RULES: tuple[tuple[str, _When, _Rule], ...] = (
+    ("global_chunk_id", "always", lambda m, f: f.chunk.row),
+    ("collection_priority", "always", lambda m, f: f.collection.priority),
+    ("quality_score", "always", _quality),
+    ("text_preprocessing_applied", "always", lambda m, f: True),
+    ("original_length", "always", lambda m, f: f.chunk.original_length),
+    ("processed_length", "always", lambda m, f: len(f.chunk.text)),
+    ("full_text_length", "always", lambda m, f: f.chunk.original_length),
+    ("kaggle_processing_timestamp", "always", lambda m, f: f.collection.clock),
+    ("model_target", "always", lambda m, f: f.collection.model),
+    ("embedding_dimension", "always", lambda m, f: f.collection.dimension),
+    ("qdrant_collection", "always", lambda m, f: f.collection.name),
+    ("collection_alias", "always", lambda m, f: f.collection.alias),
+    ("collection_hints", "always", _hints),
+    ("hierarchy_path", "always", _hierarchy),
+    ("qdrant_collection_hint", "always", lambda m, f: m["collection_hints"]),
+    ("payload_version", "if absent", lambda m, f: "1.2"),
+    ("source_path", "if absent", _source_path),
+    ("source_file", "if absent", lambda m, f: m["source_path"]),
+    ("source_filename", "if absent", lambda m, f: _path(str(m["source_file"])).name),
+    ("document_name", "if absent", lambda m, f: _path(str(m["source_file"])).stem),
+    ("chunk_hash", "if absent", lambda m, f: f.chunk.text_sha1[:16]),
+    ("content_digest", "if absent", lambda m, f: m["chunk_hash"]),
+    ("content_type", "if absent", lambda m, f: "hierarchical_section"),
+    ("search_keywords", "always", _keywords),
+    ("sparse_vector", "always", lambda m, f: f.echo.as_json() if f.echo else None),
+    ("sparse_vector_tokens", "always", lambda m, f: f.echo.tokens if f.echo else []),
+    ("sparse_vector_weight_norm", "always", lambda m, f: f.echo.stats["weight_norm"] if f.echo else 0.0),
+    ("modal_hint", "always", _modal_hint),
+    ("embedding_modal_hint", "if absent", _modal_hint),
+    ("document_id", "if empty", _document_id),
 )
+
+_NEVER_EMPTY = {"sparse_vector", "modal_hint", "embedding_modal_hint", "document_id"}
+"""Keys that are not set where their rule has no value."""
 
 LOADER_KEYS: tuple[str, ...] = tuple(key for key, _, _ in _RULES)
 """The keys that ``enrich`` may add, in the contract's order."""

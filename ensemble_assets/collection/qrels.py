@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import polars as pl
 
@@ -22,27 +20,9 @@ _INT32 = range(-(2**31), 2**31)
 _REMEDY = "A line is 'query-id 0 chunk-id relevance' (TREC) or 'query-id<TAB>chunk-id<TAB>relevance' (BEIR)"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Columns of a qrels line.
+_LAYOUTS = (("\t", 3), ("\t", 4), (None, 4), (None, 3))
+"""Accepted lines: separator (None: blanks) and number of columns. The last two are the chunk id and the relevance."""
 
-    Attributes:
-        separator: text between two columns; None for blanks.
-        fields: number of columns.
-        chunk: index of the chunk id.
-        relevance: index of the relevance.
-    """
-
-    separator: str | None
-    fields: int
-    chunk: int
-    relevance: int
-
-
-_TREC = _Layout(None, 4, 2, 3)
-_TREC_TABS = _Layout("\t", 4, 2, 3)
-_BEIR = _Layout("\t", 3, 1, 2)
-_THREE_COLUMNS = _Layout(None, 3, 1, 2)
 _HEADER = ("query-id", "corpus-id", "score")
 
 
@@ -57,16 +37,24 @@ def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
             the line.
     """
     seen: dict[tuple[str, str], tuple[int, int]] = {}
-    layout: _Layout | None = None
+    columns = 0
     tally.files += 1
-    for number, line in _lines(file):
-        where = f"{file.source}, line {number + 1}"
-        if layout is None:
-            layout = _layout_of(line, where)
-            if _is_header(line):
+    for number, text in read_lines(file, ReadLimits(record_bytes=_LINE_BYTES)):
+        where, line = f"{file.source}, line {number + 1}", text.rstrip("\r\n")
+        if not columns:
+            layouts = (layout for layout in _LAYOUTS if len(line.split(layout[0])) == layout[1])
+            separator, columns = next(layouts, (None, 0))
+            if not columns:
+                raise InputError(where, "is no judgement", _REMEDY)
+            if tuple(field.strip().casefold() for field in line.split("\t")) == _HEADER:
                 continue
         tally.records += 1
-        query_id, chunk_id, relevance = _parse(line, layout, where)
+        fields = [field.strip() for field in line.split(separator)]
+        if len(fields) != columns:
+            raise InputError(where, f"has {len(fields)} columns where the first line has {columns}", _REMEDY)
+        query_id, chunk_id, relevance = fields[0], plain_id(fields[-2]), _relevance(fields[-1], where)
+        if not query_id or not fields[-2]:
+            raise InputError(where, "has an empty id", _REMEDY)
         earlier = seen.setdefault((query_id, chunk_id), (relevance, number))
         if earlier[0] != relevance:
             raise InputError(
@@ -76,34 +64,8 @@ def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
             tally.note("duplicate_record", file.source, number)
     if not seen:
         tally.note("empty_file", file.source)
-    rows = [(query_id, chunk_id, relevance, number) for (query_id, chunk_id), (relevance, number) in seen.items()]
+    rows = [(*pair, *judgement) for pair, judgement in seen.items()]
     return pl.DataFrame(rows, schema=JUDGEMENTS, orient="row")
-
-
-def _lines(file: InputFile) -> Iterator[tuple[int, str]]:
-    for number, line in read_lines(file, ReadLimits(record_bytes=_LINE_BYTES)):
-        yield number, line.rstrip("\r\n")
-
-
-def _is_header(line: str) -> bool:
-    return tuple(field.strip().casefold() for field in line.split("\t")) == _HEADER
-
-
-def _layout_of(line: str, where: str) -> _Layout:
-    for layout in (_BEIR, _TREC_TABS, _TREC, _THREE_COLUMNS):
-        if len(line.split(layout.separator)) == layout.fields:
-            return layout
-    raise InputError(where, "is no judgement", _REMEDY)
-
-
-def _parse(line: str, layout: _Layout, where: str) -> tuple[str, str, int]:
-    fields = [field.strip() for field in line.split(layout.separator)]
-    if len(fields) != layout.fields:
-        raise InputError(where, f"has {len(fields)} columns where the first line has {layout.fields}", _REMEDY)
-    query_id, chunk_id = fields[0], fields[layout.chunk]
-    if not query_id or not chunk_id:
-        raise InputError(where, "has an empty id", _REMEDY)
-    return query_id, plain_id(chunk_id), _relevance(fields[layout.relevance], where)
 
 
 def _relevance(field: str, where: str) -> int:

@@ -13,8 +13,9 @@ from ensemble_assets.collection.derived_queries import derive_probes
 from ensemble_assets.collection.qrels import fit_qrels, read_qrels
 from ensemble_assets.collection.query_privacy import public_ids, query_hash
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, printable, read_lines
-from ensemble_assets.collection.readers.json_values import JsonReader, json_type, replace_surrogates, text_value
-from ensemble_assets.collection.readers.read_report import ReadReport, Tally
+from ensemble_assets.collection.readers.json_values import replace_surrogates, text_value
+from ensemble_assets.collection.readers.keyed_records import read_objects
+from ensemble_assets.collection.readers.read_report import ReadReport, Tally, usable_text
 from ensemble_assets.common.defaults import DERIVED_QUERIES
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
@@ -90,15 +91,16 @@ def load_queries(
             qrels_file = _only_one(folder, QRELS_FILES)
     if queries_file is None:
         if qrels_file is not None:
-            raise InputError(printable(qrels_file.name), "judges queries, but there is no queries file", _GIVE_QUERIES)
+            problem = "judges queries, but there is no queries file"
+            raise InputError(printable(qrels_file.name), problem, "Give the queries file too, or leave the qrels out")
         return _derived(chunks, key, derived_limit)
     tally = Tally()
-    given = read_queries(_input(queries_file), tally)
+    given = read_queries(InputFile(queries_file, printable(queries_file.name)), tally)
     if qrels_file is None:
         queries = _with_privacy(given, key, queries_file, ids_are_public)
         return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None)
     qrels_tally = Tally()
-    file = _input(qrels_file)
+    file = InputFile(qrels_file, printable(qrels_file.name))
     judgements = read_qrels(file, qrels_tally)
     if judged_only:
         given = _judged(given, judgements, queries_file, file, tally)
@@ -107,7 +109,6 @@ def load_queries(
     return QuerySet(queries, qrels, "file", True, tally.report(queries.height), qrels_tally.report(qrels.height))
 
 
-_GIVE_QUERIES = "Give the queries file too, or leave the qrels out"
 QRELS_EMPTY = pl.DataFrame(schema=dict(QRELS))
 
 
@@ -149,10 +150,6 @@ def _derived(chunks: pl.DataFrame, key: bytes, limit: int) -> QuerySet:
     )
 
 
-def _input(path: Path) -> InputFile:
-    return InputFile(path, printable(path.name))
-
-
 def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
     """Read a queries file into the columns ``query_id`` (unique), ``text`` and ``line`` (0-based).
 
@@ -170,7 +167,7 @@ def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
     seen: dict[str, tuple[str, int]] = {}
     for query_id, raw, number in read(file, tally):
         tally.records += 1
-        text = _clean(raw, file.source, number, tally)
+        text = usable_text(raw, tally, file.source, number).strip()
         if not text:
             tally.note("empty_text", file.source, number)
             continue
@@ -190,22 +187,9 @@ def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
     return frame
 
 
-def _clean(raw: str, source: str, number: int, tally: Tally) -> str:
-    text, replaced = replace_surrogates(raw)
-    tally.note("lone_surrogate", source, number, replaced)
-    tally.note("nul_in_text", source, number, text.count("\0"))
-    return text.replace("\0", " ").strip()
-
-
 def _jsonl(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
-    reader = JsonReader()
-    for number, line in read_lines(file, _LIMITS):
+    for item, number in read_objects(file, _LIMITS, tally):
         where = f"{file.source}, line {number + 1}"
-        before = reader.duplicate_keys
-        item = reader.parse(line, file.source, number + 1)
-        tally.note("duplicate_json_key", file.source, number, reader.duplicate_keys - before)
-        if not isinstance(item, dict):
-            raise InputError(where, f"is {json_type(item)}", "Every line of a JSONL file is an object")
         key = next((name for name in ID_KEYS if item.get(name) is not None), None)
         query_id = item[key] if key else None
         if isinstance(query_id, int) and not isinstance(query_id, bool):
@@ -219,14 +203,11 @@ def _jsonl(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
 
 def _tsv(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
     del tally
-    first = True
-    for number, line in read_lines(file, _LIMITS):
+    for place, (number, line) in enumerate(read_lines(file, _LIMITS)):
         query_id, tab, text = line.rstrip("\r\n").partition("\t")
         query_id = query_id.strip()
-        if first and (query_id.casefold(), text.strip().casefold()) in _TSV_HEADERS:
-            first = False
+        if not place and (query_id.casefold(), text.strip().casefold()) in _TSV_HEADERS:
             continue
-        first = False
         if not tab or not query_id:
             raise InputError(f"{file.source}, line {number + 1}", "is not an id, a tab and a text", "Correct the line")
         yield query_id, text, number

@@ -86,32 +86,21 @@ def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -
         os.close(lock)
 
 
-def put_in_place(partial: Path, path: Path, exchange: Callable[[Path, Path], bool] | None = None) -> None:
-    """Rename ``partial`` to ``path``. A folder that was at ``path`` is afterwards at ``partial``.
-
-    Args:
-        partial: a folder beside ``path``.
-        path: a folder, or nothing yet.
-        exchange: swaps two existing folders and returns whether it could; the system's own call unless given.
-    """
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename the folder ``partial`` to ``path`` beside it. A folder that was at ``path`` is then at ``partial``."""
     if not path.exists():
         try:
             partial.rename(path)
+            return
         except OSError as error:  # another run was first
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        else:
-            return
-    if not (exchange or exchange_folders)(partial, path):
-        _rename_twice(partial, path)
-
-
-def _rename_twice(partial: Path, path: Path) -> None:
-    aside = partial.with_suffix(".old")
-    with _lock(path):
-        path.rename(aside)
-        partial.rename(path)
-        aside.rename(partial)
+    if not exchange_folders(partial, path):
+        aside = partial.with_suffix(".old")
+        with _lock(path):
+            path.rename(aside)
+            partial.rename(path)
+            aside.rename(partial)
 
 
 def exchange_folders(one: Path, other: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 DeviceKind = Literal["none", "cpu", "cuda", "cluster"]
 """none: nothing ran; cpu: this host's processor; cuda: NVIDIA GPUs; cluster: nodes of a Ray cluster."""
@@ -37,23 +37,19 @@ class UsedDevices:
         return {"kind": self.kind, "uuids": list(self.uuids)}
 
     @classmethod
-    def from_json(cls, value: object) -> UsedDevices:
+    def from_json(cls, value: Any) -> UsedDevices:
         """Read ``as_json``, or the label that versions before 0.2 stored.
 
         Raises:
             ValueError: for anything else.
         """
+        if value in get_args(DeviceKind):
+            return cls(value)
         if isinstance(value, str):
-            return cls._of_label(value)
+            return cls("cuda", tuple(value.split(",")))
         if isinstance(value, dict) and value.get("kind") in get_args(DeviceKind):
             return cls(value["kind"], tuple(str(uuid) for uuid in value.get("uuids", ())))
         raise ValueError(f"not a device record: {value!r:.80}")
-
-    @classmethod
-    def _of_label(cls, label: str) -> UsedDevices:
-        if label in get_args(DeviceKind):
-            return cls(label)  # type: ignore[arg-type]
-        return cls("cuda", tuple(label.split(",")))
 
 
 def merge_devices(parts: Iterable[UsedDevices]) -> UsedDevices:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,10 +48,8 @@ def library_versions() -> dict[str, str]:
     """Return the versions of the installed libraries on which the speed of models depends."""
     versions: dict[str, str] = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.models.model_files import ModelFiles
@@ -63,11 +63,8 @@ def _limits(config: dict[str, Any], tokenizer: dict[str, Any]) -> list[int]:
 
 def _own_pooling(spec: ModelSpec, files: ModelFiles) -> Pooling:
     """Return the pooling in a sentence-transformers folder; that of the spec if the folder has none."""
-    strange = [
-        str(module.get("type", "")).rsplit(".", 1)[-1]
-        for module in cast("list[dict[str, Any]]", _read(files, "modules.json") or [])
-        if str(module.get("type", "")).rsplit(".", 1)[-1] not in _PLAIN_MODULES
-    ]
+    modules = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in _read(files, "modules.json") or []]
+    strange = [module for module in modules if module not in _PLAIN_MODULES]
     if strange:
         raise ModelUnavailableError(
             f"{spec.slug}: has a module {strange[0]} after its encoder, which is not supported. Choose another model"

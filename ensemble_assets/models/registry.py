@@ -231,23 +231,20 @@ MODELS: MappingProxyType[str, ModelSpec] = MappingProxyType({spec.slug: spec for
 
 PROFILES: MappingProxyType[str, Profile] = MappingProxyType(
     {
-        profile.name: profile
-        for profile in (
-            Profile(
-                name="embedded",
-                dense=("all-minilm-l6-v2",),
-                sparse=("splade-tiny",),
-                rerank="ensemble-reranker-tiny",
-                purpose="everything from installed packages and this repository: no network, no GPU needed",
-            ),
-            Profile(
-                name="kaggle-t4x2",
-                dense=("jina-code-embeddings-1.5b", "bge-m3", "qwen3-embedding-0.6b"),
-                sparse=("splade-pp-en-v1",),
-                rerank="bge-reranker-v2-m3",
-                purpose="two T4s of 16 GB; models come from the Hugging Face hub",
-            ),
-        )
+        "embedded": Profile(
+            name="embedded",
+            dense=("all-minilm-l6-v2",),
+            sparse=("splade-tiny",),
+            rerank="ensemble-reranker-tiny",
+            purpose="everything from installed packages and this repository: no network, no GPU needed",
+        ),
+        "kaggle-t4x2": Profile(
+            name="kaggle-t4x2",
+            dense=("jina-code-embeddings-1.5b", "bge-m3", "qwen3-embedding-0.6b"),
+            sparse=("splade-pp-en-v1",),
+            rerank="bge-reranker-v2-m3",
+            purpose="two T4s of 16 GB; models come from the Hugging Face hub",
+        ),
     }
 )
 
@@ -256,13 +253,18 @@ def model_spec(name: str, kind: ModelKind) -> ModelSpec:
     """Return the model of the given kind that a user calls ``name``.
 
     Accepted are a registered slug, the full Hugging Face id of a registered model (the two are one model), any other
-    Hugging Face id, and the path of a local folder, which begins with ``.``, ``/`` or ``~``.
+    Hugging Face id, and the path of a local folder, which begins with ``.``, ``/`` or ``~``. Such a folder is in
+    Hugging Face layout, and its name becomes the slug.
 
     Raises:
-        SettingsError: if the name is unknown or names a model of another kind.
+        SettingsError: if the name is unknown or names a model of another kind, or if there is no such folder.
     """
     if name.startswith((".", "/", "~")):
-        return folder_spec(name, kind)
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise SettingsError(f"the model {name!r} is no folder on this machine. Correct the path")
+        title = folder.resolve().name
+        return _unregistered(title, f"local/{title}", FolderSource(str(folder)), kind)
     spec = MODELS.get(name) or _BY_HUB_ID.get((name.lower(), kind))
     if spec is None and "/" in name:
         return hub_spec(name, kind)
@@ -279,41 +281,22 @@ _BY_HUB_ID = {
     (spec.source.repository.lower(), spec.kind): spec for spec in _SPECS if isinstance(spec.source, HubSource)
 }
 
-_HUB_DEFAULTS: dict[ModelKind, tuple[Pooling, int, int]] = {
-    "dense": ("mean", 0, 512),
-    "sparse": ("splade_max", 0, 512),
-    "rerank": ("cross_encoder", 1, 512),
-}
-
 
 def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:
     """Return a spec for an unregistered Hugging Face id. Its dimension is read from the model's files."""
     return _unregistered(repository.rsplit("/", 1)[-1], repository, HubSource(repository), kind)
 
 
-def folder_spec(path: str, kind: ModelKind) -> ModelSpec:
-    """Return a spec for a local folder in Hugging Face layout; its slug is the folder's name.
-
-    Raises:
-        SettingsError: if there is no such folder.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise SettingsError(f"the model {path!r} is no folder on this machine. Correct the path")
-    name = folder.resolve().name
-    return _unregistered(name, f"local/{name}", FolderSource(str(folder)), kind)
-
-
 def _unregistered(name: str, hf_model_id: str, source: Source, kind: ModelKind) -> ModelSpec:
-    pooling, dimension, max_tokens = _HUB_DEFAULTS[kind]
+    """Describe a model by its kind alone. ``model_config.complete_spec`` completes it from the model's files."""
     slug = _NOT_IN_SLUGS.sub("-", name.lower()).strip("-.")
     return ModelSpec(
         slug=slug or "model",
         kind=kind,
         hf_model_id=hf_model_id,
         source=source,
-        dimension=dimension,
-        max_tokens=max_tokens,
-        pooling=pooling,
+        dimension=1 if kind == "rerank" else 0,
+        max_tokens=512,
+        pooling=POOLINGS[kind][0],
         licence="unknown",
     )

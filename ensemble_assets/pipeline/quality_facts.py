@@ -17,11 +17,11 @@ from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import RANKING_STAGES, STAGE
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.evaluation import evaluate
+from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 from ensemble_assets.retrieval.ranked_lists import with_chunk_ids
 
 FINAL_RUN = "reranked"
 """The list that users get."""
-GATED_MEASURE = "nDCG@10"
 
 _FUSION_FACTS = ("method", "parameters", "dense_share", "lexical_share", "depth")
 _SETTINGS = (*_FUSION_FACTS, "weight", "top_k", "index_space")

@@ -194,12 +194,10 @@ def _checked_shares(models: Sequence[DenseModel]) -> NDArray[np.float64]:
                 f"{shapes[0]} and {shapes[1]}. Materialise the embeddings of all models for the same collection"
             )
         if not (np.isfinite(model.weight) and model.weight > 0):
-            raise StageError(
-                f"{model.name}: weight {model.weight}; expected a positive number. Correct or leave it out"
-            )
+            problem = f"weight {model.weight}; expected a positive number. Correct or leave it out"
+            raise StageError(f"{model.name}: {problem}")
     weights = np.array([model.weight for model in models], dtype=np.float64)
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
+    return weights / float(weights.sum())
 
 
 def _tile_shape(n_rows: int, n_queries: int, k: int, n_models: int, tile_bytes: int) -> tuple[int, int]:
@@ -233,5 +231,4 @@ def _norms_above(vectors: NDArray[np.float32], name: str, what: str, first: int)
             f"{name}: the vector of {what} {first + int(bad[0])} is not finite ({len(bad)} such in this tile). "
             "Materialise the embeddings again"
         )
-    norms: NDArray[np.float64] = np.sqrt(squares + vectors.shape[1] * _SMALLEST_NORMAL)
-    return norms
+    return np.sqrt(squares + vectors.shape[1] * _SMALLEST_NORMAL)

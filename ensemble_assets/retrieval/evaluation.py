@@ -57,11 +57,6 @@ class Evaluation:
         rows = self.summary.filter(pl.col("measure") == measure)
         return dict(rows.select("run", "mean").iter_rows()) if self.queries else {}
 
-    def table_rows(self) -> list[dict[str, str | int | float | bool | None]]:
-        """Give one row per run with all measures, for tables."""
-        runs = list(dict.fromkeys(self.summary["run"])) if self.queries else []
-        return [{"run": run, **{name: round(self.means(name)[run], 4) for name in MEASURES}} for run in runs]
-
 
 def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluation:
     """Measure every run on every query that has a relevant judgement.

@@ -7,8 +7,9 @@ would look better than they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def fit_weights(
         )
     judged = pl.col("public_id").is_in(training_qrels["public_id"].unique().implode())
     lists = [replace(each, run=each.run.filter(judged)) for each in lists]
-    points = [tuple(count / steps for count in counts) for counts in _compositions(steps, len(lists))]
+    counts = (counts for counts in product(range(steps + 1), repeat=len(lists)) if sum(counts) == steps)
+    points = [tuple(count / steps for count in point) for point in counts]
     qualities = [_quality(lists, point, chunk_ids, training_qrels, method) for point in points]
     equal = (1 / len(lists),) * len(lists)
     best = min(range(len(points)), key=lambda i: (-qualities[i], _distance(points[i], equal), [-w for w in points[i]]))
@@ -113,16 +115,6 @@ def _distance(weights: Sequence[float], equal: Sequence[float]) -> float:
     return round(sum((weight - even) ** 2 for weight, even in zip(weights, equal, strict=True)), 12)
 
 
-def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
-    """List all ways to write ``total`` as an ordered sum of ``parts`` numbers of at least 0."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(total + 1):
-        for rest in _compositions(total - first, parts - 1):
-            yield (first, *rest)
-
-
 @dataclass(frozen=True)
 class FusionWeights:
     """Fitted weights of the lists, and the judgements that they were fitted on.
@@ -154,7 +146,6 @@ class FusionWeights:
 
 def write_weights(path: Path, weights: FusionWeights) -> None:
     """Write the file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as stream:
         stream.write((json.dumps({"version": _VERSION, **asdict(weights)}, indent=1) + "\n").encode())
 

@@ -145,7 +145,12 @@ def fuse(
     order = _query_numbers(contributions, query_order)
     keys = [frame.select(_KEY) for frame, share in zip(contributions, shares, strict=True) if share > 0]
     fused = pl.concat(keys).unique().join(order, on="public_id", how="left")
-    _check_known(fused)
+    unknown = fused.filter(pl.col(_QUERY).is_null())["public_id"].n_unique()
+    if unknown:
+        raise ArtefactError(
+            f"ranked lists hold {unknown} queries that are not among the queries. "
+            "Materialise queries and searches of the same input"
+        )
     for contribution in contributions:
         fused = fused.join(contribution, on=_KEY, how="left")
     ranked = _ranked(with_chunk_ids(fused, chunk_ids), [each.name for each in lists if each.weight > 0])
@@ -210,15 +215,6 @@ def _query_numbers(contributions: Sequence[pl.DataFrame], query_order: Sequence[
         if ids.is_duplicated().any():
             raise ArtefactError("a query id occurs twice in the queries. Materialise the queries again")
     return pl.DataFrame({"public_id": ids}).with_row_index(_QUERY)
-
-
-def _check_known(fused: pl.DataFrame) -> None:
-    unknown = fused.filter(pl.col(_QUERY).is_null())["public_id"].n_unique()
-    if unknown:
-        raise ArtefactError(
-            f"ranked lists hold {unknown} queries that are not among the queries. "
-            "Materialise queries and searches of the same input"
-        )
 
 
 def _candidates(fused: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:

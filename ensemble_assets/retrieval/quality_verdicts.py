@@ -18,8 +18,10 @@ from ensemble_assets.common.errors import ArtefactError
 COMMON_SHARE = 0.8
 """Share of the queries that two evaluations must have in common to be compared."""
 
-_ROUNDING = 1e-9  # so that a difference of exactly epsilon passes
+GATED_MEASURE = "nDCG@10"
+"""The measure whose values the gates compare."""
 
+_ROUNDING = 1e-9  # so that a difference of exactly epsilon passes
 
 RERANK_EPSILON = 0.005
 """Loss of mean nDCG@10 that reranking may cost; smaller differences are within the noise of model precision."""
@@ -171,22 +173,18 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def measure_difference(baseline: pl.DataFrame, current: pl.DataFrame, *, seed: int = 0) -> Difference:
+def measure_difference(baseline: pl.DataFrame, current: pl.DataFrame) -> Difference:
     """Measure the difference of two runs, ``public_id, value`` each, one row per query.
 
     Raises:
         ArtefactError: if the two are not over the same queries, or over none.
     """
     differences = _paired(baseline, current)
-    low, high = bootstrap_interval(differences, seed=seed)
-    return Difference(
-        float(differences.mean()), randomisation_test(differences, seed=seed), low, high, len(differences)
-    )
+    low, high = bootstrap_interval(differences)
+    return Difference(float(differences.mean()), randomisation_test(differences), low, high, len(differences))
 
 
-def compare(
-    baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float, seed: int = 0
-) -> Comparison:
+def compare(baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float) -> Comparison:
     """Call a run better or worse if its mean moved by ``minimum_effect`` and the move is significant, else equal.
 
     Args:
@@ -194,12 +192,11 @@ def compare(
         current: the same queries.
         minimum_effect: smallest difference of the means that counts, at least 0.
         alpha: significance level, 0 to 1.
-        seed: of the resampling.
 
     Raises:
         ArtefactError: if the two are not over the same queries, or over none.
     """
-    difference = measure_difference(baseline, current, seed=seed)
+    difference = measure_difference(baseline, current)
     delta = difference.delta
     testable = smallest_p_value(difference.queries) < alpha
     significant = difference.p_value < alpha or not testable
@@ -208,9 +205,7 @@ def compare(
     return Comparison(**asdict(difference), outcome=outcome, decided_by="test" if testable else "effect")
 
 
-def compare_common(
-    baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float, seed: int = 0
-) -> Comparison:
+def compare_common(baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float) -> Comparison:
     """Compare on the queries that both have: a collection may gain and lose a few between two runs.
 
     Raises:
@@ -223,10 +218,10 @@ def compare_common(
             f"({len(current)}): too few to compare. Accept a new baseline: ensemble-assets baseline accept BUNDLE"
         )
     before, after = (frame.join(common, on="public_id", how="semi") for frame in (baseline, current))
-    return compare(before, after, minimum_effect=minimum_effect, alpha=alpha, seed=seed)
+    return compare(before, after, minimum_effect=minimum_effect, alpha=alpha)
 
 
-def quality_regression(comparison: Comparison, measure: str = "nDCG@10") -> QualityVerdict:
+def quality_regression(comparison: Comparison) -> QualityVerdict:
     """Pass unless the current run is worse than the accepted baseline."""
     advice = {
         "equal": "equal to the accepted baseline within tolerance",
@@ -236,51 +231,38 @@ def quality_regression(comparison: Comparison, measure: str = "nDCG@10") -> Qual
             "revisions, chunks, settings); if the loss is intended: ensemble-assets baseline accept BUNDLE"
         ),
     }
-    message = f"{measure} {comparison.in_words()}: {advice[comparison.outcome]}"
+    message = f"{GATED_MEASURE} {comparison.in_words()}: {advice[comparison.outcome]}"
     return QualityVerdict("quality_regression", comparison.outcome != "worse", comparison.numbers(), message)
 
 
-def rerank_not_worse(
-    fused: pl.DataFrame,
-    reranked: pl.DataFrame,
-    *,
-    epsilon: float = RERANK_EPSILON,
-    measure: str = "nDCG@10",
-    seed: int = 0,
-) -> QualityVerdict:
-    """Pass if the reranked mean is at least the fused mean minus ``epsilon``.
+def rerank_not_worse(fused: pl.DataFrame, reranked: pl.DataFrame) -> QualityVerdict:
+    """Pass if the reranked mean is at least the fused mean minus ``RERANK_EPSILON``.
+
+    The interval and the p-value inform and do not decide.
 
     Args:
         fused: ``public_id, value`` of the fused run, one row per query.
         reranked: the same queries.
-        epsilon: loss that is tolerated.
-        measure: for the message.
-        seed: of the interval and the p-value, which inform and do not decide.
 
     Raises:
         ArtefactError: if the two are not over the same queries, or over none.
     """
-    difference = measure_difference(fused, reranked, seed=seed)
-    passed = difference.delta >= -epsilon - _ROUNDING
-    outcome = (
-        f"within the tolerated loss of {epsilon}"
-        if passed
-        else f"more than the tolerated loss of {epsilon}. Lower the reranker's share in the final score or its depth, "
-        "choose another reranker, or turn reranking off for this collection"
-    )
-    numbers = {**difference.numbers(), "epsilon": epsilon, "fused": _mean(fused), "reranked": _mean(reranked)}
-    message = f"{measure} reranked against fused {difference.in_words()}: {outcome}"
+    difference = measure_difference(fused, reranked)
+    passed = difference.delta >= -RERANK_EPSILON - _ROUNDING
+    outcome = f"{'within' if passed else 'more than'} the tolerated loss of {RERANK_EPSILON}"
+    if not passed:
+        outcome += (
+            ". Lower the reranker's share in the final score or its depth, choose another reranker, or turn reranking "
+            "off for this collection"
+        )
+    means = {"fused": _mean(fused), "reranked": _mean(reranked)}
+    numbers = {**difference.numbers(), "epsilon": RERANK_EPSILON, **means}
+    message = f"{GATED_MEASURE} reranked against fused {difference.in_words()}: {outcome}"
     return QualityVerdict("rerank_not_worse", passed, numbers, message)
 
 
-def fusion_not_worse(
-    fused: pl.DataFrame,
-    singles: Mapping[str, pl.DataFrame],
-    *,
-    epsilon: float = FUSION_EPSILON,
-    measure: str = "nDCG@10",
-) -> QualityVerdict:
-    """Pass if the fused mean is at least that of the weakest single list minus ``epsilon``.
+def fusion_not_worse(fused: pl.DataFrame, singles: Mapping[str, pl.DataFrame]) -> QualityVerdict:
+    """Pass if the fused mean is at least that of the weakest single list minus ``FUSION_EPSILON``.
 
     The strongest list would be too strict: on several public collections fusion loses to the better of its parts.
     Rightly configured fusion still never falls below the weakest.
@@ -288,8 +270,6 @@ def fusion_not_worse(
     Args:
         fused: ``public_id, value`` of the fused run, one row per query.
         singles: the same for each list that went in, by name; at least one.
-        epsilon: loss that is tolerated.
-        measure: for the message.
 
     Raises:
         ArtefactError: if the runs are not over the same queries, or there is no single list.
@@ -301,7 +281,7 @@ def fusion_not_worse(
     means = {name: _mean(single) for name, single in singles.items()}
     weakest = min(means, key=lambda name: (means[name], name))
     strongest = max(means, key=lambda name: (means[name], name))
-    passed = _mean(fused) >= means[weakest] - epsilon - _ROUNDING
+    passed = _mean(fused) >= means[weakest] - FUSION_EPSILON - _ROUNDING
     parts = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
     outcome = (
         f"at least the weakest, {weakest}"
@@ -309,8 +289,9 @@ def fusion_not_worse(
         else f"below the weakest, {weakest}. Check that all lists are over the same chunks and queries; then choose "
         f"another fusion method, fit weights on training judgements, or use {strongest} alone"
     )
-    numbers = {"fused": _mean(fused), "weakest": means[weakest], "strongest": means[strongest], "epsilon": epsilon}
-    message = f"{measure} fused {_mean(fused):.4f} of {parts}: {outcome}"
+    extremes = {"weakest": means[weakest], "strongest": means[strongest]}
+    numbers = {"fused": _mean(fused), **extremes, "epsilon": FUSION_EPSILON}
+    message = f"{GATED_MEASURE} fused {_mean(fused):.4f} of {parts}: {outcome}"
     return QualityVerdict("fusion_not_worse", passed, numbers, message)
 
 

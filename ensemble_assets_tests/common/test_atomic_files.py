@@ -204,11 +204,12 @@ def test_the_system_exchanges_folders_in_one_step(tmp_path: Path) -> None:
         exchange_folders(tmp_path / "one", tmp_path / "missing")
 
 
-def test_without_an_exchange_two_renames_do_it(tmp_path: Path) -> None:
+def test_without_an_exchange_two_renames_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "exchange_folders", lambda one, other: False)
     for name, content in (("bundle", "old"), (".bundle.0.partial", "new")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text(content)
-    put_in_place(tmp_path / ".bundle.0.partial", tmp_path / "bundle", exchange=lambda one, other: False)
+    put_in_place(tmp_path / ".bundle.0.partial", tmp_path / "bundle")
     assert (tmp_path / "bundle" / "a").read_text() == "new"
     assert (tmp_path / ".bundle.0.partial" / "a").read_text() == "old"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,8 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     repeated = repeated.select("n", "chunk_id", "given", "source", "position", "text_sha1", "metadata")
     if repeated.is_empty():
         return frame
-    suffixes = _Suffixes(set(frame.filter(pl.col("chunk_id").str.contains(r"#\d+$"))["chunk_id"]))
+    taken = set(frame.filter(pl.col("chunk_id").str.contains(r"#\d+$"))["chunk_id"])
+    last: Counter[str] = Counter()  # last number that was appended to an id, less 1
     first: dict[str, dict[str, Any]] = {}
     dropped: list[int] = []
     renamed: dict[int, str] = {}
@@ -68,11 +70,14 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         if earlier is row:
             continue
         if row["given"]:
-            _check_same(earlier, row)
+            if (earlier["text_sha1"], earlier["metadata"]) != (row["text_sha1"], row["metadata"]):
+                there, here = (record_place(place["source"], place["position"]) for place in (earlier, row))
+                problem = f"has the same id as {there}, with different content"
+                raise InputError(here, problem, "Give one of them another id, or remove it")
             dropped.append(row["n"])
             tally.note("duplicate_record", row["source"], row["position"])
         else:
-            renamed[row["n"]] = suffixes.next(row["chunk_id"])
+            renamed[row["n"]] = _suffixed(row["chunk_id"], last, taken)
             tally.note("duplicate_chunk_id", row["source"], row["position"])
     new = pl.DataFrame(
         {"n": list(renamed), "new_id": list(renamed.values())}, schema={"n": numbered.schema["n"], "new_id": pl.String}
@@ -85,26 +90,9 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
     )
 
 
-def _check_same(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    if (earlier["text_sha1"], earlier["metadata"]) == (row["text_sha1"], row["metadata"]):
-        return
-    raise InputError(
-        record_place(row["source"], row["position"]),
-        f"has the same id as {record_place(earlier['source'], earlier['position'])}, with different content",
-        "Give one of them another id, or remove it",
-    )
-
-
-class _Suffixes:
-    """Makes ``id#2``, ``id#3``, ... and passes over names that a chunk already has."""
-
-    def __init__(self, taken: set[str]) -> None:
-        self.taken = taken
-        self.last: dict[str, int] = {}
-
-    def next(self, chunk_id: str) -> str:
-        number = self.last.get(chunk_id, 1) + 1
-        while f"{chunk_id}#{number}" in self.taken:
-            number += 1
-        self.last[chunk_id] = number
-        return f"{chunk_id}#{number}"
+def _suffixed(chunk_id: str, last: Counter[str], taken: set[str]) -> str:
+    """Make ``id#2``, ``id#3``, ... and pass over names that a chunk already has."""
+    last[chunk_id] += 1
+    while (name := f"{chunk_id}#{last[chunk_id] + 1}") in taken:
+        last[chunk_id] += 1
+    return name

@@ -26,28 +26,23 @@ class InputFormat:
     """A format of chunk files.
 
     Attributes:
-        name: value of the option ``chunks.format``.
         pattern: file names of this format (case-sensitive, in any sub-folder).
         read: yields the records of one file.
     """
 
-    name: str
     pattern: str
     read: Reader
 
 
 FORMATS: Mapping[str, InputFormat] = MappingProxyType(
     {
-        input_format.name: input_format
-        for input_format in (
-            InputFormat("chunk_files", "*_chunks.json", read_chunk_file),
-            InputFormat("beir", "corpus.jsonl", read_beir_file),
-            InputFormat("jsonl", "*.jsonl", read_jsonl_file),
-            InputFormat("parquet", "*.parquet", read_parquet_file),
-        )
+        "chunk_files": InputFormat("*_chunks.json", read_chunk_file),
+        "beir": InputFormat("corpus.jsonl", read_beir_file),
+        "jsonl": InputFormat("*.jsonl", read_jsonl_file),
+        "parquet": InputFormat("*.parquet", read_parquet_file),
     }
 )
-"""The formats by name. A file has the first format whose pattern matches its name."""
+"""The formats by name, as in option ``chunks.format``. A file has the first format whose pattern matches its name."""
 
 NOT_CHUNKS = ("queries.*", "qrels.*")
 """Names of queries and judgements; everything below the folder ``qrels`` counts too."""
@@ -61,7 +56,7 @@ def format_of(relative: str) -> str | None:
     folder, _, name = relative.rpartition("/")
     if folder.split("/")[0] == "qrels" or _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED)):
         return None
-    return next((each.name for each in FORMATS.values() if fnmatchcase(name, each.pattern)), None)
+    return next((each for each, kind in FORMATS.items() if fnmatchcase(name, kind.pattern)), None)
 
 
 def feeds_collection(relative: str) -> bool:
@@ -114,27 +109,20 @@ def chunk_files_in(
             tally.note("exported_file", file.source)
         else:
             by_format.setdefault(name, []).append(file)
-    if format_name is None:
-        format_name = _only_format(folder, by_format)
-    if format_name not in by_format:
-        expected = ", ".join(each.pattern for each in FORMATS.values())
-        raise InputError(folder.name, f"has no {format_name or 'chunk'} files", f"Chunk files are named {expected}")
-    for other, files in by_format.items():
-        if other != format_name:
-            for file in files:
-                tally.note("other_format_ignored", file.source)
-    return FORMATS[format_name], by_format[format_name]
-
-
-def _only_format(folder: Path, by_format: Mapping[str, list[InputFile]]) -> str:
-    if len(by_format) > 1:
+    if format_name is None and len(by_format) > 1:
         examples = "; ".join(f"{name}: {files[0].source}" for name, files in sorted(by_format.items()))
         raise InputError(
             folder.name,
             f"mixes several formats of chunk files ({examples})",
             "Keep one of them in the folder, or choose one with chunks.format",
         )
-    return next(iter(by_format), "")
+    format_name = format_name or next(iter(by_format), "")
+    if format_name not in by_format:
+        expected = ", ".join(each.pattern for each in FORMATS.values())
+        raise InputError(folder.name, f"has no {format_name or 'chunk'} files", f"Chunk files are named {expected}")
+    for file in (file for other, files in by_format.items() if other != format_name for file in files):
+        tally.note("other_format_ignored", file.source)
+    return FORMATS[format_name], by_format[format_name]
 
 
 def read_records(

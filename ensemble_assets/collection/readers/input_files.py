@@ -93,10 +93,6 @@ def find_files(
     """
     search = _Search(folder, wanted, tally, follow_links)
     files = sorted(search.below(folder), key=lambda file: file.path.relative_to(folder).as_posix())
-    return _without_repeats(files, tally)
-
-
-def _without_repeats(files: list[InputFile], tally: Tally) -> list[InputFile]:
     targets = {file.path.resolve() for file in files if not file.path.is_symlink()}
     unique = []
     for file in files:
@@ -134,7 +130,12 @@ class _Search:
                 if path.name.startswith("."):
                     self.tally.note("hidden_file", source)
                     continue
-                _check_regular(path, source)
+                try:
+                    mode = path.stat().st_mode
+                except OSError as error:
+                    raise _cannot_read(source, error) from None
+                if not stat.S_ISREG(mode):
+                    raise InputError(source, "is not a regular file", "Remove it or replace it by a file")
                 yield InputFile(path, source)
 
     def _entries(self, folder: Path) -> list[Path]:
@@ -154,8 +155,7 @@ class _Search:
                     source, "is a symbolic link that leads nowhere or in a circle", "Correct or remove it"
                 ) from None
             return False
-        inside = target == self.root or self.root in target.parents
-        if not inside and not self.follow_links and (target.is_dir() or self.wanted(relative)):
+        if not self._is_inside(target) and not self.follow_links and (target.is_dir() or self.wanted(relative)):
             raise InputError(
                 source,
                 "is a symbolic link that leads out of the collection's folder",
@@ -166,21 +166,14 @@ class _Search:
     def _is_new(self, path: Path, source: str) -> bool:
         """Return False for a folder that was listed before or is listed under its own name. This ends every circle."""
         target = path.resolve()
-        inside = self.root in target.parents or target == self.root
-        if target in self.seen or (path.is_symlink() and inside):
+        if target in self.seen or (path.is_symlink() and self._is_inside(target)):
             self.tally.note("repeated_link", source)
             return False
         self.seen.add(target)
         return True
 
-
-def _check_regular(path: Path, source: str) -> None:
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise _cannot_read(source, error, "this file") from None
-    if not stat.S_ISREG(mode):
-        raise InputError(source, "is not a regular file", "Remove it or replace it by a file")
+    def _is_inside(self, target: Path) -> bool:
+        return target == self.root or self.root in target.parents
 
 
 def open_input(file: InputFile) -> BinaryIO:
@@ -192,7 +185,7 @@ def open_input(file: InputFile) -> BinaryIO:
     try:
         return file.path.open("rb")
     except OSError as error:
-        raise _cannot_read(file.source, error, "this file") from None
+        raise _cannot_read(file.source, error) from None
 
 
 def read_text(file: InputFile, limits: ReadLimits) -> str:
@@ -212,7 +205,7 @@ def read_text(file: InputFile, limits: ReadLimits) -> str:
                 )
             data = stream.read()
         except OSError as error:
-            raise _cannot_read(file.source, error, "this file") from None
+            raise _cannot_read(file.source, error) from None
     return decode(data, file.source)
 
 
@@ -225,22 +218,20 @@ def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]
     """
     with open_input(file) as stream:
         number, offset = 0, 0
-        while data := _read_line(stream, file.source, number, limits):
+        while True:
+            try:
+                data = stream.readline(limits.record_bytes + 1)
+            except OSError as error:
+                raise _cannot_read(file.source, error) from None
+            if not data:
+                return
+            if len(data) > limits.record_bytes:
+                raise too_large(f"{file.source}, line {number + 1}", limits)
             line = decode(data, file.source, offset)
             offset += len(data)
             if line.strip():
                 yield number, line
             number += 1
-
-
-def _read_line(stream: BinaryIO, source: str, number: int, limits: ReadLimits) -> bytes:
-    try:
-        data = stream.readline(limits.record_bytes + 1)
-    except OSError as error:
-        raise _cannot_read(source, error, "this file") from None
-    if len(data) > limits.record_bytes:
-        raise too_large(f"{source}, line {number + 1}", limits)
-    return data
 
 
 def too_large(where: str, limits: ReadLimits) -> InputError:
@@ -271,6 +262,6 @@ def decode(data: bytes, source: str, offset: int = 0) -> str:
     raise InputError(f"{source}, byte {position}", "is not UTF-8", "Save the file as UTF-8")
 
 
-def _cannot_read(source: str, error: OSError, what: str) -> InputError:
+def _cannot_read(source: str, error: OSError, what: str = "this file") -> InputError:
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
     return InputError(source, f"cannot be read ({reason})", f"Give the user who runs this the right to read {what}")

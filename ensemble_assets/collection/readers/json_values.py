@@ -51,9 +51,8 @@ class JsonReader:
         except RecursionError:
             raise InputError(f"{source}, line {first_line}", _TOO_DEEP, _FLATTEN) from None
         except ValueError:
-            raise InputError(
-                f"{source}, line {first_line}", "has a number of more than 4300 digits", "Write it as text"
-            ) from None
+            problem = "has a number of more than 4300 digits"
+            raise InputError(f"{source}, line {first_line}", problem, "Write it as text") from None
         raise InputError(
             f"{source}, line {line}, column {column}",
             f"is not valid JSON ({problem})",
@@ -148,11 +147,8 @@ class _Changes:
         if isinstance(value, dict):
             renewed = {self._text(key): self.plain(item) for key, item in value.items()}
             if len(renewed) != len(value):
-                raise InputError(
-                    self.where,
-                    "has metadata keys that differ only in lone surrogates",
-                    "Rename one of them",
-                )
+                problem = "has metadata keys that differ only in lone surrogates"
+                raise InputError(self.where, problem, "Rename one of them")
             return renewed
         if isinstance(value, (list, tuple)):
             return [self.plain(item) for item in value]

@@ -18,7 +18,12 @@ import polars as pl
 
 from ensemble_assets.collection.readers.chunk_ids import place_id
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, open_input, read_lines
-from ensemble_assets.collection.readers.json_values import JsonReader, json_type, object_value, text_value
+from ensemble_assets.collection.readers.json_values import (
+    JsonReader,
+    json_type,
+    object_value,
+    text_value,
+)
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally, record_place
 from ensemble_assets.common.errors import InputError
 
@@ -36,7 +41,7 @@ def read_jsonl_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterat
     Raises:
         InputError: for a line that is not JSON, not an object, or has a key of the wrong type; names file and line.
     """
-    for item, position in _objects(file, limits, tally):
+    for item, position in read_objects(file, limits, tally):
         yield keyed_record(item, file.source, position, tally)
 
 
@@ -46,7 +51,7 @@ def read_beir_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterato
     Raises:
         InputError: as ``read_jsonl_file``.
     """
-    for item, position in _objects(file, limits, tally):
+    for item, position in read_objects(file, limits, tally):
         where = f"{file.source}, line {position + 1}"
         title = text_value(item.get("title"), "title", where)
         text = text_value(item.get("text"), "text", where)
@@ -55,7 +60,12 @@ def read_beir_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterato
         yield keyed_record(item, file.source, position, tally, BEIR_ID_KEYS)
 
 
-def _objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
+def read_objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the objects of a JSONL file, one a line, with their 0-based line.
+
+    Raises:
+        InputError: for a line that is not JSON or not an object; names file and line.
+    """
     reader = JsonReader()
     empty = True
     for position, line in read_lines(file, limits):
@@ -64,11 +74,8 @@ def _objects(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tupl
         value = reader.parse(line, file.source, position + 1)
         tally.note("duplicate_json_key", file.source, position, reader.duplicate_keys - before)
         if not isinstance(value, dict):
-            raise InputError(
-                f"{file.source}, line {position + 1}",
-                f"is {json_type(value)}",
-                "Every line of a JSONL file is an object",
-            )
+            where = f"{file.source}, line {position + 1}"
+            raise InputError(where, f"is {json_type(value)}", "Every line of a JSONL file is an object")
         yield value, position
     if empty:
         tally.note("empty_file", file.source)
@@ -139,17 +146,15 @@ def _parquet_parts(file: InputFile) -> Iterator[pl.DataFrame]:
             dtype = scan.collect_schema().get("text")
             part = scan.slice(start, _ROWS_AT_ONCE).collect() if dtype in _TEXT_TYPES else pl.DataFrame()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-            problem = type(error).__name__
-        else:
-            if dtype not in _TEXT_TYPES:
-                present = "none" if dtype is None else f"one of type {dtype}"
-                raise InputError(file.source, f"needs a text column 'text' and has {present}", "Rename or convert it")
-            if part.is_empty():
-                return
-            yield part
-            start += _ROWS_AT_ONCE
-            continue
-        raise InputError(file.source, f"is not a readable Parquet file ({problem})", "Write it again")
+            problem = f"is not a readable Parquet file ({type(error).__name__})"
+            raise InputError(file.source, problem, "Write it again") from None
+        if dtype not in _TEXT_TYPES:
+            present = "none" if dtype is None else f"one of type {dtype}"
+            raise InputError(file.source, f"needs a text column 'text' and has {present}", "Rename or convert it")
+        if part.is_empty():
+            return
+        yield part
+        start += _ROWS_AT_ONCE
 
 
 def _parquet_record(item: dict[str, Any], source: str, position: int, tally: Tally) -> RawRecord:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from ensemble_assets.collection.readers.json_values import replace_surrogates
+
 Effect = Literal["skipped", "changed", "noticed"]
 
 MAX_PLACES = 20
@@ -22,125 +24,64 @@ class Reason:
     """A fault of the input that is counted instead of refused.
 
     Attributes:
-        code: name in reports and manifests.
         effect: ``skipped`` (the record is no row), ``changed`` (the row differs from the record) or ``noticed`` (a
             file, a link or a judgement; records are unchanged).
         words: completes the sentence "3 times: ...".
-        why: the reason for not refusing it.
     """
 
-    code: str
     effect: Effect
     words: str
-    why: str
 
 
 REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        reason.code: reason
-        for reason in (
-            Reason("empty_text", "skipped", "the text is empty or blank", "nothing can be embedded"),
-            Reason("below_min_tokens", "skipped", "fewer tokens than chunks.min_tokens", "the setting asks for it"),
-            Reason("duplicate_record", "skipped", "a record repeats an id and its content", "no information is lost"),
-            Reason(
-                "duplicate_chunk_id",
-                "changed",
-                "a chunk_id is repeated; '#2', '#3', ... was appended",
-                "version 4.0 has such rows; ids must be unique here",
-            ),
-            Reason(
-                "nul_in_text",
-                "changed",
-                "NUL characters in a text became spaces",
-                "databases and C libraries end a string there; the rest of the text is good",
-            ),
-            Reason(
-                "lone_surrogate",
-                "changed",
-                "lone surrogates became U+FFFD",
-                "a cut emoji; it cannot be written as UTF-8, the rest of the text is good",
-            ),
-            Reason(
-                "non_finite_number",
-                "changed",
-                "NaN or Infinity in metadata became null",
-                "JSON has no such numbers; strict readers of the bundle would refuse the whole file",
-            ),
-            Reason(
-                "duplicate_json_key",
-                "changed",
-                "a key is repeated in a JSON object; the last value was used",
-                "version 4.0 did so; the JSON standard leaves it open",
-            ),
-            Reason(
-                "metadata_conflict",
-                "changed",
-                "a key is beside and inside 'metadata'; the one inside was used",
-                "the inner one was put there as metadata on purpose",
-            ),
-            Reason("text_cut", "changed", "the text is longer than the contract allows and was cut", "contract"),
-            Reason(
-                "id_changed",
-                "changed",
-                "blanks or control characters in an id became '_'",
-                "run and qrels files are separated by blanks",
-            ),
-            Reason(
-                "unusable_chunk_id",
-                "changed",
-                "metadata.chunk_id is no short text or number; the record's place became its id",
-                "version 4.0 did not read it",
-            ),
-            Reason(
-                "unusable_token_count",
-                "changed",
-                "metadata.token_count is not a count; it was estimated from the words",
-                "it only feeds min_tokens and reports",
-            ),
-            Reason(
-                "text_beside_container",
-                "noticed",
-                "an object has a list of chunks and a text of its own, which is not a chunk",
-                "version 4.0 read the list",
-            ),
-            Reason("empty_file", "noticed", "the file has no records", "an empty list or file says so on purpose"),
-            Reason(
-                "other_format_ignored",
-                "noticed",
-                "a chunk file of a format that was not chosen",
-                "chunks.format is set",
-            ),
-            Reason(
-                "exported_file",
-                "noticed",
-                "a file of an export bundle lies among the chunk files",
-                "the output folder is the input folder; the bundle's points are not chunks",
-            ),
-            Reason(
-                "hidden_file", "noticed", "a chunk file whose name begins with a dot", "editors and macOS leave them"
-            ),
-            Reason(
-                "repeated_link",
-                "noticed",
-                "a symbolic link to a file or folder that is read under its own name",
-                "reading it twice would double its chunks",
-            ),
-            Reason("unjudged_query", "skipped", "the query has no judgement in the qrels", "another split's query"),
-            Reason(
-                "unknown_query",
-                "noticed",
-                "a judgement names a query that is not in the queries",
-                "another split's line",
-            ),
-            Reason(
-                "unknown_chunk",
-                "noticed",
-                "a judgement names a chunk that is not in the collection",
-                "a skipped or removed chunk; recall counts it as missed only if it is kept",
-            ),
-        )
+        "empty_text": Reason("skipped", "the text is empty or blank"),  # nothing can be embedded
+        "below_min_tokens": Reason("skipped", "fewer tokens than chunks.min_tokens"),  # the setting asks for it
+        "duplicate_record": Reason("skipped", "a record repeats an id and its content"),  # no information is lost
+        # Version 4.0 has such rows; ids must be unique here.
+        "duplicate_chunk_id": Reason("changed", "a chunk_id is repeated; '#2', '#3', ... was appended"),
+        # Databases and C libraries end a string there; the rest of the text is good.
+        "nul_in_text": Reason("changed", "NUL characters in a text became spaces"),
+        # A cut emoji; it cannot be written as UTF-8, the rest of the text is good.
+        "lone_surrogate": Reason("changed", "lone surrogates became U+FFFD"),
+        # JSON has no such numbers; strict readers of the bundle would refuse the whole file.
+        "non_finite_number": Reason("changed", "NaN or Infinity in metadata became null"),
+        # Version 4.0 did so; the JSON standard leaves it open.
+        "duplicate_json_key": Reason("changed", "a key is repeated in a JSON object; the last value was used"),
+        # The inner one was put there as metadata on purpose.
+        "metadata_conflict": Reason("changed", "a key is beside and inside 'metadata'; the one inside was used"),
+        # The contract asks for it.
+        "text_cut": Reason("changed", "the text is longer than the contract allows and was cut"),
+        # Run and qrels files are separated by blanks.
+        "id_changed": Reason("changed", "blanks or control characters in an id became '_'"),
+        # Version 4.0 did not read it.
+        "unusable_chunk_id": Reason(
+            "changed", "metadata.chunk_id is no short text or number; the record's place became its id"
+        ),
+        # It only feeds min_tokens and reports.
+        "unusable_token_count": Reason(
+            "changed", "metadata.token_count is not a count; it was estimated from the words"
+        ),
+        # Version 4.0 read the list.
+        "text_beside_container": Reason(
+            "noticed", "an object has a list of chunks and a text of its own, which is not a chunk"
+        ),
+        "empty_file": Reason("noticed", "the file has no records"),  # an empty list or file says so on purpose
+        # The option chunks.format is set.
+        "other_format_ignored": Reason("noticed", "a chunk file of a format that was not chosen"),
+        # The output folder is the input folder; the bundle's points are not chunks.
+        "exported_file": Reason("noticed", "a file of an export bundle lies among the chunk files"),
+        "hidden_file": Reason("noticed", "a chunk file whose name begins with a dot"),  # editors and macOS leave them
+        # Reading it twice would double its chunks.
+        "repeated_link": Reason("noticed", "a symbolic link to a file or folder that is read under its own name"),
+        "unjudged_query": Reason("skipped", "the query has no judgement in the qrels"),  # another split's query
+        # Another split's line.
+        "unknown_query": Reason("noticed", "a judgement names a query that is not in the queries"),
+        # A skipped or removed chunk; recall counts it as missed only if it is kept.
+        "unknown_chunk": Reason("noticed", "a judgement names a chunk that is not in the collection"),
     }
 )
+"""The reasons by name in reports and manifests. The comments say why the input is not refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +178,11 @@ class Tally:
         Raises:
             KeyError: if ``code`` is not in ``REASONS``; a programming error.
         """
+        if code not in REASONS:
+            raise KeyError(code)
         if times <= 0:
             return
-        self.counts[REASONS[code].code] += times
+        self.counts[code] += times
         places = self.places.setdefault(code, [])
         if len(places) < MAX_PLACES:
             places.append(Place(source, position))
@@ -254,3 +197,11 @@ class Tally:
             counts={code: self.counts[code] for code in codes},
             places={code: tuple(self.places[code]) for code in codes},
         )
+
+
+def usable_text(raw: str, tally: Tally, source: str, position: int) -> str:
+    """Replace lone surrogates by U+FFFD and NUL by blanks, and count both."""
+    text, replaced = replace_surrogates(raw)
+    tally.note("lone_surrogate", source, position, replaced)
+    tally.note("nul_in_text", source, position, text.count("\0"))
+    return text.replace("\0", " ")

@@ -8,9 +8,10 @@ from ensemble_assets.orchestration.dagster_metadata import bars, histogram, tabl
 from ensemble_assets.orchestration.stage_step import Pictures, finish
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import fuse_candidates
-from ensemble_assets.pipeline.quality_facts import GATED_MEASURE, evaluate_lists
+from ensemble_assets.pipeline.quality_facts import evaluate_lists
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.pipeline.stages import rerank_fused
+from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 
 
 @collection_asset("fusion", group="ranking", kinds={"polars", "numpy"}, code_version="4")

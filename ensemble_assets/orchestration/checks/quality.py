@@ -19,8 +19,9 @@ from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.pipeline.from_settings import open_store
-from ensemble_assets.pipeline.quality_facts import FINAL_RUN, GATED_MEASURE
+from ensemble_assets.pipeline.quality_facts import FINAL_RUN
 from ensemble_assets.retrieval.quality_verdicts import (
+    GATED_MEASURE,
     QualityVerdict,
     compare_common,
     fusion_not_worse,
