@@ -46,32 +46,14 @@ class ModelSeconds:
 
 
 @dataclass(frozen=True)
-class BaselineKey:
-    """Machine, content and models of a measurement.
-
-    Attributes:
-        host: kind of machine.
-        content: fingerprint of the collection's chunks in order.
-        models: fingerprints of the dense models in order.
-    """
-
-    host: Host
-    content: str
-    models: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """File name without suffix."""
-        return digest([self.host.fingerprint, self.content, list(self.models)])
-
-
-@dataclass(frozen=True)
 class SlaBaseline:
     """Dense-only seconds of the plain script, with their provenance.
 
     Attributes:
         collection: its name when it was measured.
+        content: fingerprint of its chunks in order.
         texts: chunks that were encoded.
+        host: kind of machine.
         models: one after another, as the plain script would.
         libraries: versions by name.
         measured_at: ISO 8601.
@@ -86,9 +68,9 @@ class SlaBaseline:
     measured_at: str
 
     @property
-    def key(self) -> BaselineKey:
-        """Machine, content and models of the measurement."""
-        return BaselineKey(self.host, self.content, tuple(model.fingerprint for model in self.models))
+    def key(self) -> str:
+        """Key of the machine, content and models of the measurement."""
+        return baseline_key(self.host, self.content, tuple(model.fingerprint for model in self.models))
 
     @property
     def seconds(self) -> float:
@@ -98,6 +80,11 @@ class SlaBaseline:
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary of JSON types."""
         return {"version": VERSION, "seconds": round(self.seconds, 4), **asdict(self)}
+
+
+def baseline_key(host: Host, content: str, models: tuple[str, ...]) -> str:
+    """Name a measurement by its machine, its content and the fingerprints of its dense models in order."""
+    return digest([host.fingerprint, content, list(models)])
 
 
 def content_fingerprint(content_hashes: Iterable[str]) -> str:
@@ -110,19 +97,19 @@ def content_fingerprint(content_hashes: Iterable[str]) -> str:
 
 def store_baseline(folder: Path, baseline: SlaBaseline) -> Path:
     """Write the baseline, in place of an earlier one for the same machine, content and models."""
-    path = folder / _FOLDER / f"{baseline.key.name}.json"
+    path = folder / _FOLDER / f"{baseline.key}.json"
     with atomic_write(path) as file:
         file.write(json.dumps(baseline.as_json(), indent=2).encode())
     return path
 
 
-def find_baseline(folder: Path, key: BaselineKey) -> SlaBaseline | None:
+def find_baseline(folder: Path, key: str) -> SlaBaseline | None:
     """Find the baseline of a machine, content and models; None where it was never measured.
 
     Raises:
         ArtefactError: if its file is damaged.
     """
-    path = folder / _FOLDER / f"{key.name}.json"
+    path = folder / _FOLDER / f"{key}.json"
     return _read(path) if path.is_file() else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +95,27 @@ def build_chunks(
     Raises:
         InputError: for an id given twice with different content, a record above the limit, metadata nested too deeply.
     """
-    builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits(), keep_rest=keep_rest)
+    builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits(), keep_rest)
     for record in records:
         builder.add(record)
     return builder.finish()
 
 
+def _empty_columns() -> dict[str, list[Any]]:
+    return {name: [] for name in _SCHEMA}
+
+
+@dataclass
 class _Builder:
     """Columns of the current slice, and the finished slices."""
 
-    def __init__(self, max_tokens: int, min_tokens: int, tally: Tally, limits: ReadLimits, *, keep_rest: bool) -> None:
-        self.max_tokens = max_tokens
-        self.keep_rest = keep_rest
-        self.min_tokens = min_tokens
-        self.tally = tally
-        self.limits = limits
-        self.columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
-        self.slices: list[pl.DataFrame] = []
+    max_tokens: int
+    min_tokens: int
+    tally: Tally
+    limits: ReadLimits
+    keep_rest: bool
+    columns: dict[str, list[Any]] = field(default_factory=_empty_columns)
+    slices: list[pl.DataFrame] = field(default_factory=list)
 
     def add(self, record: RawRecord) -> None:
         self.tally.records += 1
@@ -154,7 +159,7 @@ class _Builder:
 
     def _close_slice(self) -> None:
         part = pl.DataFrame(self.columns, schema=_SCHEMA)
-        self.columns = {name: [] for name in _SCHEMA}
+        self.columns = _empty_columns()
         part = part.with_columns(pl.col("token_count").fill_null(estimated_tokens(pl.col("text"))))
         few = pl.col("token_count") < self.min_tokens
         for source, position in part.filter(few).select("source", "position").iter_rows():
@@ -162,10 +167,10 @@ class _Builder:
         self.slices.append(part.filter(~few))
 
     def _metadata(self, record: RawRecord) -> str:
-        encoded = encode_object(record.metadata, record_place(record.source, record.position))
-        self.tally.note("lone_surrogate", record.source, record.position, encoded.surrogates)
-        self.tally.note("non_finite_number", record.source, record.position, encoded.non_finite)
-        return encoded.text
+        text, changes = encode_object(record.metadata, record_place(record.source, record.position))
+        for code, times in changes.items():
+            self.tally.note(code, record.source, record.position, times)
+        return text
 
     def _chunk_id(self, record: RawRecord) -> str:
         source, position = record.source, record.position

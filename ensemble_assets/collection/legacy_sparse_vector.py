@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,9 @@ def usable_terms(features: Any) -> Iterator[tuple[str, float]]:
         if not isinstance(entry, dict):
             continue
         term, weight = entry.get("term"), entry.get("weight")
-        if _is_text(term) and _is_weight(weight):
+        if not isinstance(term, str) or not isinstance(weight, (int, float)):
+            continue
+        if abs(weight) <= _LARGEST_WEIGHT and (term.isascii() or not _SURROGATE.search(term)):
             yield term, float(weight)
 
 
@@ -97,11 +99,3 @@ def l2_norm(weights: NDArray[np.float32]) -> float:
 def term_index(term: str) -> int:
     """Return the first 8 hex digits of SHA-1(term, UTF-8) as an integer."""
     return int.from_bytes(hashlib.sha1(term.encode("utf-8"), usedforsecurity=False).digest()[:4], "big")
-
-
-def _is_text(term: Any) -> TypeGuard[str]:
-    return isinstance(term, str) and (term.isascii() or not _SURROGATE.search(term))
-
-
-def _is_weight(weight: Any) -> TypeGuard[float]:
-    return isinstance(weight, (int, float)) and abs(weight) <= _LARGEST_WEIGHT

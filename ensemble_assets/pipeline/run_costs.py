@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.latency_baseline import BaselineKey, SlaBaseline, baselines, find_baseline
+from ensemble_assets.artefacts.latency_baseline import SlaBaseline, baseline_key, baselines, find_baseline
 from ensemble_assets.artefacts.records import (
     ChunksRecord,
     DenseRecord,
@@ -165,7 +165,7 @@ def _without_none(**values: Any) -> dict[str, Any]:
 
 
 def _baseline(settings: Settings, content: str, models: tuple[str, ...], device: UsedDevices) -> SlaBaseline | None:
-    key = BaselineKey(this_host(_accelerators(device)), content, models)
+    key = baseline_key(this_host(_accelerators(device)), content, models)
     return find_baseline(baselines_folder(settings.paths), key)
 
 

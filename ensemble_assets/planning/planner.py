@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.latency_baseline import BaselineKey, content_fingerprint, find_baseline
+from ensemble_assets.artefacts.latency_baseline import baseline_key, content_fingerprint, find_baseline
 from ensemble_assets.collection.folders import Collection
 from ensemble_assets.common.machine import this_host
 from ensemble_assets.common.stage_times import BUDGET_SHARE, StageSeconds
@@ -196,6 +196,6 @@ def _plain_dense(settings: Settings, content: str) -> float | None:
     from ensemble_assets.compute.stages.plain_baseline import accelerators
 
     models = tuple(locate(spec).fingerprint for spec in models_of(settings, "dense"))
-    key = BaselineKey(this_host(accelerators()), content, models)
+    key = baseline_key(this_host(accelerators()), content, models)
     baseline = find_baseline(baselines_folder(settings.paths), key)
     return baseline.seconds if baseline else None

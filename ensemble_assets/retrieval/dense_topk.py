@@ -231,4 +231,5 @@ def _norms_above(vectors: NDArray[np.float32], name: str, what: str, first: int)
             f"{name}: the vector of {what} {first + int(bad[0])} is not finite ({len(bad)} such in this tile). "
             "Materialise the embeddings again"
         )
-    return np.sqrt(squares + vectors.shape[1] * _SMALLEST_NORMAL)
+    norms: NDArray[np.float64] = np.sqrt(squares + vectors.shape[1] * _SMALLEST_NORMAL)
+    return norms

@@ -98,16 +98,9 @@ def _measured(name: str, ranked: pl.DataFrame, gains: dict[str, dict[str, int]],
         titles = {measure: title for title, measure in MEASURES.items()}
         for metric in ir_measures.iter_calc(list(MEASURES.values()), gains, lists):
             values[metric.query_id, titles[metric.measure]] = metric.value
-    keys = [(query, measure) for measure in MEASURES for query in relevant]
-    return pl.DataFrame(
-        {
-            "public_id": [query for query, _ in keys],
-            "run": [name] * len(keys),
-            "measure": [measure for _, measure in keys],
-            "value": [values.get(key, 0.0) for key in keys],
-        },
-        schema={"public_id": pl.String, "run": pl.String, "measure": pl.String, "value": pl.Float64},
-    )
+    rows = [(query, name, measure, values.get((query, measure), 0.0)) for measure in MEASURES for query in relevant]
+    schema = {"public_id": pl.String, "run": pl.String, "measure": pl.String, "value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _nested(frame: pl.DataFrame, value: str) -> dict[str, dict[str, int]]:

@@ -81,7 +81,9 @@ def fit_weights(
     points = [tuple(count / steps for count in point) for point in counts]
     qualities = [_quality(lists, point, chunk_ids, training_qrels, method) for point in points]
     equal = (1 / len(lists),) * len(lists)
-    best = min(range(len(points)), key=lambda i: (-qualities[i], _distance(points[i], equal), [-w for w in points[i]]))
+    # Rounded, so that mirror images tie.
+    distances = [round(sum((weight - equal[0]) ** 2 for weight in point), 12) for point in points]
+    best = min(range(len(points)), key=lambda i: (-qualities[i], distances[i], [-weight for weight in points[i]]))
     names = [each.name for each in lists]
     columns = {f"weight_{name}": [point[i] for point in points] for i, name in enumerate(names)}
     return WeightFit(
@@ -106,13 +108,7 @@ def _quality(
     evaluation = evaluate({"fused": fuse(weighted, chunk_ids, method, depth=_DEPTH)}, qrels)
     if not evaluation.queries:
         raise ArtefactError("no training query has a relevant judgement; weights cannot be fitted. Pass training qrels")
-    means = evaluation.summary.filter(pl.col("measure") == MEASURE)["mean"]
-    return float(means[0])
-
-
-def _distance(weights: Sequence[float], equal: Sequence[float]) -> float:
-    """Compute the squared distance, rounded so that mirror images tie."""
-    return round(sum((weight - even) ** 2 for weight, even in zip(weights, equal, strict=True)), 12)
+    return evaluation.means(MEASURE)["fused"]
 
 
 @dataclass(frozen=True)

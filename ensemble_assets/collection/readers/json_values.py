@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections import Counter
 from typing import Any
 
 from ensemble_assets.common.errors import InputError
@@ -60,25 +60,13 @@ class JsonReader:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedObject:
-    """A JSON object as text.
-
-    Attributes:
-        text: strict JSON.
-        surrogates: number of lone surrogates that were replaced.
-        non_finite: number of NaN and infinities that were replaced.
-    """
-
-    text: str
-    surrogates: int = 0
-    non_finite: int = 0
-
-
-def encode_object(value: dict[str, Any], where: str) -> EncodedObject:
+def encode_object(value: dict[str, Any], where: str) -> tuple[str, Counter[str]]:
     """Write ``value`` as compact strict JSON: keys in their order, valid UTF-8 without ASCII escapes.
 
-    Lone surrogates become U+FFFD, NaN and infinities become null. Both are counted.
+    Lone surrogates become U+FFFD, NaN and infinities become null.
+
+    Returns:
+        The text, and the number of replacements by reason (``read_report.REASONS``).
 
     Raises:
         InputError: if it is nested too deeply, or two keys become equal by the replacement.
@@ -92,11 +80,10 @@ def encode_object(value: dict[str, Any], where: str) -> EncodedObject:
     if text and _is_utf8(text):
         if text.count("{") + text.count("[") > MAX_DEPTH:
             _check_depth(value, where)
-        return EncodedObject(text)
+        return text, Counter()
     _check_depth(value, where)
-    changes = _Changes(where)
-    text = _ENCODE(changes.plain(value))
-    return EncodedObject(text, changes.surrogates, changes.non_finite)
+    changes: Counter[str] = Counter()
+    return _ENCODE(_plain(value, where, changes)), changes
 
 
 def replace_surrogates(text: str) -> tuple[str, int]:
@@ -130,34 +117,23 @@ def _check_depth(value: object, where: str) -> None:
     raise InputError(where, _TOO_DEEP, _FLATTEN)
 
 
-class _Changes:
-    """Rebuilds a JSON value, replaces values that JSON cannot hold, and counts them."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.surrogates = 0
-        self.non_finite = 0
-
-    def plain(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            self.non_finite += 1
-            return None
-        if isinstance(value, dict):
-            renewed = {self._text(key): self.plain(item) for key, item in value.items()}
-            if len(renewed) != len(value):
-                problem = "has metadata keys that differ only in lone surrogates"
-                raise InputError(self.where, problem, "Rename one of them")
-            return renewed
-        if isinstance(value, (list, tuple)):
-            return [self.plain(item) for item in value]
-        return value
-
-    def _text(self, text: str) -> str:
-        text, replaced = replace_surrogates(text)
-        self.surrogates += replaced
+def _plain(value: Any, where: str, changes: Counter[str]) -> Any:
+    """Rebuild a JSON value without values that JSON cannot hold, and count those."""
+    if isinstance(value, str):
+        text, replaced = replace_surrogates(value)
+        changes["lone_surrogate"] += replaced
         return text
+    if isinstance(value, float) and not math.isfinite(value):
+        changes["non_finite_number"] += 1
+        return None
+    if isinstance(value, dict):
+        renewed = {_plain(key, where, changes): _plain(item, where, changes) for key, item in value.items()}
+        if len(renewed) != len(value):
+            raise InputError(where, "has metadata keys that differ only in lone surrogates", "Rename one of them")
+        return renewed
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where, changes) for item in value]
+    return value
 
 
 def text_value(value: object, key: str, where: str) -> str:
