@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -109,11 +109,6 @@ def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:
             f"vectors of {what}, row {row}: expected finite values and an L2 norm of 1 within {UNIT_TOLERANCE}, "
             f"found norm {float(np.linalg.norm(rows[row - first])):.6g}. Materialise the dense embeddings again"
         )
-
-
-def joined(fragments: Sequence[str]) -> str:
-    """Join fragments that are JSON already into a JSON list."""
-    return f"[{', '.join(fragments)}]"
 
 
 class JsonList:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ensemble_assets.common.errors import SettingsError
@@ -82,12 +81,6 @@ class BundleNames:
 
         Every other file in a bundle folder belongs to somebody else and stays.
         """
-        return name == MANIFEST_NAME or self._has_ending(name, _V40_ENDINGS + _V41_ENDINGS)
-
-    def _has_ending(self, name: str, endings: Iterable[str]) -> bool:
-        return name.startswith(f"{self.prefix}_") and any(
-            name[len(self.prefix) :].endswith(ending)
-            if ending == "_embeddings.npy"
-            else name == f"{self.prefix}{ending}"
-            for ending in endings
-        )
+        written = {MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _V40_ENDINGS + _V41_ENDINGS)}
+        is_array = name.startswith(f"{self.prefix}_") and name.endswith("_embeddings.npy")
+        return name in written or is_array

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +13,17 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import ContractError
 
 _UNSAFE = re.compile(r"[\s\x00-\x20\x7f]|%(?=[0-9A-Fa-f]{2})")
-_WRITTEN_LIST = ("chunk_id", "row", "rank", "score", "fused_rank", "fused_score", "rerank_score", "reranked")
+_RERANKED_COLUMNS = {
+    "chunk_id": "chunk_ids",
+    "row": "point_ids",
+    "rank": "ranks",
+    "score": "scores",
+    "fused_rank": "fused_ranks",
+    "fused_score": "fused_scores",
+    "rerank_score": "rerank_scores",
+    "reranked": "reranked",
+}
+"""Keys of the reranked lists, by column of the frame."""
 
 
 def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame) -> None:
@@ -33,24 +41,21 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
     Raises:
         ContractError: if a list belongs to no query or has a score that is not finite.
     """
+    of_run = queries.select("public_id", "query_hash")
+    strangers = reranked.join(of_run, on="public_id", how="anti")
+    if strangers.height:
+        raise ContractError(f"list of query {strangers['public_id'][0]}: there is no such query in this run")
+    lists = reranked.group_by("public_id", maintain_order=True).agg(_RERANKED_COLUMNS.keys())
+    joined = of_run.join(lists, on="public_id", how="left", maintain_order="left")
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for query_id, query_hash, columns in _by_query(reranked, queries):
-            record = {
-                "query_id": query_id,
-                "query_hash": query_hash,
-                "chunk_ids": columns["chunk_id"],
-                "point_ids": columns["row"],
-                "ranks": columns["rank"],
-                "scores": columns["score"],
-                "fused_ranks": columns["fused_rank"],
-                "fused_scores": columns["fused_score"],
-                "rerank_scores": columns["rerank_score"],
-                "reranked": any(columns["reranked"]),
-            }
+        for row in joined.iter_rows(named=True):
+            record = {"query_id": row["public_id"], "query_hash": row["query_hash"]}
+            record |= {name: row[column] or [] for column, name in _RERANKED_COLUMNS.items()}
+            record["reranked"] = any(record["reranked"])
             try:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             except ValueError:
-                raise ContractError(f"reranked list of query {query_id}: a score is not finite") from None
+                raise ContractError(f"reranked list of query {row['public_id']}: a score is not finite") from None
 
 
 def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
@@ -105,14 +110,3 @@ def _falling(lists: pl.DataFrame) -> NDArray[np.float32]:
             scores[place] = np.nextafter(scores[place - 1], np.float32(-np.inf))
             place += 1
     return scores
-
-
-def _by_query(lists: pl.DataFrame, queries: pl.DataFrame) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:
-    of_run = queries.select("public_id", "query_hash")
-    strangers = lists.join(of_run, on="public_id", how="anti")
-    if strangers.height:
-        raise ContractError(f"list of query {strangers['public_id'][0]}: there is no such query in this run")
-    gathered = lists.group_by("public_id", maintain_order=True).agg(_WRITTEN_LIST)
-    joined = of_run.join(gathered, on="public_id", how="left", maintain_order="left")
-    for row in joined.iter_rows(named=True):
-        yield row["public_id"], row["query_hash"], {name: row[name] or [] for name in _WRITTEN_LIST}

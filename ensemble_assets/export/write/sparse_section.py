@@ -5,7 +5,7 @@ With the stage on, ``stats`` keeps the four v4.0 keys and gains ``source``, ``mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,10 @@ from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.inputs import LIVE, METADATA, NO_SOURCE, LiveSparse
-from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list, joined
+from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list
 
 LIVE_WEIGHTING = "splade"
 _ROWS_BETWEEN_RELEASES = 1024
-_SOURCES = {LIVE: "live", METADATA: "metadata"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ class SparseVector:
     values: str
     tokens: str
     stats: str
-
-    @property
-    def present(self) -> bool:
-        """Whether there is anything in it."""
-        return self.indices != "[]"
 
     @cached_property
     def text(self) -> str:
@@ -71,9 +65,14 @@ SparseOf = Callable[[int, Enriched], SparseVector | None]
 
 def sparse_vectors(live: LiveSparse | None) -> SparseOf:
     """Give a function for the chunks' vectors: from the stage's output, or from the echo if ``live`` is None."""
-    if live is None:
-        return lambda _, enriched: vector_of(enriched.echo.as_json()) if enriched.echo else None
-    return _LiveVectors(live)
+    return _echo_vector if live is None else _LiveVectors(live)
+
+
+def _echo_vector(row: int, enriched: Enriched) -> SparseVector | None:
+    if enriched.echo is None:
+        return None
+    plain = enriched.echo.as_json()
+    return SparseVector(plain, *(compact(plain[key]) for key in ("indices", "values", "tokens", "stats")))
 
 
 class _LiveVectors:
@@ -84,81 +83,49 @@ class _LiveVectors:
         self._quoted = [compact(token) for token in live.vocabulary]
 
     def __call__(self, row: int, enriched: Enriched) -> SparseVector | None:
+        """Make the vector of a chunk from its row of the stage's output; None for a chunk without a vector.
+
+        A v4.0 key never goes away when stages are on. A chunk with an echo but no vector keeps the key with an empty
+        vector; its ``source`` names the step that gave nothing: inference, or the mapping of metadata terms.
+
+        Raises:
+            ContractError: if the row has entries but no source, a value that is not finite, or an index that is outside
+                the vocabulary or there twice.
+        """
+        live = self._live
         if row % _ROWS_BETWEEN_RELEASES == 0:
-            for array in (self._live.indptr, self._live.indices, self._live.values):
+            for array in (live.indptr, live.indices, live.values):
                 drop_resident_pages(array)
+        span = slice(int(live.indptr[row]), int(live.indptr[row + 1]))
+        indices, values, source = np.asarray(live.indices[span]), np.asarray(live.values[span]), int(live.source[row])
+        _require_sound(live, row, source, indices, values)
+        if not len(indices) and enriched.echo is None:
+            return None
         features = enriched.metadata.get("sparse_features")
         own = features if isinstance(features, dict) else {}
-        vector = live_vector(self._live, self._quoted, row, own)
-        return empty_vector(self._live, row, own) if vector is None and enriched.echo else vector
-
-
-def vector_of(plain: dict[str, Any]) -> SparseVector:
-    """Encode a vector from its object, such as the v4.0 echo."""
-    return SparseVector(plain, *(compact(plain[key]) for key in ("indices", "values", "tokens", "stats")))
-
-
-def live_vector(live: LiveSparse, quoted: list[str], row: int, own: Mapping[str, Any]) -> SparseVector | None:
-    """Make the vector of a chunk from its row of the sparse stage's output; None for a chunk without a vector.
-
-    Args:
-        live: the stage's output.
-        quoted: its vocabulary, each token as JSON.
-        row: chunk row.
-        own: the chunk's own ``sparse_features``, with the weighting of a vector from metadata.
-
-    Raises:
-        ContractError: if the row has entries but no source, a value that is not finite, or an index that is outside the
-            vocabulary or there twice.
-    """
-    span = slice(int(live.indptr[row]), int(live.indptr[row + 1]))
-    indices, values = np.asarray(live.indices[span]), np.asarray(live.values[span])
-    source = int(live.source[row])
-    _require_sound(live, row, source, indices, values)
-    if not len(indices):
-        return None
-    stats = _stats(live, own, _SOURCES[source], weight_norm=l2_norm(values), unique_terms=len(indices))
-    if source == LIVE:
-        stats["weighting"] = LIVE_WEIGHTING
-    plain = {
-        "indices": indices.tolist(),
-        "values": values.tolist(),
-        "tokens": [live.vocabulary[index] for index in indices],
-        "stats": stats,
-    }
-    return SparseVector(
-        plain,
-        indices=integer_list(indices),
-        values=float_list(values.astype(np.float64)),
-        tokens=joined([quoted[index] for index in indices]),
-        stats=compact(stats),
-    )
-
-
-def empty_vector(live: LiveSparse, row: int, own: Mapping[str, Any]) -> SparseVector:
-    """Make the vector of a chunk that has an echo in v4.0 but no vector of the sparse stage.
-
-    A v4.0 key never goes away when stages are on, so the key stays, with the shape that readers know and nothing in it.
-    ``source`` names the step that gave nothing: inference, or the mapping of metadata terms after inference had failed.
-    """
-    source = _SOURCES.get(int(live.source[row]), "metadata")
-    stats = _stats(live, own, source, weight_norm=0.0, unique_terms=0)
-    plain = {"indices": [], "values": [], "tokens": [], "stats": stats}
-    return SparseVector(plain, "[]", "[]", "[]", compact(stats))
-
-
-def _stats(
-    live: LiveSparse, own: Mapping[str, Any], source: str, *, weight_norm: float, unique_terms: int
-) -> dict[str, Any]:
-    return {
-        "weight_norm": weight_norm,
-        "unique_terms": unique_terms,
-        "total_terms": own.get("total_terms", 0),
-        "weighting": own.get("weighting", "tf-normalized"),
-        "source": source,
-        "model": live.model,
-        "index_space": live.index_space,
-    }
+        by_model = source == LIVE and len(indices) > 0
+        stats = {
+            "weight_norm": l2_norm(values),
+            "unique_terms": len(indices),
+            "total_terms": own.get("total_terms", 0),
+            "weighting": LIVE_WEIGHTING if by_model else own.get("weighting", "tf-normalized"),
+            "source": "live" if source == LIVE else "metadata",
+            "model": live.model,
+            "index_space": live.index_space,
+        }
+        plain = {
+            "indices": indices.tolist(),
+            "values": values.tolist(),
+            "tokens": [live.vocabulary[index] for index in indices],
+            "stats": stats,
+        }
+        return SparseVector(
+            plain,
+            indices=integer_list(indices),
+            values=float_list(values.astype(np.float64)),
+            tokens=f"[{', '.join([self._quoted[index] for index in indices])}]",
+            stats=compact(stats),
+        )
 
 
 def _require_sound(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ensemble_assets.export.write.inputs import BundleInputs
@@ -25,15 +25,6 @@ class SparseCounts:
     echoed: int = 0
     live: int = 0
     from_metadata: int = 0
-
-    def plus(self, *, echoed: bool, live: bool, from_metadata: bool) -> SparseCounts:
-        """Count one chunk more."""
-        return replace(
-            self,
-            echoed=self.echoed + echoed,
-            live=self.live + live,
-            from_metadata=self.from_metadata + from_metadata,
-        )
 
     @property
     def available(self) -> int:
@@ -60,12 +51,7 @@ def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
             "vector_dimension": int(primary.vectors.shape[1]),
             "max_tokens": primary.max_tokens,
         },
-        "gpu_config": {
-            "device_count": bundle.devices.device_count,
-            "backend": bundle.devices.backend,
-            "precision": bundle.devices.precision,
-            "total_vram_gb": bundle.devices.total_vram_gb,
-        },
+        "gpu_config": asdict(bundle.devices),
         "embedding_stats": {
             "total_embeddings": bundle.count,
             "embedding_dimension": int(primary.vectors.shape[1]),
@@ -75,7 +61,19 @@ def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
         "export_timestamp": bundle.clock,
     }
     if sparse.total:
-        stats["sparse_vector_stats"] = _sparse_statistics(bundle, sparse)
+        figures: dict[str, Any] = {
+            "total_chunks": sparse.total,
+            "sparse_vectors_available": sparse.echoed,
+            "coverage_ratio": sparse.echoed / sparse.total,
+        }
+        if bundle.sparse is not None:
+            figures["live"] = {
+                "model": bundle.sparse.model,
+                "sparse_vectors_available": sparse.available,
+                "from_metadata": sparse.from_metadata,
+                "coverage_ratio": sparse.available / sparse.total,
+            }
+        stats["sparse_vector_stats"] = figures
     stats["dense_vector_layout"] = {
         model.slug: {
             "dimension": int(model.vectors.shape[1]),
@@ -85,19 +83,3 @@ def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
         for model in bundle.dense
     }
     return stats
-
-
-def _sparse_statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
-    figures: dict[str, Any] = {
-        "total_chunks": sparse.total,
-        "sparse_vectors_available": sparse.echoed,
-        "coverage_ratio": sparse.echoed / sparse.total,
-    }
-    if bundle.sparse is not None:
-        figures["live"] = {
-            "model": bundle.sparse.model,
-            "sparse_vectors_available": sparse.available,
-            "from_metadata": sparse.from_metadata,
-            "coverage_ratio": sparse.available / sparse.total,
-        }
-    return figures

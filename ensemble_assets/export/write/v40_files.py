@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.collection.legacy_metadata import ChunkRow, Enriched, enrich
+from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.faiss_file import write_flat_index
-from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, DenseModel, own_metadata
+from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, own_metadata
 from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
-from ensemble_assets.export.write.sparse_section import NO_VECTOR, SparseOf, SparseVector, sparse_vectors
+from ensemble_assets.export.write.sparse_section import NO_VECTOR, SparseVector, sparse_vectors
 from ensemble_assets.export.write.stats import SparseCounts, statistics
 from ensemble_assets.export.write.upload_script import upload_script
 
@@ -61,12 +60,7 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
     for name, model in zip(files, bundle.dense, strict=True):
         write_array(folder / name, model.vectors)
     counts = _write_records(folder, bundle)
-    files += [
-        names.file("qdrant.jsonl"),
-        names.file("metadata.json"),
-        names.file("texts.json"),
-        names.file("stats.json"),
-    ]
+    files += [names.file(content) for content in ("qdrant.jsonl", "metadata.json", "texts.json", "stats.json")]
     if counts.has_file:
         files.append(names.file("sparse.jsonl"))
     else:
@@ -101,58 +95,53 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 class _Record(NamedTuple):
+    """A chunk's part of every record file, and whether v4.0 gives the chunk a sparse vector."""
+
     point: bytes
     sparse: bytes
     metadata: bytes
     text: bytes
     echoed: bool
-    vector: SparseVector | None
 
 
 def _write_records(folder: Path, bundle: BundleInputs) -> SparseCounts:
-    names = bundle.names
-    counts = SparseCounts(total=bundle.count)
-    with ExitStack() as stack:
-
-        def opened(content: str) -> IO[bytes]:
-            return stack.enter_context((folder / names.file(content)).open("wb", buffering=_BUFFER_BYTES))
-
-        points, sparse = opened("qdrant.jsonl"), opened("sparse.jsonl")
-        metadata, texts = JsonList(opened("metadata.json")), JsonList(opened("texts.json"))
-        for row, record in enumerate(_records(bundle)):
-            points.write(record.point)
-            sparse.write(record.sparse)
-            metadata.add(record.metadata)
-            texts.add(record.text)
-            source = int(bundle.sparse.source[row]) if bundle.sparse and record.vector and record.vector.present else 0
-            counts = counts.plus(echoed=record.echoed, live=source == LIVE, from_metadata=source == METADATA)
-        metadata.end()
-        texts.end()
-    return counts
-
-
-def _records(bundle: BundleInputs) -> Iterator[_Record]:
-    """Every chunk's part of every file, in row order.
+    """Write the four record files in row order.
 
     Raises:
         ContractError: if the chunks are not exactly rows 0 to ``count`` - 1.
     """
+    again = "Materialise the chunks and everything that is made of them again"
     vectors = [(compact(model.slug), float_rows(model.vectors, model.slug)) for model in bundle.dense]
     encoder = _Encoder(bundle)
-    row = -1
-    for row, chunk in enumerate(bundle.rows()):
-        if chunk.row != row or row >= bundle.count:
-            raise ContractError(
-                f"{bundle.collection}: expected chunk rows 0 to {bundle.count - 1} in order, found row {chunk.row} at "
-                f"position {row}. Materialise the chunks and everything that is made of them again"
-            )
-        dense = ", ".join(f"{name}: {next(lists)}" for name, lists in vectors)
-        yield encoder.record(chunk, dense)
+    row, echoed = -1, 0
+    with ExitStack() as stack:
+
+        def opened(content: str) -> IO[bytes]:
+            return stack.enter_context((folder / bundle.names.file(content)).open("wb", buffering=_BUFFER_BYTES))
+
+        points, sparse = opened("qdrant.jsonl"), opened("sparse.jsonl")
+        metadata, texts = JsonList(opened("metadata.json")), JsonList(opened("texts.json"))
+        for row, chunk in enumerate(bundle.rows()):
+            if chunk.row != row or row >= bundle.count:
+                raise ContractError(
+                    f"{bundle.collection}: expected chunk rows 0 to {bundle.count - 1} in order, found row {chunk.row} "
+                    f"at position {row}. {again}"
+                )
+            record = encoder.encode(chunk, ", ".join(f"{name}: {next(lists)}" for name, lists in vectors))
+            points.write(record.point)
+            sparse.write(record.sparse)
+            metadata.add(record.metadata)
+            texts.add(record.text)
+            echoed += record.echoed
+        metadata.end()
+        texts.end()
     if row + 1 != bundle.count:
-        raise ContractError(
-            f"{bundle.collection}: expected {bundle.count} chunks, found {row + 1}. "
-            "Materialise the chunks and everything that is made of them again"
-        )
+        raise ContractError(f"{bundle.collection}: expected {bundle.count} chunks, found {row + 1}. {again}")
+    if bundle.sparse is None:
+        return SparseCounts(bundle.count, echoed)
+    sources = bundle.sparse.source[np.diff(bundle.sparse.indptr) > 0]
+    live, mapped = (int(np.count_nonzero(sources == source)) for source in (LIVE, METADATA))
+    return SparseCounts(bundle.count, echoed, live, mapped)
 
 
 class _Encoder:
@@ -160,10 +149,10 @@ class _Encoder:
 
     def __init__(self, bundle: BundleInputs) -> None:
         self._facts = bundle.facts
-        self._sparse_of: SparseOf = sparse_vectors(bundle.sparse)
+        self._sparse_of = sparse_vectors(bundle.sparse)
         self._tail = _payload_tail(bundle)
 
-    def record(self, chunk: ChunkRow, dense: str) -> _Record:
+    def encode(self, chunk: ChunkRow, dense: str) -> _Record:
         """Encode everything that files hold of a chunk.
 
         Raises:
@@ -171,7 +160,20 @@ class _Encoder:
         """
         try:
             enriched = enrich(own_metadata(chunk), chunk, self._facts)
-            return self._encoded(chunk, enriched, self._sparse_of(chunk.row, enriched), dense)
+            vector, metadata, text = self._sparse_of(chunk.row, enriched), enriched.metadata, chunk.text
+            preview = {"text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text)}
+            payload = {**metadata, **preview, **self._tail}
+            overridden = [value for key, value in metadata.items() if payload[key] is not value]
+            encoded = _with_vector(payload, vector)
+            if vector is not None:
+                metadata["sparse_vector"] = vector.plain
+            return _Record(
+                point=f'{{"id": {chunk.row}, "payload": {encoded}, "vectors": {{{dense}}}}}\n'.encode(),
+                sparse=f"{(vector or NO_VECTOR).record(chunk.row)}\n".encode(),
+                metadata=indented(metadata, encoded + compact(overridden)).replace(b"\n", b"\n  "),
+                text=compact(text).encode(),
+                echoed=enriched.echo is not None,
+            )
         except (ValueError, RecursionError) as error:
             kind = "lone surrogate" if isinstance(error, UnicodeEncodeError) else type(error).__name__
             raise ContractError(
@@ -179,48 +181,28 @@ class _Encoder:
                 "Repair the chunk in its file"
             ) from None
 
-    def _encoded(self, chunk: ChunkRow, enriched: Enriched, vector: SparseVector | None, dense: str) -> _Record:
-        metadata, text = enriched.metadata, chunk.text
-        payload = {**metadata, "text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text), **self._tail}
-        overridden = [value for key, value in metadata.items() if payload[key] is not value]
-        encoded = _with_vector(payload, vector)
-        if vector is not None:
-            metadata["sparse_vector"] = vector.plain
-        return _Record(
-            point=f'{{"id": {chunk.row}, "payload": {encoded}, "vectors": {{{dense}}}}}\n'.encode(),
-            sparse=f"{(vector or NO_VECTOR).record(chunk.row)}\n".encode(),
-            metadata=indented(metadata, encoded + compact(overridden)).replace(b"\n", b"\n  "),
-            text=compact(text).encode(),
-            echoed=enriched.echo is not None,
-            vector=vector,
-        )
-
 
 def _payload_tail(bundle: BundleInputs) -> dict[str, Any]:
-    """Make the payload keys after the chunk's own; they are the same for every chunk."""
+    """Make the payload keys after the chunk's own; they are equal for all chunks."""
+    widths = {model.slug: int(model.vectors.shape[1]) for model in bundle.dense}
     primary, companions = bundle.primary, bundle.dense[1:]
-    model_info: dict[str, Any] = {
-        "name": primary.slug,
-        "hf_model_id": primary.hf_model_id,
-        "dimension": _width(primary),
-        "version": "v4",
-    }
     tail: dict[str, Any] = {
         "kaggle_export_timestamp": bundle.clock,
-        "model_info": model_info,
+        "model_info": {
+            "name": primary.slug,
+            "hf_model_id": primary.hf_model_id,
+            "dimension": widths[primary.slug],
+            "version": "v4",
+        },
         "primary_vector_name": primary.slug,
-        "dense_vector_names": [model.slug for model in bundle.dense],
+        "dense_vector_names": list(widths),
     }
     if companions:
-        model_info["companions"] = {
-            model.slug: {"dimension": _width(model), "hf_model_id": model.hf_model_id} for model in companions
+        tail["model_info"]["companions"] = {
+            model.slug: {"dimension": widths[model.slug], "hf_model_id": model.hf_model_id} for model in companions
         }
-        tail["companion_vector_dimensions"] = {model.slug: _width(model) for model in companions}
+        tail["companion_vector_dimensions"] = {model.slug: widths[model.slug] for model in companions}
     return tail
-
-
-def _width(model: DenseModel) -> int:
-    return int(model.vectors.shape[1])
 
 
 def _with_vector(payload: dict[str, Any], vector: SparseVector | None) -> str:
