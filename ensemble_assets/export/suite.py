@@ -67,8 +67,8 @@ def judge_bundle(
     """Judge everything that is in a bundle, in one pass over its records.
 
     Args:
-        bundle: the bundle.
-        limits: of the settings.
+        bundle: the folder.
+        limits: of the gates.
         inputs: what it was made of; None where that is not known. Its files are then compared with one another only.
         queries: to look for; empty where they are not known.
         places: gives further places to search for queries.
@@ -89,13 +89,7 @@ def judge_bundle(
 def judge_costs(
     costs: Mapping[str, StageCost], limits: Limits, manifest: Mapping[str, Any]
 ) -> tuple[GateResult, GateResult]:
-    """Judge the memory and the seconds of the stages.
-
-    Args:
-        costs: by stage.
-        limits: of the settings.
-        manifest: of the bundle; ``performance_baseline`` is read.
-    """
+    """Judge the memory and the seconds of the stages by the limits and the manifest's ``performance_baseline``."""
     baseline = manifest.get("performance_baseline")
     return (
         gpu_ceiling(costs, limits.ceiling_bytes),
@@ -132,7 +126,11 @@ class ExportResults:
 
     def reported(self, folder: Path) -> Iterator[GateResult]:
         """Give the results; each as a failure if a file of the bundle is no longer the one that was judged."""
-        changed = [name for name, content in self.files.items() if _hash_or_none(folder / name) != content]
+        changed = [
+            name
+            for name, content in self.files.items()
+            if not (folder / name).is_file() or file_hash(folder / name) != content
+        ]
         for result in self.results:
             if changed:
                 findings = Findings(result.name)
@@ -145,18 +143,8 @@ class ExportResults:
                 yield result
 
 
-def _hash_or_none(path: Path) -> str | None:
-    return file_hash(path) if path.is_file() else None
-
-
 def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> ExportResults:
     """Judge a finished folder before its bundle takes the place of the old one.
-
-    Args:
-        folder: all files of the bundle.
-        inputs: what they were made of.
-        limits: of the settings.
-        queries: of the run.
 
     Raises:
         ContractError: if a gate fails with severity ERROR; the bundle that was there before stays.
@@ -181,9 +169,10 @@ def with_places(
     findings = Findings(bundle_result.name)
     findings.add_result(bundle_result)
     findings.add_result(beside)
-    both = (bundle_result.numbers, beside.numbers)
-    sums = {name: sum(int(numbers[name]) for numbers in both) for name in _ADD_UP if all(name in n for n in both)}
-    return findings.result(**{**beside.numbers, **sums})
+    numbers = dict(beside.numbers)
+    for name in _ADD_UP if queries else ():
+        numbers[name] = int(numbers[name]) + int(bundle_result.numbers.get(name, 0))
+    return findings.result(**numbers)
 
 
 def public_names(inputs: BundleInputs) -> Iterator[str]:

@@ -94,38 +94,29 @@ class Key:
     each: tuple[Key, ...] = ()
 
 
-SPARSE_STATS = (
-    Key("weight_norm", NUMBER),
-    Key("unique_terms", ANY),
-    Key("total_terms", ANY),
-    Key("weighting", ANY),
-)
+def _keys(**kinds: Kind) -> tuple[Key, ...]:
+    """Make the table of an object that has all of these keys, in this order."""
+    return tuple(Key(name, kind) for name, kind in kinds.items())
+
+
+SPARSE_STATS = _keys(weight_norm=NUMBER, unique_terms=ANY, total_terms=ANY, weighting=ANY)
 SPARSE_VECTOR = (
-    Key("indices", INDICES),
-    Key("values", NUMBERS),
-    Key("tokens", TEXTS),
+    *_keys(indices=INDICES, values=NUMBERS, tokens=TEXTS),
     Key("stats", OBJECT, inside=SPARSE_STATS),
 )
 SPARSE_RECORD = (
     Key("id", COUNT),
-    Key("sparse_vector", OBJECT, inside=(Key("indices", INDICES), Key("values", NUMBERS))),
-    Key("tokens", TEXTS),
-    Key("stats", OBJECT),
+    Key("sparse_vector", OBJECT, inside=_keys(indices=INDICES, values=NUMBERS)),
+    *_keys(tokens=TEXTS, stats=OBJECT),
 )
 MODEL_INFO = (
-    Key("name", TEXT),
-    Key("hf_model_id", TEXT),
-    Key("dimension", WIDTH),
-    Key("version", BUNDLE_VERSION),
-    Key("companions", OBJECT, required=False, each=(Key("dimension", INTEGER), Key("hf_model_id", TEXT))),
+    *_keys(name=TEXT, hf_model_id=TEXT, dimension=WIDTH, version=BUNDLE_VERSION),
+    Key("companions", OBJECT, required=False, each=_keys(dimension=INTEGER, hf_model_id=TEXT)),
 )
 PAYLOAD_TAIL = (
-    Key("text_preview", PREVIEW),
-    Key("full_text_length", COUNT),
-    Key("kaggle_export_timestamp", TEXT),
+    *_keys(text_preview=PREVIEW, full_text_length=COUNT, kaggle_export_timestamp=TEXT),
     Key("model_info", OBJECT, inside=MODEL_INFO),
-    Key("primary_vector_name", TEXT),
-    Key("dense_vector_names", NAMES),
+    *_keys(primary_vector_name=TEXT, dense_vector_names=NAMES),
     Key("companion_vector_dimensions", WIDTHS, required=False),
     Key("sparse_vector", OBJECT, required=False, inside=SPARSE_VECTOR),
 )
@@ -155,51 +146,26 @@ LOADER_KINDS: Mapping[str, Kind] = {
 STATS = (
     Key("kaggle_environment", FLAG),
     Key(
-        "model_config",
-        OBJECT,
-        inside=(
-            Key("name", TEXT),
-            Key("hf_model_id", TEXT),
-            Key("vector_dimension", INTEGER),
-            Key("max_tokens", INTEGER),
-        ),
+        "model_config", OBJECT, inside=_keys(name=TEXT, hf_model_id=TEXT, vector_dimension=INTEGER, max_tokens=INTEGER)
     ),
     Key(
         "gpu_config",
         OBJECT,
-        inside=(
-            Key("device_count", INTEGER),
-            Key("backend", TEXT),
-            Key("precision", TEXT),
-            Key("total_vram_gb", NUMBER),
-        ),
+        inside=_keys(device_count=INTEGER, backend=TEXT, precision=TEXT, total_vram_gb=NUMBER),
     ),
     Key(
         "embedding_stats",
         OBJECT,
-        inside=(
-            Key("total_embeddings", INTEGER),
-            Key("embedding_dimension", INTEGER),
-            Key("memory_usage_mb", NUMBER),
-        ),
+        inside=_keys(total_embeddings=INTEGER, embedding_dimension=INTEGER, memory_usage_mb=NUMBER),
     ),
-    Key("processing_performance", OBJECT),
-    Key("export_timestamp", TEXT),
+    *_keys(processing_performance=OBJECT, export_timestamp=TEXT),
     Key(
         "sparse_vector_stats",
         OBJECT,
         required=False,
-        inside=(
-            Key("total_chunks", INTEGER),
-            Key("sparse_vectors_available", INTEGER),
-            Key("coverage_ratio", NUMBER),
-        ),
+        inside=_keys(total_chunks=INTEGER, sparse_vectors_available=INTEGER, coverage_ratio=NUMBER),
     ),
-    Key(
-        "dense_vector_layout",
-        OBJECT,
-        each=(Key("dimension", INTEGER), Key("memory_mb", NUMBER), Key("is_primary", FLAG)),
-    ),
+    Key("dense_vector_layout", OBJECT, each=_keys(dimension=INTEGER, memory_mb=NUMBER, is_primary=FLAG)),
     Key("preprocessing_cache", OBJECT, required=False),
 )
 MANIFEST = (
@@ -243,15 +209,12 @@ def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool
 def _value_mismatches(value: Any, key: Key) -> Iterator[str]:
     if not key.kind.holds(value):
         yield f": expected {key.kind.words}, found {type(value).__name__}"
-    elif key.inside:
+        return
+    if key.inside:
         yield from mismatches(value, key.inside)
-    elif key.each:
-        for name, item in value.items():
-            if isinstance(item, dict):
-                for end in mismatches(item, key.each):
-                    yield f", {name!r}{end}"
-            else:
-                yield f", {name!r}: expected an object, found {type(item).__name__}"
+    for name, item in value.items() if key.each else ():
+        for end in _value_mismatches(item, Key(name, OBJECT, inside=key.each)):
+            yield f", {name!r}{end}"
 
 
 def _order_mismatches(value: Mapping[str, Any], keys: tuple[Key, ...]) -> Iterator[str]:

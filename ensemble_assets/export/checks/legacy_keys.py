@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ensemble_assets.collection.legacy_metadata import LOADER_KEYS
@@ -42,21 +42,13 @@ class LegacyKeys:
 
     def see(self, row: Row) -> None:
         """Judge point, metadata, text and sparse record of a row."""
-        points, metadata = self._names.file("qdrant.jsonl"), self._names.file("metadata.json")
-        if row.point is None:
-            self._add(f"{points}, line {row.number + 1}", iter((": is no point",)))
-        else:
-            self._add(f"{points}, line {row.number + 1}", self._point_problems(row.point, row.metadata))
-        if row.metadata is None:
-            self._add(f"{metadata}, item {row.number}", iter((": is no object",)))
-        else:
-            self._add(f"{metadata}, item {row.number}", self._loader_problems(row.metadata))
+        file, item = self._names.file, f"item {row.number}"
+        self._add(f"{file('qdrant.jsonl')}, line {row.number + 1}", self._point_problems(row.point, row.metadata))
+        self._add(f"{file('metadata.json')}, {item}", self._loader_problems(row.metadata))
         if row.text_item is not None and not isinstance(row.text, str):
-            end = f": expected a string, found {type(row.text).__name__}"
-            self._add(f"{self._names.file('texts.json')}, item {row.number}", iter((end,)))
+            self._add(f"{file('texts.json')}, {item}", [f": expected a string, found {type(row.text).__name__}"])
         if row.sparse_line is not None:
-            where = f"{self._names.file('sparse.jsonl')}, line {row.number + 1}"
-            self._add(where, _sparse_problems(row.sparse))
+            self._add(f"{file('sparse.jsonl')}, line {row.number + 1}", _sparse_problems(row.sparse))
 
     def result(self) -> GateResult:
         """Judge the statistics and the manifest, and give the result."""
@@ -72,11 +64,14 @@ class LegacyKeys:
             self._add("manifest", mismatches(bundle.manifest, MANIFEST, ordered=False))
         return self._findings.result(records=self._walk.rows)
 
-    def _add(self, where: str, ends: Iterator[str]) -> None:
+    def _add(self, where: str, ends: Iterable[str]) -> None:
         for end in ends:
             self._findings.add(f"{where}{end}. {EXPORT_AGAIN}")
 
-    def _point_problems(self, point: Point, metadata: dict[str, Any] | None) -> Iterator[str]:
+    def _point_problems(self, point: Point | None, metadata: dict[str, Any] | None) -> Iterator[str]:
+        if point is None:
+            yield ": is no point"
+            return
         if point.keys[:3] != _POINT_KEYS:
             yield f": expected the keys {list(_POINT_KEYS)}, found others"
         if not isinstance(point.row, int) or isinstance(point.row, bool):
@@ -84,28 +79,27 @@ class LegacyKeys:
         if point.payload is None:
             yield ", key 'payload': expected an object"
             return
-        for end in self._payload_problems(point, point.payload, metadata):
+        for end in self._payload_problems(point.payload, list(point.vectors or {}), metadata):
             yield f", payload{end}"
 
     def _payload_problems(
-        self, point: Point, payload: dict[str, Any], metadata: dict[str, Any] | None
+        self, payload: dict[str, Any], vectors: list[str], metadata: dict[str, Any] | None
     ) -> Iterator[str]:
         yield from mismatches(payload, PAYLOAD_TAIL, ordered=False)
         if metadata is not None:
             yield from _order_problems(payload, metadata)
-        yield from _model_problems(payload, list(point.vectors or {}))
+        yield from _model_problems(payload, vectors)
         vector = payload.get("sparse_vector")
         stats = vector.get("stats") if isinstance(vector, dict) else None
         if isinstance(stats, dict):
-            yield from self._added_stats_problems(stats)
+            added, expected = tuple(stats)[len(SPARSE_STATS) :], _ADDED_STATS if self._sparse_on else ()
+            if added[: len(expected)] != expected or (added and not self._sparse_on):
+                yield f", key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
 
-    def _added_stats_problems(self, stats: dict[str, Any]) -> Iterator[str]:
-        expected = _ADDED_STATS if self._sparse_on else ()
-        added = tuple(stats)[len(SPARSE_STATS) :]
-        if added[: len(expected)] != expected or (not self._sparse_on and added):
-            yield f", key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
-
-    def _loader_problems(self, metadata: dict[str, Any]) -> Iterator[str]:
+    def _loader_problems(self, metadata: dict[str, Any] | None) -> Iterator[str]:
+        if metadata is None:
+            yield ": is no object"
+            return
         for name in _REQUIRED if self._complete else ():
             if name not in metadata:
                 yield f": key {name!r} is missing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["ERROR", "WARN"]
@@ -43,14 +43,7 @@ class GateResult:
 
     def as_json(self) -> dict[str, Any]:
         """Give a plain dictionary of JSON types."""
-        return {
-            "name": self.name,
-            "passed": self.passed,
-            "severity": self.severity,
-            "problems": list(self.problems),
-            "numbers": dict(self.numbers),
-            "notes": list(self.notes),
-        }
+        return {**asdict(self), "problems": list(self.problems), "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> GateResult:

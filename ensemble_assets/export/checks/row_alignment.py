@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.collection.legacy_metadata import LOADER_KEYS, ChunkRow
-from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.key_tables import PAYLOAD_TAIL
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown, shown
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point, open_vectors, records
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, DenseArrays, Point, records
 from ensemble_assets.export.write.inputs import LiveSparse, own_metadata
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
@@ -33,7 +32,10 @@ class RowAlignment:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self._findings = Findings("row_alignment")
-        self._arrays = _Arrays(walk, self._findings)
+        self._arrays = DenseArrays(walk.bundle)
+        self._encoded: dict[str, NDArray[Any]] = {}
+        if walk.inputs is not None:
+            self._encoded = {model.slug: model.vectors for model in walk.inputs.dense}
         self._sparse_file = walk.bundle.path("sparse.jsonl")
         self._wanted = (True, True, True, self._sparse_file.is_file(), walk.inputs is not None)
         self._sparse = walk.inputs.sparse if walk.inputs else None
@@ -64,10 +66,10 @@ class RowAlignment:
 
     def result(self) -> GateResult:
         """Compare the arrays and the reranked lists, and give the result."""
-        for sentence in self._walk.problems:
+        for sentence in (*self._walk.problems, *self._arrays.problems):
             self._findings.add(sentence)
         if not (self._cut_off or self._walk.problems):
-            self._arrays.check_whole(self._rows)
+            self._check_arrays()
             if bool(self._vectors) != self._sparse_file.is_file() and not self._walk.bundle.sparse_on:
                 state = "are" if self._vectors else "are no"
                 self._findings.add(
@@ -87,11 +89,13 @@ class RowAlignment:
         yield from _payload_problems(row.number, point.payload, metadata, row.text)
         if row.chunk is not None:
             yield from _chunk_problems(row.chunk, metadata, row.text)
-        yield from self._arrays.problems(row.number, point)
+        yield from self._vector_problems(row.number, point)
         if row.sparse_line is not None:
             yield from _sparse_problems(row.number, point.payload, row.sparse)
-        if point.payload.get("sparse_vector"):
-            yield from _length_problems(point.payload["sparse_vector"])
+        vector = point.payload.get("sparse_vector")
+        lists = [vector.get(name) for name in ("indices", "values", "tokens")] if isinstance(vector, dict) else []
+        if len({len(entries) if isinstance(entries, list) else -1 for entries in lists}) > 1:
+            yield "indices, values and tokens of its sparse_vector are not equally many"
         if self._sparse is not None:
             yield from _stage_problems(row.number, point.payload, self._sparse)
 
@@ -103,32 +107,20 @@ class RowAlignment:
             ids, ranks = (record or {}).get("point_ids"), (record or {}).get("ranks")
             if not isinstance(ids, list) or not isinstance(ranks, list):
                 self._findings.add(f"{where}: expected the lists point_ids and ranks. {EXPORT_AGAIN}")
-            elif not _are_rows(ids, self._walk.rows) or ranks != list(range(1, len(ids) + 1)):
+            elif ranks != list(range(1, len(ids) + 1)) or any(
+                type(row) is not int or not 0 <= row < self._walk.rows for row in ids
+            ):
                 self._findings.add(f"{where}: expected ranks from 1 and point_ids of chunks. {EXPORT_AGAIN}")
 
-
-def _are_rows(ids: list[Any], rows: int) -> bool:
-    return all(type(i) is int and 0 <= i < rows for i in ids)
-
-
-class _Arrays:
-    """The dense arrays of a bundle by model, and the stage's arrays that they were made of."""
-
-    def __init__(self, walk: Walk, findings: Findings) -> None:
-        self._findings = findings
-        self._bundle = walk.bundle
-        self._open: dict[str, NDArray[Any] | None] = {}
-        self._stage = {model.slug: model.vectors for model in walk.inputs.dense} if walk.inputs else {}
-
-    def problems(self, row: int, point: Point) -> Iterator[str]:
+    def _vector_problems(self, row: int, point: Point) -> Iterator[str]:
         """Compare a point's vectors with row ``row`` of the bundle's arrays."""
         if point.vectors is None:
             yield "key 'vectors' is no JSON object"
             return
-        yield from (f"the point has no vector of {name}" for name in self._stage if name not in point.vectors)
+        yield from (f"the point has no vector of {name}" for name in self._encoded if name not in point.vectors)
         primary = (point.payload or {}).get("primary_vector_name")
         for name, values in point.vectors.items():
-            array = self._array(name, name == primary)
+            array = self._arrays.vectors(name, primary=name == primary)
             if array is None:
                 continue
             if row >= len(array):
@@ -138,41 +130,25 @@ class _Arrays:
             if row % _BLOCK_ROWS == 0:
                 drop_resident_pages(array)
 
-    def check_whole(self, rows: int) -> None:
-        """Expect one row a chunk in every array, and the stage's vectors in it."""
-        for name, array in self._open.items():
-            if array is not None and len(array) != rows:
-                self._findings.add(f"vectors of {name}: expected {rows} rows, found {len(array)}. {EXPORT_AGAIN}")
-            elif array is not None and name in self._stage:
-                self._compare_with_stage(name, array, self._stage[name])
-
-    def _compare_with_stage(self, name: str, array: NDArray[Any], stage: NDArray[np.float32]) -> None:
-        if array.shape != stage.shape:
-            sentence = f"expected the shape {list(stage.shape)}, found {list(array.shape)}"
-            self._findings.add(f"vectors of {name}: {sentence}. {EXPORT_AGAIN}")
-            return
-        for start in range(0, len(array), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            for row in np.flatnonzero(~(array[block] == stage[block]).all(axis=1)).tolist():
-                self._findings.add(
-                    f"chunk row {start + row}: the vector of {name} is not the one that was encoded for this chunk. "
-                    f"{EXPORT_AGAIN}"
-                )
-            drop_resident_pages(array)
-            drop_resident_pages(stage)
-
-    def _array(self, name: str, primary: bool) -> NDArray[Any] | None:
-        if name not in self._open:
-            self._open[name] = None
-            file = self._bundle.names.vectors() if primary else self._bundle.names.vectors(name)
-            try:
-                array = open_vectors(self._bundle.folder / file)
-                self._open[name] = array if array.ndim == 2 else None
-                if array.ndim != 2:
-                    self._findings.add(f"{file}: expected two dimensions, found {array.ndim}. {EXPORT_AGAIN}")
-            except ArtefactError as error:
-                self._findings.add(str(error))
-        return self._open[name]
+    def _check_arrays(self) -> None:
+        """Expect one row a chunk in every array, and the vectors of the dense stage in it."""
+        for name, array in self._arrays.by_model.items():
+            if array is None:
+                continue
+            encoded = self._encoded.get(name, array)
+            if len(array) != self._rows or array.shape != encoded.shape:
+                sentence = f"expected the shape {[self._rows, encoded.shape[1]]}, found {list(array.shape)}"
+                self._findings.add(f"vectors of {name}: {sentence}. {EXPORT_AGAIN}")
+                continue
+            for start in range(0, len(array), _BLOCK_ROWS) if encoded is not array else ():
+                block = slice(start, start + _BLOCK_ROWS)
+                for row in np.flatnonzero(~(array[block] == encoded[block]).all(axis=1)).tolist():
+                    self._findings.add(
+                        f"chunk row {start + row}: the vector of {name} is not the one that was encoded for this "
+                        f"chunk. {EXPORT_AGAIN}"
+                    )
+                drop_resident_pages(array)
+                drop_resident_pages(encoded)
 
 
 def _same(values: Any, row: NDArray[Any]) -> bool:
@@ -218,18 +194,11 @@ def _sparse_problems(row: int, payload: dict[str, Any], record: Any) -> Iterator
     vector = payload.get("sparse_vector")
     expected = vector if isinstance(vector, dict) else {"indices": [], "values": [], "tokens": [], "stats": {}}
     inner = record.get("sparse_vector")
-    inner = inner if isinstance(inner, dict) else {}
-    lists = {**inner, "tokens": record.get("tokens"), "stats": record.get("stats")}
-    for name in ("indices", "values", "tokens", "stats"):
-        empty = not expected.get("indices") and not lists.get("indices")
-        if not _equal(lists.get(name), expected.get(name)) and not (empty and name == "stats"):
+    lists = {**(inner if isinstance(inner, dict) else {}), "tokens": record.get("tokens"), "stats": record.get("stats")}
+    empty = not expected.get("indices") and not lists.get("indices")
+    for name in ("indices", "values", "tokens") if empty else ("indices", "values", "tokens", "stats"):
+        if not _equal(lists.get(name), expected.get(name)):
             yield f"{name} of its line in the sparse file are not those of the point's sparse_vector"
-
-
-def _length_problems(vector: Any) -> Iterator[str]:
-    lists = [vector.get(name) for name in ("indices", "values", "tokens")] if isinstance(vector, dict) else []
-    if len({len(entries) if isinstance(entries, list) else -1 for entries in lists}) > 1:
-        yield "indices, values and tokens of its sparse_vector are not equally many"
 
 
 def _stage_problems(row: int, payload: dict[str, Any], sparse: LiveSparse) -> Iterator[str]:

@@ -32,30 +32,23 @@ class StageCost:
 
 def costs_of(manifest: Mapping[str, Any]) -> dict[str, StageCost]:
     """Read the costs of the stages from a manifest, by stage, as far as it has them; wall seconds where it has them."""
-    dense, sparse, rerank = (_section(manifest, f"{stage}_run") for stage in MODEL_STAGES)
-    of_sparse, of_rerank = _section(sparse, "payload"), _section(rerank, "payload")
-    costs = {
-        "dense": StageCost(_number(dense, "seconds"), int(_number(dense, "peak_bytes")), _devices(dense)),
-        "sparse": StageCost(
-            _number(sparse, "latency_ms") / 1000, int(_number(of_sparse, "peak_bytes")), _devices(sparse)
-        ),
-        "rerank": StageCost(
-            _number(of_rerank, "latency_ms") / 1000, int(_number(of_rerank, "gpu_peak_gb") * 1e9), _devices(rerank)
-        ),
-    }
-    present = {stage: cost for stage, cost in costs.items() if f"{stage}_run" in manifest}
+    costs: dict[str, StageCost] = {}
+    for stage in MODEL_STAGES:
+        if f"{stage}_run" in manifest:
+            run = _section(manifest, f"{stage}_run")
+            facts = {**_section(run, "payload"), **run}
+            seconds = _number(facts, "seconds") or _number(facts, "latency_ms") / 1000
+            peak = _number(facts, "peak_bytes") or _number(facts, "gpu_peak_gb") * 1e9
+            label = run.get("device")
+            devices = UsedDevices.from_json(label) if isinstance(label, str) and label else UsedDevices()
+            costs[stage] = StageCost(seconds, int(peak), devices)
     walls = _section(_section(manifest, "performance_baseline"), "stage_seconds")
     for stage in walls:
-        if stage in present:
-            present[stage] = replace(present[stage], seconds=_number(walls, stage))
+        if stage in costs:
+            costs[stage] = replace(costs[stage], seconds=_number(walls, stage))
         elif stage in TIMED_STAGES and stage not in MODEL_STAGES:
-            present[stage] = StageCost(_number(walls, stage), 0, UsedDevices("cpu"))
-    return present
-
-
-def _devices(section: Mapping[str, Any]) -> UsedDevices:
-    label = section.get("device")
-    return UsedDevices.from_json(label) if isinstance(label, str) and label else UsedDevices()
+            costs[stage] = StageCost(_number(walls, stage), 0, UsedDevices("cpu"))
+    return costs
 
 
 class SparseCoverage:
@@ -84,14 +77,13 @@ class SparseCoverage:
         findings, bundle = Findings("sparse_coverage"), self._walk.bundle
         total, available = self._total, self._available
         share = available / total if total else 1.0
+        covered = f"{available} of {total} chunks have a sparse vector ({share:.3f}), under"
         if not bundle.sparse_on:
             findings.note("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
         elif share < self._error_below:
-            limit = f"{self._error_below:g} (checks.sparse_coverage_error)"
-            findings.add(f"{_covered(available, total)}, under the limit {limit}. {_SPARSE}")
+            findings.add(f"{covered} {self._error_below:g} (checks.sparse_coverage_error). {_SPARSE}")
         elif share < self._warn_below:
-            limit = f"{self._warn_below:g} (checks.sparse_coverage_warn)"
-            findings.add(f"{_covered(available, total)}, under {limit}. {_SPARSE}", "WARN")
+            findings.add(f"{covered} {self._warn_below:g} (checks.sparse_coverage_warn). {_SPARSE}", "WARN")
         for where, stated in _stated_coverage(bundle) if bundle.sparse_on else ():
             if stated != available:
                 findings.add(
@@ -101,10 +93,6 @@ class SparseCoverage:
 
 
 _SPARSE = "See sparse_run in the manifest for the reason, then materialise sparse_vectors again"
-
-
-def _covered(available: int, total: int) -> str:
-    return f"{available} of {total} chunks have a sparse vector ({available / max(1, total):.3f})"
 
 
 def _stated_coverage(bundle: Bundle) -> Iterator[tuple[str, Any]]:
@@ -155,12 +143,7 @@ def rerank_fallbacks(bundle: Bundle) -> GateResult:
 
 
 def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResult:
-    """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit.
-
-    Args:
-        costs: by stage.
-        ceiling_bytes: most memory in use on any device.
-    """
+    """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit."""
     findings = Findings("gpu_ceiling")
     if not any(cost.devices.on_gpu for cost in costs.values()):
         findings.note("no stage used a GPU; peaks are host memory and have no ceiling here")

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
@@ -31,18 +30,16 @@ class VectorsFiniteAndUnit:
 
     def see(self, row: Row) -> None:
         """Judge the vectors of the point and of the sparse record."""
-        point = row.point
-        if point is not None:
-            where = f"{self._bundle.names.file('qdrant.jsonl')}, line {row.number + 1}"
-            if not _finite_lists(point):
-                self._findings.add(f"{where}: a dense vector holds a number that is not finite. {_REMEDY}")
-            vector = row.payload.get("sparse_vector")
+        points, sparse = self._bundle.names.file("qdrant.jsonl"), self._bundle.names.file("sparse.jsonl")
+        if row.point is not None and not _finite_lists(row.point):
+            self._add(f"{points}, line {row.number + 1}: a dense vector holds a number")
+        for file, record in ((points, row.payload), (sparse, row.sparse or {})):
+            vector = record.get("sparse_vector")
             if isinstance(vector, dict) and not _finite(vector.get("values")):
-                self._findings.add(f"{where}: sparse_vector holds a value that is not finite. {_REMEDY}")
-        vector = (row.sparse or {}).get("sparse_vector")
-        if isinstance(vector, dict) and not _finite(vector.get("values")):
-            where = f"{self._bundle.names.file('sparse.jsonl')}, line {row.number + 1}"
-            self._findings.add(f"{where}: a value is not finite. {_REMEDY}")
+                self._add(f"{file}, line {row.number + 1}: sparse_vector holds a value")
+
+    def _add(self, finding: str) -> None:
+        self._findings.add(f"{finding} that is not finite. {_REMEDY}")
 
     def result(self) -> GateResult:
         """Judge the arrays, and give the result."""
@@ -62,10 +59,8 @@ class VectorsFiniteAndUnit:
 def _check_array(bundle: Bundle, name: str, findings: Findings) -> float:
     """Judge an array; gives the largest distance of a row's norm from 1."""
     array = open_vectors(bundle.folder / name)
-    if array.ndim != 2 or array.dtype != np.float32:
-        findings.add(
-            f"{name}: expected two dimensions of float32, found {list(array.shape)} {array.dtype}. {EXPORT_AGAIN}"
-        )
+    if array.dtype != np.float32:
+        findings.add(f"{name}: expected float32, found {array.dtype}. {EXPORT_AGAIN}")
         return 0.0
     surplus = (bundle.folder / name).stat().st_size - getattr(array, "offset", 0) - array.nbytes
     if surplus and len(array):  # an array without rows is not mapped, so its offset is not known
@@ -76,18 +71,15 @@ def _check_array(bundle: Bundle, name: str, findings: Findings) -> float:
         block = np.asarray(array[start : start + height], dtype=np.float64)
         error = np.abs(np.sqrt(np.einsum("ij,ij->i", block, block)) - 1.0)
         for row in np.flatnonzero(~(error <= UNIT_TOLERANCE)).tolist():
-            kind = _kind_of(block[row])
+            finite = bool(np.isfinite(block[row]).all())
+            state = f"has norm {float(np.linalg.norm(block[row])):.6g}" if finite else "is not finite"
             findings.add(
-                f"{name}, row {start + row}: {kind}; expected finite values and norm 1 within {UNIT_TOLERANCE}. "
+                f"{name}, row {start + row}: {state}; expected finite values and norm 1 within {UNIT_TOLERANCE}. "
                 f"{_REMEDY}"
             )
         worst = max(worst, float(np.nanmax(error, initial=0.0)))
         drop_resident_pages(array)
     return worst if math.isfinite(worst) else 1e308
-
-
-def _kind_of(row: NDArray[np.float64]) -> str:
-    return f"has norm {float(np.linalg.norm(row)):.6g}" if np.isfinite(row).all() else "is not finite"
 
 
 def _finite_lists(point: Point) -> bool:

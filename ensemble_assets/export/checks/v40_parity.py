@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks import v40_reference as reference
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors, read_object
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, DenseArrays, Point, read_object
 
 NAME = "v40_parity"
 
@@ -38,8 +36,8 @@ def v40_parity(bundle: Bundle, other: Bundle) -> GateResult:
         for content in RECORD_FILES:
             ends = list(side.problems(content, row))
             if content in records and content in expected:
-                ends += _difference(records[content], expected[content], _CLOCKS)
-            for end in ends:
+                ends.append(_difference(records[content], expected[content], _CLOCKS))
+            for end in filter(None, ends):
                 findings.add(f"{bundle.names.file(content)}, record {row.number}{end}. {_REPAIR}")
     for sentence in (*_statistics_problems(bundle, other), *_file_problems(bundle, other)):
         findings.add(f"{sentence}. {_REPAIR}")
@@ -57,7 +55,7 @@ class _Side:
         self._bundle = bundle
         self._sparse_on = bundle.sparse_on
         self._echoes = 0
-        self._arrays: dict[str, NDArray[Any] | None] = {}
+        self._arrays = DenseArrays(bundle)
 
     @property
     def has_sparse_file(self) -> bool:
@@ -81,18 +79,18 @@ class _Side:
         return records
 
     def problems(self, content: str, row: Row) -> Iterator[str]:
-        """Compare a record with the reference: its values and its text."""
+        """Compare a record with the reference: its values and its text. Empty where they agree."""
         if content == "qdrant.jsonl":
             yield from self._point_problems(row)
         elif content == "metadata.json":
-            yield from _unless(row.item == reference.json_item(row.metadata))
+            yield _unless(row.item == reference.json_item(row.metadata))
         elif content == "texts.json":
-            yield from _unless(row.text_item == reference.json_item(row.text))
+            yield _unless(row.text_item == reference.json_item(row.text))
         elif row.sparse_line is not None:
             record: Any = row.sparse
             if not self._sparse_on:
                 record = reference.sparse_record(row.number, row.payload.get("sparse_vector"))
-            yield from _unless(row.sparse_line == reference.json_line(record))
+            yield _unless(row.sparse_line == reference.json_line(record))
 
     def _point_problems(self, row: Row) -> Iterator[str]:
         point, metadata, models = row.point, row.metadata, _models(row.payload)
@@ -100,31 +98,21 @@ class _Side:
             yield ": is no point"
             return
         whole = {"id": point.row, "payload": point.payload, "vectors": point.vectors, **point.others}
-        yield from _unless(row.line == reference.json_line(whole))
+        yield _unless(row.line == reference.json_line(whole))
         vectors: dict[str, list[float]] = {}
         for position, model in enumerate(models):
-            array = self._array(position, model.slug)
+            array = self._arrays.vectors(model.slug, primary=position == 0)
             if array is None or row.number >= len(array):
                 yield f": there is no row of an array for vector {position}"
                 return
             vectors[model.slug] = array[row.number].tolist()
         clock = row.payload.get("kaggle_export_timestamp", "")
         plain = reference.without_additions(metadata)
-        yield from _difference(_v40_point(point), reference.point(row.number, plain, row.text, models, clock, vectors))
-
-    def _array(self, position: int, slug: str) -> NDArray[Any] | None:
-        if slug not in self._arrays:
-            names = self._bundle.names
-            try:
-                name = names.vectors(slug) if position else names.vectors()
-                self._arrays[slug] = open_vectors(self._bundle.folder / name)
-            except ArtefactError:
-                self._arrays[slug] = None
-        return self._arrays[slug]
+        yield _difference(_v40_point(point), reference.point(row.number, plain, row.text, models, clock, vectors))
 
 
-def _unless(as_written: bool) -> tuple[str, ...]:
-    return () if as_written else (": is not as v4.0 writes it",)
+def _unless(as_written: bool) -> str:
+    return "" if as_written else ": is not as v4.0 writes it"
 
 
 def _v40_point(point: Point | None) -> dict[str, Any] | None:
@@ -151,13 +139,12 @@ def _statistics_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
     except ArtefactError as error:
         yield str(error)
         return
-    for end in _unless(path.read_bytes() == reference.json_document(statistics)):
-        yield f"{name}{end}"
+    spelling = _unless(path.read_bytes() == reference.json_document(statistics))
     for content in (statistics, expected):
         section = content.get("sparse_vector_stats")
         if isinstance(section, dict):
             section.pop("live", None)
-    for end in _difference(statistics, expected, _CLOCKS):
+    for end in filter(None, (spelling, _difference(statistics, expected, _CLOCKS))):
         yield f"{name}{end}"
 
 
@@ -176,40 +163,29 @@ def _file_problems(bundle: Bundle, other: Bundle) -> Iterator[str]:
             yield f"{path.name}: has other bytes than in the other bundle"
 
 
-def _difference(value: Any, expected: Any, ignored: frozenset[str] = frozenset()) -> tuple[str, ...]:
+def _difference(value: Any, expected: Any, ignored: frozenset[str] = frozenset()) -> str:
     """Say where two values differ first, as the end of a sentence (``, key 'a', key 'b': ...``); empty if nowhere."""
-    end = _first_difference(value, expected, ignored)
-    return () if end is None else (end,)
-
-
-def _first_difference(value: Any, expected: Any, ignored: frozenset[str]) -> str | None:
     if isinstance(value, dict) and isinstance(expected, dict):
         return _object_difference(value, expected, ignored)
     if isinstance(value, list) and isinstance(expected, list) and len(value) == len(expected):
-        if value == expected and list(map(type, value)) == list(map(type, expected)) and not _nests(value):
-            return None
-        pairs = enumerate(zip(value, expected, strict=True))
-        ends = ((position, _first_difference(*pair, ignored)) for position, pair in pairs)
-        return next((f", position {position}{end}" for position, end in ends if end is not None), None)
+        if value == expected and {float}.issuperset(map(type, value + expected)):
+            return ""  # vectors are long, so they are compared at once
+        for position, pair in enumerate(zip(value, expected, strict=True)):
+            if end := _difference(*pair, ignored):
+                return f", position {position}{end}"
+        return ""
     if type(value) is not type(expected):
         return f": expected {type(expected).__name__}, found {type(value).__name__}"
-    return None if value == expected or repr(value) == repr(expected) else ": has another value than v4.0 has"
+    return "" if value == expected or repr(value) == repr(expected) else ": has another value than v4.0 has"
 
 
-def _nests(values: list[Any]) -> bool:
-    return any(isinstance(value, (dict, list)) for value in values)
-
-
-def _object_difference(value: dict[str, Any], expected: dict[str, Any], ignored: frozenset[str]) -> str | None:
-    for key, wanted in expected.items():
-        if key in ignored:
-            continue
+def _object_difference(value: dict[str, Any], expected: dict[str, Any], ignored: frozenset[str]) -> str:
+    for key in (key for key in expected if key not in ignored):
         if key not in value:
             return f", key {key_shown(key)}: is missing"
-        end = _first_difference(value[key], wanted, ignored)
-        if end is not None:
+        if end := _difference(value[key], expected[key], ignored):
             return f", key {key_shown(key)}{end}"
     for position, key in enumerate(value):
         if key not in expected:  # its name may be anybody's text
             return f", key at position {position}: v4.0 does not have it"
-    return None if list(value) == list(expected) else ": its keys are in another order than v4.0 has them"
+    return "" if list(value) == list(expected) else ": its keys are in another order than v4.0 has them"

@@ -81,15 +81,9 @@ def point(
     clock: str,
     vectors: Mapping[str, list[float]],
 ) -> dict[str, Any]:
-    """Make the line of the points file.
+    """Make the line of the points file from the chunk's items of the metadata and texts files.
 
-    Args:
-        row: of the chunk.
-        metadata: item of the metadata file.
-        text: item of the texts file.
-        models: the primary one first.
-        clock: ``kaggle_export_timestamp``.
-        vectors: by model.
+    ``models`` has the primary one first, ``vectors`` are by model, and ``clock`` is ``kaggle_export_timestamp``.
     """
     primary, companions = models[0], models[1:]
     info: dict[str, Any] = {
@@ -100,13 +94,15 @@ def point(
     }
     if companions:
         info["companions"] = {m.slug: {"dimension": m.width, "hf_model_id": m.hf_model_id} for m in companions}
-    payload = dict(metadata)
-    payload["text_preview"] = text[:500]
-    payload["full_text_length"] = len(text)
-    payload["kaggle_export_timestamp"] = clock
-    payload["model_info"] = info
-    payload["primary_vector_name"] = primary.slug
-    payload["dense_vector_names"] = [model.slug for model in models]
+    payload = {
+        **metadata,
+        "text_preview": text[:500],
+        "full_text_length": len(text),
+        "kaggle_export_timestamp": clock,
+        "model_info": info,
+        "primary_vector_name": primary.slug,
+        "dense_vector_names": [model.slug for model in models],
+    }
     if companions:
         payload["companion_vector_dimensions"] = {model.slug: model.width for model in companions}
     return {"id": row, "payload": payload, "vectors": dict(vectors)}

@@ -59,21 +59,20 @@ class Bundle:
     @property
     def sparse_on(self) -> bool:
         """Whether the sparse stage was on."""
-        return self._toggle("sparse")
+        return self._is_on("sparse")
 
     @property
     def rerank_on(self) -> bool:
         """Whether the rerank stage was on."""
-        return self._toggle("rerank")
+        return self._is_on("rerank")
 
     def path(self, content: str) -> Path:
         """Give the file for ``content``, such as ``qdrant.jsonl``."""
         return self.folder / self.names.file(content)
 
-    def _toggle(self, stage: str) -> bool:
-        toggles = self.manifest.get("feature_toggles")
-        stated = toggles.get(f"enable_{stage}") if isinstance(toggles, dict) else None
-        return bool(stated) if stated is not None else f"{stage}_run" in self.manifest
+    def _is_on(self, stage: str) -> bool:
+        toggles = self.manifest.get("feature_toggles", {})
+        return bool(toggles.get(f"enable_{stage}", f"{stage}_run" in self.manifest))
 
 
 @dataclass(frozen=True)
@@ -106,18 +105,14 @@ def open_bundle(folder: Path) -> Bundle:
     Raises:
         ArtefactError: if it is no bundle folder, or its manifest cannot be read.
     """
-    manifest = folder / MANIFEST_NAME
-    return Bundle(folder, _find_names(folder), read_manifest(folder) if manifest.is_file() else {})
-
-
-def _find_names(folder: Path) -> BundleNames:
     matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}")) if folder.is_dir() else []
     if len(matches) != 1:
         raise ArtefactError(
             f"{folder.name}: expected a bundle folder with one *_{_POINTS}, found {len(matches)}. "
             "Name the folder of a collection"
         )
-    return BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
+    names = BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
+    return Bundle(folder, names, read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else {})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -149,17 +144,17 @@ def points(bundle: Bundle) -> Iterator[Point | None]:
 def parse_point(line: bytes) -> Point | None:
     """Parse a line of the points file; None if it is no JSON object."""
     cut = line.rfind(_VECTORS_KEY)  # inside a string the quotes would be escaped; after it there are only numbers
-    if cut > 0 and line.endswith(b"}}\n"):
-        head = parse_object(line[:cut] + b"}")
-        if head is not None:
-            return _point(head, (*head, "vectors"), line[cut + len(_VECTORS_KEY) - 1 : -2])
-    whole = parse_object(line)
-    return _point(whole, tuple(whole), json.dumps(whole.get("vectors")).encode()) if whole is not None else None
-
-
-def _point(content: dict[str, Any], keys: tuple[str, ...], vectors: bytes) -> Point:
+    content = parse_object(line[:cut] + b"}") if cut > 0 and line.endswith(b"}}\n") else None
+    if content is not None:
+        keys, vectors = (*content, "vectors"), line[cut + len(_VECTORS_KEY) - 1 : -2]
+    else:
+        content = parse_object(line)
+        if content is None:
+            return None
+        keys, vectors = tuple(content), json.dumps(content.get("vectors")).encode()
+    payload = content.get("payload")
     others = {key: value for key, value in content.items() if key not in _POINT_KEYS}
-    return Point(keys, content.get("id"), _as_object(content.get("payload")), vectors, others)
+    return Point(keys, content.get("id"), payload if isinstance(payload, dict) else None, vectors, others)
 
 
 def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
@@ -215,10 +210,10 @@ def _split_items(text: bytes, *, complete: bool = False) -> list[bytes]:
 
 
 def open_vectors(path: Path) -> NDArray[Any]:
-    """Map a ``.npy`` file.
+    """Map a ``.npy`` file of dense vectors, ``[n, dim]``.
 
     Raises:
-        ArtefactError: if it cannot be read as an array.
+        ArtefactError: if it cannot be read as an array of two dimensions.
     """
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -227,7 +222,34 @@ def open_vectors(path: Path) -> NDArray[Any]:
             mapped = np.load(path, allow_pickle=False)  # an array without rows cannot be mapped
         except (OSError, ValueError):
             raise ArtefactError(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}") from None
+    if mapped.ndim != 2:
+        raise ArtefactError(f"{path.name}: expected two dimensions, found {mapped.ndim}. {EXPORT_AGAIN}")
     return mapped
+
+
+class DenseArrays:
+    """The dense arrays of a bundle; each is mapped when a model is first asked for.
+
+    Attributes:
+        by_model: the arrays so far; None for one that cannot be read.
+        problems: sentences on arrays that cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.by_model: dict[str, NDArray[Any] | None] = {}
+        self.problems: list[str] = []
+        self._bundle = bundle
+
+    def vectors(self, model: str, *, primary: bool) -> NDArray[Any] | None:
+        """Give the array of a model; None if it cannot be read."""
+        if model not in self.by_model:
+            self.by_model[model] = None
+            try:
+                file = self._bundle.names.vectors(None if primary else model)
+                self.by_model[model] = open_vectors(self._bundle.folder / file)
+            except ArtefactError as error:
+                self.problems.append(str(error))
+        return self.by_model[model]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -247,7 +269,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def parse_object(text: bytes) -> dict[str, Any] | None:
     """Parse a JSON object; None for anything else."""
-    return _as_object(parse_value(text))
+    value = parse_value(text)
+    return value if isinstance(value, dict) else None
 
 
 def parse_value(text: bytes) -> Any:
@@ -275,7 +298,3 @@ def _may_hold_large_integer(text: bytes) -> bool:
             return True
         start = plain.find(_LONG_NUMBER, start + 1)
     return False
-
-
-def _as_object(value: Any) -> dict[str, Any] | None:
-    return value if isinstance(value, dict) else None

@@ -130,9 +130,7 @@ class BundleInputs:
         Raises:
             ContractError: naming every array that does not fit.
         """
-        problems = list(self._dense_problems())
-        if self.sparse is not None:
-            problems += _sparse_problems(self.sparse, self.count)
+        problems = [*self._dense_problems(), *(_sparse_problems(self.sparse, self.count) if self.sparse else ())]
         if problems:
             raise ContractError(f"{self.collection}: {'; '.join(problems)}. Materialise these assets again, together")
 

@@ -23,7 +23,6 @@ _PLAIN_FROM = 1e-4
 _PLAIN_BELOW = 1e15
 """Between these sizes neither library writes an exponent; both limits are checked against ``json`` by the tests."""
 
-_NOWHERE = np.zeros(0, dtype=np.intp)
 _EXPONENT = re.compile(r"[0-9]e[-+][0-9]")
 
 compact = json.JSONEncoder(ensure_ascii=False).encode
@@ -61,23 +60,15 @@ def integer_list(values: NDArray[np.integer[Any]]) -> str:
 
 def float_list(values: NDArray[np.float64]) -> str:
     """Encode ``[n] float64``, finite, as ``json.dumps(values.tolist())``."""
-    return _float_list(values, np.flatnonzero(_unequal(values)))
-
-
-def _float_list(values: NDArray[np.float64], unequal: NDArray[np.intp]) -> str:
     text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
+    size = np.abs(values)
+    unequal = np.flatnonzero(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
     if not len(unequal):
         return text
     parts = text[1:-1].split(", ")
     for position in unequal:
         parts[position] = repr(float(values[position]))
     return f"[{', '.join(parts)}]"
-
-
-def _unequal(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Mark the numbers that either library writes with an exponent."""
-    size = np.abs(values)
-    return np.asarray(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
 
 
 def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
@@ -95,10 +86,7 @@ def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iter
         rows = np.asarray(matrix[start : start + block], dtype=np.float64)
         _require_unit(rows, what, start)
         drop_resident_pages(matrix)
-        unequal = _unequal(rows)
-        some = np.asarray(unequal.any(axis=1))
-        for number, row in enumerate(rows):
-            yield _float_list(row, np.flatnonzero(unequal[number]) if some[number] else _NOWHERE)
+        yield from map(float_list, rows)
 
 
 def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:

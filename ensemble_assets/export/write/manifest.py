@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ensemble_assets.common.errors import ContractError
@@ -41,21 +41,10 @@ class FeatureToggles:
     sources: Mapping[str, str] = field(default_factory=dict)
     provenance: Sequence[Mapping[str, Any]] = ()
 
-    @property
-    def provenance_lines(self) -> list[str]:
-        """One line per toggle, for people."""
-        return [f"{row['key']}: {_shown(row['value'])} ({row['source']})" for row in self.provenance]
-
     def as_json(self) -> dict[str, Any]:
-        """Make the section ``feature_toggles``."""
-        return {
-            "enable_rerank": self.enable_rerank,
-            "enable_sparse": self.enable_sparse,
-            "sparse_models": list(self.sparse_models),
-            "sources": dict(self.sources),
-            "provenance": [dict(row) for row in self.provenance],
-            "provenance_lines": self.provenance_lines,
-        }
+        """Make the section ``feature_toggles``; it adds one line per toggle, for people."""
+        lines = [f"{row['key']}: {_shown(row['value'])} ({row['source']})" for row in self.provenance]
+        return {**asdict(self), "provenance_lines": lines}
 
 
 @dataclass(frozen=True)
@@ -163,34 +152,19 @@ def _require_runs_fit_toggles(run: ManifestInputs) -> None:
 
 def _telemetry(run: ManifestInputs) -> dict[str, Any]:
     given = run.telemetry
-    names = [f"rag.{stage}" for stage in TIMED_STAGES]
-    _require_known("span", given.spans, names)
+    _require_known("span", given.spans, [f"rag.{stage}" for stage in TIMED_STAGES])
     _require_known("stage of metrics", given.metrics, TIMED_STAGES)
     _require_known("telemetry count", given.counts, _EVENT_COUNTS)
-    return {
-        "spans": {
-            name: _picked(f"span {name}", given.spans.get(name) or _no_span(run, name), _SPAN_KEYS) for name in names
-        },
-        "metrics": {
-            stage: _picked(f"metrics of {stage}", given.metrics.get(stage) or _no_metrics(run, stage), _METRIC_KEYS)
-            for stage in TIMED_STAGES
-        },
-        **{name: int(given.counts.get(name, 0)) for name in _EVENT_COUNTS},
-    }
-
-
-def _no_span(run: ManifestInputs, name: str) -> dict[str, Any]:
-    reason = _why_skipped(run, name.removeprefix("rag."))
-    return {"span_id": "", "status": "skipped", "reason": reason, "attributes": {}, "timestamp": run.generated_at}
-
-
-def _no_metrics(run: ManifestInputs, stage: str) -> dict[str, Any]:
-    return {"status": "skipped", "reason": _why_skipped(run, stage), "metrics": []}
-
-
-def _why_skipped(run: ManifestInputs, stage: str) -> str:
     off = {"sparse": not run.toggles.enable_sparse, "rerank": not run.toggles.enable_rerank}
-    return "feature_disabled" if off.get(stage) else "not_recorded"
+    spans, metrics = {}, {}
+    for stage in TIMED_STAGES:
+        skipped = {"status": "skipped", "reason": "feature_disabled" if off.get(stage) else "not_recorded"}
+        no_span = {"span_id": "", **skipped, "attributes": {}, "timestamp": run.generated_at}
+        name = f"rag.{stage}"
+        spans[name] = _picked(f"span {name}", given.spans.get(name) or no_span, _SPAN_KEYS)
+        figures = given.metrics.get(stage) or {**skipped, "metrics": []}
+        metrics[stage] = _picked(f"metrics of {stage}", figures, _METRIC_KEYS)
+    return {"spans": spans, "metrics": metrics, **{name: int(given.counts.get(name, 0)) for name in _EVENT_COUNTS}}
 
 
 def _picked(what: str, record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

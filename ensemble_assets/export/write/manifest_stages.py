@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_RERANK_FIGURES = ("run_id", "latency_ms", "gpu_peak_gb", "batch_size", "top_k_candidates", "rerank_top_k")
+
 
 @dataclass(frozen=True)
 class RerankRun:
@@ -17,7 +19,6 @@ class RerankRun:
     Attributes:
         status: ``completed``, ``fallback`` or ``failed``.
         loaded: whether the model was loaded.
-        requested_device: as configured; the pipeline always chooses devices itself.
         device: the devices that it ran on, as ``UsedDevices.label``.
         fallback_count: queries that kept their fused order.
         fallback_reason: why, as a fixed word.
@@ -57,19 +58,7 @@ class RerankRun:
     def as_json(self) -> dict[str, Any]:
         """Make the section ``rerank_run``."""
         no_gpu = self.requested_device not in {"auto", self.device} and self.device == "cpu"
-        state = {
-            "requested": self.requested_device,
-            "resolved": self.device,
-            "fallback_applied": no_gpu,
-            **_if_given(fallback_reason="no_gpu" if no_gpu else None),
-        }
-        payload = {
-            "run_id": self.run_id,
-            "latency_ms": self.latency_ms,
-            "gpu_peak_gb": self.gpu_peak_gb,
-            "batch_size": self.batch_size,
-            "top_k_candidates": self.top_k_candidates,
-            "rerank_top_k": self.rerank_top_k,
+        payload = {name: getattr(self, name) for name in _RERANK_FIGURES} | {
             "result_count": len(self.candidate_ids),
             "initial_candidate_count": self.initial_candidate_count,
             "candidate_ids": list(self.candidate_ids),
@@ -82,10 +71,15 @@ class RerankRun:
             "model_name": self.model_name,
             "loaded": self.loaded,
             "device": self.device,
-            "device_state": state,
+            "device_state": {
+                "requested": self.requested_device,
+                "resolved": self.device,
+                "fallback_applied": no_gpu,
+                **({"fallback_reason": "no_gpu"} if no_gpu else {}),
+            },
             "fallback_count": self.fallback_count,
             **_if_given(fallback_reason=self.fallback_reason, fallback_source=self.fallback_source),
-            "payload": {**payload, **{key: value for key, value in self.more.items() if key not in payload}},
+            "payload": {**payload, **self.more, **payload},
         }
 
 
@@ -138,7 +132,7 @@ class SparseRun:
             "success": self.success,
             "device": next(iter(self.devices.values()), ""),
         }
-        return {**facts, "payload": {**facts, **{k: v for k, v in self.more.items() if k not in facts}}}
+        return {**facts, "payload": {**facts, **self.more, **facts}}
 
 
 def _if_given(**values: str | None) -> dict[str, str]:
