@@ -292,8 +292,6 @@ class Settings(Section):
 
 
 _SHORT_VARIABLES = {
-    "enable_sparse": "EMBEDDER_ENABLE_SPARSE",
-    "enable_rerank": "EMBEDDER_ENABLE_RERANK",
     "models.profile": "EMBEDDER_PROFILE",
     "models.ensemble": "EMBEDDER_ENSEMBLE_MODELS",
     "models.sparse": "EMBEDDER_SPARSE_MODELS",
@@ -303,8 +301,6 @@ _SHORT_VARIABLES = {
     "paths.output_dir": "EMBEDDER_OUTPUT_DIR",
     "paths.artifacts_dir": "EMBEDDER_ARTIFACTS_DIR",
     "paths.key_file": "EMBEDDER_KEY_FILE",
-    "metrics.enabled": "EMBEDDER_METRICS_ENABLED",
-    "metrics.namespace": "EMBEDDER_METRICS_NAMESPACE",
 }
 """Environment variables that are shorter than the option's key: the names of version 4.0."""
 
@@ -328,11 +324,6 @@ class Option:
 
     key: str
     field: FieldInfo
-
-    @property
-    def section(self) -> str:
-        """Name of its section; empty for a toggle."""
-        return self.key.rpartition(".")[0]
 
     @property
     def variable(self) -> str:
@@ -363,14 +354,11 @@ class Option:
 @lru_cache(maxsize=1)
 def options() -> Mapping[str, Option]:
     """Return every option by its dotted key, in the order of the classes above."""
-    made: dict[str, Option] = {}
+    fields: dict[str, FieldInfo] = {}
     for name, field in Settings.model_fields.items():
-        if isinstance(field.default, Section):
-            for inner, inner_field in type(field.default).model_fields.items():
-                made[f"{name}.{inner}"] = Option(f"{name}.{inner}", inner_field)
-        else:
-            made[name] = Option(name, field)
-    return MappingProxyType(made)
+        inner = type(field.default).model_fields if isinstance(field.default, Section) else None
+        fields |= {name: field} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
+    return MappingProxyType({key: Option(key, field) for key, field in fields.items()})
 
 
 def dotted(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -112,7 +112,9 @@ def _typed(layer: Layer) -> dict[str, Any]:
     """
     for key in layer.values:
         if key not in options():
-            raise SettingsError(f"{layer.source(key)}: there is no option {key!r}.{_suggestion(key)}")
+            close = difflib.get_close_matches(key, options(), n=1)
+            advice = f"Did you mean {close[0]!r}?" if close else "docs/configuration.md lists them all"
+            raise SettingsError(f"{layer.source(key)}: there is no option {key!r}. {advice}")
     try:
         typed = flatten(Settings.model_validate(nested(layer.values)))
     except ValidationError as error:
@@ -122,8 +124,3 @@ def _typed(layer: Layer) -> dict[str, Any]:
             f"{layer.source(key)}: {layer.values[key]!r} is not accepted for {key}; expected {options()[key].accepted}"
         ) from None
     return {key: typed[key] for key in layer.values}
-
-
-def _suggestion(key: str) -> str:
-    close = difflib.get_close_matches(key, options(), n=1)
-    return f" Did you mean {close[0]!r}?" if close else " docs/configuration.md lists them all"

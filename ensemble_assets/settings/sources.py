@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dotenv import dotenv_values
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings.options import dotted, options
@@ -47,7 +48,7 @@ def read_layers(environment: Mapping[str, str], folder: Path) -> list[Layer]:
     Raises:
         SettingsError: if the config file that was named is missing or is not a YAML mapping.
     """
-    dotenv = _read_dotenv(folder / ".env")
+    dotenv = {name: text for name, text in dotenv_values(folder / ".env").items() if text is not None}
     file = environment.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)
     return [
         _config_layer(file, folder),
@@ -79,11 +80,3 @@ def _config_layer(named: str | None, folder: Path) -> Layer:
     if not isinstance(content, dict):
         raise SettingsError(f"{path.name}: expected a mapping of options, found {type(content).__name__}")
     return Layer("config file", dotted(content), lambda key: f"{path.name} {key}")
-
-
-def _read_dotenv(path: Path) -> dict[str, str]:
-    from dotenv import dotenv_values
-
-    if not path.is_file():
-        return {}
-    return {name: text for name, text in dotenv_values(path).items() if text is not None}

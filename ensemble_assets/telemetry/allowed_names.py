@@ -242,17 +242,3 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "telemetry.export_failed": _event("run", "an exporter failed; the run goes on", "exporter error_type"),
     }
 )
-
-LOG_FIELDS: frozenset[str] = frozenset(FIELDS)
-"""Fields of log lines: an event's admitted facts plus run, collection and stage."""
-
-RESOURCE_ATTRIBUTES: MappingProxyType[str, str] = MappingProxyType(
-    {
-        "service.name": "`OTEL_SERVICE_NAME`, else `ensemble-assets`",
-        "service.version": "package version",
-        "service.namespace": "from `OTEL_RESOURCE_ATTRIBUTES`",
-        "deployment.environment.name": "from `OTEL_RESOURCE_ATTRIBUTES`",
-        "run_id": "the run, as on spans",
-    }
-)
-"""The attributes by which OTLP describes the sender; nothing about the machine or the user."""

@@ -50,9 +50,7 @@ def number(meaning: str) -> Field:
 
 def word(meaning: str, choices: tuple[str, ...], accepts: str = "") -> Field:
     """Make a field for words of a fixed list; ``accepts`` describes the list where it is long."""
-    allowed = frozenset(choices)
-    shown = accepts or one_of(choices)
-    return Field(meaning, shown, lambda value, _: value if isinstance(value, str) and value in allowed else None)
+    return _text(meaning, accepts or one_of(choices), frozenset(choices).__contains__)
 
 
 def one_of(choices: tuple[str, ...]) -> str:
@@ -63,11 +61,11 @@ def one_of(choices: tuple[str, ...]) -> str:
 def shape(meaning: str, accepts: str, pattern: str, longest: int = MAX_TEXT) -> Field:
     """Make a field for short strings of one strict shape, which has no room for free text."""
     compiled = re.compile(pattern, re.ASCII)
+    return _text(meaning, accepts, lambda text: len(text) <= longest and compiled.fullmatch(text) is not None)
 
-    def check(value: object, _: Declared) -> str | None:
-        return value if isinstance(value, str) and len(value) <= longest and compiled.fullmatch(value) else None
 
-    return Field(meaning, accepts, check)
+def _text(meaning: str, accepts: str, fits: Callable[[str], bool]) -> Field:
+    return Field(meaning, accepts, lambda value, _: value if isinstance(value, str) and fits(value) else None)
 
 
 def declared(meaning: str, kind: str) -> Field:

@@ -42,7 +42,7 @@ from ensemble_assets.common.events import Event
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_values import is_slug
 from ensemble_assets.telemetry.journal import Journal, journal_path
-from ensemble_assets.telemetry.log import log_failure
+from ensemble_assets.telemetry.log import LOGGER
 from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricSpec, MetricValues, check_namespace, full_name
 from ensemble_assets.telemetry.span_record import ROOT, SpanRecord, SpanStart
 
@@ -144,7 +144,7 @@ def otlp_exporter(variables: Mapping[str, str], signal: Signal, longest: float) 
 
 
 def resource_of(variables: Mapping[str, str], run: str) -> Resource:
-    """Describe the sender by ``allowed_names.RESOURCE_ATTRIBUTES`` and nothing else; names must be plain."""
+    """Describe the sender by name, version, two plain names and the run; nothing about the machine or the user."""
     pairs = (pair.partition("=")[::2] for pair in variables.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
     given = {key.strip(): unquote(value.strip()) for key, value in pairs}
     plain = {key: given[key] for key in _RESOURCE_KEYS if is_slug(given.get(key))}
@@ -216,7 +216,7 @@ class ProcessTelemetry:
             self._given_up.add(exporter)
             self.journal = None if exporter == "journal" else self.journal
             self._failures.append((exporter, type(error).__name__))
-            log_failure(exporter, error)
+            LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s", exporter, type(error).__name__)
 
     def pop_failures(self) -> list[tuple[str, str]]:
         """Return exporter and class of error of each failure since the last call."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from ensemble_assets.common.events import Event
-from ensemble_assets.telemetry.allowed_names import EVENTS, LOG_FIELDS, Category
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, Category
 from ensemble_assets.telemetry.allowed_values import Scalar
 
 LOGGER = logging.getLogger("ensemble_assets.telemetry")
@@ -25,10 +25,5 @@ def log_event(event: Event, where: Mapping[str, Scalar]) -> None:
     level = _LEVELS.get(EVENTS[event.name].category, logging.INFO)
     if LOGGER.isEnabledFor(level):
         fields = {**where, **event.facts}
-        shown = " ".join(f"{name}={value}" for name, value in fields.items() if name in LOG_FIELDS)
+        shown = " ".join(f"{name}={value}" for name, value in fields.items() if name in FIELDS)
         LOGGER.log(level, "%s %s", event.name, shown)
-
-
-def log_failure(exporter: str, error: BaseException) -> None:
-    """Log that an exporter failed; the class of the error only, since messages may hold addresses or credentials."""
-    LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s", exporter, type(error).__name__)

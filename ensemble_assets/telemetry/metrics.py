@@ -1,7 +1,7 @@
 """List the metrics, and derive them from the attributes and events that spans already carry.
 
-``from_event`` and ``from_stage`` turn those into measurements; ``MetricValues`` adds measurements up. Prometheus and
-OTLP read the sums.
+``from_event`` and ``span_record.stage_measurements`` turn those into measurements, which ``MetricValues`` adds up.
+Prometheus and OTLP read the sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.events import Value
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS
-from ensemble_assets.telemetry.allowed_values import Scalar
 
 Kind = Literal["histogram", "counter", "gauge"]
 Labels = tuple[tuple[str, str], ...]
@@ -103,7 +102,7 @@ _EVENT_RULES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "budget.measured": (("latency_budget_ratio", "ratio"), ("latency_budget_limit_ratio", "limit")),
 }
 """Per event, the metrics that its facts feed; an event without a ``count`` counts as 1."""
-_STAGE_RULES: Mapping[str, str] = {
+STAGE_RULES: Mapping[str, str] = {
     "items": "stage_items_total",
     "tokens": "stage_tokens_total",
     "truncated": "truncated_chunks_total",
@@ -118,31 +117,15 @@ _STAGE_RULES: Mapping[str, str] = {
 def from_event(collection: str, stage: str, name: str, facts: Mapping[str, Value]) -> Iterator[Measurement]:
     """Measure an admitted event."""
     for metric, fact in _EVENT_RULES.get(name, ()):
-        yield from _measure(metric, facts.get(fact, 1 if fact == "count" else None), collection, stage, facts)
+        yield from measure(metric, facts.get(fact, 1 if fact == "count" else None), collection, stage, facts)
     if EVENTS[name].category == "mitigation":
-        yield from _measure("mitigations_total", 1, collection, stage, facts)
+        yield from measure("mitigations_total", 1, collection, stage, facts)
 
 
-def from_stage(
-    collection: str, stage: str, status: str, ended_at: float, attributes: Mapping[str, Scalar]
-) -> Iterator[Measurement]:
-    """Measure a stage that ended: latency and failure always, amounts on success alone; nothing if it was skipped."""
-    if status not in ("active", "failed"):
-        return
-    amounts = attributes if status == "active" else {}
-    values: dict[str, Value] = {_STAGE_RULES[name]: amount for name, amount in amounts.items() if name in _STAGE_RULES}
-    values |= {
-        f"{stage}_latency_seconds": attributes.get("latency_seconds"),
-        "stage_failures_total": int(status == "failed"),
-        "last_run_timestamp_seconds": ended_at,
-    }
-    for metric, value in values.items():
-        yield from _measure(metric, value, collection, stage, attributes)
-
-
-def _measure(
+def measure(
     metric: str, value: Value, collection: str, stage: str, facts: Mapping[str, Value]
 ) -> Iterator[Measurement]:
+    """Make the measurement of a value, with its labels from ``facts``; none of a value that is no number."""
     if isinstance(value, (int, float)):
         given = {**facts, "stage": stage}
         labels = ((name, str(given.get(name, "other"))) for name in METRICS[metric].labels)

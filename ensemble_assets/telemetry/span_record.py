@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ensemble_assets.common.events import Event
+from ensemble_assets.common.events import Event, Value
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, Category
 from ensemble_assets.telemetry.allowed_values import Scalar
 from ensemble_assets.telemetry.metrics import (
     METRICS,
+    STAGE_RULES,
     Measurement,
     MetricValues,
     check_namespace,
     from_event,
-    from_stage,
     full_name,
+    measure,
 )
 
 ROOT = "rag.run"
@@ -121,10 +122,23 @@ class SpanRecord(SpanStart):
 
 
 def stage_measurements(record: SpanRecord) -> Iterator[Measurement]:
-    """Measure a stage's attributes, besides its events; a peak per device wins over the stage's own."""
-    per_device = any(measurement.metric == "gpu_peak_bytes" for measurement in record.measurements)
-    attributes = {name: v for name, v in record.attributes.items() if not (per_device and name == "peak_bytes")}
-    yield from from_stage(record.collection, record.stage, record.status, record.ended_at, attributes)
+    """Measure a stage that ended: latency and failure always, amounts on success alone; nothing if it was skipped.
+
+    A peak per device, which an event reported, wins over the stage's own.
+    """
+    if record.status not in ("active", "failed"):
+        return
+    amounts = dict(record.attributes) if record.status == "active" else {}
+    if any(measurement.metric == "gpu_peak_bytes" for measurement in record.measurements):
+        amounts.pop("peak_bytes", None)
+    values: dict[str, Value] = {STAGE_RULES[name]: amount for name, amount in amounts.items() if name in STAGE_RULES}
+    values |= {
+        f"{record.stage}_latency_seconds": record.attributes.get("latency_seconds"),
+        "stage_failures_total": int(record.status == "failed"),
+        "last_run_timestamp_seconds": record.ended_at,
+    }
+    for metric, value in values.items():
+        yield from measure(metric, value, record.collection, record.stage, record.attributes)
 
 
 def latest_tries(records: Iterable[SpanRecord]) -> list[SpanRecord]:

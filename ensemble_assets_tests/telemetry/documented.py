@@ -7,10 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ensemble_assets.common.stages import TIMED_STAGES
-from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, RESOURCE_ATTRIBUTES, SPANS
+from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.metrics import METRICS, full_name
 
 _STAGE_SPANS = {f"rag.{stage}" for stage in TIMED_STAGES}
+RESOURCE_ATTRIBUTES = {
+    "service.name": "`OTEL_SERVICE_NAME`, else `ensemble-assets`",
+    "service.version": "package version",
+    "service.namespace": "from `OTEL_RESOURCE_ATTRIBUTES`",
+    "deployment.environment.name": "from `OTEL_RESOURCE_ATTRIBUTES`",
+    "run_id": "the run, as on spans",
+}
+"""The attributes by which OTLP describes the sender; a test holds a run's requests against them."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "telemetry.md"
 
 

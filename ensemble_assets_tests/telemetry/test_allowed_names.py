@@ -10,7 +10,7 @@ import pytest
 import ensemble_assets
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, REASONS, SOURCES, SPANS
-from ensemble_assets.telemetry.metrics import _EVENT_RULES, _STAGE_RULES, METRICS, from_event
+from ensemble_assets.telemetry.metrics import _EVENT_RULES, METRICS, STAGE_RULES, from_event
 
 PACKAGE = Path(ensemble_assets.__file__).parent
 
@@ -33,7 +33,7 @@ def test_metric_labels_have_few_values():
 
 
 def test_every_metric_is_fed_by_an_event_or_a_stage():
-    fed = {metric for rules in _EVENT_RULES.values() for metric, _ in rules} | set(_STAGE_RULES.values())
+    fed = {metric for rules in _EVENT_RULES.values() for metric, _ in rules} | set(STAGE_RULES.values())
     fed |= {f"{stage}_latency_seconds" for stage in TIMED_STAGES} | {
         "mitigations_total",
         "stage_failures_total",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -19,8 +20,8 @@ from ensemble_assets.telemetry.metrics import (
     MetricValues,
     check_namespace,
     from_event,
-    from_stage,
 )
+from ensemble_assets.telemetry.span_record import SpanRecord, stage_measurements
 from ensemble_assets_tests.telemetry.full_run import report_everything, telemetry
 
 LABELS = st.sampled_from([(("collection", "a"), ("stage", stage)) for stage in TIMED_STAGES])
@@ -76,7 +77,10 @@ def test_a_fallback_without_a_reason_is_counted_under_other():
 
 
 def test_a_skipped_stage_measures_nothing():
-    assert list(from_stage("docling", "rerank", "skipped", 1.0, {"items": 3, "latency_seconds": 0.1})) == []
+    attributes = {"collection": "docling", "items": 3, "latency_seconds": 0.1}
+    skipped = SpanRecord("rag.rerank", "aa" * 8, "", "cc" * 16, "aa" * 8, "rerank", 0.9, "skipped", 1.0, attributes)
+    assert list(stage_measurements(skipped)) == []
+    assert len(list(stage_measurements(replace(skipped, status="active")))) == 4
 
 
 def test_a_full_run_feeds_every_metric_and_each_once():
@@ -85,7 +89,7 @@ def test_a_full_run_feeds_every_metric_and_each_once():
     values = MetricValues()
     for record in run.records():
         values.add(record.measurements)
-        values.add(from_stage(record.collection, record.stage, record.status, record.ended_at, record.attributes))
+        values.add(stage_measurements(record))
     assert values.names() == tuple(METRICS)
     items = Counter({dict(labels)["stage"]: value for labels, value in values.numbers["stage_items_total"].items()})
     assert items == dict.fromkeys(TIMED_STAGES, 3.0)

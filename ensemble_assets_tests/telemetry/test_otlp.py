@@ -14,9 +14,10 @@ from opentelemetry.exporter.otlp.proto.http import trace_exporter
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.telemetry import exporters, ids
-from ensemble_assets.telemetry.allowed_names import EVENTS, RESOURCE_ATTRIBUTES, SPANS
+from ensemble_assets.telemetry.allowed_names import EVENTS, SPANS
 from ensemble_assets.telemetry.exporters import TelemetryOptions, otlp_exporter, otlp_package, resource_of
 from ensemble_assets.telemetry.metrics import METRICS, full_name
+from ensemble_assets_tests.telemetry.documented import RESOURCE_ATTRIBUTES
 from ensemble_assets_tests.telemetry.full_run import RUN_ID, report_everything, telemetry
 from ensemble_assets_tests.telemetry.receivers import grpc_receiver, http_receiver, otlp_environment
 

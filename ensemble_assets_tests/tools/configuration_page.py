@@ -42,7 +42,7 @@ def page() -> str:
     """The whole page as Markdown."""
     sections: dict[str, list[str]] = {}
     for key, option in options().items():
-        sections.setdefault(option.section or "toggles", []).append(_row(key, option))
+        sections.setdefault(key.rpartition(".")[0] or "toggles", []).append(_row(key, option))
     tables = [
         f"\n## {name}\n\n| option | default | accepted | environment | meaning |\n|---|---|---|---|---|\n"
         + "".join(rows)
