@@ -230,9 +230,10 @@ class ProcessTelemetry:
     def _open_metrics(self) -> None:
         options = self.options
         exporter = otlp_exporter(options.otlp, "metrics", options.timeout_seconds) if options.metrics_enabled else None
-        preference = _setting(options.otlp, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE")
-        resource = resource_of(options.otlp, self.run)
-        self._metrics = exporter and OtlpMetrics(exporter, resource, options.namespace, preference == "delta")
+        delta = _setting(options.otlp, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE") == "delta"
+        self._metrics = exporter and OtlpMetrics(
+            exporter, resource_of(options.otlp, self.run), options.namespace, delta
+        )
 
 
 class OtlpSpans:
