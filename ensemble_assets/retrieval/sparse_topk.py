@@ -97,7 +97,7 @@ def _offer(best: BestSoFar, query: int, scores: NDArray[np.float32], start: int)
     if len(columns) > best.k:
         kth = np.partition(scores[columns], -best.k)[-best.k]
         columns = columns[scores[columns] >= kth]
-    best.offer(np.full(len(columns), query), scores[columns], columns + start)
+    best.offer_one(query, scores[columns], columns + start)
 
 
 def _postings(documents: SparseRows, start: int, stop: int) -> Any:

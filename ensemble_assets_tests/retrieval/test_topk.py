@@ -46,7 +46,7 @@ def test_what_is_kept_does_not_depend_on_how_it_was_offered(n_queries, k, offers
     )
     together.offer(queries, scores.astype(np.float32), rows)
     for query, score, row in reversed(offers):
-        one_by_one.offer(np.array([query]), np.array([score], dtype=np.float32), np.array([row]))
+        one_by_one.offer_one(query, np.array([score], dtype=np.float32), np.array([row]))
     for best in (together, one_by_one):
         result = best.result()
         for query in range(n_queries):
