@@ -132,13 +132,9 @@ def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample
 def locate_target(
     target: str, output_dir: str | None, assignments: tuple[str, ...], **flags: Any
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Give the collection that TARGET names, and option values with their sources.
+    """Give the collection that TARGET names, and option values with their sources; ``flags`` set further options.
 
-    Args:
-        target: name of a collection that was run, or the folder of its bundle. A bundle's parent is the output folder.
-        output_dir: value of ``--output-dir``.
-        assignments: values of ``--set``.
-        **flags: further flags that set options.
+    TARGET is the name of a collection that was run, or the folder of its bundle, whose parent is the output folder.
     """
     folder = Path(target)
     if (folder / MANIFEST_NAME).is_file():  # a folder with a manifest is a bundle

@@ -130,12 +130,12 @@ def fit_fusion(
     training = _read_training_qrels(qrels, queries, chunks, queries.record.judged)
     chosen = settings.fusion.method
     lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.record.lists]
-    rule = METHODS[chosen]()
-    fit = fit_weights(lists, chunks["chunk_id"], training, rule)
+    fit = fit_weights(lists, chunks["chunk_id"], training, METHODS[chosen]())
+    dense, both = fit.weights["dense"], fit.weights["dense"] + fit.weights.get("sparse", 0.0)
     weights = FusionWeights(
         collection=collection,
         method=chosen,
-        dense_weight=_dense_share(fit.weights["dense"], fit.weights.get("sparse", 0.0)),
+        dense_weight=dense / both if both else 0.5,  # of dense and sparse together
         lexical_share=fit.weights.get("lexical", 0.0),
         quality=round(fit.quality, 6),
         equal_quality=round(fit.equal_quality, 6),
@@ -150,11 +150,6 @@ def fit_fusion(
         f"{weights.equal_quality:.4f}. Use it with: --set fusion.weights_file={path}"
     )
     return 0
-
-
-def _dense_share(dense: float, sparse: float) -> float:
-    """Give the dense list's share of dense and sparse together; a half if both weights are 0."""
-    return dense / (dense + sparse) if dense + sparse else 0.5
 
 
 def _read_training_qrels(path: Path, queries: Artefact, chunks: pl.DataFrame, judged: bool) -> pl.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,26 +57,20 @@ def plan(
     from ensemble_assets.planning.planner import plan_collection
 
     settings = resolve_flags(flags, assignments, sample=sample)
-    console = Console(stderr=True, highlight=False)
+    announce = partial(Console(stderr=True, highlight=False).print, style="dim")
     plans = []
     for collection in choose_collections(settings, split_names(collections)):
-        planned = plan_collection(
-            settings,
-            collection,
-            Computing(),
-            recalibrate=recalibrate,
-            announce=lambda message: console.print(message, style="dim"),
-        )
+        planned = plan_collection(settings, collection, Computing(), recalibrate=recalibrate, announce=announce)
         plans.append(planned.as_json())
         store_plan(settings, plans[-1])
         if not json_output:
-            _print_plan(planned, LIMIT_RATIO)
+            _print_plan(planned)
     if json_output:
         click.echo(json.dumps(plans, indent=2))
     return 0
 
 
-def _print_plan(planned: CollectionPlan, limit: float) -> None:
+def _print_plan(planned: CollectionPlan) -> None:
     from rich.table import Table
 
     from ensemble_assets.cli.summary import plain_or_terminal
@@ -94,5 +89,5 @@ def _print_plan(planned: CollectionPlan, limit: float) -> None:
     for name, ratio in planned.ratios.items():
         verdict = "unknown; measure the plain script first: ensemble-assets baseline sla"
         if ratio is not None:
-            verdict = f"{ratio:.2f}, {'within' if ratio <= limit else 'above'} the limit of {limit:g}."
+            verdict = f"{ratio:.2f}, {'within' if ratio <= LIMIT_RATIO else 'above'} the limit of {LIMIT_RATIO:g}."
         console.print(f"{name}: {verdict}", markup=False)

@@ -117,7 +117,10 @@ def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[Coll
     from ensemble_assets.orchestration.resources import settings_run_config
 
     resolved = resolve(request.overrides, override_sources=request.sources)
-    names = list(request.collections) if request.assets else _collection_names(resolved, request.collections)
+    names = list(request.collections)
+    if not request.assets:
+        chosen = choose_collections(resolved.settings, request.collections, has_sample=False)
+        names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), names)
         definitions = build_definitions(progress=progress)
@@ -129,11 +132,6 @@ def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[Coll
             result = _materialise(name, definitions, instance, config, request.assets)
             outcomes.append(_outcome(name, result, resolved, progress.records.get(name, [])))
         return outcomes
-
-
-def _collection_names(resolved: Resolved, names: tuple[str, ...]) -> list[str]:
-    chosen = choose_collections(resolved.settings, names, has_sample=False)
-    return [collection.name for collection in chosen]
 
 
 def _materialise(

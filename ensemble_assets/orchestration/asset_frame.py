@@ -70,13 +70,7 @@ def collection_asset(
 def collection_checks(
     name: str, *, asset: str, descriptions: Mapping[str, str]
 ) -> Callable[[Callable[..., Any]], dg.AssetChecksDefinition]:
-    """Define blocking checks of an asset: one step makes one result per check and collection.
-
-    Args:
-        name: of the step.
-        asset: name of the checked asset.
-        descriptions: one sentence per check, by name.
-    """
+    """Define blocking checks of an asset, from one sentence by name: one step makes one result per check."""
 
     def decorate(function: Callable[..., Any]) -> dg.AssetChecksDefinition:
         with warnings.catch_warnings():

@@ -13,13 +13,7 @@ _PAGE = 100
 def failed_checks(
     instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], collections: Sequence[str]
 ) -> dict[str, list[str]]:
-    """List by collection the checks that failed with severity ERROR, or that never judged the latest materialisation.
-
-    Args:
-        instance: its events are read.
-        keys: the checks.
-        collections: partition keys.
-    """
+    """List by collection the checks that failed with severity ERROR, or never judged the latest materialisation."""
     failed: dict[str, list[str]] = {}
     if not keys or not collections:
         return failed
@@ -27,10 +21,8 @@ def failed_checks(
     for info in storage.get_asset_check_partition_info(list(keys), partition_keys=list(collections)):
         if info.partition_key is None:
             continue
-        broken = info.latest_execution_status.value == "FAILED" and _is_error(
-            storage, info.check_key, info.partition_key
-        )
-        if broken or not info.is_current:
+        broken = info.latest_execution_status.value == "FAILED"
+        if not info.is_current or (broken and _is_error(storage, info.check_key, info.partition_key)):
             failed.setdefault(info.partition_key, []).append(info.check_key.name)
     return failed
 

@@ -31,11 +31,7 @@ _BUNDLE = dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality"
 
 
 def build_jobs(settings: Settings) -> list[AssetJob]:
-    """Define the jobs of the code location.
-
-    Args:
-        settings: effective values of this process; the job ``dense_only`` writes below its output folder.
-    """
+    """Define the jobs of the code location; ``dense_only`` writes below the output folder of ``settings``."""
     return [
         dg.define_asset_job(
             RETRIEVAL_BUNDLE,

@@ -31,16 +31,10 @@ def resolve_run(run: dg.DagsterRun) -> Resolved:
 
 
 def end_trace(instance: dg.DagsterInstance, run_id: str, only_known: bool = False) -> bool:
-    """Record the root span of a run that is over.
+    """Record the root span of a run that is over; return whether it was recorded now.
 
-    Args:
-        instance: has the run's record.
-        run_id: a run of this code location.
-        only_known: do nothing if the run's journal is not where its settings say.
-
-    Returns:
-        Whether the span was recorded now. False if it was recorded before, or if the run never began or had no
-        collection.
+    False if it was recorded before, or if the run never began or had no collection. With ``only_known`` also if the
+    run's journal is not where its settings say.
     """
     record = instance.get_run_record_by_id(run_id)
     if record is None or record.start_time is None or PARTITION_TAG not in record.dagster_run.tags:

@@ -33,11 +33,6 @@ def nightly_schedule(
 ) -> dg.ScheduleDefinition:
     """Define the nightly schedule, in the time zone and at the time that the settings give.
 
-    Args:
-        settings: effective values of this process.
-        code_versions: code version of every asset, by name.
-        checks: keys of the checks of a bundle.
-
     Raises:
         SettingsError: for an unknown time zone or a time that is no cron expression.
     """

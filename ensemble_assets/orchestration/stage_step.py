@@ -37,14 +37,7 @@ def _draw_nothing(artefact: Artefact) -> Pictures:
 
 
 def finish(run: StageRun, record: Record, rows: int, draw: Draw = _draw_nothing) -> dg.MaterializeResult[Artefact]:
-    """Seal the stage's artefact and describe it to Dagster.
-
-    Args:
-        run: the open stage.
-        record: its figures and words become metadata; Dagster plots the figures over time.
-        rows: the row count that Dagster shows.
-        draw: makes charts and tables.
-    """
+    """Seal the stage's artefact and describe it to Dagster, which plots the figures and ``rows`` over time."""
     artefact = run.seal(record)
     facts = {**artefact.record.scalars(), "dagster/row_count": rows}
     pictures = {**column_metadata(run.asset, artefact), **draw(artefact)}

@@ -34,11 +34,6 @@ from ensemble_assets.settings import Settings
 def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -> ExportRecord:
     """Write ``<output_dir>/<collection>/``, whole or not at all.
 
-    Args:
-        run: the export.
-        upstream: the artefacts of the bundle.
-        predicted: compares the run with an earlier plan.
-
     Raises:
         ContractError: if the bundle fails a gate; the bundle that was there before stays.
     """
@@ -135,11 +130,10 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     here = settings.model_copy(
         update={"paths": settings.paths.model_copy(update={"output_dir": str(bundle.absolute().parent)})}
     )
-    artefacts = _artefacts(manifest, collection, here)
-    candidates = artefacts["fusion"].frame("candidates") if artefacts else None
-    quality = (
-        measured_quality(open_store(here), collection, artefacts) if artefacts and "quality" not in manifest else None
-    )
+    artefacts, candidates, quality = _artefacts(manifest, collection, here), None, None
+    if artefacts:
+        candidates = artefacts["fusion"].frame("candidates")
+        quality = None if "quality" in manifest else measured_quality(open_store(here), collection, artefacts)
     return read_facts(bundle, _journal(manifest, collection, here), candidates, quality)
 
 

@@ -55,14 +55,7 @@ class Upstream:
 
 
 def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock: str) -> BundleInputs:
-    """Collect the contents of the v4.0 files.
-
-    Args:
-        upstream: the artefacts.
-        collection: its name.
-        settings: ``export`` and ``chunks`` are read.
-        clock: time stamp of the bundle, ISO 8601, local time without a zone.
-    """
+    """Collect the contents of the v4.0 files; ``clock`` is their time stamp, ISO 8601, local time without a zone."""
     chunks, dense = upstream.chunks, upstream.dense
     return BundleInputs(
         collection=collection,

@@ -37,11 +37,7 @@ def open_store(settings: Settings) -> ArtefactStore:
 def run_telemetry(run_id: str, collection: str, settings: Settings, environment: Mapping[str, str]) -> RunTelemetry:
     """Open the telemetry of one run and collection; by default a JSONL journal beside the bundles and no network.
 
-    Args:
-        run_id: identity of the run.
-        collection: name of the collection.
-        settings: where the journal and the metrics are written.
-        environment: variables of the process; the ``OTEL_*`` ones name further exporters.
+    ``OTEL_*`` variables of ``environment`` name further exporters.
     """
     variables = {name: value for name, value in environment.items() if name.startswith("OTEL_")}
     metrics = settings.metrics
@@ -161,10 +157,8 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
 def collection_queries(settings: Settings, collection: Collection, chunks: pl.DataFrame) -> QuerySet:
     """Load a collection's queries and judgements as the settings say.
 
-    Args:
-        settings: options of the queries.
-        collection: whose folder holds them, unless the settings name files.
-        chunks: ``CHUNKS`` frame; judgements refer to it, and queries are derived from it if there is no file.
+    The folder holds the files, unless the settings name others. Judgements refer to the ``CHUNKS`` frame ``chunks``.
+    Queries are derived from it if there is no file.
 
     Raises:
         InputError: if a file cannot be used.

@@ -31,15 +31,8 @@ _FUSION_FACTS = (
 def manifest_inputs(
     upstream: Upstream, run: StageRun, clock: str, written: Written, budget: LatencyBudget
 ) -> ManifestInputs:
-    """Collect the contents of ``processing_summary.json``.
-
-    Args:
-        upstream: the artefacts of the bundle.
-        run: the export.
-        clock: time stamp of the bundle, ISO 8601.
-        written: the v4.0 files that were written and left out.
-        budget: the latency budget of the export.
-    """
+    """Collect the contents of ``processing_summary.json``; ``clock`` is the time stamp of the bundle, ISO 8601."""
+    dense = {**upstream.dense.record.as_json(), **upstream.dense.record.scalars()}
     fusion = upstream.fusion.record.as_json()
     return ManifestInputs(
         generated_at=clock,
@@ -48,7 +41,7 @@ def manifest_inputs(
         toggles=_toggles(upstream, run),
         telemetry=manifest_section(run.telemetry, run.span.record() if run.span else None, run.settings),
         performance_baseline=budget.section(),
-        dense_run=_dense_run(upstream.dense.record),
+        dense_run={name: dense[name] for name in _DENSE_FACTS},
         rerank_run=_rerank_run(upstream, run) if upstream.rerank.record.enabled else None,
         sparse_run=_sparse_run(upstream.sparse.record) if upstream.sparse.record.enabled else None,
         warnings=tuple(_warnings(upstream, written)),
@@ -84,11 +77,6 @@ def _effective_row(row: Mapping[str, Any], on: Mapping[str, bool]) -> dict[str, 
     if value == row["value"]:
         return dict(row)
     return {**row, "value": value, "source": "earlier materialisation of the stage", "layer": "run"}
-
-
-def _dense_run(record: StageRecord) -> dict[str, Any]:
-    facts = {**record.as_json(), **record.scalars(), "run_id": record.run_id}
-    return {name: facts[name] for name in _DENSE_FACTS}
 
 
 def _sparse_run(record: SparseRecord) -> SparseRun:

@@ -66,15 +66,9 @@ def measured_lists(
 
 
 def measured_quality(store: ArtefactStore, collection: str, artefacts: Mapping[str, Artefact[Any]]) -> _Means | None:
-    """Look up the means of a run's lists in the current evaluation.
+    """Look up the means of a run's lists in the current evaluation: list -> measure -> mean.
 
-    Args:
-        store: has the evaluation.
-        collection: its name.
-        artefacts: ``fusion`` and ``rerank`` of the run.
-
-    Returns:
-        List -> measure -> mean; None if there are no judgements, or other lists were measured.
+    ``artefacts`` has ``fusion`` and ``rerank`` of the run. None without judgements, or if other lists were measured.
     """
     evaluation = store.peek(collection, STAGE["evaluation"].asset)
     if evaluation is None or not evaluation.record.means:

@@ -70,22 +70,13 @@ def rerank_time(run: StageRun, chunks: Artefact[ChunksRecord], fused: Artefact[F
         fusion=fused.record.wall_seconds + run.elapsed(),
         export=_last_export(run.settings, run.collection) * chunks.record.items,
     )
-    against = options.budget
     baseline = _baseline(run.settings, chunks.record.content, upstream.dense_models, upstream.dense_device)
-    plain = baseline.seconds if baseline else None
-    return rerank_allowance(against, BUDGET_SHARE, options.floor, spent, plain)
+    return rerank_allowance(options.budget, BUDGET_SHARE, options.floor, spent, baseline.seconds if baseline else None)
 
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """The budget of one export: its baseline is looked up once.
-
-    Attributes:
-        upstream: the artefacts of the bundle.
-        run: the export, while it runs.
-        baseline: seconds of the plain script; None where they were never measured.
-        predicted: compares with an earlier plan.
-    """
+    """The budget of one export: its baseline is looked up once, and is None where it was never measured."""
 
     upstream: Upstream
     run: StageRun
@@ -127,12 +118,14 @@ class LatencyBudget:
             "one_run": len({record.run_id for record in records.values()}) == 1,
             "budget": {"against": settings.rerank.budget, **_without_none(**budget)},
             **_without_none(prediction=ratios.prediction),
-            **(
-                {"measured": _provenance(baseline)}
-                if baseline
-                else {"not_measured": _why_none(settings, self.run.collection)}
-            ),
+            **({"measured": _provenance(baseline)} if baseline else {"not_measured": self._why_none()}),
         }
+
+    def _why_none(self) -> str:
+        """Say why there is no baseline, as a fixed word."""
+        stored = baselines(baselines_folder(self.run.settings.paths))
+        same_name = any(baseline.collection == self.run.collection for baseline in stored)
+        return "other_content_models_or_machine" if same_name else "never_measured"
 
     def _ratios(self, seconds: StageSeconds) -> Ratios:
         plain = self.baseline.seconds if self.baseline else None
@@ -202,9 +195,3 @@ def _provenance(baseline: SlaBaseline) -> dict[str, Any]:
         "libraries": dict(baseline.libraries),
         "libraries_changed_since": changed,
     }
-
-
-def _why_none(settings: Settings, collection: str) -> str:
-    """Say why there is no baseline, as a fixed word."""
-    stored = any(baseline.collection == collection for baseline in baselines(baselines_folder(settings.paths)))
-    return "other_content_models_or_machine" if stored else "never_measured"

@@ -120,7 +120,7 @@ def _model_changed(record: StageRecord, wanted: frozenset[str] | None) -> bool:
     if not wanted or not record.models:
         return False
     identities = {
-        model.slug: {_at(model.slug, model.revision), _of(model.slug, model.fingerprint), model.slug}
+        model.slug: {f"{model.slug}@{model.revision}", f"{model.slug}#{model.fingerprint}", model.slug}
         for model in record.models
     }
     if any(not names & wanted for names in identities.values()):
@@ -154,14 +154,6 @@ def _preparation(spec: ModelSpec) -> Preparation:
     return Preparation(spec.max_tokens, not here, spec.windows, spec.query_prefix, spec.document_prefix)
 
 
-def _at(slug: str, revision: str) -> str:
-    return f"{slug}@{revision}"
-
-
-def _of(slug: str, fingerprint: str) -> str:
-    return f"{slug}#{fingerprint}"
-
-
 def _slug(identity: str) -> str:
     return identity.replace("#", "@").partition("@")[0]
 
@@ -169,8 +161,9 @@ def _slug(identity: str) -> str:
 def _identity(spec: ModelSpec) -> str:
     """Name the model as precisely as this machine can without a download."""
     if isinstance(spec.source, HubSource):
-        return _at(spec.slug, spec.source.revision) if len(spec.source.revision) == _COMMIT_DIGITS else spec.slug
+        revision = spec.source.revision
+        return f"{spec.slug}@{revision}" if len(revision) == _COMMIT_DIGITS else spec.slug
     try:
-        return _of(spec.slug, locate(spec).fingerprint)
+        return f"{spec.slug}#{locate(spec).fingerprint}"
     except ModelUnavailableError:
         return spec.slug

@@ -80,17 +80,13 @@ def remember(settings: Settings, observations: Mapping[str, Sequence[Observation
 def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
     """Store what every stage of a finished run cost, except stages that were off, fell back or reused results."""
     chunks, fusion = float(upstream.chunks.record.items), upstream.fusion.record
-    costs = {
-        "fusion": (fusion.queries * chunks, fusion.wall_seconds),
-        "export": (chunks, export_seconds),
-    }
+    costs = {"fusion": (fusion.queries * chunks, fusion.wall_seconds), "export": (chunks, export_seconds)}
     for stage in MODEL_STAGES:
         record: StageRecord = upstream.by_stage()[stage].record
         as_asked = [model.slug for model in record.models] == [spec.slug for spec in models_of(run.settings, stage)]
         if as_asked and record.status == "completed" and record.run_id == run.run_id and not record.reused:
             costs[stage] = (float(record.tokens), record.wall_seconds)
-    positive = {stage: cost for stage, cost in costs.items() if min(cost) > 0}
-    remember(run.settings, {stage: [Observation(*cost, "run")] for stage, cost in positive.items()})
+    remember(run.settings, {stage: [Observation(*cost, "run")] for stage, cost in costs.items() if min(cost) > 0})
 
 
 def store_plan(settings: Settings, plan: Mapping[str, Any]) -> None:
@@ -100,16 +96,9 @@ def store_plan(settings: Settings, plan: Mapping[str, Any]) -> None:
 
 
 def compare_with_plan(settings: Settings, content: str, costs: StageSeconds) -> dict[str, Any] | None:
-    """Compare the seconds of a run with its plan.
+    """Compare the seconds of a run with its plan; None if nothing was planned for this content and these settings.
 
-    Args:
-        settings: of the run.
-        content: fingerprint of the collection's chunks.
-        costs: seconds that the stages took.
-
-    Returns:
-        Predicted and actual seconds. Errors are (predicted - actual) / actual, so a positive one means that the run
-        was faster. None if nothing was planned for this content and these settings.
+    Errors are (predicted - actual) / actual, so a positive one means that the run was faster.
     """
     plan = _plans(settings).read().get(_plan_key(settings, content))
     if not isinstance(plan, dict) or not isinstance(plan.get("seconds"), dict):

@@ -68,12 +68,8 @@ def predict(
 ) -> tuple[StageSeconds, int]:
     """Predict the seconds of every stage, and the depth that the governor of rerank will reach.
 
-    Args:
-        work: by stage; for rerank that of all ranks down to ``depth``.
-        costs: by stage.
-        depth: candidates per query that are to be reranked; 0 without rerank.
-        options: limit of rerank.
-        plain_dense: seconds of the plain script; None if it was not measured.
+    ``work["rerank"]`` is that of all ranks down to ``depth``, which is 0 without rerank. ``plain_dense`` are seconds
+    of the plain script; None if it was not measured.
     """
     before = StageSeconds(**{stage: costs[stage].seconds(work[stage]) for stage in TIMED_STAGES if stage != "rerank"})
     allowance = rerank_allowance(options.budget, BUDGET_SHARE, options.floor, before, plain_dense)
@@ -133,12 +129,7 @@ def plan_collection(
 ) -> CollectionPlan:
     """Predict one collection's run.
 
-    Args:
-        settings: of the run.
-        collection: to read.
-        computing: runs calibrations.
-        recalibrate: calibrate again, even if costs are known.
-        announce: is told in words what takes time.
+    Stages are calibrated where no cost is known, or again with ``recalibrate``. ``announce`` then gets a message.
 
     Raises:
         InputError: if the collection cannot be read.

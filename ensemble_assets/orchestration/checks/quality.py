@@ -4,7 +4,6 @@
 queries judge themselves, so their gates never do more than warn.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -57,10 +56,11 @@ def quality_results(measured: Artefact, collection: str, settings: Settings) -> 
     lists = {
         str(run): frame.select("public_id", "value") for (run,), frame in per_query.group_by("run", maintain_order=True)
     }
+    singles = {name: lists[name] for name in first_stage_lists() if name in lists}
     return {
-        "quality_regression": functools.partial(_regression, measured, lists, collection, settings),
-        "rerank_not_worse": functools.partial(_rerank, lists),
-        "fusion_not_worse": functools.partial(_fusion, lists),
+        "quality_regression": lambda: _regression(measured, lists, collection, settings),
+        "rerank_not_worse": lambda: rerank_not_worse(lists["fused"], lists[FINAL_RUN]),
+        "fusion_not_worse": lambda: fusion_not_worse(lists["fused"], singles),
     }
 
 
@@ -69,12 +69,8 @@ def _regression(
 ) -> QualityVerdict:
     accepted = read_quality_baseline(Path(settings.checks.baselines_dir), collection)
     if accepted is None:
-        return QualityVerdict(
-            "quality_regression",
-            True,
-            {},
-            "no baseline is accepted; record one: ensemble-assets baseline accept BUNDLE",
-        )
+        message = "no baseline is accepted; record one: ensemble-assets baseline accept BUNDLE"
+        return QualityVerdict("quality_regression", True, {}, message)
     if accepted.judged != measured.record.judged:
         kinds = {True: "judgements from a file", False: "derived probes"}
         raise ArtefactError(
@@ -88,15 +84,6 @@ def _regression(
     return quality_regression(verdict)
 
 
-def _rerank(lists: Mapping[str, pl.DataFrame]) -> QualityVerdict:
-    return rerank_not_worse(lists["fused"], lists[FINAL_RUN])
-
-
-def _fusion(lists: Mapping[str, pl.DataFrame]) -> QualityVerdict:
-    singles = {name: lists[name] for name in first_stage_lists() if name in lists}
-    return fusion_not_worse(lists["fused"], singles)
-
-
 def _check_result(
     name: str, gate: Callable[[], QualityVerdict], measured: Artefact, settings: Settings
 ) -> dg.AssetCheckResult:
@@ -108,14 +95,13 @@ def _check_result(
             result = gate()
         except ArtefactError as error:
             result = QualityVerdict(name, False, {}, str(error))
+    judged = measured.record.judged
     return dg.AssetCheckResult(
         check_name=name,
         passed=result.passed,
-        severity=severity(measured.record.judged, settings),
+        severity=severity(judged, settings),
         description=result.message,
-        metadata=admitted_metadata(
-            {**result.numbers, "judgements": "file" if measured.record.judged else "derived probes"}, {}
-        ),
+        metadata=admitted_metadata({**result.numbers, "judgements": "file" if judged else "derived probes"}, {}),
     )
 
 
