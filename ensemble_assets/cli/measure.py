@@ -47,7 +47,7 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    from ensemble_assets.cli.run import RunRequest, run_collections
+    from ensemble_assets.cli.run import run_collections
     from ensemble_assets.cli.summary import ConsoleProgress
     from ensemble_assets.pipeline.from_settings import open_store
 
@@ -58,8 +58,7 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
             f"{collection}: has no ranked lists in {overrides.get('paths.output_dir', 'the output folder')}. "
             "Give the folder of a bundle, or a collection's name and --output-dir, and run it first"
         )
-    request = RunRequest((collection,), overrides, sources, assets=("evaluation",))
-    outcome = run_collections(request, ConsoleProgress())[0]
+    (outcome,) = run_collections((collection,), overrides, sources, ConsoleProgress(), ("evaluation",))
     evaluation = store.load(collection, "evaluation") if not outcome.error else None
     if json_output:
         click.echo(json.dumps(_evaluation_json(outcome, evaluation), indent=2))

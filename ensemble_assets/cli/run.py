@@ -9,9 +9,8 @@ import json
 import logging
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ def _run_and_show(
     from ensemble_assets.cli.summary import ConsoleProgress, as_json, print_summary
 
     overrides, sources = option_overrides(flags, assignments)
-    outcomes = run_collections(RunRequest(names, overrides, sources), ConsoleProgress())
+    outcomes = run_collections(names, overrides, sources, ConsoleProgress())
     if json_output:
         click.echo(json.dumps(as_json(outcomes), indent=2))
     else:
@@ -88,25 +87,21 @@ def _run_and_show(
     return 0 if all(outcome.succeeded for outcome in outcomes) else 1
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """What to run.
+def run_collections(
+    names: Sequence[str],
+    overrides: Mapping[str, Any],
+    sources: Mapping[str, str],
+    progress: ConsoleProgress,
+    assets: tuple[str, ...] = (),
+) -> list[CollectionOutcome]:
+    """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
 
-    Attributes:
-        collections: names; all collections if empty.
+    Args:
+        names: of the collections; all collections if empty.
         overrides: option values by dotted key.
         sources: name of the source of each override.
+        progress: shows the stages.
         assets: materialise only these assets, of collections that were run before; all assets if empty.
-    """
-
-    collections: tuple[str, ...]
-    overrides: Mapping[str, Any]
-    sources: Mapping[str, str]
-    assets: tuple[str, ...] = ()
-
-
-def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[CollectionOutcome]:
-    """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
 
     Raises:
         SettingsError: before anything runs, for a value that is not accepted.
@@ -116,20 +111,19 @@ def run_collections(request: RunRequest, progress: ConsoleProgress) -> list[Coll
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
     from ensemble_assets.orchestration.resources import settings_run_config
 
-    resolved = resolve(request.overrides, override_sources=request.sources)
-    names = list(request.collections)
-    if not request.assets:
-        chosen = choose_collections(resolved.settings, request.collections, has_sample=False)
+    resolved = resolve(overrides, override_sources=sources)
+    if not assets:
+        chosen = choose_collections(resolved.settings, tuple(names), has_sample=False)
         names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
-        instance.add_dynamic_partitions(str(PARTITIONS.name), names)
+        instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
         definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
-        config = settings_run_config({key: typed[key] for key in request.overrides}, request.sources)
+        config = settings_run_config({key: typed[key] for key in overrides}, sources)
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
         outcomes = []
         for name in names:
-            result = _materialise(name, definitions, instance, config, request.assets)
+            result = _materialise(name, definitions, instance, config, assets)
             outcomes.append(_outcome(name, result, resolved, progress.records.get(name, [])))
         return outcomes
 

@@ -29,13 +29,7 @@ STEP_RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENT
 
 @dataclass(frozen=True)
 class Rule:
-    """The treatment of one kind of failure.
-
-    Attributes:
-        error: class of exception.
-        again: whether the step is tried again.
-        why: reason, in words.
-    """
+    """The treatment of one class of exceptions: whether the step is tried again, and why."""
 
     error: type[BaseException]
     again: bool

@@ -32,11 +32,9 @@ Draw = Callable[[Artefact], Pictures]
 """Makes the charts and tables of a materialisation from its sealed artefact."""
 
 
-def _draw_nothing(artefact: Artefact) -> Pictures:
-    return {}
-
-
-def finish(run: StageRun, record: Record, rows: int, draw: Draw = _draw_nothing) -> dg.MaterializeResult[Artefact]:
+def finish(
+    run: StageRun, record: Record, rows: int, draw: Draw = lambda artefact: {}
+) -> dg.MaterializeResult[Artefact]:
     """Seal the stage's artefact and describe it to Dagster, which plots the figures and ``rows`` over time."""
     artefact = run.seal(record)
     facts = {**artefact.record.scalars(), "dagster/row_count": rows}

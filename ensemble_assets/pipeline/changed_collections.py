@@ -61,15 +61,10 @@ class CorporaDiff:
 def diff_corpora(
     seen: Seen, read: Mapping[str, str], requested: Mapping[str, str], partitions: Collection[str]
 ) -> CorporaDiff:
-    """Compare the collections with what was read and with what was already asked for.
+    """Compare the collections with the content that was read last, and with the content that was asked for last.
 
-    A run is asked for once per content. If it fails, the nightly schedule tries again.
-
-    Args:
-        seen: the collections that are there.
-        read: fingerprint of the content that each collection's chunks were last read from.
-        requested: fingerprint of the content for which a run was last asked for.
-        partitions: the collections that Dagster knows.
+    A run is asked for once per content. If it fails, the nightly schedule tries again. ``read`` and ``requested`` have
+    fingerprints by collection; ``partitions`` are the collections that Dagster knows.
     """
     now = seen.fingerprints
     due = [name for name in now if name not in seen.waiting and now[name] not in (read.get(name), requested.get(name))]

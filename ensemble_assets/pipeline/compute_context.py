@@ -16,7 +16,6 @@ from ensemble_assets.models.registry import ModelKind, ModelSpec
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder, lock_folder
-from ensemble_assets.settings.options import Device as DeviceOptions
 from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ class Computing:
         The nodes of a Ray cluster lease their own devices: nothing is leased or loaded here then.
         """
         from ensemble_assets.compute.backends.forward import Runtime
+        from ensemble_assets.compute.devices.discovery import discover_devices
         from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
         from ensemble_assets.compute.stages.context import ComputeContext
 
@@ -68,7 +68,10 @@ class Computing:
             lease: LeaseMaker = cluster_lease
             runner = _cluster_runner(run)
         else:
-            devices = self._chosen(options)
+            devices = self.devices
+            if devices is None:
+                visible = process_environment().get("CUDA_VISIBLE_DEVICES")
+                devices = discover_devices(visible, threads=options.threads).chosen
             on_cpu = all(device.torch_device == "cpu" for device in devices)
             lease = partial(
                 lease_devices,
@@ -94,14 +97,6 @@ class Computing:
     def factory(self, kind: ModelKind) -> dict[str, Any]:
         """The keyword argument that hands a stage another factory; empty for the usual one."""
         return {"make_factory": self.factories[kind]} if kind in self.factories else {}
-
-    def _chosen(self, options: DeviceOptions) -> Sequence[Device]:
-        from ensemble_assets.compute.devices.discovery import discover_devices
-
-        if self.devices is not None:
-            return self.devices
-        visible = process_environment().get("CUDA_VISIBLE_DEVICES")
-        return discover_devices(visible, threads=options.threads).chosen
 
 
 def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:

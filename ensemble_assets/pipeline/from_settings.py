@@ -80,7 +80,12 @@ def choose_models(models: Models) -> ModelChoice:
     Raises:
         SettingsError: for an unknown model, a model of the wrong kind, or one named twice.
     """
-    catalogue = _catalogue(models)
+    if models.profile != "custom":
+        catalogue = ModelCatalogue({}, PROFILES[models.profile])
+    elif models.file:
+        catalogue = read_catalogue(Path(models.file))
+    else:
+        raise SettingsError("profile custom needs models.file: a YAML file, see docs/models.md")
     profile = catalogue.profile
 
     def spec_of(slug: str, kind: ModelKind) -> ModelSpec:
@@ -100,20 +105,8 @@ def choose_models(models: Models) -> ModelChoice:
     )
 
 
-def _catalogue(models: Models) -> ModelCatalogue:
-    if models.profile == "custom":
-        if not models.file:
-            raise SettingsError("profile custom needs models.file: a YAML file, see docs/models.md")
-        return read_catalogue(Path(models.file))
-    return ModelCatalogue({}, PROFILES[models.profile])
-
-
 def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
-    """Refuse one model named twice, and two models that would share files because they have one slug.
-
-    Raises:
-        SettingsError: naming both.
-    """
+    """Refuse one model named twice, and two models that would share files because they have one slug."""
     by_slug: dict[str, ModelSpec] = {}
     for spec in specs:
         other = by_slug.setdefault(spec.slug, spec)

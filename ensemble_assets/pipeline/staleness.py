@@ -106,7 +106,8 @@ def stale_reasons(
             reasons.append(f"code_changed:{asset}")
         if isinstance(record, StageRecord) and _model_changed(record, wanted.models.get(asset)):
             reasons.append(f"model_changed:{asset}")
-        if _prepared_otherwise(record, wanted.prepared.get(asset, {})) or _searched_otherwise(record, wanted):
+        searched = record.searched if isinstance(record, ChunksRecord) and wanted.searched is not None else None
+        if searched not in (None, wanted.searched) or _prepared_otherwise(record, wanted.prepared.get(asset, {})):
             reasons.append(f"texts_prepared_otherwise:{asset}")
         if asset in wanted.switched_on and record.enabled != wanted.switched_on[asset]:
             reasons.append(f"switched:{asset}")
@@ -134,12 +135,6 @@ def _prepared_otherwise(record: Record, wanted: Mapping[str, Preparation]) -> bo
     """Whether a model that is still wanted took texts of another length, or with other prefixes."""
     used = record.models if isinstance(record, StageRecord) else ()
     return any(wanted[model.slug].differs(model) for model in used if model.slug in wanted)
-
-
-def _searched_otherwise(record: Record, wanted: Wanted) -> bool:
-    if not isinstance(record, ChunksRecord) or record.searched is None:
-        return False
-    return wanted.searched not in (None, record.searched)
 
 
 def _preparation(spec: ModelSpec) -> Preparation:

@@ -22,12 +22,7 @@ _GRACE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RunProcess:
-    """The process that executes a run.
-
-    Attributes:
-        pid: number of the process.
-        seen_at: time at which the run reported it, in seconds since the epoch.
-    """
+    """The process that executes a run, and the time at which the run reported it, in seconds since the epoch."""
 
     pid: int
     seen_at: float
