@@ -15,8 +15,8 @@ from ensemble_assets.settings import resolve
 
 if TYPE_CHECKING:
     from ensemble_assets.export.checks.result import GateResult
+    from ensemble_assets.export.query_leaks.gate import Place
     from ensemble_assets.export.query_leaks.query_forms import Query
-    from ensemble_assets.export.query_leaks.searched_places import Place
     from ensemble_assets.export.read.bundle_reader import Bundle
 
 _PATH = click.Path(path_type=Path)
@@ -82,7 +82,7 @@ def _read_queries(path: Path) -> tuple[Query, ...]:
 
 
 def _places(search: tuple[Path, ...]) -> Iterator[Place]:
-    from ensemble_assets.export.query_leaks.searched_places import file_place, folder_places
+    from ensemble_assets.export.query_leaks.gate import file_place, folder_places
 
     for path in search:
         if path.is_dir():

@@ -22,10 +22,9 @@ from ensemble_assets.export.checks.stage_limits import (
     rerank_fallbacks,
 )
 from ensemble_assets.export.checks.unit_vectors import VectorsFiniteAndUnit
-from ensemble_assets.export.query_leaks.gate import NoRawQueries, PublicNames, no_raw_queries
+from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicNames, no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import Place
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, metadata_items, open_bundle
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle, parse_object
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
 
 DESCRIPTIONS: Mapping[str, str] = {
@@ -82,7 +81,9 @@ def judge_bundle(
         SparseCoverage(walk, limits.sparse_coverage_warn, limits.sparse_coverage_error),
         NoRawQueries(walk, queries, places, public),
     )
-    walk.show(gates)
+    for row in walk:
+        for gate in gates:
+            gate.see(row)
     return (*(gate.result() for gate in gates), rerank_fallbacks(bundle))
 
 
@@ -131,16 +132,16 @@ class ExportResults:
             for name, content in self.files.items()
             if not (folder / name).is_file() or file_hash(folder / name) != content
         ]
+        if not changed:
+            yield from self.results
+            return
         for result in self.results:
-            if changed:
-                findings = Findings(result.name)
-                findings.add(
-                    f"{changed[0]}: is missing or changed since the export, so its results no longer describe the "
-                    f"bundle. {EXPORT_AGAIN}; ensemble-assets validate judges the files as they are"
-                )
-                yield findings.result()
-            else:
-                yield result
+            findings = Findings(result.name)
+            findings.add(
+                f"{changed[0]}: is missing or changed since the export, so its results no longer describe the bundle. "
+                f"{EXPORT_AGAIN}; ensemble-assets validate judges the files as they are"
+            )
+            yield findings.result()
 
 
 def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> ExportResults:
@@ -187,7 +188,7 @@ def public_names_in(bundle: Bundle) -> Iterator[str]:
     """Give these names as far as the bundle itself has them: its folder, its collection, its chunks' ids and files."""
     yield from (bundle.folder.resolve().name, str(bundle.manifest.get("collection", "")))
     try:
-        for metadata in metadata_items(bundle):
+        for metadata in map(parse_object, list_items(bundle.path("metadata.json"))):
             for key in ("chunk_id", "source_path", "source_file"):
                 if isinstance(value := (metadata or {}).get(key), str):
                     yield value

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from ensemble_assets.export.query_leaks.searched_places import Place, folder_places, text_place
+from ensemble_assets.export.query_leaks.gate import Place, folder_places, text_place
 
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/_-]{4,}(?:(?:\r?\n|\\r\\n|\\n)[A-Za-z0-9+/_-]+)*")
 _LINE_END = re.compile(rb"\r?\n|\\r\\n|\\n")

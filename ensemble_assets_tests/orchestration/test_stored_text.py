@@ -11,9 +11,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.gate import no_raw_queries, text_place
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import text_place
 from ensemble_assets_tests.orchestration.stored_text import run_places, with_base64, written_places
 
 QUERY = Query("q1", "Where did my late mother's credit-card charges go — Zürich?")

@@ -14,9 +14,8 @@ import pytest
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.compute.tokens import tokenizer
-from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.gate import Place, no_raw_queries, text_place
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.query_leaks.searched_places import Place, text_place
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.pipeline.compute_context import Computing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -35,6 +36,7 @@ class RowGate(Protocol):
         """Give the result, after the last row."""
 
 
+@dataclass
 class Row:
     """The records of a bundle about one chunk; each is parsed when a gate first asks for it.
 
@@ -47,10 +49,12 @@ class Row:
         chunk: the chunk that the bundle was made of; None where the chunks are not known or have ended.
     """
 
-    def __init__(self, number: int, texts: tuple[bytes | None, ...], chunk: ChunkRow | None = None) -> None:
-        self.number = number
-        self.line, self.item, self.text_item, self.sparse_line = texts
-        self.chunk = chunk
+    number: int
+    line: bytes | None
+    item: bytes | None
+    text_item: bytes | None
+    sparse_line: bytes | None
+    chunk: ChunkRow | None
 
     @cached_property
     def point(self) -> Point | None:
@@ -92,20 +96,14 @@ class Walk:
         self.rows = 0
         self.problems: list[str] = []
 
-    def show(self, gates: Iterable[RowGate]) -> None:
-        """Hand every row to every gate."""
-        methods = [gate.see for gate in gates]
-        for row in self:
-            for see in methods:
-                see(row)
-
     def __iter__(self) -> Iterator[Row]:
         with ExitStack() as stack:
             streams = [self._records(content, stack) for content in RECORD_FILES]
             chunks = self._until_an_error(self.inputs.rows()) if self.inputs else iter(())
-            for number, (*texts, chunk) in enumerate(zip_longest(*streams, chunks)):
+            for number, records in enumerate(zip_longest(*streams, chunks)):
+                line, item, text_item, sparse_line, chunk = records
                 self.rows = number + 1
-                yield Row(number, tuple(texts), chunk)
+                yield Row(number, line, item, text_item, sparse_line, chunk)
 
     def _records(self, content: str, stack: ExitStack) -> Iterator[bytes]:
         path = self.bundle.path(content)

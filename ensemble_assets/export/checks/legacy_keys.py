@@ -115,14 +115,10 @@ def _order_problems(payload: dict[str, Any], metadata: dict[str, Any]) -> Iterat
         own.pop()
     expected = list(dict.fromkeys([*own, *(name for name in _TAIL_NAMES if name in payload)]))
     names = list(payload)
-    if names[: len(expected)] == expected:
-        return
     lost = [name for name in expected if name not in payload]
     if lost:
-        new = [name for name in names if name not in expected]
-        hint = f"; keys that v4.0 does not have: {len(new)}" if new else ""
-        yield f": key {key_shown(lost[0])} of the chunk's metadata is missing{hint}"
-    else:
+        yield f": key {key_shown(lost[0])} of the chunk's metadata is missing"
+    elif names[: len(expected)] != expected:
         position = next(i for i, name in enumerate(expected) if names[i] != name)
         wanted = f"key {key_shown(expected[position])} at position {position}"
         yield f": expected {wanted}, found another: keys were reordered"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
 from ensemble_assets.export.query_leaks.query_forms import Query, QuerySearch
-from ensemble_assets.export.query_leaks.searched_places import NUMBERS_ONLY, SEAM, Place, folder_places
 from ensemble_assets.export.query_leaks.unexpected_text import UnexpectedText
 
 _REMEDY = (
@@ -17,18 +18,62 @@ _REMEDY = (
 _BATCH_BYTES = 1 << 20
 """Text gathered before it is searched: the search costs as much per call as for some kilobytes."""
 
+_SEAM = b"\n_____\n"
+"""Stands between two pieces of a block, so that no match spans both."""
+
+_BLOCK_BYTES = 4 << 20
+_NUMBERS_ONLY = {".npy", ".faiss"}
+"""Endings of files that hold no text."""
+
 PublicNames = Callable[[], Iterable[str]]
 """Gives names that may stand anywhere, such as chunk ids; a query inside such a name is no leak there."""
 
 
-def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: PublicNames = tuple) -> GateResult:
-    """Search every place for every query.
+@dataclass(frozen=True)
+class Place:
+    """Something that was written.
 
-    Args:
-        queries: with the labels that messages use.
-        places: everything that was written.
-        public: gives names that may stand anywhere.
+    Attributes:
+        name: what messages call it: a file name or a kind of record.
+        blocks: gives its bytes, afresh at every call, each block with the given overlap of the one before.
+        structured: whether it is JSON, so that whole strings can be compared.
     """
+
+    name: str
+    blocks: Callable[[int], Iterator[bytes]]
+    structured: bool = False
+
+
+def text_place(name: str, parts: Iterable[str]) -> Place:
+    """Make a place of texts in memory; no match spans two of them."""
+    whole = _SEAM.join(part.encode("utf-8", "surrogatepass") for part in parts)
+    return Place(name, lambda overlap: iter((whole,)))
+
+
+def file_place(path: Path, name: str = "") -> Place:
+    """Make a place of a file."""
+    return Place(name or path.name, lambda overlap: _read(path, overlap), path.suffix in {".json", ".jsonl"})
+
+
+def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: False) -> Iterator[Place]:
+    """Make places of the files below a folder, apart from those that ``without`` accepts, and of all files' names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    yield text_place(f"file names in {folder.name}", [path.relative_to(folder).as_posix() for path in files])
+    for path in files:
+        if not without(path):
+            yield file_place(path, path.relative_to(folder).as_posix())
+
+
+def _read(path: Path, overlap: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        rest = b""
+        while block := file.read(_BLOCK_BYTES):
+            yield rest + block
+            rest = block[-overlap:]
+
+
+def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: PublicNames = tuple) -> GateResult:
+    """Search every place for every query; a match inside a ``public`` name is no leak."""
     leaks = _Leaks(queries, public)
     leaks.search_places(places)
     return leaks.result()
@@ -55,7 +100,7 @@ class NoRawQueries:
             if piece == self._last.get(content):  # most rows leave the same few words
                 continue
             self._last[content] = piece
-            self._waiting[content] += piece + SEAM
+            self._waiting[content] += piece + _SEAM
             if len(self._waiting[content]) >= _BATCH_BYTES:
                 self._flush(content)
 
@@ -65,7 +110,7 @@ class NoRawQueries:
             self._flush(content)
         records = {self._bundle.path(content) for content in RECORD_FILES}
         self._leaks.search_places(
-            folder_places(self._bundle.folder, lambda path: path in records or path.suffix in NUMBERS_ONLY)
+            folder_places(self._bundle.folder, lambda path: path in records or path.suffix in _NUMBERS_ONLY)
         )
         self._leaks.search_places(self._places())
         return self._leaks.result()

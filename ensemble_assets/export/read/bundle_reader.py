@@ -157,15 +157,6 @@ def parse_point(line: bytes) -> Point | None:
     return Point(keys, content.get("id"), payload if isinstance(payload, dict) else None, vectors, others)
 
 
-def metadata_items(bundle: Bundle) -> Iterator[dict[str, Any] | None]:
-    """Read every item of the metadata file; None for an item that is no object.
-
-    Raises:
-        ArtefactError: if the file is missing or is not laid out as bundles are.
-    """
-    return map(parse_object, list_items(bundle.path("metadata.json")))
-
-
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
     """Read every line of a JSONL file; None for a line that is no object."""
     with path.open("rb") as lines:

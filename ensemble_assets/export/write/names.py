@@ -21,7 +21,7 @@ _OUTSIDE_FOLDER_NAME = re.compile(r"[^\w-]")
 _OUTSIDE_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 _OUTSIDE_COLLECTION_NAME = re.compile(r"[\s-]")
 
-_V40_ENDINGS = (
+_ENDINGS = (
     "_embeddings.npy",
     "_qdrant.jsonl",
     "_sparse.jsonl",
@@ -30,8 +30,11 @@ _V40_ENDINGS = (
     "_texts.json",
     "_stats.json",
     "_upload_script.py",
+    "_rerank.jsonl",
+    "_fused.trec",
+    "_reranked.trec",
 )
-_V41_ENDINGS = ("_rerank.jsonl", "_fused.trec", "_reranked.trec")
+"""Of the files of a bundle; the last three are those of v4.1."""
 
 
 def collection_folder(collection: str) -> str:
@@ -72,7 +75,7 @@ class BundleNames:
         Raises:
             ValueError: if bundles have no such file.
         """
-        if f"_{content}" not in _V40_ENDINGS + _V41_ENDINGS:
+        if f"_{content}" not in _ENDINGS:
             raise ValueError(f"bundles have no file {self.prefix}_{content}")
         return f"{self.prefix}_{content}"
 
@@ -81,6 +84,6 @@ class BundleNames:
 
         Every other file in a bundle folder belongs to somebody else and stays.
         """
-        written = {MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _V40_ENDINGS + _V41_ENDINGS)}
+        written = {MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _ENDINGS)}
         is_array = name.startswith(f"{self.prefix}_") and name.endswith("_embeddings.npy")
         return name in written or is_array

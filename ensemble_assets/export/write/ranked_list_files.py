@@ -75,15 +75,9 @@ def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
     """
     score = pl.Series("score", _falling(lists).astype(np.float64).astype(str))
     ids = {column: _trec_ids(lists[column]) for column in ("public_id", "chunk_id")}
-    lines = [
-        ids["public_id"],
-        pl.lit("Q0").alias("Q0"),
-        ids["chunk_id"],
-        lists["rank"],
-        score,
-        pl.lit(tag).alias("tag"),
-    ]
-    pl.select(lines).write_csv(path, include_header=False, separator=" ", quote_style="never")
+    literal, name = pl.lit("Q0").alias("Q0"), pl.lit(tag).alias("tag")
+    lines = pl.select(ids["public_id"], literal, ids["chunk_id"], lists["rank"], score, name)
+    lines.write_csv(path, include_header=False, separator=" ", quote_style="never")
 
 
 def trec_id(identifier: str) -> str:

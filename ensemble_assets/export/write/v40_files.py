@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
+import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,15 +22,17 @@ from numpy.typing import NDArray
 from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
-from ensemble_assets.export.write.faiss_file import write_flat_index
 from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, own_metadata
 from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented
-from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
+from ensemble_assets.export.write.names import PREVIEW_CHARACTERS, target_collection
 from ensemble_assets.export.write.sparse_section import NO_VECTOR, SparseVector, sparse_vectors
 from ensemble_assets.export.write.stats import SparseCounts, statistics
-from ensemble_assets.export.write.upload_script import upload_script
 
 _BUFFER_BYTES = 1 << 20
+_INDEX_HEADER = struct.Struct("<4siqqq?iQ")
+_INDEX_ROWS = 4096
+_TEMPLATE = "upload_script.py.txt"
+_PLACEHOLDER = re.compile("@([A-Z_]+)@")
 _COPY_BYTES = 8 << 20
 """An array is copied in pieces of this size, so that a mapped one does not fill the memory."""
 
@@ -92,6 +97,43 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         for start in range(0, len(array), rows):
             file.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
             drop_resident_pages(array)
+
+
+def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
+    """Write the faiss file, an ``IndexFlatIP`` over ``[n, dim] float32``, a piece at a time.
+
+    ``faiss.write_index`` needs the whole index in memory. The file is a fixed header and the vectors, so the header is
+    taken from faiss itself and the vectors are streamed behind it. The tests compare it with ``faiss.write_index``.
+
+    Raises:
+        ContractError: if the installed faiss lays such a file out in another way.
+        ImportError: if faiss is not installed.
+    """
+    import faiss
+
+    empty = bytes(faiss.serialize_index(faiss.IndexFlatIP(vectors.shape[1])))
+    if len(empty) != _INDEX_HEADER.size:
+        raise ContractError(
+            f"faiss {faiss.__version__} writes a flat index in a layout that is not known here. "
+            "Install faiss-cpu 1.8 to 1.15, or uninstall faiss to go without the index"
+        )
+    kind, width, _, unused, unused_too, trained, metric, _ = _INDEX_HEADER.unpack(empty)
+    with path.open("wb") as file:
+        file.write(_INDEX_HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size))
+        for start in range(0, len(vectors), _INDEX_ROWS):
+            file.write(np.ascontiguousarray(vectors[start : start + _INDEX_ROWS]).reshape(-1).view(np.uint8).data)
+            drop_resident_pages(vectors)
+
+
+def upload_script(bundle: BundleInputs) -> str:
+    """Make the text of ``<prefix>_upload_script.py``. It holds names only: no path, address, secret or time."""
+    template = resources.files("ensemble_assets.export.write").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    facts = {
+        "COLLECTION": target_collection(bundle.collection, bundle.primary.slug),
+        "POINTS_FILE": bundle.names.file("qdrant.jsonl"),
+        "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
+    }
+    return _PLACEHOLDER.sub(lambda match: json.dumps(facts[match[1]], ensure_ascii=False), template)
 
 
 class _Record(NamedTuple):

@@ -18,7 +18,7 @@ from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import STAGE, TIMED_STAGES
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import StageCost
-from ensemble_assets.export.query_leaks.searched_places import Place, file_place, text_place
+from ensemble_assets.export.query_leaks.gate import Place, file_place, text_place
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import ExportResults, judge_costs, public_names, with_places
 from ensemble_assets.export.write.names import collection_folder

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks.result import GateResult
-from ensemble_assets.export.query_leaks.searched_places import text_place
+from ensemble_assets.export.query_leaks.gate import text_place
 from ensemble_assets.export.suite import GATES, ExportResults, Limits, require_gates, with_places
 from ensemble_assets_tests.export.checks.bundles import HEADING, QUERY, Made, everything
 

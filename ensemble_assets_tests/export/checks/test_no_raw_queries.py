@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.gate import file_place, folder_places, no_raw_queries, text_place
 from ensemble_assets.export.query_leaks.query_forms import GRAM_WORDS, Query, QuerySearch, canonical
-from ensemble_assets.export.query_leaks.searched_places import file_place, folder_places, text_place
 from ensemble_assets.export.suite import Limits, require_gates
 from ensemble_assets_tests.export.checks.bundles import HEADING, PREFIX, QUERY, Made, everything
 

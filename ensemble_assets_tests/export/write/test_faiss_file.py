@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble_assets.export.write.faiss_file import write_flat_index
-from ensemble_assets.export.write.v40_files import why_no_flat_index, write_v40
+from ensemble_assets.export.write.v40_files import why_no_flat_index, write_flat_index, write_v40
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, unit_rows
 
 faiss = pytest.importorskip("faiss", reason="faiss-cpu is an optional extra")

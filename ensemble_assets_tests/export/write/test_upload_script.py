@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.export.write.upload_script import upload_script
-from ensemble_assets.export.write.v40_files import write_v40
+from ensemble_assets.export.write.v40_files import upload_script, write_v40
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
 from ensemble_assets_tests.export.qdrant_rest import rest_server
 
