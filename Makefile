@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint  ## linters, types, import contracts and the test suite
-	$(BIN)/python -m pytest -m "not nightly and not gpu and not ui and not operations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly and not gpu and not ui and not operations"
 
 test-nightly: install  ## thousands of simulated runs, and one hundred real ones that are killed
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"

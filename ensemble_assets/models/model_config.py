@@ -37,7 +37,14 @@ def complete_spec(spec: ModelSpec, files: ModelFiles) -> ModelSpec:
             "Correct the spec"
         )
     pooling = _own_pooling(spec, files) if spec.dimension == 0 and spec.kind == "dense" else spec.pooling
-    return replace(spec, dimension=width, max_tokens=max_tokens, pooling=pooling)
+    return replace(
+        spec,
+        dimension=width,
+        max_tokens=max_tokens,
+        pooling=pooling,
+        query_prefix=spec.query_prefix or "",
+        document_prefix=spec.document_prefix or "",
+    )
 
 
 def hidden_width(files: ModelFiles) -> int:

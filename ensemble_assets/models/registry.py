@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 
 ModelKind = Literal["dense", "sparse", "rerank"]
 Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction"]
@@ -26,6 +26,7 @@ POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
 """Accepted ways from token states to an output, by kind of model."""
 
 _NOT_IN_SLUGS = re.compile(r"[^a-z0-9.\-]+")
+_FULL_REVISION = 40
 
 DEFAULT_SHARE = 0.05
 """Share of a reranker without a share of its own in the final score; docs/quality.md says how it was chosen."""
@@ -94,8 +95,8 @@ class ModelSpec:
     max_tokens: int
     pooling: Pooling
     licence: str
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str | None = None
+    document_prefix: str | None = None
     weight: float = 1.0
     share: float = DEFAULT_SHARE
     trust_remote_code: bool = False
@@ -288,7 +289,7 @@ def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:
 
 
 def _unregistered(name: str, hf_model_id: str, source: Source, kind: ModelKind) -> ModelSpec:
-    """Describe a model by its kind alone. ``model_config.complete_spec`` completes it from the model's files."""
+    """Describe a model by its kind alone; the model's files say the rest (``backends.describe``)."""
     slug = _NOT_IN_SLUGS.sub("-", name.lower()).strip("-.")
     return ModelSpec(
         slug=slug or "model",
@@ -296,7 +297,22 @@ def _unregistered(name: str, hf_model_id: str, source: Source, kind: ModelKind) 
         hf_model_id=hf_model_id,
         source=source,
         dimension=1 if kind == "rerank" else 0,
-        max_tokens=512,
+        max_tokens=0,
         pooling=POOLINGS[kind][0],
         licence="unknown",
+    )
+
+
+def may_run_code(spec: ModelSpec) -> bool:
+    """Whether the model's own code may run: only from a pinned revision.
+
+    Raises:
+        ModelUnavailableError: if it is allowed without a full revision.
+    """
+    if not spec.trust_remote_code:
+        return False
+    if isinstance(spec.source, HubSource) and len(spec.source.revision) == _FULL_REVISION:
+        return True
+    raise ModelUnavailableError(
+        f"{spec.slug}: trust_remote_code is on without a pinned revision. Set source.revision to a full 40-digit commit"
     )

@@ -18,13 +18,17 @@ from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.export.write.manifest import TelemetrySection
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
-from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, PackageSource
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
 from ensemble_assets.settings.options import Models
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
+
+UNLIMITED_TOKENS = 1_000_000
+"""Tokens of a chunk for a model without a limit, such as static embeddings; no record may be as long."""
 
 
 def open_store(settings: Settings) -> ArtefactStore:
@@ -129,6 +133,42 @@ def find_collection(settings: Settings, name: str) -> Collection:
     return choose(discover(Path(settings.paths.chunked_dir)).collections, [name])[0]
 
 
+def tokens_of_chunks(settings: Settings) -> int:
+    """Return the tokens that the primary dense model reads of a chunk, in all its windows.
+
+    Raises:
+        ModelUnavailableError: if only the model's files say, and they cannot be read.
+    """
+    primary = choose_models(settings.models).primary
+    if primary.max_tokens:
+        return primary.chunk_tokens
+    from ensemble_assets.compute.backends.describe import describe
+
+    complete = describe(primary, locate(primary), cache_folder(settings.paths)).spec
+    return complete.chunk_tokens or UNLIMITED_TOKENS
+
+
+def require_named_models(settings: Settings) -> None:
+    """Find and describe every model that the options name, so that one that cannot run is an error before any stage.
+
+    A profile's own models are left to their stages, which fall back and record it.
+
+    Raises:
+        ModelUnavailableError: naming the model, what is wrong with it and what to do.
+    """
+    models, choice = settings.models, choose_models(settings.models)
+    named = choice.dense[:1] if models.ensemble else ()  # companions are left to the dense stage
+    named += choice.sparse[:1] if models.sparse and settings.enable_sparse else ()
+    named += (choice.rerank,) if models.rerank and settings.enable_rerank else ()
+    for spec in named:
+        files = locate(spec)
+        if not isinstance(spec.source, PackageSource):
+            from ensemble_assets.compute.backends.describe import describe
+
+            encoder = replace(spec, kind="dense") if spec.pooling == "late_interaction" else spec
+            describe(encoder, files, cache_folder(settings.paths))
+
+
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:
     """Read a collection's ``CHUNKS`` frame with the texts that a run takes, and a report of the reading.
 
@@ -138,7 +178,7 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
     options = settings.chunks
     return read_chunks(
         collection.folder,
-        choose_models(settings.models).primary.chunk_tokens,
+        tokens_of_chunks(settings),
         options.min_tokens,
         keep_rest=options.searched == "whole",
         format_name=options.format or None,

@@ -23,13 +23,20 @@ from ensemble_assets.artefacts.records import (
 from ensemble_assets.collection.fingerprints import collection_fingerprint
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
-from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries, find_collection
+from ensemble_assets.pipeline.from_settings import (
+    choose_models,
+    collection_chunks,
+    collection_queries,
+    find_collection,
+    require_named_models,
+)
 from ensemble_assets.pipeline.run_costs import rerank_time
 from ensemble_assets.pipeline.stage_run import StageRun
 
 
 def read_chunks(run: StageRun) -> ChunksRecord:
-    """Read a collection's chunks into the frame ``chunks``."""
+    """Read a collection's chunks into the frame ``chunks``, once the models that the options name are known to run."""
+    require_named_models(run.settings)
     collection = find_collection(run.settings, run.collection)
     # The fingerprint comes first: a file that changes while the chunks are read then counts as changed.
     fingerprint = collection_fingerprint(collection.folder)

@@ -14,7 +14,7 @@ from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageReco
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import HubSource, ModelSpec
+from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Settings
 
@@ -35,16 +35,19 @@ class Preparation:
     max_tokens: int
     is_limit: bool = False
     windows: int = 1
-    query_prefix: str = ""
-    document_prefix: str = ""
+    query_prefix: str | None = None
+    document_prefix: str | None = None
 
     def differs(self, used: ModelFacts) -> bool:
         """Whether texts were prepared otherwise; facts that an earlier version did not record count as the same."""
         recorded = (used.windows, used.query_prefix, used.document_prefix)
         wanted = (self.windows, self.query_prefix, self.document_prefix)
-        if any(value not in (None, now) for value, now in zip(recorded, wanted, strict=True)):
+        pairs = zip(recorded, wanted, strict=True)  # a prefix that only the model's files know is None
+        if any(None not in (value, now) and value != now for value, now in pairs):
             return True
         tokens = self.max_tokens if used.max_tokens is None else used.max_tokens
+        if not self.max_tokens:  # as the model's files say
+            return False
         return tokens > self.max_tokens if self.is_limit else tokens != self.max_tokens
 
 
@@ -141,7 +144,7 @@ def _preparation(spec: ModelSpec) -> Preparation:
     """Describe the preparation for a model, as far as this machine has its files."""
     from ensemble_assets.models.model_config import complete_spec
 
-    here = not isinstance(spec.source, HubSource)
+    here = isinstance(spec.source, PackageSource)
     try:
         spec = complete_spec(spec, locate(spec)) if here else spec
     except ModelUnavailableError:

@@ -27,6 +27,9 @@ from ensemble_assets.settings.options import Rerank
 
 Basis = Literal["earlier runs", "calibration", "assumed"]
 
+_NO_LIMIT = 8192
+"""Tokens that a plan counts of a text whose limit only the model's files know."""
+
 
 @dataclass(frozen=True)
 class StageCost:
@@ -159,7 +162,7 @@ def _count_work(settings: Settings, sample: Sample, depth: int) -> dict[str, flo
     """Count tokens as the models will read them. Pairs are taken to be as long as queries and chunks on average."""
     (reranker,) = models_of(settings, "rerank")
     query, chunk = (token_lengths(texts, reranker).mean() for texts in (sample.queries["text"], sample.searched))
-    pair = min(float(query + chunk) + 3, reranker.chunk_tokens)  # 3 special tokens enclose query and chunk
+    pair = min(float(query + chunk) + 3, reranker.chunk_tokens or _NO_LIMIT)  # 3 special tokens enclose query and chunk
     sparse = models_of(settings, "sparse") if settings.enable_sparse else ()
     return {
         "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec) for spec in models_of(settings, "dense")),
@@ -174,13 +177,15 @@ def token_lengths(texts: pl.Series, spec: ModelSpec) -> NDArray[np.int64]:
     """Count the tokens of every text, without special tokens: ``[n_texts] int64``."""
     from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 
-    return tokenise_bodies(texts, load_vocabulary(locate(spec)), spec.chunk_tokens, spec.document_prefix).full_lengths
+    return tokenise_bodies(
+        texts, load_vocabulary(locate(spec)), spec.chunk_tokens or _NO_LIMIT, spec.document_prefix or ""
+    ).full_lengths
 
 
 def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec) -> float:
     """Count the tokens that an encoder reads; equal texts are encoded once, and 2 special tokens enclose each."""
     lengths = [token_lengths(texts.unique(), spec) for texts in (chunks, sample.queries["text"])]
-    return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens).sum())
+    return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens or _NO_LIMIT).sum())
 
 
 def _plain_dense(settings: Settings, content: str) -> float | None:

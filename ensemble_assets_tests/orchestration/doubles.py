@@ -15,6 +15,7 @@ import numpy as np
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
@@ -44,6 +45,7 @@ class Double(PlainFactory):
     missing: bool = False
     precision: str = "fp32"
     calls: list[int] = field(default_factory=list)
+    spec: ModelSpec = PlainFactory.spec
 
     def load(self, device: str) -> Double:
         if self.missing:
@@ -82,7 +84,14 @@ def _pair(table: TokenTable, row: int) -> Mapping[str, np.ndarray]:
 
 def dense_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(_dense, {"vector": OutputSpec((BUCKETS,), np.float32)}, spec.slug, fault, missing)
+        return Double(
+            _dense,
+            {"vector": OutputSpec((BUCKETS,), np.float32)},
+            spec.slug,
+            fault,
+            missing,
+            spec=complete_spec(spec, files),
+        )
 
     return make
 
@@ -95,13 +104,15 @@ def sparse_double(fault: Fault = never, missing: bool = False) -> Callable[..., 
     }
 
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(_sparse, outputs, spec.slug, fault, missing)
+        return Double(_sparse, outputs, spec.slug, fault, missing, spec=complete_spec(spec, files))
 
     return make
 
 
 def rerank_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(_pair, {"logit": OutputSpec((), np.float32)}, spec.slug, fault, missing)
+        return Double(
+            _pair, {"logit": OutputSpec((), np.float32)}, spec.slug, fault, missing, spec=complete_spec(spec, files)
+        )
 
     return make

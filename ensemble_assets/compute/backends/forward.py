@@ -10,7 +10,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.models.registry import ModelSpec
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BackendName = Literal["auto", "torch", "openvino"]
@@ -77,6 +79,8 @@ class ForwardFactory(Protocol):
         outputs: known before loading, so that the caller can allocate the result arrays.
         identity: model slug, fingerprint and dtype; the key under which working batch sizes are remembered.
         width: numbers per token state; 0 if it is unknown.
+        spec: the model, completed from its files.
+        traits: how its rows are made and what its modules are.
         backend: ``torch`` or ``openvino``.
         reason: why this backend runs the model, one of ``choice.REASONS``.
     """
@@ -94,6 +98,16 @@ class ForwardFactory(Protocol):
     @property
     def width(self) -> int:
         """Numbers per token state; 0 if it is unknown."""
+        ...
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, completed from its files."""
+        ...
+
+    @property
+    def traits(self) -> ModelTraits:
+        """How its rows are made and what its modules are."""
         ...
 
     @property

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime
+from ensemble_assets.compute.backends.model_traits import PLAIN, ModelTraits
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import ModelFiles
@@ -23,6 +24,7 @@ class ModelFactory:
         files: where its weights are.
         runtime: how to run it.
         reason: why this backend runs it.
+        traits: how its rows are made and what its modules are.
     """
 
     backend: ClassVar[str]
@@ -31,6 +33,7 @@ class ModelFactory:
     files: ModelFiles
     runtime: Runtime = field(default_factory=Runtime)
     reason: str = "reference"
+    traits: ModelTraits = PLAIN
 
     @property
     def identity(self) -> str:

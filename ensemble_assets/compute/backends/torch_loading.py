@@ -20,10 +20,9 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import HubSource, ModelSpec
+from ensemble_assets.models.registry import ModelSpec, may_run_code
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FULL_REVISION = 40
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:
@@ -57,8 +56,8 @@ def load_network(auto_class: Any, spec: ModelSpec, files: ModelFiles, runtime: R
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
-        "trust_remote_code": _may_run_code(spec),
-        "dtype": _DTYPES[resolve_precision(runtime.precision, device)],
+        "trust_remote_code": may_run_code(spec),
+        "dtype": DTYPES[resolve_precision(runtime.precision, device)],
         "output_loading_info": True,
     }
     try:
@@ -94,16 +93,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _may_run_code(spec: ModelSpec) -> bool:
-    if not spec.trust_remote_code:
-        return False
-    if isinstance(spec.source, HubSource) and len(spec.source.revision) == _FULL_REVISION:
-        return True
-    raise ModelUnavailableError(
-        f"{spec.slug}: trust_remote_code is on without a pinned revision. Set source.revision to a full 40-digit commit"
-    )
 
 
 def _refuse_missing(spec: ModelSpec, missing: Any) -> None:

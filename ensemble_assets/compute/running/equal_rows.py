@@ -19,7 +19,7 @@ Keys = NDArray[np.uint64]
 
 
 def row_keys(table: TokenTable, secret: bytes = b"") -> Keys:
-    """Hash every row's token ids and segments with BLAKE2b-128.
+    """Hash every input of every row with BLAKE2b-128: token ids, segments, task and further arrays.
 
     Args:
         table: ``n`` rows.
@@ -29,9 +29,12 @@ def row_keys(table: TokenTable, secret: bytes = b"") -> Keys:
     digests = bytearray()
     ids, bounds = np.ascontiguousarray(table.ids), table.offsets.tolist()
     seconds = [0] * len(table) if table.second_from is None else table.second_from.tolist()
-    for start, stop, second in zip(bounds[:-1], bounds[1:], seconds, strict=True):
-        digest = hashlib.blake2b(second.to_bytes(4, "little"), digest_size=16, key=secret)
-        digest.update(ids[start:stop].data)
+    tasks = [0] * len(table) if table.tasks is None else table.tasks.tolist()
+    further = [np.ascontiguousarray(table.arrays[name]) for name in sorted(table.arrays)]
+    for start, stop, second, task in zip(bounds[:-1], bounds[1:], seconds, tasks, strict=True):
+        digest = hashlib.blake2b(second.to_bytes(4, "little"), digest_size=16, key=secret, person=bytes([task]))
+        for values in (ids, *further):
+            digest.update(values[start:stop].data)
         digests += digest.digest()
     return np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.events import EventSink, Value
 from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
+from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.models.registry import ModelSpec
 
 
 @contextmanager
@@ -40,6 +42,14 @@ class _LoadedOnce:
     @property
     def identity(self) -> str:
         return self._factory.identity
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._factory.spec
+
+    @property
+    def traits(self) -> ModelTraits:
+        return self._factory.traits
 
     @property
     def backend(self) -> str:

@@ -27,7 +27,7 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import Keys
 
-FORWARD_VERSION = 1
+FORWARD_VERSION = 2
 """Goes up when the forwards compute something else from the same weights and tokens."""
 
 _IN_MEMORY_BYTES = 64 << 20

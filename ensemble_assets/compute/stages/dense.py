@@ -22,9 +22,7 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
 from ensemble_assets.compute.stages.held_model import hold
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import mean_vectors
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -123,9 +121,9 @@ def _encode_one(
 ) -> DenseVectors:
     started = time.perf_counter()
     files = context.locate(spec)
-    spec = complete_spec(spec, files)
-    work = encoder_input(chunks, queries, spec, load_vocabulary(files), context.tokens)
     factory = make_factory(spec, files, context.runtime)
+    spec = factory.spec
+    work = encoder_input(chunks, queries, factory, files, context.tokens)
     try:
         with hold(context, "dense", spec, factory) as model:
             result = model.run(work.table)

@@ -12,10 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.tokens.token_cache import TokenCache
-from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables, single_table
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary
-from ensemble_assets.compute.tokens.windows import Windows, cut_windows
+from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables, single_table, with_task
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+from ensemble_assets.compute.tokens.windows import Windows, cut_windows, whole_texts
+from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
 
@@ -40,20 +43,46 @@ class EncoderInput:
 
 
 def encoder_input(
-    chunks: pl.Series, queries: pl.Series, spec: ModelSpec, vocabulary: Vocabulary, cache: TokenCache
+    chunks: pl.Series, queries: pl.Series, factory: ForwardFactory, files: ModelFiles, cache: TokenCache
 ) -> EncoderInput:
     """Tokenise chunks and queries for a model, or take their ids from the cache.
+
+    Models whose rows the shared tokeniser is proven to make have it; others make rows by their own preprocessing.
 
     Raises:
         StageError: if the tokenizer fails on a text.
         SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
+        ModelUnavailableError: if windows are asked for and the model has its own preprocessing.
     """
+    if factory.traits.tokens == "library":
+        return _own_rows(chunks, queries, factory.spec, files)
+    spec, vocabulary = factory.spec, load_vocabulary(files)
     template = vocabulary.template
-    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix)
-    query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix)
+    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
+    query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix or "")
     query_table = single_table(query_bodies, template, spec.max_tokens)  # raises if the limit leaves no room
     room = spec.max_tokens - template.single_specials
     windows = cut_windows(chunk_bodies, room, spec.windows)
-    table = join_tables(single_table(windows.bodies, template, spec.max_tokens), query_table)
+    chunk_table = single_table(windows.bodies, template, spec.max_tokens)
+    if factory.traits.by_task:
+        chunk_table, query_table = with_task(chunk_table, "document"), with_task(query_table, "query")
     dropped_of_queries = np.maximum(query_bodies.full_lengths - room, 0)
-    return EncoderInput(table, windows, np.concatenate([windows.dropped, dropped_of_queries]))
+    dropped = np.concatenate([windows.dropped, dropped_of_queries])
+    return EncoderInput(join_tables(chunk_table, query_table), windows, dropped)
+
+
+def _own_rows(chunks: pl.Series, queries: pl.Series, spec: ModelSpec, files: ModelFiles) -> EncoderInput:
+    from ensemble_assets.compute.backends.library_model import load_row_maker
+
+    if spec.windows > 1:
+        raise ModelUnavailableError(
+            f"{spec.slug}: cannot be read in windows, since only its own preprocessing makes its rows. "
+            "Set models.windows=1, or choose another model"
+        )
+    model = load_row_maker(spec, files)
+    chunk_table, query_table = model.rows(chunks.to_list(), "document"), model.rows(queries.to_list(), "query")
+    return EncoderInput(
+        join_tables(chunk_table, query_table),
+        whole_texts(chunk_table),
+        np.concatenate([chunk_table.tokens_lost, query_table.tokens_lost]),
+    )

@@ -106,7 +106,7 @@ def _measure(
 ) -> ModelSeconds:
     loads: list[float] = []
     encoded: list[float] = []
-    prefixed = [spec.document_prefix + text for text in texts]
+    prefixed = [(spec.document_prefix or "") + text for text in texts]
     while len(encoded) < repeats and sum(encoded) < ENOUGH_SECONDS:
         started = clock()
         try:

@@ -29,6 +29,8 @@ from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.stages.rerank_depth import (
     NO_LIMIT,
     Allowance,
+    OwnPairRows,
+    PairRows,
     PairWork,
     SliceResults,
     TimeLimit,
@@ -37,8 +39,15 @@ from ensemble_assets.compute.stages.rerank_depth import (
 from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
-from ensemble_assets.compute.tokens.windows import Windows, cut_windows, failed_texts, largest_logits, select_bodies
-from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.compute.tokens.windows import (
+    Windows,
+    cut_windows,
+    failed_texts,
+    largest_logits,
+    select_bodies,
+    whole_texts,
+)
+from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
 FEATURE_DISABLED = "feature_disabled"
@@ -185,9 +194,12 @@ def _score(
     pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limit: TimeLimit
 ) -> _Scored:
     files = context.locate(spec)
-    spec = complete_spec(spec, files)
-    work = _tokenised(pairs, load_vocabulary(files), spec, context)
     factory = make_factory(spec, files, context.runtime)
+    spec = factory.spec
+    if factory.traits.tokens == "library":
+        work: PairRows = _own_rows(pairs, spec, files)
+    else:
+        work = _tokenised(pairs, load_vocabulary(files), spec, context)
     with hold(context, "rerank", spec, factory) as held:
         slices = score_slices(work, held, limit)
     result = merge_results(slices.results)
@@ -199,7 +211,7 @@ def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: 
     """Tokenise the texts of all pairs and cut their chunks into windows."""
     head = pairs.head
     asked = pairs.queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
-    query_bodies = context.tokens.bodies(asked["text"], vocabulary, spec.max_tokens, spec.query_prefix)
+    query_bodies = context.tokens.bodies(asked["text"], vocabulary, spec.max_tokens, spec.query_prefix or "")
     numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
     numbered = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")
     query_of_pair = numbered["_query"].to_numpy().astype(np.int64)
@@ -215,6 +227,17 @@ def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: 
     )
 
 
+def _own_rows(pairs: _Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
+    """Make the rows of all pairs by the model's own preprocessing, uncut chunks beside their queries."""
+    from ensemble_assets.compute.backends.library_model import load_row_maker
+
+    head = pairs.head
+    asked = head.join(pairs.queries.select("public_id", "text"), on="public_id", how="left", maintain_order="left")
+    texts = zip(asked["text"], pairs.chunks.gather(head["row"]), strict=True)
+    table = load_row_maker(spec, files).rows(list(texts), "document")
+    return OwnPairRows(head["rank"].to_numpy(), table, whole_texts(table))
+
+
 def _chunk_bodies(
     head: pl.DataFrame, chunks: pl.Series, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext
 ) -> TokenBodies:
@@ -224,11 +247,11 @@ def _chunk_bodies(
     tokenised.
     """
     rows = head["row"].to_numpy().astype(np.int64)
-    cached = context.tokens.cached_bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix)
+    cached = context.tokens.cached_bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
     if cached is not None:
         return select_bodies(cached, rows)
     distinct, of_pair = np.unique(rows, return_inverse=True)
-    bodies = tokenise_bodies(chunks.gather(distinct), vocabulary, spec.chunk_tokens, spec.document_prefix)
+    bodies = tokenise_bodies(chunks.gather(distinct), vocabulary, spec.chunk_tokens, spec.document_prefix or "")
     return select_bodies(bodies, of_pair.astype(np.int64))
 
 
@@ -256,7 +279,7 @@ def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: V
 
 
 def _by_pair(
-    head: pl.DataFrame, work: PairWork, slices: SliceResults, record: StageRecord, largest_batch: int
+    head: pl.DataFrame, work: PairRows, slices: SliceResults, record: StageRecord, largest_batch: int
 ) -> _Scored:
     """Turn results of windows into results of pairs, and failed pairs into failed queries."""
     failed = _failed_queries(head, failed_texts(slices.failed, work.windows))

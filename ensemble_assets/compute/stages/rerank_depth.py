@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,14 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.held_model import HeldModel
-from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies, TokenTable, pair_lengths, pair_table
+from ensemble_assets.compute.tokens.token_tables import (
+    Template,
+    TokenBodies,
+    TokenTable,
+    pair_lengths,
+    pair_table,
+    take_rows,
+)
 from ensemble_assets.compute.tokens.windows import Windows
 
 Against = Literal["sla", "own_dense", "off"]
@@ -118,6 +125,53 @@ class PairWork:
         return np.cumsum(np.bincount(self.ranks, weights=lengths, minlength=depth + 1)).astype(np.float64)
 
 
+class PairRows(Protocol):
+    """The rows of all pairs, from which a slice's token table is made."""
+
+    @property
+    def ranks(self) -> NDArray[np.uint32]:
+        """Rank of the pair that a row belongs to, ``[n] uint32``."""
+        ...
+
+    @property
+    def windows(self) -> Windows:
+        """Which rows belong to which pair."""
+        ...
+
+    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
+        """Make the token table of some rows, in the given order."""
+        ...
+
+    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
+        """Count the tokens that the table of some rows would have if nothing were cut."""
+        ...
+
+    def tokens_to(self, depth: int) -> NDArray[np.float64]:
+        """Sum the tokens of the pairs of rank 1 to d at place d: ``[depth + 1] float64``."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnPairRows:
+    """Rows that the model's own preprocessing made, one for each pair; see ``PairRows``."""
+
+    ranks: NDArray[np.uint32]
+    rows: TokenTable
+    windows: Windows
+
+    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
+        """Select some rows."""
+        return take_rows(self.rows, chosen)
+
+    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
+        """Count tokens as if nothing were cut."""
+        return int((self.rows.lengths + self.rows.tokens_lost)[chosen].sum())
+
+    def tokens_to(self, depth: int) -> NDArray[np.float64]:
+        """Sum tokens down to every rank."""
+        return np.cumsum(np.bincount(self.ranks, weights=self.rows.lengths, minlength=depth + 1)).astype(np.float64)
+
+
 @dataclass
 class SliceResults:
     """Results of all slices.
@@ -139,7 +193,7 @@ class SliceResults:
     tokens_dropped: int = 0
 
 
-def score_slices(work: PairWork, held: HeldModel, limit: TimeLimit) -> SliceResults:
+def score_slices(work: PairRows, held: HeldModel, limit: TimeLimit) -> SliceResults:
     """Score slice after slice, each holding some ranks of all queries, as deep as the governor says."""
     allowance, requested = limit.allowance, int(work.ranks.max())
     events = held.events

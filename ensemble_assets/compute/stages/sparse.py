@@ -43,12 +43,12 @@ from ensemble_assets.compute.stages.sparse_fallback import (
     VocabularySpace,
     fill_missing,
     metadata_rows,
+    space_of_model,
     text_rows,
 )
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -212,11 +212,10 @@ def _run_model(
     make_factory: SparseFactoryMaker,
 ) -> _Run:
     files = context.locate(spec)
-    spec = complete_spec(spec, files)
-    vocabulary = load_vocabulary(files)
-    work = encoder_input(chunks, queries, spec, vocabulary, context.tokens)
-    table, windows = work.table, work.windows
     factory = make_factory(spec, files, context.runtime, top_k)
+    spec = factory.spec
+    work = encoder_input(chunks, queries, factory, files, context.tokens)
+    table, windows = work.table, work.windows
     with hold(context, "sparse", spec, factory) as model:
         result = model.run(table)
     failed = dict(result.failed_rows)
@@ -230,7 +229,7 @@ def _run_model(
     full = _unpruned(table, n, pruned_queries, spec, context, make_factory(spec, files, context.runtime, 0))
     return _Run(
         spec.slug,
-        VocabularySpace(vocabulary),
+        space_of_model(spec, files),
         spec.dimension,
         PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(failed_windows, windows), {}),
         PrunedOutputs(index[n:], weight[n:], failed_queries, full),

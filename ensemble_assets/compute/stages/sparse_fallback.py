@@ -28,15 +28,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.collection.legacy_sparse_vector import usable_terms
+from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.sparse_output import SparseMatrix, SparseRow, build_matrix
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
 
 NO_SOURCE, LIVE, STAND_IN = 0, 1, 2
 """Source of a vector: there is none; live inference; a replacement."""
@@ -45,6 +49,9 @@ EMPTY_OUTPUT = "empty_output"
 
 _MOST_TOKENS = 512
 """Tokens of one term, or of one query, that count."""
+
+_UNUSED_IDS = 1024
+"""Networks pad their vocabulary: to a multiple of 64 or 128 usually, of 1,024 at most among published ones."""
 
 _WORD = re.compile(r"\w+")
 _NOTHING = SparseRow(np.empty(0, np.int32), np.empty(0, np.float32))
@@ -268,3 +275,43 @@ class CollectionSpace:
     def split(self, text: str) -> list[str]:
         """Return runs of letters, digits and underscores."""
         return _WORD.findall(text)
+
+
+@dataclass(frozen=True)
+class NumberedSpace:
+    """Directions without words, as a sparse autoencoder has them: no term can be mapped into it.
+
+    Attributes:
+        name: of the model, whose directions mean something in no other model.
+        dimension: number of directions.
+    """
+
+    name: str
+    dimension: int
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Return the number of every direction as its word."""
+        return [str(number) for number in range(self.dimension)]
+
+    def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Return no index for any term."""
+        return [np.empty(0, np.int32) for _ in terms]
+
+    def split(self, text: str) -> list[str]:
+        """Return no terms."""
+        return []
+
+
+def space_of_model(spec: ModelSpec, files: ModelFiles) -> TermSpace:
+    """Return the index space of a sparse model: its vocabulary if the indices are its ids, else plain numbers.
+
+    The tokenizer of a model with several networks lies in one of its folders.
+    """
+    folders = [files.folder, *sorted(path.parent for path in files.folder.glob("*/tokenizer.json"))]
+    for folder in folders:
+        with suppress(ModelUnavailableError):
+            vocabulary = load_vocabulary(replace(files, folder=folder))
+            if vocabulary.size <= spec.dimension <= vocabulary.size + _UNUSED_IDS:
+                return VocabularySpace(vocabulary)
+    return NumberedSpace(f"directions-of-{spec.slug}-{files.fingerprint}", spec.dimension)

@@ -40,6 +40,9 @@ def padded_arrays(table: TokenTable, batch: Batch, pad_id: int) -> PaddedArrays:
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
     types: NDArray[np.int64] | None = None
-    if table.second_from is not None:
-        types = ((columns >= table.second_from[batch.rows][:, None]) & mask).astype(np.int64)
+    if "token_type_ids" in table.arrays:
+        types = np.zeros_like(ids)
+        types[mask] = table.arrays["token_type_ids"][(starts[:, None] + columns)[mask]]
+    elif table.second_from is not None:
+        types = table.segments(batch.rows, columns) * mask
     return PaddedArrays(ids, mask, lengths, types)

@@ -5,13 +5,17 @@ All of this is work on arrays. ``tokenizer`` makes token bodies from texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import SettingsError
+
+TASKS: tuple[Literal["document"], Literal["query"]] = ("document", "query")
+"""What a text is to an encoder; a (query, chunk) pair counts as a document."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,18 @@ class TokenTable:
         second_from: ``[n] int32``, position in each text where the second segment starts (token type 1), or None
             for single texts.
         truncated: ``[n] bool``, whether tokens were cut off to fit the model.
+        tasks: ``[n] uint8``, places in ``TASKS``; None where all are documents.
+        arrays: further inputs of the model by name, ``[total_tokens] int32`` each, beside ``ids``.
+        lost: ``[n] int64``, tokens that were cut off, where the model's own preprocessing made the rows.
     """
 
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]
     truncated: NDArray[np.bool_]
     second_from: NDArray[np.int32] | None = None
+    tasks: NDArray[np.uint8] | None = None
+    arrays: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    lost: NDArray[np.int64] | None = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -38,6 +48,17 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def tokens_lost(self) -> NDArray[np.int64]:
+        """Tokens of every text that were cut off, ``[n] int64``; zeros where nothing counted them."""
+        return np.zeros(len(self), np.int64) if self.lost is None else self.lost
+
+    def segments(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token types of some rows, ``[len(rows), columns] int64``, at ``columns`` of every row."""
+        if self.second_from is None:
+            return np.zeros((len(rows), columns.shape[-1]), np.int64)
+        return (columns >= self.second_from[rows][:, None]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -230,6 +251,11 @@ def _copy(ids: NDArray[np.int32], cursor: NDArray[np.int64], piece: _Ragged) -> 
         ids[to : to + count] = piece.source[start : start + count]
 
 
+def with_task(table: TokenTable, task: Literal["document", "query"]) -> TokenTable:
+    """Return the table with all rows marked as documents, or as queries."""
+    return replace(table, tasks=np.full(len(table), TASKS.index(task), np.uint8))
+
+
 def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
     """Append the second table's rows to the first's. Single texts only.
 
@@ -238,16 +264,40 @@ def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
     """
     if first.second_from is not None or second.second_from is not None:
         raise ValueError("pairs are not joined")
+    names = first.arrays.keys() | second.arrays.keys()
     return TokenTable(
         np.concatenate([first.ids, second.ids]),
         np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
         np.concatenate([first.truncated, second.truncated]),
+        tasks=None if first.tasks is None and second.tasks is None else np.concatenate([_tasks(first), _tasks(second)]),
+        arrays={name: np.concatenate([_array(first, name), _array(second, name)]) for name in sorted(names)},
+        lost=None if first.lost is None or second.lost is None else np.concatenate([first.lost, second.lost]),
     )
+
+
+_ABSENT = {"attention_mask": 1}
+"""Value of every token where a table does not have the array; 0 for others."""
+
+
+def _array(table: TokenTable, name: str) -> NDArray[np.int32]:
+    return table.arrays.get(name, np.full(len(table.ids), _ABSENT.get(name, 0), np.int32))
+
+
+def _tasks(table: TokenTable) -> NDArray[np.uint8]:
+    return np.zeros(len(table), np.uint8) if table.tasks is None else table.tasks
 
 
 def take_rows(table: TokenTable, rows: NDArray[np.int64]) -> TokenTable:
     """Select rows of a table, in the given order."""
     counts = table.lengths[rows]
-    ids, offsets = _compose([_Ragged(table.ids, table.offsets[:-1][rows], counts)], len(rows))
-    second = None if table.second_from is None else table.second_from[rows]
-    return TokenTable(ids, offsets, table.truncated[rows], second)
+    starts = table.offsets[:-1][rows]
+    ids, offsets = _compose([_Ragged(table.ids, starts, counts)], len(rows))
+    return TokenTable(
+        ids,
+        offsets,
+        table.truncated[rows],
+        None if table.second_from is None else table.second_from[rows],
+        None if table.tasks is None else table.tasks[rows],
+        {name: _compose([_Ragged(values, starts, counts)], len(rows))[0] for name, values in table.arrays.items()},
+        None if table.lost is None else table.lost[rows],
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.tokens.token_tables import TokenBodies
+from ensemble_assets.compute.tokens.token_tables import TokenBodies, TokenTable
 
 _ROWS_AT_ONCE = 4096
 """Texts pooled at once: it bounds the memory of products and sums."""
@@ -62,6 +62,12 @@ def cut_windows(bodies: TokenBodies, room: int | NDArray[np.int64], most: int) -
     begin, end = place * used_of_text // windows_of_text, (place + 1) * used_of_text // windows_of_text
     view = TokenBodies(bodies.ids, np.repeat(bodies.starts, counts) + begin, end - begin, bodies.cap)
     return Windows(view, first, bodies.full_lengths - used)
+
+
+def whole_texts(table: TokenTable) -> Windows:
+    """Return one window for each row of a table."""
+    bodies = TokenBodies(table.ids, table.offsets[:-1], table.lengths, int(table.lengths.max(initial=1)))
+    return Windows(bodies, np.arange(len(table)), table.tokens_lost)
 
 
 def select_bodies(bodies: TokenBodies, rows: NDArray[np.int64]) -> TokenBodies:

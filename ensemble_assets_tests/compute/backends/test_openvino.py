@@ -66,7 +66,7 @@ def test_dense_vectors_are_those_of_torch(openvino_runtime):
     table = tokenise([*TEXTS, *QUERIES], complete("all-minilm-l6-v2")[1], 256)
     expected, got = both("all-minilm-l6-v2", dense_factory, openvino_runtime, table)
     np.testing.assert_allclose(got["vector"], expected["vector"], atol=1e-5)
-    if not backends._has_bf16():
+    if not backends.has_bf16():
         pytest.skip("this CPU has no bfloat16 products")
     _, got = both("all-minilm-l6-v2", dense_factory, replace(openvino_runtime, precision="auto"), table)
     assert (got["vector"] * expected["vector"]).sum(axis=1).min() >= 0.9999
@@ -88,7 +88,7 @@ def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtim
     table = pair_table(*bodies, np.stack([numbers, numbers], axis=1), known.template, spec.max_tokens)
     expected, got = both("ensemble-reranker-tiny", rerank_factory, openvino_runtime, table)
     np.testing.assert_allclose(got["logit"], expected["logit"], atol=1e-4)
-    if backends._has_bf16():
+    if backends.has_bf16():
         _, half = both("ensemble-reranker-tiny", rerank_factory, replace(openvino_runtime, precision="bf16"), table)
         np.testing.assert_allclose(half["logit"], expected["logit"], atol=0.25)
         assert len(np.unique(half["logit"])) == len(np.unique(expected["logit"]))

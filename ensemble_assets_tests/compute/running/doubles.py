@@ -146,6 +146,7 @@ class DoubleFactory(PlainFactory):
     precision: str = "fp16"
     journal: Journal = field(default_factory=Journal)
     identity: str = "double"
+    spec: ModelSpec = PlainFactory.spec
 
     def load(self, device: str) -> DoubleForward:
         self.journal.loaded.append(f"{self.precision}@{device}")
@@ -214,12 +215,12 @@ LOGIT = {"logit": OutputSpec((), "float32")}
 
 def dense_maker(planted: Faults = NO_FAULTS, journal: Journal | None = None, precision: str = "fp32") -> Any:
     """A ``make_factory`` for ``encode_dense``."""
-    return lambda spec, files, runtime: DoubleFactory(VECTOR, planted, precision, journal or Journal())
+    return lambda spec, files, runtime: DoubleFactory(VECTOR, planted, precision, journal or Journal(), spec=spec)
 
 
 def rerank_maker(planted: Faults = NO_FAULTS, journal: Journal | None = None) -> Any:
     """A ``make_factory`` for ``rerank_candidates``."""
-    return lambda spec, files, runtime: DoubleFactory(LOGIT, planted, "fp32", journal or Journal())
+    return lambda spec, files, runtime: DoubleFactory(LOGIT, planted, "fp32", journal or Journal(), spec=spec)
 
 
 def sparse_maker(planted: Faults = NO_FAULTS, journal: Journal | None = None) -> Any:
@@ -229,6 +230,6 @@ def sparse_maker(planted: Faults = NO_FAULTS, journal: Journal | None = None) ->
         places = min(top_k, len(IDS)) or len(IDS)
         index = {"index": OutputSpec((places,), "int32")} if top_k else {}
         outputs = {**index, "weight": OutputSpec((places,), "float32"), "active": OutputSpec((), "int32")}
-        return DoubleFactory(outputs, planted, "fp32", journal or Journal())
+        return DoubleFactory(outputs, planted, "fp32", journal or Journal(), spec=spec)
 
     return make

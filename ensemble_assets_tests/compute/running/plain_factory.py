@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.models.registry import FolderSource, ModelSpec
+
 
 class PlainFactory:
     """A base for doubles: a model in fp32 of unknown width, with nothing to free. It may be its own forward."""
 
     width = 0
+    spec = ModelSpec("double", "dense", "test/double", FolderSource("."), 0, 32, "mean", "Apache-2.0")
+    traits = ModelTraits(tokens="fast", body="mean")
     backend = "torch"
     reason = "reference"
     precision = "fp32"

@@ -152,7 +152,7 @@ def test_weights_that_do_not_fit_say_what_to_change(tmp_path):
         def load(self, device):
             raise DeviceOutOfMemoryError("no")
 
-    with pytest.raises(MemoryBudgetError, match="the weights of m do not fit"):
+    with pytest.raises(MemoryBudgetError, match="the weights of double do not fit"):
         encode_dense(CHUNKS, QUERIES, [model_folder(tmp_path / "m")], ComputeContext(), make_factory=lambda *_: Huge())
 
 

@@ -32,7 +32,7 @@ def stage(tmp_path):
 
         def make(spec, files, runtime):
             identity = f"{files.fingerprint}:{spec.pooling}:{runtime.precision}"
-            return DoubleFactory({"vector": OutputSpec((DIMENSION,), "float32")}, identity=identity)
+            return DoubleFactory({"vector": OutputSpec((DIMENSION,), "float32")}, identity=identity, spec=spec)
 
         precision = changes.pop("precision", "fp32")
         context = ComputeContext(runner=runner, runtime=Runtime(precision=precision))

@@ -1,0 +1,171 @@
+"""Run batches through sentence-transformers' modules: dense vectors, sparse weights, scores, token states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import DeviceError, failure_word
+from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.library_model import (
+    Features,
+    LibraryModel,
+    Task,
+    load_library_model,
+    split_by_task,
+)
+from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseModelFactory
+from ensemble_assets.compute.backends.sparse_output import sparse_outputs
+from ensemble_assets.compute.backends.torch_loading import is_out_of_memory, kernels, resolve_precision
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.models.registry import ModelKind
+
+Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
+"""Makes a forward's outputs from the features that the model leaves."""
+
+_SMALLEST_NORM = 1e-12
+"""A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
+
+
+@dataclass(frozen=True)
+class LibraryFactory(ModelFactory):
+    """Makes forwards of sentence-transformers' modules on any device."""
+
+    backend = "torch"
+
+    @property
+    def identity(self) -> str:
+        """The model's identity with the modules' name and the width of its vectors."""
+        return f"{super().identity}:library:{self.spec.dimension}"
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """Outputs by kind of model."""
+        spec = self.spec
+        if spec.kind == "rerank":
+            return {"logit": OutputSpec((), "float32")}
+        if spec.kind == "sparse":
+            return sparse_outputs(spec.dimension, 0)
+        return {"vector": OutputSpec((spec.dimension,), "float32")}
+
+    def load(self, device: str) -> LibraryForward:
+        """Load onto ``device``.
+
+        Raises:
+            ModelUnavailableError: if sentence-transformers cannot load the model.
+            DeviceOutOfMemoryError: if the weights do not fit.
+        """
+        return LibraryForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+
+
+@dataclass(frozen=True)
+class LibrarySparseFactory(SparseModelFactory, LibraryFactory):
+    """Makes forwards of any sparse encoder; its weights are the library's, then pruned."""
+
+
+class LibraryForward:
+    """A model on a device, for batches of rows.
+
+    A batch may hold queries and documents: each task is padded and run apart, since prompts and networks may differ.
+    """
+
+    def __init__(self, model: LibraryModel, factory: LibraryFactory, device: str) -> None:
+        self.outputs = factory.outputs
+        self.precision = resolve_precision(factory.runtime.precision, device)
+        self._model = model
+        self._factory = factory
+        self._device = device
+        self._finish = _FINISHES[factory.spec.kind]
+        model.layouts.update(factory.traits.layouts)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
+        """Run one batch.
+
+        Raises:
+            DeviceOutOfMemoryError: if it does not fit.
+            DeviceError: if the device itself failed.
+            ModelFailedError: for anything else the model raises; carries no text.
+        """
+        try:
+            with torch.inference_mode(), kernels(self._factory.runtime, self._device):
+                return self._outputs_of(table, batch)
+        except Exception as error:  # noqa: BLE001  # whatever a model raises, its message may quote the input
+            failure = self._translated(error, batch)
+        # outside the handler: the original exception pins the batch's tensors and must not travel along as context
+        if isinstance(failure, DeviceOutOfMemoryError) and self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        raise failure
+
+    def run(self, features: Features, task: Task) -> dict[str, torch.Tensor]:
+        """The outputs of one padded batch of a task, on the device."""
+        return self._finish(self._model.run(features, task), self._factory)
+
+    def release(self) -> None:
+        """Drop the weights at once; the forward is of no use afterwards."""
+        self._model.model.to(device="meta")
+
+    def _outputs_of(self, table: TokenTable, batch: Batch) -> dict[str, NDArray[np.generic]]:
+        made: dict[str, NDArray[np.generic]] = {}
+        for task, places in split_by_task(table, batch):
+            some = Batch(batch.rows[places], batch.longest)
+            features = self._model.features(table, some, task, self._device)
+            tensors = self.run(features, task)
+            for name, tensor in tensors.items():
+                values = tensor.cpu().numpy()
+                made.setdefault(name, np.zeros((batch.size, *values.shape[1:]), values.dtype))[places] = values
+        return made
+
+    def _translated(self, error: Exception, batch: Batch) -> Exception:
+        slug = self._factory.spec.slug
+        if is_out_of_memory(error):
+            return DeviceOutOfMemoryError(f"{slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
+        if isinstance(error, torch.AcceleratorError):
+            return DeviceError(f"{slug}: {self._device} failed while running a batch. Check the device and run again")
+        return ModelFailedError(slug, failure_word(error), batch.size, batch.longest)
+
+
+def _unit_vectors(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+    """Cut to the wanted width, then divide by the norm, in fp32."""
+    vectors = features["sentence_embedding"].float()[:, : factory.spec.dimension]
+    norms = vectors.norm(dim=1)
+    return {"vector": vectors / norms.clamp(min=_SMALLEST_NORM).unsqueeze(1)}
+
+
+def _scores(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+    """Activated scores as ``CrossEncoder.predict`` gives them."""
+    scores: Any = features["scores"].float()
+    return {"logit": scores.reshape(len(scores))}
+
+
+def _weights(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+    """The largest weights of each text, by falling weight."""
+    top_k = factory.top_k if isinstance(factory, SparseModelFactory) else 0
+    return largest_weights(features["sentence_embedding"].float(), top_k)
+
+
+def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
+    """Keep the largest weights of each text.
+
+    Args:
+        weights: ``[batch, dimension] float32``, not negative.
+        top_k: weights kept; 0 keeps all.
+
+    Returns:
+        The outputs of ``sparse_output.sparse_outputs``.
+    """
+    active = (weights > 0).sum(dim=1, dtype=torch.int32)
+    if top_k == 0:
+        return {"weight": weights, "active": active}
+    largest, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
+    # a NaN keeps its index (it compares false here too), so that the finite check sees it
+    index = torch.where(largest == 0, -1, index).to(torch.int32)
+    return {"index": index, "weight": largest, "active": active}
+
+
+_FINISHES: dict[ModelKind, Finish] = {"dense": _unit_vectors, "sparse": _weights, "rerank": _scores}

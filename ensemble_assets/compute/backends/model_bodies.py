@@ -1,0 +1,107 @@
+"""Recognise models that fast backends can run, and refuse those whose weights are not all in their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.library_model import LibraryModel
+from ensemble_assets.compute.backends.torch_loading import quiet_transformers
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import Pooling
+
+_POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
+_ABSOLUTE_POSITIONS = {
+    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet"),
+    *("roberta", "xlm-roberta"),
+}
+"""Architectures that OpenVINO is trusted with. Rotary positions gave NaN in padded rows, and some crash in bf16."""
+
+_PLAIN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def body_of(model: LibraryModel) -> Pooling | None:
+    """The pooling word of a model that is one transformer and nothing else; None for any other.
+
+    Fast backends compute the transformer's states and pool themselves, so every module must be known to them.
+    """
+    layouts = model.layouts.values()
+    if any(layout.left or layout.bag or not layout.arrays.keys() <= _PLAIN_INPUTS for layout in layouts):
+        return None
+    modules = list(model.model.children())
+    names = [type(module).__name__ for module in modules]
+    if names[0] not in ("Transformer", "MLMTransformer"):
+        return None
+    if modules[0].model.config.model_type not in _ABSOLUTE_POSITIONS:
+        return _tiled_splade(model, modules, names)
+    return {"dense": _dense, "sparse": _sparse, "rerank": _rerank}[model.spec.kind](model, modules, names)
+
+
+def _tiled_splade(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
+    """A masked language model of any architecture may have the tiled head, which runs the library's network."""
+    return _sparse(model, modules, names) if model.spec.kind == "sparse" else None
+
+
+def _dense(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
+    if names[1:] not in (["Pooling"], ["Pooling", "Normalize"]) or model.truncate_dim is not None:
+        return None
+    pooling = modules[1]
+    mode = pooling.pooling_mode if isinstance(pooling.pooling_mode, str) else None
+    if not pooling.include_prompt and any(model.prompt(task) for task in ("query", "document")):
+        return None
+    return _POOLINGS.get(mode or "")
+
+
+def _sparse(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
+    if names[1:] != ["SpladePooling"] or getattr(model.model, "max_active_dims", None) is not None:
+        return None
+    pooling = modules[1]
+    plain = pooling.pooling_strategy == "max" and pooling.activation_function == "relu"
+    return "splade_max" if plain else None
+
+
+def _rerank(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
+    if model.spec.pooling == "late_interaction":
+        return "late_interaction"
+    head = getattr(modules[0].model, "classifier", None)
+    return "cross_encoder" if len(modules) == 1 and isinstance(head, torch.nn.Linear) else None
+
+
+def refuse_untrained(model: LibraryModel, files: ModelFiles) -> None:
+    """Refuse a model of which a weight is missing in its files: it would be random.
+
+    An encoder without its unused pooler is complete.
+
+    Raises:
+        ModelUnavailableError: naming the first weight.
+    """
+    for module in model.model.modules():
+        network = getattr(module, "model", None)
+        if type(module).__name__ not in ("Transformer", "MLMTransformer") or network is None:
+            continue
+        missing = _missing_weights(network, files.folder, model.spec.kind == "rerank")
+        if missing:
+            raise ModelUnavailableError(
+                f"{model.spec.slug}: its weights lack {missing[0]} and {len(missing) - 1} more that a "
+                f"{model.spec.kind} model needs. Choose a checkpoint made for this"
+            )
+
+
+def _missing_weights(network: Any, root: Path, with_pooler: bool) -> list[str]:
+    """Names of the parameters of a network that its folder, which may be any below ``root``, does not have."""
+    folders = [root, *sorted(path.parent for path in root.glob("*/config.json"))]
+    reports: list[list[str]] = []
+    for folder in folders:
+        try:
+            with quiet_transformers():
+                _, report = type(network).from_pretrained(
+                    folder, config=network.config, output_loading_info=True, local_files_only=True
+                )
+        except (OSError, ValueError, RuntimeError):
+            continue  # no weights here, or those of another network of the model
+        names = map(str, report["missing_keys"])
+        reports.append(sorted(name for name in names if with_pooler or "pooler." not in name))
+    return min(reports, key=len, default=[])

@@ -1,0 +1,81 @@
+"""State what a model's own files say of it, as sentence-transformers reads them, and which fast paths it may take.
+
+Traits are read once per model and library version and kept as JSON, so that a run without a new model loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ensemble_assets.models.registry import Pooling
+
+TokenPath = Literal["fast", "library"]
+
+
+@dataclass(frozen=True)
+class FeatureLayout:
+    """How the features of one task are put together from rows.
+
+    Attributes:
+        arrays: names of the token-aligned tensors, with the value that pads each.
+        constants: features that are the same for every batch, such as ``prompt_length`` and ``modality``.
+        left: whether rows are padded on the left.
+        bag: whether rows are laid end to end, with their starts in ``offsets`` (static embeddings).
+    """
+
+    arrays: Mapping[str, int]
+    constants: Mapping[str, Any]
+    left: bool = False
+    bag: bool = False
+
+
+@dataclass(frozen=True)
+class ModelTraits:
+    """What sentence-transformers makes of a model's files.
+
+    Attributes:
+        dimension: width of its vectors; for sparse models of its index space; 1 for rerankers.
+        max_tokens: tokens that it reads of a text or pair; 0 without a limit.
+        prompts: text in front of a query or document, by task; absent where there is none.
+        width: of the token states; 0 where its configuration does not say.
+        similarity: ``cosine``, ``dot``, ``euclidean`` or ``manhattan``: how its vectors are compared.
+        tokens: ``fast`` where the shared tokeniser gives the same rows as the model's own preprocessing.
+        body: pooling word where the model is one transformer with that pooling (``mean``, ``cls``, ``last_token``), a
+            masked language model with maximum pooling (``splade_max``), or a classifier with a linear head
+            (``cross_encoder``); None where other modules take part. Only such a model has fast backends.
+        layouts: features by task.
+        refused: fast backend and precision (``openvino:bf16``) -> why it is not taken, a fixed word.
+        largest_difference: of this program's batches from the library's own call, for the record.
+    """
+
+    dimension: int = 0
+    max_tokens: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    width: int = 0
+    similarity: str = "cosine"
+    tokens: TokenPath = "library"
+    body: Pooling | None = None
+    layouts: Mapping[str, FeatureLayout] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    largest_difference: float = 0.0
+
+    @property
+    def by_task(self) -> bool:
+        """Whether queries and documents may differ in more than their tokens: networks, or constants of pooling."""
+        return self.body is None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ModelTraits:
+        """Read ``as_json``."""
+        layouts = {task: FeatureLayout(**layout) for task, layout in stored["layouts"].items()}
+        return cls(**{**stored, "layouts": layouts})
+
+
+PLAIN = ModelTraits(tokens="fast", body="mean")
+"""Traits of registered models: one transformer whose rows the shared tokeniser makes, as the tests of each show."""

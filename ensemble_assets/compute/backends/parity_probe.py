@@ -1,0 +1,159 @@
+"""Compare a model's batches here with sentence-transformers' own call on fixed texts, before the model is used.
+
+A model whose library batches differ is refused. A fast path whose results differ is not taken. So no model can give
+other vectors or scores without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.forward import Forward, Runtime
+from ensemble_assets.compute.backends.library_forward import LibraryFactory, LibraryForward
+from ensemble_assets.compute.backends.library_model import LibraryModel, load_library_model
+from ensemble_assets.compute.backends.model_bodies import body_of, refuse_untrained
+from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable, join_tables
+from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.registry import ModelSpec
+
+_LONG = (
+    "Retrieval systems first collect candidates with an index, then score each candidate against the query. "
+    "A chunk may hold code such as `def f(x): return x**2`, numbers like 3.14159, or names: Zürich, Ångström. "
+)
+DOCUMENTS = (
+    "a",
+    "Dense vectors, sparse weights and BM25 scores are combined.",
+    "ALL CAPITALS, mixed Case and\ttabs  or   runs of spaces",
+    "naïve café — 人工知能 и поиск 🙂 e\u0301",
+    _LONG * 3,
+    _LONG * 12,
+)
+"""Documents of the probe: short, plain, capitals and white space, other scripts, and of some 150 and 650 tokens."""
+QUERIES = ("what is a lease?", "How do SPLADE vectors differ from BM25 weights, and WHY?")
+"""Queries of the probe."""
+
+
+def overlong(limit: int) -> str:
+    """A text of more than ``limit`` tokens: ``_LONG`` has over 40 in every vocabulary."""
+    return _LONG * (limit // 40 + 1)
+
+
+FP32_TOLERANCE = 1e-4
+"""Largest difference of a component of a unit vector, of a sparse weight, or of a score by the scores' spread."""
+HALF_COSINE = 0.995
+"""Least cosine of a vector in half precision with the fp32 one: half a percent of its direction."""
+
+
+class Probe:
+    """The fixed texts of one model: its rows and the library's own results for them.
+
+    Attributes:
+        table: rows of documents, then of queries; of every query with every document for a reranker.
+        expected: ``[n, dimension]`` vectors or weights, or ``[n]`` scores, in fp32.
+    """
+
+    def __init__(self, model: LibraryModel) -> None:
+        self.spec = model.spec
+        if self.spec.kind == "rerank" and self.spec.pooling != "late_interaction":
+            self.pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
+            self.table = model.rows(self.pairs, "document")
+            scores = model.model.predict(
+                self.pairs, batch_size=4, activation_fn=torch.nn.Identity(), show_progress_bar=False
+            )
+            self.expected: NDArray[np.float32] = np.asarray(scores, np.float32)
+        else:
+            self.table = join_tables(model.rows(DOCUMENTS, "document"), model.rows(QUERIES, "query"))
+            self.expected = self._encoded(model)
+
+    def _encoded(self, model: LibraryModel) -> NDArray[np.float32]:
+        words: dict[str, Any] = {"batch_size": 4, "show_progress_bar": False}
+        if self.spec.kind == "sparse":
+            words |= {"convert_to_sparse_tensor": False}
+        made = []
+        for task, texts, encode in (
+            ("document", DOCUMENTS, model.model.encode_document),
+            ("query", QUERIES, model.model.encode_query),
+        ):
+            own = model.own_prompt(task)
+            asked = {} if own is None else {"prompt": own}
+            made.append(np.asarray(torch.as_tensor(encode(list(texts), **asked, **words)).float().cpu()))
+        return np.concatenate(made)
+
+    def difference(self, forward: Forward, table: TokenTable | None = None) -> float:
+        """Largest difference of a forward's results from the library's, in batches of mixed lengths."""
+        table = table or self.table
+        results = self._run(forward, table)
+        if self.spec.kind == "rerank":
+            spread = float(np.ptp(self.expected)) or 1.0
+            return float(np.abs(results - self.expected).max()) / spread
+        return float(np.abs(results - self._target()).max())
+
+    def least_cosine(self, forward: Forward, table: TokenTable | None = None) -> float:
+        """Least cosine of a forward's results with the library's; for scores, their correlation."""
+        results, target = self._run(forward, table or self.table), self._target()
+        if self.spec.kind == "rerank":
+            results, target = (values - values.mean() for values in (results, target))
+            results, target = results[None], target[None]
+        products = (results * target).sum(axis=1)
+        norms = np.linalg.norm(results, axis=1) * np.linalg.norm(target, axis=1)
+        return float((products / np.maximum(norms, 1e-12)).min())
+
+    def _target(self) -> NDArray[np.float32]:
+        if self.spec.kind != "dense":
+            return self.expected
+        norms: NDArray[np.float32] = np.linalg.norm(self.expected, axis=1, keepdims=True)
+        return (self.expected / np.maximum(norms, 1e-12)).astype(np.float32)
+
+    def _run(self, forward: Forward, table: TokenTable) -> NDArray[np.float32]:
+        # short and long rows together, so that padding is heavy
+        order = np.argsort(table.lengths, kind="stable")
+        order = np.concatenate([order[::2], order[1::2]])
+        name = {"dense": "vector", "sparse": "weight", "rerank": "logit"}[self.spec.kind]
+        made: dict[int, NDArray[Any]] = {}
+        for rows in (order[:3], order[3:]):
+            batch = Batch(rows, int(table.lengths[rows].max()))
+            made.update(zip(rows.tolist(), forward(table, batch)[name], strict=True))
+        return np.stack([made[row] for row in range(len(table))]).astype(np.float32)
+
+
+def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, LibraryModel, Probe]:
+    """Load a model in fp32 on the CPU and read its traits; fast backends are not judged yet.
+
+    Raises:
+        ModelUnavailableError: if it cannot be loaded, lacks trained weights, or gives other results in batches of mixed
+            lengths than in the library's own call.
+    """
+    model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu")
+    refuse_untrained(model, files)
+    with torch.inference_mode():
+        probe = Probe(model)
+    traits = ModelTraits(
+        dimension=probe.expected.shape[1] if probe.expected.ndim > 1 else 1,
+        max_tokens=model.max_tokens,
+        prompts={task: prompt for task in TASKS if (prompt := model.prompt(task)) is not None},
+        width=_width(model),
+        similarity=str(getattr(model.model, "similarity_fn_name", None) or "cosine"),
+        body=body_of(model),
+        layouts=dict(model.layouts),
+    )
+    factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, Runtime(precision="fp32"), traits=traits)
+    difference = probe.difference(LibraryForward(model, factory, "cpu"))
+    if not difference <= FP32_TOLERANCE:
+        raise ModelUnavailableError(
+            f"{spec.slug}: batches of mixed lengths differ from sentence-transformers' own call by {difference:.1e} "
+            f"(at most {FP32_TOLERANCE:.0e}). Report this model, and choose another one meanwhile"
+        )
+    return replace(traits, largest_difference=difference), model, probe
+
+
+def _width(model: LibraryModel) -> int:
+    config: Any = getattr(model.model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "hidden_size", 0) or 0)
