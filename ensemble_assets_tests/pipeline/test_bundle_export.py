@@ -24,7 +24,8 @@ from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
 
-MAX_EVENT_BYTES = 16_000
+MAX_EVENT_BYTES = 18_000
+"""A slow run fills its memory chart with all 40 points a stage: 16,821 bytes were seen on a loaded machine."""
 PICTURES = {"stage_times", "memory_over_time", "scores", "rerank_moves"}
 HEADINGS = ["Time", "Memory", "Quality", "Scores", "Reranking", "Coverage and fallbacks", "Settings"]
 
