@@ -142,7 +142,7 @@ def tokens_of_chunks(settings: Settings) -> int:
     primary = choose_models(settings.models).primary
     if primary.max_tokens:
         return primary.chunk_tokens
-    from ensemble_assets.compute.backends.describe import describe
+    from ensemble_assets.compute.backends.library.describe import describe
 
     complete = describe(primary, locate(primary), cache_folder(settings.paths)).spec
     return complete.chunk_tokens or UNLIMITED_TOKENS
@@ -163,7 +163,7 @@ def require_named_models(settings: Settings) -> None:
     for spec in named:
         files = locate(spec)
         if not isinstance(spec.source, PackageSource):
-            from ensemble_assets.compute.backends.describe import describe
+            from ensemble_assets.compute.backends.library.describe import describe
 
             encoder = replace(spec, kind="dense") if spec.pooling == "late_interaction" else spec
             describe(encoder, files, cache_folder(settings.paths))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
-from ensemble_assets.compute.backends.describe import DIFFERS, Described, describe
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
-from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for, import_openvino
+from ensemble_assets.compute.backends.library.describe import DIFFERS, Described, describe
+from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for, has_bf16
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -36,7 +35,7 @@ def dense_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forwa
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         if model.by_library:
-            from ensemble_assets.compute.backends.library_forward import LibraryFactory
+            from ensemble_assets.compute.backends.library.forward import LibraryFactory
 
             return LibraryFactory(model.spec, files, runtime, reason, model.traits)
         from ensemble_assets.compute.backends.torch_forwards import DenseFactory
@@ -57,7 +56,7 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         if model.by_library and (model.traits.body != "splade_max" or model.traits.refused.get("tiled")):
-            from ensemble_assets.compute.backends.library_forward import LibrarySparseFactory
+            from ensemble_assets.compute.backends.library.forward import LibrarySparseFactory
 
             return LibrarySparseFactory(model.spec, files, runtime, reason, model.traits, top_k)
         from ensemble_assets.compute.backends.torch_splade import SparseFactory
@@ -92,7 +91,7 @@ def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> Forw
 
     def with_torch(runtime: Runtime, reason: str) -> ForwardFactory:
         if model.by_library and not late:
-            from ensemble_assets.compute.backends.library_forward import LibraryFactory
+            from ensemble_assets.compute.backends.library.forward import LibraryFactory
 
             return LibraryFactory(model.spec, files, runtime, reason, model.traits)
         from ensemble_assets.compute.backends.torch_forwards import LateInteractionFactory, RerankFactory
@@ -171,26 +170,3 @@ def settled_precision(precision: Precision) -> Precision:
     if precision != "auto":
         return precision
     return "bf16" if has_bf16() else "fp32"
-
-
-@lru_cache(maxsize=1)
-def has_bf16() -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware, according to OpenVINO."""
-    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def openvino_factory(model: Described, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """Make the OpenVINO factory of a model for the parity probe; a sparse one keeps all weights.
-
-    Raises:
-        ModelUnavailableError: if the model cannot be converted.
-    """
-    from ensemble_assets.compute.backends import openvino_forwards
-
-    assert runtime.cache_folder is not None
-    graph = graph_for(model.spec, files, runtime.cache_folder)
-    if model.spec.kind == "sparse":
-        return openvino_forwards.OpenVinoSparseFactory(model.spec, files, runtime, top_k=0, graph=graph)
-    dense = model.spec.kind == "dense"
-    factory = openvino_forwards.OpenVinoDenseFactory if dense else openvino_forwards.OpenVinoRerankFactory
-    return factory(model.spec, files, runtime, graph=graph)

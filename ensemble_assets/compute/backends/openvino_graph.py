@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -242,3 +243,9 @@ def import_openvino(part: str = "openvino") -> ModuleType:
         del sys.modules[_CONVERTER]
         if before is not None:
             sys.modules[_CONVERTER] = before
+
+
+@lru_cache(maxsize=1)
+def has_bf16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware, according to OpenVINO."""
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
 from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.backends.library_model import (
+from ensemble_assets.compute.backends.library.model import (
     Features,
     LibraryModel,
     Task,

@@ -14,7 +14,7 @@ import numpy as np
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
-from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.backends.model_traits import PLAIN, ModelTraits
 from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables, pair_table, single_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
@@ -23,8 +23,8 @@ from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec, PackageSource
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.backends.library_model import LibraryModel
-    from ensemble_assets.compute.backends.parity_probe import Probe
+    from ensemble_assets.compute.backends.library.model import LibraryModel
+    from ensemble_assets.compute.backends.library.probe import Probe
 
 _FORMAT = 1
 """Goes up when traits mean something else; models are then described again."""
@@ -102,7 +102,7 @@ def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) ->
     stored = cache.read().get(key)
     if stored is not None:
         return ModelTraits.from_json(stored)
-    from ensemble_assets.compute.backends.parity_probe import probe_model
+    from ensemble_assets.compute.backends.library.probe import probe_model
 
     traits, model, probe = probe_model(spec, files)
     if _fast_tokens_agree(spec, files, model):
@@ -115,7 +115,7 @@ def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) ->
 
 def _fast_tokens_agree(spec: ModelSpec, files: ModelFiles, model: LibraryModel) -> bool:
     """Whether the shared tokeniser makes the rows that the model's own preprocessing makes, cut ones included."""
-    from ensemble_assets.compute.backends.parity_probe import DOCUMENTS, QUERIES, overlong
+    from ensemble_assets.compute.backends.library.probe import DOCUMENTS, QUERIES, overlong
 
     limit = model.max_tokens
     if not limit:
@@ -156,8 +156,8 @@ def _judge_fast_paths(
 
     Names are ``tiled`` for the tiled SPLADE head, ``fp32`` and ``bf16`` for OpenVINO in that precision.
     """
-    from ensemble_assets.compute.backends import choice
-    from ensemble_assets.compute.backends.parity_probe import FP32_TOLERANCE, HALF_COSINE
+    from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, HALF_COSINE
+    from ensemble_assets.compute.backends.openvino_graph import has_bf16
 
     refused: dict[str, str] = {}
     plain = Described(spec, traits)
@@ -170,10 +170,10 @@ def _judge_fast_paths(
         refused.setdefault("tiled", DIFFERS)
     if cache_folder is None or importlib.util.find_spec("openvino") is None:
         return {name: word for name, word in refused.items() if word}
-    for precision in ("fp32", "bf16") if choice.has_bf16() else ("fp32",):
+    for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
         runtime = Runtime(precision, backend="openvino", cache_folder=cache_folder)
         try:
-            forward = choice.openvino_factory(plain, files, runtime).load("cpu")
+            forward = _openvino_factory(plain, files, runtime).load("cpu")
             half = precision != "fp32"
             agrees = probe.least_cosine(forward) >= HALF_COSINE if half else probe.difference(forward) <= FP32_TOLERANCE
             refused[precision] = "" if agrees else DIFFERS
@@ -182,3 +182,21 @@ def _judge_fast_paths(
         except StageError:
             refused[precision] = DIFFERS
     return {name: word for name, word in refused.items() if word}
+
+
+def _openvino_factory(model: Described, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
+    """Make the OpenVINO factory of a model for the parity probe; a sparse one keeps all weights.
+
+    Raises:
+        ModelUnavailableError: if the model cannot be converted.
+    """
+    from ensemble_assets.compute.backends import openvino_forwards
+    from ensemble_assets.compute.backends.openvino_graph import graph_for
+
+    assert runtime.cache_folder is not None
+    graph = graph_for(model.spec, files, runtime.cache_folder)
+    if model.spec.kind == "sparse":
+        return openvino_forwards.OpenVinoSparseFactory(model.spec, files, runtime, top_k=0, graph=graph)
+    dense = model.spec.kind == "dense"
+    factory = openvino_forwards.OpenVinoDenseFactory if dense else openvino_forwards.OpenVinoRerankFactory
+    return factory(model.spec, files, runtime, graph=graph)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.library_model import LibraryModel
+from ensemble_assets.compute.backends.library.model import LibraryModel
 from ensemble_assets.compute.backends.torch_loading import quiet_transformers
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import Pooling

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Forward, Runtime
-from ensemble_assets.compute.backends.library_forward import LibraryFactory, LibraryForward
-from ensemble_assets.compute.backends.library_model import LibraryModel, load_library_model
-from ensemble_assets.compute.backends.model_bodies import body_of, refuse_untrained
+from ensemble_assets.compute.backends.library.bodies import body_of, refuse_untrained
+from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
+from ensemble_assets.compute.backends.library.model import LibraryModel, load_library_model
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable, join_tables
 from ensemble_assets.models.model_files import ModelFiles

@@ -1,0 +1,1 @@
+"""Run models by sentence-transformers' own modules, and hold every fast path against them."""
