@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ensemble_assets.collection.readers.formats import feeds_collection
-from ensemble_assets.collection.readers.input_files import visible_files
+from ensemble_assets.collection.readers.input_files import files_below
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.json_cache import JsonCache
 
@@ -90,6 +90,6 @@ def last_change(folder: Path) -> float:
 
 def collection_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield every input file as (POSIX path relative to ``folder``, path). Each folder is listed once."""
-    for relative, path in visible_files(folder):
+    for relative, path in files_below(folder):
         if path.is_file() and feeds_collection(relative):
             yield relative, path

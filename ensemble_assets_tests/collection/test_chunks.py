@@ -149,9 +149,9 @@ def test_equal_texts_have_equal_content_hashes_whatever_their_blanks() -> None:
 
 def test_the_readers_counts_are_part_of_the_report() -> None:
     tally = Tally(files=2)
-    tally.note("hidden_file", "._a_chunks.json")
+    tally.note("macos_attributes", "._a_chunks.json")
     _, report = build_chunks([record("x")], 256, tally=tally)
-    assert (report.files, report.records, dict(report.counts)) == (2, 1, {"hidden_file": 1})
+    assert (report.files, report.records, dict(report.counts)) == (2, 1, {"macos_attributes": 1})
 
 
 RAW = st.builds(

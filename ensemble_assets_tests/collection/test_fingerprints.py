@@ -25,14 +25,17 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["a_chunks.json", "deep/b_chunks.json", "queries.jsonl", "qrels/test.tsv"])
+@pytest.mark.parametrize(
+    "name", ["a_chunks.json", "deep/b_chunks.json", ".c/.d.json", "queries.jsonl", "qrels/test.tsv"]
+)
 def test_a_change_of_any_input_changes_it(notes: Path, name: str) -> None:
     before = collection_fingerprint(notes)
+    (notes / name).parent.mkdir(exist_ok=True)
     (notes / name).write_text("[2]")
     assert collection_fingerprint(notes) != before
 
 
-@pytest.mark.parametrize("name", ["README.md", ".hidden_chunks.json", "x_qdrant.jsonl", ".git/a_chunks.json"])
+@pytest.mark.parametrize("name", ["README.md", "x_qdrant.jsonl", "x_stats.json", "processing_summary.json"])
 def test_what_is_no_input_does_not(notes: Path, name: str) -> None:
     before = collection_fingerprint(notes)
     (notes / name).parent.mkdir(exist_ok=True)

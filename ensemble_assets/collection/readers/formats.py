@@ -1,7 +1,8 @@
 """Recognise the format of chunk files by their names, and read a collection's folder with the right reader.
 
 One collection has one format. A folder with several formats is refused: usually it has the same documents twice, which
-would double every chunk. The option ``chunks.format`` chooses one of them.
+would double every chunk. The option ``chunks.format`` chooses one of them. A ``*.json`` of another name than
+``*_chunks.json`` is a chunk file only if it has a key ``text``, and no other format is there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, find_files, visible_files
+from ensemble_assets.collection.readers.input_files import (
+    CHUNK_FILE_ENDING,
+    InputFile,
+    ReadLimits,
+    files_below,
+    find_files,
+)
 from ensemble_assets.collection.readers.keyed_records import read_beir_file, read_jsonl_file, read_parquet_file
-from ensemble_assets.collection.readers.legacy_chunk_files import read_chunk_file
+from ensemble_assets.collection.readers.legacy_chunk_files import has_text_key, read_chunk_file
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
 from ensemble_assets.common.errors import InputError, SettingsError
 
@@ -28,15 +35,17 @@ class InputFormat:
     Attributes:
         pattern: file names of this format (case-sensitive, in any sub-folder).
         read: yields the records of one file.
+        also: further names; such a file is of this format only if it looks like it inside.
     """
 
     pattern: str
     read: Reader
+    also: str = ""
 
 
 FORMATS: Mapping[str, InputFormat] = MappingProxyType(
     {
-        "chunk_files": InputFormat("*_chunks.json", read_chunk_file),
+        "chunk_files": InputFormat(f"*{CHUNK_FILE_ENDING}", read_chunk_file, also="*.json"),
         "beir": InputFormat("corpus.jsonl", read_beir_file),
         "jsonl": InputFormat("*.jsonl", read_jsonl_file),
         "parquet": InputFormat("*.parquet", read_parquet_file),
@@ -44,19 +53,35 @@ FORMATS: Mapping[str, InputFormat] = MappingProxyType(
 )
 """The formats by name, as in option ``chunks.format``. A file has the first format whose pattern matches its name."""
 
-NOT_CHUNKS = ("queries.*", "qrels.*")
-"""Names of queries and judgements; everything below the folder ``qrels`` counts too."""
+_CHUNK_FILES = "chunk_files"
 
-EXPORTED = ("*_qdrant.jsonl", "*_sparse.jsonl", "*_rerank.jsonl")
+NOT_CHUNKS = ("queries.*", "qrels.*")
+"""Names of queries and judgements. Below the folder ``qrels`` only JSON files can be chunk files."""
+
+SUMMARIES = ("chunk_summary.json", "processing_summary.json", "*_processing_summary.json")
+"""Names of reports that chunkers and exporters write. They are passed over."""
+
+EXPORTED = (
+    *("*_qdrant.jsonl", "*_sparse.jsonl", "*_rerank.jsonl"),
+    *("*_metadata.json", "*_texts.json", "*_stats.json"),
+)
 """Names of exported files, which occur if the output folder is the input folder. They are reported, never read."""
 
 
 def format_of(relative: str) -> str | None:
     """Return the format of a path (POSIX, relative to the collection), or None if it is no chunk file."""
     folder, _, name = relative.rpartition("/")
-    if folder.split("/")[0] == "qrels" or _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED)):
+    if _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED, *SUMMARIES)):
         return None
-    return next((each for each, kind in FORMATS.items() if fnmatchcase(name, kind.pattern)), None)
+    below_qrels = folder.split("/")[0] == "qrels"
+    return next(
+        (
+            each
+            for each, kind in FORMATS.items()
+            if _matches(name, (kind.pattern, kind.also)) and (kind.also or not below_qrels)
+        ),
+        None,
+    )
 
 
 def feeds_collection(relative: str) -> bool:
@@ -70,17 +95,28 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
-    """Return whether a folder has a chunk file, in itself or (``deep``) below. No file is opened.
+    """Return whether a folder has a chunk file, in itself or (``deep``) below. Only files named otherwise are opened.
 
     A sub-folder that cannot be listed counts as one with a chunk file: reading the collection then reports the fault.
     """
     unlisted: list[str] = []
-    files = visible_files(folder, deep=deep, unlisted=unlisted)
-    return any(format_of(relative) is not None for relative, _ in files) or any(unlisted)
+    unsure: list[Path] = []
+    for relative, path in files_below(folder, deep=deep, unlisted=unlisted):
+        if _is_named_so(path.name) and format_of(relative) is not None:
+            return True
+        if format_of(relative) is not None:
+            unsure.append(path)
+    return any(unlisted) or any(map(has_text_key, unsure))
 
 
-def _is_input(relative: str) -> bool:
-    return format_of(relative) is not None or _matches(relative.rpartition("/")[2], EXPORTED)
+def _is_named_so(name: str) -> bool:
+    return _matches(name, tuple(kind.pattern for kind in FORMATS.values()))
+
+
+def _may_be_input(relative: str) -> bool:
+    """Whether a path is a chunk file, or a file that is to be named although it is not read."""
+    name = relative.rpartition("/")[2]
+    return format_of(relative) is not None or _matches(name, (*EXPORTED, *SUMMARIES))
 
 
 def chunk_files_in(
@@ -102,13 +138,7 @@ def chunk_files_in(
         raise SettingsError(f"chunks.format: {format_name!r} is not a format; accepted: {', '.join(FORMATS)}")
     if not folder.is_dir():
         raise InputError(folder.name, "is not a folder", "Give the folder that holds the collection's chunk files")
-    by_format: dict[str, list[InputFile]] = {}
-    for file in find_files(folder, _is_input, tally, follow_links=follow_links):
-        name = format_of(file.path.relative_to(folder).as_posix())
-        if name is None:
-            tally.note("exported_file", file.source)
-        else:
-            by_format.setdefault(name, []).append(file)
+    by_format = _files_by_format(folder, tally, format_name, follow_links)
     if format_name is None and len(by_format) > 1:
         examples = "; ".join(f"{name}: {files[0].source}" for name, files in sorted(by_format.items()))
         raise InputError(
@@ -123,6 +153,30 @@ def chunk_files_in(
     for file in (file for other, files in by_format.items() if other != format_name for file in files):
         tally.note("other_format_ignored", file.source)
     return FORMATS[format_name], by_format[format_name]
+
+
+def _files_by_format(
+    folder: Path, tally: Tally, format_name: str | None, follow_links: bool
+) -> dict[str, list[InputFile]]:
+    """Find the chunk files by format, and count the files that are none."""
+    by_format: dict[str, list[InputFile]] = {}
+    unsure: list[InputFile] = []
+    for file in find_files(folder, _may_be_input, tally, follow_links=follow_links):
+        name = format_of(file.path.relative_to(folder).as_posix())
+        if name is None:
+            tally.note("exported_file" if _matches(file.path.name, EXPORTED) else "no_chunks_inside", file.source)
+        elif _is_named_so(file.path.name):
+            by_format.setdefault(name, []).append(file)
+        elif has_text_key(file.path):
+            unsure.append(file)
+        else:
+            tally.note("no_chunks_inside", file.source)
+    if unsure and (set(by_format) <= {_CHUNK_FILES} or format_name == _CHUNK_FILES):
+        by_format[_CHUNK_FILES] = by_format.get(_CHUNK_FILES, []) + unsure
+    else:
+        for file in unsure:
+            tally.note("other_format_ignored", file.source)
+    return by_format
 
 
 def read_records(

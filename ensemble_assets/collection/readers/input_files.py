@@ -1,7 +1,8 @@
 """Find the input files below a folder and open them safely.
 
-Files are sorted by POSIX path relative to the folder. A link that leads out of the folder is refused. A link to a file
-or folder that is read anyway is skipped and counted. Hidden folders are passed over.
+Files are sorted as version 4.0 did, because row numbers and point ids follow: ``*_chunks.json`` first, then the others,
+each by the parts of the path relative to the folder (``a/x`` before ``a-b/x``). A link that leads out of the folder is
+refused. A link to a file or folder that is read anyway is skipped and counted. A dot before a name means nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
+
+CHUNK_FILE_ENDING = "_chunks.json"
+"""Of the names of version 4.0's chunk files."""
+
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+"""The first bytes of a file of macOS attributes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,10 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
-def visible_files(folder: Path, *, deep: bool = True, unlisted: list[str] | None = None) -> Iterator[tuple[str, Path]]:
-    """Yield every file that is not hidden as (POSIX path relative to ``folder``, path), in no particular order.
+def files_below(folder: Path, *, deep: bool = True, unlisted: list[str] | None = None) -> Iterator[tuple[str, Path]]:
+    """Yield every file as (POSIX path relative to ``folder``, path), in no particular order.
 
-    Links are followed, and each folder is listed once. No file is opened.
+    Links are followed, and each folder is listed once. Files of macOS attributes are left out.
 
     Args:
         folder: where to begin.
@@ -68,12 +75,25 @@ def visible_files(folder: Path, *, deep: bool = True, unlisted: list[str] | None
                 unlisted.append(prefix)
             continue
         for path in entries:
-            if path.name.startswith("."):
-                continue
             if path.is_dir():
                 waiting.extend([(path, f"{prefix}{path.name}/")] if deep else [])
-            else:
+            elif not holds_macos_attributes(path):
                 yield prefix + path.name, path
+
+
+def holds_macos_attributes(path: Path) -> bool:
+    """Return whether a file is what macOS writes beside ``x`` as ``._x`` where a file system has no attributes."""
+    if not path.name.startswith("._"):
+        return False
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+    except OSError:
+        return False
+
+
+def _reading_order(relative: PurePath) -> tuple[bool, tuple[str, ...]]:
+    return (not relative.name.endswith(CHUNK_FILE_ENDING), relative.parts)
 
 
 def find_files(
@@ -84,7 +104,7 @@ def find_files(
     Args:
         folder: the collection's folder; it may itself be a link.
         wanted: accepts or rejects a POSIX path relative to ``folder``.
-        tally: counts hidden files and repeated links.
+        tally: counts files of macOS attributes and repeated links.
         follow_links: also read the targets of links that lead out of ``folder``.
 
     Raises:
@@ -92,7 +112,7 @@ def find_files(
             name that is not a regular file.
     """
     search = _Search(folder, wanted, tally, follow_links)
-    files = sorted(search.below(folder), key=lambda file: file.path.relative_to(folder).as_posix())
+    files = sorted(search.below(folder), key=lambda file: _reading_order(file.path.relative_to(folder)))
     targets = {file.path.resolve() for file in files if not file.path.is_symlink()}
     unique = []
     for file in files:
@@ -124,11 +144,11 @@ class _Search:
             if path.is_symlink() and not self._follows(path, relative, source):
                 continue
             if path.is_dir():
-                if not path.name.startswith(".") and self._is_new(path, source):
+                if self._is_new(path, source):
                     yield from self.below(path)
             elif self.wanted(relative):
-                if path.name.startswith("."):
-                    self.tally.note("hidden_file", source)
+                if holds_macos_attributes(path):
+                    self.tally.note("macos_attributes", source)
                     continue
                 try:
                     mode = path.stat().st_mode

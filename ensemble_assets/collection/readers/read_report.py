@@ -71,7 +71,10 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "other_format_ignored": Reason("noticed", "a chunk file of a format that was not chosen"),
         # The output folder is the input folder; the bundle's points are not chunks.
         "exported_file": Reason("noticed", "a file of an export bundle lies among the chunk files"),
-        "hidden_file": Reason("noticed", "a chunk file whose name begins with a dot"),  # editors and macOS leave them
+        # Version 4.0 read files that hold records; settings and reports of other programs lie beside them.
+        "no_chunks_inside": Reason("noticed", "a JSON file that is no chunk file was passed over"),
+        # macOS leaves them on other file systems; their names are those of chunk files.
+        "macos_attributes": Reason("noticed", "a file of macOS attributes ('._' before a chunk file's name)"),
         # Reading it twice would double its chunks.
         "repeated_link": Reason("noticed", "a symbolic link to a file or folder that is read under its own name"),
         "unjudged_query": Reason("skipped", "the query has no judgement in the qrels"),  # another split's query

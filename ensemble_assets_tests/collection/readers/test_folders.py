@@ -19,7 +19,13 @@ from ensemble_assets_tests.collection.readers.folders import lines, read, texts,
         ("a_chunks.json", "chunk_files"),
         ("deep/er/a_chunks.json", "chunk_files"),
         ("_chunks.json", "chunk_files"),
-        ("chunks.json", None),
+        ("chunks.json", "chunk_files"),
+        (".deep/.er/.a_chunks.json", "chunk_files"),
+        ("qrels/a_chunks.json", "chunk_files"),
+        ("deep/qrels/a_chunks.json", "chunk_files"),
+        ("queries.json", None),
+        ("ultimate_embeddings_v4_metadata.json", None),
+        ("ultimate_embeddings_v4_processing_summary.json", None),
         ("A_CHUNKS.JSON", None),
         ("a_chunks.json.bak", None),
         ("chunk_summary.json", None),
@@ -143,9 +149,20 @@ def test_names_that_cannot_be_printed_are_shown_with_replacement_characters(tmp_
     assert str(caught.value).startswith("caf\ufffd\ufffd_chunks.json, line 1")
 
 
-def test_whether_a_folder_holds_chunk_files_is_known_without_reading_them(tmp_path: Path) -> None:
-    write(tmp_path, {"deep/er/a_chunks.json": "not read", ".hidden/a_chunks.json": "", "q/queries.jsonl": ""})
+def test_whether_a_folder_holds_chunk_files_is_known_by_their_names(tmp_path: Path) -> None:
+    write(tmp_path, {"deep/er/a_chunks.json": "not read", "h/.a_chunks.json": "", "q/queries.jsonl": ""})
+    write(tmp_path, {"m/._a_chunks.json": b"\0\x05\x16\x07 attributes of macOS"})
     assert holds_chunk_files(tmp_path)
+    assert holds_chunk_files(tmp_path / "h")
     assert not holds_chunk_files(tmp_path, deep=False)
     assert not holds_chunk_files(tmp_path / "q")
-    assert not holds_chunk_files(tmp_path / ".hidden" / "x")
+    assert not holds_chunk_files(tmp_path / "m")
+    assert not holds_chunk_files(tmp_path / "not there")
+
+
+def test_a_file_of_another_name_makes_a_collection_if_it_has_a_text(tmp_path: Path) -> None:
+    write(tmp_path, {"a/settings.json": {"lr": 1}, "b/settings.json": {"lr": 1}, "b/.all.json": [{"text": "x"}]})
+    write(tmp_path, {"c/far.json": " " * ((1 << 20) - 3) + '"text"'})
+    assert not holds_chunk_files(tmp_path / "a")
+    assert holds_chunk_files(tmp_path / "b")
+    assert holds_chunk_files(tmp_path / "c"), "the key stands across two blocks"

@@ -50,17 +50,22 @@ def test_metadata_keeps_its_order_and_values_and_other_keys_are_left_out(tmp_pat
     assert "é" in frame["metadata"][0]
 
 
-def test_files_are_read_in_the_order_of_their_posix_paths(tmp_path: Path) -> None:
+def test_files_are_read_in_the_order_of_the_parts_of_their_paths(tmp_path: Path) -> None:
     names = [
-        "b_chunks.json",
+        ".hidden/x_chunks.json",
+        "B_chunks.json",
+        "a/b/x_chunks.json",
+        "a/x_chunks.json",
         "a/z_chunks.json",
+        "a-1_chunks.json",
         "a-b/y_chunks.json",
         "a.1_chunks.json",
-        "a-1_chunks.json",
-        "B_chunks.json",
+        "b_chunks.json",
+        "a/a.json",
+        "a-b/a.json",
     ]
-    frame, report = read(tmp_path / "c", {name: [name] for name in names})
-    assert texts(frame) == sorted(names)
+    frame, report = read(tmp_path / "c", {name: [{"text": name}] for name in reversed(names)})
+    assert texts(frame) == names, "version 4.0 sorted so, and row numbers and point ids follow"
     assert report.files == len(names)
 
 
