@@ -1,9 +1,7 @@
 """Write and read the artefact of a stage: named arrays, named frames and the stage's record, in one folder.
 
-A stage writes into a new version folder (``ArtefactWriter``), seals it, and hands on the sealed ``Artefact``. The
-``Artefact`` maps arrays and scans frames on demand. ``artefacts/store.py`` publishes versions.
-
-Arrays are ``.npy``, frames are Parquet, the record is JSON. Nothing is pickled.
+A stage writes into a new version folder and seals it; ``artefacts/store.py`` publishes it. Arrays are ``.npy``, frames
+are Parquet, the record is JSON. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -40,7 +38,6 @@ class Artefact(Generic[R]):
     """A sealed version folder. It holds no data itself: an array is mapped and a frame is scanned on demand.
 
     Attributes:
-        folder: the version folder.
         index: parsed ``artefact.json``: shapes, types, sizes, content hashes and the record as JSON.
         budget_bytes: most host memory that one frame of it may take; None for no limit.
     """
@@ -56,11 +53,7 @@ class Artefact(Generic[R]):
 
     @cached_property
     def record(self) -> R:
-        """The stage's record of its run.
-
-        Raises:
-            ArtefactError: if a version wrote it that this one cannot read.
-        """
+        """The stage's record of its run; ``ArtefactError`` if this version of the program cannot read it."""
         return read_record(self.index["facts"])  # type: ignore[return-value]
 
     @property
@@ -78,11 +71,7 @@ class Artefact(Generic[R]):
         return f"{name}.npy" in self.index["files"] or f"{name}.parquet" in self.index["files"]
 
     def array(self, name: str) -> NDArray[Any]:
-        """Map the array, read-only.
-
-        Raises:
-            ArtefactError: if it is not there, or has another shape or type than was recorded.
-        """
+        """Map the array, read-only; ``ArtefactError`` if it is missing, or has not the recorded shape and type."""
         entry = self._entry(f"{name}.npy")
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
@@ -93,22 +82,15 @@ class Artefact(Generic[R]):
         return array
 
     def scan(self, name: str, *, columns: list[str] | None = None) -> pl.LazyFrame:
-        """Scan the frame or the named columns of it; nothing is read until it is collected.
-
-        Raises:
-            ArtefactError: if a column is not there.
-        """
+        """Scan the frame or the named columns of it; nothing is read until it is collected."""
         self._entry(f"{name}.parquet")
         whole = pl.scan_parquet(self.folder / f"{name}.parquet")
         return whole.select(list(self._column_bytes(name, columns))) if columns else whole
 
     def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
-        """Read the frame, or the named columns of it, into memory.
+        """Read the frame, or the named columns of it, into memory; ``ArtefactError`` if a column is not there.
 
-        Raises:
-            ArtefactError: if a column is not there.
-            MemoryBudgetError: before anything is read, if these columns were larger in memory than the budget when they
-                were written.
+        If the columns were larger in memory than the budget when they were written, it is a ``MemoryBudgetError``.
         """
         needed = sum(self._column_bytes(name, columns).values())
         if self.budget_bytes is not None and needed > self.budget_bytes:
@@ -119,11 +101,7 @@ class Artefact(Generic[R]):
         return pl.read_parquet(self.folder / f"{name}.parquet", columns=columns)
 
     def verify(self) -> None:
-        """Read every file and compare it with its recorded size and content hash.
-
-        Raises:
-            ArtefactError: naming the first file that differs.
-        """
+        """Compare every file with its recorded size and hash; an ``ArtefactError`` names the first that differs."""
         for name, entry in self.index["files"].items():
             path = self.folder / name
             if not path.is_file():
@@ -156,11 +134,7 @@ class Artefact(Generic[R]):
 
 
 def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
-    """Open the sealed artefact in ``folder``; see ``Artefact`` for the budget.
-
-    Raises:
-        ArtefactError: if the folder was never sealed or its index cannot be read.
-    """
+    """Open the sealed artefact in ``folder``; ``ArtefactError`` if it was never sealed or has another format."""
     try:
         index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

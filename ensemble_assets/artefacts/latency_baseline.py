@@ -1,7 +1,6 @@
 """Store the seconds that the plain script took for a collection on this machine.
 
 There is one small JSON file per machine, collection content and models, in the baselines folder.
-``compute/stages/plain_baseline.py`` measures; ``pipeline/run_costs.py`` and the gate ``latency_budget`` compare.
 """
 
 from __future__ import annotations
@@ -25,14 +24,7 @@ _FOLDER = "sla"
 
 @dataclass(frozen=True)
 class ModelSeconds:
-    """Seconds of the plain script with one dense model.
-
-    Attributes:
-        slug: the model.
-        fingerprint: of its files.
-        load_seconds: medians: making the ``SentenceTransformer``.
-        encode_seconds: one entry a repetition: ``encode`` of all texts.
-    """
+    """Seconds of the plain script with one dense model: the median of loading, and each encoding of all texts."""
 
     slug: str
     fingerprint: str
@@ -50,10 +42,8 @@ class SlaBaseline:
     """Dense-only seconds of the plain script, with their provenance.
 
     Attributes:
-        collection: its name when it was measured.
-        content: fingerprint of its chunks in order.
-        texts: chunks that were encoded.
-        host: kind of machine.
+        content: fingerprint of the collection's chunks in order.
+        texts: number of chunks that were encoded.
         models: one after another, as the plain script would.
         libraries: versions by name.
         measured_at: ISO 8601.
@@ -104,11 +94,7 @@ def store_baseline(folder: Path, baseline: SlaBaseline) -> Path:
 
 
 def find_baseline(folder: Path, key: str) -> SlaBaseline | None:
-    """Find the baseline of a machine, content and models; None where it was never measured.
-
-    Raises:
-        ArtefactError: if its file is damaged.
-    """
+    """Find the baseline of a machine, content and models; None if never measured, ``ArtefactError`` if damaged."""
     path = folder / _FOLDER / f"{key}.json"
     return _read(path) if path.is_file() else None
 

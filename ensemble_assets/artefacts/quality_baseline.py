@@ -26,7 +26,6 @@ class QualityBaseline:
     """The accepted quality of one collection, with its provenance.
 
     Attributes:
-        collection: its name.
         judged: whether the judgements came from a file; False: known-item probes.
         accepted_at: ISO 8601 date and time.
         measure: name of the per-query values' measure.
@@ -82,11 +81,7 @@ def write_quality_baseline(folder: Path, baseline: QualityBaseline) -> Path:
 
 
 def read_quality_baseline(folder: Path, collection: str) -> QualityBaseline | None:
-    """Read the accepted baseline of a collection; None where none was accepted.
-
-    Raises:
-        ArtefactError: if the file cannot be read.
-    """
+    """Read the accepted baseline of a collection; None if none was accepted, ``ArtefactError`` if it is damaged."""
     path = baseline_path(folder, collection)
     if not path.is_file():
         return None

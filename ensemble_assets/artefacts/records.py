@@ -14,11 +14,7 @@ from ensemble_assets.common.errors import ArtefactError
 
 @dataclass(frozen=True, kw_only=True)
 class FailedStage(Record):
-    """The end of a stage with an error. It has no artefact.
-
-    Attributes:
-        reason: sentence that is safe to show.
-    """
+    """The end of a stage with an error, in a sentence that is safe to show. It has no artefact."""
 
     reason: str
 
@@ -49,13 +45,9 @@ class ChunksRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class QueriesRecord(Record):
-    """The queries of a collection.
+    """The queries of a collection, from a source ``file`` or ``derived``.
 
-    Attributes:
-        query_source: ``file`` or ``derived``.
-        judgements: number of relevance judgements.
-        judged: whether the judgements come from a file.
-        report: one report per input file.
+    ``judged`` says whether the judgements come from a file. There is one ``report`` per input file.
     """
 
     unit: str = "queries"
@@ -67,14 +59,7 @@ class QueriesRecord(Record):
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """The vectors of one model in the dense artefact.
-
-    Attributes:
-        weight: of the model's scores in the search, at least 0.
-        max_tokens: limit of its texts.
-        dimension: columns of its arrays.
-        seconds: wall time of the model; 0 where an earlier version did not record it.
-    """
+    """The vectors of one model in the dense artefact: the weight of its scores, its limit in tokens, wall seconds."""
 
     slug: str
     weight: float
@@ -86,13 +71,7 @@ class DenseLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseRecord(StageRecord):
-    """The dense stage.
-
-    Attributes:
-        queries: number of queries.
-        layout: the models whose vectors are stored, the primary first.
-        dropped: companions that could not be used -> why, a fixed word.
-    """
+    """The dense stage: models whose vectors are stored, the primary first; dropped companions with a fixed word."""
 
     unit: str = "chunks and queries"
     queries: int = 0
@@ -106,19 +85,14 @@ class SparseRecord(StageRecord):
 
     Attributes:
         model: slug of the model that made the vectors, or of the first one asked for.
-        index_space: name of the space that the indices number.
-        dimension: width of that space.
-        vectors_total: chunks.
-        vectors_live: chunks with a vector from inference.
-        vectors_from_metadata: chunks with a vector from metadata terms.
-        vectors_available: chunks with a vector.
+        index_space: name of the space that the indices number; ``dimension`` is its width.
+        vectors_total: chunks; the other three are chunks with a vector, and where it is from.
         coverage_ratio: share of chunks with a vector, 0 to 1; None where the stage is off.
         entries: entries of all chunk vectors.
-        queries: number of queries.
         queries_live: queries with a vector from inference.
         queries_pruned: query vectors cut to ``top_k``.
         top_k: most entries of a vector.
-        unusable: models that were tried before -> why they did not run, a fixed word.
+        unusable: models that were tried before, and for each a fixed word.
     """
 
     unit: str = "chunks and queries"
@@ -142,8 +116,7 @@ class SparseRecord(StageRecord):
 class UpstreamCosts:
     """Costs of the stages before the fusion, kept in its record because rerank does not read their artefacts.
 
-    Attributes:
-        dense_models: fingerprints of the dense models in order.
+    ``dense_models`` are fingerprints in order.
     """
 
     dense_seconds: float
@@ -157,12 +130,8 @@ class FusionRecord(StageRecord):
     """The exact searches and their fusion.
 
     Attributes:
-        queries: number of queries.
         candidates: candidates of all queries.
         depth: most chunks per query and list.
-        method: fusion method.
-        parameters: of the method.
-        lists: names of the lists that were fused.
         dense_share: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; 0 without it.
         fitted: judgements that the weights were fitted on; empty where they were set.
@@ -187,10 +156,8 @@ class RerankRecord(StageRecord):
     """The rerank stage.
 
     Attributes:
-        model: slug of the reranker.
-        queries: number of queries; ``query_count`` is the same number under the manifest's name.
+        query_count: the same number as ``queries``, under the manifest's name.
         queries_reranked: queries with a reranked list.
-        pairs_scored: pairs that the reranker scored.
         depth: depth that was asked for; ``requested_depth`` is the same number under the budget's name.
         reached_depth: depth that every query reached.
         queries_cut_short: queries of which fewer candidates were scored than asked for.
@@ -199,7 +166,7 @@ class RerankRecord(StageRecord):
         budget: ``sla``, ``own_dense`` or ``off``.
         floor_depth: depth that is reached whatever it takes.
         budget_seconds: time that the stage may take; None without a limit.
-        budget_reason: why there is no limit, a fixed word; None with one.
+        budget_reason: a fixed word for why there is no limit; None with one.
         fallback_source: where a fallback arose, ``load`` or ``runtime``; None without one.
     """
 
@@ -228,7 +195,6 @@ class EvaluationRecord(Record):
 
     Attributes:
         judged: whether the judgements come from a file; False: derived probes.
-        query_source: ``file`` or ``derived``.
         without_relevant: judged queries without a relevant chunk.
         not_retrieved: list -> queries for which it has nothing.
         fusion: method, parameters, shares and depth of the fused list.
@@ -253,12 +219,11 @@ class EvaluationRecord(Record):
 
 @dataclass(frozen=True)
 class Ratios:
-    """The run against the latency budget.
+    """The run against the latency budget; a ratio is None where its divisor was not measured.
 
     Attributes:
-        limit_ratio: largest allowed ratio.
-        vs_sla: whole run over the plain script's dense-only time; None without a baseline.
-        vs_own_dense: dense, sparse, fusion and rerank over dense; None where dense took no time.
+        vs_sla: whole run over the plain script's dense-only time.
+        vs_own_dense: dense, sparse, fusion and rerank over dense.
         prediction: an earlier plan of the same content beside what happened; None without a plan.
     """
 
@@ -270,16 +235,13 @@ class Ratios:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(Record):
-    """The bundle in its folder.
+    """The bundle in its folder. The last two fields are None in earlier versions.
 
     Attributes:
-        points: points of the bundle.
-        files: files of the bundle.
-        bytes: their size together.
-        sizes: file -> its bytes; empty in earlier versions.
-        skipped_files: optional file -> why it was not written.
-        performance: both ratios with all of the export counted; None in earlier versions.
-        gates: ``ExportResults`` of the bundle in JSON types; None in earlier versions.
+        bytes: size of all files together; ``sizes`` has each.
+        skipped_files: optional files that were not written, and the reason for each.
+        performance: both ratios with all of the export counted.
+        gates: ``ExportResults`` of the bundle in JSON types.
     """
 
     unit: str = "chunks"
@@ -294,17 +256,7 @@ class ExportRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class QdrantRecord(Record):
-    """The bundle in Qdrant.
-
-    Attributes:
-        collection_in_qdrant: name of the collection there.
-        sent: points sent.
-        removed: points of earlier exports removed.
-        searches: number of kinds of search by which a chunk found itself.
-        searched_by: their names.
-        bundle: content hash of the export artefact.
-        seconds: wall time of the upload.
-    """
+    """The bundle in Qdrant: points sent and removed, and the kinds of search by which a chunk found itself."""
 
     unit: str = "points"
     collection_in_qdrant: str | None = None
@@ -331,11 +283,7 @@ RECORDS: dict[str, type[Record]] = {
 
 
 def read_record(facts: Mapping[str, Any]) -> Record:
-    """Parse the facts of an artefact, also of an artefact that an earlier version wrote.
-
-    Raises:
-        ArtefactError: if they are no record of a stage.
-    """
+    """Parse the facts of an artefact, also of an earlier version; ``ArtefactError`` if they are no record."""
     kind = RECORDS.get(str(facts.get("stage")))
     if kind is None:
         raise ArtefactError(f"an artefact's facts name no stage ({facts.get('stage')!r}). Materialise it again")

@@ -1,7 +1,6 @@
 """Record the facts that all stages have: status, amounts, models, devices, costs and fallbacks. No texts go in.
 
-``artefacts/records.py`` adds the facts of each stage. The writer of an artefact stores the record as JSON
-(``Record.as_json``), and its reader parses it once. Manifest, metadata, metrics and later stages read these records.
+The writer of an artefact stores the record as JSON (``Record.as_json``), and its reader parses it once.
 """
 
 from __future__ import annotations
@@ -27,13 +26,9 @@ class Record:
     """The facts that every artefact has.
 
     Attributes:
-        stage: name of the stage.
-        status: see ``StageStatus``.
         items: chunks, queries, pairs or points; ``unit`` says which.
-        unit: what ``items`` counts.
         warnings: sentences for people.
         wall_seconds: wall time of the step.
-        run_id: run that made the artefact.
         code_version: version of the asset's code; None where an earlier version did not record it.
         events: events of the stage in order, each with ``name``, ``at`` and its facts; progress events are left out.
     """

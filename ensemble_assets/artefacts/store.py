@@ -1,7 +1,6 @@
 """Keep artefact versions in ``<base>/<collection>/<asset>/<version folder>``, with a file ``current`` that names one.
 
-The base is a local folder or any fsspec URL. Stages always write and map local
-files. Publishing uploads a version to a remote base. Loading downloads it once into a local cache.
+The base is a local folder or any fsspec URL. Stages write and map local files; a remote base has copies of them.
 """
 
 from __future__ import annotations
@@ -92,11 +91,7 @@ class ArtefactStore:
             self._sweep_remote(home, name)
 
     def load(self, collection: str, asset: str) -> Artefact:
-        """Return the current version, verified against its recorded sizes and content hashes.
-
-        Raises:
-            ArtefactError: if there is none or it is damaged.
-        """
+        """Return the current version, verified by its content hashes; ``ArtefactError`` if it is missing or damaged."""
         name = self._current(collection, asset)
         while True:
             try:
@@ -192,13 +187,9 @@ class ArtefactStore:
 def artefact_store(
     base: str, cache: Path, grace_seconds: float = 3600.0, budget_bytes: int | None = None
 ) -> ArtefactStore:
-    """Open the store of a base.
+    """Open the store of a base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
 
-    Args:
-        base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
-        cache: local folder for the copies of a remote base; unused with a local one.
-        grace_seconds: a replaced version stays this long for readers that still use it.
-        budget_bytes: most host memory that one frame of a loaded artefact may take.
+    ``cache`` is the local folder for copies of a remote base.
     """
     place = UPath(base)
     if place.protocol in ("", "file", "local"):

@@ -60,14 +60,9 @@ def with_options(*decorators: Decorator) -> Decorator:
 
 
 def option_overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give option values by dotted key, and the name of each value's source.
+    """Give option values by dotted key, and the name of each value's source. A flag wins over an assignment.
 
-    Args:
-        flags: value of every flag by parameter name; None where the flag was not given.
-        assignments: texts ``KEY=VALUE`` of ``--set``. A flag wins over an assignment of the same key.
-
-    Raises:
-        SettingsError: if an assignment has no ``=`` or a key does not exist.
+    A flag of None was not given. An assignment without ``=`` and an unknown key are a ``SettingsError``.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -95,11 +90,7 @@ def _flag_name(flag: str, value: Any) -> str:
 
 
 def resolve_flags(flags: dict[str, Any], assignments: tuple[str, ...], *, sample: bool = False) -> Settings:
-    """Resolve the settings of a command; ``sample`` reads the sample collection instead of ``--chunked-dir``.
-
-    Raises:
-        SettingsError: for an option that does not exist or a value that is not accepted.
-    """
+    """Resolve the settings of a command; ``sample`` reads the sample collection instead of ``--chunked-dir``."""
     overrides, sources = option_overrides(
         {**flags, "chunked_dir": str(SAMPLE_FOLDER)} if sample else flags, assignments
     )
@@ -114,10 +105,7 @@ def split_names(names: str | None) -> tuple[str, ...]:
 def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample: bool = True) -> list[Collection]:
     """Find collections below ``paths.chunked_dir``; all of them if there are no names.
 
-    ``has_sample`` says whether the command has ``--sample``, which the error message then proposes.
-
-    Raises:
-        InputError: if the folder holds no collection, or not one of these names.
+    None at all, or an unknown name, is an ``InputError``, which proposes ``--sample`` where the command has it.
     """
     from ensemble_assets.collection.folders import choose, discover
 

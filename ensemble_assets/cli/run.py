@@ -1,6 +1,6 @@
 """Run the pipeline in this process: ``ensemble-assets run`` and ``demo``.
 
-The only module of the command line that imports Dagster, and only inside the functions that run something.
+No other module of the command line imports Dagster.
 """
 
 from __future__ import annotations
@@ -96,16 +96,7 @@ def run_collections(
 ) -> list[CollectionOutcome]:
     """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
 
-    Args:
-        names: of the collections; all collections if empty.
-        overrides: option values by dotted key.
-        sources: name of the source of each override.
-        progress: shows the stages.
-        assets: materialise only these assets, of collections that were run before; all assets if empty.
-
-    Raises:
-        SettingsError: before anything runs, for a value that is not accepted.
-        InputError: if a named collection does not exist.
+    No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
     """
     from ensemble_assets.build import build_definitions
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS

@@ -24,15 +24,7 @@ _PLAIN_WIDTH = 140
 
 @dataclass(frozen=True)
 class CollectionOutcome:
-    """How one collection's run ended.
-
-    Attributes:
-        bundle: folder of the bundle.
-        stages: record of each stage that began, in order.
-        checks: name, verdict, severity and description of each asset check.
-        provenance: value and source of each stage toggle.
-        error: why the run failed, or "".
-    """
+    """The end of one collection's run: records of its stages, results of its checks, sources of its toggles."""
 
     collection: str
     succeeded: bool
@@ -49,11 +41,7 @@ class CollectionOutcome:
 
 
 class ConsoleProgress(Progress):
-    """Progress on standard error: one line when a stage begins, one when it ends.
-
-    Attributes:
-        records: records of the finished stages, by collection.
-    """
+    """Progress on standard error: a line when a stage begins, and when it ends. ``records`` has the ended ones."""
 
     def __init__(self) -> None:
         self.records: dict[str, list[Record]] = {}

@@ -42,16 +42,10 @@ class PreparedText:
 
 
 def prepare_text(raw: str, max_tokens: int) -> PreparedText:
-    """Prepare one chunk text.
+    """Prepare one chunk text for a primary dense model that reads ``max_tokens`` tokens.
 
-    Whitespace has the meaning of ``str.split``, with Unicode spaces and the separators U+001C to U+001F.
-
-    Args:
-        raw: the text of the chunk file.
-        max_tokens: length limit of the primary dense model.
-
-    Raises:
-        UnicodeEncodeError: if ``raw`` holds a lone surrogate. The readers replace those first.
+    Whitespace has the meaning of ``str.split``, with Unicode spaces and the separators U+001C to U+001F. Readers
+    replace lone surrogates before; here one is a ``UnicodeEncodeError``.
     """
     text = " ".join(raw.split())
     limit = CHARACTERS_PER_TOKEN * max_tokens

@@ -82,15 +82,9 @@ def build_chunks(
     tally: Tally | None = None,
     limits: ReadLimits | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
-    """Build the ``CHUNKS`` frame (possibly without rows) and its report from raw records.
+    """Build the ``CHUNKS`` frame (possibly without rows) and its report from raw records in collection order.
 
-    Args:
-        records: in collection order; consumed once.
-        max_tokens: as ``read_chunks``.
-        min_tokens: as ``read_chunks``.
-        keep_rest: as ``read_chunks``.
-        tally: counts of the reader of ``records``; the report then has them too.
-        limits: ``record_bytes`` is checked here.
+    The parameters are those of ``read_chunks``; the report includes the counts of ``tally``.
 
     Raises:
         InputError: for an id given twice with different content, a record above the limit, metadata nested too deeply.

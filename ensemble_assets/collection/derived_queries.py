@@ -28,18 +28,12 @@ _MOST_CHARACTERS = 300
 
 
 def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """Derive at most ``limit`` probes, spread evenly over the collection. The same chunks give the same probes.
+    """Derive at most ``limit`` probes, a frame ``PROBES``, spread evenly over the collection's ``CHUNKS``.
 
     Headings come first, then paths of headings, then first words of texts, each only if ``limit`` is not reached yet.
     Texts of one word, and texts that several chunks share, are passed over. If no text is left, the first chunk's first
-    words are the only probe. A probe's id depends on its chunk's id alone, so it stays when other chunks change.
-
-    Args:
-        chunks: ``CHUNKS`` frame.
-        limit: largest number of probes.
-
-    Returns:
-        Frame with columns ``PROBES``. No two texts are equal, case and blanks aside.
+    words are the only probe. No two texts are equal, case and blanks aside. The same chunks give the same probes. A
+    probe's id depends on its chunk's id alone, so it stays when other chunks change.
     """
     chosen: dict[int, str] = {}
     taken: set[str] = set()

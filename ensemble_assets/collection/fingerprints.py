@@ -29,9 +29,6 @@ class FileHashes:
 
     The state has the inode, the size and the times of the last change. One of them is ``ctime``, which programs cannot
     set back.
-
-    Args:
-        cache: where the hashes are stored.
     """
 
     def __init__(self, cache: JsonCache) -> None:
@@ -52,23 +49,14 @@ class FileHashes:
         return content
 
     def store(self, *, all_seen: bool = True) -> None:
-        """Store the hashes that were asked for.
-
-        Args:
-            all_seen: whether every file was asked for. Then the other stored hashes belong to no file and are dropped.
-        """
+        """Store the hashes that were asked for. If that was every file (``all_seen``), drop all other hashes."""
         hashes = self._asked if all_seen else self._stored | self._asked
         if hashes != self._stored:
             self._cache.update(lambda stored: hashes if all_seen else stored | hashes)
 
 
 def collection_fingerprint(folder: Path, hash_of: Callable[[Path], str] = file_hash) -> str:
-    """Return BLAKE2b over the names and contents of a collection's files, 32 hex digits.
-
-    Args:
-        folder: the collection's folder.
-        hash_of: returns the content hash of a file. ``FileHashes.hash_of`` stores them between runs.
-    """
+    """Return BLAKE2b over the names and contents of a collection's files, 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     for relative, path in sorted(collection_files(folder)):
         try:

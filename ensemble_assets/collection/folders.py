@@ -18,12 +18,9 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 @dataclass(frozen=True)
 class Collection:
-    """A folder of chunk files.
+    """A folder of chunk files; ``alias`` is the folder's own name.
 
-    Attributes:
-        name: partition key, folder of the bundle, name in telemetry: letters, digits, ``-`` and ``_``.
-        alias: the folder's own name.
-        folder: its path.
+    ``name`` is partition key, folder of the bundle and name in telemetry: letters, digits, ``-`` and ``_``.
     """
 
     name: str
@@ -33,13 +30,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The sub-folders of ``paths.chunked_dir``.
-
-    Attributes:
-        collections: sorted by name.
-        without_chunks: own names of the sub-folders without a chunk file.
-        refused: one error for every sub-folder with chunk files that is no collection.
-    """
+    """The collections below ``paths.chunked_dir``, by name; sub-folders without chunk files; errors of other ones."""
 
     collections: tuple[Collection, ...]
     without_chunks: tuple[str, ...]
@@ -49,8 +40,7 @@ class Discovered:
 def collection_name(alias: str) -> str:
     """Name the collection in folder ``alias``: ``_`` replaces all but ASCII letters, digits, ``-`` and ``_``.
 
-    Raises:
-        InputError: for an empty name, a path, and a name with control characters or more than 128 bytes.
+    An empty name, a path, control characters and more than 128 bytes are an ``InputError``.
     """
     refused = (
         (not alias.strip(), "is an empty name"),
@@ -91,10 +81,7 @@ def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputErro
 def discover(chunked_dir: Path) -> Discovered:
     """Find the collections below ``chunked_dir``: every sub-folder (or link to one) with chunk files.
 
-    Hidden sub-folders are passed over.
-
-    Raises:
-        InputError: as ``survey``, and if a sub-folder with chunk files has a name that is refused or clashes.
+    Hidden sub-folders are passed over. A name that is refused or clashes is an ``InputError``.
     """
     discovered = survey(chunked_dir)
     if discovered.refused:
@@ -105,8 +92,7 @@ def discover(chunked_dir: Path) -> Discovered:
 def survey(chunked_dir: Path) -> Discovered:
     """Find the collections as ``discover`` does, and return errors of bad names instead of raising them.
 
-    Raises:
-        InputError: if ``chunked_dir`` is no folder, cannot be listed, or holds chunk files itself.
+    A root that cannot be listed, or holds chunk files itself, is an ``InputError``.
     """
     if not chunked_dir.is_dir():
         raise InputError(str(chunked_dir), "is not a folder", "Set paths.chunked_dir to the folder of the collections")
@@ -133,11 +119,7 @@ def survey(chunked_dir: Path) -> Discovered:
 
 
 def choose(collections: Sequence[Collection], names: Sequence[str]) -> list[Collection]:
-    """Choose collections by name or folder name, each once, in the order of ``names``. Without names: all.
-
-    Raises:
-        InputError: for an unknown name; lists the existing ones.
-    """
+    """Choose collections by name or folder name, each once, in the order of ``names``. Without names: all."""
     if not names:
         return list(collections)
     by_name = {c.name: c for c in collections} | {c.alias: c for c in collections}

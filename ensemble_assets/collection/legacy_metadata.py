@@ -33,13 +33,8 @@ class ChunkRow(NamedTuple):
 class CollectionFacts:
     """Facts about the collection and the run that go into every chunk's metadata.
 
-    Attributes:
-        name: the collection.
-        alias: its folder name.
-        priority: 0 to 1.
-        model: slug of the primary dense model.
-        dimension: dimension of its vectors.
-        clock: time of the export: ISO 8601, local time, no zone.
+    ``model`` and ``dimension`` are those of the primary dense model; ``priority`` is 0 to 1. ``clock`` is the time of
+    the export: ISO 8601, local time, no zone.
     """
 
     name: str

@@ -43,11 +43,7 @@ class SparseEcho:
 
 
 def sparse_echo(features: Any) -> SparseEcho | None:
-    """Make the echo of a chunk's ``sparse_features``. None if no term is usable.
-
-    Args:
-        features: the value of the metadata key ``sparse_features``, of any type.
-    """
+    """Make the echo of a chunk's ``sparse_features``, a value of any type. None if no term is usable."""
     terms = list(usable_terms(features))
     if not terms:
         return None

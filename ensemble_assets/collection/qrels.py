@@ -30,11 +30,8 @@ def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
     """Read a qrels file into the columns ``JUDGEMENTS``.
 
     Accepted are TREC (four columns, blanks or tabs) and BEIR (three tab-separated columns, with or without the header
-    ``query-id corpus-id score``). The first line decides. A repeated judgement is counted and dropped.
-
-    Raises:
-        InputError: for a file or line that cannot be read, and for a pair judged twice with different relevance; names
-            the line.
+    ``query-id corpus-id score``). The first line decides. A repeated judgement is counted and dropped. A line that
+    cannot be read, and a pair judged twice with different relevance, are an ``InputError`` that names the line.
     """
     seen: dict[tuple[str, str], tuple[int, int]] = {}
     columns = 0
@@ -79,17 +76,10 @@ def _relevance(field: str, where: str) -> int:
 def fit_qrels(
     judgements: pl.DataFrame, queries: pl.DataFrame, chunks: pl.DataFrame, source: str, tally: Tally
 ) -> pl.DataFrame:
-    """Keep the judgements of existing queries and chunks.
+    """Keep the judgements of existing queries and chunks as ``QRELS``, in the order of the file; count the others.
 
-    Args:
-        judgements: columns ``JUDGEMENTS``.
-        queries: columns ``query_id`` and ``public_id``.
-        chunks: column ``chunk_id``.
-        source: name of the file, for the report.
-        tally: counts judgements that name an unknown query or chunk.
-
-    Returns:
-        Frame ``QRELS``, in the order of the file.
+    ``judgements`` has the columns ``JUDGEMENTS``, ``queries`` has ``query_id`` and ``public_id``, ``chunks`` has
+    ``chunk_id``.
     """
     matched = judgements.join(queries.select("query_id", "public_id"), on="query_id", how="left", maintain_order="left")
     present = chunks.select("chunk_id", pl.lit(True).alias("present"))

@@ -42,8 +42,6 @@ class QuerySet:
         qrels: ``QRELS`` frame; without rows if there are no judgements.
         source: whether the queries were read or derived (manifest: ``query_source``).
         judged: whether the judgements come from a file. Derived probes have pseudo-judgements.
-        report: report on the queries file.
-        qrels_report: report on the qrels file, or None.
     """
 
     queries: pl.DataFrame

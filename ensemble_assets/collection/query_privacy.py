@@ -34,11 +34,8 @@ def load_or_create_key(path: Path) -> bytes:
     """Return the deployment's key: 32 random bytes in a file that only its owner may read, made on first use.
 
     Several processes may do this at once: the finished file is linked into place, and the later ones read the first
-    one's key. A missing folder is made with mode 0700.
-
-    Raises:
-        InputError: if the file cannot be made or read, is not a regular file, may be read or written by others, or does
-            not hold 32 bytes.
+    one's key. A missing folder is made with mode 0700. A file that cannot be used, that others may read or write, or
+    that does not hold 32 bytes is an ``InputError``.
     """
     try:
         key = _read_key(path)
@@ -107,12 +104,9 @@ def _keyed(key: bytes, text: str) -> str:
 
 @dataclass(frozen=True)
 class IdRule:
-    """A condition for showing an id unchanged.
+    """A condition, in words, for showing an id unchanged; ``holds`` tests (query id, query text).
 
-    Attributes:
-        name: the condition in words.
-        holds: tests (query id, query text).
-        always: whether it applies even if the operator vouches for the ids (``queries.ids_are_public``).
+    With ``always`` it applies even if the operator vouches for the ids (``queries.ids_are_public``).
     """
 
     name: str
@@ -164,13 +158,8 @@ def public_id(key: bytes, query_id: str, text: str, *, ids_are_public: bool = Fa
     """Return the id of a query outside of the ``queries`` artefact.
 
     It is the id itself if ``ID_RULES`` hold, otherwise ``q-`` and 24 hex digits of the id's keyed hash. The same id and
-    key always give the same public id.
-
-    Args:
-        key: key of the deployment.
-        query_id: as given; unique among the queries.
-        text: text of the query.
-        ids_are_public: the operator vouches that the ids are not personal, so only the rules ``always`` apply.
+    key always give the same public id. With ``ids_are_public`` the operator vouches that the ids are not personal, so
+    only the rules ``always`` apply.
     """
     if all(rule.holds(query_id, text) for rule in ID_RULES if rule.always or not ids_are_public):
         return query_id
@@ -178,11 +167,7 @@ def public_id(key: bytes, query_id: str, text: str, *, ids_are_public: bool = Fa
 
 
 def public_ids(key: bytes, queries: Iterable[tuple[str, str]], *, ids_are_public: bool = False) -> list[str]:
-    """Return the public ids of (query id, text) pairs, in order.
-
-    Raises:
-        InputError: if two queries get the same public id; names them by number.
-    """
+    """Return the public ids of (query id, text) pairs, in order; ``InputError`` if two queries get the same."""
     seen: dict[str, int] = {}
     ids = []
     for number, (query_id, text) in enumerate(queries, start=1):

@@ -53,18 +53,11 @@ def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -
 
     The folder is built as ``.<name>.<random>.partial`` beside ``path``. On Linux the two are exchanged in one step
     (``renameat2`` with ``RENAME_EXCHANGE``), so at every instant ``path`` is the whole old folder or the whole new one.
-    Where the system or the file system has no such call, the old folder is renamed away and the new one renamed in.
-    Between these two steps ``path`` does not exist; if a run is killed there, the next one restores the old folder.
+    Without that call the old folder is renamed away and the new one renamed in. Between these two steps ``path`` does
+    not exist; if a run is killed there, the next one restores the old folder.
 
-    A user's files are not lost: entries of the old folder that the block did not write and that ``keep`` accepts are in
-    the new one too (hard links, or copies where links cannot be made). Folders of killed runs are removed.
-
-    Args:
-        path: the folder; a symbolic link to a folder is followed.
-        keep: whether an entry of the old folder, by name, is carried over.
-
-    Raises:
-        ArtefactError: if ``path`` exists and is no folder.
+    Entries of the old folder that the block did not write, and whose names ``keep`` accepts, are carried over as hard
+    links or copies. A link to a folder is followed. A file at ``path`` is an ``ArtefactError``.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
@@ -104,11 +97,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def exchange_folders(one: Path, other: Path) -> bool:
-    """Swap two folders in one step. False if the system or the file system has no such call.
-
-    Raises:
-        OSError: if the system has the call and it fails for another reason.
-    """
+    """Swap two folders in one step. False if the system or the file system has no such call."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -12,11 +12,9 @@ DeviceKind = Literal["none", "cpu", "cuda", "cluster"]
 
 @dataclass(frozen=True)
 class UsedDevices:
-    """The devices of one run of a stage.
+    """The devices of one run of a stage, which are of one kind.
 
-    Attributes:
-        kind: what they are. Devices of different kinds never run one stage.
-        uuids: UUIDs of GPUs (``GPU-...``, ``MIG-...``) in the order of first use; empty for a CPU.
+    ``uuids`` are of GPUs (``GPU-...``, ``MIG-...``) in the order of first use; empty for a CPU.
     """
 
     kind: DeviceKind = "none"
@@ -38,11 +36,7 @@ class UsedDevices:
 
     @classmethod
     def from_json(cls, value: Any) -> UsedDevices:
-        """Read ``as_json``, or the label that versions before 0.2 stored.
-
-        Raises:
-            ValueError: for anything else.
-        """
+        """Read ``as_json``, or the label that versions before 0.2 stored; ``ValueError`` for anything else."""
         if value in get_args(DeviceKind):
             return cls(value)
         if isinstance(value, str):

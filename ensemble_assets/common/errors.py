@@ -1,7 +1,7 @@
 """Define the errors that are raised on purpose. Each message names the fault and the remedy.
 
-Every error raised on purpose in this package derives from ``EnsembleError``; the CLI and the Dagster steps print its
-message as it is. Messages may name files, lines, settings, ids and counts. They never carry chunk or query text.
+The CLI and the Dagster steps print it as it is. Messages may name files, lines, settings, ids and counts. They never
+carry chunk or query text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ class EnsembleError(Exception):
 class InputError(EnsembleError):
     """An input file cannot be used as it is.
 
-    Args:
-        where: file relative to the input folder and, if known, line or record (``"docs/a_chunks.json, record 3"``).
-        problem: the fault in words, without a quotation of the content.
-        remedy: what the user can do about it.
+    ``where`` is a file relative to the input folder and, if possible, a line or record
+    (``"docs/a_chunks.json, record 3"``). The problem does not quote the content.
     """
 
     def __init__(self, where: str, problem: str, remedy: str) -> None:

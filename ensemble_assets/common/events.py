@@ -1,7 +1,6 @@
 """Define the events that stages report while they run, and a log that collects them.
 
-Telemetry, manifests and Dagster metadata are all made from these events. Their values are numbers, booleans, ids and
-short fixed words, never texts of chunks or queries.
+Their values are numbers, booleans, ids and short fixed words, never texts of chunks or queries.
 """
 
 from __future__ import annotations
@@ -16,13 +15,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Event:
-    """One event.
-
-    Attributes:
-        name: a fixed dotted name.
-        at: time in seconds since the epoch.
-        facts: its values by name.
-    """
+    """One event: a fixed dotted name, its time in seconds since the epoch, and its values by name."""
 
     name: str
     at: float

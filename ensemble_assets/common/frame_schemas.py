@@ -1,7 +1,4 @@
-"""Name and type the columns of every frame that one stage hands to another.
-
-``conform`` checks a frame against its schema.
-"""
+"""Name and type the columns of every frame that one stage hands to another."""
 
 from __future__ import annotations
 
@@ -94,11 +91,7 @@ RERANKED = _schema(
 
 
 def conform(frame: pl.DataFrame, schema: Schema, title: str) -> pl.DataFrame:
-    """Return the frame with exactly the schema's columns, in order.
-
-    Raises:
-        ArtefactError: if a column is missing or has another type; names ``title`` and every mismatch.
-    """
+    """Return the frame with exactly the schema's columns, in order; ``ArtefactError`` names every mismatch."""
     wrong = [
         f"{name}: expected {dtype}, found {frame.schema.get(name, 'no such column')}"
         for name, dtype in schema.items()

@@ -25,11 +25,9 @@ Entries = dict[str, Any]
 
 
 class JsonCache:
-    """Values by key, the most recently stored ones last.
+    """Values by key, the most recently stored ones last. Without a path it stores nothing.
 
-    Args:
-        path: the file, made on the first write. None stores nothing.
-        most_entries: number of entries that stay; the oldest ones are dropped. None keeps all.
+    More than ``most_entries`` drop the oldest ones; None keeps all.
     """
 
     def __init__(self, path: Path | None, most_entries: int | None = None) -> None:

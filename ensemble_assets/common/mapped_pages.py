@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 def drop_resident_pages(array: NDArray[Any]) -> None:
     """Let go of the resident pages of a read-only memory map, or of the map that an array is a view of.
 
-    The pages stay in the system's page cache, so reading them again is cheap. Without this, a pass over a file counts
-    as much resident memory as the file is long. Any other array is left alone: dropping the pages of a copy-on-write
-    map would lose what was written to it.
+    Without this, a pass over a file counts as much resident memory as the file is long. The pages stay in the system's
+    page cache. A writable array is left alone: dropping pages of a copy-on-write map would lose its changes.
     """
     base: Any = array
     while isinstance(base, ndarray):

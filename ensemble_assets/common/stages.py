@@ -17,7 +17,6 @@ class Stage:
         asset: name of its Dagster asset and of its artefact.
         inputs: names of the stages whose artefacts it reads.
         timed: whether it counts in the latency budget and has a span ``rag.<name>``.
-        uses_model: whether it runs a model on leased devices.
         toggle: settings key that switches it off, or "".
         main_frame: name of the frame that stands for the artefact in Dagster, or "".
         in_bundle: whether the bundle is made of it: the export reads it, and a stale one makes the bundle stale.
@@ -96,8 +95,7 @@ class RankedListKind:
         name: in evaluations, gates, metadata and file names; also the prefix of its columns among the candidates.
         title: for people.
         stage: name of the stage that makes it.
-        first_stage: whether it is an input of the fusion; such a list has the columns ``<name>_rank`` and
-            ``<name>_score`` among the candidates.
+        first_stage: whether it is an input of the fusion, with columns ``<name>_rank`` and ``<name>_score``.
     """
 
     name: str

@@ -68,9 +68,9 @@ def judge_bundle(
     Args:
         bundle: the folder.
         limits: of the gates.
-        inputs: what it was made of; None where that is not known. Its files are then compared with one another only.
-        queries: to look for; empty where they are not known.
-        places: gives further places to search for queries.
+        inputs: the inputs of its export. Without them its files are compared with one another only.
+        queries: to look for in the bundle and in ``places``.
+        places: gives further places to search.
         public: gives names that may stand anywhere.
     """
     walk = Walk(bundle, inputs)
@@ -100,12 +100,7 @@ def judge_costs(
 
 @dataclass(frozen=True)
 class ExportResults:
-    """The gates' results on a bundle at its export. They hold as long as its files are the same.
-
-    Attributes:
-        files: content hash of every file of the bundle, by name.
-        results: of the gates, in their order.
-    """
+    """The gates' results on a bundle at its export, valid as long as the content hashes of its files are the same."""
 
     files: Mapping[str, str]
     results: tuple[GateResult, ...]
@@ -116,11 +111,7 @@ class ExportResults:
 
     @classmethod
     def from_json(cls, content: object) -> ExportResults:
-        """Read ``as_json``.
-
-        Raises:
-            ArtefactError: if the export was made by a version that stored no results.
-        """
+        """Read ``as_json``; ``ArtefactError`` for an export of a version that stored no results."""
         if not isinstance(content, Mapping):
             raise ArtefactError(f"the export has no results of its gates: an earlier version made it. {EXPORT_AGAIN}")
         return cls(dict(content["files"]), tuple(map(GateResult.from_json, content["results"])))
@@ -147,8 +138,7 @@ class ExportResults:
 def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> ExportResults:
     """Judge a finished folder before its bundle takes the place of the old one.
 
-    Raises:
-        ContractError: if a gate fails with severity ERROR; the bundle that was there before stays.
+    A gate that fails with severity ERROR is a ``ContractError``; the old bundle stays.
     """
     results = judge_bundle(
         open_bundle(folder), limits, inputs=inputs, queries=queries, public=lambda: public_names(inputs)

@@ -24,16 +24,9 @@ def collection_asset(
 ) -> Callable[[Callable[..., Materialised]], dg.AssetsDefinition]:
     """Define an asset with one partition per collection, whose values are sealed artefacts.
 
-    The function gets the open stage as ``run``, ``computing`` if it has such a parameter, and the artefacts of the
-    assets that its other parameters name.
-
-    Args:
-        stage: name of the stage in spans, events and messages.
-        group: in the UI.
-        kinds: of technology, in the UI.
-        code_version: changes when the asset's artefacts change with the same inputs and settings.
-        pool: whose slot the step waits for.
-        first: whether the step runs before others that are ready too.
+    The function gets the open stage as ``run``, ``computing`` if it has such a parameter, and the artefacts that its
+    other parameters name. ``code_version`` changes when the artefacts change with the same inputs and settings. The
+    step waits for a slot of ``pool``; with ``first`` it runs before others that are ready too.
     """
 
     def decorate(function: Callable[..., Materialised]) -> dg.AssetsDefinition:

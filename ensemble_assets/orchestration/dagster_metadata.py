@@ -55,14 +55,9 @@ Cell = str | int | float | bool | None
 
 
 def admitted_metadata(facts: Mapping[str, object], pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose the facts and pictures of a step that Dagster may show.
+    """Choose the facts of a step that Dagster may show, and add the pictures, which hold no texts.
 
-    Args:
-        facts: by key; None means "no value" and is left out without being counted.
-        pictures: charts, tables and paths by key, made by this program from numbers and its own sentences.
-
-    Returns:
-        Both together, with ``dropped_metadata`` where something was dropped.
+    A fact of None is left out. Every refused fact is counted as ``dropped_metadata``.
     """
     given = {name: value for name, value in facts.items() if value is not None}
     shown = {name: _admitted(name, value) for name, value in given.items() if _is_key(name)}

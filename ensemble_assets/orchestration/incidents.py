@@ -23,8 +23,8 @@ _SHOWN_CHARACTERS = 500
 def incident_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any]:
     """Make the record of a failed run.
 
-    Reasons are sentences that this package wrote (``dagster.Failure``), which carry no text; of any other error only
-    the name of its class is kept, since its message may quote the input.
+    Reasons are sentences that this package wrote (``dagster.Failure``). Of any other error only the class is named: its
+    message may quote the input.
     """
     steps = list(_failed_steps(instance, run.run_id))
     return {

@@ -1,7 +1,4 @@
-"""Publish the sealed artefacts of assets, and load those of their inputs.
-
-``artefacts/artefact.py`` says what an artefact is, ``artefacts/store.py`` where it is stored.
-"""
+"""Publish the sealed artefacts of assets, and load those of their inputs."""
 
 import dagster as dg
 

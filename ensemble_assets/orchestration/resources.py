@@ -20,8 +20,7 @@ from ensemble_assets.settings.options import Names, Section, dotted, nested
 class SettingsForm(dg.ConfigurableResource[Any]):
     """Base of the settings resource; ``settings_form`` adds one field per option.
 
-    Attributes:
-        sources: names of the sources of changed values by option key, for the provenance. The command line fills it.
+    The command line fills ``sources``, the names of the sources of changed values by option key.
     """
 
     sources: dict[str, str] = Field(default={}, description="Names of the sources of changed values, for provenance.")
@@ -39,9 +38,6 @@ class SettingsForm(dg.ConfigurableResource[Any]):
 
         They are resolved on the first call. Dagster makes one form per run and process, so all steps of a run in one
         process see the same settings, even if a file changes meanwhile.
-
-        Raises:
-            SettingsError: for a value that is not accepted.
         """
         return self._resolved
 
@@ -88,11 +84,7 @@ def settings_resource(current: Settings) -> dg.ResourceDefinition:
         return form(**context.resource_config)
 
     def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration unchanged.
-
-        Raises:
-            SettingsError: for a value that is not accepted.
-        """
+        """Return the configuration unchanged, or raise ``SettingsError``."""
         choose_models(form(**config).resolved().settings.models)
         return dict(config)
 

@@ -1,7 +1,6 @@
 """Record the root span of a run when the run ends, so that its trace is complete.
 
-The command line records it for its own runs. For all other runs the sensors of this module do, when Dagster's daemon
-reports the end. A second attempt changes nothing.
+The command line does it for its own runs, the sensors below for all others. A second attempt changes nothing.
 """
 
 from typing import Any
@@ -19,11 +18,7 @@ BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
 
 
 def resolve_run(run: dg.DagsterRun) -> Resolved:
-    """Resolve the settings of a recorded run: those of this process, with the values of its run configuration.
-
-    Raises:
-        SettingsError: if a value is no longer accepted.
-    """
+    """Resolve the settings of a recorded run: those of this process, with the values of its run configuration."""
     form: Any = run.run_config
     for name in ("resources", "settings", "config"):
         form = form.get(name) or {}

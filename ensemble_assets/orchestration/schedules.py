@@ -31,11 +31,7 @@ _UNFINISHED = [
 def nightly_schedule(
     settings: Settings, code_versions: Mapping[str, str], checks: Sequence[dg.AssetCheckKey]
 ) -> dg.ScheduleDefinition:
-    """Define the nightly schedule, in the time zone and at the time that the settings give.
-
-    Raises:
-        SettingsError: for an unknown time zone or a time that is no cron expression.
-    """
+    """Define the nightly schedule, in the time zone and at the time that the settings give."""
 
     def request_stale(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         yield from _stale(context, code_versions, checks)

@@ -52,9 +52,8 @@ def stage_step(
 ) -> Iterator[StageRun]:
     """Open a stage for the step's collection, and report its end to ``progress``.
 
-    Raises:
-        dagster.Failure: in place of any exception, with words that are safe to store; ``failure_policy`` says whether
-            the step is tried again.
+    Any exception becomes a ``dagster.Failure`` with words that are safe to store; ``failure_policy`` says whether the
+    step is tried again.
     """
     _end_with_the_run()
     resolved = form.resolved()
@@ -87,8 +86,7 @@ def stage_step(
 def failure_words(stage: str, error: BaseException) -> str:
     """Describe an error in words that may be shown.
 
-    Messages of this package are given as they are. Of any other error only its type and its place are given: its
-    message may quote a text, and goes no further than this process.
+    Of an error of another library only type and place are given, since its message may quote a text.
     """
     if isinstance(error, EnsembleError):
         return str(error)
@@ -100,8 +98,7 @@ def failure_words(stage: str, error: BaseException) -> str:
 def _end_with_the_run() -> None:
     """Make the kernel end this process when its parent ends, so that a killed run frees its devices at once.
 
-    This applies only to a process that Dagster started for a step: its parent is the run's fork server, which ends with
-    the run. The command line and tests run steps in their own process.
+    It applies only to a process that Dagster started for a step: its parent is the run's fork server.
     """
     if multiprocessing.parent_process() is not None:
         from ensemble_assets.compute.running.worker_process import die_with

@@ -32,11 +32,7 @@ from ensemble_assets.settings import Settings
 
 
 def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -> ExportRecord:
-    """Write ``<output_dir>/<collection>/``, whole or not at all.
-
-    Raises:
-        ContractError: if the bundle fails a gate; the bundle that was there before stays.
-    """
+    """Write ``<output_dir>/<collection>/``, whole or not at all; ``ContractError`` if the bundle fails a gate."""
     clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
     inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
     limits, budget = limits_of(run.settings), LatencyBudget.of_export(upstream, run, predicted)
@@ -120,11 +116,7 @@ def write_report(facts: Facts, path: Path) -> Path:
 
 
 def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
-    """Read the facts of any bundle; journal, scores and quality while its run's artefacts are still beside it.
-
-    Raises:
-        ArtefactError: if the folder has no readable manifest.
-    """
+    """Read the facts of any bundle; journal, scores and quality while its run's artefacts are still beside it."""
     manifest = read_manifest(bundle)
     collection = str(manifest.get("collection") or bundle.name)
     here = settings.model_copy(

@@ -37,11 +37,7 @@ class Upstream:
 
     @classmethod
     def load(cls, store: ArtefactStore, collection: str) -> Upstream:
-        """Load the current artefacts of a collection.
-
-        Raises:
-            ArtefactError: if one was never made or is damaged.
-        """
+        """Load the current artefacts of a collection; ``ArtefactError`` if one is missing or damaged."""
         return cls(**{stage: store.load(collection, STAGE[stage].asset) for stage in STAGE["export"].inputs})
 
     def by_stage(self) -> Mapping[str, Artefact[Any]]:

@@ -26,7 +26,7 @@ class Seen:
     Attributes:
         fingerprints: by collection name.
         waiting: collections whose files are still being changed, or that there was no time to read.
-        refused: why a folder is no collection, in words.
+        refused: for each folder that is no collection, the reason in words.
     """
 
     fingerprints: Mapping[str, str]
@@ -79,15 +79,9 @@ def diff_corpora(
 
 
 def scan_corpora(settings: Settings, seconds: float = 40.0, clock: Callable[[], float] = time.time) -> Seen:
-    """Scan the collections below ``paths.chunked_dir``.
+    """Scan the collections below ``paths.chunked_dir``; ``InputError`` if it cannot be used.
 
-    Args:
-        settings: name the root, and say how long a folder must have been left alone.
-        seconds: collections not reached in this time wait; hashes are stored, so the next scan is faster.
-        clock: seconds since the epoch.
-
-    Raises:
-        InputError: if the root itself cannot be used.
+    Collections not reached in ``seconds`` wait; hashes are stored, so the next scan is faster.
     """
     surveyed = survey(Path(settings.paths.chunked_dir))
     hashes = FileHashes(JsonCache(cache_folder(settings.paths) / "collection_hashes.json"))

@@ -1,7 +1,6 @@
-"""The resource that stages compute with: leased devices, memory limits, shared tokens, and how models are made.
+"""Make the resource that stages compute with: leased devices, memory limits, shared tokens and model factories.
 
-Inert until a step asks: the compute part (and torch with it) is imported then, and a lease is taken per model by the
-stage that runs it. Tests hand in other model factories.
+The compute part, and torch with it, is imported when a step first asks. Tests hand in other model factories.
 """
 
 from __future__ import annotations
@@ -34,12 +33,7 @@ _GPU_SHARD_TOKENS = 1 << 24
 
 @dataclass
 class Computing:
-    """Makes compute contexts.
-
-    Attributes:
-        factories: model factories by kind, where they are not the usual torch ones.
-        devices: what is leased, where it is not what the machine has.
-    """
+    """Makes compute contexts. ``factories`` (by kind) and ``devices`` replace the usual ones where given."""
 
     factories: Mapping[ModelKind, Callable[..., Any]] = field(default_factory=dict)
     devices: Sequence[Device] | None = None

@@ -42,7 +42,6 @@ class FusionRule:
     """Method and weights of one run.
 
     Attributes:
-        method: of ``METHODS``.
         dense_share: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
         fitted: judgements that the weights were fitted on, for the manifest; empty where they were set.
@@ -54,10 +53,7 @@ class FusionRule:
     fitted: dict[str, Any]
 
     def weight(self, name: str) -> float:
-        """Weight of a list: twice its share, so that equal shares leave RRF's textbook score ``1 / (k + rank)``.
-
-        A list that the settings do not know has weight 1.
-        """
+        """Weight of a list: twice its share, so that equal shares leave RRF's textbook score; 1 for an unknown list."""
         rest = 2 * (1 - self.lexical_share)
         weights = {
             "dense": rest * self.dense_share,
@@ -68,12 +64,7 @@ class FusionRule:
 
 
 def fusion_rule(options: Fusion, collection: str) -> FusionRule:
-    """Choose method and weights: as set, or as fitted on training judgements.
-
-    Raises:
-        SettingsError: if ``fusion.weights_file`` is missing, or is of another collection.
-        InputError: if it cannot be read.
-    """
+    """Choose method and weights: as set, or as fitted on training judgements (``fusion.weights_file``)."""
     name: str = options.method
     share, lexical, fitted = options.dense_weight, options.lexical_share, dict[str, Any]()
     if options.weights_file:
@@ -85,12 +76,7 @@ def fusion_rule(options: Fusion, collection: str) -> FusionRule:
 
 @dataclass(frozen=True)
 class Searched:
-    """The artefacts that the searches of one collection read.
-
-    Attributes:
-        depth: chunks per query and list.
-        rule: weights of the lists; a search may be left out where its list has none.
-    """
+    """The artefacts that the searches of one collection read, the chunks per query and list, and the lists' weights."""
 
     chunks: Artefact[ChunksRecord]
     queries: Artefact[QueriesRecord]

@@ -81,8 +81,7 @@ class ModelChoice:
 def choose_models(models: Models) -> ModelChoice:
     """Choose the models: those of the profile, unless the settings name others. Nothing is loaded.
 
-    Raises:
-        SettingsError: for an unknown model, a model of the wrong kind, or one named twice.
+    An unknown model, a model of the wrong kind and one named twice are a ``SettingsError``.
     """
     if models.profile != "custom":
         catalogue = ModelCatalogue({}, PROFILES[models.profile])
@@ -125,20 +124,12 @@ def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
 
 
 def find_collection(settings: Settings, name: str) -> Collection:
-    """Find the collection of a partition key.
-
-    Raises:
-        InputError: if it is not below ``paths.chunked_dir``; lists the collections that are.
-    """
+    """Find the collection of a partition key; ``InputError`` with those that exist if it is not there."""
     return choose(discover(Path(settings.paths.chunked_dir)).collections, [name])[0]
 
 
 def tokens_of_chunks(settings: Settings) -> int:
-    """Return the tokens that the primary dense model reads of a chunk, in all its windows.
-
-    Raises:
-        ModelUnavailableError: if only the model's files say, and they cannot be read.
-    """
+    """Return the tokens that the primary dense model reads of a chunk, in all its windows."""
     primary = choose_models(settings.models).primary
     if primary.max_tokens:
         return primary.chunk_tokens
@@ -149,12 +140,9 @@ def tokens_of_chunks(settings: Settings) -> int:
 
 
 def require_named_models(settings: Settings) -> None:
-    """Find and describe every model that the options name, so that one that cannot run is an error before any stage.
+    """Find and describe every model that the options name; ``ModelUnavailableError`` if one cannot run.
 
     A profile's own models are left to their stages, which fall back and record it.
-
-    Raises:
-        ModelUnavailableError: naming the model, what is wrong with it and what to do.
     """
     models, choice = settings.models, choose_models(settings.models)
     named = choice.dense[:1] if models.ensemble else ()  # companions are left to the dense stage
@@ -170,11 +158,7 @@ def require_named_models(settings: Settings) -> None:
 
 
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:
-    """Read a collection's ``CHUNKS`` frame with the texts that a run takes, and a report of the reading.
-
-    Raises:
-        InputError: if the chunks cannot be used.
-    """
+    """Read a collection's ``CHUNKS`` frame with the texts that a run takes, and a report of the reading."""
     options = settings.chunks
     return read_chunks(
         collection.folder,
@@ -188,14 +172,7 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
 
 
 def collection_queries(settings: Settings, collection: Collection, chunks: pl.DataFrame) -> QuerySet:
-    """Load a collection's queries and judgements as the settings say.
-
-    The folder holds the files, unless the settings name others. Judgements refer to the ``CHUNKS`` frame ``chunks``.
-    Queries are derived from it if there is no file.
-
-    Raises:
-        InputError: if a file cannot be used.
-    """
+    """Load a collection's queries and judgements; they are derived from ``chunks`` (``CHUNKS``) if there is no file."""
     options = settings.queries
     return load_queries(
         collection.folder,

@@ -86,8 +86,7 @@ def measured_quality(store: ArtefactStore, collection: str, artefacts: Mapping[s
 def accepted_baseline(store: ArtefactStore, collection: str, accepted_at: str) -> QualityBaseline:
     """Make a baseline of the collection's current evaluation, with the models and settings behind its lists.
 
-    Raises:
-        ArtefactError: if the collection was never evaluated, or without judgements.
+    A collection that was never evaluated, or has no judgements, is an ``ArtefactError``.
     """
     measured = store.load(collection, STAGE["evaluation"].asset)
     record: EvaluationRecord = measured.record

@@ -1,7 +1,6 @@
 """Compare the seconds of a run with the latency budget, and derive the time that rerank may take.
 
-``common/stage_times.py`` and ``compute/stages/rerank_depth.py`` compute the ratios and the time. This module reads
-their inputs from the stages' records and from the stored baseline.
+The inputs of both come from the stages' records and from the stored baseline.
 """
 
 from __future__ import annotations

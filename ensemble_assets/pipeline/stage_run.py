@@ -37,11 +37,7 @@ class Progress:
 class ComputeRun:
     """The part of a run that a compute context is made from.
 
-    Attributes:
-        run_id: noted in leases.
-        events: sink of the stage's events.
-        span: the stage's open span.
-        working_folder: has the rows of earlier runs; None to reuse and store none.
+    ``working_folder`` has the rows of earlier runs; None reuses and stores none.
     """
 
     settings: Settings
@@ -53,13 +49,7 @@ class ComputeRun:
 
 @dataclass
 class StageRun:
-    """One stage of one collection, while it runs.
-
-    Attributes:
-        log: events of the stage, kept for its record.
-        span: None for a stage without a span.
-        record: the sealed record; None until then.
-    """
+    """One stage of one collection, while it runs. ``record`` is None until it is sealed."""
 
     stage: str
     collection: str

@@ -25,11 +25,9 @@ _COMMIT_DIGITS = 40
 
 @dataclass(frozen=True)
 class Preparation:
-    """Preparation of texts for a model.
+    """Preparation of texts for a model, with its limit in tokens.
 
-    Attributes:
-        max_tokens: limit of a text, in tokens.
-        is_limit: whether the model may allow less, since its files are not on this machine.
+    ``is_limit`` says that the model may allow less: its files are not on this machine.
     """
 
     max_tokens: int
@@ -53,12 +51,10 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The code, models and settings that a run would use today.
+    """The code versions, models, switches and text preparation that a run would use today, by asset.
 
     Attributes:
-        code_versions: by asset.
-        models: identities by asset: ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known here.
-        switched_on: by asset, where it can be switched off.
+        models: ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known here.
         prepared: by asset and slug.
         searched: what of a chunk's text is searched; None where it does not matter.
     """
@@ -94,7 +90,7 @@ def stale_reasons(
 
     Args:
         fingerprint: of its folder now; None where that is not known.
-        artefacts: the current artefact of each asset, by asset; None where there is none.
+        artefacts: the current artefact by asset; None where there is none.
         wanted: code, models and settings of a run today.
         failed_checks: names of checks of severity ERROR whose last result is a failure.
     """

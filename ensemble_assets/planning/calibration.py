@@ -47,11 +47,7 @@ class Sample:
 
 
 def read_sample(settings: Settings, collection: Collection) -> Sample:
-    """Read a collection's chunks and queries as the assets read them.
-
-    Raises:
-        InputError: if they cannot be used.
-    """
+    """Read a collection's chunks and queries as the assets read them."""
     chunks, _ = collection_chunks(settings, collection)
     return Sample(chunks, collection_queries(settings, collection, chunks).queries)
 

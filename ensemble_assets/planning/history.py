@@ -32,13 +32,7 @@ _PLACES = 4
 
 @dataclass(frozen=True)
 class Observation:
-    """One run of one stage.
-
-    Attributes:
-        work: tokens (dense, sparse, rerank), query-chunk pairs (fusion) or chunks (export).
-        seconds: wall seconds, model loading included.
-        origin: a whole run, or a calibration on a few chunks.
-    """
+    """One run of one stage: work in tokens, query-chunk pairs (fusion) or chunks (export), and wall seconds."""
 
     work: float
     seconds: float

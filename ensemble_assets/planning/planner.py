@@ -52,9 +52,6 @@ def fit(observations: Sequence[Observation]) -> StageCost:
     """Draw a line through the first and the newest observation; neither of its two parts is negative.
 
     The newest is always met exactly. One observation, or two of equal work, are taken as proportional to their work.
-
-    Raises:
-        ValueError: if there is no observation.
     """
     if not observations:
         raise ValueError("nothing was observed")
@@ -91,11 +88,8 @@ class CollectionPlan:
 
     Attributes:
         content: fingerprint of the collection's chunks.
-        work: by stage: tokens (dense, sparse, rerank to the requested depth), query-chunk pairs (fusion), chunks
-            (export).
-        seconds: expected wall seconds, with rerank to ``depth``.
-        depth: candidates per query that the governor will rerank.
-        requested_depth: candidates per query that the settings ask for.
+        work: by stage: tokens (rerank: to the requested depth), query-chunk pairs (fusion), chunks (export).
+        seconds: expected wall seconds, with rerank to ``depth``, the candidates per query that the governor allows.
         basis: by stage, the origin of its cost.
         dense_only_seconds: of the plain script; None if it was not measured.
     """
@@ -132,11 +126,7 @@ def plan_collection(
 ) -> CollectionPlan:
     """Predict one collection's run.
 
-    Stages are calibrated where no cost is known, or again with ``recalibrate``. ``announce`` then gets a message.
-
-    Raises:
-        InputError: if the collection cannot be read.
-        ModelUnavailableError: if a model is not on this machine.
+    Stages are calibrated where no cost is known, or again with ``recalibrate``; ``announce`` then gets a message.
     """
     sample = read_sample(settings, collection)
     content = content_fingerprint(sample.chunks["content_hash"])

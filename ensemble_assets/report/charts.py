@@ -51,15 +51,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing.
-
-    Attributes:
-        title: name of the chart.
-        words: its numbers in words, for readers who cannot see it.
-        width: in pixels.
-        height: in pixels.
-        body: the SVG elements.
-    """
+    """A drawing: title, its numbers in words for readers who cannot see it, size in pixels, and the SVG elements."""
 
     title: str
     words: str
@@ -115,14 +107,7 @@ def bars(title: str, rows: Sequence[Bar], limits: Sequence[Limit], unit: str, wi
 
 
 def histogram(title: str, values: NDArray[np.float64], unit: str, width: float = WIDTH) -> Chart:
-    """Draw how values are spread; whole numbers of a small range get one bar each.
-
-    Args:
-        title: what is counted.
-        values: ``[n] float64``, finite, at least one.
-        unit: of the values.
-        width: of the drawing; half for two side by side, so that letters keep their size.
-    """
+    """Draw how ``values`` (``[n] float64``, finite, n > 0) are spread; whole numbers of a small range get bars each."""
     edges, inset = _edges(values)
     counts, _ = np.histogram(values, edges)
     base, area = 120, 95
@@ -151,14 +136,9 @@ def histogram(title: str, values: NDArray[np.float64], unit: str, width: float =
 def curve(
     title: str, times: NDArray[np.float64], values: NDArray[np.float64], limits: Sequence[Limit], unit: str
 ) -> Chart:
-    """Draw a value over time with named limits.
+    """Draw a value over time, with named limits as dashed lines.
 
-    Args:
-        title: what is shown.
-        times: ``[n] float64`` seconds, ascending, at least one.
-        values: ``[n] float64``, at least 0.
-        limits: dashed horizontal lines.
-        unit: of the values.
+    ``times`` (seconds, ascending) and ``values`` (at least 0) are ``[n] float64``, n > 0.
     """
     height, left, right, base = 190.0, 60.0, WIDTH - 20.0, 150.0
     top = 1.05 * _extent([float(values.max()), *(limit.at for limit in limits)])
@@ -191,14 +171,9 @@ def small_histogram(
     reach: float | None = None,
     end_labels: tuple[str, str] = ("", ""),
 ) -> Chart:
-    """Draw a histogram as one outline below its label, in about 300 bytes.
+    """Draw a histogram of ``values`` (``[n] float64``, finite, n > 0) as one outline below its label, in 300 bytes.
 
-    Args:
-        label: printed above it.
-        values: ``[n] float64``, finite, at least one.
-        width: of the drawing.
-        reach: the axis then goes from ``-reach`` to ``reach``, with ``end_labels`` below its ends and 0 between.
-        end_labels: of the two ends.
+    With ``reach`` the axis goes from ``-reach`` to ``reach``, with ``end_labels`` below its ends and 0 between.
     """
     counts, _ = np.histogram(values, _SMALL_BINS if reach is None else _BINS + 1, (-reach, reach) if reach else None)
     step, scale = width / len(counts), 44 / max(int(counts.max()), 1)

@@ -71,23 +71,16 @@ class Facts:
     """Everything that the report shows.
 
     Attributes:
-        collection: its name.
         generated_at: when the bundle was written, ISO 8601 to the second, or empty.
-        schema: version of the bundle's format.
-        chunks: how many chunks the bundle has.
-        stages: in order.
-        baseline_seconds: what the dense-only engine takes; None without a stored baseline.
-        limit_ratio: most that the whole run may take, as a multiple of that.
-        ratios: further measured ratios by name.
-        memory: per device.
+        baseline_seconds: seconds of the dense-only engine; None without a stored baseline.
+        limit_ratio: most that the whole run may take, as a multiple of ``baseline_seconds``.
         scores: finite scores per ranked list, ``[n] float64``.
         moves: fused rank minus final rank of every reranked candidate, ``[n] float64``; up is positive.
         top_changed: queries whose first candidate changed, and all queries.
-        coverage: how many chunks have a sparse vector.
         fallbacks: rows of stage, reason, stand-in, count.
         toggles: rows of option, value, layer, source.
         quality: mean per ranked list and measure.
-        warnings: how many warnings the manifest has.
+        warnings: number of warnings in the manifest.
     """
 
     collection: str
@@ -144,7 +137,7 @@ def read_facts(
     quality: Mapping[str, Mapping[str, float]] | None = None,
     current: SpanRecord | None = None,
 ) -> Facts:
-    """Read the facts of a bundle.
+    """Read the facts of a bundle; ``ArtefactError`` if the folder has no readable manifest.
 
     Args:
         bundle: folder with ``processing_summary.json``; its ``<prefix>_rerank.jsonl`` is read if it is there.
@@ -152,9 +145,6 @@ def read_facts(
         candidates: the run's ``CANDIDATES`` frame, for first-stage scores; only its score columns are read.
         quality: mean per ranked list and measure; by default the manifest's section ``quality``.
         current: the span of the export that asks for the report and is not over yet.
-
-    Raises:
-        ArtefactError: if the folder has no readable manifest.
     """
     manifest = read_manifest(bundle)
     ranked = list(ranked_lists(bundle))

@@ -23,10 +23,7 @@ _WORD = r"[\p{L}\p{N}]+"
 def lexical_topk(chunks: Iterable[pl.Series], queries: pl.Series, k: int) -> TopK:
     """Find the k chunks with the highest BM25 score for every query; chunks without a word of it are left out.
 
-    Args:
-        chunks: texts of all chunks in collection order, in slices of any size.
-        queries: one text per query.
-        k: places per query.
+    The chunks' texts come in collection order, in slices of any size.
     """
     return sparse_topk(*bm25_rows(chunks, queries), k)
 

@@ -2,9 +2,8 @@
 
 Two steps per tile. A float32 matrix product finds every row that could belong to the k best, with the worst-case
 rounding error of that product as margin. Those few rows are scored again in float64, one pair at a time in a fixed
-order, and rounded once to float32. The scores that come out therefore depend on nothing but the two vectors: not on
-the tile size, the number of threads, the BLAS library's kernels or the row's place in the matrix; identical rows tie
-exactly.
+order, and rounded once to float32. So the scores depend on nothing but the two vectors: not on the tile size, the
+threads, the BLAS kernels or the row's place. Identical rows tie exactly.
 
 Exact search is affordable below ten million rows, and a quality gate over it needs no tolerance band.
 """
@@ -34,14 +33,12 @@ _SMALLEST_NORMAL = 2.0**-126  # of float32; products below it may be flushed to 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """One model's vectors and its weight in the combined score.
+    """One model's vectors and its weight in the combined score, the weighted mean of the models' inner products.
 
     Attributes:
-        name: model slug, for messages.
         documents: ``[n_rows, dim] float32``, unit rows when scores are to be cosines; may be memory-mapped.
         queries: ``[n_queries, dim] float32``, the same.
-        weight: positive; the combined score is the weighted mean of the models' inner products, which is the inner
-            product of the concatenated, sqrt(weight)-scaled vectors.
+        weight: positive.
     """
 
     name: str
@@ -51,20 +48,13 @@ class DenseModel:
 
 
 def dense_topk(models: Sequence[DenseModel], k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
-    """Find the k rows with the highest score for every query.
+    """Find the k rows with the highest score for every query: ``[n_queries, min(k, n_rows)]``, every place filled.
 
     The score of a pair is ``float32(sum_m share_m * sum_i float64(document_i) * float64(query_i))``, the inner sums in
     numpy's pairwise order; it differs from the real value by at most half a unit in the last place of float32, plus
     1e-13 relative to the sum of the products' magnitudes. Order: score descending, then row ascending.
 
-    Args:
-        models: one or more, over the same rows and the same queries.
-        k: rows per query, cut to the number of rows there are.
-        tile_bytes: upper bound on the working memory in bytes, besides the inputs, the result (12 bytes per place) and
-            4 MiB.
-
-    Returns:
-        ``[n_queries, min(k, n_rows)]``, every place filled.
+    The working memory stays below ``tile_bytes``, besides the inputs, the result (12 bytes per place) and 4 MiB.
 
     Raises:
         ArtefactError: if shapes or types do not fit together, or a vector is not finite.
@@ -220,8 +210,7 @@ def _tile_shape(n_rows: int, n_queries: int, k: int, n_models: int, tile_bytes: 
 def _norms_above(vectors: NDArray[np.float32], name: str, what: str, first: int) -> NDArray[np.float64]:
     """Compute Euclidean norms, or slightly more where squares underflow, ``[n] float64``.
 
-    Raises:
-        ArtefactError: if a vector is not finite (or so large that its squares are not).
+    A vector that is not finite, or so large that its squares are not, is an ``ArtefactError``.
     """
     with np.errstate(over="ignore"):
         squares = np.einsum("nd,nd->n", vectors, vectors).astype(np.float64)

@@ -1,7 +1,4 @@
-"""Measure ranked lists against relevance judgements with ir-measures: per query and on average.
-
-``quality_verdicts`` compares two measurements.
-"""
+"""Measure ranked lists against relevance judgements with ir-measures: per query and on average."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class Evaluation:
     Attributes:
         per_query: ``public_id, run, measure`` (String), ``value`` (Float64, 0 to 1); runs as given, measures as in
             ``MEASURES``, queries in the order of the judgements.
-        summary: ``run, measure`` (String), ``mean`` (Float64), ``queries`` (UInt32, how many the mean is over).
+        summary: ``run, measure`` (String), ``mean`` (Float64), ``queries`` (UInt32).
         queries: judged queries with at least one relevant chunk; all runs are measured on exactly these.
         without_relevant: judged queries left out because none of their judgements is relevant.
         not_retrieved: per run, queries for which it has no list; they count as 0.
@@ -62,15 +59,11 @@ def evaluate(runs: Mapping[str, pl.DataFrame], qrels: pl.DataFrame) -> Evaluatio
     """Measure every run on every query that has a relevant judgement.
 
     The order of a list is its ``rank`` column, not its scores: evaluation programs break score ties by document id,
-    which is not the order that users get.
+    which is not the order that users get. A judged query without a list counts as 0, so ``qrels`` (QRELS) must be of
+    the queries that were run.
 
-    Args:
-        runs: by name; columns ``public_id, rank, chunk_id`` at least (CANDIDATES, RERANKED, or RUN with chunk ids).
-            Queries without judgements are ignored.
-        qrels: QRELS of the queries that were run; restrict it to them, since a judged query without a list counts as 0.
-
-    Raises:
-        ArtefactError: if a frame lacks a column, a list has a chunk or a rank twice, or a pair is judged twice.
+    Runs need the columns ``public_id, rank, chunk_id``. A missing column, a chunk or a rank twice in a list, and a pair
+    judged twice are an ``ArtefactError``.
     """
     judged = conform(qrels, QRELS, "the relevance judgements")
     if judged.select("public_id", "chunk_id").is_duplicated().any():

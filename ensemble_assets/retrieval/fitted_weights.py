@@ -1,7 +1,6 @@
 """Fit fusion weights on training judgements by trying a grid of convex weights, and keep them in a small text file.
 
-The caller passes training judgements. Never pass the judgements that quality is then reported on: the chosen weights
-would look better than they are.
+Never pass the judgements that quality is then reported on: the chosen weights would look better than they are.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class WeightFit:
     """The chosen weights, and the quality at each grid point.
 
     Attributes:
-        method: fusion method.
         weights: by list name, sum 1.
         quality: nDCG@10 of the chosen weights on the training judgements (optimistic: it was chosen on them).
         equal_quality: nDCG@10 of equal weights, on the grid or not.
@@ -54,21 +52,12 @@ def fit_weights(
     *,
     steps: int = 20,
 ) -> WeightFit:
-    """Find the convex weights with the highest nDCG@10 on the training judgements.
+    """Find the convex weights with the highest nDCG@10 on the training judgements (QRELS).
 
     All weights that are multiples of ``1 / steps`` and sum to 1 are tried. Of equally good ones the nearest to equal
     weights is chosen, then the one with more weight on the list whose name comes first. Deterministic.
 
-    Args:
-        lists: at least two; their own weights are ignored.
-        chunk_ids: ``[n_chunks] String`` in collection order.
-        training_qrels: QRELS of training queries.
-        method: any of ``fusion.METHODS``.
-        steps: divisions of the weight range, at least 1.
-
-    Raises:
-        SettingsError: if there are fewer than two lists or no steps.
-        ArtefactError: if no training query has a relevant judgement.
+    Fewer than two lists, or no steps, are a ``SettingsError``; no relevant training judgement is an ``ArtefactError``.
     """
     lists = sorted(lists, key=lambda each: each.name)
     if len(lists) < 2 or steps < 1:
@@ -117,12 +106,10 @@ class FusionWeights:
 
     Attributes:
         collection: has the training judgements; only its runs use the weights.
-        method: fusion method.
         dense_weight: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
         quality: nDCG@10 of these weights on the training judgements (optimistic: chosen on them).
         equal_quality: nDCG@10 of equal weights on the training judgements.
-        training_queries: queries with a relevant training judgement.
         training_qrels_sha256: hash of the file of training judgements.
     """
 
@@ -149,9 +136,7 @@ def write_weights(path: Path, weights: FusionWeights) -> None:
 def read_weights(path: Path, collection: str) -> FusionWeights:
     """Read the weights that ``fit-fusion`` wrote for this collection.
 
-    Raises:
-        SettingsError: if there is no such file, or it is of another collection.
-        InputError: if its content is no fitted weights.
+    A missing file, or one of another collection, is a ``SettingsError``; any other content is an ``InputError``.
     """
     if not path.is_file():
         raise SettingsError(f"fusion.weights_file: {path} is not a file. Make one with: ensemble-assets fit-fusion")

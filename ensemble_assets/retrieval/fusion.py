@@ -1,8 +1,8 @@
 """Fuse the ranked lists of one or several searches into one list of candidates per query.
 
-``METHODS`` is the table of fusion methods; each says what one list contributes to a chunk's fused score. The fused
-score is the weighted sum of the contributions; a list that does not have the chunk contributes nothing, i.e. 0. Every
-contribution is at least 0 and grows with the list's own order, so "not found" never beats "found".
+``METHODS`` is the table of fusion methods; each says what one list contributes to a chunk's fused score, which is the
+weighted sum of the contributions. Every contribution is at least 0 and grows with the list's own order. A list without
+the chunk contributes 0, so a chunk is never better off for missing from a list.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ _SCORE = pl.col("score").cast(pl.Float64)
 class RankedList:
     """One search's ranked lists over all queries.
 
-    Attributes:
-        name: prefix of its columns (``dense``, ``sparse``).
-        run: a RUN frame; empty when that search is off.
-        weight: at least 0; a list of weight 0 brings no candidates, only its rank and score columns.
+    ``run`` is a RUN frame, empty when that search is off. A list of weight 0 brings no candidates, only its columns.
     """
 
     name: str
@@ -43,7 +40,6 @@ class FusionMethod:
     """A rule for the contribution of one list to the fused score of its chunks.
 
     Attributes:
-        name: as in settings and the manifest.
         contribution: expression over one RUN frame's ``rank`` and ``score``, at least 0.
         convex: whether weights are divided by their sum, so that fused scores stay in the contribution's range.
         parameters: for the manifest.
@@ -56,11 +52,7 @@ class FusionMethod:
 
 
 def rrf(k: float = 60) -> FusionMethod:
-    """Fuse by reciprocal ranks, ``1 / (k + rank)`` (Cormack, Clarke, Buettcher, SIGIR 2009). Ignores scores.
-
-    Raises:
-        SettingsError: if ``k`` is negative or not finite.
-    """
+    """Fuse by reciprocal ranks, ``1 / (k + rank)`` (Cormack, Clarke, Buettcher, SIGIR 2009). Ignores scores."""
     if not (math.isfinite(k) and k >= 0):
         raise SettingsError(f"fusion: rrf k is {k}; expected a number of at least 0, usually 60")
     return FusionMethod("rrf", 1 / (k + pl.col("rank").cast(pl.Float64)), convex=False, parameters={"k": k})
@@ -69,8 +61,7 @@ def rrf(k: float = 60) -> FusionMethod:
 def minmax() -> FusionMethod:
     """Scale scores to ``(score - min) / (max - min)`` per query and list (Bruch et al., arXiv 2210.11934).
 
-    A list's last chunk gets 0, the same as a chunk that the list does not have; where all scores are equal, each gets
-    1.
+    A list's last chunk gets 0, as a chunk that the list lacks. Where all scores are equal, each gets 1.
     """
     low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
     contribution = pl.when(high > low).then((_SCORE - low) / (high - low)).otherwise(1.0)
@@ -80,9 +71,8 @@ def minmax() -> FusionMethod:
 def dbsf() -> FusionMethod:
     """Fuse by score distribution: ``(score - (mean - 3 std)) / (6 std)``, as Qdrant does it.
 
-    ``std`` is the sample standard deviation; where all scores are equal, each gets 0.5. Scores further than
-    3 std above the mean exceed 1 and are not clipped; those further below are clipped to 0 so that found beats not
-    found.
+    ``std`` is the sample standard deviation; where all scores are equal, each gets 0.5. Scores further than 3 std above
+    the mean exceed 1 and are not clipped. Those further below become 0, the contribution of a missing chunk.
     """
     low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
     mean, std = _SCORE.mean().over("public_id"), _SCORE.std(ddof=1).over("public_id")
@@ -94,10 +84,9 @@ def dbsf() -> FusionMethod:
 def zscore() -> FusionMethod:
     """Scale scores to ``(score - min) / std`` per query and list: z-scores, shifted to 0 at the list's end.
 
-    ``std`` is the population standard deviation. Without the shift, a chunk that a list does not have would be treated
-    as the list's average chunk and beat the lower half of what was found (pairs of six systems on TREC DL19, 100 deep:
-    mean nDCG@10 0.677 without the shift, 0.694 with it). The shift is the same for all chunks of a list, so where every
-    list has every chunk the order is that of plain z-scores. Where all scores are equal, each gets 0.
+    ``std`` is the population standard deviation. Without the shift, a chunk that a list lacks would be treated as the
+    list's average chunk and beat the lower half of it (pairs of six systems on TREC DL19, 100 deep: mean nDCG@10 0.677
+    without the shift, 0.694 with it). Where all scores are equal, each gets 0.
     """
     low, high = _SCORE.min().over("public_id"), _SCORE.max().over("public_id")
     std = _SCORE.std(ddof=0).over("public_id")
@@ -125,7 +114,7 @@ def fuse(
         lists: at least one; names differ. The order does not matter.
         chunk_ids: ``[n_chunks] String`` in collection order.
         method: from ``METHODS``.
-        depth: candidates kept per query; all when None.
+        depth: candidates per query in the result; all when None.
         query_order: public ids in the order of the result; by default the order of the lists, taken by name.
 
     Returns:
@@ -133,8 +122,7 @@ def fuse(
         of a list of the table are null where it was not given. Scores are compared as stored, in float32.
 
     Raises:
-        ArtefactError: if a list is not a RUN frame, has a chunk twice for one query, a rank of 0, or a score that is
-            not finite, or names a row or query outside the collection.
+        ArtefactError: if a list is no sound RUN frame, or names a row or query outside the collection.
         SettingsError: if names, weights or ``depth`` cannot be used.
     """
     lists = sorted(lists, key=lambda each: each.name)

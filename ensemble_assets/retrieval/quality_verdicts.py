@@ -1,6 +1,7 @@
-"""Judge retrieval quality: is a run better than, worse than or as good as another, and does it pass a gate.
+"""Judge retrieval quality: compare a run with another, and let it pass a gate or not.
 
-All functions are pure and work on one value per query. The values come from ``retrieval/evaluation.py``.
+All functions are pure and work on one value per query, in frames ``public_id, value`` from ``retrieval/evaluation.py``.
+Frames that are not over the same queries, or over none, are an ``ArtefactError``.
 """
 
 from __future__ import annotations
@@ -38,14 +39,11 @@ _CELLS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two runs are apart on the same queries.
+    """The distance of two runs on the same queries.
 
     Attributes:
-        delta: mean of current minus mean of baseline.
+        delta: mean of current minus mean of baseline; ``low`` to ``high`` is its 95 % bootstrap interval.
         p_value: two-sided, paired randomisation test.
-        low: lower end of the 95 % bootstrap interval of ``delta``.
-        high: upper end.
-        queries: paired queries.
     """
 
     delta: float
@@ -88,14 +86,7 @@ class Comparison(Difference):
 
 @dataclass(frozen=True)
 class QualityVerdict:
-    """The verdict of one quality gate.
-
-    Attributes:
-        name: name of the check.
-        passed: whether quality is good enough.
-        numbers: figures for plots.
-        message: the comparison in words and, if it did not pass, advice.
-    """
+    """The verdict of one quality gate, with figures for plots, and the comparison and advice in words."""
 
     name: str
     passed: bool
@@ -106,18 +97,11 @@ class QualityVerdict:
 def randomisation_test(differences: NDArray[np.float64], *, seed: int = 0, resamples: int = _RESAMPLES) -> float:
     """Compute the two-sided p-value of a paired randomisation (sign-flip) test of the mean difference.
 
-    Under the null hypothesis the two runs are exchangeable per query, so every difference could as well have the other
-    sign (Smucker, Allan and Carterette, CIKM 2007). The p-value is the share of sign patterns whose mean is at least
-    as far from 0 as the observed one. It is exact if there are at most ``resamples`` patterns. Otherwise patterns are
-    drawn, and it is (hits + 1) / (resamples + 1).
-
-    Args:
-        differences: ``[n_queries] float64``, current minus baseline per query.
-        seed: of the drawn patterns; the same seed gives the same value.
-        resamples: patterns drawn.
-
-    Returns:
-        0 to 1; 1 if fewer than two queries differ.
+    Under the null hypothesis the two runs are exchangeable per query, so every difference (``[n_queries] float64``)
+    could as well have the other sign (Smucker, Allan and Carterette, CIKM 2007). The p-value is the share of sign
+    patterns whose mean is at least as far from 0 as the observed one. It is exact if there are at most ``resamples``
+    patterns. Otherwise patterns are drawn, and it is (hits + 1) / (resamples + 1). It is 1 if fewer than two queries
+    differ.
     """
     from scipy.stats import permutation_test  # takes most of a second to import
 
@@ -145,16 +129,9 @@ def smallest_p_value(n_queries: int) -> float:
 def bootstrap_interval(
     values: NDArray[np.float64], *, confidence: float = 0.95, seed: int = 0, resamples: int = _RESAMPLES
 ) -> tuple[float, float]:
-    """Compute the percentile bootstrap confidence interval of the mean, drawing queries with replacement.
+    """Compute the percentile bootstrap confidence interval of the mean of ``[n_queries] float64``, both ends.
 
-    Args:
-        values: ``[n_queries] float64``: a measure per query, or paired differences of one.
-        confidence: share of the interval, 0 to 1.
-        seed: of the draws; the same seed gives the same interval.
-        resamples: draws.
-
-    Returns:
-        Lower and upper end; the value twice if there is one, ``(nan, nan)`` if there is none.
+    Queries are drawn with replacement. A single value is both ends; without values both are NaN.
     """
     from scipy.stats import bootstrap
 
@@ -174,28 +151,14 @@ def bootstrap_interval(
 
 
 def measure_difference(baseline: pl.DataFrame, current: pl.DataFrame) -> Difference:
-    """Measure the difference of two runs, ``public_id, value`` each, one row per query.
-
-    Raises:
-        ArtefactError: if the two are not over the same queries, or over none.
-    """
+    """Measure the difference of two runs, one row per query."""
     differences = _paired(baseline, current)
     low, high = bootstrap_interval(differences)
     return Difference(float(differences.mean()), randomisation_test(differences), low, high, len(differences))
 
 
 def compare(baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float) -> Comparison:
-    """Call a run better or worse if its mean moved by ``minimum_effect`` and the move is significant, else equal.
-
-    Args:
-        baseline: ``public_id, value``, one row per query.
-        current: the same queries.
-        minimum_effect: smallest difference of the means that counts, at least 0.
-        alpha: significance level, 0 to 1.
-
-    Raises:
-        ArtefactError: if the two are not over the same queries, or over none.
-    """
+    """Call a run better or worse if its mean moved by ``minimum_effect`` and the move is significant, else equal."""
     difference = measure_difference(baseline, current)
     delta = difference.delta
     testable = smallest_p_value(difference.queries) < alpha
@@ -208,8 +171,7 @@ def compare(baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: fl
 def compare_common(baseline: pl.DataFrame, current: pl.DataFrame, *, minimum_effect: float, alpha: float) -> Comparison:
     """Compare on the queries that both have: a collection may gain and lose a few between two runs.
 
-    Raises:
-        ArtefactError: if fewer than ``COMMON_SHARE`` of either side's queries are common.
+    Less than ``COMMON_SHARE`` of either side's queries is an ``ArtefactError``.
     """
     common = baseline.select("public_id").join(current.select("public_id"), on="public_id", how="inner")
     if len(common) < COMMON_SHARE * max(len(baseline), len(current)) or not len(common):
@@ -239,13 +201,6 @@ def rerank_not_worse(fused: pl.DataFrame, reranked: pl.DataFrame) -> QualityVerd
     """Pass if the reranked mean is at least the fused mean minus ``RERANK_EPSILON``.
 
     The interval and the p-value inform and do not decide.
-
-    Args:
-        fused: ``public_id, value`` of the fused run, one row per query.
-        reranked: the same queries.
-
-    Raises:
-        ArtefactError: if the two are not over the same queries, or over none.
     """
     difference = measure_difference(fused, reranked)
     passed = difference.delta >= -RERANK_EPSILON - _ROUNDING
@@ -266,13 +221,6 @@ def fusion_not_worse(fused: pl.DataFrame, singles: Mapping[str, pl.DataFrame]) -
 
     The strongest list would be too strict: on several public collections fusion loses to the better of its parts.
     Rightly configured fusion still never falls below the weakest.
-
-    Args:
-        fused: ``public_id, value`` of the fused run, one row per query.
-        singles: the same for each list that went in, by name; at least one.
-
-    Raises:
-        ArtefactError: if the runs are not over the same queries, or there is no single list.
     """
     if not singles:
         raise ArtefactError("fusion cannot be judged without a single list. Evaluate dense or sparse as well")

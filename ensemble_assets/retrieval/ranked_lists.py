@@ -13,11 +13,7 @@ from ensemble_assets.retrieval.topk import TopK
 
 
 def run_from_topk(topk: TopK, public_ids: Sequence[str] | pl.Series) -> pl.DataFrame:
-    """Make the RUN frame of a search result, queries in the order of ``public_ids``.
-
-    Raises:
-        ArtefactError: if the number of ids is not the number of queries.
-    """
+    """Make the RUN frame of a search result, queries in the order of ``public_ids``."""
     n_queries, k = topk.rows.shape
     ids = pl.Series("public_id", public_ids, dtype=pl.String)
     if len(ids) != n_queries:
@@ -35,11 +31,7 @@ def run_from_topk(topk: TopK, public_ids: Sequence[str] | pl.Series) -> pl.DataF
 
 
 def with_chunk_ids(run: pl.DataFrame, chunk_ids: pl.Series) -> pl.DataFrame:
-    """Give ``run`` with a ``chunk_id`` column, taken from ``chunk_ids`` (``[n_chunks]``, collection order) by row.
-
-    Raises:
-        ArtefactError: if a row lies outside the collection.
-    """
+    """Give ``run`` with a ``chunk_id`` column, taken from ``chunk_ids`` (``[n_chunks]``, collection order) by row."""
     highest = run["row"].max()
     if isinstance(highest, int) and highest >= len(chunk_ids):
         raise ArtefactError(

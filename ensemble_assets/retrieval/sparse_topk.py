@@ -33,10 +33,8 @@ class SparseRows:
 
     Attributes:
         indptr: ``[n + 1] int64``; row ``i`` is ``indices[indptr[i]:indptr[i + 1]]``, as in ``values``.
-        indices: ``[n_weights] int32``, term numbers in ``[0, dimension)``; a term that repeats in a row counts as the
-            sum.
+        indices: ``[n_weights] int32``, term numbers below ``dimension``; a term that repeats in a row is summed.
         values: ``[n_weights] float32``, finite, not negative.
-        dimension: size of the vocabulary.
     """
 
     indptr: NDArray[np.int64]
@@ -55,11 +53,7 @@ def sparse_topk(documents: SparseRows, queries: SparseRows, k: int, *, tile_byte
     (the products are exact in float64). Order: score descending, then row ascending. Documents that score 0 are not
     candidates: a query gets fewer than k places, or none, when fewer documents share a term with it.
 
-    Args:
-        documents: the collection; its arrays may be memory-mapped.
-        queries: over the same vocabulary.
-        k: places per query.
-        tile_bytes: upper bound on the working memory in bytes, besides the inputs and the result (12 bytes per place).
+    The working memory stays below ``tile_bytes``, besides the inputs and the result (12 bytes per place).
 
     Raises:
         ArtefactError: if arrays do not fit together, or an index or a weight is out of range.

@@ -38,14 +38,9 @@ class TopK:
 
 
 def pack(scores: NDArray[np.float32], rows: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Pack each (score, row) into one sortable key: a smaller key is a better place.
+    """Pack each (score, row) into one sortable key ``[n] uint64``: a smaller key is a better place.
 
-    Args:
-        scores: ``[n] float32``, finite. ``-0.0`` counts as ``0.0``.
-        rows: ``[n]``, below ``NO_ROW``.
-
-    Returns:
-        ``[n] uint64``.
+    Scores are ``[n] float32``, finite, ``-0.0`` as ``0.0``; rows are below ``NO_ROW``.
     """
     bits = (scores + np.float32(0)).view(np.uint32)
     falling = np.where(bits & _SIGN, bits, ~bits & _MAGNITUDE)
@@ -76,12 +71,9 @@ class BestSoFar:
         return np.where(last == _NO_KEY, np.float32(-np.inf), unpack(last)[0])
 
     def offer(self, queries: NDArray[np.int64], scores: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
-        """Consider candidates of several queries.
+        """Consider candidates of several queries, ``[n]`` each: ascending query, finite float32 score, and row.
 
-        Args:
-            queries: ``[n] int64``, ascending: which query each candidate is for.
-            scores: ``[n] float32``, finite.
-            rows: ``[n] int64``; a row is offered at most once per query.
+        A row is offered at most once per query.
         """
         if not len(queries):
             return
@@ -115,11 +107,7 @@ class BestSoFar:
 
 
 def check_depth(k: int, n_rows: int) -> None:
-    """Refuse a depth below 1 and a collection whose rows do not fit the keys.
-
-    Raises:
-        StageError: naming the number and what is accepted.
-    """
+    """Refuse a depth below 1 and a collection whose rows do not fit the keys, with a ``StageError``."""
     if k < 1:
         raise StageError(f"top-k was asked for {k} rows per query; expected at least 1. Correct the candidate depth")
     if n_rows >= int(NO_ROW):

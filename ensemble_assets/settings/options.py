@@ -1,7 +1,7 @@
 """Define every option: its type, default, bounds, help text and environment variable.
 
-The command line, the Launchpad, ``docs/configuration.md`` and the manifest are all made from the section classes below.
-A default that lower layers share comes from ``common.defaults``; all others stand here and nowhere else.
+Command line, Launchpad, ``docs/configuration.md`` and manifest are made from the section classes below. A default that
+lower layers share comes from ``common.defaults``.
 """
 
 from __future__ import annotations
@@ -315,12 +315,7 @@ _TYPE_WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as documentation, forms and errors describe it.
-
-    Attributes:
-        key: dotted name, as ``--set`` takes it.
-        field: its type, default, bounds and help text.
-    """
+    """One option by its dotted key, as ``--set`` takes it: its type, default, bounds and help text."""
 
     key: str
     field: FieldInfo

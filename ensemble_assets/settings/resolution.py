@@ -17,12 +17,7 @@ from ensemble_assets.settings.sources import Layer, process_environment, read_la
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one value came from.
-
-    Attributes:
-        layer: ``default``, ``config file``, ``.env``, ``environment`` or ``run``.
-        source: in words, such as ``environment variable EMBEDDER_ENABLE_RERANK``.
-    """
+    """The source of a value in words, and its layer: ``default``, ``config file``, ``.env``, ``environment`` or run."""
 
     layer: str
     source: str
@@ -30,13 +25,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings, the origin of every value, and the environment in which they were resolved.
+    """Settings, the origin of every value by dotted key, and the environment in which they were resolved.
 
-    Attributes:
-        settings: the values.
-        origins: by dotted key.
-        environment: all variables of the process, for values that are no options (``OTEL_*``, keys of servers). It may
-            hold secrets, so it is not shown.
+    The environment has values that are no options (``OTEL_*``, keys of servers). It may hold secrets.
     """
 
     settings: Settings
@@ -57,24 +48,15 @@ class Resolved:
         ]
 
     def with_layer(self, layer: Layer) -> Resolved:
-        """Return these settings with a stronger layer's values.
-
-        Raises:
-            SettingsError: for an unknown key or a value that is not accepted.
-        """
+        """Return these settings with a stronger layer's values; ``SettingsError`` for an unknown key or a bad value."""
         values = flatten(self.settings) | _typed(layer)
         origins = {**self.origins, **{key: Origin(layer.name, layer.source(key)) for key in layer.values}}
         return replace(self, settings=Settings.model_validate(nested(values)), origins=origins)
 
     def with_overrides(self, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Resolved:
-        """Return these settings with values of the run configuration or the command line.
+        """Return these settings with values of the run configuration or the command line, as text or typed.
 
-        Args:
-            overrides: values by dotted key, as text or already typed.
-            sources: names of their sources by key, such as ``--disable-rerank``; else ``run config <key>``.
-
-        Raises:
-            SettingsError: as ``with_layer``.
+        ``sources`` names the source of a key, such as ``--disable-rerank``; else it is ``run config <key>``.
         """
         return self.with_layer(Layer("run", overrides, lambda key: sources.get(key, f"run config {key}")))
 
@@ -88,14 +70,8 @@ def resolve(
 ) -> Resolved:
     """Resolve all layers: defaults < config file < ``.env`` < environment < ``overrides`` (run config or CLI).
 
-    Args:
-        overrides: values by dotted key, as text or already typed.
-        environment: the variables to read; those of the process unless given.
-        folder: folder of ``ensemble.yaml`` and ``.env``; the working directory unless given.
-        override_sources: names of the overrides' sources by key, see ``Resolved.with_overrides``.
-
-    Raises:
-        SettingsError: for an unknown key or a value that is not accepted, in any layer.
+    Files are read from ``folder``, the working directory unless given. An unknown key, or a value that is not accepted,
+    is a ``SettingsError`` in every layer.
     """
     variables = process_environment() if environment is None else dict(environment)
     resolved = Resolved(Settings(), {key: Origin("default", "default") for key in options()}, variables)
@@ -105,11 +81,7 @@ def resolve(
 
 
 def _typed(layer: Layer) -> dict[str, Any]:
-    """Return a layer's values with their types.
-
-    Raises:
-        SettingsError: naming the source, the value and the accepted values.
-    """
+    """Return a layer's values with their types; ``SettingsError`` with source, value and accepted values."""
     for key in layer.values:
         if key not in options():
             close = difflib.get_close_matches(key, options(), n=1)

@@ -20,13 +20,7 @@ CONFIG_NAME = "ensemble.yaml"
 
 @dataclass(frozen=True)
 class Layer:
-    """Values of one layer as they were written.
-
-    Attributes:
-        name: ``config file``, ``.env``, ``environment`` or ``run``.
-        values: by dotted key.
-        source: returns the name of a value's source, given its key.
-    """
+    """Values of one layer by dotted key as they were written; ``source`` names the source of a key's value."""
 
     name: str
     values: Mapping[str, Any]
@@ -41,12 +35,7 @@ def process_environment() -> dict[str, str]:
 def read_layers(environment: Mapping[str, str], folder: Path) -> list[Layer]:
     """Read config file, ``.env`` and environment, weakest first.
 
-    Args:
-        environment: variables of the process.
-        folder: folder of ``ensemble.yaml`` and ``.env``.
-
-    Raises:
-        SettingsError: if the config file that was named is missing or is not a YAML mapping.
+    A named config file that is missing, or is no YAML mapping, is a ``SettingsError``.
     """
     dotenv = {name: text for name, text in dotenv_values(folder / ".env").items() if text is not None}
     file = environment.get(CONFIG_VARIABLE) or dotenv.get(CONFIG_VARIABLE)

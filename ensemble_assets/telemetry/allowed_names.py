@@ -1,8 +1,7 @@
 """List everything that telemetry may carry: spans and their attributes, events and their facts, log fields.
 
-A name that is not here, or a value that its check does not know, is dropped and counted
-(``dropped_attributes``). Metrics and their labels have their own table, in ``metrics``. ``docs/telemetry.md`` lists
-the same names; a test compares the two in both directions.
+A name that is not here, or a value that its check refuses, is dropped and counted (``dropped_attributes``). ``metrics``
+lists the metrics and their labels. A test compares both tables with ``docs/telemetry.md``.
 """
 
 from __future__ import annotations
@@ -184,13 +183,7 @@ SPANS: MappingProxyType[str, SpanSpec] = MappingProxyType(
 
 @dataclass(frozen=True)
 class EventSpec:
-    """An event that may be reported.
-
-    Attributes:
-        category: ``progress`` events go to the journal only (they are many); all others also onto the span.
-        meaning: for the documentation.
-        facts: allowed facts.
-    """
+    """An event that may be reported; ``progress`` events are many and go to the journal alone."""
 
     category: Category
     meaning: str

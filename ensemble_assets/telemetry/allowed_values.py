@@ -1,7 +1,4 @@
-"""Check values against the allow-list: the kinds of checks, and the function that applies them to facts.
-
-``allowed_names`` has the names and the check of each.
-"""
+"""Check values against the allow-list of ``allowed_names``: the kinds of checks, and their use on facts."""
 
 from __future__ import annotations
 
@@ -20,13 +17,7 @@ _SLUG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class Field:
-    """A named value: its meaning and the values that it may take.
-
-    Attributes:
-        meaning: for the documentation, with the unit.
-        accepts: the check in words, for the documentation.
-        check: returns the value as plain Python, or None to keep it out.
-    """
+    """A named value: its meaning and accepted values in words; ``check`` returns plain Python, or None to refuse."""
 
     meaning: str
     accepts: str
@@ -85,16 +76,9 @@ def is_slug(text: object) -> bool:
 def admit(
     facts: Mapping[str, object], names: frozenset[str], fields: Mapping[str, Field], known: Declared
 ) -> tuple[dict[str, Scalar], int]:
-    """Let through the facts that the allow-list accepts; count the others.
+    """Let through the facts in ``names`` that their field's check accepts, and count the refused ones.
 
-    Args:
-        facts: to be reported. None means "no value" and is left out without being counted.
-        names: the fields that are allowed here.
-        fields: every field's check.
-        known: declared values per kind.
-
-    Returns:
-        The admitted facts, and how many were kept out.
+    None means "no value": it is left out and not counted. ``known`` has the declared values per kind.
     """
     admitted: dict[str, Scalar] = {}
     dropped = 0

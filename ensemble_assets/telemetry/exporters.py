@@ -55,20 +55,13 @@ _SCOPE = InstrumentationScope("ensemble_assets", __version__)
 
 @dataclass(frozen=True)
 class TelemetryOptions:
-    """Where telemetry goes; by default nowhere.
+    """The destinations of telemetry; by default there are none. An unusable value raises ``SettingsError``.
 
     Attributes:
-        journal_folder: folder of the run's JSONL journal (``telemetry-<run>.jsonl``); None: no journal.
-        otlp: this process's ``OTEL_*`` variables; without an endpoint nothing is sent. They may hold credentials, so
-            they are not shown.
+        otlp: this process's ``OTEL_*`` variables, which may hold credentials; without an endpoint nothing is sent.
         textfile_folder: folder that node-exporter's textfile collector reads; None: no text file.
         pushgateway: URL of a Prometheus Pushgateway, or empty.
-        metrics_enabled: whether metrics are exported.
-        namespace: start of every metric name.
         timeout_seconds: longest wait for one network exporter; it is then given up for this process.
-
-    Raises:
-        SettingsError: at construction, if a value cannot be used or an exporter's package is missing.
     """
 
     journal_folder: Path | None = None
@@ -129,10 +122,7 @@ def _variable(variables: Mapping[str, str], signal: Signal, name: str) -> str:
 def otlp_exporter(variables: Mapping[str, str], signal: Signal, longest: float) -> Any:
     """Make the exporter of a signal, which reads its variables from the environment; None if nothing is to be sent.
 
-    Args:
-        variables: this process's ``OTEL_*`` variables.
-        signal: traces or metrics.
-        longest: most seconds that one export may take; a shorter ``OTEL_EXPORTER_OTLP_TIMEOUT`` wins.
+    One export takes ``longest`` seconds at most; a shorter ``OTEL_EXPORTER_OTLP_TIMEOUT`` wins.
     """
     package = otlp_package(variables, signal)
     if package is None:
@@ -154,12 +144,7 @@ def resource_of(variables: Mapping[str, str], run: str) -> Resource:
 
 
 class ProcessTelemetry:
-    """The exporters of one process of a run. Made on first use, never before a fork.
-
-    Args:
-        run_id: the Dagster run id.
-        options: where telemetry goes.
-    """
+    """The exporters of one process of a run. Made on first use, never before a fork."""
 
     def __init__(self, run_id: str, options: TelemetryOptions) -> None:
         self.options = options
@@ -263,11 +248,7 @@ class OtlpSpans:
         )
 
     def send(self) -> None:
-        """Send the spans that wait.
-
-        Raises:
-            ConnectionError: if the receiver did not take them.
-        """
+        """Send the spans that wait; ``ConnectionError`` if the receiver did not take them."""
         waiting, self._waiting = self._waiting, []
         if waiting and self._exporter.export(waiting) is not SpanExportResult.SUCCESS:
             raise ConnectionError
@@ -299,8 +280,7 @@ class OtlpMetrics:
     def send(self) -> None:
         """Send the sums since the process began, or since the last call where deltas are preferred.
 
-        Raises:
-            ConnectionError: if the receiver did not take them.
+        A receiver that does not take them is a ``ConnectionError``.
         """
         now = time.time_ns()
         metrics = [self._metric(METRICS[name], now) for name in self.values.names()]

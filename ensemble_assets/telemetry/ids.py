@@ -22,12 +22,7 @@ def trace_id(run_id: str) -> int:
 
 
 def span_id(trace: int, *parts: str | int) -> int:
-    """Derive the 64-bit id of the span that ``parts`` name within the trace. Never 0.
-
-    Args:
-        trace: trace id.
-        parts: span name, then the values that make it unique (collection, attempt, occurrence, model).
-    """
+    """Derive the 64-bit id, never 0, of the span that ``parts`` name: span name, collection, attempt, model."""
     text = "\0".join(map(str, parts))
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=trace.to_bytes(16, "big"), person=b"rag-span")
     return int.from_bytes(digest.digest()) or 1

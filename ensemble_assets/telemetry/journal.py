@@ -82,12 +82,9 @@ class Journal:
 
 @dataclass
 class JournalContent:
-    """The content of a journal.
+    """The spans, progress events (each with its stage) and number of unreadable lines of a journal.
 
-    Attributes:
-        spans: in the order in which they ended; spans whose process died come last, with status ``unfinished``.
-        samples: progress events (batches, memory) with the stage they belong to.
-        unreadable: lines that could not be used.
+    Spans come in the order in which they ended; spans whose process died come last, with status ``unfinished``.
     """
 
     spans: list[SpanRecord] = field(default_factory=list)
@@ -98,9 +95,7 @@ class JournalContent:
 def read_journal(path: Path, progress: bool = True) -> JournalContent:
     """Read a journal, also while others write it. A missing file is an empty journal.
 
-    Args:
-        path: the file.
-        progress: whether to read progress events; they are most of the lines, and metrics do not need them.
+    Progress events are most of the lines, and metrics do not need them: without ``progress`` they are skipped.
     """
     lines, unreadable = _lines(path, () if progress else _PROGRESS)
     content = JournalContent(unreadable=unreadable)

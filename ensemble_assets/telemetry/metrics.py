@@ -1,6 +1,5 @@
-"""List the metrics, and derive them from the attributes and events that spans already carry.
+"""List the metrics, measure span attributes and events with them, and add the measurements up.
 
-``from_event`` and ``span_record.stage_measurements`` turn those into measurements, which ``MetricValues`` adds up.
 Prometheus and OTLP read the sums.
 """
 
@@ -31,12 +30,9 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One instrument. Its full name is ``<namespace>_<name>``; all have the label ``collection`` besides ``labels``.
+    """One instrument, exported as ``<namespace>_<name>``; all have the label ``collection`` besides ``labels``.
 
-    Attributes:
-        kind: gauges keep the last value of a run, or the highest where ``highest`` is set.
-        labels: allowed labels; each is an allow-listed field with few values.
-        unit: of the value, for OTLP.
+    Gauges keep the last value of a run, or the highest where ``highest`` is set. ``unit`` is for OTLP.
     """
 
     name: str
@@ -192,11 +188,7 @@ def _bounded(series: Mapping[Labels, object], labels: Labels) -> Labels:
 
 
 def check_namespace(namespace: str) -> str:
-    """Return the namespace.
-
-    Raises:
-        SettingsError: if it cannot start a metric name.
-    """
+    """Return the namespace; ``SettingsError`` if it cannot start a metric name."""
     if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", namespace, re.ASCII):
         raise SettingsError(
             f"metrics.namespace (EMBEDDER_METRICS_NAMESPACE) is {namespace[:64]!r}; expected letters, digits and _, "

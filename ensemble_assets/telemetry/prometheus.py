@@ -63,11 +63,7 @@ def textfile_path(folder: Path, collection: str) -> Path:
 
 
 def write_textfile(values: MetricValues, namespace: str, folder: Path, collection: str) -> Path:
-    """Replace the collection's text file in one step.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
+    """Replace the collection's text file in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     path = textfile_path(folder, collection)
     write_to_textfile(str(path), registry(values, namespace))
@@ -77,11 +73,7 @@ def write_textfile(values: MetricValues, namespace: str, folder: Path, collectio
 def publish(process: ProcessTelemetry, collection: str, own: Sequence[SpanRecord], ended: SpanRecord) -> None:
     """Write the text file; push if the run is through or a stage failed. Failures are remembered, not raised.
 
-    Args:
-        process: this process's telemetry.
-        collection: as telemetry shows it.
-        own: stage spans that ended in this process; published when there is no journal.
-        ended: the stage that just ended.
+    Without a journal the values are those of ``own``, the stage spans that ended in this process.
     """
     options = process.options
 

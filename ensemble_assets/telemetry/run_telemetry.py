@@ -32,13 +32,7 @@ from ensemble_assets.telemetry.spans import CURRENT, ActiveSpan, StageState, ent
 
 
 class RunTelemetry:
-    """Telemetry of one run and one collection.
-
-    Args:
-        run_id: the Dagster run id; the trace id is made from it.
-        collection: the collection (partition); shown as it is if it is a slug, else as a hash.
-        options: where telemetry goes; the default writes nothing.
-    """
+    """Telemetry of one run and one collection. A collection's name that is no slug is shown as a hash."""
 
     def __init__(self, run_id: str, collection: str, options: TelemetryOptions | None = None) -> None:
         self.run_id = run_id
@@ -66,13 +60,7 @@ class RunTelemetry:
     def stage(self, stage: str, /, *, attempt: int = 0, **attributes: Value) -> Iterator[ActiveSpan]:
         """Open the span of a stage, current while the block runs; flush everything when it ends, however it ends.
 
-        Args:
-            stage: one of ``stages.TIMED_STAGES``.
-            attempt: number of the step's retry in this run; keeps the span ids of retries apart.
-            attributes: first attributes.
-
-        Raises:
-            ValueError: if the stage is none of these; a mistake of the caller, not of the user.
+        ``attempt`` counts the step's retries in this run and makes their span ids differ.
         """
         if stage not in TIMED_STAGES:
             raise ValueError(f"no such stage; stages are {', '.join(TIMED_STAGES)}")
@@ -97,15 +85,9 @@ class RunTelemetry:
     def finish_run(
         self, started_at: float, failed: BaseException | None = None, ended_at: float | None = None
     ) -> SpanRecord | None:
-        """Record the root span, once per run, in whichever process sees the run end first.
+        """Record the root span, once per run, in whichever process sees the run end first; times are Unix seconds.
 
-        Args:
-            started_at: when the run began, seconds since the epoch.
-            failed: the error that ended it, if it failed.
-            ended_at: when it ended; now, if not given.
-
-        Returns:
-            The span; None if the run's journal already has it.
+        Returns the span; None if the run's journal already has it.
         """
         process = self._here()
         with ExitStack() as stack:

@@ -72,9 +72,7 @@ class SpanStart:
     """The beginning of a stage, model, worker or run span.
 
     Attributes:
-        name: ``rag.dense`` and so on, see ``allowed_names.SPANS``.
-        span_id: 16 hex digits.
-        parent_id: 16 hex digits, or empty for the root.
+        span_id: 16 hex digits, as all span ids; the root's ``parent_id`` is empty.
         trace_id: 32 hex digits.
         stage_id: id of the stage's span; the run's span has its own.
         stage: empty for the run's span.
@@ -97,15 +95,13 @@ class SpanStart:
 
 @dataclass(frozen=True)
 class SpanRecord(SpanStart):
-    """A span that ended, or as much of it as happened.
+    """A span that ended, or as much of it as happened. The last three fields are empty unless it is a stage's.
 
     Attributes:
         status: ``active``, ``skipped``, ``failed`` or ``unfinished`` (its process died).
         ended_at: seconds since the epoch; for unfinished spans the time of the last event.
-        attributes: admitted attributes.
-        events: for stage spans, the events of the whole stage, at most ``MAX_EVENTS``.
-        counts: for stage spans, events per name, progress included.
-        measurements: for stage spans, sums of counters, values of gauges and single observations of histograms.
+        events: of the whole stage, at most ``MAX_EVENTS``; ``counts`` counts all of them by name.
+        measurements: sums of counters, values of gauges and single observations of histograms.
     """
 
     status: str
@@ -170,16 +166,9 @@ _COUNTED: Mapping[str, frozenset[Category]] = {
 def telemetry_section(
     records: Iterable[SpanRecord], *, metrics_enabled: bool = True, namespace: str = "rag"
 ) -> dict[str, Any]:
-    """Make the manifest's ``telemetry`` object, in the layout of CONTRACT v4.1.
+    """Make the manifest's ``telemetry`` object, in the layout of CONTRACT v4.1, of the last try of each stage.
 
-    Args:
-        records: stage spans of the run; of several for one stage (retries) the one that started last counts. Other
-            spans are ignored.
-        metrics_enabled: whether metrics were recorded.
-        namespace: start of every metric name.
-
-    Returns:
-        ``spans`` by span name, ``metrics`` by stage, and the three event counts.
+    Returns ``spans`` by span name, ``metrics`` by stage, and the three event counts.
     """
     stages = latest_tries(records)
     counts = [item for record in stages for item in record.counts.items() if item[0] in EVENTS]

@@ -15,7 +15,6 @@ class Finished:
     Attributes:
         number: of the assignment.
         peak_bytes: the allocator's peak during the batch.
-        seconds: wall time of the batch.
         headroom: memory left on the device now.
         not_finite: rows with a NaN or an infinity, to be done again in full precision.
     """
@@ -29,13 +28,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class DidNotFit:
-    """The device ran out of memory; no row of the batch is stored.
-
-    Attributes:
-        number: of the assignment.
-        at_failure: memory left on the device when it happened.
-        headroom: memory left on the device now, after cleaning up.
-    """
+    """The device ran out of memory; no row of the batch is stored. ``headroom`` is after cleaning up."""
 
     number: int
     at_failure: Headroom
@@ -46,10 +39,7 @@ class DidNotFit:
 class ModelFailed:
     """The model raised another error; no row of the batch is stored.
 
-    Attributes:
-        number: of the assignment.
-        reason: class name of the exception. Its message may quote the input and is dropped.
-        headroom: memory left on the device now.
+    ``reason`` is the class name of the exception, whose message may quote the input and is dropped.
     """
 
     number: int
@@ -65,13 +55,9 @@ class DeviceOutOfMemoryError(Exception):
 
 
 class ModelFailedError(StageError):
-    """A model raised another error than out-of-memory on a batch.
+    """A model raised another error than out-of-memory on a batch of ``size`` rows, the longest of ``longest`` tokens.
 
-    Attributes:
-        model: its slug.
-        reason: ``failure_word`` of the exception, whose message may quote the input.
-        size: rows of the batch.
-        longest: tokens of its longest row.
+    ``reason`` is the ``failure_word`` of the exception, whose message may quote the input.
     """
 
     def __init__(self, model: str, reason: str, size: int, longest: int) -> None:

@@ -75,16 +75,9 @@ class _Lane:
 
 
 class Dispatcher:
-    """Feeds devices with planned batches until all rows are done or no device is left.
+    """Feeds devices, given by name, with planned batches until all rows are done or no device is left.
 
-    Args:
-        planner: plans the batches.
-        devices: names of all devices that will join.
-        events: where decisions are reported.
-        patience: how long to wait.
-
-    Attributes:
-        largest_batch: rows of the largest batch that worked.
+    ``largest_batch`` counts the rows of the largest batch that worked.
     """
 
     def __init__(
@@ -110,17 +103,11 @@ class Dispatcher:
         return frozenset(self._expected)
 
     def actions(self, now: Callable[[], float], wait: Callable[[float | None], None]) -> Iterator[Action]:
-        """Yield one action after another until all rows are done.
+        """Yield one action after another until all rows are done; then raise ``failure`` if there is one.
 
         The caller performs every action and reports what happens with ``outcome``, ``measured``, ``joined`` and
-        ``lost``: right away, or while it waits.
-
-        Args:
-            now: the time in seconds; never goes back.
-            wait: called when there is nothing to do, with the time of the next decision (see ``wakeup``).
-
-        Raises:
-            EnsembleError: ``failure``.
+        ``lost``: right away, or while it waits. ``wait`` is called when there is nothing to do, with the time of the
+        next decision. ``now`` is the time in seconds; it never goes back.
         """
         while not self.finished:
             actions = self.decide(now())
@@ -162,10 +149,8 @@ class Dispatcher:
     def lost(self, device: str, reason: str, detail: str) -> None:
         """Record that a device's worker is gone. Others get its batch.
 
-        Args:
-            device: its name.
-            reason: for the event: a constant of this module, ``out_of_memory``, or ``failure_word`` of an exception.
-            detail: the reason in a few words and numbers, for the error if no other device is left.
+        ``reason`` is a fixed word for the event: a constant of this module, ``out_of_memory`` or a ``failure_word``.
+        ``detail`` says it in a few words and numbers, for the error if no other device is left.
         """
         self._expected.discard(device)
         lane = self._lanes.pop(device, None)

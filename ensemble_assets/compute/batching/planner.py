@@ -40,12 +40,7 @@ _STRIKES = 8
 
 @dataclass(frozen=True)
 class PlannerSettings:
-    """Settings of the batch planner.
-
-    Attributes:
-        sizes: limits of their size.
-        lookahead: number of latest batches whose outcomes are not used; see the module's docstring.
-    """
+    """Settings of the batch planner: limits of size, and the number of latest batches whose outcomes are not used."""
 
     sizes: SizeSettings = field(default_factory=SizeSettings)
     lookahead: int = 4
@@ -72,10 +67,7 @@ class Hold(Enum):
 class _Part:
     """Rows, longest first, of a batch that was split or whose device was lost.
 
-    Attributes:
-        rows: their numbers.
-        attempts: how often a single row did not fit.
-        needs: bytes that the allocator must be able to hold before the row is tried again.
+    A single row that did not fit (``attempts`` times) is tried again when the allocator can hold ``needs`` bytes.
     """
 
     rows: NDArray[np.int64]
@@ -88,8 +80,6 @@ class Tally:
     """Counts of batches and of padded tokens.
 
     Attributes:
-        batches: finished batches.
-        tokens: tokens in them.
         redone_tokens: tokens in batches that did not fit or on which the model raised.
         lost_tokens: tokens in batches whose device was lost.
         out_of_memory: batches that did not fit.
@@ -114,11 +104,6 @@ class BatchPlanner:
         settings: how batches are planned.
         events: where decisions are reported.
         earlier: batch sizes that earlier runs learned.
-
-    Attributes:
-        sizes: the limits of the next batch.
-        tally: counts so far.
-        failed: row -> reason.
     """
 
     def __init__(
@@ -189,12 +174,7 @@ class BatchPlanner:
         self.tally.tokens += assignment.batch.tokens
 
     def out_of_memory(self, number: int, headroom: Headroom) -> None:
-        """Record that a batch did not fit, and plan its rows again.
-
-        Args:
-            number: of the assignment.
-            headroom: the device's memory when it happened.
-        """
+        """Record that a batch did not fit into this headroom, and plan its rows again."""
         assignment, part = self._running.pop(number)
         batch = assignment.batch
         self._peaks[number] = None

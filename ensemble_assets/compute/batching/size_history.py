@@ -19,22 +19,13 @@ _MOST_ENTRIES = 64
 
 
 class SizeHistory:
-    """The file of working batch sizes. Several runs may read and write it at once.
-
-    Args:
-        path: the file, made on the first write; None remembers nothing.
-    """
+    """The file of working batch sizes. Several runs may read and write it at once; None remembers nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._cache = JsonCache(path, _MOST_ENTRIES)
 
     def recall(self, identity: str, kind: str) -> KnownSizes:
-        """Return what earlier runs learned, or empty sizes.
-
-        Args:
-            identity: ``ForwardFactory.identity``.
-            kind: kinds of the devices.
-        """
+        """Return what earlier runs learned about ``ForwardFactory.identity`` on devices of this kind."""
         entry = self._cache.read().get(_key(identity, kind), {})
         with suppress(TypeError, ValueError, KeyError, OverflowError):
             observations = tuple(Observation(*map(_count, values)) for values in entry["observations"])
@@ -52,11 +43,7 @@ def _key(identity: str, kind: str) -> str:
 
 
 def _count(value: Any) -> int:
-    """Convert to a whole number.
-
-    Raises:
-        ValueError: if it is negative.
-    """
+    """Convert to a whole number; ``ValueError`` if it is negative."""
     number = int(value)
     if number < 0:
         raise ValueError

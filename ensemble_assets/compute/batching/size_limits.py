@@ -121,12 +121,9 @@ class FailedSizes:
         self._bound = min(self._bound * _REGROWTH, self._least(model) * _BELOW)
 
     def bound(self, model: PeakModel, worked_tokens: int, affordable_tokens: float) -> float:
-        """Return the largest batch in padded tokens.
+        """Return the largest batch in padded tokens; ``model`` explains failures by the memory that it predicts.
 
-        Args:
-            model: predicts memory, and so explains failures.
-            worked_tokens: the largest batch that worked.
-            affordable_tokens: largest batch that may be risked with a size that has not worked yet.
+        A size that has not worked yet may be risked with ``affordable_tokens`` at most.
         """
         least = self._least(model)
         if math.isinf(least):
@@ -147,13 +144,7 @@ def _explains(model: PeakModel, failure: Failure) -> bool:
 
 
 class SizeLimits:
-    """Learns from every batch how large the next one may be.
-
-    Args:
-        settings: the limits.
-        total_tokens: tokens of all rows.
-        earlier: what earlier runs learned.
-    """
+    """Learns from every batch how large the next one may be."""
 
     def __init__(self, settings: SizeSettings, total_tokens: int, earlier: KnownSizes | None = None) -> None:
         earlier = earlier or KnownSizes()
@@ -176,11 +167,7 @@ class SizeLimits:
     def allowed_tokens(self, longest: int, available_bytes: int, redone_tokens: int, probe: bool) -> float:
         """Return the largest batch that may be tried now, in padded tokens; may be less than one row.
 
-        Args:
-            longest: tokens of the longest row.
-            available_bytes: bytes that the device's allocator may hold.
-            redone_tokens: tokens that had to be computed again so far.
-            probe: whether the batch may be much larger than any that worked.
+        A ``probe`` may be much larger than any batch that worked. ``redone_tokens`` are those computed again so far.
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)

@@ -83,8 +83,7 @@ class Headroom:
 class MemoryGuard:
     """Keeps one worker under the ceiling. Thread-safe: the sampler and the batch loop both call ``measure``.
 
-    Attributes:
-        peak_used: most bytes of the device that any measurement found in use, by all processes.
+    ``peak_used`` is the most memory in use on the device at any measurement, in bytes, by all processes.
     """
 
     def __init__(self, session: DeviceSession, ceiling: Ceiling) -> None:
@@ -97,14 +96,7 @@ class MemoryGuard:
         self._reserve = self._outside()[0]  # all of it until measure_reserve tells others apart
 
     def measure_reserve(self, used_before: int) -> int:
-        """Measure the reserve: the bytes that opening the device took (context, libraries).
-
-        Args:
-            used_before: the device's used bytes before this process opened it.
-
-        Returns:
-            The reserve in bytes.
-        """
+        """Measure the reserve: the bytes that opening the device took (context, libraries), ``used_before`` it."""
         with self._lock:
             self._reserve = max(0, self._outside()[0] - used_before)
         return self._reserve

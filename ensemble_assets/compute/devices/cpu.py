@@ -46,8 +46,7 @@ def tree_resident_bytes() -> int:
 class CpuDevice:
     """The processors and memory of this host, as one device.
 
-    Attributes:
-        threads: compute threads that each worker may start; 0 leaves the libraries' own choice.
+    Each worker may start ``threads`` compute threads; 0 leaves the libraries' own choice.
     """
 
     threads: int = 0
@@ -146,11 +145,7 @@ class CpuSession:
 
 
 def _status(name: str) -> int:
-    """Read a field of ``/proc/self/status`` in bytes.
-
-    Raises:
-        DeviceError: if the kernel does not have it.
-    """
+    """Read a field of ``/proc/self/status`` in bytes; ``DeviceError`` if the kernel does not have it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024

@@ -132,11 +132,7 @@ class CudaSession:
 
 
 def list_cuda_devices() -> tuple[CudaDevice, ...]:
-    """List every GPU that NVML knows, in PCI bus order.
-
-    Raises:
-        DeviceError: if NVML cannot be used; the message says why.
-    """
+    """List every GPU that NVML knows, in PCI bus order; ``DeviceError`` says why NVML cannot be used."""
     try:
         import pynvml
     except ImportError as error:

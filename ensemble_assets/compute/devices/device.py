@@ -1,7 +1,6 @@
-"""The protocols of a compute device.
+"""Define the protocols of a compute device, of its open session, and of its memory.
 
-``Device`` names a device: any process may list and lock it. ``DeviceSession`` is a device opened by the process that
-computes on it.
+Any process may list and lock a ``Device``. A ``DeviceSession`` is opened by the process that computes on it.
 """
 
 from __future__ import annotations
@@ -110,11 +109,7 @@ class Device(Protocol):
         ...
 
     def open(self) -> DeviceSession:
-        """Open the device in this process: load context and libraries.
-
-        Raises:
-            DeviceError: if the device cannot be used.
-        """
+        """Open the device in this process: load context and libraries; ``DeviceError`` if it cannot be used."""
         ...
 
 

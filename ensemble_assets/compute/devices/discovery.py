@@ -14,12 +14,7 @@ from ensemble_assets.compute.devices.host_memory import host_memory
 
 @dataclass(frozen=True)
 class Discovery:
-    """The devices of a machine.
-
-    Attributes:
-        chosen: the devices that stages lease by default: all usable GPUs, else the CPU.
-        sentences: the devices and the reason of the choice, one sentence each.
-    """
+    """The devices that stages lease by default: all usable GPUs, else the CPU; and the reasons, one sentence each."""
 
     chosen: tuple[Device, ...]
     sentences: tuple[str, ...]
@@ -38,8 +33,8 @@ def discover_devices(
         visible: a ``CUDA_VISIBLE_DEVICES`` value that narrows the choice: indices in PCI bus order, or UUIDs or their
             beginnings; None for all.
         threads: CPU threads per worker; 0 leaves the libraries' own choice.
-        list_gpus: lists GPUs; tests replace it.
-        torch_cuda: returns the CUDA version of the installed torch, or None for a CPU build; tests replace it.
+        list_gpus: lists GPUs.
+        torch_cuda: returns the CUDA version of the installed torch, or None for a CPU build.
     """
     host = CpuDevice(threads)
     memory = host_memory()

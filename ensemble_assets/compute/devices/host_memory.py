@@ -38,12 +38,9 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 
 
 def host_memory(root: Path = Path("/")) -> HostMemory:
-    """Return the tightest of physical memory and all control groups.
+    """Return the tightest of physical memory and all control groups; ``root`` holds ``proc`` and their mounts.
 
     File cache that the kernel can take back counts as available, as in ``MemAvailable`` of the whole host.
-
-    Args:
-        root: folder of ``proc`` and the cgroup mounts; tests replace it.
     """
     physical = psutil.virtual_memory()
     total, available, limited_by = int(physical.total), int(physical.available), "physical memory"

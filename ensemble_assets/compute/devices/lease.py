@@ -1,4 +1,4 @@
-"""The lease of compute devices: devices, the open lock files that hold them, and the purpose.
+"""Define the lease of compute devices: devices, the open lock files that hold them, and the purpose.
 
 ``leases`` takes leases with locks. ``unlocked_lease`` makes one without, for tests, single CPUs and Ray clusters.
 """
@@ -32,7 +32,6 @@ class Lease:
     Attributes:
         devices: in sorted order of their UUIDs. Empty if the nodes of a cluster lease their own.
         descriptors: open lock files; a worker must inherit all of them.
-        purpose: what the devices are used for.
         waited_seconds: time until the lease was granted.
     """
 

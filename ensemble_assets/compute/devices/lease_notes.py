@@ -24,18 +24,10 @@ _START_TOLERANCE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class LeaseNote:
-    """The holder of a device.
+    """The holder of a device; times are seconds since the epoch.
 
-    Attributes:
-        uuid: the device.
-        device: its name for people.
-        run: the run's id.
-        stage: the stage that uses the device.
-        model: the model's slug.
-        pid: the process that took the lease; its workers hold it too.
-        process_start: start of that process in seconds since the epoch; a later process may have the same id.
-        user: name of the process's user.
-        since: start of the lease in seconds since the epoch.
+    ``pid`` is the process that took the lease; its workers hold it too. ``process_start`` tells it from a later process
+    with the same id.
     """
 
     uuid: str

@@ -43,7 +43,7 @@ _NETWORK_FILE_SYSTEMS = re.compile(
 
 @dataclass(frozen=True)
 class MemoryGate:
-    """When the memory of a locked device counts as free.
+    """The rule by which the memory of a locked device counts as free.
 
     The driver frees the memory of a killed process a little after its death. So the gate waits until little memory is
     used, or until the use no longer changes (it then belongs to a program that takes no leases) and enough is left. A
@@ -74,17 +74,9 @@ def lease_devices(
     run: str = "",
     gate: MemoryGate | None = None,
 ) -> Iterator[Lease]:
-    """Lease GPUs or the CPU exclusively until the block ends.
+    """Lease GPUs or the CPU exclusively until the block ends; by default all that ``discover_devices`` chooses.
 
-    Args:
-        model: slug of the model that will be on the devices.
-        stage: the stage that uses them.
-        lock_folder: one folder per machine, the same for every user and every program version.
-        events: gets ``lease.waiting``, ``lease.acquired`` and ``lease.released``.
-        devices: the devices; None takes all that ``discover_devices`` chooses.
-        timeout: seconds to wait for the locks and the memory together; 0 tries without waiting.
-        run: id of the run, for the note.
-        gate: when a device's memory counts as free.
+    ``timeout`` is in seconds, for the locks and the memory together; 0 tries without waiting.
 
     Raises:
         LeaseTimeoutError: if a device stays taken; names the holder.
@@ -122,9 +114,8 @@ def lease_devices(
 def prepare_folder(folder: Path, filesystem_of: Callable[[Path], str] | None = None) -> None:
     """Make the lock folder if it is missing. Everybody may create files, nobody may remove another's (mode 1777).
 
-    Raises:
-        SettingsError: if it is on a network file system, where ``flock`` may not exclude other machines or may not be
-            inherited, or if it cannot be written to.
+    A folder without write access is a ``SettingsError``. So is a network file system: its ``flock`` may not exclude
+    other machines, or may not be inherited.
     """
     try:
         folder.mkdir(parents=True)
@@ -220,11 +211,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _wait_for_memory(device: Device, gate: MemoryGate, deadline: float) -> None:
-    """Wait until the device's memory is free, or unchanged with enough left.
-
-    Raises:
-        LeaseTimeoutError: if other programs keep the memory.
-    """
+    """Wait until the device's memory is free, or unchanged with enough left; else ``LeaseTimeoutError``."""
     if not device.frees_late:
         return
     last, since = device.memory().used, time.monotonic()

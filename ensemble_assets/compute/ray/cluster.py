@@ -42,13 +42,10 @@ cluster_lease = partial(unlocked_lease, devices=())
 
 @dataclass(frozen=True)
 class RayRunner:
-    """A ``Runner`` on the nodes of a cluster.
+    """A ``Runner`` on the nodes of a cluster, in shards of at most ``shard_rows`` rows.
 
-    Attributes:
-        options: how nodes compute.
-        address: ``auto`` for the cluster that this machine belongs to, ``local`` for a private one on this machine, or
-            the address of a cluster.
-        shard_rows: most rows of a shard.
+    ``address`` is ``auto`` for the cluster that this machine belongs to, ``local`` for a private one on this machine,
+    or the address of a cluster.
     """
 
     options: NodeOptions
@@ -119,11 +116,7 @@ def split(lengths: NDArray[np.int64], shard_rows: int) -> list[NDArray[np.int64]
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Connect and yield the ``ray`` module. A private cluster is ended afterwards.
-
-    Raises:
-        DeviceError: if Ray is not installed or no cluster answers.
-    """
+    """Connect and yield the ``ray`` module, or raise ``DeviceError``. A private cluster ends with the block."""
     # Ray sends usage reports unless this is set before it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

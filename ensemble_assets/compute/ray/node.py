@@ -30,8 +30,7 @@ class NodeOptions:
     """Settings of every node.
 
     Attributes:
-        on_cpu: workers, batches and limits of a node without GPUs.
-        on_gpu: the same for one with GPUs.
+        on_cpu: workers, batches and limits of a node without GPUs; ``on_gpu``: with GPUs.
         environment: returns the environment of the process that calls it: the node's.
         lock_folder: folder of device locks on every node; a path on its own disk.
         lease_timeout: seconds to wait for a device.
@@ -61,13 +60,9 @@ class Order:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The outcome of a shard; exactly one of ``result``, ``error`` and ``word`` is set.
+    """The outcome of a shard: its result, an error that is safe to show, or the class name of any other error.
 
-    Attributes:
-        result: its outputs, rows in the shard's order.
-        events: events of the computation.
-        error: an error whose message is safe to show.
-        word: class name of any other error, whose message may quote the input.
+    The rows of the result are in the shard's order.
     """
 
     result: TableResult | None = None

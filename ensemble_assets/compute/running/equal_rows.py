@@ -21,10 +21,8 @@ Keys = NDArray[np.uint64]
 def row_keys(table: TokenTable, secret: bytes = b"") -> Keys:
     """Hash every input of every row with BLAKE2b-128: token ids, segments, task and further arrays.
 
-    Args:
-        table: ``n`` rows.
-        secret: key of the hash, at most 64 bytes. Token ids are the text in another form: a stored hash without a
-            secret would let anybody test whether a text was in the collection.
+    ``secret`` keys the hash, at most 64 bytes. Token ids are the text in another form: a stored hash without a secret
+    would let anybody test whether a text was in the collection.
     """
     digests = bytearray()
     ids, bounds = np.ascontiguousarray(table.ids), table.offsets.tolist()
@@ -67,15 +65,10 @@ class DistinctRows:
 
 
 def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int | None) -> Iterator[NDArray[np.int64]]:
-    """Cut rows, heaviest first, into shards that end as soon as their weights add up to ``limit``.
+    """Cut rows, heaviest first, into shards that end as soon as their weights (``[n]``) add up to ``limit``.
 
     Without the first shards' rows, the other shards are the same. So a run that goes on after a kill cuts what is left
-    as the killed run would have.
-
-    Args:
-        weights: ``[n] int64``: tokens per row, or ones to cut by the number of rows.
-        rows: ``[m] int64``, the rows to cut.
-        limit: weight at which a shard ends; None makes one shard of all rows, in their order.
+    as the killed run would have. A limit of None makes one shard of all rows, in their order.
     """
     if limit is None:
         if len(rows):

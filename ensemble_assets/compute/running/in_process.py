@@ -1,8 +1,4 @@
-"""Run rows through a model in this process: for CPUs, where a second process buys nothing.
-
-A worker process gives a GPU's memory back for certain and may die without harm. On a CPU, memory is back as soon as it
-is freed, so a process would only cost its start. Batches and memory limits are the workers'.
-"""
+"""Run rows through a model in this process: for CPUs, whose memory is back as soon as it is freed."""
 
 from __future__ import annotations
 
@@ -35,20 +31,9 @@ def run_in_process(
     events: EventSink,
     sizes: KnownSizes | None = None,
 ) -> PassResult:
-    """Run some rows of a table on the lease's first device.
+    """Run some rows of a table, ``rows`` ``[m] int64``, on the lease's first device, which must be the CPU.
 
-    Args:
-        table: ``n`` rows.
-        rows: ``[m] int64``, the rows to run.
-        factory: the model.
-        lease: its first device must be the CPU.
-        settings: how to run.
-        events: gets ``batch.done``, ``device.*`` and ``mitigation.*``.
-        sizes: batch sizes that earlier runs learned.
-
-    Raises:
-        DeviceError: if the device is a GPU: its memory would stay with this process.
-        ModelUnavailableError: if the model cannot be loaded.
+    A GPU's memory would stay with this process, so it is a ``DeviceError``.
     """
     device = lease.devices[0]
     if device.torch_device.startswith("cuda"):

@@ -82,12 +82,7 @@ class _LoadedOnce:
 
 @dataclass(frozen=True)
 class PartEvents:
-    """An event sink for the run of some rows of a table.
-
-    Attributes:
-        sink: where the events go.
-        rows: ``[n] int64``, the number of every row in the whole table.
-    """
+    """An event sink for the run of some rows of a table; ``rows`` are their numbers in the whole one, ``[n] int64``."""
 
     sink: EventSink
     rows: NDArray[np.int64]

@@ -71,13 +71,8 @@ class LocalRunner:
     ) -> TableResult:
         """Run every row of ``table``; see ``Runner``.
 
-        Args:
-            table: ``n`` rows.
-            factory: the model; every worker loads it.
-            lease: devices that are ours.
-            events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
-            again: ``[m] int64``, the rows of a second pass, in fp32. Only these are run, and those that are not finite
-                then have failed.
+        ``again`` has the rows of a second pass in fp32, ``[m] int64``: only these run, and fail if they are not finite
+        then.
         """
         started = time.perf_counter()
         rows = np.arange(len(table)) if again is None else again

@@ -57,9 +57,7 @@ class Places:
 def open_store(folder: Path | None, outputs: Mapping[str, OutputSpec]) -> Iterator[RowStore]:
     """Open the store in ``folder``, made on first use, for this process alone until the block ends.
 
-    Args:
-        folder: a child of the folder whose ``secret_of`` keys the rows; None stores in memory until the block ends.
-        outputs: the outputs of a row. Shards with other outputs are removed.
+    Its parent's ``secret_of`` keys the rows. None stores in memory. Shards whose outputs differ from ``outputs`` go.
     """
     if folder is None:
         yield RowStore(None, outputs)
@@ -104,13 +102,9 @@ def store_name(factory: ForwardFactory, lease: Lease) -> str:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Rows that were stored together.
+    """Rows that were stored together, in memory or mapped from the sealed folder ``path``.
 
-    Attributes:
-        index: their keys, a frame ``a``, ``b``, ``shard``, ``row``.
-        outputs: ``[rows, *shape]`` each, in memory or mapped.
-        precision: number format that they were computed in.
-        path: the sealed folder; None in memory.
+    ``index`` has their keys: columns ``a``, ``b``, ``shard``, ``row``. Outputs are ``[rows, *shape]`` each.
     """
 
     index: pl.DataFrame
@@ -141,13 +135,7 @@ class RowStore:
         return Places(shard, row)
 
     def add(self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str) -> None:
-        """Store rows as a new shard.
-
-        Args:
-            keys: ``[n, 2]``.
-            outputs: ``[n, *shape]`` each.
-            precision: number format that they were computed in.
-        """
+        """Store rows as a new shard: keys ``[n, 2]``, outputs ``[n, *shape]`` each, computed in ``precision``."""
         if not len(keys):
             return
         if self._folder is None:

@@ -32,12 +32,7 @@ Outputs = Mapping[str, NDArray[Any]]
 class BatchRunner:
     """A model on an opened device, the rows it reads and the arrays it writes.
 
-    Args:
-        session: the device.
-        guard: keeps this process under the ceiling.
-        forward: the loaded model.
-        table: the rows.
-        outputs: ``[n, *shape]`` per output of the forward; row ``i`` of a batch lands at its row number.
+    ``outputs`` are ``[n, *shape]`` per output of the forward; row ``i`` of a batch lands at its row number.
     """
 
     def __init__(
@@ -50,11 +45,7 @@ class BatchRunner:
         self._outputs = outputs
 
     def run(self, number: int, batch: Batch) -> Outcome:
-        """Run one batch and store its outputs.
-
-        Raises:
-            DeviceError: if the device itself is lost.
-        """
+        """Run one batch and store its outputs; ``DeviceError`` if the device itself is lost."""
         self._guard.before_batch()
         self._session.begin_peak()
         started = time.perf_counter()

@@ -1,8 +1,7 @@
 """Run a token table through a model: equal rows once, rows that an earlier run stored not at all.
 
 The outputs of a row depend on its token ids and on everything that decides what a model computes from them: weights,
-pooling, pruning, backend, precision and kind of device. ``row_store`` keeps them under a key of all that, so a run that
-was killed goes on where it was.
+pooling, pruning, backend, precision and kind of device. ``row_store`` keeps them under a key of all that.
 """
 
 from __future__ import annotations
@@ -56,21 +55,11 @@ class TableRunner:
         events: EventSink,
         rows: NDArray[np.int64] | None = None,
     ) -> TableResult:
-        """Return the outputs of every row.
+        """Return the outputs of every row; errors are those of ``Runner``.
 
         The shards do not depend on how many rows are stored already. On a CPU, a run that goes on after a kill gives
-        the same bytes as a run that was never killed.
-
-        Args:
-            table: ``n`` rows.
-            factory: the model.
-            lease: devices that are ours.
-            events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
-            rows: ``[n] int64``, the rows' numbers in the stage's table if this is a part of it; events use them.
-
-        Raises:
-            EnsembleError: as ``Runner`` says.
-            DeviceOutOfMemoryError: if the weights fit on no device.
+        the same bytes as a run that was never killed. ``rows`` are numbers for events, if ``table`` is a part of the
+        stage's.
         """
         started = time.perf_counter()
         events = events if rows is None else PartEvents(events, rows)

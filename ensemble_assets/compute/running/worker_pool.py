@@ -75,16 +75,7 @@ def run_in_workers(
     events: EventSink,
     sizes: KnownSizes | None = None,
 ) -> PassResult:
-    """Run some rows of a table on all devices of the lease.
-
-    Args:
-        table: ``n`` rows.
-        rows: ``[m] int64``, the rows to run.
-        factory: the model; every worker loads it.
-        lease: devices that are ours; workers hold its locks too.
-        settings: how to run.
-        events: gets ``batch.done``, ``worker.*``, ``device.*`` and ``mitigation.*``.
-        sizes: batch sizes that earlier runs learned.
+    """Run some rows of a table, ``rows`` ``[m] int64``, on all devices of the lease, whose locks the workers hold too.
 
     Raises:
         ModelUnavailableError: if the model cannot be loaded.
@@ -108,18 +99,7 @@ def run_in_workers(
 class WorkerPool:
     """The workers of one lease, started together and gone when ``run`` ends, whatever happens.
 
-    Args:
-        lease: its devices get the workers.
-        factory: what they load.
-        folder: a work folder with table and outputs in it.
-        settings: how to run.
-        events: where everything that happens is reported.
-
-    Attributes:
-        not_finite: rows with a NaN or an infinity.
-        peak_bytes: most memory in use on any of the devices, all processes counted.
-        precision: what the model computed in.
-        largest_batch: rows of the largest batch that worked.
+    ``peak_bytes`` is the most memory in use on any device, all processes counted; ``largest_batch`` is in rows.
     """
 
     def __init__(
@@ -140,12 +120,7 @@ class WorkerPool:
         self.largest_batch = 0
 
     def run(self, planner: BatchPlanner) -> None:
-        """Start the workers, run all batches, end the workers.
-
-        Raises:
-            EnsembleError: as ``run_in_workers`` says.
-            DeviceOutOfMemoryError: if the model's weights fit on no device.
-        """
+        """Start the workers, run all batches, end the workers."""
         try:
             self._start_all()
             dispatcher = Dispatcher(planner, list(self._workers), self._events, self._settings.patience)
@@ -277,13 +252,8 @@ class WorkerPool:
 class WorkerHandle:
     """One worker process, as its parent sees it.
 
-    It is a fresh interpreter, since threads and a CUDA context do not survive a fork. It inherits the environment, the
-    lock files of the lease and this connection.
-
-    Args:
-        name: its name in messages and events.
-        order: the device, the model and the arrays.
-        descriptors: open lock files that it must hold.
+    It is a fresh interpreter, since threads and a CUDA context do not survive a fork. It inherits the environment, this
+    connection and ``descriptors``, the lock files of the lease.
     """
 
     def __init__(self, name: str, order: Order, descriptors: Sequence[int]) -> None:

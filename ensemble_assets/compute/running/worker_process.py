@@ -32,15 +32,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Order:
-    """The work of one worker.
-
-    Attributes:
-        device: where to compute.
-        factory: the model to load.
-        folder: where table and outputs are.
-        ceiling: this worker's memory limits.
-        sampler_seconds: period of the memory sampler.
-    """
+    """The work of one worker: device and limits, model, folder of table and outputs, period of the sampler."""
 
     device: Device
     factory: ForwardFactory
@@ -57,7 +49,6 @@ class Ready:
         base_bytes: allocator bytes of the loaded model.
         reserve_bytes: bytes outside of the allocator that opening the device took (context, libraries).
         headroom: memory left on the device.
-        precision: number format that the model computes in.
     """
 
     base_bytes: int
@@ -83,13 +74,7 @@ class Farewell:
 
 @dataclass(frozen=True)
 class Failed:
-    """The worker cannot go on.
-
-    Attributes:
-        reason: ``failure_word`` of the exception.
-        place: file and line of the code.
-        cause: the error itself where its message is safe to show.
-    """
+    """The worker cannot go on: the exception's ``failure_word``, its place in the code, and itself if safe to show."""
 
     reason: str
     place: str
@@ -107,12 +92,7 @@ class Leave:
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve the parent at the other end of a connection.
-
-    Args:
-        descriptor: open file descriptor of the connection.
-        parent: the parent's process id.
-    """
+    """Serve the parent, a process id, at the other end of the connection with this file descriptor."""
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt reaches the whole process group; the parent decides
     connection: Connection[Any, Any] = Connection(descriptor)

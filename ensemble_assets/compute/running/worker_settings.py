@@ -27,14 +27,10 @@ def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
 
 
 def widen_batches(settings: PlannerSettings, width: int) -> PlannerSettings:
-    """Let a batch of fixed size hold more tokens of a model with narrow token states.
+    """Let a batch of fixed size hold more tokens of a model with narrow token states; ``width`` 0 if it is unknown.
 
     What a batch takes of the cache grows with the width, and every batch costs the same time between the network and
-    what is done with its states.
-
-    Args:
-        settings: returned unchanged if memory limits the batches.
-        width: numbers per token state; 0 if it is unknown.
+    what is done with its states. Batches that memory limits stay as they are.
     """
     sizes = settings.sizes
     if sizes.max_tokens is None or width < 1:
@@ -79,7 +75,6 @@ class PassResult:
         failed: row -> reason.
         not_finite: rows with a NaN or an infinity.
         peak_bytes: most memory in use on any of the devices, all processes counted.
-        precision: what the model computed in.
         sizes: what was learned about batch sizes.
         largest_batch: rows of the largest batch that worked.
     """

@@ -1,7 +1,4 @@
-"""Find out which vector instructions of this CPU the compiled code may use.
-
-This is a module of its own so that a process can ask without importing numba successfully.
-"""
+"""Find out which vector instructions of this CPU the compiled code may use, without importing numba."""
 
 from __future__ import annotations
 
@@ -13,10 +10,9 @@ from importlib.util import find_spec
 def dot_product_lanes() -> int:
     """Return the 32-bit lanes of the widest 8-bit dot-product instruction that numba may emit here.
 
-    Returns:
-        16 with AVX-512 VNNI, 8 with AVX-VNNI, 0 where there is neither. Also 0 where numba is missing, or is set to
-        compile for another CPU (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES): an instruction that it may not use would end the
-        process.
+    They are 16 with AVX-512 VNNI, 8 with AVX-VNNI, and 0 with neither. They are also 0 where numba is missing, or is
+    set to compile for another CPU (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES): an instruction that the CPU lacks ends the
+    process.
     """
     if find_spec("numba") is None:
         return 0

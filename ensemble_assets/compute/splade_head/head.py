@@ -40,7 +40,7 @@ _USUAL = 1e12
 
 @dataclass(frozen=True)
 class HeadPath:
-    """How a head computes.
+    """The way in which a head computes.
 
     Attributes:
         name: ``screen``, or ``products`` where the screen cannot run or does not pay.
@@ -59,17 +59,11 @@ class SparseHead:
     in float64 and their weights rounded to float32.
 
     Args:
-        matrix: ``[V, H] float32``.
+        matrix: ``[V, H] float32``; a weight that is not finite is a ``ModelUnavailableError``.
         bias: ``[V] float32``, or None.
         top_k: entries kept per text; 0 keeps a weight for every vocabulary entry.
         threads: 0 for one per core that this process may use.
         cache_folder: compiled code is kept below it; None compiles in every process.
-
-    Attributes:
-        path: what the last call used.
-
-    Raises:
-        ModelUnavailableError: if a weight is not finite.
     """
 
     def __init__(

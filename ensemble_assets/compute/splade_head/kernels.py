@@ -60,13 +60,9 @@ class Outputs(NamedTuple):
 
 @compiled
 def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen, out: Outputs) -> None:
-    """Compute the sparse vectors of some texts.
+    """Compute the sparse vectors of some texts into ``out``.
 
-    Args:
-        states: ``[tokens, H] float32``.
-        spans: ``[B, 2] int64``: first token and number of tokens of every text.
-        screen: the vocabulary.
-        out: what to fill.
+    ``states`` are ``[tokens, H] float32``, ``spans`` ``[B, 2] int64``: first token and number of tokens of every text.
     """
     bounds, places = np.empty(len(screen.term), np.float64), np.empty(len(screen.term), np.int64)
     terms, weights = np.empty(len(screen.term), np.int32), np.empty(len(screen.term), np.float32)
@@ -187,10 +183,9 @@ def _positive_terms(
     places: NDArray[np.int64],
     out: tuple[NDArray[np.int32], NDArray[np.float32]],
 ) -> int:
-    """Write the terms and weights of the positive ones among candidates.
+    """Write the terms and weights of the positive ones among candidates; return their number.
 
-    Returns:
-        How many there are, or -1 if plain products would be faster.
+    The number is -1 if plain products would be faster.
     """
     columns = _token_columns(text)
     products = np.empty((ROWS, columns.shape[0] * GROUP), np.int32)
@@ -283,9 +278,7 @@ def _logit(state: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
 def blocks_left(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64]:
     """Count the blocks of ROWS tokens of a text that the first check of every group does not rule out: ``[P / GROUP]``.
 
-    Args:
-        states: ``[tokens, H] float32``: one text.
-        screen: each of its groups has one check.
+    ``states`` are ``[tokens, H] float32``: one text. Each of the screen's groups has one check.
     """
     own, rotated = longest_first(states, rotated_states(states, screen))
     text = quantised_text(own, rotated, screen)

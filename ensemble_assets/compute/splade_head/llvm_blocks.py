@@ -201,15 +201,9 @@ def _loop(
     sums: _Sums,
     add_product: _AddProduct,
 ) -> _Sums:
-    """Add the products of the steps of ``span`` to ``sums``; the body runs at least once.
+    """Add the products of the steps from ``span[0]`` to before ``span[1]`` to ``sums``; the body runs at least once.
 
-    Args:
-        builder: where the code goes.
-        rows: pointers to the ROWS rows, one 32-bit number a step.
-        columns: address of the columns, GROUP 32-bit numbers a step.
-        span: first step, and the step after the last.
-        sums: what to add to.
-        add_product: what a step does with a row and a register of columns.
+    ``rows`` point to the ROWS rows, one 32-bit number a step; ``columns`` has GROUP 32-bit numbers a step.
     """
     first, end = span
     entry, body, done = builder.block, builder.append_basic_block("body"), builder.append_basic_block("done")

@@ -28,14 +28,9 @@ def positive_terms(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Compute the terms whose largest logit over a text's tokens is positive, and their weights log1p(logit).
 
-    Args:
-        states: ``[tokens, H] float32``, finite, at least one token.
-        matrix: ``[V, H] float32``.
-        bias: ``[V] float64``.
-        norms: ``[V] float64``, of the matrix's rows.
-
-    Returns:
-        Terms ``[n] int32``, ascending, and weights ``[n] float32``.
+    ``states`` are ``[tokens, H] float32``, finite, at least one; ``matrix`` ``[V, H] float32``, ``bias`` ``[V]
+    float64``, ``norms`` ``[V] float64`` of the matrix's rows. Terms come out ascending, ``[n] int32``, weights ``[n]
+    float32``.
     """
     longest = float(np.sqrt(np.square(states, dtype=np.float64).sum(axis=1).max()))
     # rounding error of an inner product, whatever the order of summation (Higham 2002, 3.5)

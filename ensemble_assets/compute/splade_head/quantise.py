@@ -98,13 +98,7 @@ class QuantisedText(NamedTuple):
 
 @compiled
 def quantised_text(states: NDArray[np.float32], rotated: NDArray[np.float32], screen: Screen) -> QuantisedText:
-    """Round a text's rotated states to 8 bits.
-
-    Args:
-        states: ``[tokens, H] float32``, as the model gave them.
-        rotated: ``[T, >= K] float32``: see ``rotated_states``.
-        screen: the vocabulary.
-    """
+    """Round a text's states (``[tokens, H] float32``) to 8 bits, given ``rotated_states``, ``[T, >= K] float32``."""
     tokens, levels = len(rotated), screen.levels
     left_out = _left_out_norms(rotated, levels)
     # a coordinate becomes -127 to 127; a tail norm, which is never negative, 0 to 255

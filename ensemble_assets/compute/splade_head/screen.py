@@ -178,13 +178,9 @@ def _column_blocks(basis: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _how_often_left(terms: _Terms, rotated: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return for every term the share of tokens whose early checks do not rule it out, summed over levels: ``[V]``.
+    """Return for every term the share of sampled tokens that early checks do not rule out, summed over levels: ``[V]``.
 
     A group is given up only if all its terms are ruled out. So terms that are ruled out as often share a group.
-
-    Args:
-        terms: in vocabulary order.
-        rotated: ``[tokens, H]``: sampled states.
     """
     z = terms.quantised[:, : rotated.shape[1]] * terms.scale[:, None].astype(np.float32)
     left = np.zeros(len(z))
@@ -204,11 +200,7 @@ def _shares_left(
     texts: list[NDArray[np.float32]],
     threads: int,
 ) -> NDArray[np.float64]:
-    """Try a check at each level but the last.
-
-    Returns:
-        The share of the blocks of tokens that each check leaves to each group, ``[L - 1, groups]``.
-    """
+    """Try a check at each level but the last: the share of blocks of tokens left to each group, ``[L - 1, groups]``."""
     groups = -(-len(order) // GROUP)
     blocks = sum(-(-len(text) // ROWS) for text in texts)
     shares = []
@@ -223,11 +215,7 @@ def _cheapest_checks(shares: NDArray[np.float64], levels: NDArray[np.int64]) -> 
     """Choose the levels at which every group is checked, so that the expected work is least.
 
     It is the shortest path from no coordinate to all of them. A step from one check to the next costs the share of
-    blocks that are left at its start, times the coordinates between them and the check at its end.
-
-    Args:
-        shares: ``[L - 1, groups]``: see ``_shares_left``.
-        levels: ``[L]``.
+    blocks left at its start (``_shares_left``), times the coordinates between them and the check at its end.
     """
     last = len(levels) - 1
     # node 0 stands before all coordinates, node n at level n - 1

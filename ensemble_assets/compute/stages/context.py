@@ -1,4 +1,4 @@
-"""Everything that the dense, sparse and rerank stages compute with: devices, a runner, precision, events, tokens.
+"""Hold what the dense, sparse and rerank stages compute with: devices, a runner, precision, events, tokens.
 
 Stages look nothing up by themselves, so ``pipeline.compute_context`` and tests hand in what they need.
 """
@@ -38,8 +38,6 @@ class ComputeContext:
     Attributes:
         lease: called once per model, held while the model is on a device.
         runner: runs tables of rows through a model.
-        runtime: precision and threads.
-        events: where the stage reports.
         tokens: shared by the stages of one process, so that a vocabulary's ids are made once.
         locate: finds a model's files.
     """

@@ -29,15 +29,12 @@ from ensemble_assets.models.registry import ModelSpec
 
 @dataclass(frozen=True)
 class DenseVectors:
-    """One encoder's output.
+    """One encoder's output; ``spec`` is completed from the model's files.
 
     Attributes:
-        spec: the model, completed from its files.
-        files: the model's files.
         chunks: ``[n_chunks, dimension] float32``, unit rows, in chunk order.
         queries: ``[n_queries, dimension] float32``, unit rows, in query order.
         truncated: ``[n_chunks] bool``, True for chunks that lost tokens.
-        record: this model's run.
     """
 
     spec: ModelSpec
@@ -50,13 +47,7 @@ class DenseVectors:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """All encoders' outputs, the primary first.
-
-    Attributes:
-        models: at least one.
-        dropped: companion models that could not be used -> why.
-        record: the whole stage.
-    """
+    """The outputs of at least one encoder, the primary first, and the reasons of dropped companions by model."""
 
     models: tuple[DenseVectors, ...]
     record: DenseRecord
@@ -72,15 +63,9 @@ def encode_dense(
     chunk_ids: pl.Series | None = None,
     make_factory: FactoryMaker = dense_factory,
 ) -> DenseResult:
-    """Encode chunks and queries with every model, each alone on the leased devices.
+    """Encode chunks and queries with every model, each alone on the leased devices; the first model is the primary one.
 
-    Args:
-        chunks: ``n_chunks`` texts.
-        queries: ``n_queries`` texts.
-        specs: the first is the primary model, the rest are companions.
-        context: what to compute with.
-        chunk_ids: for error messages; row numbers where None.
-        make_factory: how to run a model.
+    Without ``chunk_ids``, error messages name row numbers.
 
     Raises:
         ModelUnavailableError: if the primary model cannot be loaded.

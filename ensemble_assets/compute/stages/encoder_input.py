@@ -24,12 +24,9 @@ from ensemble_assets.models.registry import ModelSpec
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """One model's input.
+    """One model's input: a row per window in the chunks' order, then a row per query.
 
-    Attributes:
-        table: a row per window, in the chunks' order, then a row per query.
-        windows: of the chunks.
-        dropped: ``[n_chunks + n_queries] int64``, tokens lost to the model's limit.
+    ``dropped`` is ``[n_chunks + n_queries] int64``, tokens lost to the model's limit.
     """
 
     table: TokenTable

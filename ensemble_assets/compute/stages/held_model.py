@@ -30,11 +30,8 @@ class _Run(Protocol):
 class HeldModel:
     """A model on leased devices, until the block of ``hold`` ends.
 
-    Attributes:
-        run: runs a table of rows. ``rows`` are their numbers in the stage's table if it is a part of that; events use
-            them.
-        events: where the stage reports.
-        reloads: whether workers load the model anew for every run, so that fewer and larger runs are faster.
+    ``run`` takes a table and, if it is a part of the stage's table, the numbers of its rows for events. ``reloads``
+    says whether workers load the model anew for every run, so that fewer and larger runs are faster.
     """
 
     run: _Run
@@ -46,15 +43,7 @@ class HeldModel:
 def hold(context: ComputeContext, stage: str, spec: ModelSpec, factory: ForwardFactory) -> Iterator[HeldModel]:
     """Lease devices until the block ends. In this process, the model stays loaded from its first use on.
 
-    Args:
-        context: the stage's tools.
-        stage: ``dense``, ``sparse`` or ``rerank``, for the lease.
-        spec: the model, for the lease.
-        factory: loads the model.
-
-    Raises:
-        EnsembleError: if the lease, loading or a device fails.
-        DeviceOutOfMemoryError: if the weights do not fit.
+    A failed lease, device or load is an ``EnsembleError``; weights that do not fit a ``DeviceOutOfMemoryError``.
     """
     here = context.runner.loads_here
     with (

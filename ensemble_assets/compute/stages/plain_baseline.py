@@ -1,7 +1,6 @@
 """Time the script that a user would write: ``SentenceTransformer(folder).encode(texts)`` at its default settings.
 
-The latency budget ``sla`` compares a run with these times. ``ensemble_assets_tests.benchmarks.against_plain`` compares
-all three kinds of model with their plain libraries.
+The latency budget ``sla`` compares a run with these times.
 """
 
 from __future__ import annotations
@@ -54,23 +53,11 @@ def measure_baseline(
     clock: Callable[[], float] = time.perf_counter,
     find: Callable[[ModelSpec], ModelFiles] = locate,
 ) -> SlaBaseline:
-    """Time the plain script on a collection's chunks, one dense model after another.
+    """Time the plain script on a collection's ``CHUNKS`` frame, one dense model after another.
 
-    Queries are left out: the plain script encodes chunks only. Leaving them out can only make the comparison harder for
-    this program.
-
-    Args:
-        collection: its name, for the record.
-        chunks: a ``CHUNKS`` frame.
-        specs: the dense models.
-        repeats: how often each model is measured, unless ``ENOUGH_SECONDS`` are reached before.
-        load: makes the encoder.
-        clock: seconds.
-        find: finds a model's files.
-
-    Raises:
-        SettingsError: if there is nothing to encode or ``repeats`` is not positive.
-        ModelUnavailableError: if a model cannot be loaded.
+    The plain script encodes chunks only, so queries are left out; that can only make the comparison harder. Each model
+    is measured ``repeats`` times, unless ``ENOUGH_SECONDS`` are reached before. Nothing to encode or to repeat is a
+    ``SettingsError``, a model that cannot be loaded a ``ModelUnavailableError``.
     """
     if repeats < 1:
         raise SettingsError(f"--repeats is {repeats}; expected at least 1")

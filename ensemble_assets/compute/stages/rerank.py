@@ -61,8 +61,7 @@ class RerankOptions:
         enabled: False keeps the fused order, without counting that as a fallback.
         depth: candidates per query that are scored.
         weight: the reranker's share in the final score; None: the model's own.
-        allowance: the time that the stage may take, counted from its call. Without a limit every candidate down to
-            ``depth`` is scored.
+        allowance: the time that the stage may take, counted from its call.
     """
 
     enabled: bool = True
@@ -94,13 +93,7 @@ class RerankResult:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Candidates to be scored.
-
-    Attributes:
-        head: a row per pair; ``_at`` is its place among all candidates.
-        chunks: all chunk texts.
-        queries: a frame with ``public_id`` and ``text``.
-    """
+    """Candidates to be scored: a row of ``head`` per pair, with ``_at``, its place among all candidates."""
 
     head: pl.DataFrame
     chunks: pl.Series
@@ -115,7 +108,6 @@ class _Scored:
         logits: ``[n_pairs] float32``, NaN where there is none.
         failed: query -> why it is not reranked.
         reached: rank down to which pairs were scored.
-        record: the model's run.
         largest_batch: tokens of the largest batch.
     """
 
@@ -256,19 +248,13 @@ def _chunk_bodies(
 
 
 def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: Vocabulary, spec: ModelSpec) -> Windows:
-    """Cut every pair's chunk into windows that fit beside the pair's query.
+    """Cut every pair's chunk into windows that fit beside the pair's query, of ``query_tokens`` ``[n_pairs] int64``.
 
     A query counts as at most half of the room, so that long queries leave room for a window. With one window the chunk
     stays whole, and both texts of a pair are cut where they do not fit together.
 
     For late interaction a chunk is cut alike beside every query, so that it is encoded once for all of them. Queries
     count as at most a quarter of the room; a longer query cuts the chunk further.
-
-    Args:
-        query_tokens: ``[n_pairs] int64``, tokens of each pair's query.
-        chunks: ``[n_pairs]``, each pair's chunk.
-        vocabulary: for its special tokens.
-        spec: the model.
     """
     room = spec.max_tokens - vocabulary.template.pair_specials
     if spec.pooling == "late_interaction":

@@ -1,8 +1,7 @@
 """Score pairs in slices by rank, all queries' best candidates first, as deep as the latency budget allows.
 
 ``rerank_allowance`` says how long rerank may take, ``score_slices`` runs the slices, and ``Governor`` decides how deep
-each one goes. The two references are those of ``common.stage_times``. Either may be exceeded by a share (10 %). Rerank
-comes last and can stop anywhere, so it gets what the stages before it left.
+each one goes. Rerank comes last and can stop anywhere, so it gets what the stages before it left.
 """
 
 from __future__ import annotations
@@ -63,13 +62,8 @@ def rerank_allowance(
 ) -> Allowance:
     """Compute what is left for rerank: ``(1 + share) * reference - spent``.
 
-    Args:
-        against: ``sla``: the reference is ``plain_dense``, and every other stage counts as spent. ``own_dense``: the
-            reference is this run's dense stage, and dense, sparse and fusion count as spent. ``off``: no limit.
-        share: by how much the reference may be exceeded, 0.1 for 10 %.
-        floor: see ``Allowance``.
-        spent: seconds of the stages without rerank.
-        plain_dense: seconds of the stored baseline; None where there is none, which for ``sla`` means no limit.
+    For ``sla`` the reference is ``plain_dense``, the stored baseline (None: no limit), and every other stage counts as
+    spent. For ``own_dense`` it is this run's dense stage, and dense, sparse and fusion count as spent.
     """
     if against == "off":
         return Allowance("off", None, floor, "budget_off")
@@ -96,9 +90,7 @@ class PairWork:
     Attributes:
         ranks: ``[n] uint32``, rank of the pair that a window belongs to.
         rows: ``[n, 2] int64``, rows of ``queries`` and of ``windows.bodies``.
-        queries: token ids of the queries.
         windows: of all pairs' chunks.
-        template: the model's special tokens.
         max_tokens: tokens of a row, special tokens included.
     """
 
@@ -181,8 +173,7 @@ class SliceResults:
         failed: window -> why it has no logit.
         results: what every slice cost.
         reached: depth of the last slice.
-        truncated: windows' rows that were cut.
-        tokens_dropped: tokens that those lost.
+        truncated: rows of windows that were cut and lost ``tokens_dropped``.
     """
 
     logits: NDArray[np.float32]
@@ -242,12 +233,9 @@ class Governor:
     the rank that is predicted to fit, and is the last. So depths are the same in every run that has time enough.
 
     Attributes:
-        allowance: the limit and the floor.
-        requested: depth that is wanted.
         work: ``[requested + 1] float64``, tokens of all pairs of rank 1 to d at place d (0 at place 0).
-        started: when the stage began, on ``clock``.
+        started: when the stage began, on ``clock``, in seconds.
         growth: a slice's depth is at most this times the depth before; infinite where a slice has a large fixed cost.
-        clock: seconds.
         reached: depth so far.
     """
 

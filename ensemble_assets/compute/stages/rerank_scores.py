@@ -20,18 +20,11 @@ from ensemble_assets.common.frame_schemas import RERANKED, conform
 
 
 def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
-    """Rank every query's candidates by the interpolated score.
+    """Rank every query's candidates by the interpolated score, as a ``RERANKED`` frame in the order of ``candidates``.
 
-    Args:
-        candidates: a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
-            pair was not scored. A query without any keeps its fused order and scores.
-        weight: the reranker's share ``w``, 0 to 1.
-
-    Returns:
-        A ``RERANKED`` frame, queries in the order of ``candidates``.
-
-    Raises:
-        SettingsError: if the weight is not between 0 and 1.
+    ``candidates`` is a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
+    pair was not scored. A query without any keeps its fused order and scores. ``weight`` is the reranker's share ``w``;
+    a value outside 0 to 1 is a ``SettingsError``.
     """
     if not 0.0 <= weight <= 1.0:
         raise SettingsError(f"rerank.weight is {weight}; expected a number from 0 to 1")

@@ -74,7 +74,6 @@ class SparseResult:
         query_source: ``[n_queries] uint8``: 0 no vector, 1 live inference, 2 the query's own words, weight 1 each.
         words: token string by index; its length is the dimension.
         index_space: name of the index space, for comparing two runs.
-        record: the stage's run.
     """
 
     chunks: SparseMatrix
@@ -88,17 +87,7 @@ class SparseResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """Outputs of one model; or of none, and then ``record`` has no model.
-
-    Attributes:
-        slug: the model that ran, or the first that could not.
-        space: index space of the vectors.
-        dimension: size of the index space.
-        chunks: a row per chunk.
-        queries: a row per query.
-        record: the model's run.
-        queries_pruned: queries whose vector lacks entries.
-    """
+    """Outputs of one model, a row per chunk and per query; ``record`` has no model where none ran."""
 
     slug: str
     space: TermSpace
@@ -122,18 +111,9 @@ def encode_sparse(
 ) -> SparseResult:
     """Encode chunks and queries as sparse vectors.
 
-    Args:
-        chunks: ``n_chunks`` texts.
-        metadata: the chunks' metadata as JSON, for the fallback.
-        queries: ``n_queries`` texts.
-        specs: in order of preference. The first that runs makes all vectors, since there is one index space.
-        context: what to compute with.
-        enabled: False gives an explicit empty result.
-        top_k: entries kept per chunk.
-        make_factory: how to run a model.
-
-    Raises:
-        SettingsError: if no model is named, or its limit leaves no room for a text.
+    The first of ``specs`` that runs makes all vectors, since there is one index space. ``metadata`` (JSON per chunk) is
+    for the fallback. ``top_k`` entries stay per chunk. No model, or a limit without room for a text, is a
+    ``SettingsError``.
     """
     if not enabled:
         return _disabled(len(chunks), len(queries), specs)

@@ -88,7 +88,6 @@ class SourcedVectors:
     """Vectors of chunks, or of queries, with their sources.
 
     Attributes:
-        matrix: one row each.
         source: ``[n] uint8``: NO_SOURCE, LIVE or STAND_IN.
         reasons: reason -> number of rows that are not live for it, with or without a replacement.
         without: reason -> number of rows without any vector.
@@ -143,11 +142,7 @@ def text_rows(texts: Sequence[str], space: TermSpace) -> list[SparseRow]:
 
 
 def metadata_terms(metadata: str | None) -> list[tuple[str, float]]:
-    """Read the (term, weight) pairs of ``sparse_features.term_weights`` whose weight is positive.
-
-    Args:
-        metadata: the chunk's metadata as JSON. Any other text, or None, has no terms.
-    """
+    """Read the (term, weight) pairs of ``sparse_features.term_weights`` whose weight is positive, if there are any."""
     try:
         own = json.loads(metadata or "null")
     except ValueError:
@@ -172,12 +167,7 @@ def _row(weighed: Sequence[tuple[NDArray[np.int32], float]], norm: float) -> Spa
 
 @dataclass(frozen=True)
 class Rarity:
-    """How rare terms are in a collection's metadata.
-
-    Attributes:
-        counts: term -> chunks that have it.
-        total: chunks that were counted.
-    """
+    """The rarity of terms in a collection's metadata: chunks that have a term, out of ``total``."""
 
     counts: Mapping[str, int]
     total: int
@@ -281,9 +271,7 @@ class CollectionSpace:
 class NumberedSpace:
     """Directions without words, as a sparse autoencoder has them: no term can be mapped into it.
 
-    Attributes:
-        name: of the model, whose directions mean something in no other model.
-        dimension: number of directions.
+    ``name`` is the model's: its directions mean something in no other model.
     """
 
     name: str

@@ -38,15 +38,9 @@ class RowGate(Protocol):
 
 @dataclass
 class Row:
-    """The records of a bundle about one chunk; each is parsed when a gate first asks for it.
+    """The records of a bundle about one chunk, as they stand in its four files; a gate parses those that it needs.
 
-    Attributes:
-        number: row of the chunk, from 0.
-        line: line of the points file; None where that has ended.
-        item: item of the metadata file, likewise.
-        text_item: item of the texts file, likewise.
-        sparse_line: line of the sparse file, likewise.
-        chunk: the chunk that the bundle was made of; None where the chunks are not known or have ended.
+    A record is None where its file has ended, and ``chunk`` where the chunks are not available or have ended.
     """
 
     number: int
@@ -83,12 +77,7 @@ class Row:
 
 
 class Walk:
-    """One pass over the record files of a bundle.
-
-    Attributes:
-        rows: number of rows seen so far.
-        problems: sentences on files that could not be read to their end.
-    """
+    """One pass over the record files of a bundle. ``problems`` are sentences on files without a readable end."""
 
     def __init__(self, bundle: Bundle, inputs: BundleInputs | None = None) -> None:
         self.bundle = bundle

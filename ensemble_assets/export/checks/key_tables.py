@@ -15,13 +15,7 @@ from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of JSON values.
-
-    Attributes:
-        words: the type for sentences.
-        holds: whether a value is of the type.
-        schema: the type as a JSON Schema.
-    """
+    """A type of JSON values: its words for sentences, its test, and its JSON Schema."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -77,11 +71,9 @@ WIDTHS = Kind(
 
 @dataclass(frozen=True)
 class Key:
-    """One key of an object.
+    """One key of an object, and the kind of its value.
 
     Attributes:
-        name: of the key.
-        kind: of its value.
         required: whether every object has it.
         inside: the key table of its value, an object with fixed keys.
         each: the key table that every value of its value must match; its value is an object with free keys.
@@ -186,15 +178,9 @@ MANIFEST = (
 
 
 def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool = True) -> Iterator[str]:
-    """Compare an object with its table: missing keys, other types, another order.
+    """Compare an object with its table: missing keys, other types and, if ``ordered``, another order.
 
-    Args:
-        value: the object.
-        keys: its table.
-        ordered: whether the table's keys must come first and in the table's order.
-
-    Yields:
-        Ends of sentences, to be put after the name of the object.
+    It yields ends of sentences, to be put after the name of the object.
     """
     for key in keys:
         if key.name in value:

@@ -18,11 +18,9 @@ _FIXED_WORD = re.compile(r"[A-Za-z]+(?:_[a-z]+)+|[A-Z][A-Za-z]+Error")
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate says of a bundle.
+    """The result of one gate.
 
     Attributes:
-        name: of the gate.
-        passed: whether there is no problem.
         severity: of the worst problem; ``ERROR`` where there is none.
         problems: the first 20 sentences: record, key, what was expected, what to do. They quote no text of a file.
         numbers: figures; ``problems`` counts all problems.

@@ -17,13 +17,7 @@ from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, read
 
 @dataclass(frozen=True)
 class StageCost:
-    """The seconds and the memory of one stage.
-
-    Attributes:
-        seconds: wall time.
-        peak_bytes: highest memory seen, of any one device.
-        devices: the devices that it ran on.
-    """
+    """The wall seconds of one stage, the highest memory seen of any one device, and the devices that it ran on."""
 
     seconds: float
     peak_bytes: int
@@ -54,10 +48,7 @@ def costs_of(manifest: Mapping[str, Any]) -> dict[str, StageCost]:
 class SparseCoverage:
     """Expect enough chunks with a sparse vector, and the same number of them in every file that states it.
 
-    Args:
-        walk: the pass over the bundle.
-        warn_below: share of chunks under which it warns.
-        error_below: share under which it fails.
+    A share below ``warn_below`` is a warning, a share below ``error_below`` an error.
     """
 
     def __init__(self, walk: Walk, warn_below: float, error_below: float) -> None:
@@ -159,15 +150,10 @@ def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResul
 
 
 def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) -> GateResult:
-    """Compare the run's seconds with its latency budget. Both ratios are reported.
+    """Compare the run's seconds, by stage, with its latency budget. Both ratios are reported.
 
     ``vs_sla`` decides, unless ``rerank.budget`` is ``own_dense``. The worst result is a warning, because the bundle is
-    complete.
-
-    Args:
-        costs: by stage, export included where it is known.
-        baseline: ``performance_baseline`` of the manifest: ``dense_only_seconds`` (absent where the plain script was
-            never measured), ``limit_ratio`` if not 1.1, and ``budget``.
+    complete. ``baseline`` is the manifest's ``performance_baseline``, whose keys may be missing.
     """
     findings = Findings("latency_budget")
     seconds = StageSeconds.from_stages({stage: cost.seconds for stage, cost in costs.items()})

@@ -1,7 +1,7 @@
-"""Gate ``v40_parity``: without what v4.1 adds, a bundle is the v4.0 bundle of the same chunks and vectors.
+"""Judge that, without what v4.1 adds, a bundle is the v4.0 bundle of the same chunks and vectors.
 
-Compares two bundles record by record, and the judged one with what ``v40_reference`` makes of its metadata, texts and
-arrays. Time stamps may differ.
+Two bundles are compared record by record, and the judged one with what ``v40_reference`` makes of its metadata, texts
+and arrays. Time stamps may differ.
 """
 
 from __future__ import annotations

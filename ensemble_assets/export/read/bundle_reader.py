@@ -39,13 +39,7 @@ _EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle folder.
-
-    Attributes:
-        folder: where its files are.
-        names: of its files.
-        manifest: with empty sections where it has none; empty where there is no manifest.
-    """
+    """A bundle folder. The manifest has empty sections where it has none; without a file it is empty."""
 
     folder: Path
     names: BundleNames
@@ -100,11 +94,7 @@ class Point:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Open the bundle in ``folder``.
-
-    Raises:
-        ArtefactError: if it is no bundle folder, or its manifest cannot be read.
-    """
+    """Open the bundle in ``folder``; ``ArtefactError`` if it is none, or its manifest cannot be read."""
     matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}")) if folder.is_dir() else []
     if len(matches) != 1:
         raise ArtefactError(
@@ -118,10 +108,7 @@ def open_bundle(folder: Path) -> Bundle:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a v4.0 or v4.1 bundle, with empty sections where it has none.
 
-    ``schema_version`` is ``v4.0`` where the manifest has none.
-
-    Raises:
-        ArtefactError: if the file is missing or is no JSON object.
+    ``schema_version`` is ``v4.0`` where it is missing. A file that is no JSON object is an ``ArtefactError``.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -166,8 +153,7 @@ def records(path: Path) -> Iterator[dict[str, Any] | None]:
 def list_items(path: Path) -> Iterator[bytes]:
     """Read the items of a JSON list that was written with indent 2, as they stand in the file, one at a time.
 
-    Raises:
-        ArtefactError: if the file is missing or is not laid out so.
+    A missing file, or another layout, is an ``ArtefactError``.
     """
     if not path.is_file():
         raise ArtefactError(f"{path.name}: is missing. {EXPORT_AGAIN}")
@@ -201,11 +187,7 @@ def _split_items(text: bytes, *, complete: bool = False) -> list[bytes]:
 
 
 def open_vectors(path: Path) -> NDArray[Any]:
-    """Map a ``.npy`` file of dense vectors, ``[n, dim]``.
-
-    Raises:
-        ArtefactError: if it cannot be read as an array of two dimensions.
-    """
+    """Map a ``.npy`` file of dense vectors, ``[n, dim]``; ``ArtefactError`` if it is no array of two dimensions."""
     try:
         mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
@@ -219,12 +201,7 @@ def open_vectors(path: Path) -> NDArray[Any]:
 
 
 class DenseArrays:
-    """The dense arrays of a bundle; each is mapped when a model is first asked for.
-
-    Attributes:
-        by_model: the arrays so far; None for one that cannot be read.
-        problems: sentences on arrays that cannot be read.
-    """
+    """The dense arrays of a bundle; each is mapped when a model is first asked for, or is None if it cannot be read."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.by_model: dict[str, NDArray[Any] | None] = {}
@@ -244,11 +221,7 @@ class DenseArrays:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        ArtefactError: if it holds anything else.
-    """
+    """Read a JSON file that holds one object; ``ArtefactError`` if it holds anything else."""
     try:
         content = parse_object(path.read_bytes())
     except OSError:

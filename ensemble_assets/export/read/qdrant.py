@@ -34,15 +34,7 @@ _AGAIN = "Upload again; if it stays so, run ensemble-assets validate on the bund
 
 @dataclass(frozen=True)
 class Uploaded:
-    """The result of an upload.
-
-    Attributes:
-        collection: name in Qdrant.
-        points: points of the bundle.
-        sent: points that were not there yet.
-        removed: points of an earlier export of the same collection that this bundle does not have.
-        searches: kinds of search by which a chunk found itself.
-    """
+    """The result of an upload: new points, removed points of earlier exports, and successful kinds of search."""
 
     collection: str
     points: int
@@ -52,11 +44,7 @@ class Uploaded:
 
 
 def connect(url: str, path: str, api_key: str | None) -> QdrantClient:
-    """Connect to a server, or to embedded storage in a folder.
-
-    Raises:
-        SettingsError: if the storage is in use.
-    """
+    """Connect to a server, or to embedded storage in a folder; ``SettingsError`` if the storage is in use."""
     if url:
         return QdrantClient(url=url, api_key=api_key)
     Path(path).mkdir(parents=True, exist_ok=True)
@@ -77,16 +65,8 @@ def upload_bundle(
 ) -> Uploaded:
     """Upload all points, remove those of earlier exports, and search.
 
-    Args:
-        bundle: the folder.
-        client: connected.
-        collection: in Qdrant; the bundle's own name for it unless given.
-        batch_size: points per request.
-        progress: is called with the number of points that are there.
-
-    Raises:
-        ContractError: if the collection there holds other vectors, the counts differ afterwards, or a chunk does not
-            find itself.
+    ``collection`` defaults to the bundle's own name; ``progress`` gets the number of points that are there. Other
+    vectors there, a wrong count and a chunk that does not find itself are a ``ContractError``.
     """
     stats = read_object(bundle.path("stats.json"))
     sizes = {name: int(layout["dimension"]) for name, layout in stats["dense_vector_layout"].items()}

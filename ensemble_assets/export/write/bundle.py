@@ -18,13 +18,7 @@ from ensemble_assets.export.write.v40_files import Written, write_v40
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The lists that a run with an optional stage exports.
-
-    Attributes:
-        queries: a ``QUERIES`` frame; its texts are not read.
-        fused: a ``CANDIDATES`` frame.
-        reranked: a ``RERANKED`` frame; None when the rerank stage is off.
-    """
+    """The lists that a run with an optional stage exports: ``QUERIES``, ``CANDIDATES`` and ``RERANKED`` frames."""
 
     queries: pl.DataFrame
     fused: pl.DataFrame
@@ -33,13 +27,7 @@ class RankedLists:
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """A bundle that is in place.
-
-    Attributes:
-        folder: where it is.
-        files: names, sorted.
-        written: the v4.0 files, and the files left out.
-    """
+    """A bundle that is in place: its sorted file names, the v4.0 files, and the files left out."""
 
     folder: Path
     files: tuple[str, ...]

@@ -26,11 +26,7 @@ _MOST_ROWS = 4096
 class DenseModel:
     """One dense model: its vectors and the facts that bundles name.
 
-    Attributes:
-        slug: name in points and file names.
-        hf_model_id: full name of the model.
-        max_tokens: its token limit.
-        vectors: ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i.
+    ``vectors`` are ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i.
     """
 
     slug: str
@@ -55,10 +51,9 @@ class LiveSparse:
 
     Attributes:
         indptr: ``[n_chunks + 1] int64``.
-        indices: ``[nnz] int32``, below ``len(vocabulary)``.
+        indices: ``[nnz] int32``, below ``len(vocabulary)``, the token strings by index.
         values: ``[nnz] float32``, finite.
         source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 mapped from metadata terms.
-        vocabulary: token string by index.
         model: slug of the sparse model.
         index_space: name of what the indices number.
     """
@@ -82,7 +77,6 @@ class BundleInputs:
         count: number of chunks.
         dense: the primary model first, then its companions.
         clock: the one time stamp of the bundle, ISO 8601, local time, no zone.
-        prefix: of all file names.
         alias: the collection's folder name where it differs.
         priority: ``collection_priority``, 0 to 1.
         devices: ``gpu_config`` of the statistics.
@@ -125,11 +119,7 @@ class BundleInputs:
         )
 
     def require_aligned(self) -> None:
-        """Check that every array has one row per chunk and the type it should have.
-
-        Raises:
-            ContractError: naming every array that does not fit.
-        """
+        """Check that every array has one row per chunk and its type; ``ContractError`` names those that do not."""
         problems = [*self._dense_problems(), *(_sparse_problems(self.sparse, self.count) if self.sparse else ())]
         if problems:
             raise ContractError(f"{self.collection}: {'; '.join(problems)}. Materialise these assets again, together")
@@ -186,11 +176,7 @@ def chunk_rows(chunks: pl.LazyFrame, slice_bytes: int = 16 << 20) -> Callable[[]
 
 
 def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
-    """Read the chunk's own metadata.
-
-    Raises:
-        ValueError: if it is no JSON object.
-    """
+    """Read the chunk's own metadata; ``ValueError`` if it is no JSON object."""
     own = json.loads(chunk.metadata)
     if not isinstance(own, dict):
         raise ValueError("metadata is no JSON object")

@@ -32,13 +32,8 @@ compact = json.JSONEncoder(ensure_ascii=False).encode
 def indented(value: Any, hint: str) -> bytes:
     """Encode as ``json.dumps(value, indent=2, ensure_ascii=False)`` in UTF-8.
 
-    Args:
-        value: made of dicts with string keys, lists, strings, numbers, booleans and None.
-        hint: a text that holds the compact form of ``value``, to look for numbers that the fast library writes in
-            another form: with an exponent, not finite. A false alarm in a string costs time only.
-
-    Raises:
-        UnicodeEncodeError: if a string holds a lone surrogate.
+    ``hint`` holds the compact form of ``value``. It is searched for numbers that the fast library writes in another
+    form: with an exponent, not finite. A false alarm costs time only. A lone surrogate is a ``UnicodeEncodeError``.
     """
     if not _may_hold_unequal_number(hint):
         try:
@@ -72,15 +67,10 @@ def float_list(values: NDArray[np.float64]) -> str:
 
 
 def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
-    """Encode every row of ``[n, dim] float32`` as ``json.dumps(row.tolist())``, in order, reading a block at a time.
+    """Encode every row of ``[n, dim] float32`` as ``json.dumps(row.tolist())``, in order, ``block`` rows at a time.
 
-    Args:
-        matrix: usually mapped from a file; mapped pages are given back after every block.
-        what: the model's name, for the error.
-        block: rows held as float64 at a time.
-
-    Raises:
-        ContractError: if a row is not finite or its L2 norm is off 1 by more than 1e-3; names model and row.
+    Mapped pages are given back after every block. A row that is not finite, or whose L2 norm is off 1 by more than
+    1e-3, is a ``ContractError`` that names the row and ``what``, the model.
     """
     for start in range(0, len(matrix), block):
         rows = np.asarray(matrix[start : start + block], dtype=np.float64)

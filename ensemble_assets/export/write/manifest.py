@@ -27,12 +27,7 @@ _ABSOLUTE_PATH = re.compile(r"(?:^|(?<=[\s('\"=,]))(?:/|[A-Za-z]:[\\/]|\\\\)(?:[
 class FeatureToggles:
     """The optional stages that were on, and the settings that said so.
 
-    Attributes:
-        enable_rerank: whether the rerank stage was on.
-        enable_sparse: whether the sparse stage was on.
-        sparse_models: slugs of the sparse models.
-        sources: source of each toggle, by key.
-        provenance: rows ``{key, value, source, layer}``.
+    ``sources`` are by key; ``provenance`` has rows ``{key, value, source, layer}``.
     """
 
     enable_rerank: bool
@@ -68,15 +63,10 @@ class ManifestInputs:
 
     Attributes:
         generated_at: ISO 8601.
-        collection: its name.
-        chunk_count: chunks of the bundle.
-        toggles: the optional stages that were on.
-        telemetry: spans, metrics and counts.
         warnings: sentences without texts of chunks or queries.
         dense_run: facts of the dense stage.
         performance_baseline: seconds and ratios against the stored baseline; empty without one.
-        rerank_run: None when the stage is off.
-        sparse_run: None when the stage is off.
+        rerank_run: None when the stage is off, as ``sparse_run``.
         more: additive top-level sections of this project, after all of the contract's.
     """
 
@@ -100,7 +90,7 @@ def build_manifest(run: ManifestInputs) -> dict[str, Any]:
 
     Raises:
         ContractError: if a stage is on without its run or off with one, or telemetry has a name or key that the
-            contract does not know.
+            contract does not have.
     """
     _require_runs_fit_toggles(run)
     toggles = run.toggles.as_json()
@@ -129,11 +119,7 @@ def build_manifest(run: ManifestInputs) -> dict[str, Any]:
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Encode the manifest: indent 2, not ASCII-escaped.
-
-    Raises:
-        ContractError: if a number in it is not finite or a value is of no JSON type.
-    """
+    """Encode the manifest: indent 2, not ASCII-escaped; ``ContractError`` for a value that JSON does not have."""
     try:
         return json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:

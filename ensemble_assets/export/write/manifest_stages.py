@@ -20,17 +20,14 @@ class RerankRun:
         status: ``completed``, ``fallback`` or ``failed``.
         loaded: whether the model was loaded.
         device: the devices that it ran on, as ``UsedDevices.label``.
-        fallback_count: queries that kept their fused order.
-        fallback_reason: why, as a fixed word.
+        fallback_count: queries that kept their fused order; the reason is a fixed word.
         fallback_source: where it arose (``model``, ``inference``, ``budget``).
-        latency_ms: milliseconds of the stage.
         gpu_peak_gb: peak device memory, 10⁹ bytes.
         batch_size: pairs in the largest batch.
         top_k_candidates: fused candidates per query that were offered.
         rerank_top_k: depth that was asked for.
         initial_candidate_count: candidates before reranking, over all queries.
-        candidate_ids: chunk ids of the first query's reranked list, in order.
-        scores: their final scores.
+        candidate_ids: chunk ids of the first query's reranked list, in order; ``scores`` are their final scores.
         requested_device: ``auto`` leaves the choice to the program; runs never ask for a device themselves.
         more: additive facts of the payload (query count, depth reached, query id and hash).
     """
@@ -89,12 +86,10 @@ class SparseRun:
 
     Attributes:
         models: slugs that were asked for.
-        vectors_total: chunks.
         vectors_available: chunks with a vector, live or from metadata.
         devices: device by model.
         fallback_count: chunks whose vector is mapped from metadata terms, or that have none after inference failed.
-        fallback_reason: why, as a fixed word.
-        latency_ms: milliseconds of the stage.
+        fallback_reason: a fixed word.
         success: whether inference finished, fallbacks included.
         more: additive facts of the payload.
     """

@@ -49,11 +49,7 @@ def target_collection(collection: str, model: str) -> str:
 
 @dataclass(frozen=True)
 class BundleNames:
-    """File names of one bundle, by content.
-
-    Raises:
-        SettingsError: if the prefix is not a plain piece of a file name.
-    """
+    """File names of one bundle, by content; ``SettingsError`` if the prefix is no plain piece of a file name."""
 
     prefix: str = DEFAULT_PREFIX
 
@@ -70,11 +66,7 @@ class BundleNames:
         return f"{self.prefix}_{_OUTSIDE_FILE_NAME.sub('_', companion.replace('-', '_'))}_embeddings.npy"
 
     def file(self, content: str) -> str:
-        """Name the file for ``content``: its ending without the underscore, such as ``qdrant.jsonl`` or ``fused.trec``.
-
-        Raises:
-            ValueError: if bundles have no such file.
-        """
+        """Name the file of a content such as ``qdrant.jsonl`` or ``fused.trec``; ``ValueError`` for any other."""
         if f"_{content}" not in _ENDINGS:
             raise ValueError(f"bundles have no file {self.prefix}_{content}")
         return f"{self.prefix}_{content}"

@@ -31,15 +31,8 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
 
     ``{"query_id", "query_hash", "chunk_ids", "point_ids", "ranks", "scores", "fused_ranks", "fused_scores",
     "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the reranker did not score the
-    pair, ``reranked`` whether it scored any.
-
-    Args:
-        path: the file.
-        reranked: a ``RERANKED`` frame.
-        queries: a ``QUERIES`` frame; only ``public_id`` and ``query_hash`` are read.
-
-    Raises:
-        ContractError: if a list belongs to no query or has a score that is not finite.
+    pair, ``reranked`` whether it scored any. ``reranked`` is a ``RERANKED`` frame; of ``queries`` only ``public_id``
+    and ``query_hash`` are read. A list of no query, or a score that is not finite, is a ``ContractError``.
     """
     of_run = queries.select("public_id", "query_hash")
     strangers = reranked.join(of_run, on="public_id", how="anti")
@@ -63,15 +56,8 @@ def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
 
     White space in an id becomes ``%20`` and the like, and a ``%`` that reads as such a code ``%25``, so that different
     ids stay different and ``urllib.parse.unquote`` gives them back. Evaluation tools order by score, not by rank: where
-    scores tie or rise with the rank, the score is lowered to the next float32 below the one before.
-
-    Args:
-        path: the file.
-        lists: a ``CANDIDATES`` or ``RERANKED`` frame, each list in rank order.
-        tag: name of the run.
-
-    Raises:
-        ContractError: if a score is not finite.
+    scores tie or rise with the rank, the score is lowered to the next float32 below the one before. ``lists`` is a
+    ``CANDIDATES`` or ``RERANKED`` frame; a score that is not finite is a ``ContractError``.
     """
     score = pl.Series("score", _falling(lists).astype(np.float64).astype(str))
     ids = {column: _trec_ids(lists[column]) for column in ("public_id", "chunk_id")}

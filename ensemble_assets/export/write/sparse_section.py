@@ -25,15 +25,10 @@ _ROWS_BETWEEN_RELEASES = 1024
 
 @dataclass(frozen=True)
 class SparseVector:
-    """A sparse vector, as an object and as JSON fragments.
+    """A sparse vector, as the object ``{"indices", "values", "tokens", "stats"}`` and as JSON fragments.
 
     Three files hold the vector, so its lists are encoded once: from arrays, with the fast encoder for arrays, and not
     from the lists of the object.
-
-    Attributes:
-        plain: ``{"indices", "values", "tokens", "stats"}``.
-        indices: JSON list; so are ``values`` and ``tokens``.
-        stats: JSON object.
     """
 
     plain: dict[str, Any]
@@ -86,11 +81,8 @@ class _LiveVectors:
         """Make the vector of a chunk from its row of the stage's output; None for a chunk without a vector.
 
         A v4.0 key never goes away when stages are on. A chunk with an echo but no vector keeps the key with an empty
-        vector; its ``source`` names the step that gave nothing: inference, or the mapping of metadata terms.
-
-        Raises:
-            ContractError: if the row has entries but no source, a value that is not finite, or an index that is outside
-                the vocabulary or there twice.
+        vector; its ``source`` names the step that gave nothing: inference, or the mapping of metadata terms. A row that
+        contradicts itself or the vocabulary is a ``ContractError``.
         """
         live = self._live
         if row % _ROWS_BETWEEN_RELEASES == 0:

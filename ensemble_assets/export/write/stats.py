@@ -12,14 +12,7 @@ _BYTES_PER_MB = 1024 * 1024
 
 @dataclass(frozen=True)
 class SparseCounts:
-    """Chunks counted by the kind of their sparse vector.
-
-    Attributes:
-        total: chunks.
-        echoed: with a v4.0 echo of their metadata; also counted when the sparse stage is on.
-        live: with a vector from live inference.
-        from_metadata: with a vector that the sparse stage mapped from metadata terms.
-    """
+    """Chunks counted by the kind of their sparse vector. An echo is also counted when the sparse stage is on."""
 
     total: int
     echoed: int = 0

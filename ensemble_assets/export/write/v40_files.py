@@ -39,13 +39,7 @@ _COPY_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Written:
-    """The result of ``write_v40``.
-
-    Attributes:
-        files: names, in the order of the contract's table.
-        skipped: files left out, with the reason.
-        sparse: chunks counted by the kind of their sparse vector.
-    """
+    """The files of ``write_v40``, in the order of the contract's table, and the reason for each one left out."""
 
     files: tuple[str, ...]
     skipped: dict[str, str]
@@ -55,9 +49,8 @@ class Written:
 def write_v40(folder: Path, bundle: BundleInputs) -> Written:
     """Write all v4.0 files into ``folder``, which is taken to be empty and private to the caller.
 
-    Raises:
-        ContractError: if arrays and chunks do not fit together, a vector is not a finite unit vector, or a chunk's
-            metadata cannot be expressed in UTF-8 JSON; names the array or the chunk row.
+    A ``ContractError`` names the array or the chunk row that does not fit, is no finite unit vector, or cannot be
+    expressed in UTF-8 JSON.
     """
     bundle.require_aligned()
     names = bundle.names
@@ -103,11 +96,8 @@ def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
     """Write the faiss file, an ``IndexFlatIP`` over ``[n, dim] float32``, a piece at a time.
 
     ``faiss.write_index`` needs the whole index in memory. The file is a fixed header and the vectors, so the header is
-    taken from faiss itself and the vectors are streamed behind it. The tests compare it with ``faiss.write_index``.
-
-    Raises:
-        ContractError: if the installed faiss lays such a file out in another way.
-        ImportError: if faiss is not installed.
+    taken from faiss itself and the vectors are streamed behind it. A faiss that lays such a file out in another way is
+    a ``ContractError``; without faiss it is an ``ImportError``.
     """
     import faiss
 
@@ -147,11 +137,7 @@ class _Record(NamedTuple):
 
 
 def _write_records(folder: Path, bundle: BundleInputs) -> SparseCounts:
-    """Write the four record files in row order.
-
-    Raises:
-        ContractError: if the chunks are not exactly rows 0 to ``count`` - 1.
-    """
+    """Write the four record files; ``ContractError`` if the chunks are not exactly rows 0 to ``count`` - 1."""
     again = "Materialise the chunks and everything that is made of them again"
     vectors = [(compact(model.slug), float_rows(model.vectors, model.slug)) for model in bundle.dense]
     encoder = _Encoder(bundle)
@@ -195,11 +181,7 @@ class _Encoder:
         self._tail = _payload_tail(bundle)
 
     def encode(self, chunk: ChunkRow, dense: str) -> _Record:
-        """Encode everything that files hold of a chunk.
-
-        Raises:
-            ContractError: if it cannot be expressed in UTF-8 JSON.
-        """
+        """Encode everything that files hold of a chunk; ``ContractError`` if UTF-8 JSON cannot express it."""
         try:
             enriched = enrich(own_metadata(chunk), chunk, self._facts)
             vector, metadata, text = self._sparse_of(chunk.row, enriched), enriched.metadata, chunk.text

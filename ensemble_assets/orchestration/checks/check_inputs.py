@@ -1,7 +1,6 @@
 """Gather the results of a bundle's gates for the asset checks.
 
-The exporter judged the bundle. Seconds, memory and the files beside the bundle are known after the export only, so they
-are judged here.
+The exporter judged the bundle. Seconds, memory and the files beside it are known later, and are judged here.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ _WORD_BREAK = "\n_____\n"
 def bundle_results(collection: str, settings: Settings) -> Iterator[GateResult]:
     """Give the result of every gate on the collection's bundle.
 
-    Raises:
-        ArtefactError: if an asset was never materialised or is damaged, there is no bundle, or its export stored no
-            results.
+    A missing or damaged artefact, a missing bundle and an export without results are an ``ArtefactError``.
     """
     store = open_store(settings)
     upstream = Upstream.load(store, collection)

@@ -1,7 +1,6 @@
-"""The gates of ``evaluation`` as asset checks: against the accepted baseline, and of each list against its parts.
+"""Show the gates of ``evaluation`` as asset checks: the accepted baseline, and each list against its parts.
 
-``retrieval/quality_verdicts.py`` makes the verdicts. Here are severities, words and the place of the baseline. Probe
-queries judge themselves, so their gates never do more than warn.
+``retrieval/quality_verdicts.py`` makes the verdicts. Derived queries judge themselves, so theirs only warn.
 """
 
 from collections.abc import Callable, Iterator, Mapping
