@@ -1,4 +1,6 @@
-"""Gather the commands, and turn errors into exit codes: 0 done, 1 a stage or gate failed, 2 bad usage or settings.
+"""Gather the commands, and turn errors into exit codes.
+
+0: done. 1: a stage or gate failed. 2: bad usage or settings. 130: stopped by Ctrl-C, a signal or a closed terminal.
 
 Command modules import heavy libraries inside their functions, so that ``--help`` and small commands start quickly.
 """
@@ -6,6 +8,7 @@ Command modules import heavy libraries inside their functions, so that ``--help`
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import click
 
@@ -16,6 +19,7 @@ from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.run import demo, run
 from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.common.stopping import STOPPED, stop_when_asked
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -30,15 +34,25 @@ for command in (run, demo, doctor, leases, validate, report, upload, evaluate, f
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; ``arguments`` stands in for the command line in tests."""
+    with stop_when_asked(_say_stopped):
+        code = _run(arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
-        code = commands.main(arguments, standalone_mode=False)
+        return commands.main(arguments, standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
-        code = 2
+        return 2
     except click.Abort:
-        click.echo("Stopped.", err=True)
-        code = 1
+        _say_stopped()
+        return STOPPED
     except EnsembleError as error:
         click.echo(f"Error: {error}", err=True)
-        code = 2 if isinstance(error, SettingsError) else 1
-    sys.exit(code or 0)
+        return 2 if isinstance(error, SettingsError) else 1
+
+
+def _say_stopped() -> None:
+    with suppress(OSError):  # the terminal is closed
+        click.echo("Stopped; finished work is kept, run the same command to go on", err=True)

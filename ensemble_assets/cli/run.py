@@ -134,7 +134,7 @@ def _materialise(
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
     with _quiet_dagster():
         try:
-            return job.execute_in_process(
+            result = job.execute_in_process(
                 partition_key=collection,
                 instance=instance,
                 raise_on_error=False,
@@ -143,8 +143,22 @@ def _materialise(
                 tags=BY_COMMAND_LINE,
                 asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             )
+            if _was_stopped(result):
+                raise click.Abort
+            return result
         finally:
             end_trace(instance, run_id)
+
+
+def _was_stopped(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether an interrupt ended the run, in a stage (canceled) or between two (Dagster then calls it a failure)."""
+    import dagster as dg
+
+    last = result.all_events[-1]
+    reason = getattr(last.event_specific_data, "failure_reason", None)
+    return last.event_type == dg.DagsterEventType.RUN_CANCELED or (
+        reason is not None and reason.value == "UNEXPECTED_TERMINATION"
+    )
 
 
 def _outcome(

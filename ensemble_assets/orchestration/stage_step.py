@@ -24,6 +24,7 @@ from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
 from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.resources import SettingsForm
+from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE
 from ensemble_assets.pipeline.from_settings import open_store, run_telemetry
 from ensemble_assets.pipeline.stage_run import Progress, StageRun
 
@@ -53,7 +54,7 @@ def stage_step(
     """Open a stage for the step's collection, and report its end to ``progress``.
 
     Any exception becomes a ``dagster.Failure`` with words that are safe to store; ``failure_policy`` says whether the
-    step is tried again.
+    step is tried again. An interrupt becomes ``StepStopped``, which ends the run.
     """
     _end_with_the_run()
     resolved = form.resolved()
@@ -73,14 +74,28 @@ def stage_step(
             yield run
     except BaseException as error:
         writer.discard()
+        if not isinstance(error, Exception):
+            raise _stopped(context, stage) from None
         seconds = round(time.perf_counter() - started, 4)
         reason = failure_words(stage, error)
         progress.stage_finished(collection, FailedStage(stage, "failed", wall_seconds=seconds, reason=reason))
-        if isinstance(error, Exception):
-            raise dg.Failure(reason, allow_retries=tried_again(error)) from None
-        raise
+        raise dg.Failure(reason, allow_retries=tried_again(error)) from None
     if run.record is not None:
         progress.stage_finished(collection, run.record)
+
+
+class StepStopped(dg.DagsterExecutionInterruptedError, dg.DagsterError):
+    """An interrupt that ends the run. Dagster tries a step with a retry policy again after any other interrupt."""
+
+
+StepStopped.__name__ = dg.DagsterExecutionInterruptedError.__name__  # the multiprocess executor compares the name
+
+
+def _stopped(context: dg.AssetExecutionContext, stage: str) -> StepStopped:
+    """Give the error that ends the run; a run of the command line is on its way to "canceled" then, not "failed"."""
+    if BY_COMMAND_LINE.items() <= context.run.tags.items():
+        context.instance.report_run_canceling(context.run)
+    return StepStopped(f"{stage}: stopped. Finished work is kept; a new run goes on from there")
 
 
 def failure_words(stage: str, error: BaseException) -> str:

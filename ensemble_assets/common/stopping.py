@@ -1,0 +1,64 @@
+"""Stop this process soon after a person or the system asks for it, also in the middle of native code.
+
+Python runs a signal's handler only between two of its own instructions, which a long call into a compute library puts
+off. The C part of the interpreter writes the signal's number into a pipe at once; a thread reads it there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+STOPPED = 130
+"""Exit code of a stopped command: 128 and the number of SIGINT, as shells have it."""
+
+_UNWINDING_SECONDS = 1.5
+"""Time for a run to remove its unfinished files by itself; a person waits two seconds at most. What is left behind
+has hidden names, and the next run removes it."""
+
+_ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
+    """Turn SIGTERM and a closed terminal into an interrupt, and end the process if that does not end the block soon.
+
+    Only for the main thread.
+
+    Args:
+        at_the_end: called before the process is ended, for a last message.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = {number: signal.getsignal(number) for number in _ASKED}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    over = threading.Event()
+
+    def watch() -> None:
+        while received := os.read(reading, 1):
+            if received[0] in _ASKED and not over.wait(_UNWINDING_SECONDS):
+                with suppress(Exception):  # a closed terminal takes no message
+                    at_the_end()
+                os._exit(STOPPED)  # the kernel frees locks, and workers die with their parent
+        os.close(reading)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(wakeup)
+        os.close(writing)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Hand the signal on as an interrupt, to whatever handles interrupts just now."""
+    signal.raise_signal(signal.SIGINT)

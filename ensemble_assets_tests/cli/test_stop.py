@@ -1,0 +1,80 @@
+"""Ctrl-C, a signal and a closed terminal stop a command at once, and leave nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from ensemble_assets.artefacts.artefact import INDEX_NAME
+from ensemble_assets.compute.devices.lease_notes import list_leases
+from ensemble_assets_tests.orchestration.pipeline import TOPICS
+
+MESSAGE = "Stopped; finished work is kept, run the same command to go on"
+SECONDS = 8.0
+"""The promise is two seconds; the rest is for a machine that is busy with other tests."""
+
+NATIVE = """
+import hashlib, os, signal, sys, threading
+from ensemble_assets.common.stopping import stop_when_asked
+with stop_when_asked(lambda: print("stopped", flush=True)):
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute without a Python instruction
+"""
+
+
+def write_large_collection(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    texts = [f"{n} " + " ".join(TOPICS[(n * k) % len(TOPICS)] + str(n + k) for k in range(60)) for n in range(3000)]
+    (folder / "many_chunks.json").write_text(json.dumps([{"text": text} for text in texts]))
+
+
+@pytest.mark.models
+@pytest.mark.parametrize(("asked", "stage"), [("SIGINT", "dense"), ("SIGTERM", "chunks"), ("SIGHUP", "dense")])
+def test_a_signal_stops_a_run(asked: str, stage: str, tmp_path: Path) -> None:
+    write_large_collection(tmp_path / "corpora" / "many")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "EMBEDDER_LOCK_DIR": str(tmp_path / "locks")}
+    arguments = ["run", "--chunked-dir", "corpora", "--output-dir", "out", "--disable-sparse"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ensemble_assets.cli", *arguments],
+        cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if f"{stage} …" in line:
+                break
+        time.sleep(0.5 if stage == "dense" else 0)
+        process.send_signal(getattr(signal, asked))
+        sent = time.monotonic()
+        rest = process.stderr.read()
+        code = process.wait(SECONDS)
+    assert (code, rest.count(MESSAGE)) == (130, 1), rest
+    assert time.monotonic() - sent < SECONDS
+    assert "fault of the program" not in rest
+    assert list_leases(tmp_path / "locks") == []
+    assert not (tmp_path / "out" / "many").exists()
+    sealed = {path.parent for path in (tmp_path / "out").rglob(INDEX_NAME)}
+    arrays = {path.parent for path in (tmp_path / "out").rglob("*.npy") if path.parent.name != "rows"}
+    assert arrays <= sealed
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+def test_native_code_does_not_hold_a_stop_up() -> None:
+    with subprocess.Popen([sys.executable, "-c", NATIVE], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(SECONDS) == 130
