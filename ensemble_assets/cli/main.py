@@ -8,7 +8,6 @@ Command modules import heavy libraries inside their functions, so that ``--help`
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 
 import click
 
@@ -19,7 +18,7 @@ from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.run import demo, run
 from ensemble_assets.common.errors import EnsembleError, SettingsError
-from ensemble_assets.common.stopping import STOPPED, stop_when_asked
+from ensemble_assets.common.stopping import STOPPED, say_stopped, stop_when_asked
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -34,7 +33,7 @@ for command in (run, demo, doctor, leases, validate, report, upload, evaluate, f
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; ``arguments`` stands in for the command line in tests."""
-    with stop_when_asked(_say_stopped):
+    with stop_when_asked(say_stopped):
         code = _run(arguments)
     sys.exit(code)
 
@@ -46,13 +45,8 @@ def _run(arguments: list[str] | None) -> int:
         error.show()
         return 2
     except click.Abort:
-        _say_stopped()
+        say_stopped()
         return STOPPED
     except EnsembleError as error:
         click.echo(f"Error: {error}", err=True)
         return 2 if isinstance(error, SettingsError) else 1
-
-
-def _say_stopped() -> None:
-    with suppress(OSError):  # the terminal is closed
-        click.echo("Stopped; finished work is kept, run the same command to go on", err=True)

@@ -30,6 +30,7 @@ from ensemble_assets.cli.arguments import (
     with_options,
 )
 from ensemble_assets.common.stages import PIPELINE
+from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
 from ensemble_assets.settings import Resolved, flatten, resolve
 
@@ -132,7 +133,7 @@ def _materialise(
     from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
 
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
-    with _quiet_dagster():
+    with _quiet_dagster(), stop_when_asked(lambda: _end_at_once(instance, run_id)):
         try:
             result = job.execute_in_process(
                 partition_key=collection,
@@ -148,6 +149,14 @@ def _materialise(
             return result
         finally:
             end_trace(instance, run_id)
+
+
+def _end_at_once(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Say on the terminal and in Dagster that the run was stopped, before the process ends inside a stage."""
+    say_stopped()
+    run = instance.get_run_by_id(run_id)
+    if run is not None:
+        instance.report_run_canceled(run)
 
 
 def _was_stopped(result: dg.ExecuteInProcessResult) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,14 +24,21 @@ has hidden names, and the next run removes it."""
 _ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def say_stopped() -> None:
+    """Say on standard error that the command was stopped."""
+    with suppress(OSError):  # the terminal is closed
+        sys.stderr.write("Stopped; finished work is kept, run the same command to go on\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
     """Turn SIGTERM and a closed terminal into an interrupt, and end the process if that does not end the block soon.
 
-    Only for the main thread.
+    Only for the main thread. The innermost block applies.
 
     Args:
-        at_the_end: called before the process is ended, for a last message.
+        at_the_end: called before the process is ended, for what cannot wait.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -43,7 +51,7 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
     def watch() -> None:
         while received := os.read(reading, 1):
             if received[0] in _ASKED and not over.wait(_UNWINDING_SECONDS):
-                with suppress(Exception):  # a closed terminal takes no message
+                with suppress(Exception):  # nothing may keep the process alive
                     at_the_end()
                 os._exit(STOPPED)  # the kernel frees locks, and workers die with their parent
         os.close(reading)

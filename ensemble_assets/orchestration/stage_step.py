@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import dagster as dg
@@ -21,6 +21,7 @@ from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.common.stopping import stop_when_asked
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
 from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.resources import SettingsForm
@@ -56,26 +57,26 @@ def stage_step(
     Any exception becomes a ``dagster.Failure`` with words that are safe to store; ``failure_policy`` says whether the
     step is tried again. An interrupt becomes ``StepStopped``, which ends the run.
     """
-    _end_with_the_run()
     resolved = form.resolved()
     collection = context.partition_key
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
     telemetry = run_telemetry(context.run.run_id, collection, resolved.settings, resolved.environment)
     opened = telemetry.stage(stage, attempt=context.retry_number) if stage in TIMED_STAGES else nullcontext()
-    progress.stage_started(stage, collection)
     started = time.perf_counter()
     try:
-        with opened as span:
+        progress.stage_started(stage, collection)
+        with _end_with_the_run(), opened as span:
             code = context.assets_def.code_versions_by_key.get(context.asset_key)
             run = StageRun(
                 stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span, asset, code
             )
             yield run
-    except BaseException as error:
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         writer.discard()
-        if not isinstance(error, Exception):
-            raise _stopped(context, stage) from None
+        raise _stopped(context, stage) from None
+    except Exception as error:  # noqa: BLE001  # the stage boundary
+        writer.discard()
         seconds = round(time.perf_counter() - started, 4)
         reason = failure_words(stage, error)
         progress.stage_finished(collection, FailedStage(stage, "failed", wall_seconds=seconds, reason=reason))
@@ -110,12 +111,14 @@ def failure_words(stage: str, error: BaseException) -> str:
     return f"{stage}: unexpected {type(error).__name__} ({places}). This is a fault of the program; please report it"
 
 
-def _end_with_the_run() -> None:
-    """Make the kernel end this process when its parent ends, so that a killed run frees its devices at once.
+def _end_with_the_run() -> AbstractContextManager[None]:
+    """Make this process end soon after its parent ends or asks it to, so that a run that is over frees its devices.
 
     It applies only to a process that Dagster started for a step: its parent is the run's fork server.
     """
-    if multiprocessing.parent_process() is not None:
-        from ensemble_assets.compute.running.worker_process import die_with
+    if multiprocessing.parent_process() is None:
+        return nullcontext()
+    from ensemble_assets.compute.running.worker_process import die_with
 
-        die_with(os.getppid())
+    die_with(os.getppid())
+    return stop_when_asked(lambda: None)

@@ -18,7 +18,7 @@ from ensemble_assets.compute.devices.lease_notes import list_leases
 from ensemble_assets_tests.orchestration.pipeline import TOPICS
 
 MESSAGE = "Stopped; finished work is kept, run the same command to go on"
-SECONDS = 8.0
+SECONDS = 20.0
 """The promise is two seconds; the rest is for a machine that is busy with other tests."""
 
 NATIVE = """
