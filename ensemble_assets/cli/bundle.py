@@ -140,8 +140,20 @@ def report(bundle: Path, output: Path | None) -> int:
 @click.option("--path", help="Folder of embedded storage; <output_dir>/.qdrant if neither is given.")
 @click.option("--collection", help="Name in Qdrant; <collection>_v4_<primary model> if not given.")
 @click.option("--batch-size", type=click.IntRange(1, 10_000), help="Points per request.")
+@click.option(
+    "--layout",
+    type=click.Choice(["named", "legacy"]),
+    help="Of a new collection: named vectors, or one unnamed as version 4.0 made it.",
+)
 def upload(  # one parameter per option
-    bundle: Path, url: str | None, api_key: str | None, path: str | None, collection: str | None, batch_size: int | None
+    *,
+    bundle: Path,
+    url: str | None,
+    api_key: str | None,
+    path: str | None,
+    collection: str | None,
+    batch_size: int | None,
+    layout: str | None,
 ) -> int:
     """Upload BUNDLE into Qdrant, then check that counts match and that a chunk finds itself.
 
@@ -159,7 +171,12 @@ def upload(  # one parameter per option
     client = connect(server, folder, api_key or resolved.environment.get("QDRANT_API_KEY"))
     try:
         uploaded = upload_bundle(
-            opened, client, collection or defaults.collection, batch_size or defaults.batch_size, _show_progress
+            opened,
+            client,
+            collection or defaults.collection,
+            batch_size or defaults.batch_size,
+            _show_progress,
+            legacy_layout=(layout or defaults.layout) == "legacy",
         )
     finally:
         client.close()

@@ -82,7 +82,13 @@ def upload_to_qdrant(run: StageRun, exported: Artefact[ExportRecord]) -> QdrantR
     embedded = Path(run.settings.paths.output_dir) / ".qdrant"
     client = connect(options.url, options.path or str(embedded), run.resolved.environment.get("QDRANT_API_KEY"))
     try:
-        uploaded = upload_bundle(open_bundle(bundle_folder(run)), client, options.collection, options.batch_size)
+        uploaded = upload_bundle(
+            open_bundle(bundle_folder(run)),
+            client,
+            options.collection,
+            options.batch_size,
+            legacy_layout=options.layout == "legacy",
+        )
     finally:
         client.close()
     return QdrantRecord(

@@ -225,6 +225,11 @@ class Qdrant(Section):
     path: str = option("", "Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
     collection: str = option("", "Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
     batch_size: int = option(defaults.QDRANT_POINTS, "Points per request.", ge=1, le=10_000)
+    layout: Literal["named", "legacy"] = option(
+        "named",
+        "Of a collection that is not there yet. named: one vector per dense model, by its name, and a sparse one. "
+        "legacy: one unnamed vector, as version 4.0's upload scripts made it.",
+    )
 
 
 class Metrics(Section):

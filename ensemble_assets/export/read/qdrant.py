@@ -1,15 +1,15 @@
 """Upload a bundle into Qdrant, and search there: dense, sparse, and both together.
 
-Points keep the bundle's ids, so a second upload changes nothing. A batch that is there already, from the same export,
-is skipped, so an interrupted upload goes on where it was. The script in the bundle does the plain upload without this
-package. Importing this module raises ``SettingsError`` where qdrant-client is not installed.
+Points keep the bundle's ids. A point that is there with the same content, whenever it was exported, is not sent again,
+so a second upload sends nothing and an interrupted one goes on where it was. The script in the bundle does the plain
+upload without this package. Importing this module raises ``SettingsError`` where qdrant-client is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,16 @@ from ensemble_assets.export.write.names import target_collection
 
 try:
     from qdrant_client import QdrantClient, models
+
+    from ensemble_assets.export.read.qdrant_layout import DIGEST, SPARSE_NAME, converted, prepare
 except ImportError:
     raise SettingsError("uploading needs qdrant-client: pip install 'ensemble-assets[qdrant]'") from None
 
-SPARSE_NAME = "sparse"
-_CLOCK = "kaggle_export_timestamp"
 _TOLERANCE = 1e-4
 _DEPTH = 100
+_PAGE = 1000
+"""Ids in one request: a few tens of kilobytes."""
+
 _AGAIN = "Upload again; if it stays so, run ensemble-assets validate on the bundle"
 
 
@@ -62,134 +65,117 @@ def upload_bundle(
     collection: str = "",
     batch_size: int = QDRANT_POINTS,
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    legacy_layout: bool = False,
 ) -> Uploaded:
-    """Upload all points, remove those of earlier exports, and search.
+    """Upload the points that are not there yet, remove those of earlier exports, and search.
 
-    ``collection`` defaults to the bundle's own name; ``progress`` gets the number of points that are there. Other
-    vectors there, a wrong count and a chunk that does not find itself are a ``ContractError``.
+    ``collection`` defaults to the bundle's own name; ``progress`` gets the number of points that are there; with
+    ``legacy_layout`` a new collection has one unnamed vector, as version 4.0's scripts made it. Other vectors there,
+    points missing afterwards and a chunk that does not find itself are a ``ContractError``.
     """
     stats = read_object(bundle.path("stats.json"))
-    sizes = {name: int(layout["dimension"]) for name, layout in stats["dense_vector_layout"].items()}
     primary = str(stats["model_config"]["name"])
-    name = collection or target_collection(
-        str(bundle.manifest.get("collection") or bundle.folder.resolve().name), primary
-    )
-    _prepare(client, name, sizes)
+    widths = {slug: int(layout["dimension"]) for slug, layout in stats["dense_vector_layout"].items()}
+    origin = _origin(bundle)
+    name = collection or target_collection(origin.get("qdrant_collection") or _named(bundle), primary)
+    layout = prepare(client, name, {primary: widths[primary], **widths}, legacy=legacy_layout)
     probe: Any = None
-    total = sent = 0
-    source = _converted(bundle)
+    ids: set[Any] = set()
+    sent = 0
+    source = converted(bundle, layout)
     while batch := list(islice(source, batch_size)):
-        if not _is_there(client, name, batch):
-            client.upsert(name, points=batch, wait=True)
-            sent += len(batch)
+        if missing := _not_there(client, name, batch):
+            client.upsert(name, points=missing, wait=True)
+            sent += len(missing)
+            if lost := _not_there(client, name, missing):
+                raise ContractError(
+                    f"Qdrant collection {name!r}: expected {len(batch)} points of this bundle from id {batch[0].id} "
+                    f"on, found {len(batch) - len(lost)}. Upload again"
+                )
         probe = max(batch if probe is None else [probe, *batch], key=_sparse_norm)
-        total += len(batch)
-        progress(total)
-    removed = _remove_stale(client, name, bundle, total, str(probe.payload.get(_CLOCK)) if probe else "")
+        ids.update(point.id for point in batch)
+        progress(len(ids))
+    removed = _remove_stale(client, name, origin, ids)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Local mode performs exact", UserWarning)  # exact is what is asked for
         searches = _search_for(client, name, probe, primary) if probe else ()
-    return Uploaded(name, total, sent, removed, searches)
+    return Uploaded(name, len(ids), sent, removed, searches)
+
+
+def _origin(bundle: Bundle) -> dict[str, str]:
+    """Give what the payloads say about where they come from; bundles that older programs wrote may say nothing."""
+    first = next(points(bundle), None)
+    payload = (first.payload if first else None) or {}
+    return {key: str(payload[key]) for key in ("qdrant_collection", "collection_alias") if payload.get(key)}
+
+
+def _named(bundle: Bundle) -> str:
+    return str(bundle.manifest.get("collection") or bundle.folder.resolve().name)
 
 
 def _sparse_norm(point: Any) -> float:
     """Square the sparse norm. No other chunk scores higher for the sparse vector of the chunk with the largest one."""
-    return sum(value * value for value in point.vector[SPARSE_NAME].values) if SPARSE_NAME in point.vector else 0.0
+    vectors = point.vector
+    has_sparse = isinstance(vectors, dict) and SPARSE_NAME in vectors
+    return sum(value * value for value in vectors[SPARSE_NAME].values) if has_sparse else 0.0
 
 
-def _prepare(client: QdrantClient, name: str, sizes: dict[str, int]) -> None:
-    """Create the collection, or make sure that the one there can hold these vectors."""
-    if not client.collection_exists(name):
-        vectors = {n: models.VectorParams(size=size, distance=models.Distance.COSINE) for n, size in sizes.items()}
-        client.create_collection(
-            name, vectors_config=vectors, sparse_vectors_config={SPARSE_NAME: models.SparseVectorParams()}
+def _not_there(client: QdrantClient, name: str, batch: list[Any]) -> list[Any]:
+    """List the points of the batch that are not stored with this content."""
+    stored = client.retrieve(name, ids=[point.id for point in batch], with_payload=[DIGEST], with_vectors=False)
+    there = {record.id: (record.payload or {}).get(DIGEST) for record in stored}
+    return [point for point in batch if there.get(point.id) != point.payload[DIGEST]]
+
+
+def _remove_stale(client: QdrantClient, name: str, origin: dict[str, str], ids: set[Any]) -> int:
+    """Remove points of an earlier export of this collection, and return their number. Points of other origin stay."""
+    if not origin or client.count(name, exact=True).count == len(ids):
+        return 0
+    same = models.Filter(
+        must=[models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in origin.items()]
+    )
+    stale: list[Any] = []
+    offset: Any = None
+    while True:
+        records, offset = client.scroll(
+            name, scroll_filter=same, limit=_PAGE, offset=offset, with_payload=False, with_vectors=False
         )
-        return
-    params = client.get_collection(name).config.params
-    there = {n: vector.size for n, vector in params.vectors.items()} if isinstance(params.vectors, dict) else {}
-    if any(there.get(n) != size for n, size in sizes.items()) or SPARSE_NAME not in (params.sparse_vectors or {}):
-        raise ContractError(
-            f"Qdrant collection {name!r} exists with other vectors: expected {sizes} and sparse {SPARSE_NAME!r}, found "
-            f"{there} and sparse {sorted(params.sparse_vectors or {})}. Name another one with --collection"
-        )
-
-
-def _converted(bundle: Bundle) -> Iterator[Any]:
-    """Convert the points of a bundle for the client."""
-    for number, point in enumerate(points(bundle), start=1):
-        if point is None or point.payload is None or point.vectors is None:
-            raise ContractError(
-                f"{bundle.names.file('qdrant.jsonl')}, line {number}: is no point. "
-                "Run ensemble-assets validate on the bundle"
-            )
-        vectors = dict(point.vectors)
-        if weights := _weights(point.payload.get("sparse_vector")):
-            vectors[SPARSE_NAME] = models.SparseVector(indices=list(weights), values=list(weights.values()))
-        yield models.PointStruct(id=point.row, vector=vectors, payload=point.payload)
-
-
-def _weights(vector: Any) -> dict[int, float]:
-    """Add up weights by index: two terms of one chunk may share an index, and Qdrant wants every index once."""
-    weights: dict[int, float] = {}
-    if isinstance(vector, dict):
-        for index, value in zip(vector["indices"], vector["values"], strict=True):
-            weights[index] = weights.get(index, 0.0) + value
-    return weights
-
-
-def _is_there(client: QdrantClient, name: str, batch: list[Any]) -> bool:
-    """Whether every point of the batch is there, from this very export."""
-    expected = {point.id: str(point.payload.get(_CLOCK)) for point in batch}
-    stored = client.retrieve(name, ids=list(expected), with_payload=[_CLOCK], with_vectors=False)
-    return {record.id: str((record.payload or {}).get(_CLOCK)) for record in stored} == expected
-
-
-def _remove_stale(client: QdrantClient, name: str, bundle: Bundle, total: int, clock: str) -> int:
-    """Remove points of an earlier export of this collection, and expect ``total`` of the export at ``clock``.
-
-    Points of other origin stay. Gives the number of points removed.
-    """
-    this_export = models.FieldCondition(key=_CLOCK, match=models.MatchValue(value=clock))
-    own = bundle.manifest.get("collection")
-    before = after = client.count(name, exact=True).count
-    if before != total and own:
-        of_collection = models.FieldCondition(key="qdrant_collection", match=models.MatchValue(value=own))
-        stale = models.Filter(must=[of_collection], must_not=[this_export])
-        client.delete(name, points_selector=models.FilterSelector(filter=stale), wait=True)
-        after = client.count(name, exact=True).count
-    count = client.count(name, count_filter=models.Filter(must=[this_export]), exact=True).count
-    if count != total:
-        raise ContractError(
-            f"Qdrant collection {name!r}: expected {total} points of this export, found {count}. Upload again"
-        )
-    return int(before - after)
+        stale += [record.id for record in records if record.id not in ids]
+        if offset is None:
+            break
+    for start in range(0, len(stale), _PAGE):
+        client.delete(name, points_selector=models.PointIdsList(points=stale[start : start + _PAGE]), wait=True)
+    return len(stale)
 
 
 def _search_for(client: QdrantClient, name: str, probe: Any, primary: str) -> tuple[str, ...]:
     """Search for the probe by each of its vectors, and expect that no other chunk scores higher."""
     exact = models.SearchParams(exact=True)
     alone = models.Filter(must=[models.HasIdCondition(has_id=[probe.id])])
-    for kind, query in probe.vector.items():
+    vectors = probe.vector if isinstance(probe.vector, dict) else {"": probe.vector}
+    for kind, query in vectors.items():
         best, own = (
-            client.query_points(name, query=query, using=kind, limit=1, search_params=exact, query_filter=only).points
+            client.query_points(
+                name, query=query, using=kind or None, limit=1, search_params=exact, query_filter=only
+            ).points
             for only in (None, alone)
         )
         if not own or own[0].score < best[0].score - _TOLERANCE * abs(best[0].score):
             raise ContractError(
-                f"Qdrant collection {name!r}: chunk {probe.id} does not find itself by {kind}. {_AGAIN}"
+                f"Qdrant collection {name!r}: chunk {probe.id} does not find itself by {kind or primary}. {_AGAIN}"
             )
-    if SPARSE_NAME not in probe.vector:
-        return tuple(probe.vector)
+    if SPARSE_NAME not in vectors:
+        return tuple(kind or primary for kind in vectors)
     lists = [
-        models.Prefetch(query=probe.vector[kind], using=kind, limit=_DEPTH, params=exact)
-        for kind in (primary, SPARSE_NAME)
+        models.Prefetch(query=vectors[kind], using=kind, limit=_DEPTH, params=exact) for kind in (primary, SPARSE_NAME)
     ]
     hybrid = client.query_points(name, prefetch=lists, query=models.FusionQuery(fusion=models.Fusion.RRF), limit=_DEPTH)
     if probe.id not in {point.id for point in hybrid.points}:
         raise ContractError(
             f"Qdrant collection {name!r}: chunk {probe.id} does not find itself by both lists. {_AGAIN}"
         )
-    return (*probe.vector, "hybrid")
+    return (*vectors, "hybrid")
 
 
 def describe(uploaded: Uploaded) -> str:
