@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import venv
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,10 +26,12 @@ TWICE = {"term_weights": [{"term": "a", "weight": 0.5}, {"term": "a", "weight": 
 CHUNKS = [Chunk("a", {"sparse_features": TWICE}), *(Chunk(f"chunk {i}", {"n": i}) for i in range(1, 7))]
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *arguments: str, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QDRANT_")}
     return subprocess.run(
-        [sys.executable, str(folder / f"{PREFIX}_upload_script.py"), *arguments],
+        [python, str(folder / f"{PREFIX}_upload_script.py"), *arguments],
         env={**inherited, **environment},
         capture_output=True,
         text=True,
@@ -91,6 +99,91 @@ def test_a_collection_with_other_vectors_is_refused_in_words(tmp_path: Path) -> 
     assert refused.returncode == 1
     assert "exists with other vectors: expected {'mini': 5}" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def killed_at(folder: Path, storage: Path, points: int, python: str = sys.executable) -> None:
+    """Run the script and kill it with signal 9 when it has said that so many points are there."""
+    command = [python, str(folder / f"{PREFIX}_upload_script.py"), "--path", str(storage), "--batch-size", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while f"\r{points} points".encode() not in said:
+            more = process.stderr.read(1)
+            assert more, said.decode()
+            said += more
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def many(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    chunks = [Chunk(f"chunk {i}", {"n": i, "sparse_features": TWICE}) for i in range(count)]
+    write_v40(folder, bundle_of(chunks, dense("mini", unit_rows(count, 4)), dense("other", unit_rows(count, 3))))
+    return folder
+
+
+def stored(storage: Path, folder: Path) -> None:
+    """Expect exactly the points of the bundle, with their payloads and vectors."""
+    client = importlib.import_module("qdrant_client").QdrantClient(path=str(storage))
+    records = client.scroll("guide_v4_mini", limit=10_000, with_vectors=True)[0]
+    client.close()
+    expected = [json.loads(line) for line in (folder / f"{PREFIX}_qdrant.jsonl").read_text().splitlines()]
+    assert [record.id for record in records] == [point["id"] for point in expected]
+    for record, point in zip(records, expected, strict=True):
+        assert record.payload == point["payload"]
+        for name, vector in point["vectors"].items():
+            assert record.vector[name] == pytest.approx(vector, abs=1e-6)
+        assert record.vector["sparse"].indices == point["payload"]["sparse_vector"]["indices"][:1]
+
+
+def test_a_killed_upload_is_made_whole_by_running_the_script_again(tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+    folder, storage = many(tmp_path / "bundle", 40), tmp_path / "s"
+    killed_at(folder, storage, 18)
+    done = run(folder, "--path", str(storage))
+    assert done.stdout == "uploaded 40 points; collection 'guide_v4_mini' holds 40\n", done.stderr
+    stored(storage, folder)
+
+
+def test_the_legacy_layout_is_one_unnamed_vector_and_a_second_upload_fills_it_as_it_is(tmp_path: Path) -> None:
+    qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+    folder, storage = many(tmp_path / "bundle", 5), str(tmp_path / "s")
+    for arguments in (["--layout", "legacy"], []):
+        done = run(folder, "--path", storage, *arguments)
+        assert done.stdout == "uploaded 5 points; collection 'guide_v4_mini' holds 5\n", done.stderr
+    client = qdrant_client.QdrantClient(path=storage)
+    params = client.get_collection("guide_v4_mini").config.params
+    assert (params.vectors.size, params.sparse_vectors) == (4, None)
+    (point,) = client.query_points("guide_v4_mini", query=unit_rows(5, 4)[3].tolist(), limit=1).points
+    assert point.id == 3
+    assert datetime.fromisoformat(point.payload["local_upload_timestamp"]).year >= 2026
+    client.close()
+
+
+@pytest.fixture(scope="module", params=["qdrant-client==1.12.*", "qdrant-client==1.15.*", "qdrant-client"])
+def client_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of a virtual environment with one version of the client."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", request.param]
+    installed = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        pytest.skip(f"{request.param} cannot be installed: {installed.stderr[-200:]}")
+    return python
+
+
+@pytest.mark.nightly
+def test_every_version_of_the_client_uploads_the_same_also_after_kills(client_python: str, tmp_path: Path) -> None:
+    folder, storage = many(tmp_path / "bundle", 60), tmp_path / "s"
+    for points in random.Random(4).sample(range(2, 60, 2), 8):
+        killed_at(folder, storage, points, client_python)
+    for _ in range(2):
+        done = run(folder, "--path", str(storage), python=client_python)
+        assert done.stdout == "uploaded 60 points; collection 'guide_v4_mini' holds 60\n", done.stderr
+    stored(storage, folder)
+    legacy = run(folder, "--path", str(tmp_path / "l"), "--layout", "legacy", python=client_python)
+    assert legacy.stdout == "uploaded 60 points; collection 'guide_v4_mini' holds 60\n", legacy.stderr
 
 
 def test_help_needs_no_server(tmp_path: Path) -> None:
