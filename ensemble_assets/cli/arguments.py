@@ -103,18 +103,23 @@ def split_names(names: str | None) -> tuple[str, ...]:
 
 
 def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample: bool = True) -> list[Collection]:
-    """Find collections below ``paths.chunked_dir``; all of them if there are no names.
+    """Find collections below ``paths.chunked_dir``; all of them if there are no names. Folders left out are shown.
 
     None at all, or an unknown name, is an ``InputError``, which proposes ``--sample`` where the command has it.
     """
     from ensemble_assets.collection.folders import choose, discover
 
     root = Path(settings.paths.chunked_dir)
-    collections = discover(root).collections
-    if not collections:
+    discovered = discover(root)
+    refused = [] if names else list(discovered.refused.values())
+    for error in refused:
+        click.echo(f"Left out: {error}", err=True)
+    if refused and not discovered.collections:
+        raise refused[0]
+    if not (discovered.collections or discovered.refused):
         remedy = "Give --chunked-dir the folder of the collections"
         raise InputError(str(root), "has no folder with chunk files", remedy + (", or --sample" if has_sample else ""))
-    return list(choose(collections, list(names)))
+    return choose(discovered, names)
 
 
 def locate_target(

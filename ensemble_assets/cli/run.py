@@ -32,7 +32,7 @@ from ensemble_assets.cli.arguments import (
 from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
-from ensemble_assets.settings import Resolved, flatten, resolve
+from ensemble_assets.settings import Resolved, Settings, flatten, resolve
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -104,8 +104,10 @@ def run_collections(
     from ensemble_assets.orchestration.resources import settings_run_config
 
     resolved = resolve(overrides, override_sources=sources)
+    outcomes: list[CollectionOutcome] = []
     if not assets:
         chosen = choose_collections(resolved.settings, tuple(names), has_sample=False)
+        outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
@@ -113,11 +115,22 @@ def run_collections(
         typed = flatten(resolved.settings)
         config = settings_run_config({key: typed[key] for key in overrides}, sources)
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
-        outcomes = []
         for name in names:
             result = _materialise(name, definitions, instance, config, assets)
             outcomes.append(_outcome(name, result, resolved, progress.records.get(name, [])))
         return outcomes
+
+
+def _left_out(settings: Settings) -> list[CollectionOutcome]:
+    """List the folders that are no collection as failed runs."""
+    from ensemble_assets.cli.summary import CollectionOutcome
+    from ensemble_assets.collection.folders import discover
+
+    output, refused = Path(settings.paths.output_dir), discover(Path(settings.paths.chunked_dir)).refused
+    return [
+        CollectionOutcome(alias, succeeded=False, bundle=output / alias, error=str(error))
+        for alias, error in refused.items()
+    ]
 
 
 def _materialise(

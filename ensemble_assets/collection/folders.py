@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble_assets.collection.readers.formats import holds_chunk_files
@@ -13,14 +14,14 @@ from ensemble_assets.collection.readers.input_files import printable
 from ensemble_assets.common.errors import InputError
 
 MAX_NAME_BYTES = 128
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True)
 class Collection:
     """A folder of chunk files; ``alias`` is the folder's own name.
 
-    ``name`` is partition key, folder of the bundle and name in telemetry: letters, digits, ``-`` and ``_``.
+    ``name`` is partition key, folder of the bundle and name in telemetry: letters and digits of any language, ``-``
+    and ``_``.
     """
 
     name: str
@@ -30,17 +31,27 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The collections below ``paths.chunked_dir``, by name; sub-folders without chunk files; errors of other ones."""
+    """The collections below ``paths.chunked_dir``, by name; sub-folders without chunk files; errors of other ones.
+
+    ``refused`` is by the folder's own name.
+    """
 
     collections: tuple[Collection, ...]
-    without_chunks: tuple[str, ...]
-    refused: tuple[InputError, ...] = ()
+    without_chunks: tuple[str, ...] = ()
+    refused: Mapping[str, InputError] = field(default_factory=dict)
+
+
+def safe_name(text: str) -> str:
+    """Replace all but letters and digits of any language, ``-`` and ``_`` by ``_``; of ASCII, as version 4.0 did."""
+    return "".join(c if c.isalnum() or c in "-_" or unicodedata.category(c)[0] == "M" else "_" for c in text)
 
 
 def collection_name(alias: str) -> str:
-    """Name the collection in folder ``alias``: ``_`` replaces all but ASCII letters, digits, ``-`` and ``_``.
+    """Name the collection in folder ``alias``, whatever the other folders are called.
 
-    An empty name, a path, control characters and more than 128 bytes are an ``InputError``.
+    Letters of any language stay readable. Where a character beyond ASCII has to go, six digits of a hash are added, so
+    that two such names stay distinct. An empty name, a path, control characters and more than 128 bytes are an
+    ``InputError``.
     """
     refused = (
         (not alias.strip(), "is an empty name"),
@@ -51,48 +62,43 @@ def collection_name(alias: str) -> str:
     for applies, problem in refused:
         if applies:
             raise InputError(f"collection {printable(alias)[:MAX_NAME_BYTES]!r}", problem, "Rename the folder")
-    return _NOT_IN_NAMES.sub("_", alias)
+    composed = unicodedata.normalize("NFC", alias)
+    name = safe_name(composed)
+    if all(new == old or old.isascii() for new, old in zip(name, composed, strict=True)):
+        return name
+    return f"{name}-{hashlib.sha1(os.fsencode(composed), usedforsecurity=False).hexdigest()[:6]}"
 
 
-def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], list[InputError]]:
-    """Return the folder name by collection name, and an error for every other folder.
+def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], dict[str, InputError]]:
+    """Return the folder name by collection name, and an error for every other folder, by its name.
 
-    If two folders get the same name, neither has it.
+    If several folders get the same name, the folder that is called so has it. If none is, none has it.
     """
     by_name: dict[str, list[str]] = {}
-    refused: list[InputError] = []
+    refused: dict[str, InputError] = {}
     for alias in aliases:
         try:
             by_name.setdefault(collection_name(alias), []).append(alias)
         except InputError as error:
-            refused.append(error)
+            refused[alias] = error
+    names = {name: name if name in same else same[0] for name, same in by_name.items() if name in same or not same[1:]}
     for name, same in by_name.items():
-        refused += [
-            InputError(
-                f"collections {printable(same[0])!r} and {printable(alias)!r}",
-                f"both get the name {name!r}",
-                "Rename one of the folders",
-            )
-            for alias in same[1:]
-        ]
-    return {name: same[0] for name, same in by_name.items() if len(same) == 1}, refused
+        for alias in same:
+            if names.get(name) != alias:
+                other = next(each for each in (names.get(name, alias), *same) if each != alias)
+                refused[alias] = InputError(
+                    f"collections {printable(other)!r} and {printable(alias)!r}",
+                    f"both get the name {name!r}",
+                    f"Rename {printable(alias)!r}",
+                )
+    return names, refused
 
 
 def discover(chunked_dir: Path) -> Discovered:
     """Find the collections below ``chunked_dir``: every sub-folder (or link to one) with chunk files.
 
-    Hidden sub-folders are passed over. A name that is refused or clashes is an ``InputError``.
-    """
-    discovered = survey(chunked_dir)
-    if discovered.refused:
-        raise discovered.refused[0]
-    return discovered
-
-
-def survey(chunked_dir: Path) -> Discovered:
-    """Find the collections as ``discover`` does, and return errors of bad names instead of raising them.
-
-    A root that cannot be listed, or holds chunk files itself, is an ``InputError``.
+    Hidden sub-folders are passed over. A folder that is no collection does not stop the others. A root that cannot be
+    listed, or holds chunk files itself, is an ``InputError``.
     """
     if not chunked_dir.is_dir():
         raise InputError(str(chunked_dir), "is not a folder", "Set paths.chunked_dir to the folder of the collections")
@@ -114,19 +120,23 @@ def survey(chunked_dir: Path) -> Discovered:
     return Discovered(
         collections=tuple(Collection(name, alias, by_alias[alias]) for name, alias in sorted(names.items())),
         without_chunks=tuple(path.name for path in folders if path.name not in by_alias),
-        refused=tuple(refused),
+        refused=refused,
     )
 
 
-def choose(collections: Sequence[Collection], names: Sequence[str]) -> list[Collection]:
-    """Choose collections by name or folder name, each once, in the order of ``names``. Without names: all."""
-    if not names:
-        return list(collections)
+def choose(discovered: Discovered, names: Sequence[str]) -> list[Collection]:
+    """Choose collections by name or folder name, each once, in the order of ``names``. Without names: all.
+
+    An unknown name and a folder that is refused are an ``InputError``.
+    """
+    collections = discovered.collections
     by_name = {c.name: c for c in collections} | {c.alias: c for c in collections}
     unknown = [name for name in names if name not in by_name]
     if unknown:
+        if unknown[0] in discovered.refused:
+            raise discovered.refused[unknown[0]]
         there = ", ".join(c.name for c in collections) or "none"
         raise InputError(
             f"collection {printable(unknown[0])!r}", "is not there or has no chunk files", f"There are: {there}"
         )
-    return list(dict.fromkeys(by_name[name] for name in names))
+    return list(dict.fromkeys(by_name[name] for name in names)) if names else list(collections)

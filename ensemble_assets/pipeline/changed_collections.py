@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ensemble_assets.collection.fingerprints import FileHashes, collection_fingerprint, last_change
-from ensemble_assets.collection.folders import survey
+from ensemble_assets.collection.folders import discover
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.pipeline.from_settings import open_store
@@ -83,19 +83,19 @@ def scan_corpora(settings: Settings, seconds: float = 40.0, clock: Callable[[], 
 
     Collections not reached in ``seconds`` wait; hashes are stored, so the next scan is faster.
     """
-    surveyed = survey(Path(settings.paths.chunked_dir))
+    discovered = discover(Path(settings.paths.chunked_dir))
     hashes = FileHashes(JsonCache(cache_folder(settings.paths) / "collection_hashes.json"))
     until = clock() + seconds
     fingerprints: dict[str, str] = {}
     waiting: list[str] = []
-    for collection in surveyed.collections:
+    for collection in discovered.collections:
         age = clock() - last_change(collection.folder)
         if 0 <= age < settings.operations.settle_seconds or clock() > until:
             waiting.append(collection.name)
         else:
             fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.hash_of)
     hashes.store(all_seen=not waiting)
-    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in surveyed.refused))
+    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in discovered.refused.values()))
 
 
 def read_fingerprints(settings: Settings, names: Collection[str]) -> dict[str, str]:

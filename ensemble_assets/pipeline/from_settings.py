@@ -125,7 +125,7 @@ def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
 
 def find_collection(settings: Settings, name: str) -> Collection:
     """Find the collection of a partition key; ``InputError`` with those that exist if it is not there."""
-    return choose(discover(Path(settings.paths.chunked_dir)).collections, [name])[0]
+    return choose(discover(Path(settings.paths.chunked_dir)), [name])[0]
 
 
 def tokens_of_chunks(settings: Settings) -> int:

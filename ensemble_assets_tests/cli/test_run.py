@@ -92,8 +92,9 @@ def test_a_missing_folder_and_an_unknown_collection_say_what_is_there(tmp_path: 
     assert "notes" in unknown.stderr
 
 
-def test_one_broken_collection_does_not_stop_the_others(tmp_path: Path) -> None:
-    write_collection(tmp_path / "corpora" / "a")
+def test_one_broken_collection_or_awkward_folder_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in ("a", "my docs", "my.docs"):
+        write_collection(tmp_path / "corpora" / name)
     (tmp_path / "corpora" / "a" / "notes_chunks.json").write_text("[{")
     write_collection(tmp_path / "corpora" / "b")
     finished = run(
@@ -102,4 +103,5 @@ def test_one_broken_collection_does_not_stop_the_others(tmp_path: Path) -> None:
     )  # fmt: skip
     assert finished.returncode == 1
     by_name = {c["collection"]: c["succeeded"] for c in json.loads(finished.stdout)["collections"]}
-    assert by_name == {"a": False, "b": True}
+    assert by_name == {"a": False, "b": True, "my docs": False, "my.docs": False}
+    assert "both get the name 'my_docs'. Rename 'my.docs'" in finished.stderr

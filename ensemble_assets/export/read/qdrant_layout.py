@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,6 @@ from qdrant_client import QdrantClient, models
 
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.read.bundle_reader import Bundle, Point, points
-from ensemble_assets.export.write.json_bytes import compact
 
 SPARSE_NAME = "sparse"
 DIGEST = "upload_digest"
@@ -99,7 +99,7 @@ def converted(bundle: Bundle, layout: Layout) -> Iterator[Any]:
 
 def _digest(point: Point) -> str:
     content = {key: value for key, value in (point.payload or {}).items() if key not in _CLOCKS}
-    return hashlib.blake2b(compact(content).encode() + point.vectors_text, digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text, digest_size=16).hexdigest()
 
 
 def sparse_weights(vector: Any) -> dict[int, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ensemble_assets.collection.folders import safe_name
 from ensemble_assets.common.errors import SettingsError
 
 DEFAULT_PREFIX = "ultimate_embeddings_v4"
@@ -17,7 +18,6 @@ UNIT_TOLERANCE = 1e-3
 """How far the L2 norm of an exported vector may be from 1."""
 
 _PREFIX = re.compile(r"[\w-][\w.-]*")
-_OUTSIDE_FOLDER_NAME = re.compile(r"[^\w-]")
 _OUTSIDE_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 _OUTSIDE_COLLECTION_NAME = re.compile(r"[\s-]")
 
@@ -39,7 +39,7 @@ _ENDINGS = (
 
 def collection_folder(collection: str) -> str:
     """Name the folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
-    return _OUTSIDE_FOLDER_NAME.sub("_", collection) or "collection"
+    return safe_name(collection) or "collection"
 
 
 def target_collection(collection: str, model: str) -> str:
