@@ -59,7 +59,10 @@ class QueriesRecord(Record):
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """The vectors of one model in the dense artefact: the weight of its scores, its limit in tokens, wall seconds."""
+    """The vectors of one model in the dense artefact: the weight of its scores, its limit in tokens, wall seconds.
+
+    ``similarity`` is ``dot`` where the chunks' norms are stored too and the search ranks by dot products.
+    """
 
     slug: str
     weight: float
@@ -67,6 +70,7 @@ class DenseLayout:
     max_tokens: int
     dimension: int
     seconds: float = 0.0
+    similarity: str = "cosine"
 
 
 @dataclass(frozen=True, kw_only=True)

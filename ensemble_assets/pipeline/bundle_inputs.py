@@ -59,7 +59,13 @@ def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock
         rows=chunk_rows(chunks.scan("chunks")),
         count=chunks.record.items,
         dense=tuple(
-            DenseModel(model.slug, model.hf_model_id, model.max_tokens, dense.array(f"chunks.{model.slug}"))
+            DenseModel(
+                model.slug,
+                model.hf_model_id,
+                model.max_tokens,
+                dense.array(f"chunks.{model.slug}"),
+                dense.array(f"norms.{model.slug}") if model.similarity == "dot" else None,
+            )
             for model in dense.record.layout
         ),
         clock=clock,

@@ -22,12 +22,12 @@ from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.pipeline.run_costs import upstream_costs
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
-from ensemble_assets.retrieval.dense_topk import DenseModel, dense_topk
+from ensemble_assets.retrieval.dense_run import dense_run
+from ensemble_assets.retrieval.dense_topk import DenseModel
 from ensemble_assets.retrieval.fitted_weights import read_weights
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, fuse
 from ensemble_assets.retrieval.ranked_lists import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
-from ensemble_assets.retrieval.topk import TopK
 from ensemble_assets.settings.options import Fusion
 
 SPARSE_PARTS = ("indptr", "indices", "values")
@@ -96,24 +96,27 @@ class Searched:
         return self.sparse.has("chunks.indptr")
 
 
-def _dense(searched: Searched) -> TopK | None:
+def _dense(searched: Searched) -> pl.DataFrame | None:
+    dense = searched.dense
     models = [
         DenseModel(
             model.slug,
-            searched.dense.array(f"chunks.{model.slug}"),
-            searched.dense.array(f"queries.{model.slug}"),
+            dense.array(f"chunks.{model.slug}"),
+            dense.array(f"queries.{model.slug}"),
+            dense.array(f"norms.{model.slug}") if model.similarity == "dot" else None,
             model.weight,
         )
-        for model in searched.dense.record.layout
+        for model in dense.record.layout
     ]
-    return dense_topk(models, searched.depth)
+    chunk_ids = searched.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]
+    return dense_run(models, chunk_ids, searched.public_ids, searched.depth)
 
 
-def _sparse(searched: Searched) -> TopK | None:
+def _sparse(searched: Searched) -> pl.DataFrame | None:
     if not searched.has_sparse:
         return None
     chunks, queries = (_sparse_rows(searched.sparse, side) for side in ("chunks", "queries"))
-    return sparse_topk(chunks, queries, searched.depth)
+    return run_from_topk(sparse_topk(chunks, queries, searched.depth), searched.public_ids)
 
 
 def _sparse_rows(vectors: Artefact[SparseRecord], side: str) -> SparseRows:
@@ -121,16 +124,17 @@ def _sparse_rows(vectors: Artefact[SparseRecord], side: str) -> SparseRows:
     return SparseRows(indptr, indices, values, vectors.record.dimension)
 
 
-def _bm25(searched: Searched) -> TopK | None:
+def _bm25(searched: Searched) -> pl.DataFrame | None:
     # With the sparse stage off the run is the old dense-only one, which has no second list.
     if not searched.has_sparse or not searched.rule.lexical_share:
         return None
     texts = searched.queries.frame("queries", columns=["text"])["text"]
-    return lexical_topk(searched_slices(searched.chunks, _TEXTS_IN_MEMORY), texts, searched.depth)
+    topk = lexical_topk(searched_slices(searched.chunks, _TEXTS_IN_MEMORY), texts, searched.depth)
+    return run_from_topk(topk, searched.public_ids)
 
 
-Search = Callable[[Searched], TopK | None]
-"""Gives the best chunks of every query; None where the search is off."""
+Search = Callable[[Searched], pl.DataFrame | None]
+"""Gives the best chunks of every query as a RUN frame; None where the search is off."""
 
 SEARCHES: dict[str, Search] = {"dense": _dense, "sparse": _sparse, "lexical": _bm25}
 """The search of every first-stage list, by the list's name."""
@@ -138,8 +142,8 @@ SEARCHES: dict[str, Search] = {"dense": _dense, "sparse": _sparse, "lexical": _b
 
 def first_stage_runs(searched: Searched) -> dict[str, pl.DataFrame]:
     """Run every search that is on: RUN frames by list name, in the order of the table."""
-    results = {name: SEARCHES[name](searched) for name in first_stage_lists()}
-    return {name: run_from_topk(topk, searched.public_ids) for name, topk in results.items() if topk is not None}
+    runs = {name: SEARCHES[name](searched) for name in first_stage_lists()}
+    return {name: run for name, run in runs.items() if run is not None}
 
 
 def fuse_candidates(

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from ensemble_assets.artefacts.records import SparseRecord
+from ensemble_assets.artefacts.records import DenseRecord, SparseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
@@ -17,6 +17,7 @@ from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import choose_models, manifest_section
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.retrieval.dense_run import COMBINATION
 
 _DENSE_FACTS = (
     "status", "models", "device", "precision", "seconds", "tokens", "tokens_per_second", "items", "truncated",
@@ -41,7 +42,7 @@ def manifest_inputs(
         toggles=_toggles(upstream, run),
         telemetry=manifest_section(run.telemetry, run.span.record() if run.span else None, run.settings),
         performance_baseline=budget.section(),
-        dense_run={name: dense[name] for name in _DENSE_FACTS},
+        dense_run={name: dense[name] for name in _DENSE_FACTS} | _comparison(upstream.dense.record),
         rerank_run=_rerank_run(upstream, run) if upstream.rerank.record.enabled else None,
         sparse_run=_sparse_run(upstream.sparse.record) if upstream.sparse.record.enabled else None,
         warnings=tuple(_warnings(upstream, written)),
@@ -50,6 +51,13 @@ def manifest_inputs(
             "fusion_run": {name: fusion[name] for name in _FUSION_FACTS},
         },
     )
+
+
+def _comparison(record: DenseRecord) -> dict[str, Any]:
+    """Say how the dense vectors were compared, where it is not by the cosines of one model."""
+    dot = {model.slug: model.similarity for model in record.layout if model.similarity != "cosine"}
+    several = {"combination": COMBINATION.name} if len(record.layout) > 1 else {}
+    return several | ({"similarity": dot} if dot else {})
 
 
 def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:

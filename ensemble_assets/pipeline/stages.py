@@ -81,7 +81,8 @@ def encode_dense_vectors(
 ) -> DenseRecord:
     """Encode chunks and queries with every dense model.
 
-    Writes ``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows.
+    Writes ``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows, and
+    for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``.
     """
     from ensemble_assets.compute.stages.dense import encode_dense
 
@@ -97,6 +98,8 @@ def encode_dense_vectors(
     for model in result.models:
         run.writer.array(f"chunks.{model.spec.slug}", model.chunks)
         run.writer.array(f"queries.{model.spec.slug}", model.queries)
+        if model.norms is not None:
+            run.writer.array(f"norms.{model.spec.slug}", model.norms)
     layout = tuple(
         DenseLayout(
             slug=model.spec.slug,
@@ -105,6 +108,7 @@ def encode_dense_vectors(
             max_tokens=model.spec.max_tokens,
             dimension=int(model.chunks.shape[1]),
             seconds=round(model.record.seconds, 4),
+            similarity="cosine" if model.norms is None else "dot",
         )
         for model in result.models
     )

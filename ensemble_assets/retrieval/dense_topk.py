@@ -1,4 +1,4 @@
-"""Search dense vectors exactly: inner-product top-k in tiles of bounded memory, for one model or several at once.
+"""Search one model's dense vectors exactly: inner-product top-k in tiles of bounded memory.
 
 Two steps per tile. A float32 matrix product finds every row that could belong to the k best, with the worst-case
 rounding error of that product as margin. Those few rows are scored again in float64, one pair at a time in a fixed
@@ -10,13 +10,12 @@ Exact search is affordable below ten million rows, and a quality gate over it ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError, StageError
+from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
 from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.retrieval.topk import BestSoFar, TopK, check_depth
 
@@ -33,73 +32,76 @@ _SMALLEST_NORMAL = 2.0**-126  # of float32; products below it may be flushed to 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """One model's vectors and its weight in the combined score, the weighted mean of the models' inner products.
+    """One model's vectors.
 
     Attributes:
         documents: ``[n_rows, dim] float32``, unit rows when scores are to be cosines; may be memory-mapped.
         queries: ``[n_queries, dim] float32``, the same.
-        weight: positive.
+        norms: ``[n_rows] float32``, not negative: a row's score is multiplied by it. None: 1 for every row.
+        weight: among several models; the search of one ignores it.
     """
 
     name: str
     documents: NDArray[np.float32]
     queries: NDArray[np.float32]
+    norms: NDArray[np.float32] | None = None
     weight: float = 1.0
 
 
-def dense_topk(models: Sequence[DenseModel], k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
+def dense_topk(model: DenseModel, k: int, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> TopK:
     """Find the k rows with the highest score for every query: ``[n_queries, min(k, n_rows)]``, every place filled.
 
-    The score of a pair is ``float32(sum_m share_m * sum_i float64(document_i) * float64(query_i))``, the inner sums in
-    numpy's pairwise order; it differs from the real value by at most half a unit in the last place of float32, plus
-    1e-13 relative to the sum of the products' magnitudes. Order: score descending, then row ascending.
+    The score of a pair is ``float32(norm * sum_i float64(document_i) * float64(query_i))``, the sum in numpy's pairwise
+    order; it differs from the real value by at most half a unit in the last place of float32, plus 1e-13 relative to
+    the sum of the products' magnitudes. Order: score descending, then row ascending.
 
     The working memory stays below ``tile_bytes``, besides the inputs, the result (12 bytes per place) and 4 MiB.
 
     Raises:
         ArtefactError: if shapes or types do not fit together, or a vector is not finite.
-        StageError: if ``k`` or a weight is not positive.
+        StageError: if ``k`` is not positive.
         MemoryBudgetError: if ``tile_bytes`` does not hold one row for one query.
     """
-    shares = _checked_shares(models)
-    n_rows, n_queries = len(models[0].documents), len(models[0].queries)
+    _check_arrays(model)
+    n_rows, n_queries = len(model.documents), len(model.queries)
     check_depth(k, n_rows)
     k = min(k, max(n_rows, 1))
     best = BestSoFar(n_queries, k)
     if not n_rows or not n_queries:
         return best.result()
-    search = _Search(models, shares, best)
-    rows_at_once, queries_at_once = _tile_shape(n_rows, n_queries, k, len(models), tile_bytes)
+    search = _Search(model, best)
+    rows_at_once, queries_at_once = _tile_shape(n_rows, n_queries, k, tile_bytes)
     for start in range(0, n_rows, rows_at_once):
-        stop = min(start + rows_at_once, n_rows)
-        search.load_tile(start, stop)
+        search.load_tile(start, min(start + rows_at_once, n_rows))
         for first in range(0, n_queries, queries_at_once):
             search.visit(first, min(first + queries_at_once, n_queries))
-        for model in models:
-            drop_resident_pages(model.documents)
+        drop_resident_pages(model.documents)
     return best.result()
 
 
 class _Search:
     """A search of one tile of rows after the other against all queries."""
 
-    def __init__(self, models: Sequence[DenseModel], shares: NDArray[np.float64], best: BestSoFar) -> None:
-        self.models = models
-        self.shares = shares
+    def __init__(self, model: DenseModel, best: BestSoFar) -> None:
+        self.model = model
         self.best = best
-        self.query_norms = [_norms_above(model.queries, model.name, "query", 0) for model in models]
+        self.query_norms = _norms_above(model.queries, model.name, "query", 0)
         self.start = 0
-        self.documents: list[NDArray[np.float32]] = []
-        self.document_norms: list[float] = []
+        self.documents = model.documents[:0]
+        self.norms = model.norms
+        self.longest = self.largest_norm = 0.0
 
     def load_tile(self, start: int, stop: int) -> None:
         """Make rows ``start`` to ``stop`` the current tile."""
+        model = self.model
         self.start = start
-        self.documents = [model.documents[start:stop] for model in self.models]
-        self.document_norms = [
-            float(_norms_above(tile, model.name, "row", start).max())
-            for tile, model in zip(self.documents, self.models, strict=True)
-        ]
+        self.documents = model.documents[start:stop]
+        lengths = _norms_above(self.documents, model.name, "row", start)
+        if model.norms is not None:
+            self.norms = model.norms[start:stop]
+            lengths = lengths * _checked_norms(self.norms, model.name, start)
+            self.largest_norm = float(self.norms.max())
+        self.longest = float(lengths.max())
 
     def visit(self, first: int, last: int) -> None:
         """Offer the rows of the current tile that may be among the best of queries ``first`` to ``last``."""
@@ -113,12 +115,10 @@ class _Search:
 
     def _approximate(self, first: int, last: int) -> NDArray[np.float32]:
         """Compute float32 scores of all pairs of the tile, ``[last - first, n_tile]``."""
-        if len(self.models) == 1:
-            return self.models[0].queries[first:last] @ self.documents[0].T
-        total = np.zeros((last - first, len(self.documents[0])), dtype=np.float32)
-        for share, model, documents in zip(self.shares, self.models, self.documents, strict=True):
-            total += (model.queries[first:last] * np.float32(share)) @ documents.T
-        return total
+        scores: NDArray[np.float32] = self.model.queries[first:last] @ self.documents.T
+        if self.norms is not None:
+            scores *= self.norms
+        return scores
 
     def _floors(self, approximate: NDArray[np.float32], first: int, last: int) -> NDArray[np.float32]:
         """Compute the approximate score below which a row cannot be among the k best, ``[last - first] float32``."""
@@ -136,73 +136,71 @@ class _Search:
         """Bound the distance of an approximate score from the exact one, ``[last - first] float64``.
 
         |fl(x.y) - x.y| <= n u / (1 - n u) |x| |y| for any order of summation (Higham, Accuracy and Stability of
-        Numerical Algorithms, 3.1), n products of unit roundoff u. A few n more for weights, their sum and comparisons,
-        twice the whole for the rounding of the norms, and what flushing tiny products to zero can lose.
+        Numerical Algorithms, 3.1), n products of unit roundoff u. A few n more for the norm and comparisons, twice the
+        whole for the rounding of the norms, and what flushing tiny products to zero can lose.
         """
-        bound = np.zeros(last - first)
-        for share, queries, documents, model in zip(
-            self.shares, self.query_norms, self.document_norms, self.models, strict=True
-        ):
-            dimension = model.documents.shape[1]
-            rounding = 2 * (dimension + 8 * len(self.models)) * _UNIT_ROUNDOFF
-            bound += share * rounding * queries[first:last] * documents + dimension * _SMALLEST_NORMAL
+        dimension = self.documents.shape[1]
+        rounding = 2 * (dimension + 8) * _UNIT_ROUNDOFF
+        flushed = dimension * _SMALLEST_NORMAL * max(1.0, self.largest_norm)
+        bound: NDArray[np.float64] = rounding * self.query_norms[first:last] * self.longest + flushed
         return bound
 
     def _exact(self, queries: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
         """Compute the scores of pairs (query number, tile row), each computed alone in float64: ``[n_pairs]``."""
-        total = np.zeros(len(queries))
-        for share, documents, model in zip(self.shares, self.documents, self.models, strict=True):
-            step = max(1, _RESCORE_BYTES // (20 * documents.shape[1]))
-            for start in range(0, len(queries), step):
-                pairs = slice(start, start + step)
-                products = documents[columns[pairs]].astype(np.float64)
-                products *= model.queries[queries[pairs]]
-                total[pairs] += share * products.sum(axis=1)
-        return total.astype(np.float32)
+        scores = np.empty(len(queries))
+        step = max(1, _RESCORE_BYTES // (20 * self.documents.shape[1]))
+        for start in range(0, len(queries), step):
+            pairs = slice(start, start + step)
+            products = self.documents[columns[pairs]].astype(np.float64)
+            products *= self.model.queries[queries[pairs]]
+            scores[pairs] = products.sum(axis=1)
+        if self.norms is not None:
+            scores *= self.norms[columns]
+        return scores.astype(np.float32)
 
 
-def _checked_shares(models: Sequence[DenseModel]) -> NDArray[np.float64]:
-    """Check that the arrays fit together, and divide the weights by their sum."""
-    if not models:
-        raise StageError("dense search needs at least one model; none was given. Configure a dense model")
-    shapes = (len(models[0].documents), len(models[0].queries))
-    for model in models:
-        for role, array in (("documents", model.documents), ("queries", model.queries)):
-            if array.ndim != 2 or array.dtype != np.float32 or not array.shape[1]:
-                raise ArtefactError(
-                    f"{model.name}: {role} are {array.dtype} of shape {array.shape}; expected float32 [n, dim]. "
-                    "Materialise the embeddings again"
-                )
-        if model.documents.shape[1] != model.queries.shape[1]:
+def _check_arrays(model: DenseModel) -> None:
+    """Check that the arrays fit together."""
+    for role, array in (("documents", model.documents), ("queries", model.queries)):
+        if array.ndim != 2 or array.dtype != np.float32 or not array.shape[1]:
             raise ArtefactError(
-                f"{model.name}: documents have {model.documents.shape[1]} dimensions and queries "
-                f"{model.queries.shape[1]}. Encode both with the same model"
+                f"{model.name}: {role} are {array.dtype} of shape {array.shape}; expected float32 [n, dim]. "
+                "Materialise the embeddings again"
             )
-        if (len(model.documents), len(model.queries)) != shapes:
-            raise ArtefactError(
-                f"{model.name}: {len(model.documents)} rows and {len(model.queries)} queries; {models[0].name} has "
-                f"{shapes[0]} and {shapes[1]}. Materialise the embeddings of all models for the same collection"
-            )
-        if not (np.isfinite(model.weight) and model.weight > 0):
-            problem = f"weight {model.weight}; expected a positive number. Correct or leave it out"
-            raise StageError(f"{model.name}: {problem}")
-    weights = np.array([model.weight for model in models], dtype=np.float64)
-    return weights / float(weights.sum())
+    if model.documents.shape[1] != model.queries.shape[1]:
+        raise ArtefactError(
+            f"{model.name}: documents have {model.documents.shape[1]} dimensions and queries "
+            f"{model.queries.shape[1]}. Encode both with the same model"
+        )
+    if model.norms is not None and model.norms.shape != (len(model.documents),):
+        raise ArtefactError(
+            f"{model.name}: {model.norms.shape} norms for {len(model.documents)} rows. Materialise the embeddings again"
+        )
 
 
-def _tile_shape(n_rows: int, n_queries: int, k: int, n_models: int, tile_bytes: int) -> tuple[int, int]:
+def _checked_norms(norms: NDArray[np.float32], name: str, first: int) -> NDArray[np.float32]:
+    """Refuse norms that are negative or not finite."""
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms >= 0)))
+    if len(bad):
+        raise ArtefactError(
+            f"{name}: the norm of row {first + int(bad[0])} is {norms[bad[0]]}; expected a number of at least 0. "
+            "Materialise the embeddings again"
+        )
+    return norms
+
+
+def _tile_shape(n_rows: int, n_queries: int, k: int, tile_bytes: int) -> tuple[int, int]:
     """Choose the rows and queries of one tile: as many queries as leave room for a worthwhile number of rows."""
-    per_cell = _BYTES_PER_CELL + (4 if n_models > 1 else 0)
     queries = min(n_queries, _QUERIES_AT_ONCE)
     while True:
-        rows = (tile_bytes // queries - k * _BYTES_PER_PLACE) // per_cell
+        rows = (tile_bytes // queries - k * _BYTES_PER_PLACE) // _BYTES_PER_CELL
         if rows >= min(n_rows, _ROWS_WORTH_A_PRODUCT) or queries == 1:
             break
         queries = (queries + 1) // 2
     if rows < 1:
         raise MemoryBudgetError(
-            f"dense top-{k} needs at least {k * _BYTES_PER_PLACE + per_cell} bytes of working memory; tile_bytes is "
-            f"{tile_bytes}. Raise tile_bytes"
+            f"dense top-{k} needs at least {k * _BYTES_PER_PLACE + _BYTES_PER_CELL} bytes of working memory; "
+            f"tile_bytes is {tile_bytes}. Raise tile_bytes"
         )
     return min(rows, n_rows), queries
 

@@ -128,7 +128,7 @@ def measured(search: str, folder: Path, repeats: int) -> dict[str, float]:
 def dense(folder: Path) -> Callable[[], np.ndarray]:
     """This project's dense search, memory-mapped."""
     model = DenseModel("synthetic", mapped(folder, "dense.documents"), mapped(folder, "dense.queries"))
-    return lambda: dense_topk([model], K).rows
+    return lambda: dense_topk(model, K).rows
 
 
 def sparse(folder: Path) -> Callable[[], np.ndarray]:
@@ -145,7 +145,7 @@ def pipeline(folder: Path) -> Callable[[], np.ndarray]:
         documents, queries = (sparse_rows(folder, side) for side in ("documents", "queries"))
         ids = [f"q{number}" for number in range(len(queries))]
         lists = [
-            RankedList("dense", run_from_topk(dense_topk([model], K), ids)),
+            RankedList("dense", run_from_topk(dense_topk(model, K), ids)),
             RankedList("sparse", run_from_topk(sparse_topk(documents, queries, K), ids)),
         ]
         chunk_ids = pl.select(pl.format("c{}", pl.int_range(len(documents)))).to_series()

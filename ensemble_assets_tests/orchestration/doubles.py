@@ -69,6 +69,10 @@ def _dense(table: TokenTable, row: int) -> Mapping[str, np.ndarray]:
     return {"vector": vector / np.linalg.norm(vector)}
 
 
+def _long_dense(table: TokenTable, row: int) -> Mapping[str, np.ndarray]:
+    return _dense(table, row) | {"norm": np.float32(len(tokens_of(table, row)))}
+
+
 def _sparse(table: TokenTable, row: int) -> Mapping[str, np.ndarray]:
     terms, counts = np.unique(tokens_of(table, row)[1:-1], return_counts=True)
     index, weight = np.full(TERMS, -1, np.int32), np.zeros(TERMS, np.float32)
@@ -94,6 +98,12 @@ def dense_double(fault: Fault = never, missing: bool = False) -> Callable[..., D
         )
 
     return make
+
+
+def dot_double(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
+    """An encoder meant for dot products: a vector is as long as its text has tokens."""
+    outputs = {"vector": OutputSpec((BUCKETS,), np.float32), "norm": OutputSpec((), np.float32)}
+    return Double(_long_dense, outputs, spec.slug, spec=complete_spec(spec, files))
 
 
 def sparse_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:

@@ -11,7 +11,7 @@ import pytest
 
 from ensemble_assets.orchestration.dagster_metadata import DROPPED
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
+from ensemble_assets_tests.orchestration.doubles import always, dot_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
 
 SPARSE = {
@@ -188,6 +188,26 @@ def test_long_chunks_are_cut_or_read_in_windows_by_option(pipeline: Pipeline) ->
     assert read.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2").shape[0] == 20
     failed = [check.check_name for check in read.result.get_asset_check_evaluations() if not check.passed]
     assert failed == []
+
+
+def test_dot_products_rank_where_the_model_is_meant_for_them_and_the_bundle_has_the_lengths(pipeline: Pipeline) -> None:
+    plain = pipeline.run()
+    assert not {"similarity", "combination"} & set(plain.manifest()["dense_run"])
+    pipeline.computing = Computing({**fast_factories(), "dense": dot_double})
+    outcome = pipeline.run({"encoding.reuse": "off"})
+    assert outcome.succeeded, outcome.error
+    dense, slug = outcome.artefact("dense_embeddings"), "all-minilm-l6-v2"
+    norms = np.load(outcome.bundle / f"{PREFIX}_norms.npy")
+    assert norms.tolist() == dense.array(f"norms.{slug}").tolist()
+    assert outcome.manifest()["dense_run"]["similarity"] == {slug: "dot"}
+    vectors = np.load(outcome.bundle / f"{PREFIX}_embeddings.npy")
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    scores = dense.array(f"queries.{slug}")[0] @ (vectors * norms[:, None]).T
+    candidates = outcome.artefact("fused_candidates").frame("run.dense").filter(public_id="q0")
+    assert candidates["row"].to_list()[:5] == np.argsort(-scores, kind="stable")[:5].tolist()
+
+    off = pipeline.run({"encoding.reuse": "off", "enable_sparse": False, "enable_rerank": False})
+    assert not list(off.bundle.glob("*_norms.npy"))  # with both stages off the files are those of v4.0
 
 
 def ask_for_what_is_cut_off(pipeline: Pipeline) -> str:

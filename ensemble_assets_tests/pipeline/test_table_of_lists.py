@@ -15,7 +15,6 @@ from ensemble_assets.common.stages import PIPELINE, STAGE, TIMED_STAGES, RankedL
 from ensemble_assets.orchestration.assets import ALL_ASSETS
 from ensemble_assets.orchestration.checks.quality import quality_results
 from ensemble_assets.pipeline import first_stage
-from ensemble_assets.retrieval.topk import TopK
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
@@ -26,10 +25,10 @@ TITLES = RankedListKind("titles", "Titles", "fusion", first_stage=True)
 def with_titles(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Outcome:
     """A run with one more first-stage list: its row in the table and its search, and no other change."""
 
-    def search(searched: first_stage.Searched) -> TopK | None:
+    def search(searched: first_stage.Searched) -> pl.DataFrame | None:
         found = first_stage.SEARCHES["lexical"](searched)
         assert found is not None
-        return TopK(found.rows[:, :2], found.scores[:, :2], found.filled.clip(max=2))
+        return found.filter(pl.col("rank") <= 2)
 
     monkeypatch.setattr(stages, "LISTS", (*stages.LISTS[:3], TITLES, *stages.LISTS[3:]))
     monkeypatch.setitem(first_stage.SEARCHES, "titles", search)

@@ -16,7 +16,7 @@ from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
 def test_a_search_result_becomes_ranked_lists_in_query_order():
     documents = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.float32)
     queries = np.array([[2, 1], [0, 1]], dtype=np.float32)
-    run = run_from_topk(dense_topk([DenseModel("m", documents, queries)], 2), ["q9", "q1"])
+    run = run_from_topk(dense_topk(DenseModel("m", documents, queries), 2), ["q9", "q1"])
     assert run.schema == pl.Schema(RUN)
     assert run.rows() == [("q9", 1, 2, 3.0), ("q9", 2, 0, 2.0), ("q1", 1, 1, 1.0), ("q1", 2, 2, 1.0)]
 
@@ -29,7 +29,7 @@ def test_unfilled_places_are_not_in_the_run():
 
 
 def test_the_wrong_number_of_query_ids_is_refused():
-    found = dense_topk([DenseModel("m", np.ones((3, 2), np.float32), np.ones((2, 2), np.float32))], 1)
+    found = dense_topk(DenseModel("m", np.ones((3, 2), np.float32), np.ones((2, 2), np.float32)), 1)
     with pytest.raises(ArtefactError, match="2 searched queries but 1 query ids"):
         run_from_topk(found, ["a"])
 

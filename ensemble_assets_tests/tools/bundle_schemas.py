@@ -219,6 +219,10 @@ RERANK = (
     optional("fallback_reason", TEXT),
     optional("fallback_source", TEXT),
 )
+DENSE = (
+    optional("similarity", each({"const": "dot"})),
+    optional("combination", word("zscore")),
+)
 SPARSE = (
     Key("enabled", word(True)),
     Key("executed", FLAG),
@@ -300,7 +304,7 @@ def _manifest_v41() -> Schema:
         Key("feature_toggles", OBJECT, inside=TOGGLES),
         Key("activation_provenance", PROVENANCE),
         Key("activation_provenance_lines", TEXTS),
-        Key("dense_run", OBJECT),
+        Key("dense_run", OBJECT, inside=DENSE),
         Key("compatibility", OBJECT),
         Key("telemetry", OBJECT, inside=TELEMETRY),
         Key("performance_baseline", OBJECT),

@@ -45,6 +45,12 @@ class OutputSpec:
     dtype: DTypeLike
 
 
+def vector_outputs(dimension: int, traits: ModelTraits) -> Mapping[str, OutputSpec]:
+    """Outputs of an encoder: ``vector`` of length 1, and ``norm``, the length it had, where dot products rank."""
+    vector = {"vector": OutputSpec((dimension,), "float32")}
+    return vector | {"norm": OutputSpec((), "float32")} if traits.similarity == "dot" else vector
+
+
 class Forward(Protocol):
     """A model on one device, ready to run.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, failure_word
-from ensemble_assets.compute.backends.forward import OutputSpec, Precision
+from ensemble_assets.compute.backends.forward import OutputSpec, Precision, vector_outputs
 from ensemble_assets.compute.backends.late_interaction import SCORES, STATES, LateInteractionForward
 from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseModelFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph, import_openvino
@@ -111,12 +111,12 @@ def _compiled(factory: OpenVinoFactory) -> Any:
 
 @dataclass(frozen=True)
 class OpenVinoDenseFactory(OpenVinoFactory):
-    """Makes forwards with one output, ``vector`` ``[batch, dimension] float32``, rows of length 1."""
+    """Makes forwards of encoders; see ``vector_outputs``."""
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        """One unit vector per text."""
-        return {"vector": OutputSpec((self.spec.dimension,), "float32")}
+        """One unit vector per text, and its norm where dot products rank."""
+        return vector_outputs(self.spec.dimension, self.traits)
 
     def load(self, device: str) -> OpenVinoDense:
         """Compile for the CPU."""
@@ -134,7 +134,8 @@ class OpenVinoDense(OpenVinoForward):
         """Pool and normalise the states."""
         pooled = self._pool(states, arrays)
         norms = np.sqrt(np.einsum("ij,ij->i", pooled, pooled, dtype=np.float32))
-        return {"vector": pooled / np.maximum(norms, 1e-12)[:, None]}
+        unit = {"vector": pooled / np.maximum(norms, 1e-12)[:, None]}
+        return unit | {"norm": norms} if "norm" in self.outputs else unit
 
 
 def _mean(states: Float, arrays: PaddedArrays) -> Float:

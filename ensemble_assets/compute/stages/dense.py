@@ -35,6 +35,7 @@ class DenseVectors:
         chunks: ``[n_chunks, dimension] float32``, unit rows, in chunk order.
         queries: ``[n_queries, dimension] float32``, unit rows, in query order.
         truncated: ``[n_chunks] bool``, True for chunks that lost tokens.
+        norms: ``[n_chunks] float32``, lengths that the chunks' vectors had, for a model whose dot products rank.
     """
 
     spec: ModelSpec
@@ -43,6 +44,7 @@ class DenseVectors:
     queries: NDArray[np.float32]
     truncated: NDArray[np.bool_]
     record: StageRecord
+    norms: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,13 @@ def _encode_one(
             "Raise the memory ceiling, use half precision, or choose a smaller model"
         ) from None
     _refuse_failures(result, work, spec, chunk_ids)
-    vectors = result.outputs["vector"]
+    vectors, norms = result.outputs["vector"], result.outputs.get("norm")
     windows = len(work.windows)
-    chunk_vectors = mean_vectors(vectors[:windows], work.windows)
+    of_windows = None if norms is None else norms[:windows]
+    chunk_vectors, lengths = mean_vectors(vectors[:windows], work.windows, of_windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
     record = replace(record, seconds=time.perf_counter() - started)
-    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record)
+    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths)
 
 
 def _refuse_failures(result: TableResult, work: EncoderInput, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:

@@ -75,26 +75,41 @@ def select_bodies(bodies: TokenBodies, rows: NDArray[np.int64]) -> TokenBodies:
     return TokenBodies(bodies.ids, bodies.starts[rows], bodies.full_lengths[rows], bodies.cap)
 
 
-def mean_vectors(vectors: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
-    """Average the windows' vectors, weighted by their tokens, to unit vectors ``[n_texts, dimension] float32``.
+def mean_vectors(
+    vectors: NDArray[np.float32], windows: Windows, norms: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Average the windows' vectors, weighted by their tokens.
 
     A text of one window keeps its vector's bits. A maximum by component, as for weights and logits, would be wrong
     here: the sign of a dense vector's component has no meaning by itself.
+
+    Args:
+        vectors: ``[n_windows, dimension] float32``, unit rows.
+        windows: of the texts.
+        norms: ``[n_windows] float32``, the lengths that the vectors had; None where only directions are compared.
+
+    Returns:
+        Unit vectors ``[n_texts, dimension] float32``, and the length of each text's mean where there are ``norms``.
     """
     if len(windows) == len(windows.first):
-        return vectors
+        return vectors, norms
     pooled = np.empty((len(windows.first), vectors.shape[1]), np.float32)
-    weights = np.maximum(windows.bodies.full_lengths, 1).astype(np.float64)
+    lengths = None if norms is None else norms[windows.first]
+    tokens = np.maximum(windows.bodies.full_lengths, 1).astype(np.float64)
+    weights = tokens if norms is None else tokens * norms
     for start in range(0, len(pooled), _ROWS_AT_ONCE):
         texts = slice(start, min(start + _ROWS_AT_ONCE, len(pooled)))
         first, counts = windows.first[texts], windows.counts[texts]
         rows = slice(int(first[0]), int(first[-1] + counts[-1]))
         sums = np.add.reduceat(vectors[rows] * weights[rows, None], first - first[0], axis=0)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        sizes = np.linalg.norm(sums, axis=1)
         single = counts == 1
-        pooled[texts] = sums / np.where(norms > 0, norms, 1.0)
+        pooled[texts] = sums / np.where(sizes > 0, sizes, 1.0)[:, None]
         pooled[start + np.flatnonzero(single)] = vectors[first[single]]
-    return pooled
+        if lengths is not None:
+            means = sizes / np.add.reduceat(tokens[rows], first - first[0])
+            lengths[texts] = np.where(single, lengths[texts], means)
+    return pooled, lengths
 
 
 def largest_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ _REMEDY = "Materialise the vectors again, then export"
 
 
 class VectorsFiniteAndUnit:
-    """Expect finite rows with norm 1 within 1e-3 in every dense array, and finite vectors in the JSON files."""
+    """Expect finite rows with norm 1 within 1e-3 in every dense array, and finite norms and vectors elsewhere."""
 
     def __init__(self, walk: Walk) -> None:
         self._bundle = walk.bundle
         self._findings = Findings("vectors_finite_and_unit")
+        self._rows = 0
 
     def see(self, row: Row) -> None:
         """Judge the vectors of the point and of the sparse record."""
+        self._rows = row.number + 1
         points, sparse = self._bundle.names.file("qdrant.jsonl"), self._bundle.names.file("sparse.jsonl")
         if row.point is not None and not _finite_lists(row.point):
             self._add(f"{points}, line {row.number + 1}: a dense vector holds a number")
@@ -51,6 +54,8 @@ class VectorsFiniteAndUnit:
                 worst = max(worst, _check_array(bundle, path.name, findings))
             except ArtefactError as error:
                 findings.add(str(error))
+        for path in sorted(bundle.folder.glob(f"{bundle.names.prefix}_*norms.npy")):
+            _check_norms(path, self._rows, findings)
         if not (bundle.folder / bundle.names.vectors()).is_file():
             findings.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
         return findings.result(arrays=len(arrays), largest_norm_error=worst)
@@ -80,6 +85,22 @@ def _check_array(bundle: Bundle, name: str, findings: Findings) -> float:
         worst = max(worst, float(np.nanmax(error, initial=0.0)))
         drop_resident_pages(array)
     return worst if math.isfinite(worst) else 1e308
+
+
+def _check_norms(path: Path, rows: int, findings: Findings) -> None:
+    """Expect one finite norm of at least 0 for every row."""
+    try:
+        norms = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        findings.add(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}")
+        return
+    if norms.shape != (rows,) or norms.dtype != np.float32:
+        findings.add(
+            f"{path.name}: expected {rows} numbers of float32, found {list(norms.shape)} {norms.dtype}. {EXPORT_AGAIN}"
+        )
+        return
+    for row in np.flatnonzero(~(np.isfinite(norms) & (norms >= 0))).tolist():
+        findings.add(f"{path.name}, row {row}: {norms[row]}; expected a finite number of at least 0. {_REMEDY}")
 
 
 def _finite_lists(point: Point) -> bool:

@@ -13,7 +13,7 @@ from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
 from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
 from ensemble_assets.export.write.ranked_list_files import write_rerank_jsonl, write_trec_run
-from ensemble_assets.export.write.v40_files import Written, write_v40
+from ensemble_assets.export.write.v40_files import Written, write_array, write_v40
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def write_bundle(
         written = write_v40(folder, bundle)
         if lists is not None:
             write_trec_run(folder / names.file("fused.trec"), lists.fused, "ensemble-fused")
+            for name, norms in bundle.norms.items():
+                write_array(folder / name, norms)
         if lists is not None and lists.reranked is not None:
             write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
             write_trec_run(folder / names.file("reranked.trec"), lists.reranked, "ensemble-reranked")

@@ -26,13 +26,15 @@ _MOST_ROWS = 4096
 class DenseModel:
     """One dense model: its vectors and the facts that bundles name.
 
-    ``vectors`` are ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i.
+    ``vectors`` are ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i. ``norms`` are the lengths
+    ``[n_chunks] float32`` that they had, where dot products rank.
     """
 
     slug: str
     hf_model_id: str
     max_tokens: int
     vectors: NDArray[np.float32]
+    norms: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ class BundleInputs:
         return self.dense[0]
 
     @property
+    def norms(self) -> dict[str, NDArray[np.float32]]:
+        """The norms by file name, of the models that have some."""
+        names = {model.slug: None if model is self.primary else model.slug for model in self.dense}
+        return {self.names.norms(names[m.slug]): m.norms for m in self.dense if m.norms is not None}
+
+    @property
     def facts(self) -> CollectionFacts:
         """The facts about the collection that the chunks' metadata holds."""
         return CollectionFacts(
@@ -135,6 +143,9 @@ class BundleInputs:
             shape, dtype = model.vectors.shape, model.vectors.dtype
             if len(shape) != 2 or shape[0] != self.count or dtype != np.float32:
                 yield f"vectors of {model.slug}: expected {self.count} rows of float32, found {list(shape)} {dtype}"
+        for file, norms in self.norms.items():
+            if norms.shape != (self.count,) or norms.dtype != np.float32:
+                yield f"{file}: expected {self.count} numbers of float32, found {list(norms.shape)} {norms.dtype}"
 
 
 def _sparse_problems(sparse: LiveSparse, count: int) -> list[str]:

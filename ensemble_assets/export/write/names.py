@@ -65,6 +65,10 @@ class BundleNames:
             return f"{self.prefix}_embeddings.npy"
         return f"{self.prefix}_{_OUTSIDE_FILE_NAME.sub('_', companion.replace('-', '_'))}_embeddings.npy"
 
+    def norms(self, companion: str | None = None) -> str:
+        """Name the file with the lengths of a model's vectors, for a model whose dot products rank."""
+        return self.vectors(companion).replace("_embeddings.npy", "_norms.npy")
+
     def file(self, content: str) -> str:
         """Name the file of a content such as ``qdrant.jsonl`` or ``fused.trec``; ``ValueError`` for any other."""
         if f"_{content}" not in _ENDINGS:
@@ -77,5 +81,5 @@ class BundleNames:
         Every other file in a bundle folder belongs to somebody else and stays.
         """
         written = {MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _ENDINGS)}
-        is_array = name.startswith(f"{self.prefix}_") and name.endswith("_embeddings.npy")
+        is_array = name.startswith(f"{self.prefix}_") and name.endswith(("_embeddings.npy", "_norms.npy"))
         return name in written or is_array

@@ -90,13 +90,28 @@ def test_dense_windows_become_their_mean_by_tokens(counts, seed):
     windows = windows_with(counts, seed)
     vectors = np.random.default_rng(seed).normal(size=(sum(counts), 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    pooled = mean_vectors(vectors, windows)
+    pooled, nothing = mean_vectors(vectors, windows)
+    assert nothing is None
     row = 0
     for text, count in enumerate(counts):
         mean = sum(vectors[row + n] * windows.bodies.full_lengths[row + n] for n in range(count))
         np.testing.assert_allclose(pooled[text], mean / np.linalg.norm(mean), atol=1e-6)
         if count == 1:
             assert pooled[text].tobytes() == vectors[row].tobytes()
+        row += count
+
+
+@given(windows_lists, st.integers(0, 99))
+def test_vectors_with_lengths_become_the_mean_of_the_whole_vectors(counts, seed):
+    windows = windows_with(counts, seed)
+    whole = np.random.default_rng(seed).normal(size=(sum(counts), 5)).astype(np.float32) * 4
+    norms = np.linalg.norm(whole, axis=1)
+    pooled, lengths = mean_vectors(whole / norms[:, None], windows, norms)
+    row = 0
+    for text, count in enumerate(counts):
+        tokens = windows.bodies.full_lengths[row : row + count]
+        mean = (whole[row : row + count] * tokens[:, None]).sum(axis=0) / tokens.sum()
+        np.testing.assert_allclose(pooled[text] * lengths[text], mean, rtol=1e-4, atol=1e-5)
         row += count
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import costs_of
 from ensemble_assets.export.checks.v40_parity import v40_parity
@@ -81,6 +83,7 @@ class Made:
 
 def bundle_inputs() -> BundleInputs:
     models = (dense("mini", unit_rows(3, 4)), dense("other-1.5b", unit_rows(3, 3)))
+    models = (models[0], replace(models[1], norms=np.array([2.5, 0.5, 1.0], np.float32)))
     vectors = live_sparse([{"alpha": 1.5}, {"beta": 0.25, "alpha": 0.5}, {"gamma": 0.75}], [1, 1, 2])
     return replace(bundle_of(CHUNKS, *models), sparse=vectors)
 

@@ -201,6 +201,18 @@ def coverage_gone(made: Made) -> None:
     made.lines("qdrant.jsonl", change)
 
 
+def negative_norm(made: Made) -> None:
+    np.save(made.path("other_1.5b_norms.npy"), np.array([1, -1, 1], np.float32))
+
+
+def drop_a_norm(made: Made) -> None:
+    np.save(made.path("other_1.5b_norms.npy"), np.ones(2, np.float32))
+
+
+def norms_of_another_kind(made: Made) -> None:
+    made.path("other_1.5b_norms.npy").write_bytes(b"none")
+
+
 def false_count(made: Made) -> None:
     made.document("processing_summary.json", lambda v: v["rerank_run"].update(fallback_count=0))
 
@@ -242,6 +254,9 @@ CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (nan_in_point, "vectors_finite_and_unit", "line 2: a dense vector"),
     (nan_in_sparse, "vectors_finite_and_unit", "_sparse.jsonl, line 2"),
     (longer_vector, "vectors_finite_and_unit", "row 0: has norm 1.5"),
+    (negative_norm, "vectors_finite_and_unit", "_other_1.5b_norms.npy, row 1: -1.0"),
+    (drop_a_norm, "vectors_finite_and_unit", "_other_1.5b_norms.npy: expected 3 numbers of float32, found [2]"),
+    (norms_of_another_kind, "vectors_finite_and_unit", "_other_1.5b_norms.npy: cannot be read"),
     (bytes_behind_an_array, "vectors_finite_and_unit", "_embeddings.npy: has 5 bytes behind its numbers"),
     (shift_array, "v40_parity", "_embeddings.npy: has other bytes than in the other bundle"),
     (drop_an_array, "v40_parity", "_other_1.5b_embeddings.npy: is missing"),

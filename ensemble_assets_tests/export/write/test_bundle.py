@@ -56,6 +56,23 @@ def test_stages_on_adds_the_lists(tmp_path: Path) -> None:
     assert f"{PREFIX}_rerank.jsonl" not in without.files
 
 
+def test_norms_are_a_file_of_their_own_where_lists_are_written_and_go_with_the_model(tmp_path: Path) -> None:
+    models = (dense("mini", unit_rows(3, 4)), dense("other-1", unit_rows(3, 2)))
+    norms = np.array([3, 1, 0.5], np.float32)
+    bundle = bundle_of(CHUNKS, *(replace(model, norms=norms) for model in models))
+    sparse = replace(bundle, sparse=on().sparse)
+    folder = write_bundle(tmp_path, sparse, lambda written: everything_on(), lists()).folder
+    for name in (f"{PREFIX}_norms.npy", f"{PREFIX}_other_1_norms.npy"):
+        np.testing.assert_array_equal(np.load(folder / name), norms)
+    without = replace(sparse, dense=models)
+    vectors = {name: data for name, data in contents(folder).items() if not name.endswith("_norms.npy")}
+    assert contents(write_bundle(tmp_path, without, lambda written: everything_on(), lists()).folder) == vectors
+    write_bundle(tmp_path, bundle, lambda written: everything_off())
+    assert not list(folder.glob("*_norms.npy"))
+    with pytest.raises(ContractError, match=r"_norms.npy: expected 3 numbers of float32, found \[2\] float32"):
+        replace(bundle, dense=(replace(models[0], norms=norms[:2]),)).require_aligned()
+
+
 def test_the_manifest_can_count_what_was_written(tmp_path: Path) -> None:
     exported = write_bundle(
         tmp_path,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.backends.library.model import LibraryModel
     from ensemble_assets.compute.backends.library.probe import Probe
 
-_FORMAT = 1
+_FORMAT = 2
 """Goes up when traits mean something else; models are then described again."""
 
 _MOST_MODELS = 200

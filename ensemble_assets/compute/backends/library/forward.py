@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
-from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.forward import OutputSpec, vector_outputs
 from ensemble_assets.compute.backends.library.model import (
     Features,
     LibraryModel,
@@ -52,7 +52,7 @@ class LibraryFactory(ModelFactory):
             return {"logit": OutputSpec((), "float32")}
         if spec.kind == "sparse":
             return sparse_outputs(spec.dimension, 0)
-        return {"vector": OutputSpec((spec.dimension,), "float32")}
+        return vector_outputs(spec.dimension, self.traits)
 
     def load(self, device: str) -> LibraryForward:
         """Load onto ``device``.
@@ -134,7 +134,8 @@ def _unit_vectors(features: Features, factory: LibraryFactory) -> dict[str, torc
     """Cut to the wanted width, then divide by the norm, in fp32."""
     vectors = features["sentence_embedding"].float()[:, : factory.spec.dimension]
     norms = vectors.norm(dim=1)
-    return {"vector": vectors / norms.clamp(min=_SMALLEST_NORM).unsqueeze(1)}
+    unit = {"vector": vectors / norms.clamp(min=_SMALLEST_NORM).unsqueeze(1)}
+    return unit | {"norm": norms} if "norm" in factory.outputs else unit
 
 
 def _scores(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:

@@ -139,7 +139,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Librar
         max_tokens=model.max_tokens,
         prompts={task: prompt for task in TASKS if (prompt := model.prompt(task)) is not None},
         width=_width(model),
-        similarity=str(getattr(model.model, "similarity_fn_name", None) or "cosine"),
+        similarity=_similarity(model, probe),
         body=body_of(model),
         layouts=dict(model.layouts),
     )
@@ -151,6 +151,14 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Librar
             f"(at most {FP32_TOLERANCE:.0e}). Report this model, and choose another one meanwhile"
         )
     return replace(traits, largest_difference=difference), model, probe
+
+
+def _similarity(model: LibraryModel, probe: Probe) -> str:
+    """``dot`` for a model that is meant for dot products and whose vectors are not all of length 1, else ``cosine``."""
+    if getattr(model.model, "similarity_fn_name", None) not in ("dot", "dot_product"):
+        return "cosine"
+    norms = np.linalg.norm(probe.expected, axis=1)
+    return "cosine" if np.allclose(norms, 1.0, atol=FP32_TOLERANCE) else "dot"
 
 
 def _width(model: LibraryModel) -> int:
