@@ -84,7 +84,7 @@ def test_names_that_are_refused_are_said_and_hold_up_no_other(pipeline: Pipeline
         write_collection(corpora / name, count=1)
     seen = scan_corpora(settings_of(pipeline))
     assert set(seen.fingerprints) == {"notes", "fine"}
-    assert len(seen.refused) == 3
+    assert len(seen.refused) == 4
     assert any("both get the name 'my_notes'. Rename one of the folders" in problem for problem in seen.refused)
     assert any("has control characters" in problem for problem in seen.refused)
     assert any("has more than 128 bytes" in problem for problem in seen.refused)
