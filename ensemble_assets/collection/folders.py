@@ -89,7 +89,7 @@ def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], dict[str, Inpu
                 refused[alias] = InputError(
                     f"collections {printable(other)!r} and {printable(alias)!r}",
                     f"both get the name {name!r}",
-                    f"Rename {printable(alias)!r}",
+                    "Rename one of the folders",
                 )
     return names, refused
 

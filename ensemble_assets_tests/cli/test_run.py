@@ -104,4 +104,4 @@ def test_one_broken_collection_or_awkward_folder_does_not_stop_the_others(tmp_pa
     assert finished.returncode == 1
     by_name = {c["collection"]: c["succeeded"] for c in json.loads(finished.stdout)["collections"]}
     assert by_name == {"a": False, "b": True, "my docs": False, "my.docs": False}
-    assert "both get the name 'my_docs'. Rename 'my.docs'" in finished.stderr
+    assert "both get the name 'my_docs'. Rename one of the folders" in finished.stderr
