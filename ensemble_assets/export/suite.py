@@ -135,14 +135,15 @@ class ExportResults:
             yield findings.result()
 
 
-def require_gates(folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...]) -> ExportResults:
+def require_gates(
+    folder: Path, inputs: BundleInputs, limits: Limits, queries: tuple[Query, ...], names: tuple[str, ...] = ()
+) -> ExportResults:
     """Judge a finished folder before its bundle takes the place of the old one.
 
-    A gate that fails with severity ERROR is a ``ContractError``; the old bundle stays.
+    A gate that fails with severity ERROR is a ``ContractError``; the old bundle stays. ``names`` may stand anywhere, with
+    those of the bundle.
     """
-    results = judge_bundle(
-        open_bundle(folder), limits, inputs=inputs, queries=queries, public=lambda: public_names(inputs)
-    )
+    results = judge_bundle(open_bundle(folder), limits, inputs, queries, public=lambda: (*names, *public_names(inputs)))
     for result in results:
         if result.failed:
             count = int(result.numbers["problems"])
@@ -168,7 +169,9 @@ def with_places(
 
 def public_names(inputs: BundleInputs) -> Iterator[str]:
     """Give the names that may stand anywhere: the collection, its models, its chunks' ids and files."""
-    yield from (inputs.collection, inputs.alias or inputs.collection, *(model.slug for model in inputs.dense))
+    yield from (inputs.collection, inputs.alias or inputs.collection, *inputs.names.all())
+    for model in inputs.dense:
+        yield from (model.slug, model.hf_model_id)
     for chunk in inputs.rows():
         identity = own_metadata(chunk).get("chunk_id")
         yield from (str(name) for name in (identity, chunk.source) if isinstance(name, (str, int)))
@@ -176,7 +179,7 @@ def public_names(inputs: BundleInputs) -> Iterator[str]:
 
 def public_names_in(bundle: Bundle) -> Iterator[str]:
     """Give these names as far as the bundle itself has them: its folder, its collection, its chunks' ids and files."""
-    yield from (bundle.folder.resolve().name, str(bundle.manifest.get("collection", "")))
+    yield from (bundle.folder.resolve().name, str(bundle.manifest.get("collection", "")), *bundle.names.all())
     try:
         for metadata in map(parse_object, list_items(bundle.path("metadata.json"))):
             for key in ("chunk_id", "source_path", "source_file"):

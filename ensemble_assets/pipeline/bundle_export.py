@@ -20,7 +20,14 @@ from ensemble_assets.export.read.bundle_reader import open_bundle, read_manifest
 from ensemble_assets.export.suite import ExportResults, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.names import collection_folder
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, ranked_lists, run_queries
+from ensemble_assets.pipeline.bundle_inputs import (
+    Upstream,
+    bundle_inputs,
+    limits_of,
+    own_names,
+    ranked_lists,
+    run_queries,
+)
 from ensemble_assets.pipeline.from_settings import open_store, run_telemetry
 from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.quality_facts import measured_quality
@@ -39,7 +46,7 @@ def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -
     judged: list[ExportResults] = []
 
     def judge(folder: Path) -> None:
-        judged.append(require_gates(folder, inputs, limits, run_queries(upstream)))
+        judged.append(require_gates(folder, inputs, limits, run_queries(upstream), own_names(run.settings)))
 
     bundle = write_bundle(
         Path(run.settings.paths.output_dir),

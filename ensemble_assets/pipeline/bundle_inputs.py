@@ -21,7 +21,9 @@ from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import Limits
 from ensemble_assets.export.write.bundle import RankedLists
 from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, DeviceFacts, LiveSparse, chunk_rows
-from ensemble_assets.settings import Settings
+from ensemble_assets.settings import Settings, flatten
+from ensemble_assets.telemetry.allowed_names import SPANS
+from ensemble_assets.telemetry.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,13 @@ def limits_of(settings: Settings) -> Limits:
     """Give the limits of the bundle checks, as set."""
     checks = settings.checks
     return Limits(checks.sparse_coverage_warn, checks.sparse_coverage_error, settings.device.ceiling_bytes)
+
+
+def own_names(settings: Settings) -> tuple[str, ...]:
+    """List the operator's texts among the settings, such as models' names, and what telemetry calls things."""
+    values = flatten(settings).values()
+    texts = (str(text) for value in values for text in (value if isinstance(value, tuple) else (value,)))
+    return (*texts, *SPANS, *(f"{settings.metrics.namespace}_{name}" for name in METRICS))
 
 
 def run_queries(upstream: Upstream) -> tuple[Query, ...]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import polars as pl
 import pytest
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.export.checks.result import GateResult
+from ensemble_assets.export.query_leaks.gate import no_raw_queries
+from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import DESCRIPTIONS, GATES
-from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle
+from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle, check_inputs
 from ensemble_assets.orchestration.checks.check_inputs import bundle_results
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
@@ -59,6 +62,31 @@ def test_a_run_passes_every_gate_for_its_partition_and_its_bundle_fits_the_schem
     assert (leak.passed, leak.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert "telemetry-planted.jsonl: holds the text of query q0" in str(leak.description)
     assert CANARY not in str(leak.metadata).casefold()
+
+
+def test_queries_and_headings_that_name_the_models_or_their_words_pass(pipeline: Pipeline) -> None:
+    folder = pipeline.root / "corpora" / "notes"
+    vocabulary = ["telecommunications", "interdisciplinary", "人", "export_bundle_of_words"]
+    asked = ["sentence transformers all-MiniLM-L6-v2", "points per request", "create the collection", *vocabulary]
+    (folder / "queries.jsonl").write_text(
+        "".join(json.dumps({"query_id": f"q{n}", "text": text}) + "\n" for n, text in enumerate(asked))
+    )
+    (folder / "qrels.tsv").unlink()
+    outcome = pipeline.run()
+    assert outcome.succeeded, outcome.error
+    gate = evaluations(outcome)["no_raw_queries"]
+    assert (gate.passed, gate.metadata["queries"].value) == (True, len(asked))
+
+
+def test_a_vocabulary_is_a_word_list_and_no_place_for_a_query_of_several_words(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    artefact = outcome.artefact("sparse_vectors")
+    words = ["telecommunications", "人", "who mended the lamp"]
+    path = artefact.folder / "vocabulary.parquet"
+    pl.DataFrame({"token": words}).write_parquet(path)
+    places = list(check_inputs._frame_places("sparse_vectors", artefact))
+    for text, passes in ((words[0], True), (words[1], True), (words[2], False)):
+        assert no_raw_queries([Query("q1", text)], places).passed is passes
 
 
 def test_with_both_stages_off_the_bundle_is_byte_identical_and_passes(pipeline: Pipeline) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
-from ensemble_assets.export.query_leaks.query_forms import Query, QuerySearch
+from ensemble_assets.export.query_leaks.fixed_text import SEAM
+from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.query_leaks.query_search import QuerySearch
 from ensemble_assets.export.query_leaks.unexpected_text import UnexpectedText
 
 _REMEDY = (
@@ -17,9 +19,6 @@ _REMEDY = (
 )
 _BATCH_BYTES = 1 << 20
 """Text gathered before it is searched: the search costs as much per call as for some kilobytes."""
-
-_SEAM = b"\n_____\n"
-"""Stands between two pieces of a block, so that no match spans both."""
 
 _BLOCK_BYTES = 4 << 20
 _NUMBERS_ONLY = {".npy", ".faiss"}
@@ -46,7 +45,7 @@ class Place:
 
 def text_place(name: str, parts: Iterable[str]) -> Place:
     """Make a place of texts in memory; no match spans two of them."""
-    whole = _SEAM.join(part.encode("utf-8", "surrogatepass") for part in parts)
+    whole = SEAM.join(parts).encode("utf-8", "surrogatepass")
     return Place(name, lambda overlap: iter((whole,)))
 
 
@@ -100,7 +99,7 @@ class NoRawQueries:
             if piece == self._last.get(content):  # most rows leave the same few words
                 continue
             self._last[content] = piece
-            self._waiting[content] += piece + _SEAM
+            self._waiting[content] += piece + SEAM.encode()
             if len(self._waiting[content]) >= _BATCH_BYTES:
                 self._flush(content)
 
@@ -140,7 +139,7 @@ class _Leaks:
 
     def search_block(self, name: str, block: bytes) -> None:
         """Search a block of a place."""
-        self._strong.setdefault(name, set()).update(self._search.in_bytes(block))
+        self._strong.setdefault(name, set()).update(self._search.leaks_in(block))
         self._size += len(block)
 
     def result(self) -> GateResult:

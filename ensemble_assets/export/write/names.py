@@ -75,11 +75,14 @@ class BundleNames:
             raise ValueError(f"bundles have no file {self.prefix}_{content}")
         return f"{self.prefix}_{content}"
 
+    def all(self) -> tuple[str, ...]:
+        """Name every file of a bundle but the arrays of companions."""
+        return (MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _ENDINGS))
+
     def is_written(self, name: str) -> bool:
         """Whether an exporter writes ``name``; such a file of an earlier run is replaced or dropped.
 
         Every other file in a bundle folder belongs to somebody else and stays.
         """
-        written = {MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _ENDINGS)}
         is_array = name.startswith(f"{self.prefix}_") and name.endswith(("_embeddings.npy", "_norms.npy"))
-        return name in written or is_array
+        return name in self.all() or is_array

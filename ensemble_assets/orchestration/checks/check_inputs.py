@@ -18,11 +18,12 @@ from ensemble_assets.common.stages import STAGE, TIMED_STAGES
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import StageCost
 from ensemble_assets.export.query_leaks.gate import Place, file_place, text_place
+from ensemble_assets.export.query_leaks.query_forms import canonical
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import ExportResults, judge_costs, public_names, with_places
 from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.pipeline.bundle_export import report_path
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, run_queries
+from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, own_names, run_queries
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import journal_folder
@@ -53,6 +54,7 @@ def bundle_results(collection: str, settings: Settings) -> Iterator[GateResult]:
 
 
 def _public_names(upstream: Upstream, collection: str, settings: Settings) -> Iterator[str]:
+    yield from own_names(settings)
     yield from public_names(bundle_inputs(upstream, collection, settings, clock=""))
     yield from upstream.chunks.frame("chunks", columns=["chunk_id"])["chunk_id"]
 
@@ -87,4 +89,6 @@ def _frame_places(asset: str, artefact: Artefact) -> Iterator[Place]:
             strings = [column for column, dtype in schema.items() if dtype == pl.String]
             frame = artefact.frame(name, columns=strings) if strings else pl.DataFrame()
             values = [value for column in strings for value in frame[column].unique().drop_nulls().to_list()]
+            if name == "vocabulary":  # a word list; a query of several words would still be none of its words
+                values = [value for value in values if len(canonical(value).split()) > 1]
             yield text_place(f"{name} of {asset}", [_WORD_BREAK.join([*schema, *values])])
