@@ -140,8 +140,8 @@ def require_gates(
 ) -> ExportResults:
     """Judge a finished folder before its bundle takes the place of the old one.
 
-    A gate that fails with severity ERROR is a ``ContractError``; the old bundle stays. ``names`` may stand anywhere, with
-    those of the bundle.
+    A gate that fails with severity ERROR is a ``ContractError``; the old bundle stays. ``names`` may stand anywhere,
+    as those of the bundle do.
     """
     results = judge_bundle(open_bundle(folder), limits, inputs, queries, public=lambda: (*names, *public_names(inputs)))
     for result in results:
