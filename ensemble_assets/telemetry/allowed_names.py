@@ -141,7 +141,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "ceiling_bytes": count("memory ceiling of the device, bytes"),
         "cap_bytes": count("memory that the batch had, bytes"),
         "base_bytes": count("memory in use once the model was loaded, bytes"),
-        "reserve_bytes": count("memory in use before the model was loaded, bytes"),
+        "reserve_bytes": count("memory in use outside the allocator once the model is loaded, bytes"),
         # choices
         "precision": shape("number format, or several", "`fp32`, `bf16`, `fp16`, `int8`, `none`", _FORMATS),
         "method": word("fusion method", ("rrf", "minmax", "dbsf", "zscore")),
@@ -201,7 +201,7 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "lease.released": _event("lease", "a device was given back", "device stage model held_seconds"),
         "worker.started": _event("run", "a worker process was started for a device", "device pid"),
         "worker.ready": _event("run", "a worker has loaded its model", "device base_bytes reserve_bytes precision"),
-        "worker.lost": _event("mitigation", "a worker died; the others go on", "device reason"),
+        "worker.lost": _event("mitigation", "a worker died; it is started again or the others go on", "device reason"),
         "worker.stuck": _event("mitigation", "a worker could not be ended; its lease stays", "device pid"),
         "batch.done": _event(
             "progress", "a batch finished", "device number rows longest seconds peak_bytes used_bytes"
@@ -211,7 +211,7 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "mitigation.oom": _event("mitigation", "a batch did not fit", "rows tokens cap_bytes"),
         "mitigation.split": _event("mitigation", "a batch was split and is tried again", "rows into reason"),
         "mitigation.resized": _event("mitigation", "a waiting batch was made smaller", "rows into"),
-        "mitigation.reassigned": _event("mitigation", "a lost worker's batch went to the others", "device rows"),
+        "mitigation.reassigned": _event("mitigation", "a lost worker's batch is handed out again", "device rows"),
         "mitigation.back_off": _event(
             "mitigation", "others hold the memory; the stage waits", "device others_bytes used_bytes"
         ),

@@ -29,6 +29,7 @@ class MemoryNeeds:
     """Bytes that a model takes: weights, and ``per_token·tokens + per_square·tokens·longest + per_row·rows``.
 
     Attributes:
+        unpadded_square: bytes per token and position that a batch without padding takes besides, by another kernel.
         noise: every batch's need varies by up to this share either way.
     """
 
@@ -37,19 +38,35 @@ class MemoryNeeds:
     per_square: float = 0.0
     per_row: float = 0.0
     noise: float = 0.0
+    unpadded_square: float = 0.0
 
-    def batch_bytes(self, tokens: int, longest: int) -> float:
+    def batch_bytes(self, tokens: int, longest: int, padded: bool = True) -> float:
         """Need of a batch on top of the weights, without noise."""
-        return self.per_token * tokens + self.per_square * tokens * longest + self.per_row * tokens / longest
+        square = self.per_square + (0.0 if padded else self.unpadded_square)
+        return self.per_token * tokens + square * tokens * longest + self.per_row * tokens / longest
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Time of a batch in seconds: ``overhead + tokens / tokens_per_second``, tokens counted as padded."""
+    """Time of a batch in seconds: ``overhead + tokens / tokens_per_second``, tokens counted as padded.
+
+    Attributes:
+        start: seconds until a worker process can load a model: interpreter, libraries, context.
+        load: seconds that loading takes.
+        shape: seconds that the first batch of every shape takes besides (a library that plans its kernels by shape).
+        steady: busy seconds after which the clocks fall.
+        fallen: factor of a batch's time from then on.
+        refusal: seconds until a batch that does not fit is refused.
+    """
 
     tokens_per_second: float = 50_000.0
     overhead: float = 0.005
     load: float = 0.0
+    start: float = 0.0
+    shape: float = 0.0
+    steady: float = float("inf")
+    fallen: float = 1.0
+    refusal: float = 0.0
 
     def seconds(self, batch: Batch) -> float:
         """Time of a batch."""
@@ -67,6 +84,7 @@ class Faults:
         hangs_at: the device hangs in its batch of this number.
         only_on: devices (UUIDs) that are lost or hang; empty for all.
         raises_on: rows on which the model raises.
+        poison_rows: rows on which the device is lost.
         not_finite_on: rows whose vectors are NaN, except in full precision.
     """
 
@@ -76,6 +94,7 @@ class Faults:
     hangs_at: int | None = None
     only_on: frozenset[str] = frozenset()
     raises_on: frozenset[int] = frozenset()
+    poison_rows: frozenset[int] = frozenset()
     not_finite_on: frozenset[int] = frozenset()
 
 
@@ -115,10 +134,17 @@ class SimulatedModel(PlainFactory):
         """Put the weights on a device that this process has opened."""
         if device not in OPEN_SESSIONS:
             raise DeviceError(f"{device} is not a simulated device that was opened")
-        if self.speed.load:
-            time.sleep(self.speed.load)
-        session = OPEN_SESSIONS[device]
-        session.allocate(self.needs.weights)
+        if self.speed.start + self.speed.load:
+            time.sleep(self.speed.start + self.speed.load)
+        return self.place(OPEN_SESSIONS[device])
+
+    def place(self, session: SimulatedSession) -> SimulatedForward:
+        """Put the weights on an opened device, in no time, and load the kernels."""
+        try:
+            session.allocate(self.needs.weights)
+            session.load_lazily()
+        except RuntimeError as error:
+            raise _our_error(error) from None
         return SimulatedForward(self, session)
 
 
@@ -132,17 +158,19 @@ class SimulatedForward:
         self._session = session
         self._random = random.Random(f"{model.seed} {session.device.uuid}")  # repeatable, not secret
         self._batches = 0
+        self._busy = 0.0
+        self._shapes: set[tuple[int, int]] = set()
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Take the time and the memory, then answer."""
-        for pause in self.phases(batch):
+        for pause in self.phases(batch, is_padded(table.lengths, batch)):
             time.sleep(min(pause, 1e6))
         if self._model.journal is not None:
             with self._model.journal.open("a") as file:
                 file.write(f"{' '.join(map(str, batch.rows.tolist()))}\n")
         return self.answer(table, batch)
 
-    def phases(self, batch: Batch) -> Iterator[float]:
+    def phases(self, batch: Batch, padded: bool = True) -> Iterator[float]:
         """Run a batch; yields seconds that pass between one change of memory and the next.
 
         Raises:
@@ -156,24 +184,40 @@ class SimulatedForward:
         if afflicted and number == faults.hangs_at:
             yield float("inf")
         noise = 1 + self._model.needs.noise * self._random.uniform(-1, 1)
-        need = int(self._model.needs.batch_bytes(batch.tokens, batch.longest) * noise)
+        need = int(self._model.needs.batch_bytes(batch.tokens, batch.longest, padded) * noise)
         chance = self._random.random() < faults.out_of_memory_share
-        seconds = self._model.speed.seconds(batch)
-        self._session.load_lazily()
+        seconds = self._seconds(batch)
+        rows = batch.rows.tolist()
         taken = 0
+        self._session.fragment()
         try:
+            for late, count in self._session.device.late_growth:
+                if late == number:
+                    self._session.grow_outside(count)
             for share, pause in ((0.5, _RISE), (0.5, 1 - _RISE)):
                 self._session.allocate(int(need * share))
                 taken += int(need * share)
                 yield seconds * pause
                 if chance or batch.tokens >= (faults.out_of_memory_from or batch.tokens + 1):
                     raise DeviceOutOfMemoryError("as the faults say")
-                if afflicted and number == faults.lost_at:
+                if (afflicted and number == faults.lost_at) or faults.poison_rows.intersection(rows):
                     raise DeviceError(f"{self._session.device.uuid} was lost. Run again")
-            if faults.raises_on.intersection(batch.rows.tolist()):
+            if faults.raises_on.intersection(rows):
                 raise ModelFailedError("simulated", "ValueError", batch.size, batch.longest)
+        except (RuntimeError, DeviceOutOfMemoryError) as error:
+            yield self._model.speed.refusal
+            raise (error if isinstance(error, DeviceOutOfMemoryError) else _our_error(error)) from None
         finally:
             self._session.free(taken)
+
+    def _seconds(self, batch: Batch) -> float:
+        speed = self._model.speed
+        seconds = speed.seconds(batch) * (speed.fallen if self._busy >= speed.steady else 1.0)
+        if (batch.size, batch.longest) not in self._shapes:
+            self._shapes.add((batch.size, batch.longest))
+            seconds += speed.shape
+        self._busy += seconds
+        return seconds
 
     def answer(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """The outputs of a batch."""
@@ -184,6 +228,20 @@ class SimulatedForward:
             vectors[[int(row) in self._model.faults.not_finite_on for row in batch.rows]] = np.nan
         company = np.tile(np.array([batch.size, batch.longest, os.getpid()]), (batch.size, 1))
         return {"vector": vectors, "company": company}
+
+
+def is_padded(lengths: NDArray[np.int64], batch: Batch) -> bool:
+    """Whether a row of the batch is shorter than its longest."""
+    return bool((lengths[batch.rows] < batch.longest).any())
+
+
+def _our_error(error: RuntimeError) -> Exception:
+    """What a torch forward makes of an error of the device."""
+    from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return DeviceOutOfMemoryError(str(error))
+    return DeviceError(str(error))
 
 
 def expected_vector(table: TokenTable, row: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -23,14 +24,15 @@ from ensemble_assets.compute.batching.batch_outcome import (
     ModelFailed,
     ModelFailedError,
 )
-from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, Dispatcher, Measure, Run
+from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, Dispatcher, Measure, Run, Start
 from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Tally
 from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
+from ensemble_assets.compute.running.worker_process import LOAD_AGAIN_SECONDS
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets_tests.simulated.device import SimulatedDevice, SimulatedSession
-from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel
+from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel, is_padded
 
 _MOST_STEPS = 2_000_000
 
@@ -75,9 +77,9 @@ class SimulationReport:
         trace: every attempt, in order of its end.
         seconds: virtual time until the last device was done.
         peak_used: most bytes in use at once on any device, by everybody, whenever we took more.
-        crossings: bytes above the hard limit right after we took more memory, by device, where others had not just
-            changed (see ``blind``).
-        blind: the same where another program had taken memory since the last sample.
+        crossings: bytes above the hard limit right after we took more memory that are more than what other programs,
+            and kernels that load late, had taken since the last sample.
+        blind: the same where it is no more: nobody could know.
         error: why it could not be finished, if so.
         events: everything that was decided.
         tally: the planner's counts.
@@ -139,14 +141,19 @@ class _Machine:
     session: SimulatedSession
     guard: MemoryGuard
     forward: SimulatedForward
-    known_others: int = 0
+    seen_outside: int = 0
     assignment: Assignment | None = None
     phases: Iterator[float] | None = None
     begin: float = 0.0
 
+    @property
+    def outside(self) -> int:
+        """Bytes in use outside this worker's allocator."""
+        return self.session.memory().used - self.session.held
+
     def tick(self) -> None:
         """The sampler's sample."""
-        self.known_others = self.session.device.memory().used
+        self.seen_outside = self.outside
         self.guard.measure()
 
 
@@ -160,7 +167,9 @@ class _Simulation:
         memory: KnownSizes | None,
     ) -> None:
         self._clock = VirtualClock()
+        self._lengths = lengths
         self._model = model
+        self._random = random.Random(model.seed)  # repeatable, not secret
         self._settings = settings
         self._order = count()
         self._steps = 0
@@ -171,8 +180,13 @@ class _Simulation:
         names = [device.uuid for device in devices]
         self._dispatcher = Dispatcher(self._planner, names, self.report.events, settings.patience)
         self._machines: dict[str, _Machine] = {}
-        for device in devices:
-            self._open(replace(device, clock=self._clock))
+        self._opened_at: dict[str, float] = {}
+        self._devices = {device.uuid: replace(device, clock=self._clock) for device in devices}
+        self._sessions: dict[str, list[SimulatedSession]] = {name: [] for name in names}
+        for device in self._devices.values():
+            self._start(device)
+            for at, _ in device.others.changes:  # between changes a sample changes nothing
+                self._push(self._next_sample(at), "tick", device.uuid)
 
     def run(self) -> SimulationReport:
         try:
@@ -183,36 +197,55 @@ class _Simulation:
                     machine = self._machines[action.device]
                     machine.tick()
                     self._dispatcher.measured(action.device, machine.guard.measure())
+                elif isinstance(action, Start):
+                    self._start(self._devices[action.device])
                 else:
                     self._remove(action.device, "hung")
         except EnsembleError as error:
             self.report.error = error
         return self._close()
 
+    def _start(self, device: SimulatedDevice) -> None:
+        """Start a worker; it joins once it has loaded its model."""
+        seconds = self._model.speed.start + self._model.speed.load
+        self._opened_at[device.uuid] = self._clock.now + seconds
+        if seconds:
+            self._push(self._clock.now + seconds, "open", device.uuid)
+        else:
+            self._open(device)
+
     def _open(self, device: SimulatedDevice) -> None:
-        used_before = device.memory().used
         session = device.open()
+        session.together = self._sessions[device.uuid]
+        session.together.append(session)
         guard = MemoryGuard(session, self._settings.ceiling.within(device.total_bytes))
-        guard.measure_reserve(used_before)
         guard.measure()
         try:
-            forward = self._model.load(device.torch_device)
+            forward = self._model.place(session)
         except DeviceOutOfMemoryError:
+            session.together.remove(session)
+            if self._clock.now < self._opened_at[device.uuid] + self._settings.freed_seconds:
+                self._push(self._clock.now + LOAD_AGAIN_SECONDS, "open", device.uuid)
+                return
             self._dispatcher.lost(device.uuid, OUT_OF_MEMORY, "its model does not fit")
             return
-        machine = _Machine(session, guard, forward, device.memory().used)
+        guard.settle()
+        machine = _Machine(session, guard, forward)
+        machine.tick()
         self._machines[device.uuid] = machine
-        session.on_growth = lambda used, others: self._grew(machine, used, others)
-        self._dispatcher.joined(device.uuid, session.reserved_bytes(), guard.measure())
-        period = self._settings.sampler_seconds
-        for at, _ in device.others.changes:  # between changes of others a sample changes nothing
-            self._push(math.floor(at / period + 1) * period, "tick", device.uuid)
+        session.on_growth = lambda: self._grew(machine)
+        self._dispatcher.joined(device.uuid, session.held, guard.measure())
 
-    def _grew(self, machine: _Machine, used: int, others: int) -> None:
+    def _next_sample(self, at: float) -> float:
+        return math.floor(at / self._settings.sampler_seconds + 1) * self._settings.sampler_seconds
+
+    def _grew(self, machine: _Machine) -> None:
+        used = machine.session.memory().used
         self.report.peak_used = max(self.report.peak_used, used)
         above = used - self._settings.ceiling.within(machine.session.device.total_bytes).hard_bytes
         if above > 0:
-            (self.report.blind if others > machine.known_others else self.report.crossings).append(above)
+            unseen = machine.outside - machine.seen_outside
+            (self.report.blind if above <= unseen else self.report.crossings).append(above)
 
     def _push(self, at: float, kind: str, device: str, number: int = -1) -> None:
         heapq.heappush(self._queue, (at, next(self._order), kind, device, number))
@@ -229,10 +262,17 @@ class _Simulation:
         at, _, kind, name, number = heapq.heappop(self._queue)
         self._clock.now = max(self._clock.now, at)
         machine = self._machines.get(name)
-        if machine is None:
+        if kind == "open":
+            self._open(self._devices[name])
+        elif kind == "gone":
+            self._sessions[name].pop(0)
+        elif machine is None:
             return
-        if kind == "tick":
-            machine.tick()
+        elif kind == "tick":
+            if self._random.random() < machine.session.device.failing:
+                self._push(self._next_sample(self._clock.now), "tick", name)
+            else:
+                machine.tick()
         elif machine.assignment is not None and machine.assignment.number == number:
             self._step(name, machine)
 
@@ -242,7 +282,7 @@ class _Simulation:
         machine.guard.before_batch()
         machine.session.begin_peak()
         machine.assignment, machine.begin = assignment, self._clock.now
-        machine.phases = machine.forward.phases(assignment.batch)
+        machine.phases = machine.forward.phases(assignment.batch, is_padded(self._lengths, assignment.batch))
         self._push(self._clock.now, "step", name, assignment.number)
 
     def _step(self, name: str, machine: _Machine) -> None:
@@ -272,6 +312,8 @@ class _Simulation:
         else:
             if math.isfinite(pause):
                 self._push(self._clock.now + pause, "step", name, number)
+            if machine.outside > machine.seen_outside:
+                self._push(self._next_sample(self._clock.now), "tick", name)
 
     def _end(self, machine: _Machine, outcome: str) -> None:
         assert machine.assignment is not None
@@ -284,7 +326,7 @@ class _Simulation:
                 batch.longest,
                 machine.begin,
                 self._clock.now,
-                reading - machine.session.reserved_bytes() + machine.session.peak_bytes(),
+                reading - machine.session.held + machine.session.peak_bytes(),
                 outcome,
             )
         )
@@ -294,6 +336,10 @@ class _Simulation:
         machine = self._machines.pop(name)
         if machine.assignment is not None:
             self._end(machine, why)
+        if machine.session.device.lingers:
+            self._push(self._clock.now + machine.session.device.lingers, "gone", name)
+        else:
+            self._sessions[name].remove(machine.session)
 
     def _close(self) -> SimulationReport:
         self.report.seconds = self._clock.now

@@ -34,15 +34,24 @@ class World:
 
     @property
     def room(self) -> int:
-        """Bytes for the weights and a batch where nobody else is on the device."""
-        ceiling, device = self.ceiling, self.devices[0]
+        """Bytes for the weights and a batch on the worst device, when everybody else holds the most."""
+        ceiling = self.ceiling
         plannable = min(ceiling.soft_bytes, ceiling.hard_bytes - ceiling.margin_bytes)
-        return plannable - device.context_bytes - device.lazy_bytes
+        return plannable - max(_taken(device) for device in self.devices)
 
     def needs_alone(self, row: int) -> float:
         """Bytes that a single row takes at most, weights included."""
         needs, length = self.model.needs, int(self.lengths[row])
-        return needs.weights + needs.batch_bytes(length, length) * (1 + needs.noise)
+        batch = needs.batch_bytes(length, length, padded=False) * (1 + needs.noise)
+        device = self.devices[0]
+        return (needs.weights + batch) * (1 + device.fragmentation) + device.granule_bytes
+
+
+def _taken(device: SimulatedDevice) -> int:
+    """The most bytes outside of our allocator."""
+    late = sum(count for _, count in device.late_growth)
+    others = max((count for _, count in device.others.changes), default=0)
+    return device.context_bytes + device.lazy_bytes + device.reserved_bytes + late + others
 
 
 @st.composite
@@ -64,9 +73,12 @@ def lengths(draw: st.DrawFn, most: int = 1500) -> NDArray[np.int64]:
 
 @st.composite
 def other_programs(draw: st.DrawFn, most: int) -> OtherProcesses:
-    """Other programs that come and go; half of the time there are none."""
-    if draw(st.booleans()):
+    """Other programs: none, a small one that stays, or some that come and go."""
+    kind = draw(st.sampled_from(["none", "none", "small", "any", "any"]))
+    if kind == "none":
         return OtherProcesses()
+    if kind == "small":
+        return OtherProcesses(((0.0, draw(st.integers(0, most // 10))),))
     gaps = draw(st.lists(st.floats(0.0, 20.0), min_size=1, max_size=6))
     at = np.cumsum(gaps)
     held = [draw(st.integers(0, most)) for _ in gaps]
@@ -86,17 +98,40 @@ def faults() -> st.SearchStrategy[Faults]:
         hangs_at=count,
         only_on=st.sets(st.sampled_from(["SIM-0", "SIM-1", "SIM-2"]), max_size=2).map(frozenset),
         raises_on=st.sets(st.integers(0, 50), max_size=3).map(frozenset),
+        poison_rows=st.sets(st.integers(0, 50), max_size=2).map(frozenset),
         not_finite_on=st.just(frozenset()),
     )
 
 
 @st.composite
+def real_devices(draw: st.DrawFn, plain: SimulatedDevice, margin: int) -> SimulatedDevice:
+    """What a real card adds to the arithmetic of a plain one."""
+    late = draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, margin * 3 // 2)), max_size=2))
+    return replace(
+        plain,
+        granule_bytes=20 << 20,
+        fragmentation=draw(st.floats(0.0, 0.15)),
+        reserved_bytes=draw(st.integers(200, 1_000)) * MB,
+        late_growth=tuple(late),
+        racing=draw(st.sampled_from([0.0, 0.5])),
+        failing=draw(st.sampled_from([0.0, 0.3])),
+        raw_errors=draw(st.booleans()),
+        lingers=draw(st.floats(0.0, 3.0)),
+    )
+
+
+@st.composite
 def worlds(draw: st.DrawFn) -> World:
-    """Anything goes: rows that can never fit, devices that die, programs that take everything."""
+    """Anything goes: rows that can never fit or kill, devices that die, programs that take everything.
+
+    Half of the devices are as real ones are: some memory is never free, kernels load late, the allocator fragments,
+    readings race or fail, and what a dead worker held is freed late.
+    """
     hard = draw(st.integers(2_000, 24_000)) * MB
     ceiling = Ceiling(hard, draw(st.floats(0.75, 0.95)), margin_bytes=draw(st.integers(64, 400)) * MB)
     context = draw(st.integers(100, 800)) * MB
     lazy = draw(st.integers(0, ceiling.margin_bytes // 2))
+    real = draw(st.booleans())
     total = hard + draw(st.integers(0, 8_000)) * MB
     room = ceiling.soft_bytes - context - lazy
     weights = int(draw(st.floats(0.05, 0.6)) * max(room, 1))
@@ -106,15 +141,12 @@ def worlds(draw: st.DrawFn) -> World:
     split = np.array([draw(st.floats(0.01, 1.0)) for _ in range(3)])
     token, square, row = split / split.sum() * max(room - weights, 1) / full_tokens
     longest = int(rows.max())
-    needs = MemoryNeeds(weights, token, square / longest, row * longest, draw(st.floats(0.0, 0.05)))
+    unpadded = draw(st.sampled_from([0.0, 0.0, 1.0, 10.0])) * token / longest if real else 0.0
+    needs = MemoryNeeds(weights, token, square / longest, row * longest, draw(st.floats(0.0, 0.05)), unpadded)
+    plain = SimulatedDevice(total_bytes=total, context_bytes=context, lazy_bytes=lazy)
+    device = draw(real_devices(plain, ceiling.margin_bytes)) if real else plain
     devices = tuple(
-        SimulatedDevice(
-            uuid=f"SIM-{index}",
-            total_bytes=total,
-            context_bytes=context,
-            lazy_bytes=lazy,
-            others=draw(other_programs(hard)),
-        )
+        replace(device, uuid=f"SIM-{index}", others=draw(other_programs(hard)))
         for index in range(draw(st.integers(1, 3)))
     )
     sizes = SizeSettings(
@@ -124,7 +156,18 @@ def worlds(draw: st.DrawFn) -> World:
         max_rows=draw(st.sampled_from([None, None, 64])),
     )
     settings = WorkerSettings(PlannerSettings(sizes), ceiling, Patience(memory=30, batch=600, measure=0.5))
-    model = SimulatedModel(needs, Speed(20_000.0, 0.01), draw(faults()), draw(st.integers(0, 999)))
+    speed = Speed(20_000.0, 0.01)
+    if real:
+        speed = replace(
+            speed,
+            start=draw(st.floats(0.0, 8.0)),
+            load=draw(st.floats(0.0, 30.0)),
+            shape=draw(st.sampled_from([0.0, 0.06])),
+            steady=5.0,
+            fallen=draw(st.floats(1.0, 3.0)),
+            refusal=draw(st.floats(0.0, 1.0)),
+        )
+    model = SimulatedModel(needs, speed, draw(faults()), draw(st.integers(0, 999)))
     return World(rows, model, devices, settings)
 
 

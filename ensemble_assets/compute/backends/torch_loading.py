@@ -22,6 +22,8 @@ from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec, may_run_code
 
+_MEMORY_RAN_OUT = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,10 +108,14 @@ def _refuse_missing(spec: ModelSpec, missing: Any) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means that memory ran out: on CUDA, in torch's CPU allocator, or in numpy."""
+    """Return whether an exception means that memory ran out: on CUDA, in torch's CPU allocator, or in numpy.
+
+    Where the device is full before the allocator's cap is reached, cuBLAS, cuDNN, the driver or the launch of a kernel
+    runs out, each with words of its own.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_RAN_OUT)
 
 
 @lru_cache(maxsize=1)

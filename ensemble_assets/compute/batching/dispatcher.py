@@ -8,7 +8,7 @@ for this process and for simulated devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.common.events import EventSink
@@ -21,6 +21,14 @@ WORKER_LOST = "worker_lost"  # the process died
 NO_ANSWER = "no_answer"  # it hangs, in a batch or while loading
 DEVICE_FAILED = "device_failed"
 DEVICE_BUSY = "device_busy"  # other programs kept the memory
+
+_MOST_LOSSES = 3
+"""Losses of a device without a finished batch between after which it is given up: the device, not a row, is to blame.
+Losses that narrow down a row that may be to blame do not count."""
+
+_MOST_RESTARTS = 24
+"""Restarts of a device without a finished batch between, those that narrow down a row included: enough to find one row
+among a million, and a worker takes some 20 s to start."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +68,47 @@ class Stop:
     device: str
 
 
-Action = Run | Measure | Stop
+@dataclass(frozen=True)
+class Start:
+    """Start a worker for a device whose last one was lost. It joins when it is ready."""
+
+    device: str
+
+
+Action = Run | Measure | Stop | Start
 
 
 @dataclass
 class _Lane:
-    """The state of one device's worker."""
+    """The state of one device's worker.
+
+    Attributes:
+        permanent: bytes of others that were waited for in vain.
+    """
 
     headroom: Headroom
+    permanent: int = 0
     running: Assignment | None = None
     running_since: float = 0.0
     waiting_since: float | None = None
     measured_at: float = 0.0
+
+    def sees(self, headroom: Headroom) -> Headroom:
+        """Leave out others that were waited for in vain."""
+        return replace(headroom, others=max(0, headroom.others - self.permanent))
+
+
+@dataclass
+class _Losses:
+    """Losses of a device since it finished a batch.
+
+    Attributes:
+        unexplained: those that did not narrow down a row that may be to blame.
+        restarts: workers started after a loss.
+    """
+
+    unexplained: int = 0
+    restarts: int = 0
 
 
 class Dispatcher:
@@ -90,6 +127,8 @@ class Dispatcher:
         self._expected = set(devices)
         self._lanes: dict[str, _Lane] = {}
         self._ends: dict[str, str] = {}
+        self._losses: dict[str, _Losses] = {}
+        self._starts: list[str] = []
         self._starved = False
 
     @property
@@ -127,7 +166,7 @@ class Dispatcher:
     def measured(self, device: str, headroom: Headroom) -> None:
         """Record a device's answer to ``Measure``."""
         if device in self._lanes:
-            self._lanes[device].headroom = headroom
+            self._lanes[device].headroom = self._lanes[device].sees(headroom)
 
     def outcome(self, device: str, outcome: Outcome) -> None:
         """Record the end of a device's batch; the device is still usable."""
@@ -135,19 +174,20 @@ class Dispatcher:
         assert lane.running is not None
         assert lane.running.number == outcome.number
         batch, lane.running = lane.running.batch, None
-        lane.headroom = outcome.headroom
+        lane.headroom = lane.sees(outcome.headroom)
         match outcome:
             case Finished():
+                self._losses.pop(device, None)
                 self.planner.finished(outcome.number, outcome.peak_bytes)
                 self.largest_batch = max(self.largest_batch, batch.size)
                 self._report(device, batch, outcome)
             case DidNotFit():
-                self.planner.out_of_memory(outcome.number, outcome.at_failure)
+                self.planner.out_of_memory(outcome.number, lane.sees(outcome.at_failure))
             case _:
                 self.planner.model_failed(outcome.number, outcome.reason)
 
     def lost(self, device: str, reason: str, detail: str) -> None:
-        """Record that a device's worker is gone. Others get its batch.
+        """Record that a device's worker is gone. Its batch is handed out again, and it is started again if that helps.
 
         ``reason`` is a fixed word for the event: a constant of this module, ``out_of_memory`` or a ``failure_word``.
         ``detail`` says it in a few words and numbers, for the error if no other device is left.
@@ -156,16 +196,27 @@ class Dispatcher:
         lane = self._lanes.pop(device, None)
         self._ends[device] = detail
         self._events.emit("worker.lost", device=device, reason=reason)
+        narrowed = False
         if lane is not None and lane.running is not None:
             self._events.emit("mitigation.reassigned", device=device, rows=lane.running.batch.size)
-            self.planner.returned(lane.running.number)
+            narrowed = self.planner.returned(lane.running.number, reason)
+        # a worker that cannot open its device or load its model would fail again; one that was killed need not
+        if reason == WORKER_LOST or (lane is not None and reason in (DEVICE_FAILED, NO_ANSWER)):
+            losses = self._losses.setdefault(device, _Losses())
+            losses.unexplained += not (narrowed and reason != NO_ANSWER)  # a batch that hangs takes many minutes
+            losses.restarts += 1
+            if losses.unexplained < _MOST_LOSSES and losses.restarts <= _MOST_RESTARTS:
+                self._expected.add(device)
+                self._starts.append(device)
 
     def decide(self, now: float) -> list[Action]:
         """Decide what to do at ``now``, in seconds that never go back."""
         hung = [self._hung(device) for device, lane in list(self._lanes.items()) if self._is_late(lane, now)]
+        starts: list[Action] = [] if self.finished else [Start(device) for device in self._starts]
+        self._starts.clear()
         # After the hung devices, whose batches are handed out again here.
         fed = [self._feed(device, lane, now) for device, lane in list(self._lanes.items()) if lane.running is None]
-        return [*hung, *(action for action in fed if action is not None)]
+        return [*hung, *starts, *(action for action in fed if action is not None)]
 
     def wakeup(self) -> float | None:
         """When to decide again although nothing happened; None if only an event can change the decision."""
@@ -219,6 +270,10 @@ class Dispatcher:
             others = lane.headroom.others
             self._events.emit("mitigation.back_off", device=device, others_bytes=others, used_bytes=lane.headroom.used)
         if now - lane.waiting_since >= self._patience.memory:
+            if self.planner.fits_shortest(lane.headroom.cap):  # what is waited for in vain only costs the long rows
+                lane.permanent += lane.headroom.others
+                lane.headroom = replace(lane.headroom, others=0)
+                return self._feed(device, lane, now)
             self._starved = True
             self.lost(
                 device,

@@ -16,7 +16,7 @@ waits for a late outcome; ``Tally.out_of_step`` counts them.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -30,6 +30,9 @@ from ensemble_assets.compute.tokens.token_tables import Batch
 
 _SINGLE_ATTEMPTS = 2
 """Attempts at a single row that does not fit: the first failure may be chance (fragmentation)."""
+
+_MOST_ATTEMPTS = 8
+"""Attempts at a single row that waits for other programs' memory each time: it ends although they come and go."""
 
 _STEP_UP = 1.05
 """A single row is tried again once it may take this much more memory than when it failed."""
@@ -68,11 +71,22 @@ class _Part:
     """Rows, longest first, of a batch that was split or whose device was lost.
 
     A single row that did not fit (``attempts`` times) is tried again when the allocator can hold ``needs`` bytes.
+    ``losses`` counts lost devices, up to 2: then one of the rows may be to blame.
     """
 
     rows: NDArray[np.int64]
     attempts: int = 0
     needs: int = 0
+    losses: int = 0
+
+    @property
+    def suspected(self) -> bool:
+        """Whether a row of it may be what devices are lost of."""
+        return self.losses > 1
+
+    def cut(self, at: int) -> tuple[_Part, _Part]:
+        """Divide the rows before the place ``at``."""
+        return _Part(self.rows[:at], losses=self.losses), _Part(self.rows[at:], losses=self.losses)
 
 
 @dataclass
@@ -202,26 +216,51 @@ class BatchPlanner:
         if number in self._checks:
             self._give_up(reason)
 
-    def returned(self, number: int) -> None:
-        """Record that a batch's device was lost. Other devices get its rows."""
+    def returned(self, number: int, reason: str) -> bool:
+        """Record that a batch's device was lost, and plan its rows again.
+
+        The first time, the next device gets them at once. From the second time on the rows are suspected: they are
+        halved and wait until all other rows are done, and a single one has failed.
+
+        Args:
+            number: of the assignment.
+            reason: why the device was lost.
+
+        Returns:
+            Whether this narrowed down the rows that may be to blame.
+        """
         assignment, part = self._running.pop(number)
         self._peaks[number] = None
         self.tally.lost_tokens += assignment.batch.tokens
-        self._parts.appendleft(part)
+        if not part.losses:
+            self._parts.appendleft(replace(part, losses=1))
+            return False
+        if assignment.batch.size > 1:
+            self._split(replace(part, losses=2), reason)
+        else:
+            self._fail(part, reason)
+        return True
+
+    def fits_shortest(self, cap_bytes: int) -> bool:
+        """Whether the shortest waiting row is predicted to fit."""
+        rows = np.concatenate([self._fresh, *(part.rows for part in self._parts)])
+        return self.sizes.need(int(self._lengths[rows].min())) <= cap_bytes
 
     def _split(self, part: _Part, reason: str) -> None:
         half = len(part.rows) // 2
-        self._parts.extendleft((_Part(part.rows[half:]), _Part(part.rows[:half])))
+        if part.suspected:
+            self._parts.extend(part.cut(half))
+        else:
+            self._parts.extendleft(reversed(part.cut(half)))
         self._events.emit("mitigation.split", rows=len(part.rows), into=half, reason=reason)
 
     def _retry_single(self, part: _Part, headroom: Headroom) -> None:
         """Try a row once more, or as often as other programs give memory back."""
         attempts = part.attempts + 1
-        needs = int(headroom.cap * _STEP_UP) + 1
-        if headroom.others > 0 and needs <= headroom.cap + headroom.others:
-            self._parts.appendleft(_Part(part.rows, attempts, needs))
-        elif attempts < _SINGLE_ATTEMPTS:
-            self._parts.appendleft(_Part(part.rows, attempts))
+        needs = max(int(headroom.cap * _STEP_UP) + 1, int(self.sizes.need(int(self._lengths[part.rows[0]]))))
+        waits = headroom.others > 0 and needs <= headroom.cap + headroom.others
+        if attempts < (_MOST_ATTEMPTS if waits else _SINGLE_ATTEMPTS):
+            self._parts.appendleft(replace(part, attempts=attempts, needs=needs if waits else 0))
         else:
             self._fail(part, OUT_OF_MEMORY)
 
@@ -248,21 +287,29 @@ class BatchPlanner:
             return part
         if self._parts:
             last = self._parts.pop()
-            if len(last.rows) > 1:
-                self._parts.append(_Part(last.rows[:-1]))
-            return _Part(last.rows[-1:])
+            others, shortest = last.cut(len(last.rows) - 1)
+            if len(others.rows):
+                self._parts.append(others)
+            return shortest
         return Hold.DRAINED
 
     def _next_part(self, headroom: Headroom) -> _Part | Hold:
-        """Take rows for one batch: rows that came back first, then fresh ones. The rest of a large part stays."""
+        """Take rows for one batch: rows that came back first, then fresh ones, suspected ones last.
+
+        The rest of a large part stays.
+        """
         for index, part in enumerate(self._parts):
+            if part.suspected and len(self._fresh):
+                continue
             rows = self._fitting(part.rows, headroom, part.needs)
             if rows:
                 del self._parts[index]
-                if rows < len(part.rows):
-                    self._parts.insert(index, _Part(part.rows[rows:]))
-                    self._events.emit("mitigation.resized", rows=len(part.rows), into=rows)
-                return _Part(part.rows[:rows], part.attempts, part.needs)
+                if rows == len(part.rows):
+                    return part
+                now, later = part.cut(rows)
+                self._parts.insert(index, later)
+                self._events.emit("mitigation.resized", rows=len(part.rows), into=rows)
+                return now
         rows = self._fitting(self._fresh, headroom, 0) if len(self._fresh) else 0
         if rows:
             part, self._fresh = _Part(self._fresh[:rows]), self._fresh[rows:]

@@ -21,7 +21,8 @@ class TableResult:
 
     Attributes:
         outputs: ``[n, *shape]`` per output of the forward; rows that failed are zero.
-        failed_rows: reason by row: ``out_of_memory``, ``not_finite``, ``no_tokens`` or an exception's ``failure_word``.
+        failed_rows: reason by row: ``out_of_memory``, ``not_finite``, ``no_tokens``, the reason for which
+            devices were lost with the row, or an exception's ``failure_word``.
         seconds: wall time, loading included.
         tokens: tokens of the distinct rows that ran, padding not counted.
         peak_bytes: most memory in use on any device, see ``devices.device.MemoryReading.used``.

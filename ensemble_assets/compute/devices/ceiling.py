@@ -5,10 +5,13 @@ allocator is measured. So the allocator may hold the ceiling less a margin less 
 
     held      = bytes in this worker's allocator
     outside   = used (NVML, all processes) - held
-    cap       = min(hard - outside, held + free) - margin       the allocator refuses more than this
+    room      = min(hard - outside, held + free)
+    cap       = room - margin                                   the allocator refuses more than this
     available = min(soft - outside, cap)                        batches are planned within this
+    others    = room when the model had been loaded - room      may come back by waiting
 
-The cap is set before every batch and again whenever the sampler sees ``outside`` change.
+The cap is set before every batch and again whenever the sampler sees ``outside`` change. Memory that was in use before
+the first batch is never waited for: a desktop, memory that a driver reserves, the kernels of the model.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import time
 from dataclasses import dataclass
 
 from ensemble_assets.common.defaults import CEILING_BYTES, SOFT_FRACTION
-from ensemble_assets.common.errors import MemoryBudgetError
+from ensemble_assets.common.errors import DeviceError, MemoryBudgetError
 from ensemble_assets.compute.devices.device import DeviceSession
 
 _CAP_STEP = 16 << 20
 """A cap that rises by less than this is not set anew: the sampler would call the allocator twenty times a second."""
+
+_READINGS = 3
+"""Most readings of a device whose allocator grows meanwhile. Growth is rare, so the second one nearly always agrees."""
 
 _TIMELINE = 240
 """Points of the memory timeline: as many as a picture of the report can show."""
@@ -70,7 +76,8 @@ class Headroom:
     Attributes:
         available: batches are planned within this (soft limit).
         cap: the allocator refuses more than this (hard limit).
-        others: bytes of other processes, which may come back by waiting; 0 if they are within the margin.
+        others: bytes that were taken since the model was loaded, and that may come back by waiting; 0 if they are
+            within the margin.
         used: memory of the device in use by all processes.
     """
 
@@ -92,29 +99,37 @@ class MemoryGuard:
         self._lock = threading.Lock()
         self._cap: int | None = None
         self.peak_used = 0
-        self._reserve = 0
-        self._reserve = self._outside()[0]  # all of it until measure_reserve tells others apart
+        self._room = 0
+        self.settle()
 
-    def measure_reserve(self, used_before: int) -> int:
-        """Measure the reserve: the bytes that opening the device took (context, libraries), ``used_before`` it."""
+    def settle(self) -> int:
+        """Count all memory that is taken now as permanent; returns the bytes of it outside the allocator.
+
+        To be called again when the model is loaded.
+        """
         with self._lock:
-            self._reserve = max(0, self._outside()[0] - used_before)
-        return self._reserve
+            outside, held, _, free = self._outside()
+            self._room = self._room_for(outside, held, free)
+        return outside
 
     def measure(self) -> Headroom:
         """Measure the device's memory, set the allocator's cap, and return the headroom."""
         with self._lock:
             outside, held, used, free = self._outside()
-            promised, possible = self._ceiling.hard_bytes - outside, held + free
-            cap = max(0, min(promised, possible) - self._ceiling.margin_bytes)
+            room = self._room_for(outside, held, free)
+            cap = max(0, room - self._ceiling.margin_bytes)
             if self._cap is None or abs(cap - self._cap) >= _CAP_STEP or cap < self._cap:
                 self._session.limit_allocations(cap)
                 self._cap = cap
             self.peak_used = max(self.peak_used, used)
-            others = max(0, outside - self._reserve) + max(0, promised - possible)
+            others = max(0, self._room - room)
             if others <= self._ceiling.margin_bytes:
                 others = 0  # kernels that this process loads late look like another process
             return Headroom(max(0, min(self._ceiling.soft_bytes - outside, cap)), cap, others, used)
+
+    def _room_for(self, outside: int, held: int, free: int) -> int:
+        """Bytes that the allocator could hold at most: the ceiling and the device's memory both limit them."""
+        return min(self._ceiling.hard_bytes - outside, held + free)
 
     def before_batch(self) -> Headroom:
         """Measure, and give cached memory back if the allocator holds more than it now may."""
@@ -127,18 +142,28 @@ class MemoryGuard:
     def _outside(self) -> tuple[int, int, int, int]:
         """Return bytes outside this allocator, bytes in it, used and free bytes of the device.
 
-        The allocator is read before and after the device. The smaller reading leads to a lower cap, which is safe.
+        The allocator is read before and after the device, and all of it again if it grew in between: its growth would
+        count as another process's. After that, the smaller reading leads to a lower cap, which is safe.
         """
-        before = self._session.reserved_bytes()
-        reading = self._session.memory()
-        held = min(before, self._session.reserved_bytes())
+        for _ in range(_READINGS):
+            before = self._session.reserved_bytes()
+            reading = self._session.memory()
+            held = self._session.reserved_bytes()
+            if held == before:
+                break
+        held = min(before, held)
         return max(0, reading.used - held), held, reading.used, reading.free
 
 
 class PeakSampler:
     """A thread that measures at once and then at a fixed period, and keeps a thinned timeline for pictures.
 
-    A sampler can miss a spike between two samples. The allocator's cap cannot.
+    A sampler can miss a spike between two samples. The allocator's cap cannot. A reading that fails is left out: the
+    device is given up by the batch that cannot be measured, not by this thread.
+
+    Attributes:
+        timeline: the samples.
+        failures: readings that failed.
     """
 
     def __init__(self, guard: MemoryGuard, period_seconds: float = 0.05) -> None:
@@ -147,6 +172,7 @@ class PeakSampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
         self.timeline = Timeline()
+        self.failures = 0
 
     def __enter__(self) -> PeakSampler:
         self._thread.start()
@@ -158,7 +184,10 @@ class PeakSampler:
 
     def _run(self) -> None:
         while True:
-            self.timeline.add(time.time(), self._guard.measure().used)
+            try:
+                self.timeline.add(time.time(), self._guard.measure().used)
+            except DeviceError:
+                self.failures += 1
             if self._stop.wait(self._period):
                 return
 

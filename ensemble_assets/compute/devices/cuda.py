@@ -6,13 +6,18 @@ any of their memory. Only ``open`` makes a context, and only workers call it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
+
+_READINGS = 3
+_READ_AGAIN_SECONDS = 0.01
+"""Attempts at a reading, and the pause between them: short, since a batch waits for its reading."""
 
 
 @contextmanager
@@ -28,13 +33,39 @@ def _nvml() -> Iterator[Any]:
 
 
 def _memory(nvml: Any, handle: Any) -> MemoryReading:
-    reading = nvml.nvmlDeviceGetMemoryInfo(handle)
-    return MemoryReading(used=int(reading.used), free=int(reading.free))
+    """Read a device's memory, without what the driver reserves: that is never free, and no program holds it.
+
+    A reading may fail once, so it is tried again.
+
+    Raises:
+        DeviceError: if it fails again and again.
+    """
+    for _ in range(_READINGS - 1):
+        with suppress(nvml.NVMLError):
+            return _reading(nvml, handle)
+        time.sleep(_READ_AGAIN_SECONDS)
+    try:
+        return _reading(nvml, handle)
+    except nvml.NVMLError as error:
+        raise DeviceError(f"the memory of a GPU cannot be read (NVML: {error}). Check nvidia-smi") from error
+
+
+def _reading(nvml: Any, handle: Any) -> MemoryReading:
+    try:
+        second = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except nvml.NVMLError:  # drivers before 510 have the first version only, which counts reserved memory as used
+        first = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return MemoryReading(used=int(first.used), free=int(first.free))
+    # The documentation disagrees whether ``used`` includes ``reserved`` here.
+    return MemoryReading(used=int(second.total - second.free - second.reserved), free=int(second.free))
 
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU, named by its UUID: NVML, CUDA and each process number GPUs differently."""
+    """One GPU, or one instance of a divided GPU (MIG), named by its UUID.
+
+    NVML, CUDA and each process number GPUs differently.
+    """
 
     uuid: str
     name: str
@@ -62,13 +93,24 @@ class CudaDevice:
 
     def holders(self) -> tuple[int, ...]:
         """List the compute processes that NVML knows on this GPU; in a container, ids may be the host's."""
-        with _nvml() as nvml:
+        with _nvml() as nvml, suppress(nvml.NVMLError):
             running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(self.uuid))
-        return tuple(int(process.pid) for process in running)
+            return tuple(int(process.pid) for process in running)
+        return ()
 
     def environment(self) -> Mapping[str, str]:
-        """Show the worker this GPU alone, and let segments grow: changing batch shapes fragment fixed ones."""
-        return {"CUDA_VISIBLE_DEVICES": self.uuid, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        """Show the worker this GPU alone, and set torch's allocator and attention.
+
+        Segments grow, since changing batch shapes fragment fixed ones. Newer versions of torch read the second name of
+        that variable first. Attention of cuDNN plans its kernels for every new shape, some 60 ms each, and nearly every
+        batch has a shape of its own.
+        """
+        return {
+            "CUDA_VISIBLE_DEVICES": self.uuid,
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+            "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
+        }
 
     def open(self) -> DeviceSession:
         """Make the CUDA context and load cuBLAS, so that their memory is measured before the first batch."""
@@ -132,7 +174,11 @@ class CudaSession:
 
 
 def list_cuda_devices() -> tuple[CudaDevice, ...]:
-    """List every GPU that NVML knows, in PCI bus order; ``DeviceError`` says why NVML cannot be used."""
+    """List every GPU that NVML knows, in PCI bus order; in place of a divided GPU (MIG) its instances.
+
+    Raises:
+        DeviceError: if NVML cannot be used; the message says why.
+    """
     try:
         import pynvml
     except ImportError as error:
@@ -140,9 +186,24 @@ def list_cuda_devices() -> tuple[CudaDevice, ...]:
     try:
         with _nvml() as nvml:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            return tuple(_describe(nvml, handle) for handle in handles)
+            return tuple(_describe(nvml, part) for handle in handles for part in _instances(nvml, handle))
     except pynvml.NVMLError as error:
         raise DeviceError(f"no NVIDIA driver answers (NVML: {error})") from error
+
+
+def _instances(nvml: Any, handle: Any) -> list[Any]:
+    """Return the GPU itself, or the instances that it is divided into: a process sees no more than one of them."""
+    try:
+        current, _ = nvml.nvmlDeviceGetMigMode(handle)
+    except nvml.NVMLError:  # a GPU that cannot be divided
+        return [handle]
+    if current != nvml.NVML_DEVICE_MIG_ENABLE:
+        return [handle]
+    instances = []
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with suppress(nvml.NVMLError):  # fewer were made than could be
+            instances.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+    return instances
 
 
 def _describe(nvml: Any, handle: Any) -> CudaDevice:

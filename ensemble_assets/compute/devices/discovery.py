@@ -11,6 +11,11 @@ from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.host_memory import host_memory
 
+_ABOUT_ORDER = (
+    "CUDA_VISIBLE_DEVICES counts these different GPUs in PCI bus order here, and by speed in CUDA unless "
+    "CUDA_DEVICE_ORDER=PCI_BUS_ID; name UUIDs to be sure."
+)
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -52,6 +57,8 @@ def discover_devices(
     if not chosen:
         hidden = f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of them."
         return Discovery((host,), (about_host, *about_gpus, hidden, _using_cpu()))
+    if visible is not None and any(entry.strip().isdigit() for entry in visible.split(",")) and _differ(gpus):
+        about_gpus += (_ABOUT_ORDER,)
     if (torch_cuda or _torch_cuda)() is None:
         useless = "The installed torch is a CPU build and cannot use them; install a CUDA build."
         return Discovery((host,), (about_host, *about_gpus, useless, _using_cpu()))
@@ -65,7 +72,10 @@ def describe_devices(visible: str | None = None) -> list[str]:
 
 
 def select_visible(gpus: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice, ...]:
-    """Select GPUs by a ``CUDA_VISIBLE_DEVICES`` value, in its order. Stops at the first bad entry, as CUDA does."""
+    """Select GPUs by a ``CUDA_VISIBLE_DEVICES`` value, in its order, each once.
+
+    Stops at the first bad entry, as CUDA does.
+    """
     chosen: list[CudaDevice] = []
     for entry in (part.strip() for part in visible.split(",")):
         if entry.isdigit():
@@ -75,7 +85,12 @@ def select_visible(gpus: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice
         if len(matches) != 1:
             break
         chosen += matches
-    return tuple(chosen)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _differ(gpus: Sequence[CudaDevice]) -> bool:
+    """Whether the order of the GPUs matters: CUDA orders different ones by speed."""
+    return len({gpu.name for gpu in gpus}) > 1
 
 
 def _torch_cuda() -> str | None:

@@ -42,16 +42,15 @@ def run_in_process(
     planner = BatchPlanner(table.lengths, rows, widen_batches(settings.batches, factory.width), events, sizes)
     dispatcher = Dispatcher(planner, [device.uuid], events, settings.patience)
     not_finite: list[int] = []
-    used_before = device.memory().used
     session = device.open()
     guard = MemoryGuard(session, settings.ceiling.within(device.total_bytes))
-    guard.measure_reserve(used_before)
     try:
         with PeakSampler(guard, settings.sampler_seconds) as sampler:
             forward = factory.load(device.torch_device)
             try:
                 runner = BatchRunner(session, guard, forward, table, outputs)
                 session.begin_peak()
+                guard.settle()
                 dispatcher.joined(device.uuid, session.peak_bytes(), guard.measure())
                 for action in dispatcher.actions(time.monotonic, _sleep_until):
                     if isinstance(action, Run):

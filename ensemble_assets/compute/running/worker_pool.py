@@ -32,13 +32,14 @@ from ensemble_assets.compute.batching.dispatcher import (
     WORKER_LOST,
     Action,
     Dispatcher,
+    Measure,
     Run,
+    Start,
     Stop,
 )
 from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
-from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.lease import Lease
@@ -110,10 +111,11 @@ class WorkerPool:
         self._folder = folder
         self._settings = settings
         self._events = events
+        self._orders: dict[str, Order] = {}
         self._workers: dict[str, WorkerHandle] = {}
         self._peaks: dict[str, list[int]] = {}
         self._does_not_fit: DeviceOutOfMemoryError | None = None
-        self._loading_ends = 0.0
+        self._loading_ends: dict[str, float] = {}
         self.not_finite: list[int] = []
         self.peak_bytes = 0
         self.precision = "none"
@@ -138,36 +140,47 @@ class WorkerPool:
 
     def _start_all(self) -> None:
         per_device = self._settings.workers_per_device
-        self._loading_ends = time.monotonic() + self._settings.load_seconds
         for device in self._lease.devices:
             ceiling = self._settings.ceiling.within(device.total_bytes).shared_by(per_device)
             for index in range(per_device):
                 name = device.uuid if per_device == 1 else f"{device.uuid}#{index}"
-                self._start(name, _with_its_share(device, per_device), ceiling)
+                share = _with_its_share(device, per_device)
+                self._orders[name] = Order(
+                    share,
+                    self._factory,
+                    self._folder,
+                    ceiling,
+                    self._settings.freed_seconds,
+                    self._settings.sampler_seconds,
+                )
+                self._start(name)
 
-    def _start(self, name: str, device: Device, ceiling: Ceiling) -> None:
-        order = Order(device, self._factory, self._folder, ceiling, self._settings.sampler_seconds)
-        self._workers[name] = WorkerHandle(name, order, self._lease.descriptors)
+    def _start(self, name: str) -> None:
+        self._loading_ends[name] = time.monotonic() + self._settings.load_seconds
+        self._workers[name] = WorkerHandle(name, self._orders[name], self._lease.descriptors)
         self._events.emit("worker.started", device=name, pid=self._workers[name].pid)
 
     def _act(self, action: Action) -> None:
-        worker = self._workers[action.device]
-        if isinstance(action, Run):
-            worker.send(action.assignment)
-        elif isinstance(action, Stop):
-            self._end(worker)
-        else:
-            worker.send(MeasureMemory())
+        match action:
+            case Run():
+                self._workers[action.device].send(action.assignment)
+            case Measure():
+                self._workers[action.device].send(MeasureMemory())
+            case Stop():
+                self._end(self._workers[action.device])
+            case Start():
+                self._start(action.device)
 
     def _listen(self, dispatcher: Dispatcher, wakeup: float | None) -> None:
         """Wait for messages of workers, at most until ``wakeup`` or the end of the loading time, and handle them."""
-        times = [at for at in (wakeup, self._loading_ends if dispatcher.expected else None) if at is not None]
+        times = [self._loading_ends[name] for name in dispatcher.expected]
+        times += [] if wakeup is None else [wakeup]
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
         by_connection = {worker.connection: worker for worker in self._workers.values()}
         for connection in wait(list(by_connection), timeout):
             self._hear(by_connection[connection], dispatcher)  # type: ignore[index]
-        if dispatcher.expected and time.monotonic() >= self._loading_ends:
-            for name in sorted(dispatcher.expected):
+        for name in sorted(dispatcher.expected):
+            if name in self._workers and time.monotonic() >= self._loading_ends[name]:
                 detail = f"its model was not loaded after {self._settings.load_seconds:.0f} s"
                 self._lose(self._workers[name], dispatcher, NO_ANSWER, detail)
 

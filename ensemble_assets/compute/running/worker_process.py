@@ -10,6 +10,7 @@ import ctypes
 import os
 import pickle
 import signal
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
-from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
-from ensemble_assets.compute.devices.device import Device
+from ensemble_assets.compute.devices.device import Device, DeviceSession
 from ensemble_assets.compute.running.run_batch import BatchRunner
 from ensemble_assets.compute.running.shared_folder import load_table, open_outputs
+
+LOAD_AGAIN_SECONDS = 0.5
+"""Pause before weights that did not fit are loaded again."""
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -32,12 +36,16 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Order:
-    """The work of one worker: device and limits, model, folder of table and outputs, period of the sampler."""
+    """The work of one worker: device and limits, model, folder of table and outputs, period of the sampler.
+
+    Weights that do not fit are tried again for ``freed_seconds``.
+    """
 
     device: Device
     factory: ForwardFactory
     folder: Path
     ceiling: Ceiling
+    freed_seconds: float
     sampler_seconds: float
 
 
@@ -47,7 +55,7 @@ class Ready:
 
     Attributes:
         base_bytes: allocator bytes of the loaded model.
-        reserve_bytes: bytes outside of the allocator that opening the device took (context, libraries).
+        reserve_bytes: bytes in use outside of the allocator (context, libraries, other processes).
         headroom: memory left on the device.
     """
 
@@ -115,19 +123,17 @@ def die_with(parent: int) -> None:
 
 def _serve(connection: Connection[Any, Any]) -> None:
     order: Order = _receive(connection)
-    used_before = order.device.memory().used
     session = order.device.open()
     guard = MemoryGuard(session, order.ceiling)
-    reserve = guard.measure_reserve(used_before)
     with PeakSampler(guard, order.sampler_seconds) as sampler:
         guard.measure()
-        forward = order.factory.load(order.device.torch_device)
+        forward = _load(order, session)
         session.begin_peak()
         base = session.peak_bytes()
         runner = BatchRunner(
             session, guard, forward, load_table(order.folder), open_outputs(order.folder, list(order.factory.outputs))
         )
-        connection.send(Ready(base, reserve, guard.measure(), forward.precision))
+        connection.send(Ready(base, guard.settle(), guard.measure(), forward.precision))
         while not isinstance(request := _receive(connection), Leave):
             if isinstance(request, Assignment):
                 connection.send(runner.run(request.number, request.batch))
@@ -137,6 +143,19 @@ def _serve(connection: Connection[Any, Any]) -> None:
         order.factory.unload(forward)
         session.release_cache()  # the next lease waits for this memory
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
+
+
+def _load(order: Order, session: DeviceSession) -> Forward:
+    """Load the model, again and again where the memory of a dead process may still come back."""
+    deadline = time.monotonic() + (order.freed_seconds if order.device.frees_late else 0.0)
+    while True:
+        try:
+            return order.factory.load(order.device.torch_device)
+        except DeviceOutOfMemoryError:
+            if time.monotonic() >= deadline:
+                raise
+        session.release_cache()
+        time.sleep(LOAD_AGAIN_SECONDS)
 
 
 def _receive(connection: Connection[Any, Any]) -> Any:

@@ -51,6 +51,8 @@ class WorkerSettings:
         workers_per_device: processes on each device. More than one only pays on CPUs, where they share the ceiling.
             0 computes in this process, on the first device, which must be a CPU.
         load_seconds: a worker that has not loaded its model after this time is given up.
+        freed_seconds: weights that do not fit are tried again for so long: a driver frees the memory of a dead process
+            some time after its death.
         sampler_seconds: period of the memory sampler.
         size_history: file of batch sizes that worked before; None remembers nothing.
         work_folder: where workers share arrays; None is the system's temporary folder.
@@ -61,6 +63,7 @@ class WorkerSettings:
     patience: Patience = field(default_factory=Patience)
     workers_per_device: int = 1
     load_seconds: float = 900.0
+    freed_seconds: float = 5.0
     sampler_seconds: float = 0.05
     size_history: Path | None = None
     work_folder: Path | None = None

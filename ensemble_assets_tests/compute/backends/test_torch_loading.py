@@ -62,6 +62,10 @@ def test_an_exception_class_that_only_a_library_has_is_named_by_its_base(tmp_pat
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA driver error: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
     ],
@@ -75,6 +79,11 @@ def test_torchs_own_allocator_error_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert loading.is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), ValueError("out of memory")])
+def test_other_failures_are_not(error):
+    assert not loading.is_out_of_memory(error)
 
 
 def test_a_lost_device_is_a_device_error(tmp_path):

@@ -6,12 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, StageError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished
-from ensemble_assets.compute.batching.dispatcher import NO_ANSWER, WORKER_LOST, Dispatcher, Measure, Patience, Run, Stop
+from ensemble_assets.compute.batching.dispatcher import (
+    DEVICE_FAILED,
+    NO_ANSWER,
+    WORKER_LOST,
+    Dispatcher,
+    Measure,
+    Patience,
+    Run,
+    Start,
+    Stop,
+)
 from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold, PlannerSettings
 from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeSettings
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
@@ -92,9 +104,98 @@ def test_a_row_that_never_fits_fails_after_a_second_try_and_the_rest_goes_on() -
 def test_a_lost_devices_rows_are_handed_out_again() -> None:
     plan = planner(initial_tokens=2000)
     lost = planned(plan)
-    plan.returned(lost.number)
+    assert not plan.returned(lost.number, WORKER_LOST)
     assert planned(plan).batch.rows.tolist() == lost.batch.rows.tolist()
     assert plan.tally.lost_tokens == lost.batch.tokens
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200), st.data())
+def test_rows_that_devices_are_lost_of_are_found_and_all_others_are_done_once(values: list[int], data: st.DataObject):
+    lengths = np.array(values)
+    poison = data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=3))
+    plan = planner(lengths, initial_tokens=data.draw(st.sampled_from([64, 1024, 100_000])))
+    done, losses = [], 0
+    while not plan.done:
+        assignment = planned(plan)
+        rows = assignment.batch.rows.tolist()
+        if poison & set(rows):
+            plan.returned(assignment.number, WORKER_LOST)
+            losses += 1
+        else:
+            plan.finished(assignment.number, 1_000_000_000)
+            done += rows
+    assert plan.failed == dict.fromkeys(poison, WORKER_LOST)
+    assert sorted(done) == sorted(set(range(len(lengths))) - poison)
+    assert losses <= len(poison) * (2 + len(lengths).bit_length())
+
+
+def test_rows_that_may_be_to_blame_wait_until_all_others_are_done() -> None:
+    plan, order, bad = planner(initial_tokens=2000), [], int(LENGTHS.argmax())
+    while not plan.done:
+        assignment = planned(plan)
+        if bad in assignment.batch.rows:
+            plan.returned(assignment.number, WORKER_LOST)
+            order.append("lost")
+        else:
+            plan.finished(assignment.number, 1_000_000_000)
+            order.append("done")
+    assert order[:3] == ["lost", "lost", "done"], "the first time, the next device gets the rows at once"
+    assert order.index("lost", 2) > 10
+    assert plan.failed == {bad: WORKER_LOST}
+
+
+SQUEEZED = Headroom(available=100_000_000, cap=200_000_000, others=11_000_000_000, used=11_800_000_000)
+
+
+def test_a_row_that_others_push_out_again_and_again_has_failed_after_eight_attempts() -> None:
+    plan, attempts = planner(np.array([100])), 0
+    while not plan.done:
+        plan.out_of_memory(planned(plan).number, SQUEEZED)
+        attempts += 1
+    assert attempts == 8
+    assert plan.failed == {0: OUT_OF_MEMORY}
+
+
+def test_a_row_that_will_not_fit_when_others_are_gone_is_not_waited_for() -> None:
+    plan, attempts = planner(np.array([100, 1])), 0
+    plan.sizes.model.observe(10, 10, 9_000_000_000)
+    plan.sizes.model.observe(20, 20, 12_000_000_000)
+    while not plan.failed:
+        assignment = planned(plan, SQUEEZED)
+        assert assignment.batch.longest == 100
+        plan.out_of_memory(assignment.number, SQUEEZED)
+        attempts += 1
+    assert attempts == 2
+
+
+RESERVED = {
+    "T4, 279 MB": SimulatedDevice(total_bytes=16_106_127_360, context_bytes=350_000_000, reserved_bytes=279_000_000),
+    "T4 with ECC, 473 MB": SimulatedDevice(
+        total_bytes=16_106_127_360, context_bytes=350_000_000, reserved_bytes=473_000_000, lazy_bytes=150_000_000
+    ),
+    "H200, 635 MB": SimulatedDevice(total_bytes=150_754_820_096, context_bytes=550_000_000, reserved_bytes=635_000_000),
+    "workstation with a desktop": SimulatedDevice(
+        total_bytes=25_757_220_864, context_bytes=450_000_000, reserved_bytes=920_000_000
+    ),
+    "late kernels, 700 MB": SimulatedDevice(
+        total_bytes=16_106_127_360, late_growth=((2, 350_000_000), (40, 350_000_000))
+    ),
+}
+
+
+@pytest.mark.parametrize("ceiling", [12_000_000_000, 4_000_000_000])
+@pytest.mark.parametrize("device", RESERVED.values(), ids=list(RESERVED))
+def test_a_row_that_can_never_fit_fails_alone_on_cards_whose_memory_is_never_free(
+    device: SimulatedDevice, ceiling: int
+) -> None:
+    """Every real card reserves some memory, has a desktop, or loads kernels late."""
+    lengths = np.append(LENGTHS, 200_000)
+    model = SimulatedModel(MemoryNeeds(1_200_000_000))
+    report = simulate(lengths, model, [device], WorkerSettings(ceiling=Ceiling(ceiling)))
+    assert report.error is None
+    assert report.failed == {len(LENGTHS): OUT_OF_MEMORY}
+    assert report.times_done.sum() == len(LENGTHS)
+    assert len(report.events.named("mitigation.oom")) <= 20
 
 
 def test_a_model_error_fails_only_the_rows_to_blame() -> None:
@@ -183,8 +284,9 @@ def test_a_device_that_hangs_is_ended_and_its_batch_goes_to_another_at_once() ->
     assert dispatcher.wakeup() == 10.0
     actions = dispatcher.decide(10.0)
     assert actions[0] == Stop("a")
-    assert isinstance(actions[1], Run)
-    assert actions[1].assignment.batch.rows.tolist() == runs["a"].batch.rows.tolist()
+    assert actions[1] == Start("a")
+    assert isinstance(actions[2], Run)
+    assert actions[2].assignment.batch.rows.tolist() == runs["a"].batch.rows.tolist()
     assert [event.facts["reason"] for event in log.named("worker.lost")] == [NO_ANSWER]
 
 
@@ -219,12 +321,12 @@ def test_work_goes_on_when_others_give_memory_back() -> None:
 def test_the_last_device_lost_is_an_error_that_says_how_each_ended() -> None:
     dispatcher = joined(EventLog())
     dispatcher.decide(0.0)
-    dispatcher.lost("a", WORKER_LOST, "the process died (exit status -9)")
+    dispatcher.lost("a", OUT_OF_MEMORY, "its weights do not fit")
     assert dispatcher.failure() is None
     dispatcher.lost("b", "RuntimeError", "RuntimeError at model.py:7")
     error = dispatcher.failure()
     assert isinstance(error, StageError)
-    assert "exit status -9" in str(error)
+    assert "its weights do not fit" in str(error)
     assert "model.py:7" in str(error)
 
 
@@ -261,6 +363,77 @@ def test_a_push_that_stays_fails_with_a_clear_error_instead_of_crossing() -> Non
     assert isinstance(report.error, DeviceError)
     assert report.crossings == []
     assert report.seconds < 40.0
+
+
+def test_memory_that_was_waited_for_in_vain_only_costs_the_rows_that_need_it() -> None:
+    """Another program comes and stays: the long rows have failed, the short ones are done."""
+    hog = OtherProcesses(((0.3, 9_000_000_000),))
+    lengths = np.append(np.full(2000, 100), np.full(20, 30_000))
+    settings = WorkerSettings(patience=Patience(memory=30.0))
+    report = simulate(lengths[::-1], SimulatedModel(), [SimulatedDevice(others=hog)], settings)
+    assert report.error is None
+    assert report.crossings == []
+    assert set(report.failed.values()) == {OUT_OF_MEMORY}
+    assert set(report.failed) < set(range(20))
+    assert report.times_done.sum() + len(report.failed) == len(lengths)
+    assert len(report.events.named("mitigation.back_off")) == 1
+
+
+def test_a_lost_worker_is_started_again_and_given_up_after_three_losses() -> None:
+    dispatcher = joined(EventLog(), ["a"])
+    for _ in range(2):
+        (run,) = dispatcher.decide(0.0)
+        assert isinstance(run, Run)
+        dispatcher.lost("a", WORKER_LOST, "the process died (exit status -9)")
+        assert dispatcher.failure() is None
+        assert dispatcher.decide(0.0) == [Start("a")]
+        assert dispatcher.decide(0.0) == []
+        dispatcher.joined("a", 1_000_000_000, ROOMY)
+        (run,) = dispatcher.decide(0.0)
+        assert isinstance(run, Run)
+        dispatcher.lost("a", WORKER_LOST, "the process died (exit status -9)")  # its rows are halved: does not count
+        assert dispatcher.decide(0.0) == [Start("a")]
+        dispatcher.joined("a", 1_000_000_000, ROOMY)
+    dispatcher.decide(0.0)
+    dispatcher.lost("a", WORKER_LOST, "the process died (exit status -9)")
+    assert dispatcher.decide(0.0) == []
+    assert isinstance(dispatcher.failure(), StageError)
+
+
+@pytest.mark.parametrize(
+    ("reason", "starts"), [(WORKER_LOST, True), (DEVICE_FAILED, False), (NO_ANSWER, False), (OUT_OF_MEMORY, False)]
+)
+def test_only_a_worker_that_was_killed_while_loading_is_started_again(reason: str, starts: bool) -> None:
+    dispatcher = Dispatcher(planner(), ["a"], EventLog())
+    dispatcher.lost("a", reason, "while loading")
+    assert dispatcher.decide(0.0) == ([Start("a")] if starts else [])
+    assert (dispatcher.failure() is None) == starts
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_poison_row_fails_alone_and_no_device_is_given_up(devices: int) -> None:
+    """A row beyond the vocabulary is an assertion in a kernel: it costs the process its device."""
+    model = SimulatedModel(faults=Faults(poison_rows=frozenset({17, 400})))
+    report = simulate(LENGTHS, model, simulated_devices(devices), WorkerSettings())
+    assert report.error is None
+    assert report.failed == {17: DEVICE_FAILED, 400: DEVICE_FAILED}
+    assert report.times_done.sum() == len(LENGTHS) - 2
+    assert {batch.device for batch in report.trace if batch.outcome == "finished"} == {
+        f"SIM-{number}" for number in range(devices)
+    }
+
+
+def test_a_device_that_is_lost_in_every_batch_is_given_up_after_few_starts() -> None:
+    model = SimulatedModel(faults=Faults(lost_at=0, only_on=frozenset({"SIM-1"})))
+    report = simulate(LENGTHS.repeat(10), model, simulated_devices(2), WorkerSettings())
+    assert report.error is None
+    assert (report.times_done == 1).all()
+    lost = [event for event in report.events.named("worker.lost") if event.facts["device"] == "SIM-1"]
+    assert 3 <= len(lost) <= 6
+
+
+def simulated_devices(count: int) -> list[SimulatedDevice]:
+    return [SimulatedDevice(f"SIM-{number}") for number in range(count)]
 
 
 @pytest.mark.parametrize("faults", [Faults(lost_at=3), Faults(hangs_at=3)])

@@ -27,6 +27,10 @@ class Nvidia:
         users: initialisations of NVML less shutdowns.
         fails: what ``nvmlInit`` raises, if anything.
         broken: what making a CUDA context raises, if anything.
+        reserved: bytes that the driver keeps of each GPU.
+        first_version_only: whether the driver is too old to tell reserved memory apart.
+        bad_readings: readings of the memory that fail before one works.
+        divided: instances (UUID, name, total bytes) of GPUs in MIG mode, by UUID.
     """
 
     gpus: list[tuple[str, str, int]]
@@ -35,6 +39,10 @@ class Nvidia:
     users: int = 0
     fails: Exception | None = None
     broken: Exception | None = None
+    reserved: int = 0
+    first_version_only: bool = False
+    bad_readings: int = 0
+    divided: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
 
     class NVMLError(Exception):
         """As pynvml has it."""
@@ -45,12 +53,17 @@ class Nvidia:
             NVMLError=self.NVMLError,
             nvmlInit=self._init,
             nvmlShutdown=self._shutdown,
+            nvmlMemory_v2=2,
+            NVML_DEVICE_MIG_ENABLE=1,
             nvmlDeviceGetCount=lambda: len(self.gpus),
-            nvmlDeviceGetHandleByIndex=lambda index: index,
+            nvmlDeviceGetHandleByIndex=lambda index: self.gpus[index],
             nvmlDeviceGetHandleByUUID=self._by_uuid,
-            nvmlDeviceGetUUID=lambda handle: self.gpus[handle][0],
-            nvmlDeviceGetName=lambda handle: self.gpus[handle][1].encode(),  # bytes, as older versions answered
+            nvmlDeviceGetUUID=lambda handle: handle[0],
+            nvmlDeviceGetName=lambda handle: handle[1].encode(),  # bytes, as older versions answered
             nvmlDeviceGetMemoryInfo=self._memory,
+            nvmlDeviceGetMigMode=self._mig_mode,
+            nvmlDeviceGetMaxMigDeviceCount=lambda handle: 7,
+            nvmlDeviceGetMigDeviceHandleByIndex=self._instance,
             nvmlDeviceGetComputeRunningProcesses=lambda handle: [SimpleNamespace(pid=11), SimpleNamespace(pid=22)],
         )
 
@@ -80,14 +93,34 @@ class Nvidia:
     def _shutdown(self) -> None:
         self.users -= 1
 
-    def _by_uuid(self, uuid: str) -> int:
+    def _by_uuid(self, uuid: str) -> tuple[str, str, int]:
         assert self.users > 0, "NVML is asked before it was initialised"
-        return [known for known, _, _ in self.gpus].index(uuid)
+        every = [*self.gpus, *(instance for instances in self.divided.values() for instance in instances)]
+        return next(handle for handle in every if handle[0] == uuid)
 
-    def _memory(self, handle: int) -> SimpleNamespace:
-        uuid, _, total = self.gpus[handle]
+    def _memory(self, handle: tuple[str, str, int], version: int | None = None) -> SimpleNamespace:
+        if self.bad_readings:
+            self.bad_readings -= 1
+            raise self.NVMLError("Unknown Error")
+        uuid, _, total = handle
         used = self.used.get(uuid, 0)
-        return SimpleNamespace(total=total, used=used, free=total - used)
+        free = total - used - self.reserved
+        if version is None:
+            return SimpleNamespace(total=total, used=used + self.reserved, free=free)
+        if self.first_version_only:
+            raise self.NVMLError("Function Not Found")
+        return SimpleNamespace(total=total, reserved=self.reserved, used=used, free=free)
+
+    def _mig_mode(self, handle: tuple[str, str, int]) -> tuple[int, int]:
+        if handle[0] not in self.divided:
+            raise self.NVMLError("Not Supported")
+        return (1, 1) if self.divided[handle[0]] else (0, 0)
+
+    def _instance(self, handle: tuple[str, str, int], index: int) -> tuple[str, str, int]:
+        try:
+            return self.divided[handle[0]][index]
+        except IndexError:
+            raise self.NVMLError("Not Found") from None
 
     def _set_device(self, name: str) -> None:
         if self.broken is not None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.common.errors import MemoryBudgetError
+from ensemble_assets.common.errors import DeviceError, MemoryBudgetError
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler, Timeline
 from ensemble_assets.compute.devices.device import MemoryReading
@@ -22,12 +22,9 @@ CEILING = Ceiling(12 * GB, 0.9, 256 * MB)
 
 
 def opened(device: SimulatedDevice, ceiling: Ceiling = CEILING) -> tuple[SimulatedSession, MemoryGuard]:
-    """A device as a worker opens it: its reserve is measured first."""
-    before = device.memory().used
+    """A device as a worker opens it."""
     session = device.open()
-    guard = MemoryGuard(session, ceiling.within(device.total_bytes))
-    guard.measure_reserve(before)
-    return session, guard
+    return session, MemoryGuard(session, ceiling.within(device.total_bytes))
 
 
 def most_that_fits(session: SimulatedSession) -> int:
@@ -53,14 +50,78 @@ def test_batches_are_planned_to_the_soft_limit_of_everything_in_use() -> None:
     assert guard.measure().available == int(0.9 * 12 * GB) - 600 * MB
 
 
-def test_the_reserve_is_what_opening_cost_not_what_others_hold() -> None:
-    device = SimulatedDevice(context_bytes=600 * MB, others=OtherProcesses(((0.0, 3 * GB),)))
-    before = device.memory().used
-    guard = MemoryGuard(device.open(), CEILING)
-    assert guard.measure_reserve(before) == 600 * MB
-    headroom = guard.measure()
-    assert headroom.others == 3 * GB
-    assert headroom.cap == 12 * GB - 3 * GB - 600 * MB - 256 * MB
+def test_what_is_in_use_when_the_model_is_loaded_is_never_waited_for() -> None:
+    """Memory that a driver reserves, a desktop, kernels that load with the model: it does not come back."""
+    clock = VirtualClock()
+    others = OtherProcesses(((0.0, 3 * GB), (5.0, 4 * GB), (9.0, 5 * GB), (10.0, 1 * GB)))
+    session, guard = opened(SimulatedDevice(context_bytes=600 * MB, others=others, lazy_bytes=100 * MB, clock=clock))
+    assert guard.measure().others == 0
+    assert guard.measure().cap == 12 * GB - 3 * GB - 600 * MB - 256 * MB
+    session.load_lazily()
+    clock.now = 6.0
+    assert guard.measure().others == 1 * GB + 100 * MB
+    assert guard.settle() == 4 * GB + 700 * MB
+    assert guard.measure().others == 0
+    clock.now = 9.5
+    assert guard.measure().others == 1 * GB
+    assert guard.measure().cap == 12 * GB - 5 * GB - 700 * MB - 256 * MB
+    clock.now = 11.0
+    assert guard.measure().others == 0
+    assert guard.measure().cap == 12 * GB - 1 * GB - 700 * MB - 256 * MB
+
+
+class RacingSession:
+    """A session whose allocator grows between the guard's reading of the allocator and that of the device."""
+
+    def __init__(self, session: SimulatedSession) -> None:
+        self._session = session
+        self.grow = 0
+
+    def memory(self) -> MemoryReading:
+        count, self.grow = self.grow, 0
+        if count:
+            self._session.allocate(count)
+        return self._session.memory()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+
+def test_growth_between_two_readings_is_not_taken_for_another_process() -> None:
+    session = RacingSession(SimulatedDevice(block_bytes=1).open())
+    guard = MemoryGuard(session, CEILING)  # type: ignore[arg-type]
+    quiet = guard.measure()
+    session.grow = 4 * GB
+    assert guard.measure() == replace(quiet, used=quiet.used + 4 * GB)
+
+
+class FailingSession:
+    """A session some of whose readings fail."""
+
+    def __init__(self, session: SimulatedSession, fails: set[int]) -> None:
+        self._session, self._fails = session, fails
+        self.readings = 0
+        self.seen_enough = threading.Event()
+
+    def memory(self) -> MemoryReading:
+        self.readings += 1
+        if self.readings >= 10:
+            self.seen_enough.set()
+        if self.readings in self._fails:
+            raise DeviceError("the device's memory cannot be read")
+        return self._session.memory()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+
+def test_the_sampler_goes_on_after_readings_that_fail() -> None:
+    session = FailingSession(SimulatedDevice(block_bytes=1).open(), fails={3, 4})
+    guard = MemoryGuard(session, CEILING)  # type: ignore[arg-type]
+    with PeakSampler(guard, period_seconds=0.001) as sampler:
+        assert session.seen_enough.wait(30)
+    assert sampler.failures == 2
+    assert len(sampler.timeline.points) >= 7
 
 
 def test_others_within_the_margin_are_not_waited_for() -> None:

@@ -68,6 +68,45 @@ def test_memory_is_that_of_all_processes_on_the_named_gpu(nvidia: Nvidia) -> Non
     assert nvidia.users == 0
 
 
+@pytest.mark.parametrize("first_version_only", [False, True])
+def test_what_the_driver_reserves_counts_as_used_only_where_it_cannot_be_told_apart(
+    nvidia: Nvidia, first_version_only: bool
+) -> None:
+    nvidia.used, nvidia.reserved = {"GPU-aaaa1111": 5 * GB}, 473_000_000
+    nvidia.first_version_only = first_version_only
+    reading = list_cuda_devices()[0].memory()
+    assert reading.used == 5 * GB + (473_000_000 if first_version_only else 0)
+    assert reading.free == T4_BYTES - 5 * GB - 473_000_000
+
+
+def test_a_reading_that_fails_is_tried_again_and_then_an_error(session: CudaSession, nvidia: Nvidia) -> None:
+    nvidia.used = {"GPU-aaaa1111": 5 * GB}
+    nvidia.bad_readings = 3  # both versions of the first attempt, the first version of the second
+    assert session.memory().used == 5 * GB
+    nvidia.bad_readings = 6
+    with pytest.raises(DeviceError, match=r"cannot be read \(NVML: Unknown Error\)"):
+        session.memory()
+
+
+def test_a_divided_gpu_is_its_instances(nvidia: Nvidia) -> None:
+    nvidia.divided = {
+        "GPU-aaaa1111": [("MIG-1", "Tesla T4 MIG 1g", 5 * GB), ("MIG-2", "Tesla T4 MIG 2g", 10 * GB)],
+        "GPU-bbbb2222": [],
+    }
+    nvidia.used = {"MIG-2": 3 * GB}
+    first, second, whole = list_cuda_devices()
+    assert [first.uuid, second.uuid, whole.uuid] == ["MIG-1", "MIG-2", "GPU-bbbb2222"]
+    assert second.total_bytes == 10 * GB
+    assert second.memory().used == 3 * GB
+    assert second.environment()["CUDA_VISIBLE_DEVICES"] == "MIG-2"
+
+
+def test_torch_allocates_and_attends_as_the_ceiling_and_changing_shapes_need(nvidia: Nvidia) -> None:
+    variables = list_cuda_devices()[0].environment()
+    assert variables["PYTORCH_CUDA_ALLOC_CONF"] == variables["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert variables["TORCH_CUDNN_SDPA_DEPRIORITIZED"] == "1"
+
+
 def test_a_worker_sees_its_own_gpu_only(nvidia: Nvidia) -> None:
     second = list_cuda_devices()[1]
     assert second.environment()["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb2222"

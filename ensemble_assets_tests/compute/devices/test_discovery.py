@@ -75,10 +75,24 @@ def test_the_host_is_described_with_what_limits_its_memory() -> None:
         ("0,9,1", [0]),  # like CUDA: stops at the first bad entry
         ("-1", []),
         (" 1 ", [1]),
+        ("0,0", [0]),
+        ("1,GPU-bbbb2222,0", [1, 0]),
     ],
 )
 def test_visible_devices_are_read_as_cuda_reads_them(visible: str, expected: list[int]) -> None:
     assert list(select_visible(TWO, visible)) == [TWO[index] for index in expected]
+
+
+def test_an_instance_of_a_divided_gpu_is_chosen_by_its_uuid() -> None:
+    instances = [CudaDevice(f"MIG-{number}", "A100 MIG 1g.5gb", 5_000_000_000) for number in range(2)]
+    assert found("MIG-1", instances).chosen == (instances[1],)
+
+
+@pytest.mark.parametrize(("visible", "warned"), [("1", True), ("GPU-bbbb2222", False), (None, False)])
+def test_counting_different_gpus_is_warned_of(visible: str | None, warned: bool) -> None:
+    mixed = (TWO[0], CudaDevice("GPU-bbbb2222", "Quadro P400", 2_000_000_000))
+    assert any("CUDA_DEVICE_ORDER" in sentence for sentence in found(visible, mixed).sentences) == warned
+    assert not any("CUDA_DEVICE_ORDER" in sentence for sentence in found(visible).sentences)
 
 
 def test_by_default_the_driver_and_torch_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.dispatcher import Dispatcher, Patience, Run
+from ensemble_assets.compute.batching.planner import PlannerSettings
+from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets_tests.compute.running.worker_cases import (
@@ -42,8 +45,8 @@ FAST = Speed(1e6, 0.002)
 def together(tmp_path):
     """A model of which every worker gets at least one batch."""
 
-    def make(parties, **facts):
-        return Together(speed=FAST, folder=tmp_path, parties=parties, journal=tmp_path / "journal", **facts)
+    def make(parties, speed=FAST, **facts):
+        return Together(speed=speed, folder=tmp_path, parties=parties, journal=tmp_path / "journal", **facts)
 
     return make
 
@@ -143,12 +146,38 @@ def test_a_killed_workers_batch_goes_to_the_others(tmp_path, together):
     assert_nothing_is_left(log, devices, tmp_path)
 
 
-def test_the_last_worker_dying_fails_the_stage_and_leaves_nothing(tmp_path, together):
-    log = ActingLog(act=kill_after(3, "SIM-0", "SIM-1"))
-    devices = simulated(2)
+def test_a_killed_worker_is_started_again_and_all_rows_are_done(tmp_path, together):
+    log, devices = ActingLog(act=kill_after(3, "SIM-0")), simulated(1)
+    result, _ = run_on(devices, TABLE, together(1), tmp_path, log)
+    np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
+    assert (result.failed_rows, lost(log)) == ({}, {"SIM-0": "worker_lost"})
+    assert len(log.named("worker.started")) == 2
+    assert_nothing_is_left(log, devices, tmp_path)
+
+
+def test_a_worker_that_dies_again_and_again_fails_the_stage_and_leaves_nothing(tmp_path, together):
+    def act(log, name, facts):
+        if name == "worker.ready":
+            os.kill(log.pids()["SIM-0"], signal.SIGKILL)
+
+    log, devices = ActingLog(act=act), simulated(1)
     with pytest.raises(StageError, match=r"rows are left and no worker .*exit status -9"):
-        run_on(devices, TABLE, together(2), tmp_path, log)
-    assert lost(log) == {"SIM-0": "worker_lost", "SIM-1": "worker_lost"}
+        run_on(devices, TABLE, together(1, speed=Speed(1e6, 0.2)), tmp_path, log)
+    assert lost(log) == {"SIM-0": "worker_lost"}
+    assert 3 <= len(log.named("worker.started")) <= 6
+    assert_nothing_is_left(log, devices, tmp_path)
+
+
+def test_a_row_that_kills_its_worker_fails_alone(tmp_path, together):
+    longest = np.argsort(-TABLE.lengths, kind="stable")
+    model = together(1, faults=Faults(poison_rows=frozenset({int(longest[1])})))
+    batches = PlannerSettings(SizeSettings(initial_tokens=120, max_tokens=120, max_rows=2))
+    log, devices = ActingLog(), simulated(1)
+    result, _ = run_on(devices, TABLE, model, tmp_path, log, batches=batches)
+    assert result.failed_rows == {int(longest[1]): "device_failed"}
+    others = np.delete(np.arange(len(TABLE)), longest[1])
+    np.testing.assert_array_equal(result.outputs["vector"][others], EXPECTED[others])
+    assert len(log.named("worker.started")) == 3  # after the third loss nothing is left to do
     assert_nothing_is_left(log, devices, tmp_path)
 
 
@@ -225,11 +254,11 @@ def test_a_model_that_cannot_be_loaded_is_the_callers_error(tmp_path):
 def test_weights_that_fit_on_one_device_only_cost_the_other(tmp_path):
     small = SimulatedDevice(uuid="SIM-1", total_bytes=2_000_000_000)
     model = FitsOnOne(MemoryNeeds(weights=3_000_000_000), FAST, folder=tmp_path, parties=2)
-    result, log = run_on((*simulated(1), small), TABLE, model, tmp_path)
+    result, log = run_on((*simulated(1), small), TABLE, model, tmp_path, freed_seconds=0.0)
     np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
     assert lost(log) == {"SIM-1": "out_of_memory"}
     with pytest.raises(DeviceOutOfMemoryError):
-        run_on((small,), TABLE, model, tmp_path)
+        run_on((small,), TABLE, model, tmp_path, freed_seconds=0.0)
 
 
 @pytest.mark.parametrize("error", ["foreign", "two arguments", "end of file"])
