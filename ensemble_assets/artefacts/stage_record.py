@@ -28,7 +28,9 @@ class Record:
     Attributes:
         items: chunks, queries, pairs or points; ``unit`` says which.
         warnings: sentences for people.
-        wall_seconds: wall time of the step.
+        wall_seconds: wall time of the step's work.
+        waited_seconds: time in which other runs had the device.
+        waited_for: who had it, and since when.
         code_version: version of the asset's code; None where an earlier version did not record it.
         events: events of the stage in order, each with ``name``, ``at`` and its facts; progress events are left out.
     """
@@ -40,6 +42,8 @@ class Record:
     unit: str = ""
     warnings: tuple[str, ...] = ()
     wall_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    waited_for: str = ""
     run_id: str = ""
     code_version: str | None = None
     events: tuple[dict[str, Any], ...] = ()
@@ -59,7 +63,7 @@ class Record:
         return {name: value for name, value in values.items() if isinstance(value, Scalar)}
 
 
-_OF_THE_STEP = ("stage", "run_id", "code_version")
+_OF_THE_STEP = ("stage", "run_id", "code_version", "waited_for")
 
 
 @dataclass(frozen=True)

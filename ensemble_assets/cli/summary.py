@@ -51,6 +51,10 @@ class ConsoleProgress(Progress):
         """Print that a stage begins."""
         self._console.print(f"  {collection}  {stage} …", style="dim")
 
+    def stage_waits(self, stage: str, collection: str, holder: str) -> None:
+        """Print who has the device that the stage waits for."""
+        self._console.print(f"  {collection}  {stage} waits: {holder}", style="yellow", markup=False)
+
     def stage_finished(self, collection: str, record: Record) -> None:
         """Print how a stage ended, and store its record."""
         self.records.setdefault(collection, []).append(record)

@@ -64,12 +64,17 @@ def stage_step(
     telemetry = run_telemetry(context.run.run_id, collection, resolved.settings, resolved.environment)
     opened = telemetry.stage(stage, attempt=context.retry_number) if stage in TIMED_STAGES else nullcontext()
     started = time.perf_counter()
+
+    def waits(holder: str) -> None:
+        context.log.info(f"{stage} of {collection} waits: {holder}")
+        progress.stage_waits(stage, collection, holder)
+
     try:
         progress.stage_started(stage, collection)
         with _end_with_the_run(), opened as span:
             code = context.assets_def.code_versions_by_key.get(context.asset_key)
             run = StageRun(
-                stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span, asset, code
+                stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span, asset, code, waits
             )
             yield run
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):

@@ -5,11 +5,16 @@ The compute part, and torch with it, is imported when a step first asks. Tests h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemble_assets.common.events import Value
+from ensemble_assets.common.work_clock import WorkClock
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import ModelKind, ModelSpec
 from ensemble_assets.pipeline.stage_run import ComputeRun
@@ -19,7 +24,7 @@ from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
-    from ensemble_assets.compute.devices.lease import LeaseMaker
+    from ensemble_assets.compute.devices.lease import Lease, LeaseMaker
     from ensemble_assets.compute.running.local_runner import Runner
     from ensemble_assets.compute.running.run_table import TableRunner
     from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -67,10 +72,13 @@ class Computing:
                 visible = process_environment().get("CUDA_VISIBLE_DEVICES")
                 devices = discover_devices(visible, threads=options.threads).chosen
             on_cpu = all(device.torch_device == "cpu" for device in devices)
+            locks: Path | None = lock_folder(run.settings.paths)
+            if on_cpu:  # not exclusive, unless a user wants his own runs to take turns
+                locks = lock_folder(run.settings.paths) / f"user-{os.getuid()}" if options.lease_cpu else None
             lease = partial(
                 lease_devices,
-                lock_folder=lock_folder(run.settings.paths),
-                events=run.events,
+                lock_folder=locks,
+                events=_TellHolder(run, locks) if locks else run.events,
                 devices=devices,
                 timeout=options.lease_timeout,
                 run=run.run_id,
@@ -80,17 +88,42 @@ class Computing:
             backend = run.settings.encoding.backend if on_cpu else "torch"
             runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
         return ComputeContext(
-            lease=lease,
+            lease=partial(_without_waiting, run.clock, lease),
             runner=runner,
             runtime=runtime,
             events=run.events,
             tokens=self._tokens,
             locate=partial(_located, run),
+            clock=run.clock,
         )
 
     def factory(self, kind: ModelKind) -> dict[str, Any]:
         """The keyword argument that hands a stage another factory; empty for the usual one."""
         return {"make_factory": self.factories[kind]} if kind in self.factories else {}
+
+
+@contextmanager
+def _without_waiting(clock: WorkClock, lease: LeaseMaker, *, model: str, stage: str) -> Iterator[Lease]:
+    """Lease devices, and take the time until they are granted out of the stage's time."""
+    with lease(model=model, stage=stage) as held:
+        clock.waited += held.waited_seconds
+        yield held
+
+
+@dataclass(frozen=True)
+class _TellHolder:
+    """Hands events on, and says who has a device that is waited for: a name that telemetry does not get."""
+
+    run: ComputeRun
+    locks: Path
+
+    def emit(self, name: str, **facts: Value) -> None:
+        """Record one event now."""
+        from ensemble_assets.compute.devices.leases import holder_of
+
+        if name == "lease.waiting":
+            self.run.waits_for(f"{facts['device']} is leased by {holder_of(self.locks, str(facts['device']))}")
+        self.run.events.emit(name, **facts)
 
 
 def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +11,7 @@ from ensemble_assets.artefacts.artefact import Artefact, ArtefactWriter
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.events import EventLog, EventSink
 from ensemble_assets.common.stages import MODEL_STAGES
+from ensemble_assets.common.work_clock import WorkClock
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allowed_names import EVENTS
@@ -29,6 +30,9 @@ class Progress:
     def stage_started(self, stage: str, collection: str) -> None:
         """Report that a stage begins."""
 
+    def stage_waits(self, stage: str, collection: str, holder: str) -> None:
+        """Report that a stage waits for a device, and who has it."""
+
     def stage_finished(self, collection: str, record: Record) -> None:
         """Report the end of a stage; a ``FailedStage`` if it failed."""
 
@@ -37,7 +41,8 @@ class Progress:
 class ComputeRun:
     """The part of a run that a compute context is made from.
 
-    ``working_folder`` has the rows of earlier runs; None reuses and stores none.
+    ``working_folder`` has the rows of earlier runs; None reuses and stores none. ``tell`` gets the holder of a device
+    that the stage waits for.
     """
 
     settings: Settings
@@ -45,6 +50,13 @@ class ComputeRun:
     events: EventSink
     span: ActiveSpan | None = None
     working_folder: Path | None = None
+    clock: WorkClock = field(default_factory=WorkClock)
+    tell: Callable[[str], None] = lambda holder: None
+
+    def waits_for(self, holder: str) -> None:
+        """Note and tell who has the device that the stage waits for."""
+        self.clock.waited_for = holder
+        self.tell(holder)
 
 
 @dataclass
@@ -61,8 +73,12 @@ class StageRun:
     span: ActiveSpan | None
     asset: str
     code_version: str | None = None
-    started: float = field(default_factory=time.perf_counter)
+    tell: Callable[[str], None] = lambda holder: None
+    clock: WorkClock = field(default_factory=WorkClock)
     record: Record | None = None
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
 
     @property
     def events(self) -> EventSink:
@@ -74,7 +90,7 @@ class StageRun:
         """The part for a compute context, with the collection's local folder unless ``encoding.reuse`` is off."""
         reuse = self.settings.encoding.reuse
         folder = open_store(self.settings).working_folder(self.collection) if reuse else None
-        return ComputeRun(self.settings, self.run_id, self.events, self.span, folder)
+        return ComputeRun(self.settings, self.run_id, self.events, self.span, folder, self.clock, self.tell)
 
     @property
     def settings(self) -> Settings:
@@ -82,8 +98,8 @@ class StageRun:
         return self.resolved.settings
 
     def elapsed(self) -> float:
-        """Seconds since the stage began."""
-        return time.perf_counter() - self.started
+        """Seconds of work since the stage began; waiting for a device does not count."""
+        return self.clock() - self._started
 
     def seal(self, record: R) -> Artefact[R]:
         """Seal the artefact with the stage's record, and describe the stage to telemetry."""
@@ -91,9 +107,13 @@ class StageRun:
             self.span.describe(record)
             if self.stage in MODEL_STAGES:
                 self.span.set(ceiling_bytes=self.settings.device.ceiling_bytes)
+            if self.clock.waited:
+                self.span.set(wait_seconds=self.clock.waited)
         sealed = replace(
             record,
             wall_seconds=round(self.elapsed(), 4),
+            waited_seconds=round(self.clock.waited, 4),
+            waited_for=self.clock.waited_for,
             run_id=self.run_id,
             code_version=self.code_version,
             events=tuple(event.as_json() for event in self.log.events if event.name not in _PROGRESS),

@@ -167,6 +167,7 @@ def rerank_fused(
         choose_models(run.settings.models).rerank,
         computing.context(run.to_compute),
         RerankOptions(run.settings.enable_rerank, options.depth, share, rerank_time(run, chunks, fused)),
+        clock=run.clock,
         **computing.factory("rerank"),
     )
     run.writer.frame("reranked", result.reranked)

@@ -169,6 +169,7 @@ class Device(Section):
         defaults.SOFT_FRACTION, "Share of the ceiling that batches are planned to.", ge=0.1, le=1.0
     )
     lease_timeout: float = option(defaults.LEASE_SECONDS, "Longest wait for a device, in seconds.", ge=0.0)
+    lease_cpu: bool = option(False, "Whether runs of one user take turns on the CPU. GPUs are always leased.")
     batch_tokens: int = option(
         defaults.BATCH_TOKENS,
         "Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower than 384.",

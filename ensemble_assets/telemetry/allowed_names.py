@@ -152,7 +152,7 @@ _ROOT = frozenset({"run_id", "status", "error_type", "latency_seconds"})
 _CHILD = _ROOT | {"collection", "stage", "model", "device", "rows", "peak_bytes"}
 _STAGE = _ROOT | {"collection", "stage", "attempt", "dropped_attributes", "reason", "items", "outcome"}
 _RECORD = {"tokens", "tokens_dropped", "truncated", "precision", "precision_redone", "peak_bytes", "ceiling_bytes"}
-_MODELS = _STAGE | _RECORD | {"device", "fallback_count", "queries"}
+_MODELS = _STAGE | _RECORD | {"device", "fallback_count", "queries", "wait_seconds"}
 _RERANK = {"requested_depth", "reached_depth", "budget_seconds"}
 
 

@@ -166,7 +166,7 @@ class ActiveSpan:
         closing: dict[str, Value] = {"status": self._status}
         if self._status != "skipped":
             measured = time.perf_counter() - self._clock if at is None else at - self.start.started_at
-            closing["latency_seconds"] = measured
+            closing["latency_seconds"] = measured - float(self._attributes.get("wait_seconds", 0.0))
         if self.state.tally.dropped and self.start.is_stage:
             closing["dropped_attributes"] = self.state.tally.dropped
         self.set(**closing)

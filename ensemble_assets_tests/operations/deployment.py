@@ -78,6 +78,7 @@ class Deployment:
             "EMBEDDER_KEY_FILE": str(self.root / "key"),
             "EMBEDDER_OPERATIONS_SETTLE_SECONDS": "0",
             "EMBEDDER_DEVICE_THREADS": "1",
+            "EMBEDDER_DEVICE_LEASE_CPU": "on",
             **self.variables,
         }
 

@@ -85,7 +85,7 @@ def read_note(path: Path) -> LeaseNote | None:
 def list_leases(lock_folder: Path) -> list[LeaseNote]:
     """List every lease that is held now, by device. A note in a file without a lock is a leftover."""
     held = []
-    for path in sorted(lock_folder.glob(f"*{LOCK_SUFFIX}")):
+    for path in sorted(lock_folder.glob(f"**/*{LOCK_SUFFIX}")):
         note = read_note(path)
         if note is not None and _is_locked(path):
             held.append(note)

@@ -67,7 +67,7 @@ def lease_devices(
     model: str,
     stage: str,
     *,
-    lock_folder: Path,
+    lock_folder: Path | None,
     events: EventSink,
     devices: Sequence[Device] | None = None,
     timeout: float = LEASE_SECONDS,
@@ -76,7 +76,8 @@ def lease_devices(
 ) -> Iterator[Lease]:
     """Lease GPUs or the CPU exclusively until the block ends; by default all that ``discover_devices`` chooses.
 
-    ``timeout`` is in seconds, for the locks and the memory together; 0 tries without waiting.
+    ``timeout`` is in seconds, for the locks and the memory together; 0 tries without waiting. Without
+    a lock folder, others may use the devices meanwhile.
 
     Raises:
         LeaseTimeoutError: if a device stays taken; names the holder.
@@ -88,13 +89,14 @@ def lease_devices(
         raise DeviceError("there is no device to lease. Name at least one, or leave the choice to discovery")
     purpose = LeasePurpose(model, stage, run)
     started = time.monotonic()
-    prepare_folder(lock_folder)
     with ExitStack() as stack:
         descriptors = []
-        for device in wanted:
-            descriptor = _acquire(device, lock_folder, purpose, started + timeout, events)
-            stack.callback(unlock, descriptor)
-            descriptors.append(descriptor)
+        if lock_folder is not None:
+            prepare_folder(lock_folder)
+            for device in wanted:
+                descriptor = _acquire(device, lock_folder, purpose, started + timeout, events)
+                stack.callback(unlock, descriptor)
+                descriptors.append(descriptor)
         for device in wanted:
             _wait_for_memory(device, gate or MemoryGate(), started + timeout)
         stack.pop_all()
@@ -148,8 +150,7 @@ def lock_path(folder: Path, uuid: str) -> Path:
 
 def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: float, events: EventSink) -> int:
     """Lock one device and write the note; returns the descriptor."""
-    path = lock_path(folder, device.uuid)
-    descriptor = _open_lock_file(path)
+    descriptor = _open_lock_file(lock_path(folder, device.uuid))
     try:
         attempts = 0
         while not _try_lock(descriptor):
@@ -157,7 +158,7 @@ def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: floa
             if attempts == 1:
                 events.emit("lease.waiting", device=device.uuid, stage=purpose.stage, model=purpose.model)
             if time.monotonic() >= deadline and attempts >= _LEAST_ATTEMPTS:
-                raise LeaseTimeoutError(_taken(device, path, purpose))
+                raise LeaseTimeoutError(_taken(device, folder, purpose))
             time.sleep(_POLL_SECONDS)
         write_note(
             descriptor, note_of_this_process(device.uuid, device.name, purpose.run, purpose.stage, purpose.model)
@@ -168,13 +169,17 @@ def _acquire(device: Device, folder: Path, purpose: LeasePurpose, deadline: floa
     return descriptor
 
 
-def _taken(device: Device, path: Path, purpose: LeasePurpose) -> str:
-    holder = read_note(path)
-    who = holder.describe() if holder is not None else "a process that left no note"
+def _taken(device: Device, folder: Path, purpose: LeasePurpose) -> str:
     return (
-        f"{purpose.stage}: {device.name} ({device.uuid}) is leased by {who}. "
+        f"{purpose.stage}: {device.name} ({device.uuid}) is leased by {holder_of(folder, device.uuid)}. "
         "Wait for it, raise device.lease_timeout, or end that process: the lease ends with it"
     )
+
+
+def holder_of(folder: Path, uuid: str) -> str:
+    """Describe who has a device now, in one phrase."""
+    note = read_note(lock_path(folder, uuid))
+    return note.describe() if note is not None else "a process that left no note"
 
 
 def _open_lock_file(path: Path) -> int:

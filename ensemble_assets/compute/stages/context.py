@@ -5,6 +5,7 @@ Stages look nothing up by themselves, so ``pipeline.compute_context`` and tests 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class ComputeContext:
         runner: runs tables of rows through a model.
         tokens: shared by the stages of one process, so that a vocabulary's ids are made once.
         locate: finds a model's files.
+        clock: seconds of work; stands still while a lease is waited for.
     """
 
     lease: LeaseMaker = unlocked_lease
@@ -48,6 +50,7 @@ class ComputeContext:
     events: EventSink = field(default_factory=EventLog)
     tokens: TokenCache = field(default_factory=TokenCache)
     locate: Callable[[ModelSpec], ModelFiles] = locate
+    clock: Callable[[], float] = time.perf_counter
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (

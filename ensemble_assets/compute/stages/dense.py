@@ -5,7 +5,6 @@ Vectors of different models lie in different spaces and are never averaged. The 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -106,7 +105,7 @@ def _encode_one(
     chunk_ids: pl.Series | None,
     make_factory: FactoryMaker,
 ) -> DenseVectors:
-    started = time.perf_counter()
+    started = context.clock()
     files = context.locate(spec)
     factory = make_factory(spec, files, context.runtime)
     spec = factory.spec
@@ -125,7 +124,7 @@ def _encode_one(
     of_windows = None if norms is None else norms[:windows]
     chunk_vectors, lengths = mean_vectors(vectors[:windows], work.windows, of_windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
-    record = replace(record, seconds=time.perf_counter() - started)
+    record = replace(record, seconds=context.clock() - started)
     return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths)
 
 

@@ -6,7 +6,6 @@ no model runs, every chunk does. The source of each vector is recorded. ``sparse
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -119,7 +118,7 @@ def encode_sparse(
         return _disabled(len(chunks), len(queries), specs)
     if not specs:
         raise SettingsError("enable_sparse is on, but no sparse model is chosen. Name one in models.sparse")
-    started = time.perf_counter()
+    started = context.clock()
     run, unusable = _first_that_runs(chunks, queries, specs, context, top_k, make_factory)
     if run is None:
         run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
@@ -128,7 +127,7 @@ def encode_sparse(
     _report_fallbacks(run.slug, chunk_vectors, context)
     words = tuple(run.space.words)
     words += ("",) * (run.dimension - len(words))  # models have more outputs than their tokenizer has tokens
-    record = _record(run, chunk_vectors, query_vectors, time.perf_counter() - started)
+    record = _record(run, chunk_vectors, query_vectors, context.clock() - started)
     record = replace(record, top_k=top_k, dimension=len(words), unusable=unusable)
     return SparseResult(
         chunk_vectors.matrix,
