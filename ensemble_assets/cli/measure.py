@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,13 +114,15 @@ def fit_fusion(
 ) -> int:
     """Fit fusion weights for TARGET, a collection that was run, or its bundle, on training judgements.
 
-    The run must have had the training queries (queries.judged_only=false keeps all of a queries file). Judgements of
-    queries that the collection's own qrels judge are refused: quality is reported on those. Later runs read the
-    weights with fusion.weights_file.
+    Where the run was reranked, the reranker's share in the final score is fitted after them. The run must have had the
+    training queries (queries.judged_only=false keeps all of a queries file). Judgements of queries that the
+    collection's own qrels judge are refused: quality is reported on those. Later runs read the weights with
+    fusion.weights_file.
     """
+    from ensemble_assets.compute.stages.rerank_scores import final_order
     from ensemble_assets.pipeline.from_settings import open_store
-    from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_weights, write_weights
-    from ensemble_assets.retrieval.fusion import METHODS, RankedList
+    from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_share, fit_weights, write_weights
+    from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 
     collection, overrides, sources = locate_target(target, output_dir, assignments, method=method)
     settings = resolve(overrides, override_sources=sources).settings
@@ -131,6 +134,14 @@ def fit_fusion(
     lists = [RankedList(name, fused.frame(f"run.{name}")) for name in fused.record.lists]
     fit = fit_weights(lists, chunks["chunk_id"], training, METHODS[chosen]())
     dense, both = fit.weights["dense"], fit.weights["dense"] + fit.weights.get("sparse", 0.0)
+    reranked, share = store.load(collection, "reranked_candidates"), 0.0
+    if reranked.record.pairs_scored:
+        weighted = [replace(each, weight=fit.weights[each.name]) for each in lists]
+        scores = reranked.frame("reranked", columns=["public_id", "row", "rerank_score"])
+        candidates = fuse(weighted, chunks["chunk_id"], METHODS[chosen]()).join(
+            scores, on=["public_id", "row"], how="left", maintain_order="left"
+        )
+        share = fit_share(lambda share: final_order(candidates, share), training)
     weights = FusionWeights(
         collection=collection,
         method=chosen,
@@ -140,13 +151,16 @@ def fit_fusion(
         equal_quality=round(fit.equal_quality, 6),
         training_queries=fit.queries,
         training_qrels_sha256=hashlib.sha256(qrels.read_bytes()).hexdigest(),
+        reranker=reranked.record.model if reranked.record.pairs_scored else "",
+        rerank_share=share,
     )
     path = output or Path("fusion") / f"{collection}.json"
     write_weights(path, weights)
     click.echo(
         f"{path}: {chosen} with " + ", ".join(f"{name} {w:g}" for name, w in fit.weights.items()) + "; nDCG@10 "
         f"{weights.quality:.4f} on {weights.training_queries} training queries, equal weights "
-        f"{weights.equal_quality:.4f}. Use it with: --set fusion.weights_file={path}"
+        f"{weights.equal_quality:.4f}; of the final score {share:g} for {weights.reranker or 'no reranker'}. "
+        f"Use it with: --set fusion.weights_file={path}"
     )
     return 0
 

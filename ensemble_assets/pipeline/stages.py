@@ -158,13 +158,15 @@ def rerank_fused(
     """
     from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 
-    options = run.settings.rerank
-    share = options.weight if options.weight >= 0 else None  # below 0: the share that suits the model
+    options, model = run.settings.rerank, choose_models(run.settings.models).rerank
+    fitted = fused.record.fitted
+    share = fitted["rerank_share"] if fitted.get("reranker") == model.slug else None  # None: the model's own
+    share = options.weight if options.weight >= 0 else share
     result = rerank_candidates(
         fused.frame("candidates"),
         searched_texts(chunks),
         queries.frame("queries", columns=["public_id", "text"]),
-        choose_models(run.settings.models).rerank,
+        model,
         computing.context(run.to_compute),
         RerankOptions(run.settings.enable_rerank, options.depth, share, rerank_time(run, chunks, fused)),
         clock=run.clock,

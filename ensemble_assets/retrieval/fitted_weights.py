@@ -6,7 +6,7 @@ Never pass the judgements that quality is then reported on: the chosen weights w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -100,9 +100,24 @@ def _quality(
     return evaluation.means(MEASURE)["fused"]
 
 
+def fit_share(order: Callable[[float], pl.DataFrame], training_qrels: pl.DataFrame, *, steps: int = 20) -> float:
+    """Find the reranker's share with the highest nDCG@10 on the training judgements (QRELS).
+
+    ``order`` makes the final lists of a share. All multiples of ``1 / steps`` are tried; of equally good ones the
+    smallest is chosen.
+    """
+
+    def quality(share: float) -> float:
+        return evaluate({"final": order(share).filter(pl.col("rank") <= _DEPTH)}, training_qrels).means(MEASURE)[
+            "final"
+        ]
+
+    return max((step / steps for step in range(steps + 1)), key=lambda share: (quality(share), -share))
+
+
 @dataclass(frozen=True)
 class FusionWeights:
-    """Fitted weights of the lists, and the judgements that they were fitted on.
+    """Fitted weights of the lists and of the reranker, and the judgements that they were fitted on.
 
     Attributes:
         collection: has the training judgements; only its runs use the weights.
@@ -111,6 +126,8 @@ class FusionWeights:
         quality: nDCG@10 of these weights on the training judgements (optimistic: chosen on them).
         equal_quality: nDCG@10 of equal weights on the training judgements.
         training_qrels_sha256: hash of the file of training judgements.
+        reranker: model that reranked the run; empty where nothing was reranked, or in a file of an earlier version.
+        rerank_share: share of that reranker in the final score, 0 to 1.
     """
 
     collection: str
@@ -121,6 +138,13 @@ class FusionWeights:
     equal_quality: float
     training_queries: int
     training_qrels_sha256: str
+    reranker: str = ""
+    rerank_share: float = 0.0
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """All three, each between 0 and 1."""
+        return self.dense_weight, self.lexical_share, self.rerank_share
 
     def facts(self) -> dict[str, Any]:
         """Give the entry of the manifest."""
@@ -145,7 +169,7 @@ def read_weights(path: Path, collection: str) -> FusionWeights:
         if content.pop("version") != _VERSION:
             raise ValueError
         weights = FusionWeights(**content)
-        if not all(0.0 <= float(weight) <= 1.0 for weight in (weights.dense_weight, weights.lexical_share)):
+        if not all(0.0 <= float(weight) <= 1.0 for weight in weights.shares):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(

@@ -134,7 +134,8 @@ class Fusion(Section):
     dense_weight: Share = option(0.5, "Weight of the dense list; the sparse list has the rest.")
     lexical_share: Share = option(0.2, "Weight of the BM25 list; dense and sparse have the rest. 0: no BM25 list.")
     weights_file: str = option(
-        "", "Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above."
+        "",
+        "Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above.",
     )
 
 
@@ -144,8 +145,8 @@ class Rerank(Section):
     depth: int = option(defaults.RERANK_DEPTH, "Fused candidates per query that the reranker scores.", ge=1, le=1000)
     weight: float = option(
         -1.0,
-        "Share of the reranker in the final score, 0 to 1; the first stage has the rest. Negative: the share in "
-        "the model's definition.",
+        "Share of the reranker in the final score, 0 to 1; the first stage has the rest. Negative: the one fitted in "
+        "fusion.weights_file for this reranker, else the share in the model's definition.",
         ge=-1.0,
         le=1.0,
     )

@@ -10,10 +10,12 @@ import pytest
 from ensemble_assets.cli.main import commands
 from ensemble_assets.collection.qrels import QRELS
 from ensemble_assets.common.errors import InputError, SettingsError
+from ensemble_assets.models.registry import model_spec
 from ensemble_assets.pipeline.first_stage import fusion_rule
 from ensemble_assets.retrieval.fitted_weights import fit_weights, read_weights
 from ensemble_assets.retrieval.fusion import RankedList, zscore
 from ensemble_assets.settings import resolve
+from ensemble_assets.settings.options import Fusion
 from ensemble_assets_tests.orchestration.pipeline import TOPICS, Outcome, Pipeline, write_collection
 
 pl = pytest.importorskip("polars")
@@ -42,6 +44,10 @@ def here(run: Outcome, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*arguments: str) -> int:
     return int(commands.main(list(arguments), standalone_mode=False) or 0)
+
+
+def options_of(path: str) -> Fusion:
+    return resolve({"fusion.weights_file": path}).settings.fusion
 
 
 def test_the_recorded_weights_are_those_of_a_direct_fit_on_the_training_queries(run: Outcome, here: Path) -> None:
@@ -84,14 +90,37 @@ def test_training_queries_that_were_not_run_are_an_error_that_says_how_to_run_th
 
 
 def test_a_weights_file_that_cannot_be_used_is_refused(here: Path) -> None:
-    def options(path: str):
-        return resolve({"fusion.weights_file": path}).settings.fusion
-
     with pytest.raises(SettingsError, match="is not a file"):
-        fusion_rule(options("absent.json"), "notes")
+        fusion_rule(options_of("absent.json"), "notes")
     (here / "broken.json").write_text('{"version": 1, "dense_weight": 2}')
     with pytest.raises(InputError, match=r"broken\.json"):
-        fusion_rule(options("broken.json"), "notes")
+        fusion_rule(options_of("broken.json"), "notes")
     call("fit-fusion", "output/notes", "--qrels", "train.tsv", "--output", "mine.json")
     with pytest.raises(SettingsError, match="fitted on collection notes, not other"):
-        fusion_rule(options("mine.json"), "other")
+        fusion_rule(options_of("mine.json"), "other")
+
+
+def test_the_rerankers_share_is_fitted_too_and_taken_by_runs_of_that_reranker(run: Outcome, here: Path) -> None:
+    assert call("fit-fusion", "output/notes", "--qrels", "train.tsv", "--output", "share.json") == 0
+    recorded = read_weights(here / "share.json", "notes")
+    reranker = run.artefact("reranked_candidates").record.model
+    assert recorded.reranker == reranker
+    content = json.loads((here / "share.json").read_text()) | {"rerank_share": 0.65}
+    (here / "share.json").write_text(json.dumps(content))
+    options = {"queries.judged_only": False, "fusion.weights_file": "share.json"}
+    taken = Pipeline(here).run(options)
+    assert taken.artefact("reranked_candidates").record.weight == 0.65
+    assert taken.manifest()["rerank_run"]["payload"]["interpolation_weight"] == 0.65
+    assert Pipeline(here).run(options | {"rerank.weight": 0.2}).artefact("reranked_candidates").record.weight == 0.2
+    (here / "share.json").write_text(json.dumps(content | {"reranker": "another"}))
+    other = Pipeline(here).run(options).artefact("reranked_candidates").record
+    assert other.weight == model_spec(reranker, "rerank").share
+
+
+def test_weights_of_an_earlier_version_have_no_share_of_a_reranker(here: Path) -> None:
+    assert call("fit-fusion", "output/notes", "--qrels", "train.tsv", "--output", "old.json") == 0
+    content = json.loads((here / "old.json").read_text())
+    del content["reranker"], content["rerank_share"]
+    (here / "old.json").write_text(json.dumps(content))
+    assert read_weights(here / "old.json", "notes").reranker == ""
+    assert fusion_rule(options_of("old.json"), "notes").fitted["reranker"] == ""

@@ -10,8 +10,9 @@ import pytest
 
 from ensemble_assets.common.errors import ArtefactError, SettingsError
 from ensemble_assets.common.frame_schemas import QRELS, RUN
+from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.retrieval.evaluation import evaluate
-from ensemble_assets.retrieval.fitted_weights import fit_weights
+from ensemble_assets.retrieval.fitted_weights import fit_share, fit_weights
 from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 
 N_CHUNKS, N_QUERIES = 40, 12
@@ -111,3 +112,29 @@ def test_training_judgements_without_a_relevant_chunk_are_refused():
         fit_weights(
             [GOOD, BAD], CHUNK_IDS, QRELS_FRAME.with_columns(relevance=pl.lit(0, pl.Int32)), METHODS["minmax"]()
         )
+
+
+def final_lists(rerank_noise, share):
+    """The first stage's candidates, mixed with the scores of a reranker that knows the answer but for its noise."""
+    generator = np.random.default_rng(7)
+    fused = fuse([GOOD], CHUNK_IDS, METHODS["zscore"]())
+    right = (fused["public_id"].str.slice(1) == fused["chunk_id"].str.slice(1)).to_numpy()
+    scores = (right + generator.normal(0, rerank_noise, len(right))).astype(np.float32)
+    return final_order(fused.with_columns(pl.Series("rerank_score", scores)), share)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0, 5.0])
+def test_the_best_share_of_a_reranker_is_that_of_trying_all(noise):
+    shares = [step / 10 for step in range(11)]
+    tried = [
+        evaluate({"final": final_lists(noise, share)}, QRELS_FRAME).values("final")["value"].mean() for share in shares
+    ]
+    assert fit_share(lambda share: final_lists(noise, share), QRELS_FRAME, steps=10) == shares[int(np.argmax(tried))]
+
+
+def test_a_reranker_that_knows_the_answer_gets_a_share_and_one_that_is_noise_gets_none():
+    knows, guesses = (
+        fit_share(lambda share, noise=noise: final_lists(noise, share), QRELS_FRAME) for noise in (0.1, 50.0)
+    )
+    assert knows >= 0.3
+    assert guesses == 0.0
