@@ -9,7 +9,7 @@ import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.failure_policy import STEP_RETRY
-from ensemble_assets.orchestration.partitions import COLLECTIONS, ONE_COLLECTION_PER_RUN
+from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.stage_step import stage_step
 
 Materialised: TypeAlias = dg.MaterializeResult[Artefact]
@@ -38,24 +38,21 @@ def collection_asset(
             with stage_step(context, resources.settings, resources.progress, stage) as run:
                 return function(run, **{name: getattr(resources, name) for name in shared}, **artefacts)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy is beta; chosen knowingly
-            return dg.asset(
-                name=function.__name__,
-                description=inspect.getdoc(function),
-                ins={name: dg.AssetIn() for name in parameters - shared - {"run"}},
-                required_resource_keys={"settings", "progress", *shared},
-                partitions_def=COLLECTIONS,
-                backfill_policy=ONE_COLLECTION_PER_RUN,
-                io_manager_key="artefacts",
-                group_name=group,
-                kinds=kinds,
-                owners=OWNERS,
-                code_version=code_version,
-                pool=pool,
-                op_tags={"dagster/priority": "1"} if first else None,
-                retry_policy=STEP_RETRY,
-            )(step)
+        return dg.asset(
+            name=function.__name__,
+            description=inspect.getdoc(function),
+            ins={name: dg.AssetIn() for name in parameters - shared - {"run"}},
+            required_resource_keys={"settings", "progress", *shared},
+            partitions_def=COLLECTIONS,
+            io_manager_key="artefacts",
+            group_name=group,
+            kinds=kinds,
+            owners=OWNERS,
+            code_version=code_version,
+            pool=pool,
+            op_tags={"dagster/priority": "1"} if first else None,
+            retry_policy=STEP_RETRY,
+        )(step)
 
     return decorate
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 COLLECTIONS = dg.DynamicPartitionsDefinition(name="collection")
-"""One partition key per collection folder."""
+"""One partition key per collection folder.
 
-ONE_COLLECTION_PER_RUN = dg.BackfillPolicy.multi_run(max_partitions_per_run=1)
-"""A broken collection fails its own run only, and checks keep their partition."""
+Assets have no backfill policy. So Dagster makes one run per collection with the tag ``dagster/partition``, which the
+limit of one run per collection, the checks and the nightly schedule go by; with a policy it tags ranges only.
+"""
