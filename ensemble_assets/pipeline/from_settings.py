@@ -16,7 +16,6 @@ from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.export.write.manifest import TelemetrySection
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, PackageSource
@@ -25,7 +24,6 @@ from ensemble_assets.settings.default_paths import artefact_base, cache_folder, 
 from ensemble_assets.settings.options import Models
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.run_telemetry import RunTelemetry
-from ensemble_assets.telemetry.span_record import SpanRecord, telemetry_section
 
 UNLIMITED_TOKENS = 1_000_000
 """Tokens of a chunk for a model without a limit, such as static embeddings; no record may be as long."""
@@ -54,14 +52,6 @@ def run_telemetry(run_id: str, collection: str, settings: Settings, environment:
         namespace=metrics.namespace,
     )
     return RunTelemetry(run_id, collection, options=options)
-
-
-def manifest_section(telemetry: RunTelemetry, current: SpanRecord | None, settings: Settings) -> TelemetrySection:
-    """Fill the manifest's ``telemetry``: the run's finished stage spans, and the one that is still open."""
-    records = [*telemetry.records(), *([current] if current else [])]
-    made = telemetry_section(records, metrics_enabled=settings.metrics.enabled, namespace=settings.metrics.namespace)
-    spans, metrics = made.pop("spans"), made.pop("metrics")
-    return TelemetrySection(spans=spans, metrics=metrics, counts=made)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets.export.write.v40_files import Written
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.from_settings import choose_models, manifest_section
+from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.dense_run import COMBINATION
+from ensemble_assets.telemetry.span_record import telemetry_section
 
 _DENSE_FACTS = (
     "status", "models", "device", "precision", "seconds", "tokens", "tokens_per_second", "items", "truncated",
@@ -34,13 +35,14 @@ def manifest_inputs(
 ) -> ManifestInputs:
     """Collect the contents of ``processing_summary.json``; ``clock`` is the time stamp of the bundle, ISO 8601."""
     dense = {**upstream.dense.record.as_json(), **upstream.dense.record.scalars()}
-    fusion = upstream.fusion.record.as_json()
+    fusion, metrics = upstream.fusion.record.as_json(), run.settings.metrics
+    records = [*run.telemetry.records(), *([run.span.record()] if run.span else [])]  # the export's is still open
     return ManifestInputs(
         generated_at=clock,
         collection=run.collection,
         chunk_count=upstream.chunks.record.items,
         toggles=_toggles(upstream, run),
-        telemetry=manifest_section(run.telemetry, run.span.record() if run.span else None, run.settings),
+        telemetry=telemetry_section(records, metrics_enabled=metrics.enabled, namespace=metrics.namespace),
         performance_baseline=budget.section(),
         dense_run={name: dense[name] for name in _DENSE_FACTS} | _comparison(upstream.dense.record),
         rerank_run=_rerank_run(upstream, run) if upstream.rerank.record.enabled else None,

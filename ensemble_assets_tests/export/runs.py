@@ -9,7 +9,7 @@ import polars as pl
 
 from ensemble_assets.common.frame_schemas import CANDIDATES, QUERIES, RERANKED
 from ensemble_assets.export.write.bundle import RankedLists
-from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs, TelemetrySection
+from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets_tests.export.bundles import CLOCK
 
@@ -56,8 +56,8 @@ def everything_on(**changes: Any) -> ManifestInputs:
         chunk_count=3,
         toggles=FeatureToggles(True, True, ("splade-tiny",), {"enable_rerank": "default"}, PROVENANCE),
         dense_run={"models": ["mini"], "latency_ms": 1.0},
-        telemetry=TelemetrySection(
-            spans={
+        telemetry={
+            "spans": {
                 "rag.dense": {
                     "span_id": "00f067aa0ba902b7",
                     "status": "active",
@@ -65,9 +65,9 @@ def everything_on(**changes: Any) -> ManifestInputs:
                     "timestamp": CLOCK,
                 }
             },
-            metrics={"dense": {"status": "emitted", "metrics": ["rag_dense_latency_seconds"]}},
-            counts={"lease_events_recorded": 4},
-        ),
+            "metrics": {"dense": {"status": "emitted", "metrics": ["rag_dense_latency_seconds"]}},
+            "lease_events_recorded": 4,
+        },
         rerank_run=RERANK,
         sparse_run=SPARSE,
     )

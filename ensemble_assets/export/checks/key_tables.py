@@ -22,10 +22,6 @@ class Kind:
     schema: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -52,7 +48,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool), {"type": "bo
 INTEGER = Kind("an integer", _is_integer, {"type": "integer"})
 COUNT = Kind("an integer from 0 up", lambda value: _is_integer(value) and value >= 0, {"type": "integer", "minimum": 0})
 WIDTH = Kind("an integer from 1 up", lambda value: _is_integer(value) and value >= 1, {"type": "integer", "minimum": 1})
-NUMBER = Kind("a number", _is_number, {"type": "number"})
+NUMBER = Kind("a number", lambda value: isinstance(value, float) or _is_integer(value), {"type": "number"})
 OBJECT = Kind("an object", lambda value: isinstance(value, dict), {"type": "object"})
 TEXTS = _list_of("strings", TEXT, str)
 NAMES = Kind(

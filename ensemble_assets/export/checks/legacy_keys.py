@@ -38,7 +38,7 @@ class LegacyKeys:
         self._names = walk.bundle.names
         self._findings = Findings("legacy_keys")
         self._complete = walk.bundle.version == "v4.1"
-        self._sparse_on = walk.bundle.sparse_on
+        self._sparse_on = walk.bundle.is_on("sparse")
 
     def see(self, row: Row) -> None:
         """Judge point, metadata, text and sparse record of a row."""

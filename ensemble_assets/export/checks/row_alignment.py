@@ -70,7 +70,7 @@ class RowAlignment:
             self._findings.add(sentence)
         if not (self._cut_off or self._walk.problems):
             self._check_arrays()
-            if bool(self._vectors) != self._sparse_file.is_file() and not self._walk.bundle.sparse_on:
+            if bool(self._vectors) != self._sparse_file.is_file() and not self._walk.bundle.is_on("sparse"):
                 state = "are" if self._vectors else "are no"
                 self._findings.add(
                     f"there {state} sparse vectors in the points, which does not fit {self._sparse_file.name}. "

@@ -69,13 +69,13 @@ class SparseCoverage:
         total, available = self._total, self._available
         share = available / total if total else 1.0
         covered = f"{available} of {total} chunks have a sparse vector ({share:.3f}), under"
-        if not bundle.sparse_on:
+        if not bundle.is_on("sparse"):
             findings.note("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
         elif share < self._error_below:
             findings.add(f"{covered} {self._error_below:g} (checks.sparse_coverage_error). {_SPARSE}")
         elif share < self._warn_below:
             findings.add(f"{covered} {self._warn_below:g} (checks.sparse_coverage_warn). {_SPARSE}", "WARN")
-        for where, stated in _stated_coverage(bundle) if bundle.sparse_on else ():
+        for where, stated in _stated_coverage(bundle) if bundle.is_on("sparse") else ():
             if stated != available:
                 findings.add(
                     f"{where} says {shown(stated)} chunks have a sparse vector, {available} do. {EXPORT_AGAIN}"
@@ -103,7 +103,7 @@ def rerank_fallbacks(bundle: Bundle) -> GateResult:
     findings = Findings("rerank_fallbacks")
     run = _section(bundle.manifest, "rerank_run")
     stated = run.get("fallback_count", 0)
-    if not bundle.rerank_on:
+    if not bundle.is_on("rerank"):
         findings.note("the rerank stage was off")
         return findings.result(queries=0, fallbacks=0)
     path = bundle.path("rerank.jsonl")

@@ -53,7 +53,7 @@ class _Side:
     def __init__(self, bundle: Bundle) -> None:
         self.rows = 0
         self._bundle = bundle
-        self._sparse_on = bundle.sparse_on
+        self._sparse_on = bundle.is_on("sparse")
         self._echoes = 0
         self._arrays = DenseArrays(bundle)
 

@@ -50,21 +50,12 @@ class Bundle:
         """``v4.1`` where the manifest says so, else ``v4.0``."""
         return str(self.manifest.get("schema_version", "v4.0"))
 
-    @property
-    def sparse_on(self) -> bool:
-        """Whether the sparse stage was on."""
-        return self._is_on("sparse")
-
-    @property
-    def rerank_on(self) -> bool:
-        """Whether the rerank stage was on."""
-        return self._is_on("rerank")
-
     def path(self, content: str) -> Path:
         """Give the file for ``content``, such as ``qdrant.jsonl``."""
         return self.folder / self.names.file(content)
 
-    def _is_on(self, stage: str) -> bool:
+    def is_on(self, stage: str) -> bool:
+        """Whether the stage, ``sparse`` or ``rerank``, was on."""
         toggles = self.manifest.get("feature_toggles", {})
         return bool(toggles.get(f"enable_{stage}", f"{stage}_run" in self.manifest))
 

@@ -156,9 +156,9 @@ def _sparse_problems(sparse: LiveSparse, count: int) -> list[str]:
         "values": (len(sparse.values), len(sparse.indices)),
     }
     wrong = [
-        f"sparse {name}: expected {expected} entries, found {found}"
-        for name, (found, expected) in sizes.items()
-        if found != expected
+        f"sparse {name}: expected {expected} entries, found {size}"
+        for name, (size, expected) in sizes.items()
+        if size != expected
     ]
     if not wrong and (sparse.indptr[0] != 0 or bool((np.diff(sparse.indptr) < 0).any())):
         wrong.append("sparse indptr: expected 0 first and no decrease")

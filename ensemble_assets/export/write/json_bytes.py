@@ -35,17 +35,13 @@ def indented(value: Any, hint: str) -> bytes:
     ``hint`` holds the compact form of ``value``. It is searched for numbers that the fast library writes in another
     form: with an exponent, not finite. A false alarm costs time only. A lone surrogate is a ``UnicodeEncodeError``.
     """
-    if not _may_hold_unequal_number(hint):
+    exponent = ("e-" in hint or "e+" in hint) and _EXPONENT.search(hint)
+    if not (exponent or "NaN" in hint or "Infinity" in hint):
         try:
             return orjson.dumps(value, option=orjson.OPT_INDENT_2)
         except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates, deep nesting
             pass
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
-
-
-def _may_hold_unequal_number(text: str) -> bool:
-    exponent = ("e-" in text or "e+" in text) and _EXPONENT.search(text) is not None
-    return exponent or "NaN" in text or "Infinity" in text
 
 
 def integer_list(values: NDArray[np.integer[Any]]) -> str:

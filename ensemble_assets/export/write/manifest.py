@@ -13,6 +13,7 @@ from typing import Any
 
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.export.write.json_bytes import compact
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 
 SCHEMA_VERSION = "v4.1"
@@ -38,23 +39,11 @@ class FeatureToggles:
 
     def as_json(self) -> dict[str, Any]:
         """Make the section ``feature_toggles``; it adds one line per toggle, for people."""
-        lines = [f"{row['key']}: {_shown(row['value'])} ({row['source']})" for row in self.provenance]
+        lines = []
+        for row in self.provenance:
+            value = row["value"] if isinstance(row["value"], str) else compact(row["value"])
+            lines.append(f"{row['key']}: {value} ({row['source']})")
         return {**asdict(self), "provenance_lines": lines}
-
-
-@dataclass(frozen=True)
-class TelemetrySection:
-    """The spans, metrics and counts that telemetry recorded.
-
-    Attributes:
-        spans: by name (``rag.dense``): ``{span_id, status, reason?, attributes, timestamp}``.
-        metrics: by stage (``dense``): ``{status, reason?, metrics}``.
-        counts: ``lease_events_recorded``, ``batch_progress_events_recorded``, ``mitigation_events_recorded``.
-    """
-
-    spans: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +54,7 @@ class ManifestInputs:
         generated_at: ISO 8601.
         warnings: sentences without texts of chunks or queries.
         dense_run: facts of the dense stage.
+        telemetry: ``spans`` by name (``rag.dense``), ``metrics`` by stage (``dense``), counts of events by name.
         performance_baseline: seconds and ratios against the stored baseline; empty without one.
         rerank_run: None when the stage is off, as ``sparse_run``.
         more: additive top-level sections of this project, after all of the contract's.
@@ -75,7 +65,7 @@ class ManifestInputs:
     chunk_count: int
     toggles: FeatureToggles
     dense_run: Mapping[str, Any]
-    telemetry: TelemetrySection = field(default_factory=TelemetrySection)
+    telemetry: Mapping[str, Any] = field(default_factory=dict)
     performance_baseline: Mapping[str, Any] = field(default_factory=dict)
     rerank_run: RerankRun | None = None
     sparse_run: SparseRun | None = None
@@ -137,20 +127,21 @@ def _require_runs_fit_toggles(run: ManifestInputs) -> None:
 
 
 def _telemetry(run: ManifestInputs) -> dict[str, Any]:
-    given = run.telemetry
-    _require_known("span", given.spans, [f"rag.{stage}" for stage in TIMED_STAGES])
-    _require_known("stage of metrics", given.metrics, TIMED_STAGES)
-    _require_known("telemetry count", given.counts, _EVENT_COUNTS)
+    counts = dict(run.telemetry)
+    given, measured = counts.pop("spans", {}), counts.pop("metrics", {})
+    _require_known("span", given, [f"rag.{stage}" for stage in TIMED_STAGES])
+    _require_known("stage of metrics", measured, TIMED_STAGES)
+    _require_known("telemetry count", counts, _EVENT_COUNTS)
     off = {"sparse": not run.toggles.enable_sparse, "rerank": not run.toggles.enable_rerank}
     spans, metrics = {}, {}
     for stage in TIMED_STAGES:
         skipped = {"status": "skipped", "reason": "feature_disabled" if off.get(stage) else "not_recorded"}
         no_span = {"span_id": "", **skipped, "attributes": {}, "timestamp": run.generated_at}
         name = f"rag.{stage}"
-        spans[name] = _picked(f"span {name}", given.spans.get(name) or no_span, _SPAN_KEYS)
-        figures = given.metrics.get(stage) or {**skipped, "metrics": []}
+        spans[name] = _picked(f"span {name}", given.get(name) or no_span, _SPAN_KEYS)
+        figures = measured.get(stage) or {**skipped, "metrics": []}
         metrics[stage] = _picked(f"metrics of {stage}", figures, _METRIC_KEYS)
-    return {"spans": spans, "metrics": metrics, **{name: int(given.counts.get(name, 0)) for name in _EVENT_COUNTS}}
+    return {"spans": spans, "metrics": metrics, **{name: int(counts.get(name, 0)) for name in _EVENT_COUNTS}}
 
 
 def _picked(what: str, record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +163,3 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_paths(item) for item in value]
     return value
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

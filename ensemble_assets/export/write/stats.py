@@ -24,11 +24,6 @@ class SparseCounts:
         """Chunks with a vector of the sparse stage."""
         return self.live + self.from_metadata
 
-    @property
-    def has_file(self) -> bool:
-        """Whether the bundle has a ``_sparse.jsonl``: at least one chunk has a vector, in v4.0 or now."""
-        return self.echoed + self.available > 0
-
 
 def statistics(bundle: BundleInputs, sparse: SparseCounts) -> dict[str, Any]:
     """Make the object of ``<prefix>_stats.json``.

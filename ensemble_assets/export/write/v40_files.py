@@ -30,7 +30,6 @@ from ensemble_assets.export.write.stats import SparseCounts, statistics
 
 _BUFFER_BYTES = 1 << 20
 _INDEX_HEADER = struct.Struct("<4siqqq?iQ")
-_INDEX_ROWS = 4096
 _TEMPLATE = "upload_script.py.txt"
 _PLACEHOLDER = re.compile("@([A-Z_]+)@")
 _COPY_BYTES = 8 << 20
@@ -59,7 +58,7 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
         write_array(folder / name, model.vectors)
     counts = _write_records(folder, bundle)
     files += [names.file(content) for content in ("qdrant.jsonl", "metadata.json", "texts.json", "stats.json")]
-    if counts.has_file:
+    if counts.echoed + counts.available:
         files.append(names.file("sparse.jsonl"))
     else:
         (folder / names.file("sparse.jsonl")).unlink()
@@ -81,15 +80,19 @@ def why_no_flat_index() -> str | None:
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write ``array`` as ``np.save`` does, in pieces."""
-    rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
     header = io.BytesIO()
     facts = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     np.lib.format.write_array_header_1_0(header, facts)
     with path.open("wb") as file:
         file.write(header.getvalue())
-        for start in range(0, len(array), rows):
-            file.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
-            drop_resident_pages(array)
+        _copy(array, file)
+
+
+def _copy(array: NDArray[Any], file: IO[bytes]) -> None:
+    rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
+    for start in range(0, len(array), rows):
+        file.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
+        drop_resident_pages(array)
 
 
 def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
@@ -110,9 +113,7 @@ def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
     kind, width, _, unused, unused_too, trained, metric, _ = _INDEX_HEADER.unpack(empty)
     with path.open("wb") as file:
         file.write(_INDEX_HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size))
-        for start in range(0, len(vectors), _INDEX_ROWS):
-            file.write(np.ascontiguousarray(vectors[start : start + _INDEX_ROWS]).reshape(-1).view(np.uint8).data)
-            drop_resident_pages(vectors)
+        _copy(vectors, file)
 
 
 def upload_script(bundle: BundleInputs) -> str:
