@@ -35,13 +35,13 @@ def leases(json_output: bool) -> int:
 @click.command()
 def doctor() -> int:
     """Describe this machine, and what a run would use and why."""
-    from ensemble_assets.compute.devices.discovery import describe_devices
+    from ensemble_assets.compute.devices.discovery import discover_devices
 
     resolved = resolve()
     settings, environment = resolved.settings, resolved.environment
     ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
     sections: dict[str, list[str]] = {
-        "Devices": describe_devices(environment.get("CUDA_VISIBLE_DEVICES")),
+        "Devices": list(discover_devices(environment.get("CUDA_VISIBLE_DEVICES")).sentences),
         "Memory": [
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
             f"Batches are planned to {soft} of that (device.soft_fraction).",

@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    partial, lock = _locked_partial(path, Path.touch)
+    partial, lock = locked_partial(path, Path.touch)
     try:
         with os.fdopen(lock, "wb") as file:
             yield file
@@ -64,7 +64,7 @@ def atomic_folder(path: Path, keep: Callable[[str], bool] = lambda name: True) -
         raise ArtefactError(f"{path.name}: a file stands where a folder is to be written. Move it away and run again")
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
-    partial, lock = _locked_partial(path, Path.mkdir)
+    partial, lock = locked_partial(path, Path.mkdir)
     try:
         yield partial
         if path.is_dir():
@@ -133,7 +133,7 @@ def sync_tree(folder: Path) -> None:
         _sync(Path(parent))
 
 
-def _locked_partial(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+def locked_partial(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
     """Make a hidden file or folder beside ``path``; return it with the open descriptor that holds its lock."""
     while True:
         partial = path.parent / f".{path.name}.{secrets.token_hex(6)}.partial"

@@ -15,7 +15,6 @@ from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished, Outcome
 from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold
 from ensemble_assets.compute.devices.ceiling import Headroom
-from ensemble_assets.compute.tokens.token_tables import Batch
 
 WORKER_LOST = "worker_lost"  # the process died
 NO_ANSWER = "no_answer"  # it hangs, in a batch or while loading
@@ -132,11 +131,6 @@ class Dispatcher:
         self._starved = False
 
     @property
-    def finished(self) -> bool:
-        """Whether there is nothing more to do."""
-        return self.planner.done
-
-    @property
     def expected(self) -> frozenset[str]:
         """Devices whose workers are still loading."""
         return frozenset(self._expected)
@@ -148,13 +142,13 @@ class Dispatcher:
         ``lost``: right away, or while it waits. ``wait`` is called when there is nothing to do, with the time of the
         next decision. ``now`` is the time in seconds; it never goes back.
         """
-        while not self.finished:
+        while not self.planner.done:
             actions = self.decide(now())
             yield from actions
             failure = self.failure()
             if failure is not None:
                 raise failure
-            if not actions and not self.finished:
+            if not actions and not self.planner.done:
                 wait(self.wakeup())
 
     def joined(self, device: str, base_bytes: int, headroom: Headroom) -> None:
@@ -180,7 +174,16 @@ class Dispatcher:
                 self._losses.pop(device, None)
                 self.planner.finished(outcome.number, outcome.peak_bytes)
                 self.largest_batch = max(self.largest_batch, batch.size)
-                self._report(device, batch, outcome)
+                self._events.emit(
+                    "batch.done",
+                    device=device,
+                    number=outcome.number,
+                    rows=batch.size,
+                    longest=batch.longest,
+                    seconds=outcome.seconds,
+                    peak_bytes=outcome.peak_bytes,
+                    used_bytes=outcome.headroom.used,
+                )
             case DidNotFit():
                 self.planner.out_of_memory(outcome.number, lane.sees(outcome.at_failure))
             case _:
@@ -211,12 +214,15 @@ class Dispatcher:
 
     def decide(self, now: float) -> list[Action]:
         """Decide what to do at ``now``, in seconds that never go back."""
-        hung = [self._hung(device) for device, lane in list(self._lanes.items()) if self._is_late(lane, now)]
-        starts: list[Action] = [] if self.finished else [Start(device) for device in self._starts]
+        limit = self._patience.batch
+        hung = [name for name, lane in self._lanes.items() if lane.running and now >= lane.running_since + limit]
+        for device in hung:
+            self.lost(device, NO_ANSWER, f"no answer for {limit:.0f} s")
+        starts: list[Action] = [] if self.planner.done else [Start(device) for device in self._starts]
         self._starts.clear()
         # After the hung devices, whose batches are handed out again here.
         fed = [self._feed(device, lane, now) for device, lane in list(self._lanes.items()) if lane.running is None]
-        return [*hung, *starts, *(action for action in fed if action is not None)]
+        return [*map(Stop, hung), *starts, *(action for action in fed if action is not None)]
 
     def wakeup(self) -> float | None:
         """When to decide again although nothing happened; None if only an event can change the decision."""
@@ -227,7 +233,7 @@ class Dispatcher:
 
     def failure(self) -> EnsembleError | None:
         """The error if no device is left to finish the work, else None."""
-        if self.finished or self._lanes or self._expected:
+        if self.planner.done or self._lanes or self._expected:
             return None
         left = self.planner.waiting_rows
         ends = "; ".join(f"{device}: {reason}" for device, reason in self._ends.items())
@@ -237,25 +243,6 @@ class Dispatcher:
                 "End the programs that use the devices, or raise device.ceiling_gb"
             )
         return StageError(f"{left} rows are left and no worker ({ends}). Look at the first cause and run again")
-
-    def _report(self, device: str, batch: Batch, outcome: Finished) -> None:
-        self._events.emit(
-            "batch.done",
-            device=device,
-            number=outcome.number,
-            rows=batch.size,
-            longest=batch.longest,
-            seconds=outcome.seconds,
-            peak_bytes=outcome.peak_bytes,
-            used_bytes=outcome.headroom.used,
-        )
-
-    def _is_late(self, lane: _Lane, now: float) -> bool:
-        return lane.running is not None and now >= lane.running_since + self._patience.batch
-
-    def _hung(self, device: str) -> Action:
-        self.lost(device, NO_ANSWER, f"no answer for {self._patience.batch:.0f} s")
-        return Stop(device)
 
     def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
         plan = self.planner.plan(lane.headroom)

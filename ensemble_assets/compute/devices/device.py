@@ -55,30 +55,21 @@ class DeviceSession(Protocol):
 
 
 class Device(Protocol):
-    """Identity and facts of a compute device. Picklable, since worker processes get one.
-
-    Attributes:
-        uuid: identity on this machine, the same for every process and user; names the lock file.
-        name: for people, e.g. ``"Tesla T4"``.
-        kind: devices of one kind have the same memory behaviour; part of the key of remembered batch sizes.
-        total_bytes: memory of the device.
-        frees_late: whether a dead process's memory comes back only some time after its death, as with GPU drivers.
-        torch_device: name of the device for torch in a worker.
-    """
+    """Identity and facts of a compute device. Picklable, since worker processes get one."""
 
     @property
     def uuid(self) -> str:
-        """Identity on this machine."""
+        """Identity on this machine, the same for every process and user; names the lock file."""
         ...
 
     @property
     def name(self) -> str:
-        """Name for people."""
+        """Name for people, e.g. ``"Tesla T4"``."""
         ...
 
     @property
     def kind(self) -> str:
-        """Key of the batch sizes that are remembered for such devices."""
+        """Key of remembered batch sizes: devices of one kind have the same memory behaviour."""
         ...
 
     @property
@@ -93,7 +84,7 @@ class Device(Protocol):
 
     @property
     def frees_late(self) -> bool:
-        """Whether a dead process's memory comes back only some time after its death."""
+        """Whether a dead process's memory comes back some time after its death, as with GPU drivers."""
         ...
 
     def memory(self) -> MemoryReading:

@@ -15,6 +15,7 @@ _ABOUT_ORDER = (
     "CUDA_VISIBLE_DEVICES counts these different GPUs in PCI bus order here, and by speed in CUDA unless "
     "CUDA_DEVICE_ORDER=PCI_BUS_ID; name UUIDs to be sure."
 )
+_USING_CPU = "Stages compute on the CPU."
 
 
 @dataclass(frozen=True)
@@ -47,28 +48,23 @@ def discover_devices(
     try:
         gpus = tuple(list_gpus())
     except DeviceError as error:
-        return Discovery((host,), (about_host, f"No GPU is used: {error}.", _using_cpu()))
+        return Discovery((host,), (about_host, f"No GPU is used: {error}.", _USING_CPU))
     if not gpus:
-        return Discovery((host,), (about_host, "The NVIDIA driver answers, but it has no GPU.", _using_cpu()))
+        return Discovery((host,), (about_host, "The NVIDIA driver answers, but it has no GPU.", _USING_CPU))
     about_gpus = tuple(
         f"GPU {index}: {gpu.name}, {_gb(gpu.total_bytes)}, {gpu.uuid}." for index, gpu in enumerate(gpus)
     )
     chosen = gpus if visible is None else select_visible(gpus, visible)
     if not chosen:
         hidden = f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of them."
-        return Discovery((host,), (about_host, *about_gpus, hidden, _using_cpu()))
+        return Discovery((host,), (about_host, *about_gpus, hidden, _USING_CPU))
     if visible is not None and any(entry.strip().isdigit() for entry in visible.split(",")) and _differ(gpus):
         about_gpus += (_ABOUT_ORDER,)
     if (torch_cuda or _torch_cuda)() is None:
         useless = "The installed torch is a CPU build and cannot use them; install a CUDA build."
-        return Discovery((host,), (about_host, *about_gpus, useless, _using_cpu()))
+        return Discovery((host,), (about_host, *about_gpus, useless, _USING_CPU))
     using = f"Stages compute on {len(chosen)} of {len(gpus)} GPUs, one worker process each."
     return Discovery(chosen, (about_host, *about_gpus, using))
-
-
-def describe_devices(visible: str | None = None) -> list[str]:
-    """Describe the devices and the choice in sentences."""
-    return list(discover_devices(visible).sentences)
 
 
 def select_visible(gpus: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice, ...]:
@@ -97,10 +93,6 @@ def _torch_cuda() -> str | None:
     import torch
 
     return torch.version.cuda
-
-
-def _using_cpu() -> str:
-    return "Stages compute on the CPU."
 
 
 def _gb(count: int) -> str:

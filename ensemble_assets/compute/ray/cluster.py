@@ -97,7 +97,8 @@ class RayRunner:
             try:
                 yield from crew.work(table, shards, factory, order)
             finally:
-                crew.dismiss()
+                for actor in crew.actors:  # so that the cluster has its devices back
+                    ray.kill(actor)
 
 
 def _result_of(report: ShardReport, stage: str) -> TableResult:
@@ -188,11 +189,6 @@ class _Crew:
     def _actor(self, on_gpu: bool, strategy: Callable[..., Any], *, elsewhere: bool = False) -> Any:
         options = {"num_gpus": int(on_gpu), "num_cpus": 0, "scheduling_strategy": strategy(soft=elsewhere)}
         return self.ray.remote(**options)(_Actor).remote()
-
-    def dismiss(self) -> None:
-        """End all actors, so that the cluster has its devices back."""
-        for actor in self.actors:
-            self.ray.kill(actor)
 
     def _places(self) -> list[Any]:
         """Make one maker of an actor per GPU, or per node with processors if there is no GPU."""

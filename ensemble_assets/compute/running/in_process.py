@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.events import EventSink
@@ -13,25 +12,22 @@ from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import Finished
 from ensemble_assets.compute.batching.dispatcher import Dispatcher, Measure, Run
 from ensemble_assets.compute.batching.planner import BatchPlanner
-from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.devices.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_batch import BatchRunner
-from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings, widen_batches
+from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 
 def run_in_process(
     table: TokenTable,
-    rows: NDArray[np.int64],
+    planner: BatchPlanner,
     factory: ForwardFactory,
     lease: Lease,
-    *,
     settings: WorkerSettings,
     events: EventSink,
-    sizes: KnownSizes | None = None,
 ) -> PassResult:
-    """Run some rows of a table, ``rows`` ``[m] int64``, on the lease's first device, which must be the CPU.
+    """Run the planner's rows of a table on the lease's first device, which must be the CPU.
 
     A GPU's memory would stay with this process, so it is a ``DeviceError``.
     """
@@ -39,7 +35,6 @@ def run_in_process(
     if device.torch_device.startswith("cuda"):
         raise DeviceError(f"{device.name}: a GPU is used by worker processes only. Set workers_per_device to 1")
     outputs = {name: np.zeros((len(table), *spec.shape), spec.dtype) for name, spec in factory.outputs.items()}
-    planner = BatchPlanner(table.lengths, rows, widen_batches(settings.batches, factory.width), events, sizes)
     dispatcher = Dispatcher(planner, [device.uuid], events, settings.patience)
     not_finite: list[int] = []
     session = device.open()
@@ -67,10 +62,7 @@ def run_in_process(
         events.emit("device.peak", device=device.uuid, used_bytes=guard.peak_used)
         for at, used in sampler.timeline.points:
             events.emit("device.memory", device=device.uuid, sampled_at=at, used_bytes=used)
-    return PassResult(
-        outputs, planner.failed, tuple(not_finite), guard.peak_used, forward.precision, planner.sizes.learned(),
-        dispatcher.largest_batch,
-    )  # fmt: skip
+    return PassResult(outputs, not_finite, guard.peak_used, forward.precision, dispatcher.largest_batch)
 
 
 def _sleep_until(wakeup: float | None) -> None:

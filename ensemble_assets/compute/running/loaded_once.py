@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.events import EventSink, Value
-from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
-from ensemble_assets.compute.backends.model_traits import ModelTraits
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory
 
 
 @contextmanager
@@ -34,34 +32,9 @@ class _LoadedOnce:
     def __init__(self, factory: ForwardFactory) -> None:
         self._factory = factory
         self._forward: Forward | None = None
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        return self._factory.outputs
-
-    @property
-    def identity(self) -> str:
-        return self._factory.identity
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self._factory.spec
-
-    @property
-    def traits(self) -> ModelTraits:
-        return self._factory.traits
-
-    @property
-    def backend(self) -> str:
-        return self._factory.backend
-
-    @property
-    def reason(self) -> str:
-        return self._factory.reason
-
-    @property
-    def width(self) -> int:
-        return self._factory.width
+        self.spec, self.traits, self.width = factory.spec, factory.traits, factory.width
+        self.backend, self.reason = factory.backend, factory.reason
+        self.identity, self.outputs = factory.identity, factory.outputs
 
     def full_precision(self) -> ForwardFactory | None:
         return self._factory.full_precision()

@@ -14,13 +14,14 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
+from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.batching.size_history import SizeHistory
 from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.in_process import run_in_process
 from ensemble_assets.compute.running.worker_pool import run_in_workers
-from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, widen_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 
@@ -76,13 +77,14 @@ class LocalRunner:
         """
         started = time.perf_counter()
         rows = np.arange(len(table)) if again is None else again
-        history = SizeHistory(self.settings.size_history)
-        kinds = "+".join(lease.kinds)
-        run = run_in_process if self.loads_here else run_in_workers
-        sizes = history.recall(factory.identity, kinds)
-        done = run(table, rows, factory, lease, settings=self.settings, events=events, sizes=sizes)
-        history.keep(factory.identity, kinds, done.sizes)
-        failed = dict(done.failed)
+        history, kinds = SizeHistory(self.settings.size_history), "+".join(lease.kinds)
+        run, batches = run_in_workers, self.settings.batches
+        if self.loads_here:
+            run, batches = run_in_process, widen_batches(batches, factory.width)
+        planner = BatchPlanner(table.lengths, rows, batches, events, history.recall(factory.identity, kinds))
+        done = run(table, planner, factory, lease, self.settings, events)
+        history.keep(factory.identity, kinds, planner.sizes.learned())
+        failed = dict(planner.failed)
         if again is not None:
             failed |= dict.fromkeys(done.not_finite, NOT_FINITE)
         for values in done.outputs.values():

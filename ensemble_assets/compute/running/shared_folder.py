@@ -1,26 +1,28 @@
 """Share arrays between a parent and its workers: token table in, outputs out, memory-mapped from one folder.
 
-The folder is locked while its run lives. So the next run recognises the folder of a killed run and removes it.
+The folder is locked while its run lives, so the next run can remove the folder of a killed one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.atomic_files import clear_leftovers, locked_partial
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
-_PREFIX = ".ensemble-work-"
+WORK_NAME = "ensemble-work"
+"""Start of the hidden names of work folders."""
+
 _TABLE = ("ids", "offsets", "truncated", "second_from")
 
 
@@ -30,44 +32,15 @@ def work_folder(parent: Path | None = None) -> Iterator[Path]:
 
     Folders that killed runs left beside it are removed first.
     """
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
-    parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent)
-    folder, lock = _locked_folder(parent)
+    place = (Path(tempfile.gettempdir()) if parent is None else parent) / WORK_NAME
+    place.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(place)
+    folder, lock = locked_partial(place, lambda path: path.mkdir(mode=0o700))  # texts are in it, as token ids
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
-
-
-def _locked_folder(parent: Path) -> tuple[Path, int]:
-    """Make a folder; returns it and the descriptor that holds its lock."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        with suppress(FileNotFoundError):  # another run removed it before it was locked
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
-
-
-def sweep(parent: Path) -> int:
-    """Remove work folders of this user whose run is gone; returns how many."""
-    removed = 0
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if folder.stat().st_uid != os.getuid():
-                continue
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
-            finally:
-                os.close(lock)
-    return removed
 
 
 def save_table(folder: Path, table: TokenTable) -> None:

@@ -18,9 +18,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError
 from ensemble_assets.common.events import EventSink
@@ -38,7 +36,6 @@ from ensemble_assets.compute.batching.dispatcher import (
     Stop,
 )
 from ensemble_assets.compute.batching.planner import BatchPlanner
-from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
@@ -68,15 +65,13 @@ _BOOTSTRAP = (
 
 def run_in_workers(
     table: TokenTable,
-    rows: NDArray[np.int64],
+    planner: BatchPlanner,
     factory: ForwardFactory,
     lease: Lease,
-    *,
     settings: WorkerSettings,
     events: EventSink,
-    sizes: KnownSizes | None = None,
 ) -> PassResult:
-    """Run some rows of a table, ``rows`` ``[m] int64``, on all devices of the lease, whose locks the workers hold too.
+    """Run the planner's rows of a table on all devices of the lease, whose locks the workers hold too.
 
     Raises:
         ModelUnavailableError: if the model cannot be loaded.
@@ -84,17 +79,13 @@ def run_in_workers(
         DeviceError: if other programs keep the memory of every device.
         StageError: if no worker is left.
     """
-    planner = BatchPlanner(table.lengths, rows, settings.batches, events, sizes)
     with work_folder(settings.work_folder) as folder:
         save_table(folder, table)
         create_outputs(folder, factory.outputs, len(table))
         pool = WorkerPool(lease, factory, folder, settings, events)
         pool.run(planner)
         outputs = load_outputs(folder, list(factory.outputs))
-    return PassResult(
-        outputs, planner.failed, tuple(pool.not_finite), pool.peak_bytes, pool.precision, planner.sizes.learned(),
-        pool.largest_batch,
-    )  # fmt: skip
+    return PassResult(outputs, pool.not_finite, pool.peak_bytes, pool.precision, pool.largest_batch)
 
 
 class WorkerPool:
@@ -239,7 +230,7 @@ class WorkerPool:
     def _say_goodbye(self) -> None:
         """Ask all workers to leave and record the peaks they report. A worker without an answer is ended anyway."""
         for worker in self._workers.values():
-            worker.leave()
+            worker.send(Leave())
         deadline = time.monotonic() + _FAREWELL_SECONDS
         for worker in self._workers.values():
             if not worker.connection.poll(max(0.0, deadline - time.monotonic())):
@@ -292,10 +283,6 @@ class WorkerHandle:
         """Send a message. A worker that is gone is noticed when its answer is read."""
         with suppress(OSError):
             self.connection.send(message)
-
-    def leave(self) -> None:
-        """Ask the worker to end."""
-        self.send(Leave())
 
     def kill(self) -> None:
         """Have the kernel end the process, without waiting for its end."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.defaults import BATCH_TOKENS
 from ensemble_assets.compute.batching.dispatcher import Patience
 from ensemble_assets.compute.batching.planner import PlannerSettings
-from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeSettings
+from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 
 _CPU_BATCH_ROWS = 256
@@ -75,17 +75,13 @@ class PassResult:
 
     Attributes:
         outputs: ``[n, *shape]`` per output of the forward, zero where a row was not run or failed.
-        failed: row -> reason.
         not_finite: rows with a NaN or an infinity.
         peak_bytes: most memory in use on any of the devices, all processes counted.
-        sizes: what was learned about batch sizes.
         largest_batch: rows of the largest batch that worked.
     """
 
     outputs: dict[str, NDArray[Any]]
-    failed: dict[int, str]
-    not_finite: tuple[int, ...]
+    not_finite: list[int]
     peak_bytes: int
     precision: str
-    sizes: KnownSizes
     largest_batch: int

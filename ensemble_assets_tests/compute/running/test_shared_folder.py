@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ensemble_assets.common.atomic_files import clear_leftovers
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.running.shared_folder import (
+    WORK_NAME,
     create_outputs,
     load_outputs,
     load_table,
     open_outputs,
     save_table,
-    sweep,
     work_folder,
 )
 from ensemble_assets_tests.compute.running.doubles import table_of
@@ -52,25 +53,30 @@ def test_what_killed_runs_left_is_removed_and_what_living_ones_use_stays(tmp_pat
     stranger.mkdir()
     with work_folder(tmp_path) as one, work_folder(tmp_path) as other:
         assert not left.exists()
-        assert sweep(tmp_path) == 0
+        clear_leftovers(tmp_path / WORK_NAME)
         assert one.exists()
         assert other.exists()
     assert list(tmp_path.iterdir()) == [stranger]
 
 
 def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    make, made = tempfile.mkdtemp, []
+    lock, made = fcntl.flock, []
 
-    def made_and_swept(**where):
-        made.append(make(**where))
-        if len(made) == 1:
-            assert sweep(tmp_path) == 1
-        return made[-1]
+    def swept_first(descriptor, how):
+        if not made:
+            made.append(next(tmp_path.iterdir()))
+            made[0].rmdir()
+        lock(descriptor, how)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", made_and_swept)
+    monkeypatch.setattr(fcntl, "flock", swept_first)
     with work_folder(tmp_path) as folder:
-        assert str(folder) == made[1]
+        assert folder != made[0]
         create_outputs(folder, OUTPUTS, 1)
+
+
+def test_nobody_else_may_read_a_work_folder(tmp_path):
+    with work_folder(tmp_path) as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_tables_come_back_as_they_were_with_and_without_a_second_segment(tmp_path):
