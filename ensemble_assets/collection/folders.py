@@ -31,13 +31,9 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The collections below ``paths.chunked_dir``, by name; sub-folders without chunk files; errors of other ones.
-
-    ``refused`` is by the folder's own name.
-    """
+    """The collections below ``paths.chunked_dir``, and errors of other folders with chunk files by their own name."""
 
     collections: tuple[Collection, ...]
-    without_chunks: tuple[str, ...] = ()
     refused: Mapping[str, InputError] = field(default_factory=dict)
 
 
@@ -119,7 +115,6 @@ def discover(chunked_dir: Path) -> Discovered:
     names, refused = name_folders(by_alias)
     return Discovered(
         collections=tuple(Collection(name, alias, by_alias[alias]) for name, alias in sorted(names.items())),
-        without_chunks=tuple(path.name for path in folders if path.name not in by_alias),
         refused=refused,
     )
 

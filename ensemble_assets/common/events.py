@@ -6,7 +6,6 @@ Their values are numbers, booleans, ids and short fixed words, never texts of ch
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -43,10 +42,6 @@ class EventLog:
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
         self.events.append(Event(name, time.time(), facts))
-
-    def extend(self, events: Iterable[Event]) -> None:
-        """Add events that were recorded in another process."""
-        self.events.extend(events)
 
     def named(self, prefix: str) -> list[Event]:
         """Return the events whose name is ``prefix`` or starts with ``prefix.``."""

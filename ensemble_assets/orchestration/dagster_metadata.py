@@ -67,12 +67,7 @@ def admitted_metadata(facts: Mapping[str, object], pictures: Mapping[str, Any]) 
     return {**passed, **drawn, **({DROPPED: dropped} if dropped else {})}
 
 
-_PICTURES = (
-    dg.MarkdownMetadataValue,
-    dg.TableMetadataValue,
-    dg.PathMetadataValue,
-    dg.TableSchema,
-)
+_PICTURES = (dg.MarkdownMetadataValue, dg.TableMetadataValue, dg.PathMetadataValue, dg.TableSchema)
 
 
 def _is_key(name: str) -> bool:

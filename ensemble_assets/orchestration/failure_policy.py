@@ -6,54 +6,32 @@ A stage itself (``compute``) handles batches that do not fit, rows that are not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import dagster as dg
 
-from ensemble_assets.common.errors import (
-    ArtefactError,
-    ContractError,
-    DeviceError,
-    EnsembleError,
-    InputError,
-    LeaseTimeoutError,
-    MemoryBudgetError,
-    ModelUnavailableError,
-    SettingsError,
-    StageError,
-)
+from ensemble_assets.common import errors
 
 STEP_RETRY = dg.RetryPolicy(max_retries=2, delay=10, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Retries of every asset, after about 10 and 20 seconds. They apply to a killed step process too."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The treatment of one class of exceptions: whether the step is tried again, and why."""
-
-    error: type[BaseException]
-    again: bool
-    why: str
-
-
-RULES = (
-    Rule(InputError, False, "the file is the same next time; the message names it"),
-    Rule(SettingsError, False, "the setting is the same next time"),
-    Rule(ContractError, False, "what breaks the export contract must not be exported, however often it is made"),
-    Rule(ArtefactError, False, "a stored artefact is missing or damaged: materialise it again"),
-    Rule(MemoryBudgetError, False, "it will not fit next time either; the message names the setting"),
-    Rule(StageError, False, "the stage has tried everything that it can do about single rows"),
-    Rule(LeaseTimeoutError, True, "the device may be free later"),
-    Rule(DeviceError, True, "the device may be back, or another one is used"),
-    Rule(ModelUnavailableError, False, "missing files stay missing; the hub's client repeats downloads by itself"),
-    Rule(EnsembleError, False, "raised on purpose: the message says what to do"),
-    Rule(OSError, True, "discs fill up and networks drop for a moment; connections and time-outs are among these"),
-    Rule(MemoryError, True, "another process may have had the memory"),
-    Rule(Exception, False, "a fault of the program is the same next time"),
+TRIED_AGAIN: tuple[tuple[type[BaseException], bool], ...] = (
+    (errors.InputError, False),  # the file is the same next time; the message names it
+    (errors.SettingsError, False),
+    (errors.ContractError, False),  # what breaks the export contract must not be exported, however often it is made
+    (errors.ArtefactError, False),  # a stored artefact is missing or damaged: materialise it again
+    (errors.MemoryBudgetError, False),  # it will not fit next time either; the message names the setting
+    (errors.StageError, False),  # the stage has tried everything that it can do about single rows
+    (errors.LeaseTimeoutError, True),  # the device may be free later
+    (errors.DeviceError, True),  # the device may be back, or another one is used
+    (errors.ModelUnavailableError, False),  # missing files stay missing; the hub's client repeats downloads by itself
+    (errors.EnsembleError, False),  # raised on purpose: the message says what to do
+    (OSError, True),  # discs fill up and networks drop for a moment; connections and time-outs are among these
+    (MemoryError, True),  # another process may have had the memory
+    (Exception, False),  # a fault of the program is the same next time
 )
-"""The rules in order; the first one whose class fits applies."""
+"""Whether a step that ends with such an error is tried again; the first class that fits decides."""
 
 
 def tried_again(error: BaseException) -> bool:
     """Return whether a step that ended with ``error`` is tried again."""
-    return next((rule.again for rule in RULES if isinstance(error, rule.error)), False)
+    return next((again for kind, again in TRIED_AGAIN if isinstance(error, kind)), False)

@@ -14,7 +14,8 @@ from pydantic import Field, create_model
 
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
-from ensemble_assets.settings.options import Names, Section, dotted, nested
+from ensemble_assets.settings.options import Names, Section
+from ensemble_assets.settings.sources import dotted, nested
 
 
 class SettingsForm(dg.ConfigurableResource[Any]):
@@ -65,7 +66,7 @@ def _form_fields(current: Section, prefix: str = "") -> dict[str, tuple[Any, Any
             fields[name] = (section, Field(default=section(), description=type(value).__doc__))
         else:
             option = options()[prefix + name]
-            words = f"{option.help} Accepted: {option.accepted}. Environment: {option.variable}."
+            words = f"{field.description} Accepted: {option.accepted}. Environment: {option.variable}."
             names = field.annotation == Names
             shown = list(value) if names else value
             fields[name] = (list[str] if names else field.annotation, Field(default=shown, description=words))

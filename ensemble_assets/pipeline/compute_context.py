@@ -57,6 +57,7 @@ class Computing:
         from ensemble_assets.compute.backends.forward import Runtime
         from ensemble_assets.compute.devices.discovery import discover_devices
         from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+        from ensemble_assets.compute.running.local_runner import LocalRunner
         from ensemble_assets.compute.stages.context import ComputeContext
 
         options = run.settings.device
@@ -65,7 +66,8 @@ class Computing:
             from ensemble_assets.compute.ray.cluster import cluster_lease
 
             lease: LeaseMaker = cluster_lease
-            runner = _cluster_runner(run)
+            runner: Runner = _cluster_runner(run)
+            on_cpu = False  # a shard must be worth a round through all nodes, so it is as large as on a GPU
         else:
             devices = self.devices
             if devices is None:
@@ -84,12 +86,12 @@ class Computing:
                 run=run.run_id,
                 gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
             )
-            runner = _runner(run, on_cpu=on_cpu)
+            runner = LocalRunner(settings_of(run.settings, on_cpu=on_cpu))
             backend = run.settings.encoding.backend if on_cpu else "torch"
             runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
         return ComputeContext(
             lease=partial(_without_waiting, run.clock, lease),
-            runner=runner,
+            runner=_reusing(run, runner, on_cpu=on_cpu),
             runtime=runtime,
             events=run.events,
             tokens=self._tokens,
@@ -134,13 +136,7 @@ def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:
     return files
 
 
-def _runner(run: ComputeRun, *, on_cpu: bool) -> TableRunner:
-    from ensemble_assets.compute.running.local_runner import LocalRunner
-
-    return _reusing(run, LocalRunner(settings_of(run.settings, on_cpu=on_cpu)), on_cpu=on_cpu)
-
-
-def _cluster_runner(run: ComputeRun) -> TableRunner:
+def _cluster_runner(run: ComputeRun) -> Runner:
     from ensemble_assets.compute.ray.cluster import RayRunner
     from ensemble_assets.compute.ray.node import NodeOptions
 
@@ -155,8 +151,7 @@ def _cluster_runner(run: ComputeRun) -> TableRunner:
         threads=device.threads,
         run=run.run_id,
     )
-    # A shard must be worth a round through all nodes, so it is as large as on a GPU.
-    return _reusing(run, RayRunner(options, cluster.address, cluster.shard_chunks), on_cpu=False)
+    return RayRunner(options, cluster.address, cluster.shard_chunks)
 
 
 def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:

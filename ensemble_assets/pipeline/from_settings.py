@@ -31,9 +31,8 @@ UNLIMITED_TOKENS = 1_000_000
 
 def open_store(settings: Settings) -> ArtefactStore:
     """Open the artefact store."""
-    return artefact_store(
-        artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=settings.device.host_budget_bytes
-    )
+    budget = int(settings.device.host_budget_gb * 1e9)
+    return artefact_store(artefact_base(settings.paths), cache_folder(settings.paths), budget_bytes=budget)
 
 
 def run_telemetry(run_id: str, collection: str, settings: Settings, environment: Mapping[str, str]) -> RunTelemetry:
@@ -41,11 +40,10 @@ def run_telemetry(run_id: str, collection: str, settings: Settings, environment:
 
     ``OTEL_*`` variables of ``environment`` name further exporters.
     """
-    variables = {name: value for name, value in environment.items() if name.startswith("OTEL_")}
     metrics = settings.metrics
     options = TelemetryOptions(
         journal_folder=journal_folder(Path(settings.paths.output_dir)),
-        otlp=variables,
+        otlp={name: value for name, value in environment.items() if name.startswith("OTEL_")},
         textfile_folder=Path(metrics.textfile_dir) if metrics.textfile_dir else None,
         pushgateway=metrics.pushgateway,
         metrics_enabled=metrics.enabled,

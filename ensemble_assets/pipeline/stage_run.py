@@ -15,7 +15,7 @@ from ensemble_assets.common.work_clock import WorkClock
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allowed_names import EVENTS
-from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import CurrentSpanSink, RunTelemetry
 from ensemble_assets.telemetry.spans import ActiveSpan
 
 R = TypeVar("R", bound=Record)
@@ -83,7 +83,7 @@ class StageRun:
     @property
     def events(self) -> EventSink:
         """Sink of the stage's events: onto its span and into its log."""
-        return self.telemetry.sink(self.log)
+        return CurrentSpanSink(self.telemetry, self.log)
 
     @property
     def to_compute(self) -> ComputeRun:

@@ -1,6 +1,6 @@
 """Settings: every option, and where its value comes from. The only part that reads the process environment."""
 
-from ensemble_assets.settings.options import Settings, flatten, options
-from ensemble_assets.settings.resolution import Origin, Resolved, resolve
+from ensemble_assets.settings.options import Settings, options
+from ensemble_assets.settings.resolution import Origin, Resolved, flatten, resolve
 
 __all__ = ["Origin", "Resolved", "Settings", "flatten", "options", "resolve"]

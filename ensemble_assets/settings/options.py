@@ -185,11 +185,6 @@ class Device(Section):
         """``ceiling_gb`` in bytes."""
         return int(self.ceiling_gb * 1e9)
 
-    @property
-    def host_budget_bytes(self) -> int:
-        """``host_budget_gb`` in bytes."""
-        return int(self.host_budget_gb * 1e9)
-
 
 class Encoding(Section):
     """How texts go through models."""
@@ -333,11 +328,6 @@ class Option:
         return _SHORT_VARIABLES.get(self.key) or "EMBEDDER_" + self.key.replace(".", "_").upper()
 
     @property
-    def help(self) -> str:
-        """What it means, in whole sentences."""
-        return self.field.description or ""
-
-    @property
     def choices(self) -> tuple[str, ...]:
         """The accepted words, if it is a choice."""
         kind = self.field.annotation
@@ -361,25 +351,3 @@ def options() -> Mapping[str, Option]:
         inner = type(field.default).model_fields if isinstance(field.default, Section) else None
         fields |= {name: field} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
     return MappingProxyType({key: Option(key, field) for key, field in fields.items()})
-
-
-def dotted(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested sections into dotted keys: ``{"rerank": {"depth": 5}}`` becomes ``{"rerank.depth": 5}``."""
-    pairs: dict[str, Any] = {}
-    for key, value in content.items():
-        pairs |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return pairs
-
-
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested sections: ``{"rerank.depth": 5}`` becomes ``{"rerank": {"depth": 5}}``."""
-    content: dict[str, Any] = {}
-    for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        (content.setdefault(section, {}) if section else content)[name] = value
-    return content
-
-
-def flatten(settings: Settings) -> dict[str, Any]:
-    """Return all values by dotted key."""
-    return dotted(settings.model_dump())

@@ -11,8 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.options import Settings, flatten, nested, options
-from ensemble_assets.settings.sources import Layer, process_environment, read_layers
+from ensemble_assets.settings.options import Settings, options
+from ensemble_assets.settings.sources import Layer, dotted, nested, process_environment, read_layers
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """Return all values by dotted key."""
+    return dotted(settings.model_dump())
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,27 @@ import yaml
 from dotenv import dotenv_values
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.options import dotted, options
+from ensemble_assets.settings.options import options
 
 CONFIG_VARIABLE = "EMBEDDER_CONFIG"
 CONFIG_NAME = "ensemble.yaml"
+
+
+def dotted(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested sections into dotted keys: ``{"rerank": {"depth": 5}}`` becomes ``{"rerank.depth": 5}``."""
+    pairs: dict[str, Any] = {}
+    for key, value in content.items():
+        pairs |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested sections: ``{"rerank.depth": 5}`` becomes ``{"rerank": {"depth": 5}}``."""
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        (content.setdefault(section, {}) if section else content)[name] = value
+    return content
 
 
 @dataclass(frozen=True)

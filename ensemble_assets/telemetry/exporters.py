@@ -239,10 +239,13 @@ class OtlpSpans:
                 parent=_context(record.trace_id, record.parent_id) if record.parent_id else None,
                 resource=self._resource,
                 attributes=dict(record.attributes),
-                events=[OtlpEvent(event.name, _scalars(event), _nanoseconds(event.at)) for event in events],
+                events=[
+                    OtlpEvent(event.name, {k: v for k, v in event.facts.items() if v is not None}, int(event.at * 1e9))
+                    for event in events
+                ],
                 status=Status(StatusCode.ERROR, str(error)) if record.status == "failed" else Status(),
-                start_time=_nanoseconds(record.started_at),
-                end_time=_nanoseconds(record.ended_at),
+                start_time=int(record.started_at * 1e9),
+                end_time=int(record.ended_at * 1e9),
                 instrumentation_scope=_SCOPE,
             )
         )
@@ -252,14 +255,6 @@ class OtlpSpans:
         waiting, self._waiting = self._waiting, []
         if waiting and self._exporter.export(waiting) is not SpanExportResult.SUCCESS:
             raise ConnectionError
-
-
-def _scalars(event: Event) -> dict[str, str | int | float | bool]:
-    return {name: value for name, value in event.facts.items() if value is not None}
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)
 
 
 def _context(trace_id: str, span_id: str) -> SpanContext:

@@ -111,10 +111,6 @@ class RunTelemetry:
         if current is not None:
             current.record_event(event)
 
-    def sink(self, log: EventLog | None = None) -> CurrentSpanSink:
-        """Make an event sink for stages: events go onto the current span and, if given, into ``log``."""
-        return CurrentSpanSink(self, log)
-
     def records(self) -> list[SpanRecord]:
         """List the stage spans so far: of the whole run from its journal, or of this process if there is none."""
         process = self._here()
@@ -151,15 +147,14 @@ class RunTelemetry:
 
 
 class CurrentSpanSink:
-    """An event sink that forwards events to the open span, and keeps them in a log if one is given."""
+    """An event sink that forwards events to the open span, and into a log."""
 
-    def __init__(self, telemetry: RunTelemetry, log: EventLog | None = None) -> None:
+    def __init__(self, telemetry: RunTelemetry, log: EventLog) -> None:
         self._telemetry = telemetry
         self._log = log
 
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
         event = Event(name, time.time(), facts)
-        if self._log is not None:
-            self._log.extend([event])
+        self._log.events.append(event)
         self._telemetry.record_event(event)

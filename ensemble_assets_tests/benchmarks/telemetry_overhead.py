@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble_assets.common.events import EventSink, Value
+from ensemble_assets.common.events import EventLog, EventSink, Value
 from ensemble_assets.telemetry.exporters import TelemetryOptions
-from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import CurrentSpanSink, RunTelemetry
 
 _MODEL = "all-minilm-l6-v2"
 _STAGES = ("dense", "sparse", "rerank")
@@ -79,7 +79,7 @@ def _on(batches: int, batch_seconds: float, work: Callable[[], None], folder: Pa
     run = RunTelemetry(os.urandom(16).hex(), "docling", options)
     for stage in _STAGES:
         with run.stage(stage, items=batches * 32, tokens=batches * 4096):
-            _stage(run.sink(), batches, batch_seconds, work)
+            _stage(CurrentSpanSink(run, EventLog()), batches, batch_seconds, work)
 
 
 def _timed(action: Callable[[], None]) -> tuple[float, float]:

@@ -104,8 +104,8 @@ def test_the_form_shows_help_accepted_values_and_variable_of_every_option() -> N
         for name in key.split(".")[:-1]:
             fields = fields[name].annotation.model_fields  # type: ignore[union-attr]
         field = fields[option.key.rpartition(".")[2]]
-        assert option.help
-        for words in (option.help, option.accepted, option.variable):
+        assert option.field.description
+        for words in (option.field.description, option.accepted, option.variable):
             assert words in field.description  # type: ignore[operator]
         shown = tuple(field.default) if isinstance(field.default, list) else field.default
         assert shown == flatten(Settings())[key]

@@ -11,7 +11,7 @@ import pytest
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE
 from ensemble_assets.models.registry import HubSource
-from ensemble_assets.orchestration.failure_policy import RULES, tried_again
+from ensemble_assets.orchestration.failure_policy import TRIED_AGAIN, tried_again
 from ensemble_assets.pipeline.staleness import Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve
 
@@ -112,12 +112,12 @@ def test_the_failure_policy_covers_every_error_and_the_first_rule_wins() -> None
     from ensemble_assets.common import errors
 
     raised = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    ruled = {rule.error for rule in RULES}
+    ruled = {kind for kind, _ in TRIED_AGAIN}
     assert set(raised) <= ruled
     seen: list[type[BaseException]] = []
-    for rule in RULES:
-        assert not any(issubclass(rule.error, earlier) for earlier in seen), f"{rule.error.__name__} is never reached"
-        seen.append(rule.error)
+    for kind, _ in TRIED_AGAIN:
+        assert not any(issubclass(kind, earlier) for earlier in seen), f"{kind.__name__} is never reached"
+        seen.append(kind)
     assert not tried_again(errors.InputError("a.json, line 2", "is not JSON", "Correct it"))
     assert not tried_again(errors.ContractError("x"))
     assert not tried_again(KeyError("x"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.settings import Settings, flatten, options, resolve
-from ensemble_assets.settings.options import dotted, nested
+from ensemble_assets.settings.sources import dotted, nested
 
 LAYERS = ("config file", ".env", "environment", "run")
 
@@ -183,7 +183,7 @@ def test_the_profiles_are_those_of_the_registry() -> None:
 
 def test_sizes_in_bytes() -> None:
     device = resolve({"device.ceiling_gb": 6.5, "device.host_budget_gb": "0.25"}, environment={}).settings.device
-    assert (device.ceiling_bytes, device.host_budget_bytes) == (6_500_000_000, 250_000_000)
+    assert (device.ceiling_bytes, device.host_budget_gb) == (6_500_000_000, 0.25)
 
 
 def test_secrets_of_the_environment_are_not_shown(tmp_path: Path) -> None:

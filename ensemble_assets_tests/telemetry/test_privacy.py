@@ -15,7 +15,7 @@ from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.telemetry.allowed_names import EVENTS, FIELDS, SPANS
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
-from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+from ensemble_assets.telemetry.run_telemetry import CurrentSpanSink, RunTelemetry
 from ensemble_assets.telemetry.span_record import telemetry_section
 from ensemble_assets.telemetry.spans import entered
 from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
@@ -44,7 +44,7 @@ def _push_into(run: RunTelemetry, stage: str, canary: str, values: dict[str, str
         span.emit(canary, count=1)
         span.record_event(Event(canary, 1.0, {canary: canary}))
         span.record_event(Event("batch.done", 1.0, values))
-        run.sink(EventLog()).emit("fallback.sparse", **values)
+        CurrentSpanSink(run, EventLog()).emit("fallback.sparse", **values)
         if stage in MODEL_STAGES:
             given = {"model": canary, "device": canary, canary: canary}
             with entered(span.open_model(canary, 1.0, given)) as model, entered(model.open_worker(3, 1.0, given)):

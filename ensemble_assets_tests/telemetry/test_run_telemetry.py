@@ -19,6 +19,7 @@ from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.journal import read_journal
+from ensemble_assets.telemetry.run_telemetry import CurrentSpanSink
 from ensemble_assets.telemetry.span_record import metric_values
 from ensemble_assets.telemetry.spans import entered, error_word
 from ensemble_assets_tests.telemetry.full_run import MODEL, RUN_ID, telemetry
@@ -141,7 +142,7 @@ def test_an_unknown_stage_is_a_programming_error(run):
 
 def test_the_sink_forwards_to_the_innermost_span_and_keeps_a_log(run):
     log = EventLog()
-    sink = run.sink(log)
+    sink = CurrentSpanSink(run, log)
     with run.stage("sparse") as stage, entered(stage.open_model(MODEL, time.time(), {})) as model:
         sink.emit("mitigation.split", rows=4)
     sink.emit("mitigation.split", rows=5)
@@ -153,7 +154,7 @@ def test_the_sink_forwards_to_the_innermost_span_and_keeps_a_log(run):
 
 
 def test_events_of_other_threads_go_to_the_open_stage(run):
-    sink = run.sink()
+    sink = CurrentSpanSink(run, EventLog())
     with run.stage("dense") as stage:
         thread = threading.Thread(target=sink.emit, args=("device.memory",), kwargs={"device": "cpu", "used_bytes": 5})
         thread.start()

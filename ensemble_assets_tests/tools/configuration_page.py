@@ -53,7 +53,7 @@ def page() -> str:
 
 def _row(key: str, option: Option) -> str:
     default = _shown(option.field.default)
-    return f"| `{key}` | {default} | {option.accepted} | `{option.variable}` | {option.help} |\n"
+    return f"| `{key}` | {default} | {option.accepted} | `{option.variable}` | {option.field.description} |\n"
 
 
 def _shown(value: Any) -> str:

@@ -111,10 +111,10 @@ class PairWork:
         texts = self.queries.full_lengths[rows[:, 0]] + self.windows.bodies.full_lengths[rows[:, 1]]
         return int(texts.sum()) + len(chosen) * self.template.pair_specials
 
-    def tokens_to(self, depth: int) -> NDArray[np.float64]:
-        """Sum the tokens of the pairs of rank 1 to d at place d: ``[depth + 1] float64``."""
-        lengths = pair_lengths(self.queries, self.windows.bodies, self.rows, self.template, self.max_tokens)
-        return np.cumsum(np.bincount(self.ranks, weights=lengths, minlength=depth + 1)).astype(np.float64)
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row, ``[n] int64``."""
+        return pair_lengths(self.queries, self.windows.bodies, self.rows, self.template, self.max_tokens)
 
 
 class PairRows(Protocol):
@@ -130,16 +130,17 @@ class PairRows(Protocol):
         """Which rows belong to which pair."""
         ...
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row, ``[n] int64``."""
+        ...
+
     def table(self, chosen: NDArray[np.int64]) -> TokenTable:
         """Make the token table of some rows, in the given order."""
         ...
 
     def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
         """Count the tokens that the table of some rows would have if nothing were cut."""
-        ...
-
-    def tokens_to(self, depth: int) -> NDArray[np.float64]:
-        """Sum the tokens of the pairs of rank 1 to d at place d: ``[depth + 1] float64``."""
         ...
 
 
@@ -159,9 +160,10 @@ class OwnPairRows:
         """Count tokens as if nothing were cut."""
         return int((self.rows.lengths + self.rows.tokens_lost)[chosen].sum())
 
-    def tokens_to(self, depth: int) -> NDArray[np.float64]:
-        """Sum tokens down to every rank."""
-        return np.cumsum(np.bincount(self.ranks, weights=self.rows.lengths, minlength=depth + 1)).astype(np.float64)
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row."""
+        return self.rows.lengths
 
 
 @dataclass
@@ -186,11 +188,12 @@ class SliceResults:
 
 def score_slices(work: PairRows, held: HeldModel, limit: TimeLimit) -> SliceResults:
     """Score slice after slice, each holding some ranks of all queries, as deep as the governor says."""
-    allowance, requested = limit.allowance, int(work.ranks.max())
-    events = held.events
+    allowance, clock = limit.allowance, limit.clock
+    requested, events = int(work.ranks.max()), held.events
+    tokens_to = np.cumsum(np.bincount(work.ranks, weights=work.lengths, minlength=requested + 1))
     # a worker process loads the model for every slice: that costs more than a too long slice, so make only two
     growth = float("inf") if held.reloads else GROWTH
-    governor = Governor(allowance, requested, work.tokens_to(requested), limit.started, growth, limit.clock)
+    governor = Governor(allowance, requested, tokens_to.astype(np.float64), limit.started, growth, clock)
     if allowance.seconds is not None:
         events.emit(
             "budget.granted",
@@ -203,9 +206,9 @@ def score_slices(work: PairRows, held: HeldModel, limit: TimeLimit) -> SliceResu
     while (depth := governor.next_depth()) > governor.reached:
         chosen = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
         table = work.table(chosen)
-        begun = limit.clock()
+        begun = clock()
         result = held.run(table, rows=chosen)
-        governor.record_slice(depth, limit.clock() - begun, result.tokens)
+        governor.record_slice(depth, clock() - begun, result.tokens)
         slices.logits[chosen] = result.outputs["logit"]
         slices.failed |= {int(chosen[row]): reason for row, reason in result.failed_rows.items()}
         slices.truncated += int(table.truncated.sum())

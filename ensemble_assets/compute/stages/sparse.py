@@ -123,7 +123,9 @@ def encode_sparse(
     if run is None:
         run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
     chunk_vectors = _chunk_vectors(run.chunks, metadata, run.space)
-    query_vectors = _query_vectors(run.queries, queries, run.space)
+    query_vectors = fill_missing(
+        run.queries, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), run.space)
+    )
     _report_fallbacks(run.slug, chunk_vectors, context)
     words = tuple(run.space.words)
     words += ("",) * (run.dimension - len(words))  # models have more outputs than their tokenizer has tokens
@@ -270,10 +272,6 @@ def _chunk_vectors(outputs: PrunedOutputs, metadata: pl.Series, space: TermSpace
         return metadata_rows(metadata.gather(list(rows)).to_list(), space, rarity, norm)
 
     return fill_missing(outputs, from_metadata)
-
-
-def _query_vectors(outputs: PrunedOutputs, queries: pl.Series, space: TermSpace) -> SourcedVectors:
-    return fill_missing(outputs, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), space))
 
 
 def _record(run: _Run, chunks: SourcedVectors, queries: SourcedVectors, seconds: float) -> SparseRecord:
