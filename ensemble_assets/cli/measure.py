@@ -11,20 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.arguments import (
-    CHUNKED_DIR,
-    DENSE_MODELS,
-    JSON,
-    PROFILE,
-    SAMPLE,
-    SET,
-    TARGET,
-    TARGET_OUTPUT,
-    choose_collections,
-    locate_target,
-    resolve_flags,
-    with_options,
-)
+from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings import resolve
 from ensemble_assets.settings.default_paths import baselines_folder
@@ -37,12 +24,12 @@ if TYPE_CHECKING:
     from ensemble_assets.artefacts.records import EvaluationRecord
     from ensemble_assets.cli.summary import CollectionOutcome
 
-_target_options = with_options(TARGET, TARGET_OUTPUT, SET)
+_target_options = args.with_options(args.TARGET, args.TARGET_OUTPUT, args.SET)
 
 
 @click.command()
 @_target_options
-@JSON
+@args.JSON
 def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], json_output: bool) -> int:
     """Measure the lists of TARGET again: a collection that was run, or its bundle's folder.
 
@@ -52,7 +39,7 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
     from ensemble_assets.cli.summary import ConsoleProgress
     from ensemble_assets.pipeline.from_settings import open_store
 
-    collection, overrides, sources = locate_target(target, output_dir, assignments)
+    collection, overrides, sources = args.locate_target(target, output_dir, assignments)
     store = open_store(resolve(overrides, override_sources=sources).settings)
     if not store.exists(collection, "reranked_candidates"):
         raise SettingsError(
@@ -124,7 +111,7 @@ def fit_fusion(
     from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_share, fit_weights, write_weights
     from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 
-    collection, overrides, sources = locate_target(target, output_dir, assignments, method=method)
+    collection, overrides, sources = args.locate_target(target, output_dir, assignments, method=method)
     settings = resolve(overrides, override_sources=sources).settings
     store = open_store(settings)
     queries, fused = store.load(collection, "queries"), store.load(collection, "fused_candidates")
@@ -197,9 +184,9 @@ def baseline() -> None:
 
 @baseline.command()
 @click.argument("collection", required=False)
-@with_options(CHUNKED_DIR, SAMPLE, PROFILE, DENSE_MODELS, SET)
+@args.with_options(args.CHUNKED_DIR, args.SAMPLE, args.PROFILE, args.DENSE_MODELS, args.SET)
 @click.option("--repeats", default=3, show_default=True, help="Measurements per model; fewer for slow collections.")
-@JSON
+@args.JSON
 def sla(
     collection: str | None,
     repeats: int,
@@ -217,9 +204,9 @@ def sla(
     from ensemble_assets.compute.stages.plain_baseline import measure_baseline
     from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks
 
-    settings = resolve_flags(flags, assignments, sample=sample)
+    settings = args.resolve_flags(flags, assignments, sample=sample)
     stored: list[dict[str, Any]] = []
-    for chosen in choose_collections(settings, (collection,) if collection else ()):
+    for chosen in args.choose_collections(settings, (collection,) if collection else ()):
         if not json_output:
             click.echo(f"{chosen.name}: measuring the plain script …", err=True)
         chunks = collection_chunks(settings, chosen)[0]
@@ -254,7 +241,7 @@ def accept(target: str, output_dir: str | None, assignments: tuple[str, ...]) ->
     from ensemble_assets.pipeline.from_settings import open_store
     from ensemble_assets.pipeline.quality_facts import accepted_baseline
 
-    collection, overrides, sources = locate_target(target, output_dir, assignments)
+    collection, overrides, sources = args.locate_target(target, output_dir, assignments)
     settings = resolve(overrides, override_sources=sources).settings
     accepted_at = datetime.now().astimezone().isoformat(timespec="seconds")
     quality = accepted_baseline(open_store(settings), collection, accepted_at)

@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.arguments import (
-    CHUNKED_DIR,
-    COLLECTIONS,
-    DENSE_MODELS,
-    JSON,
-    PROFILE,
-    SAMPLE,
-    SET,
-    SPARSE_MODELS,
-    choose_collections,
-    resolve_flags,
-    split_names,
-    with_options,
-)
+from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.stage_times import LIMIT_RATIO
 from ensemble_assets.common.stages import TIMED_STAGES
 
@@ -34,9 +21,11 @@ _UNITS = {"dense": "tokens", "sparse": "tokens", "fusion": "pairs", "rerank": "t
 
 
 @click.command()
-@with_options(COLLECTIONS, CHUNKED_DIR, SAMPLE, PROFILE, DENSE_MODELS, SPARSE_MODELS, SET)
+@args.with_options(
+    args.COLLECTIONS, args.CHUNKED_DIR, args.SAMPLE, args.PROFILE, args.DENSE_MODELS, args.SPARSE_MODELS, args.SET
+)
 @click.option("--recalibrate", is_flag=True, help="Measure this machine again, even if its costs are known.")
-@JSON
+@args.JSON
 def plan(
     collections: str | None,
     sample: bool,
@@ -56,10 +45,10 @@ def plan(
     from ensemble_assets.planning.history import store_plan
     from ensemble_assets.planning.planner import plan_collection
 
-    settings = resolve_flags(flags, assignments, sample=sample)
+    settings = args.resolve_flags(flags, assignments, sample=sample)
     announce = partial(Console(stderr=True, highlight=False).print, style="dim")
     plans = []
-    for collection in choose_collections(settings, split_names(collections)):
+    for collection in args.choose_collections(settings, args.split_names(collections)):
         planned = plan_collection(settings, collection, Computing(), recalibrate=recalibrate, announce=announce)
         plans.append(planned.as_json())
         store_plan(settings, plans[-1])

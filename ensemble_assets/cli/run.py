@@ -16,19 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.arguments import (
-    CHUNKED_DIR,
-    COLLECTIONS,
-    DENSE_MODELS,
-    JSON,
-    PROFILE,
-    SET,
-    SPARSE_MODELS,
-    choose_collections,
-    option_overrides,
-    split_names,
-    with_options,
-)
+from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
@@ -43,27 +31,27 @@ if TYPE_CHECKING:
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 """Dagster reports nothing to its makers and shows no invitation to its newsletter."""
 
-_run_options = with_options(
-    PROFILE,
-    DENSE_MODELS,
-    SPARSE_MODELS,
+_run_options = args.with_options(
+    args.PROFILE,
+    args.DENSE_MODELS,
+    args.SPARSE_MODELS,
     click.option("--enable-rerank/--disable-rerank", default=None, help="CrossEncoder reranking (default on)."),
     click.option("--enable-sparse/--disable-sparse", default=None, help="Learned sparse vectors (default on)."),
-    SET,
-    JSON,
+    args.SET,
+    args.JSON,
 )
 
 
 @click.command()
-@CHUNKED_DIR
+@args.CHUNKED_DIR
 @click.option("--output-dir", metavar="DIR", help="Write bundles to DIR/<collection>/.")
-@COLLECTIONS
+@args.COLLECTIONS
 @click.option("--queries", metavar="FILE", help="Queries: JSONL (query_id or _id, text) or TSV (id, text).")
 @click.option("--qrels", metavar="FILE", help="Relevance judgements, in TREC or BEIR format.")
 @_run_options
 def run(json_output: bool, collections: str | None, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the whole pipeline for one or more collections, in this process."""
-    return _run_and_show(split_names(collections), flags, assignments, json_output)
+    return _run_and_show(args.split_names(collections), flags, assignments, json_output)
 
 
 @click.command()
@@ -79,7 +67,7 @@ def _run_and_show(
 ) -> int:
     from ensemble_assets.cli.summary import ConsoleProgress, as_json, print_summary
 
-    overrides, sources = option_overrides(flags, assignments)
+    overrides, sources = args.option_overrides(flags, assignments)
     outcomes = run_collections(names, overrides, sources, ConsoleProgress())
     if json_output:
         click.echo(json.dumps(as_json(outcomes), indent=2))
@@ -106,7 +94,7 @@ def run_collections(
     resolved = resolve(overrides, override_sources=sources)
     outcomes: list[CollectionOutcome] = []
     if not assets:
-        chosen = choose_collections(resolved.settings, tuple(names), has_sample=False)
+        chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
         outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:

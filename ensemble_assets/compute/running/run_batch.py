@@ -14,14 +14,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
 from ensemble_assets.compute.backends.forward import Forward
-from ensemble_assets.compute.batching.batch_outcome import (
-    DeviceOutOfMemoryError,
-    DidNotFit,
-    Finished,
-    ModelFailed,
-    ModelFailedError,
-    Outcome,
-)
+from ensemble_assets.compute.batching import batch_outcome as outcomes
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
 from ensemble_assets.compute.devices.device import DeviceSession
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -44,7 +37,7 @@ class BatchRunner:
         self._table = table
         self._outputs = outputs
 
-    def run(self, number: int, batch: Batch) -> Outcome:
+    def run(self, number: int, batch: Batch) -> outcomes.Outcome:
         """Run one batch and store its outputs; ``DeviceError`` if the device itself is lost."""
         self._guard.before_batch()
         self._session.begin_peak()
@@ -52,11 +45,11 @@ class BatchRunner:
         reason, results = None, None
         try:
             results = self._forward(self._table, batch)
-        except (DeviceOutOfMemoryError, MemoryError):
+        except (outcomes.DeviceOutOfMemoryError, MemoryError):
             pass
         except DeviceError:
             raise
-        except ModelFailedError as error:
+        except outcomes.ModelFailedError as error:
             reason = error.reason
         except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
             reason = failure_word(error)
@@ -64,11 +57,11 @@ class BatchRunner:
             at_failure = self._guard.measure()
             self._session.release_cache()  # after the except block: a traceback would pin the batch's tensors
             if reason is None:
-                return DidNotFit(number, at_failure, self._guard.measure())
-            return ModelFailed(number, reason, self._guard.measure())
+                return outcomes.DidNotFit(number, at_failure, self._guard.measure())
+            return outcomes.ModelFailed(number, reason, self._guard.measure())
         peak = self._session.peak_bytes()
         not_finite = store(self._outputs, batch.rows, results)
-        return Finished(number, peak, time.perf_counter() - started, self._guard.measure(), tuple(not_finite))
+        return outcomes.Finished(number, peak, time.perf_counter() - started, self._guard.measure(), tuple(not_finite))
 
 
 def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:

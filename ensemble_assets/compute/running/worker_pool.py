@@ -40,16 +40,8 @@ from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running import worker_process as messages
 from ensemble_assets.compute.running.shared_folder import create_outputs, load_outputs, save_table, work_folder
-from ensemble_assets.compute.running.worker_process import (
-    Failed,
-    Farewell,
-    Leave,
-    Measured,
-    MeasureMemory,
-    Order,
-    Ready,
-)
 from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
@@ -102,7 +94,7 @@ class WorkerPool:
         self._folder = folder
         self._settings = settings
         self._events = events
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, messages.Order] = {}
         self._workers: dict[str, WorkerHandle] = {}
         self._peaks: dict[str, list[int]] = {}
         self._does_not_fit: DeviceOutOfMemoryError | None = None
@@ -136,7 +128,7 @@ class WorkerPool:
             for index in range(per_device):
                 name = device.uuid if per_device == 1 else f"{device.uuid}#{index}"
                 share = _with_its_share(device, per_device)
-                self._orders[name] = Order(
+                self._orders[name] = messages.Order(
                     share,
                     self._factory,
                     self._folder,
@@ -156,7 +148,7 @@ class WorkerPool:
             case Run():
                 self._workers[action.device].send(action.assignment)
             case Measure():
-                self._workers[action.device].send(MeasureMemory())
+                self._workers[action.device].send(messages.MeasureMemory())
             case Stop():
                 self._end(self._workers[action.device])
             case Start():
@@ -183,14 +175,14 @@ class WorkerPool:
             self._lose(worker, dispatcher, WORKER_LOST, f"the process died (exit status {status})")
             return
         match message:
-            case Ready():
+            case messages.Ready():
                 self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
                                   reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
                 self.precision = message.precision
                 dispatcher.joined(worker.name, message.base_bytes, message.headroom)
-            case Measured():
+            case messages.Measured():
                 dispatcher.measured(worker.name, message.headroom)
-            case Failed():
+            case messages.Failed():
                 self._fail(worker, dispatcher, message)
             case _:
                 dispatcher.outcome(worker.name, message)
@@ -198,7 +190,7 @@ class WorkerPool:
                     self.not_finite += message.not_finite
                     self.peak_bytes = max(self.peak_bytes, message.headroom.used)
 
-    def _fail(self, worker: WorkerHandle, dispatcher: Dispatcher, message: Failed) -> None:
+    def _fail(self, worker: WorkerHandle, dispatcher: Dispatcher, message: messages.Failed) -> None:
         """Give up the device if the device failed; end the stage if the model did."""
         match message.cause:
             case DeviceOutOfMemoryError():
@@ -230,7 +222,7 @@ class WorkerPool:
     def _say_goodbye(self) -> None:
         """Ask all workers to leave and record the peaks they report. A worker without an answer is ended anyway."""
         for worker in self._workers.values():
-            worker.send(Leave())
+            worker.send(messages.Leave())
         deadline = time.monotonic() + _FAREWELL_SECONDS
         for worker in self._workers.values():
             if not worker.connection.poll(max(0.0, deadline - time.monotonic())):
@@ -239,10 +231,10 @@ class WorkerPool:
                 message = worker.connection.recv()
             except (EOFError, OSError):
                 continue
-            if isinstance(message, Farewell):
+            if isinstance(message, messages.Farewell):
                 self._record_peak(worker.name, message)
 
-    def _record_peak(self, device: str, message: Farewell) -> None:
+    def _record_peak(self, device: str, message: messages.Farewell) -> None:
         peaks = self._peaks.setdefault(device.partition("#")[0], [])
         peaks.append(message.peak_used)
         on_host = all(leased.torch_device == "cpu" for leased in self._lease.devices)
@@ -260,7 +252,7 @@ class WorkerHandle:
     connection and ``descriptors``, the lock files of the lease.
     """
 
-    def __init__(self, name: str, order: Order, descriptors: Sequence[int]) -> None:
+    def __init__(self, name: str, order: messages.Order, descriptors: Sequence[int]) -> None:
         self.name = name
         variables, parent = json.dumps(dict(order.device.environment())), str(os.getpid())
         mine, theirs = Pipe()

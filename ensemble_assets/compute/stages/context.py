@@ -10,14 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ensemble_assets.artefacts.stage_record import ModelFacts, StageRecord, StageStatus
-from ensemble_assets.common.errors import (
-    DeviceError,
-    LeaseTimeoutError,
-    MemoryBudgetError,
-    ModelUnavailableError,
-    StageError,
-    failure_word,
-)
+from ensemble_assets.common import errors
 from ensemble_assets.common.events import EventLog, EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
@@ -54,12 +47,12 @@ class ComputeContext:
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (ModelUnavailableError, "model_unavailable"),
+    (errors.ModelUnavailableError, "model_unavailable"),
     (DeviceOutOfMemoryError, "out_of_memory"),
-    (MemoryBudgetError, "out_of_memory"),
-    (LeaseTimeoutError, "lease_timeout"),
-    (DeviceError, "device_failed"),
-    (StageError, "stage_failed"),
+    (errors.MemoryBudgetError, "out_of_memory"),
+    (errors.LeaseTimeoutError, "lease_timeout"),
+    (errors.DeviceError, "device_failed"),
+    (errors.StageError, "stage_failed"),
 )
 
 
@@ -67,7 +60,7 @@ def reason_of(error: BaseException) -> str:
     """Return a short fixed word for an error, safe as a metric label: never the exception's message."""
     if isinstance(error, ModelFailedError):
         return error.reason
-    return next((word for kind, word in _REASONS if isinstance(error, kind)), failure_word(error))
+    return next((word for kind, word in _REASONS if isinstance(error, kind)), errors.failure_word(error))
 
 
 def record_of(

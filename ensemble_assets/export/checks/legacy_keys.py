@@ -7,23 +7,15 @@ from typing import Any
 
 from ensemble_assets.collection.legacy_metadata import LOADER_KEYS
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.export.checks import key_tables as tables
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
-from ensemble_assets.export.checks.key_tables import (
-    LOADER_KINDS,
-    MANIFEST,
-    PAYLOAD_TAIL,
-    SPARSE_RECORD,
-    SPARSE_STATS,
-    STATS,
-    mismatches,
-)
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point, read_object
 
 _POINT_KEYS = ("id", "payload", "vectors")
 _CONDITIONAL = {"sparse_vector", "modal_hint", "embedding_modal_hint", "document_id"}
 _REQUIRED = tuple(name for name in LOADER_KEYS if name not in _CONDITIONAL)
-_TAIL_NAMES = tuple(key.name for key in PAYLOAD_TAIL)
+_TAIL_NAMES = tuple(key.name for key in tables.PAYLOAD_TAIL)
 _ADDED_STATS = ("source", "model", "index_space")
 
 
@@ -57,11 +49,11 @@ class LegacyKeys:
         bundle = self._walk.bundle
         try:
             statistics = read_object(bundle.path("stats.json"))
-            self._add(self._names.file("stats.json"), mismatches(statistics, STATS))
+            self._add(self._names.file("stats.json"), tables.mismatches(statistics, tables.STATS))
         except ArtefactError as error:
             self._findings.add(str(error))
         if bundle.manifest:
-            self._add("manifest", mismatches(bundle.manifest, MANIFEST, ordered=False))
+            self._add("manifest", tables.mismatches(bundle.manifest, tables.MANIFEST, ordered=False))
         return self._findings.result(records=self._walk.rows)
 
     def _add(self, where: str, ends: Iterable[str]) -> None:
@@ -85,14 +77,14 @@ class LegacyKeys:
     def _payload_problems(
         self, payload: dict[str, Any], vectors: list[str], metadata: dict[str, Any] | None
     ) -> Iterator[str]:
-        yield from mismatches(payload, PAYLOAD_TAIL, ordered=False)
+        yield from tables.mismatches(payload, tables.PAYLOAD_TAIL, ordered=False)
         if metadata is not None:
             yield from _order_problems(payload, metadata)
         yield from _model_problems(payload, vectors)
         vector = payload.get("sparse_vector")
         stats = vector.get("stats") if isinstance(vector, dict) else None
         if isinstance(stats, dict):
-            added, expected = tuple(stats)[len(SPARSE_STATS) :], _ADDED_STATS if self._sparse_on else ()
+            added, expected = tuple(stats)[len(tables.SPARSE_STATS) :], _ADDED_STATS if self._sparse_on else ()
             if added[: len(expected)] != expected or (added and not self._sparse_on):
                 yield f", key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
 
@@ -103,7 +95,7 @@ class LegacyKeys:
         for name in _REQUIRED if self._complete else ():
             if name not in metadata:
                 yield f": key {name!r} is missing"
-        for name, kind in LOADER_KINDS.items():
+        for name, kind in tables.LOADER_KINDS.items():
             if name in metadata and not kind.holds(metadata[name]):
                 yield f", key {name!r}: expected {kind.words}, found {type(metadata[name]).__name__}"
 
@@ -146,8 +138,8 @@ def _sparse_problems(record: dict[str, Any] | None) -> Iterator[str]:
     if record is None:
         yield ": is no JSON object"
         return
-    yield from mismatches(record, SPARSE_RECORD)
+    yield from tables.mismatches(record, tables.SPARSE_RECORD)
     stats = record.get("stats")
     if isinstance(stats, dict) and stats:
-        for end in mismatches(stats, SPARSE_STATS):
+        for end in tables.mismatches(stats, tables.SPARSE_STATS):
             yield f", key 'stats'{end}"
