@@ -28,7 +28,6 @@ class PreparedText:
         text: whitespace runs collapsed to one space, cut at the contract's length with ``...`` appended.
         rest: the part that was cut off; empty if the text is not longer than allowed.
         original_length: characters of the original text.
-        cut: whether the text was cut.
         sha1: 40 hex digits, SHA-1 of the original text in UTF-8.
         modal_hint: kind of the original text: ``code``, ``table``, ``json`` or ``prose``; empty for a blank text.
     """

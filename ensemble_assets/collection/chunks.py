@@ -84,10 +84,8 @@ def build_chunks(
 ) -> tuple[pl.DataFrame, ReadReport]:
     """Build the ``CHUNKS`` frame (possibly without rows) and its report from raw records in collection order.
 
-    The parameters are those of ``read_chunks``; the report includes the counts of ``tally``.
-
-    Raises:
-        InputError: for an id given twice with different content, a record above the limit, metadata nested too deeply.
+    The parameters are those of ``read_chunks``; the report includes the counts of ``tally``. An id given twice with
+    different content, a record above the limit and metadata nested too deeply are an ``InputError``.
     """
     builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits(), keep_rest)
     for record in records:

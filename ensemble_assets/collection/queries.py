@@ -63,22 +63,15 @@ def load_queries(
     derived_limit: int = DERIVED_QUERIES,
     ids_are_public: bool = False,
 ) -> QuerySet:
-    """Load the queries and judgements of one collection.
+    """Load the queries and judgements of one collection, whose ``CHUNKS`` frame is ``chunks``.
 
     Without ``queries_file``, one of ``QUERY_FILES`` in ``folder`` is read, and one of ``QRELS_FILES`` with it. With
-    ``queries_file``, only the given ``qrels_file`` is read. Without any queries file, probes are derived from
-    ``chunks``.
+    ``queries_file``, only the given ``qrels_file`` is read. Without any queries file, at most ``derived_limit`` probes
+    are derived from the chunks.
 
-    Args:
-        folder: the collection's folder.
-        chunks: its ``CHUNKS`` frame.
-        key: key of the deployment, for hashes and public ids.
-        queries_file: JSONL (``query_id`` or ``_id``, and ``text``) or TSV (id, tab, text).
-        qrels_file: TREC or BEIR judgements.
-        judged_only: with judgements, keep only the queries that have one, and count the others. BEIR's
-            ``queries.jsonl`` has the queries of all splits; the unjudged ones would only cost time.
-        derived_limit: largest number of probes.
-        ids_are_public: the operator vouches that query ids are not personal (``query_privacy.public_id``).
+    With ``judged_only``, queries without a judgement are counted and left out, if there are judgements: BEIR's
+    ``queries.jsonl`` has the queries of all splits. With ``ids_are_public`` the operator vouches that query ids are not
+    personal (``query_privacy.public_id``).
 
     Raises:
         InputError: for files that cannot be used, ambiguous names, and if no query is left.
@@ -153,10 +146,8 @@ def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
 
     The suffix decides the format: ``.jsonl`` or ``.ndjson`` is lines of JSON, ``.tsv`` or ``.txt`` is tab-separated
     with an optional header ``query_id<TAB>text``. Surrounding blanks are dropped. Lone surrogates and NUL are replaced
-    and counted. Blank queries and repeated identical lines are skipped and counted.
-
-    Raises:
-        InputError: for a line that cannot be read, another suffix, and one id with two texts; names file and line.
+    and counted. Blank queries and repeated identical lines are skipped and counted. A line that cannot be read, another
+    suffix, and one id with two texts are an ``InputError``.
     """
     read = _READERS.get(file.path.suffix.lower())
     if read is None:

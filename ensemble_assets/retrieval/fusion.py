@@ -39,10 +39,8 @@ class RankedList:
 class FusionMethod:
     """A rule for the contribution of one list to the fused score of its chunks.
 
-    Attributes:
-        contribution: expression over one RUN frame's ``rank`` and ``score``, at least 0.
-        convex: whether weights are divided by their sum, so that fused scores stay in the contribution's range.
-        parameters: for the manifest.
+    ``contribution`` is an expression over one RUN frame's ``rank`` and ``score``, at least 0. With ``convex``, weights
+    are divided by their sum, so that fused scores stay in its range. ``parameters`` are for the manifest.
     """
 
     name: str

@@ -74,10 +74,8 @@ class Difference:
 class Comparison(Difference):
     """A difference, and whether it counts.
 
-    Attributes:
-        outcome: ``equal`` means within tolerance: too small, or not more than chance.
-        decided_by: ``test`` when effect and test decided; ``effect`` when there are too few queries for the test to
-            reach ``alpha`` even if all agreed, so that the effect alone decided.
+    ``equal`` means within tolerance: too small, or not more than chance. With too few queries for the test to reach
+    ``alpha`` even if all agreed, the effect alone decides.
     """
 
     outcome: Literal["equal", "better", "worse"]

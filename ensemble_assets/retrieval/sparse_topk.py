@@ -1,8 +1,7 @@
 """Search sparse vectors exactly: dot-product top-k in tiles of documents whose posting lists fit a memory bound.
 
-Each tile is turned into posting lists (one per term) and every query adds up the lists of its own terms, so the work is
-the number of matching (term, document) pairs. Sums run in float64 in ascending term order and are rounded once, so that
-scores and ties do not depend on the tile size.
+Each tile is turned into posting lists (one per term) and every query adds up the lists of its own terms. Sums run in
+float64 in ascending term order and are rounded once: scores and ties do not depend on the tile size.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Collect the k best of many scored rows, tile by tile, in an exact order.
 
 A (score, row) pair is one unsigned 64-bit key: the high half falls as the score rises, the low half is the row.
-Ascending key order is then "score descending, row ascending", so the result does not depend on how the rows were cut
-into tiles.
+Ascending keys are "score descending, row ascending", however the rows were cut into tiles.
 """
 
 from __future__ import annotations

@@ -10,13 +10,9 @@ from ensemble_assets.compute.devices.ceiling import Headroom
 
 @dataclass(frozen=True)
 class Finished:
-    """All rows of the batch are stored.
+    """All rows of the batch are stored; those in ``not_finite`` are to be done again in full precision.
 
-    Attributes:
-        number: of the assignment.
-        peak_bytes: the allocator's peak during the batch.
-        headroom: memory left on the device now.
-        not_finite: rows with a NaN or an infinity, to be done again in full precision.
+    ``peak_bytes`` is the allocator's peak during the batch, ``headroom`` the memory left on the device now.
     """
 
     number: int

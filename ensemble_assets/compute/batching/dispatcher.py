@@ -1,8 +1,7 @@
 """Decide which device gets the next batch, which one waits for memory, and which one is given up.
 
 There is one queue: a device that is free gets its next batch, so no device holds batches that another could run. The
-decisions are pure logic, with time as an argument. ``Dispatcher.actions`` is the loop over them for worker processes,
-for this process and for simulated devices.
+decisions are pure logic, with time as an argument.
 """
 
 from __future__ import annotations
@@ -79,11 +78,7 @@ Action = Run | Measure | Stop | Start
 
 @dataclass
 class _Lane:
-    """The state of one device's worker.
-
-    Attributes:
-        permanent: bytes of others that were waited for in vain.
-    """
+    """The state of one device's worker; ``permanent`` are bytes of others that were waited for in vain."""
 
     headroom: Headroom
     permanent: int = 0
@@ -99,12 +94,7 @@ class _Lane:
 
 @dataclass
 class _Losses:
-    """Losses of a device since it finished a batch.
-
-    Attributes:
-        unexplained: those that did not narrow down a row that may be to blame.
-        restarts: workers started after a loss.
-    """
+    """Losses of a device since it finished a batch: those without a row to blame, and workers started after one."""
 
     unexplained: int = 0
     restarts: int = 0

@@ -217,17 +217,10 @@ class BatchPlanner:
             self._give_up(reason)
 
     def returned(self, number: int, reason: str) -> bool:
-        """Record that a batch's device was lost, and plan its rows again.
+        """Record that a batch's device was lost, and plan its rows again; say if that narrowed down the rows to blame.
 
         The first time, the next device gets them at once. From the second time on the rows are suspected: they are
         halved and wait until all other rows are done, and a single one has failed.
-
-        Args:
-            number: of the assignment.
-            reason: why the device was lost.
-
-        Returns:
-            Whether this narrowed down the rows that may be to blame.
         """
         assignment, part = self._running.pop(number)
         self._peaks[number] = None

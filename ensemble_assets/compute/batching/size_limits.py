@@ -73,11 +73,8 @@ class Failure(NamedTuple):
 class KnownSizes:
     """Knowledge of earlier runs about batch sizes of one model on one kind of device.
 
-    Attributes:
-        observations: peaks of batches, for the memory model.
-        worked_tokens: most padded tokens of a batch that fitted.
-        worked_square: most tokens times longest row of a batch that fitted.
-        failures: the last batches that did not fit although no other program took memory.
+    ``worked_tokens`` are the most padded tokens of a batch that fitted, ``worked_square`` the most tokens times longest
+    row. ``failures`` are the last batches that did not fit although no other program took memory.
     """
 
     observations: tuple[Observation, ...] = ()

@@ -27,9 +27,6 @@ class TableResult:
         tokens: tokens of the distinct rows that ran, padding not counted.
         peak_bytes: most memory in use on any device, see ``devices.device.MemoryReading.used``.
         precision_redone: distinct rows computed again in fp32 because they were not finite.
-        distinct_rows: rows that differ from all rows before them.
-        device: the devices that ran rows; of kind ``none`` if there was nothing to run.
-        largest_batch: rows of the largest batch that worked.
         reused_rows: rows whose outputs an earlier run had computed.
     """
 

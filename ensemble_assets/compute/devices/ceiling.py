@@ -158,12 +158,8 @@ class MemoryGuard:
 class PeakSampler:
     """A thread that measures at once and then at a fixed period, and keeps a thinned timeline for pictures.
 
-    A sampler can miss a spike between two samples. The allocator's cap cannot. A reading that fails is left out: the
+    A sampler can miss a spike between two samples. The allocator's cap cannot. A reading that fails is counted: the
     device is given up by the batch that cannot be measured, not by this thread.
-
-    Attributes:
-        timeline: the samples.
-        failures: readings that failed.
     """
 
     def __init__(self, guard: MemoryGuard, period_seconds: float = 0.05) -> None:

@@ -1,7 +1,6 @@
-"""Use the host as a device. Its used memory is the resident memory of this program.
+"""Use the host as a device. Its used memory is the resident memory of this program alone: a host is shared by design.
 
-On a GPU, every process counts against the ceiling. A host is shared by design, so only this program's own memory counts
-here. The memory that others leave free, and the control group's limit, bound it too.
+The memory that others leave free, and the control group's limit, bound it too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Use NVIDIA GPUs: NVML reads the memory of all processes, torch allocates this process's.
 
-NVML comes from ``nvidia-ml-py`` and needs no CUDA context. So the parent process lists and watches GPUs without holding
-any of their memory. Only ``open`` makes a context, and only workers call it.
+NVML needs no CUDA context, so the parent process watches GPUs without holding their memory. Only ``open``, in a worker,
+makes a context.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ def _nvml() -> Iterator[Any]:
 def _memory(nvml: Any, handle: Any) -> MemoryReading:
     """Read a device's memory, without what the driver reserves: that is never free, and no program holds it.
 
-    A reading may fail once, so it is tried again.
-
-    Raises:
-        DeviceError: if it fails again and again.
+    A reading may fail once and is tried again; if it fails again and again, it is a ``DeviceError``.
     """
     for _ in range(_READINGS - 1):
         with suppress(nvml.NVMLError):
@@ -176,8 +173,7 @@ class CudaSession:
 def list_cuda_devices() -> tuple[CudaDevice, ...]:
     """List every GPU that NVML knows, in PCI bus order; in place of a divided GPU (MIG) its instances.
 
-    Raises:
-        DeviceError: if NVML cannot be used; the message says why.
+    If NVML cannot be used, a ``DeviceError`` says why.
     """
     try:
         import pynvml

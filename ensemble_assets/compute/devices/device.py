@@ -17,9 +17,8 @@ class MemoryReading:
     """Memory of a device at one moment, in bytes.
 
     Attributes:
-        used: bytes that count against the ceiling. On a GPU: all memory in use by all processes (context, libraries,
-            allocators, other programs). On a host: this program's own memory.
-        free: bytes that can still be taken before the device, or the control group, has none left.
+        used: counts against the ceiling: on a GPU the memory in use by all processes, on a host this program's own.
+        free: can still be taken before the device, or the control group, has none left.
     """
 
     used: int

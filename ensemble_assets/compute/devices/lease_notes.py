@@ -1,7 +1,6 @@
 """Note in a lock file which process holds the device, for people. Only the lock itself excludes others.
 
-The note is written into the lock file in place, under the lock: in a folder that all users share, nobody may replace
-another user's file, but everyone may write into it.
+The note is written in place: in a shared folder nobody may replace another user's file.
 """
 
 from __future__ import annotations

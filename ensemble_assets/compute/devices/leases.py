@@ -1,9 +1,8 @@
 """Lease compute devices exclusively, across threads, processes and users of one machine.
 
 A lease is an ``flock`` on one file per device UUID, taken in sorted order in one machine-wide folder. Workers inherit
-the open files, so the kernel frees the device when the last process that could hold its memory is dead: there is no
-heartbeat, no time-out of the lock and nothing to clean up. After the locks, a lease waits until the memory is really
-free. ``lease_notes`` writes the holder's name into the lock file, for people.
+the open files, so the kernel frees the device when the last process that could hold its memory is dead. There is no
+heartbeat and nothing to clean up. After the locks, a lease waits until the memory is really free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Run rows on a Ray cluster: shards of rows, one actor per GPU, or per node if the cluster has no GPU.
 
-Ray finds nodes, starts processes and moves arrays. ``node`` computes a shard; its leases guard the node against all
-other programs that compute there. The driver leases nothing and loads nothing.
+Ray finds nodes, starts processes and moves arrays. The nodes lease their devices; the driver loads nothing.
 """
 
 from __future__ import annotations
@@ -60,11 +59,8 @@ class RayRunner:
     def __call__(self, table: TokenTable, factory: ForwardFactory, *, lease: Lease, events: EventSink) -> TableResult:
         """Run every row of ``table``; see ``Runner``.
 
-        Raises:
-            EnsembleError: if loading or a device of a node fails.
-            DeviceOutOfMemoryError: if the weights fit on no device.
-            DeviceError: if there is no cluster, or its nodes keep dying.
-            StageError: for any other error on a node, by the name of its class.
+        No cluster, and nodes that keep dying, are a ``DeviceError``. An error on a node is raised as it is if it may be
+        shown, else as a ``StageError`` with the name of its class.
         """
         if lease.devices:
             raise DeviceError("the Ray runner needs a lease of the cluster")

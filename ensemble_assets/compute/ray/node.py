@@ -33,8 +33,6 @@ class NodeOptions:
         on_cpu: workers, batches and limits of a node without GPUs; ``on_gpu``: with GPUs.
         environment: returns the environment of the process that calls it: the node's.
         lock_folder: folder of device locks on every node; a path on its own disk.
-        lease_timeout: seconds to wait for a device.
-        ceiling_bytes: most memory in use on any device.
         threads: CPU threads; 0 for all.
         run: id of the run, for the lease's note.
     """

@@ -39,12 +39,10 @@ def row_keys(table: TokenTable, secret: bytes = b"") -> Keys:
 
 @dataclass(frozen=True)
 class DistinctRows:
-    """The groups of equal rows of a table of ``n`` rows.
+    """The groups of equal rows of a table of ``n`` rows: keys ``[n, 2] uint64``, equal for equal rows.
 
-    Attributes:
-        keys: ``[n, 2] uint64``, equal for equal rows.
-        first: ``[m] int64``, the first row of every group, in the order of the keys.
-        group: ``[n] int64``, the number of every row's group.
+    ``first`` ``[m] int64`` is the first row of every group, in the order of the keys; ``group`` ``[n] int64`` is the
+    number of every row's group.
     """
 
     keys: Keys

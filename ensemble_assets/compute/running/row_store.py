@@ -1,7 +1,6 @@
 """Store outputs of rows by key, in sealed shards on local disk, or in memory for one run.
 
-There is one folder per collection, model and way of computing. A shard appears whole or not at all, so a killed run
-loses at most the shard that it was computing.
+There is one folder per collection, model and way of computing. A killed run loses the shard that it was computing.
 """
 
 from __future__ import annotations

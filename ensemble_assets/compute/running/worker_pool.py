@@ -1,7 +1,6 @@
 """Run rows through a model in worker processes: one per leased device, batches pulled from one queue.
 
-The parent holds no model and no device memory. It plans batches, workers compute them, and results land by row number
-in arrays that all of them map.
+The parent plans batches and holds no model. Results land by row number in arrays that all processes map.
 """
 
 from __future__ import annotations
@@ -63,14 +62,7 @@ def run_in_workers(
     settings: WorkerSettings,
     events: EventSink,
 ) -> PassResult:
-    """Run the planner's rows of a table on all devices of the lease, whose locks the workers hold too.
-
-    Raises:
-        ModelUnavailableError: if the model cannot be loaded.
-        DeviceOutOfMemoryError: if its weights fit on no device.
-        DeviceError: if other programs keep the memory of every device.
-        StageError: if no worker is left.
-    """
+    """Run the planner's rows of a table on all devices of the lease, whose locks the workers hold too."""
     with work_folder(settings.work_folder) as folder:
         save_table(folder, table)
         create_outputs(folder, factory.outputs, len(table))

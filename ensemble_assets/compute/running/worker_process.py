@@ -1,7 +1,6 @@
 """Serve batches in a worker process: one device, one model, one parent at the other end of a connection.
 
-A worker dies with its parent and never prints. About an error it reports the class name and a place in the code, since
-messages may quote the input.
+A worker dies with its parent. Of an error it reports class and place, since messages may quote the input.
 """
 
 from __future__ import annotations
@@ -51,12 +50,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded.
+    """The model is loaded, and takes ``base_bytes`` of the allocator.
 
-    Attributes:
-        base_bytes: allocator bytes of the loaded model.
-        reserve_bytes: bytes in use outside of the allocator (context, libraries, other processes).
-        headroom: memory left on the device.
+    ``reserve_bytes`` are in use outside of the allocator (context, libraries, other processes).
     """
 
     base_bytes: int

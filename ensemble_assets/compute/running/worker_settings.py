@@ -45,9 +45,6 @@ class WorkerSettings:
     """Settings of the devices of a machine.
 
     Attributes:
-        batches: how batches are planned.
-        ceiling: memory limits of every device.
-        patience: how long to wait, and for what.
         workers_per_device: processes on each device. More than one only pays on CPUs, where they share the ceiling.
             0 computes in this process, on the first device, which must be a CPU.
         load_seconds: a worker that has not loaded its model after this time is given up.
@@ -71,13 +68,10 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class PassResult:
-    """One pass of some rows of a table through a model.
+    """One pass of some rows of a table through a model; ``not_finite`` are rows with a NaN or an infinity.
 
-    Attributes:
-        outputs: ``[n, *shape]`` per output of the forward, zero where a row was not run or failed.
-        not_finite: rows with a NaN or an infinity.
-        peak_bytes: most memory in use on any of the devices, all processes counted.
-        largest_batch: rows of the largest batch that worked.
+    ``outputs`` are ``[n, *shape]`` each, zero where a row was not run or failed. ``peak_bytes`` is the most memory in
+    use on any of the devices, all processes counted. ``largest_batch`` counts rows.
     """
 
     outputs: dict[str, NDArray[Any]]

@@ -40,12 +40,10 @@ _USUAL = 1e12
 
 @dataclass(frozen=True)
 class HeadPath:
-    """The way in which a head computes.
+    """The way in which a head computes, and the reason, a fixed word.
 
-    Attributes:
-        name: ``screen``, or ``products`` where the screen cannot run or does not pay.
-        reason: a fixed word: ``avx512_vnni``, ``avx_vnni``; ``no_vector_instruction``, ``few_tokens``,
-            ``not_compiled_yet``, ``unusual_numbers``.
+    ``products`` is taken where ``screen`` cannot run or does not pay. Reasons are ``avx512_vnni``, ``avx_vnni``;
+    ``no_vector_instruction``, ``few_tokens``, ``not_compiled_yet``, ``unusual_numbers``.
     """
 
     name: Literal["screen", "products"]

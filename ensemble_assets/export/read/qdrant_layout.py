@@ -24,13 +24,7 @@ _CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp"})
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the vectors of a bundle's points go.
-
-    Attributes:
-        sizes: width by dense model, the primary one first.
-        unnamed: whether the collection has one vector without a name. It takes the primary model's; further models and
-            sparse vectors have no place there.
-    """
+    """Vectors that a collection has, and whether they are unnamed."""
 
     sizes: Mapping[str, int]
     unnamed: bool

@@ -51,10 +51,7 @@ def write_bundle(
         bundle: the inputs of the v4.0 files; ``sparse`` None when the stage is off.
         manifest: makes the manifest's inputs from the result of writing (counts, skipped files).
         lists: the ranked lists; None when both stages are off, whose bundle is a v4.0 one.
-        judge: judges the finished folder before the swap, and raises if the old bundle must stay.
-
-    Raises:
-        ContractError: if anything does not fit together; the folder is then as it was.
+        judge: judges the finished folder before the swap, and raises a ``ContractError`` if the old bundle must stay.
     """
     names = bundle.names
     target = output / collection_folder(bundle.collection)

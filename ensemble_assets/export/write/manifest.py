@@ -76,11 +76,8 @@ class ManifestInputs:
 def build_manifest(run: ManifestInputs) -> dict[str, Any]:
     """Make the manifest's object, keys in the contract's order.
 
-    Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not.
-
-    Raises:
-        ContractError: if a stage is on without its run or off with one, or telemetry has a name or key that the
-            contract does not have.
+    Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not. A stage
+    that is on without its run, or off with one, and telemetry outside of the contract are a ``ContractError``.
     """
     _require_runs_fit_toggles(run)
     toggles = run.toggles.as_json()
