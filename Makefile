@@ -57,8 +57,8 @@ test-ui: install  ## the UI in a real browser (needs Chromium; skips where it is
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
 	$(BIN)/python -m pytest -m ui -rs ensemble_assets_tests/ui
 
-test-gpu: install  ## the same promises on real CUDA devices; skips where there are none
-	$(BIN)/python -m pytest -m gpu -rs ensemble_assets_tests/gpu
+test-gpu:  ## the same promises on real CUDA devices; installs nothing, skips where there are none
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu -rs ensemble_assets_tests/gpu
 
 pictures: install  ## the screenshots in docs/pictures (needs Chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'

@@ -13,8 +13,8 @@ import click
 
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings import resolve
-from ensemble_assets.settings.default_paths import baselines_folder
+from ensemble_assets.settings import Settings, resolve
+from ensemble_assets.settings.default_paths import baselines_folder, lock_folder
 
 if TYPE_CHECKING:
     import polars as pl
@@ -198,11 +198,11 @@ def sla(
     """Time a plain sentence-transformers script, for COLLECTION or for all.
 
     Runs SentenceTransformer.encode at its default settings over the chunks, once per dense model, and stores the
-    seconds for this machine. Later runs are compared with it (vs_sla, see docs/performance.md). Needs a quiet machine.
+    seconds for this machine. Leases the devices meanwhile and keeps below their ceiling. Later runs are compared with
+    it (vs_sla, see docs/performance.md). Needs a quiet machine.
     """
     from ensemble_assets.artefacts.latency_baseline import store_baseline
-    from ensemble_assets.compute.stages.plain_baseline import measure_baseline
-    from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks
+    from ensemble_assets.pipeline.from_settings import collection_chunks
 
     settings = args.resolve_flags(flags, assignments, sample=sample)
     stored: list[dict[str, Any]] = []
@@ -210,7 +210,7 @@ def sla(
         if not json_output:
             click.echo(f"{chosen.name}: measuring the plain script …", err=True)
         chunks = collection_chunks(settings, chosen)[0]
-        measured = measure_baseline(chosen.name, chunks, choose_models(settings.models).dense, repeats)
+        measured = _measured(settings, chosen.name, chunks, repeats)
         store_baseline(baselines_folder(settings.paths), measured)
         stored.append(measured.as_json())
         if not json_output:
@@ -218,6 +218,31 @@ def sla(
     if json_output:
         click.echo(json.dumps(stored, indent=2))
     return 0
+
+
+def _measured(settings: Settings, collection: str, chunks: pl.DataFrame, repeats: int) -> SlaBaseline:
+    """Time the plain script on leased devices and below their ceiling, as a run would compute."""
+    from ensemble_assets.common.events import EventLog
+    from ensemble_assets.compute.devices.ceiling import Ceiling
+    from ensemble_assets.compute.devices.discovery import discover_devices
+    from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+    from ensemble_assets.compute.stages.plain_baseline import capped, measure_baseline
+    from ensemble_assets.pipeline.from_settings import choose_models
+
+    options = settings.device
+    with (
+        lease_devices(
+            "plain script",
+            "baseline",
+            lock_folder=lock_folder(settings.paths),
+            events=EventLog(),
+            devices=discover_devices(resolve().environment.get("CUDA_VISIBLE_DEVICES")).chosen,
+            timeout=options.lease_timeout,
+            gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
+        ) as lease,
+        capped(lease.devices, Ceiling(options.ceiling_bytes)),
+    ):
+        return measure_baseline(collection, chunks, choose_models(settings.models).dense, repeats)
 
 
 def _baseline_sentence(measured: SlaBaseline) -> str:

@@ -9,6 +9,9 @@ import pytest
 
 from ensemble_assets.artefacts.latency_baseline import content_fingerprint
 from ensemble_assets.collection.chunks import read_chunks
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets_tests.cli.test_run import run
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 
@@ -43,6 +46,19 @@ def test_the_baseline_is_of_the_texts_that_a_run_would_take(tmp_path: Path) -> N
     assert finished.returncode == 0, finished.stderr
     whole, _ = read_chunks(folder, 2 * 256)
     assert json.loads(finished.stdout)[0]["content"] == content_fingerprint(whole["content_hash"])
+
+
+def test_the_devices_are_leased_meanwhile(tmp_path: Path) -> None:
+    """What another run computes at the same time would be part of the measured seconds."""
+    write_collection(tmp_path / "corpora" / "notes", count=5)
+    with lease_devices("m", "dense", lock_folder=tmp_path / "locks", events=EventLog(), devices=[CpuDevice()]):
+        taken = run(
+            "baseline", "sla", "notes", "--set", "device.lease_timeout=0", cwd=tmp_path,
+            EMBEDDER_PATHS_CACHE_DIR="cache", EMBEDDER_PATHS_LOCK_DIR=str(tmp_path / "locks"),
+        )  # fmt: skip
+    assert taken.returncode == 1
+    assert "is leased by" in taken.stderr
+    assert not (tmp_path / "cache" / "baselines").exists()
 
 
 def test_a_collection_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:

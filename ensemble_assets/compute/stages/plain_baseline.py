@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
 import polars as pl
 
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, content_fingerprint
-from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
+from ensemble_assets.common.errors import MemoryBudgetError, ModelUnavailableError, SettingsError
 from ensemble_assets.common.machine import library_versions, this_host
+from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
+from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import HubSource, ModelSpec
 
@@ -76,6 +80,26 @@ def measure_baseline(
     )
 
 
+@contextmanager
+def capped(devices: Sequence[Device], ceiling: Ceiling) -> Iterator[None]:
+    """Keep the leased GPU that the plain script takes, torch's first, below the ceiling; a host needs no cap."""
+    gpus = [device for device in devices if device.torch_device != "cpu"]
+    if not gpus:
+        yield
+        return
+    if len(gpus) > 1:
+        import torch
+
+        first = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        gpus = [device for device in gpus if device.uuid == first] or gpus
+    session = gpus[0].open()
+    try:
+        with PeakSampler(MemoryGuard(session, ceiling.within(gpus[0].total_bytes))):
+            yield
+    finally:
+        session.limit_allocations(None)
+
+
 def accelerators() -> tuple[str, ...]:
     """Return the names of the CUDA devices that the plain script would use; empty where it runs on the CPU."""
     import torch
@@ -104,6 +128,13 @@ def _measure(
             ) from error
         loads.append(clock() - started)
         started = clock()
-        encoder.encode(prefixed)
+        try:
+            encoder.encode(prefixed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryBudgetError(
+                f"{spec.slug}: the plain script does not fit below device.ceiling_gb. Raise it or leave the model out"
+            ) from error
         encoded.append(clock() - started)
     return ModelSeconds(spec.slug, files.fingerprint, statistics.median(loads), tuple(encoded))

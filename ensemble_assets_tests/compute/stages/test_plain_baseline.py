@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from ensemble_assets.artefacts.latency_baseline import content_fingerprint
-from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
-from ensemble_assets.compute.stages.plain_baseline import ENOUGH_SECONDS, load_plain, measure_baseline
+from ensemble_assets.common.errors import MemoryBudgetError, ModelUnavailableError, SettingsError
+from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.stages.plain_baseline import ENOUGH_SECONDS, capped, load_plain, measure_baseline
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
 
 CHUNKS = pl.DataFrame({"text": ["one", "two", "three"], "content_hash": ["a", "b", "c"]})
 
@@ -76,6 +80,34 @@ def test_a_model_that_sentence_transformers_cannot_load_is_named(tmp_path: Path)
             "notes", CHUNKS, [spec()], 1, load=broken, find=lambda one: ModelFiles(tmp_path, "local", "f")
         )  # fmt: skip
     assert "private" not in str(caught.value)
+
+
+class Hungry(World):
+    """An encoder that takes memory of a simulated GPU."""
+
+    def __init__(self, needs: int) -> None:
+        super().__init__(0.0, [1.0])
+        self._needs = needs
+
+    def encode(self, sentences: list[str]) -> None:
+        super().encode(sentences)
+        OPEN_SESSIONS["simulated:SIM-plain"].allocate(self._needs)
+
+
+def test_the_plain_script_is_refused_what_would_cross_the_ceiling() -> None:
+    """A card of 140 GB would hold it all, and nobody would notice that the promise was broken."""
+    gpu = SimulatedDevice("SIM-plain", total_bytes=140_000_000_000, raw_errors=True)
+    with capped([gpu], Ceiling(12_000_000_000)):
+        assert Hungry(11_000_000_000).measure(spec(), repeats=1).seconds == 1.0
+    with capped([gpu], Ceiling(12_000_000_000)), pytest.raises(MemoryBudgetError, match=r"first: .*device\.ceiling_gb"):
+        Hungry(12_000_000_000).measure(spec())
+    OPEN_SESSIONS["simulated:SIM-plain"].allocate(20_000_000_000)  # the cap is gone afterwards
+
+
+def test_a_host_is_not_capped() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with capped([CpuDevice()], Ceiling()):
+        assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @pytest.mark.models
