@@ -5,8 +5,10 @@ Rows are gathered column-wise in slices, so that a million chunks are never a mi
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ import polars as pl
 
 from ensemble_assets.collection.chunk_text import prepare_text
 from ensemble_assets.collection.readers.chunk_ids import MAX_ID_CHARACTERS, own_id, place_id, plain_id, with_unique_ids
-from ensemble_assets.collection.readers.formats import chunk_files_in, read_records
-from ensemble_assets.collection.readers.input_files import ReadLimits, too_large
-from ensemble_assets.collection.readers.json_values import encode_object, replace_surrogates
+from ensemble_assets.collection.readers.formats import InputFormat, chunk_files_in
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, too_large
+from ensemble_assets.collection.readers.json_values import encode_object, given_number, replace_surrogates
 from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place, usable_text
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import CHUNKS, conform
@@ -25,13 +27,22 @@ from ensemble_assets.common.frame_schemas import CHUNKS, conform
 _SLICE_ROWS = 8192
 """Rows that are Python objects at one time: a few tens of MB with long texts."""
 
+_MOST_NAMED = 20
+"""Broken files that an error names; a page holds as many."""
+
 _MAX_COUNT = 2**32 - 1
 """Largest token count: the column is UInt32."""
 
 _TOKEN = r"\w+|[^\w\s]"  # noqa: S105  # a pattern, not a secret
 """A word or one punctuation mark."""
 
-_SCHEMA = {name: dtype for name, dtype in CHUNKS.items() if name != "row"} | {"given": pl.Boolean()}
+LEGACY_MIN_TOKENS = 50
+"""The threshold of version 4.0. It comes with version 4.0's rules for chunk files without a usable count."""
+
+_OF_BUILDER = {"given": pl.Boolean(), "judged_count": pl.UInt32()}
+"""Columns beside the frame's: whether the id must be unique, and the count for ``min_tokens`` if it is another one."""
+
+_SCHEMA = {name: dtype for name, dtype in CHUNKS.items() if name != "row"} | _OF_BUILDER
 
 
 def read_chunks(
@@ -42,6 +53,7 @@ def read_chunks(
     keep_rest: bool = True,
     format_name: str | None = None,
     follow_links: bool = False,
+    skip_broken: bool = False,
     limits: ReadLimits | None = None,
 ) -> tuple[pl.DataFrame, ReadReport]:
     """Read a collection's folder into the ``CHUNKS`` frame.
@@ -49,10 +61,11 @@ def read_chunks(
     Args:
         folder: ``<chunked-dir>/<collection>``.
         max_tokens: length limit of the primary dense model. Texts of more than four times as many characters are cut.
-        min_tokens: chunks with fewer tokens are skipped and counted. Version 4.0 used 50.
+        min_tokens: chunks with fewer tokens are skipped and counted. 50 brings version 4.0's rules, see docs/bundle.md.
         keep_rest: whether column ``rest`` has the part that is cut off.
         format_name: read only this format (``readers.formats.FORMATS``); None reads the folder's only format.
         follow_links: also read the targets of links that lead out of the folder.
+        skip_broken: leave out and count files that cannot be used, instead of naming them all in an error.
         limits: sizes above which a record or file is an error.
 
     Raises:
@@ -61,8 +74,11 @@ def read_chunks(
     tally = Tally()
     limits = limits or ReadLimits()
     chosen, files = chunk_files_in(folder, tally, format_name=format_name, follow_links=follow_links)
-    records = read_records(chosen, files, tally, limits)
-    frame, report = build_chunks(records, max_tokens, min_tokens, keep_rest=keep_rest, tally=tally, limits=limits)
+    builder = _Builder(max_tokens, min_tokens, tally, limits, keep_rest)
+    errors = [error for file in files if (error := _add_file(builder, chosen, file, limits, skip_broken=skip_broken))]
+    if errors and not skip_broken:
+        raise errors[0] if len(errors) == 1 else _all_of(folder.name, errors)
+    frame, report = builder.finish()
     if frame.is_empty():
         reasons = "; ".join(report.warnings()) or "the files hold no records"
         raise InputError(
@@ -71,6 +87,36 @@ def read_chunks(
             "Add chunks, or leave the collection out",
         )
     return frame, report
+
+
+def _add_file(
+    builder: _Builder, chosen: InputFormat, file: InputFile, limits: ReadLimits, *, skip_broken: bool
+) -> InputError | None:
+    """Add the records of a file, one at a time in memory; return what makes the file unusable.
+
+    With ``skip_broken`` nothing of such a file stays.
+    """
+    before = builder.mark() if skip_broken else None
+    try:
+        builder.tally.files += 1
+        for record in chosen.read(file, limits, builder.tally):
+            builder.add(record)
+    except InputError as error:
+        if before is not None:
+            builder.go_back(before)
+            builder.tally.note("unusable_file", file.source)
+        return error
+    return None
+
+
+def _all_of(folder: str, errors: Sequence[InputError]) -> InputError:
+    named = "; ".join(f"{error.where}: {error.problem}" for error in errors[:_MOST_NAMED])
+    more = f"; and {len(errors) - _MOST_NAMED} more" if len(errors) > _MOST_NAMED else ""
+    return InputError(
+        folder,
+        f"has {len(errors)} files that cannot be used: {named}{more}",
+        "Repair or remove them, or set chunks.on_error to skip",
+    )
 
 
 def build_chunks(
@@ -135,25 +181,37 @@ class _Builder:
             "content_hash": hashlib.blake2b(prepared.text.encode(), digest_size=16).hexdigest(),
             "cut": prepared.cut,
             "given": record.given_id is not None,
+            "judged_count": self._judged_count(record),
         }
         for name, value in row.items():
             self.columns[name].append(value)
         if len(self.columns["text"]) >= _SLICE_ROWS:
             self._close_slice()
 
+    def mark(self) -> tuple[int, Tally]:
+        """Remember what was added so far."""
+        self._close_slice()
+        return len(self.slices), copy.deepcopy(self.tally)
+
+    def go_back(self, mark: tuple[int, Tally]) -> None:
+        """Forget what was added since."""
+        self.columns = _empty_columns()
+        del self.slices[mark[0] :]
+        vars(self.tally).update(vars(mark[1]))
+
     def finish(self) -> tuple[pl.DataFrame, ReadReport]:
         self._close_slice()
         frame = with_unique_ids(pl.concat(self.slices), self.tally)
         for source, position in frame.filter("cut").select("source", "position").iter_rows():
             self.tally.note("text_cut", source, position)
-        frame = frame.drop("given").with_row_index("row")
+        frame = frame.drop(*_OF_BUILDER).with_row_index("row")
         return conform(frame, CHUNKS, "chunks"), self.tally.report(frame.height)
 
     def _close_slice(self) -> None:
         part = pl.DataFrame(self.columns, schema=_SCHEMA)
         self.columns = _empty_columns()
         part = part.with_columns(pl.col("token_count").fill_null(estimated_tokens(pl.col("text"))))
-        few = pl.col("token_count") < self.min_tokens
+        few = pl.coalesce("judged_count", "token_count") < self.min_tokens
         for source, position in part.filter(few).select("source", "position").iter_rows():
             self.tally.note("below_min_tokens", source, position)
         self.slices.append(part.filter(~few))
@@ -182,13 +240,21 @@ class _Builder:
 
     def _token_count(self, record: RawRecord) -> int | None:
         given = record.metadata.get("token_count")
-        if isinstance(given, float) and given.is_integer():
-            given = int(given)
-        if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= _MAX_COUNT:
-            return given
+        number = None if isinstance(given, bool) else given_number(given)
+        if number is not None and math.isfinite(number) and number >= 0:
+            return int(min(number, _MAX_COUNT))
         if given is not None:
             self.tally.note("unusable_token_count", record.source, record.position)
         return None
+
+    def _judged_count(self, record: RawRecord) -> int | None:
+        """Give the count that version 4.0 compared: 0 for a missing one, and none at all for what is no number."""
+        if self.min_tokens != LEGACY_MIN_TOKENS or record.given_id is not None:
+            return None
+        if "token_count" not in record.metadata:
+            return 0
+        number = given_number(record.metadata["token_count"])
+        return _MAX_COUNT if number is None or not number < self.min_tokens else 0
 
 
 def heading_of(metadata: Mapping[str, Any]) -> str:

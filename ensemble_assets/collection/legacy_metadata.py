@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from ensemble_assets.collection.legacy_sparse_vector import SparseEcho, sparse_echo
+from ensemble_assets.collection.readers.json_values import given_number
 
 Metadata = dict[str, Any]
 
@@ -87,11 +88,13 @@ _When = Literal["always", "if absent", "if empty"]
 """Whether a rule applies whatever the chunk has, only if it lacks the key, or also if its value is empty."""
 
 
+_LOWEST_COUNT = -(10**300)
+"""A whole number below it may be too large for a float."""
+
+
 def _quality(metadata: Metadata, _: _Facts) -> float:
-    count = metadata.get("token_count")
-    if not isinstance(count, (int, float)) or not count:
-        return 0.0
-    return 1.0 if count >= 1000 else min(1.0, float(count) / 1000.0)
+    count = given_number(metadata.get("token_count"))
+    return 0.0 if count is None else min(1.0, float(max(_LOWEST_COUNT, min(count, 1000))) / 1000.0)
 
 
 def _hints(metadata: Metadata, facts: _Facts) -> list[str]:
@@ -176,7 +179,7 @@ _RULES: tuple[tuple[str, _When, _Rule], ...] = (
     ("source_file", "if absent", lambda m, f: m["source_path"]),
     ("source_filename", "if absent", lambda m, f: _path(str(m["source_file"])).name),
     ("document_name", "if absent", lambda m, f: _path(str(m["source_file"])).stem),
-    ("chunk_hash", "if absent", lambda m, f: f.chunk.text_sha1[:16]),
+    ("chunk_hash", "if empty", lambda m, f: f.chunk.text_sha1[:16]),
     ("content_digest", "if absent", lambda m, f: m["chunk_hash"]),
     ("content_type", "if absent", lambda m, f: "hierarchical_section"),
     ("search_keywords", "always", _keywords),

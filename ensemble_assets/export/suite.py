@@ -169,7 +169,7 @@ def with_places(
 
 def public_names(inputs: BundleInputs) -> Iterator[str]:
     """Give the names that may stand anywhere: the collection, its models, its chunks' ids and files."""
-    yield from (inputs.collection, inputs.alias or inputs.collection, *inputs.names.all())
+    yield from (inputs.collection, inputs.facts.name, inputs.facts.alias, *inputs.names.all())
     for model in inputs.dense:
         yield from (model.slug, model.hf_model_id)
     for chunk in inputs.rows():

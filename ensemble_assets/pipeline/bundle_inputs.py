@@ -16,6 +16,7 @@ from ensemble_assets.artefacts.records import (
     SparseRecord,
 )
 from ensemble_assets.artefacts.store import ArtefactStore
+from ensemble_assets.collection.canonical_names import point_name, priority_of
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import Limits
@@ -55,8 +56,10 @@ class Upstream:
 def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock: str) -> BundleInputs:
     """Collect the contents of the v4.0 files; ``clock`` is their time stamp, ISO 8601, local time without a zone."""
     chunks, dense = upstream.chunks, upstream.dense
+    named = point_name(settings, collection, chunks.record.alias or collection)
     return BundleInputs(
         collection=collection,
+        point_name=named,
         alias=chunks.record.alias,
         rows=chunk_rows(chunks.scan("chunks")),
         count=chunks.record.items,
@@ -72,7 +75,7 @@ def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock
         ),
         clock=clock,
         prefix=settings.export.prefix,
-        priority=settings.chunks.collection_priority,
+        priority=priority_of(settings, named),
         devices=DeviceFacts(
             device_count=max(1, len(dense.record.device.uuids)),  # a CPU has no UUID
             precision=dense.record.precision,

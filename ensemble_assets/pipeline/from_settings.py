@@ -155,6 +155,7 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
         keep_rest=options.searched == "whole",
         format_name=options.format or None,
         follow_links=options.follow_links,
+        skip_broken=options.on_error == "skip",
         limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
     )
 

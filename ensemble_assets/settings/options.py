@@ -6,7 +6,7 @@ lower layers share comes from ``common.defaults``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -95,8 +95,55 @@ class Chunks(Section):
     format: Literal["", "chunk_files", "beir", "jsonl", "parquet"] = option(
         "", "Format to read. Needed only if a folder has several."
     )
+    on_error: Literal["stop", "skip"] = option(
+        "stop",
+        "A file that cannot be used. stop: an error that names all of them. skip: it is left out, counted and named, "
+        "as in version 4.0.",
+    )
     follow_links: bool = option(False, "Follow symbolic links that lead out of the collection's folder.")
     collection_priority: Share = option(0.5, "Exported as collection_priority.")
+
+
+class Collections(Section):
+    """What a collection is called in its points. Tables are lists of ``PATTERN=VALUE``; the first that fits counts."""
+
+    naming: Literal["folder", "legacy"] = option(
+        "folder",
+        "qdrant_collection, hints and target in Qdrant. folder: the collection's own name. legacy: version 4.0's name, "
+        "from collections.names.",
+    )
+    names: Names = option(
+        (
+            "*qdrant*=qdrant_ecosystem",
+            "*sentence*=sentence_transformers",
+            "*docling*=docling",
+            "*fast_docs*=fast_docs",
+            "*pydantic*=pydantic",
+        ),
+        "Names for naming legacy, by the folder's name in lower case with _ for - and blanks. Others stay so.",
+    )
+    priorities: Names = option(
+        (),
+        "collection_priority by qdrant_collection, 0 to 1; chunks.collection_priority where none fits. Empty: version "
+        "4.0's with naming legacy.",
+    )
+
+    @field_validator("names", "priorities")
+    @classmethod
+    def _rows_have_values(cls, rows: Names, info: ValidationInfo) -> Names:
+        for _, value in table_rows(rows):
+            if info.field_name == "priorities" and not 0 <= float(value) <= 1:
+                raise ValueError("a priority is 0 to 1")
+        return rows
+
+
+def table_rows(rows: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Split the rows ``PATTERN=VALUE`` of a table; a row without either is a ``ValueError``."""
+    for row in rows:
+        pattern, _, value = (part.strip() for part in row.partition("="))
+        if not (pattern and value):
+            raise ValueError("PATTERN=VALUE is expected")
+        yield pattern, value
 
 
 class Queries(Section):
@@ -279,6 +326,7 @@ class Settings(Section):
     models: Models = Models()
     paths: Paths = Paths()
     chunks: Chunks = Chunks()
+    collections: Collections = Collections()
     queries: Queries = Queries()
     sparse: Sparse = Sparse()
     fusion: Fusion = Fusion()

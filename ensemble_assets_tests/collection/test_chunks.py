@@ -119,20 +119,35 @@ def test_a_repeated_given_id_is_dropped_only_if_everything_is_the_same() -> None
 
 def test_min_tokens_skips_and_counts_by_the_own_count_or_the_computed_one() -> None:
     records = [
-        record("one two", 0, token_count=50),
-        record("one two", 1, token_count=49),
-        record("word " * 50, 2),
-        record("word " * 49, 3),
+        record("one two", 0, token_count=40),
+        record("one two", 1, token_count=39),
+        record("word " * 40, 2),
+        record("word " * 39, 3),
         record("a, b", 4, token_count=60.0),
+        record("a, b", 5, token_count="60"),
+        record("a, b", 6, token_count=None),
     ]
-    frame, report = build_chunks(records, 256, min_tokens=50)
-    assert frame["position"].to_list() == [0, 2, 4]
-    assert frame["token_count"].to_list() == [50, 50, 60]
-    assert frame["row"].to_list() == [0, 1, 2]
-    assert report.counts == {"below_min_tokens": 2}
-    assert [p.position for p in report.places["below_min_tokens"]] == [1, 3]
+    frame, report = build_chunks(records, 256, min_tokens=40)
+    assert frame["position"].to_list() == [0, 2, 4, 5]
+    assert frame["token_count"].to_list() == [40, 40, 60, 60]
+    assert frame["row"].to_list() == [0, 1, 2, 3]
+    assert report.counts == {"below_min_tokens": 3}
+    assert [p.position for p in report.places["below_min_tokens"]] == [1, 3, 6]
     everything, _ = build_chunks(records, 256)
-    assert everything.height == 5
+    assert everything.height == 7
+
+
+def test_the_threshold_of_version_4_comes_with_its_rules_for_missing_and_odd_counts() -> None:
+    stay = [50, 50.0, None, "120", 120.5, 10**20, "many", [1], float("inf")]
+    go = [49, 49.9, 0, -1, "49", True]
+    records = [record("word", n, token_count=count) for n, count in enumerate([*stay, *go])]
+    records.append(record("word " * 400, 99))
+    frame, report = build_chunks(records, 256, min_tokens=50)
+    assert frame["position"].to_list() == list(range(len(stay)))
+    assert frame["token_count"].to_list() == [50, 50, 1, 120, 120, 2**32 - 1, 1, 1, 1]
+    assert [p.position for p in report.places["below_min_tokens"]] == [*range(len(stay), len(stay) + len(go)), 99]
+    with_given_id = [record("word " * 50, 0, "a"), record("word " * 49, 1, "b")]
+    assert build_chunks(with_given_id, 256, min_tokens=50)[0].height == 1, "version 4.0 had no other format"
 
 
 def test_the_estimate_counts_words_and_punctuation_marks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -44,10 +45,15 @@ def test_own_keys_keep_their_place_and_get_the_loaders_value() -> None:
 
 
 def test_keys_set_only_if_absent_keep_an_own_value() -> None:
-    own = {"payload_version": None, "chunk_hash": "", "content_type": 7, "document_id": "d", "embedding_modal_hint": 1}
+    own = {
+        "payload_version": None,
+        "content_digest": "",
+        "content_type": 7,
+        "document_id": "d",
+        "embedding_modal_hint": 1,
+    }
     found = enriched(own)
     assert {key: found[key] for key in own} == own
-    assert found["content_digest"] == ""
 
 
 def test_an_own_sparse_vector_never_survives_without_term_weights() -> None:
@@ -69,10 +75,23 @@ def test_hints_are_the_chunks_own_else_the_collection(own: dict[str, Any], hints
 
 
 @pytest.mark.parametrize(
-    ("count", "score"), [(130, 0.13), (5000, 1.0), (0, 0.0), ("130", 0.0), (None, 0.0), (10**400, 1.0), (2.5, 0.0025)]
+    ("count", "score"), [(130, 0.13), (5000, 1.0), (0, 0.0), ("120", 0.12), (None, 0.0), (10**400, 1.0), (2.5, 0.0025)]
 )
 def test_quality_is_a_thousandth_of_the_own_token_count(count: Any, score: float) -> None:
     assert enriched({"token_count": count})["quality_score"] == score
+
+
+def test_a_count_that_is_no_number_gives_no_quality() -> None:
+    assert [enriched({"token_count": c})["quality_score"] for c in ("many", "", [1], {})] == [0.0] * 4
+
+
+@pytest.mark.parametrize("empty", ["", None, 0])
+def test_an_empty_chunk_hash_is_replaced_in_its_place_and_the_digest_follows(empty: Any) -> None:
+    metadata = enriched({"chunk_hash": empty, "own": 1}, text="some text")
+    expected = hashlib.sha1(b"some text").hexdigest()[:16]
+    assert list(metadata)[:2] == ["chunk_hash", "own"]
+    assert (metadata["chunk_hash"], metadata["content_digest"]) == (expected, expected)
+    assert enriched({"chunk_hash": "own"})["content_digest"] == "own"
 
 
 @pytest.mark.parametrize(

@@ -177,18 +177,3 @@ def _files_by_format(
         for file in unsure:
             tally.note("other_format_ignored", file.source)
     return by_format
-
-
-def read_records(
-    input_format: InputFormat, files: list[InputFile], tally: Tally, limits: ReadLimits | None = None
-) -> Iterator[RawRecord]:
-    """Read the records of all files, one file after the other.
-
-    In memory is one file (chunk files), one line (JSONL) or one slice of rows (Parquet).
-
-    Raises:
-        InputError: as the format's reader.
-    """
-    for file in files:
-        tally.files += 1
-        yield from input_format.read(file, limits or ReadLimits(), tally)

@@ -162,6 +162,16 @@ def object_value(value: object, key: str, where: str) -> dict[str, Any]:
     raise InputError(where, f"has {json_type(value)} as '{key}'", f"'{key}' is an object")
 
 
+def given_number(value: Any) -> int | float | None:
+    """Return a number, or the number that a text holds, as version 4.0 read counts; None for anything else."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, (int, float)) else None
+
+
 _TYPE_WORDS = {
     dict: "an object",
     list: "a list",

@@ -71,6 +71,8 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "other_format_ignored": Reason("noticed", "a chunk file of a format that was not chosen"),
         # The output folder is the input folder; the bundle's points are not chunks.
         "exported_file": Reason("noticed", "a file of an export bundle lies among the chunk files"),
+        # The option chunks.on_error is "skip"; version 4.0 went on so.
+        "unusable_file": Reason("noticed", "a file that cannot be used was left out"),
         # Version 4.0 read files that hold records; settings and reports of other programs lie beside them.
         "no_chunks_inside": Reason("noticed", "a JSON file that is no chunk file was passed over"),
         # macOS leaves them on other file systems; their names are those of chunk files.

@@ -74,12 +74,13 @@ class BundleInputs:
     """The inputs of the v4.0 files.
 
     Attributes:
-        collection: its name; chunks carry it as ``qdrant_collection``.
+        collection: its name.
         rows: gives the chunks in row order, afresh at every call; never all at once (``chunk_rows``).
         count: number of chunks.
         dense: the primary model first, then its companions.
         clock: the one time stamp of the bundle, ISO 8601, local time, no zone.
         alias: the collection's folder name where it differs.
+        point_name: ``qdrant_collection`` of the chunks where it differs.
         priority: ``collection_priority``, 0 to 1.
         devices: ``gpu_config`` of the statistics.
         performance: ``processing_performance`` of the statistics.
@@ -93,6 +94,7 @@ class BundleInputs:
     clock: str
     prefix: str = DEFAULT_PREFIX
     alias: str | None = None
+    point_name: str | None = None
     priority: float = 0.5
     devices: DeviceFacts = field(default_factory=DeviceFacts)
     performance: Mapping[str, Any] = field(default_factory=dict)
@@ -118,7 +120,7 @@ class BundleInputs:
     def facts(self) -> CollectionFacts:
         """The facts about the collection that the chunks' metadata holds."""
         return CollectionFacts(
-            name=self.collection,
+            name=self.point_name or self.collection,
             alias=self.alias or self.collection,
             model=self.primary.slug,
             dimension=int(self.primary.vectors.shape[1]),

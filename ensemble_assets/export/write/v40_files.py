@@ -120,7 +120,7 @@ def upload_script(bundle: BundleInputs) -> str:
     """Make the text of ``<prefix>_upload_script.py``. It holds names only: no path, address, secret or time."""
     template = resources.files("ensemble_assets.export.write").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     facts = {
-        "COLLECTION": target_collection(bundle.collection, bundle.primary.slug),
+        "COLLECTION": target_collection(bundle.facts.name, bundle.primary.slug),
         "POINTS_FILE": bundle.names.file("qdrant.jsonl"),
         "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
     }

@@ -51,7 +51,7 @@ COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
     (
         "huge token_count",
         {"a_chunks.json": [{"text": "x", "metadata": {"token_count": 2**40}}]},
-        {"unusable_token_count": 1},
+        {},
         ["x"],
     ),
     (
@@ -127,7 +127,7 @@ def test_imperfect_input_is_used_and_counted(
 
 
 def test_every_reason_that_reading_chunks_can_give_is_tested_above() -> None:
-    elsewhere = {"below_min_tokens", "other_format_ignored", "repeated_link"}
+    elsewhere = {"below_min_tokens", "unusable_file", "other_format_ignored", "repeated_link"}
     of_queries = {"unjudged_query", "unknown_query", "unknown_chunk"}
     tested = {code for _, _, counts, _ in COUNTED for code in counts}
     assert tested | elsewhere | of_queries == set(REASONS)

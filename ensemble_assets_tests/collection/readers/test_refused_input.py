@@ -9,7 +9,7 @@ import pytest
 
 from ensemble_assets.collection.readers.json_values import MAX_DEPTH
 from ensemble_assets.common.errors import InputError
-from ensemble_assets_tests.collection.readers.folders import lines, nested, read
+from ensemble_assets_tests.collection.readers.folders import lines, nested, read, texts
 
 GOOD = {"text": "good words", "metadata": {"chunk_id": "good"}}
 SECRET = "zanzibar-secret-text"
@@ -117,3 +117,43 @@ def test_input_that_cannot_be_used_is_an_error_with_the_place(
         assert part in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.remedy
+
+
+BROKEN = {
+    "a_chunks.json": ["good"],
+    "b_chunks.json": "[{",
+    "c_chunks.json": ["also good", {"text": 3}],
+    "d_chunks.json": b"\xff",
+    "e_chunks.json": ["last"],
+}
+
+
+def test_one_error_names_all_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "c", BROKEN)
+    said = str(caught.value)
+    assert said.startswith("c: has 3 files that cannot be used: b_chunks.json, line 1")
+    assert all(place in said for place in ("c_chunks.json, record 2: has a number as 'text'", "d_chunks.json, byte 0"))
+    assert said.endswith("set chunks.on_error to skip")
+    with pytest.raises(InputError, match=r"f24_chunks.json.*; and 10 more"):
+        read(tmp_path / "many", {f"f{n + 10}_chunks.json": "[" for n in range(30)})
+
+
+def test_broken_files_can_be_left_out_whole_counted_and_named(tmp_path: Path) -> None:
+    frame, report = read(tmp_path / "c", BROKEN, skip_broken=True)
+    assert texts(frame) == ["good", "last"]
+    assert (report.files, report.records, report.rows, report.counts) == (2, 2, 2, {"unusable_file": 3})
+    assert [place.source for place in report.places["unusable_file"]] == [
+        "b_chunks.json",
+        "c_chunks.json",
+        "d_chunks.json",
+    ]
+    assert "3 times: a file that cannot be used was left out (noticed), first in b_chunks.json" in report.warnings()
+    with pytest.raises(InputError, match=r"no usable chunk in 0 file\(s\).*cannot be used was left out"):
+        read(tmp_path / "d", {"b_chunks.json": "[{"}, skip_broken=True)
+
+
+def test_a_file_that_breaks_after_many_lines_leaves_nothing_behind(tmp_path: Path) -> None:
+    many = lines(*({"text": f"t{n}"} for n in range(10_000)))
+    frame, report = read(tmp_path / "c", {"a.jsonl": many + "{", "b.jsonl": lines({"text": "x"})}, skip_broken=True)
+    assert (texts(frame), report.records) == (["x"], 1)

@@ -192,3 +192,13 @@ def test_rows_stream_from_a_frame_in_order(slice_bytes: int, tmp_path: Path) -> 
     stream = chunk_rows(pl.scan_parquet(tmp_path / "chunks.parquet"), slice_bytes)
     assert list(stream()) == rows
     assert list(stream()) == rows
+
+
+def test_the_name_in_points_may_differ_from_the_collections(tmp_path: Path) -> None:
+    named = bundle_of(CHUNKS, collection="my_qdrant", alias="My Qdrant", point_name="qdrant_ecosystem", priority=1.0)
+    write_v40(tmp_path, named)
+    payload = json.loads((tmp_path / f"{PREFIX}_qdrant.jsonl").read_text().splitlines()[0])["payload"]
+    assert payload["qdrant_collection"] == "qdrant_ecosystem"
+    assert payload["collection_hints"] == payload["qdrant_collection_hint"] == ["qdrant_ecosystem"]
+    assert payload["collection_alias"] == "My Qdrant"
+    assert 'COLLECTION = "qdrant_ecosystem_v4_mini"' in (tmp_path / f"{PREFIX}_upload_script.py").read_text()
