@@ -12,7 +12,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.planning.history import compare_with_plan, remember_run
 
 
-@collection_asset("export", group="bundles", kinds={"json", "numpy"}, code_version="2")
+@collection_asset("export", group="bundles", kinds={"json", "numpy"}, code_version="3")
 def export_bundle(
     run: StageRun,
     chunks: Artefact,

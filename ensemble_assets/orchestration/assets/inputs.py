@@ -8,7 +8,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.pipeline.stages import read_chunks, read_queries
 
 
-@collection_asset("chunks", group="inputs", kinds={"polars", "parquet"}, code_version="3")
+@collection_asset("chunks", group="inputs", kinds={"polars", "parquet"}, code_version="4")
 def chunks(run: StageRun) -> Materialised:
     """The collection's chunks in order: ids, texts, metadata and hashes; a report says what was left out or changed."""
     record = read_chunks(run)
