@@ -11,6 +11,7 @@ import click
 
 from ensemble_assets.cli.arguments import JSON, unreadable_is_usage_error
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.settings import resolve
 
 if TYPE_CHECKING:
@@ -97,16 +98,17 @@ def _print_results(bundle: Bundle, results: list[GateResult], json_output: bool)
         gates = [result.as_json() for result in results]
         click.echo(json.dumps({"version": bundle.version, "passed": passed, "gates": gates}, indent=2))
         return
-    click.echo(f"{bundle.folder.resolve().name}: a {bundle.version} bundle")
+    version = f"a {bundle.version} bundle" if bundle.manifest else f"a bundle without its {MANIFEST_NAME}, read as v4.0"
+    click.echo(f"{bundle.folder.resolve().name}: {version}")
     for result in results:
-        state = "ok" if result.passed else ("FAILED" if result.failed else "warning")
+        judged = "FAILED" if result.failed else "warning"
+        state = "skipped" if result.skipped else "ok" if result.passed else judged
         click.echo(f"  {state:8}{result.name}")
         for sentence in result.problems:
             click.echo(f"          {sentence}")
-        # A result holds the first problems in words and the number of all of them.
-        shown, count = len(result.problems), int(result.numbers.get("problems", 0))
-        if count > shown:
-            click.echo(f"          and {count - shown} more")
+        count = int(result.numbers.get("problems", 0))
+        if count > len(result.problems):
+            click.echo(f"          {count} problems in all")
         for sentence in result.notes:
             click.echo(f"          ({sentence})")
 

@@ -65,6 +65,29 @@ def test_warnings_give_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "warning rerank_fallbacks" in out
 
 
+def test_what_could_not_be_judged_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, plain(tmp_path).folder)
+    skipped = {line.split()[1] for line in out.splitlines() if line.strip().startswith("skipped")}
+    assert skipped == {"sparse_coverage", "no_raw_queries", "rerank_fallbacks", "gpu_ceiling", "latency_budget"}
+
+
+def test_a_fault_of_every_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = everything(tmp_path)
+    made.lines("qdrant.jsonl", lambda records: [record["payload"].pop("text_preview") for record in records])
+    _, out, _ = run(capsys, made.folder)
+    assert out.count("key 'text_preview' is missing") == 1
+    assert "(2 more of this kind)" in out
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = everything(tmp_path)
+    (made.folder / "processing_summary.json").unlink()
+    code, out, _ = run(capsys, made.folder)
+    assert code == 1
+    assert "a bundle without its processing_summary.json, read as v4.0" in out
+    assert out.count("has keys of v4.1, but there is no processing_summary.json") == 1
+
+
 def test_problems_give_1_and_say_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = everything(tmp_path)
     made.lines("qdrant.jsonl", lambda records: records.pop())

@@ -11,6 +11,7 @@ from ensemble_assets.export.checks import key_tables as tables
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point, read_object
+from ensemble_assets.export.write.names import MANIFEST_NAME
 
 _POINT_KEYS = ("id", "payload", "vectors")
 _CONDITIONAL = {"sparse_vector", "modal_hint", "embedding_modal_hint", "document_id"}
@@ -31,6 +32,7 @@ class LegacyKeys:
         self._findings = Findings("legacy_keys")
         self._complete = walk.bundle.version == "v4.1"
         self._sparse_on = walk.bundle.is_on("sparse")
+        self._without_manifest = not walk.bundle.manifest
 
     def see(self, row: Row) -> None:
         """Judge point, metadata, text and sparse record of a row."""
@@ -86,7 +88,11 @@ class LegacyKeys:
         if isinstance(stats, dict):
             added, expected = tuple(stats)[len(tables.SPARSE_STATS) :], _ADDED_STATS if self._sparse_on else ()
             if added[: len(expected)] != expected or (added and not self._sparse_on):
-                yield f", key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
+                yield (
+                    f", key 'sparse_vector', stats: has keys of v4.1, but there is no {MANIFEST_NAME}"
+                    if self._without_manifest
+                    else f", key 'sparse_vector', stats: expected {list(expected)} after the v4.0 keys"
+                )
 
     def _loader_problems(self, metadata: dict[str, Any] | None) -> Iterator[str]:
         if metadata is None:

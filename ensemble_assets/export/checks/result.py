@@ -13,6 +13,7 @@ _MOST_SENTENCES = 20
 """Problems that a result quotes; all of them are counted. More would not fit the page that shows them."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+_NUMBER = re.compile(r"\d+")
 _FIXED_WORD = re.compile(r"[A-Za-z]+(?:_[a-z]+)+|[A-Z][A-Za-z]+Error")
 
 
@@ -22,9 +23,11 @@ class GateResult:
 
     Attributes:
         severity: of the worst problem; ``ERROR`` where there is none.
-        problems: the first 20 sentences: record, key, what was expected, what to do. They quote no text of a file.
+        problems: the first 20 kinds of sentences: record, key, what was expected, what to do. Sentences that differ in
+            numbers only are one kind. They quote no text of a file.
         numbers: figures; ``problems`` counts all problems.
         notes: what was left out and why.
+        skipped: whether there was nothing to judge; ``passed`` is set then.
     """
 
     name: str
@@ -33,6 +36,7 @@ class GateResult:
     problems: tuple[str, ...] = ()
     numbers: Mapping[str, int | float | str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    skipped: bool = False
 
     @property
     def failed(self) -> bool:
@@ -68,22 +72,26 @@ def key_shown(name: Any) -> str:
 
 
 class Findings:
-    """The problems and notes of one gate: keeps the first sentences and counts all."""
+    """The problems and notes of one gate: keeps the first sentence of every kind and counts all."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._sentences: list[str] = []
+        self._kinds: dict[str, tuple[str, int]] = {}
+        self._skipped = False
         self._notes: list[str] = []
         self._count = 0
         self._severity: Severity = "WARN"
 
-    def add(self, sentence: str, severity: Severity = "ERROR") -> None:
-        """Add a problem."""
+    def add(self, sentence: str, severity: Severity = "ERROR", *, first: bool = False) -> None:
+        """Add a problem; ``first`` for one that explains those before it."""
         self._count += 1
         if severity == "ERROR":
             self._severity = "ERROR"
-        if len(self._sentences) < _MOST_SENTENCES:
-            self._sentences.append(sentence)
+        kind = _NUMBER.sub("#", sentence)
+        example, count = self._kinds.get(kind, (sentence, 0))
+        if count or first or len(self._kinds) < _MOST_SENTENCES:
+            self._kinds = {kind: (example, 1), **self._kinds} if first else self._kinds
+            self._kinds[kind] = (example, count + 1)
 
     def add_result(self, other: GateResult) -> None:
         """Add the problems and notes of an earlier result of the same gate."""
@@ -97,13 +105,22 @@ class Findings:
         if sentence not in self._notes:
             self._notes.append(sentence)
 
+    def skip(self, sentence: str) -> None:
+        """Add why there is nothing to judge."""
+        self._skipped = True
+        self.note(sentence)
+
     def result(self, **numbers: int | float | str) -> GateResult:
         """Close the list."""
         return GateResult(
             name=self._name,
             passed=self._count == 0,
             severity=self._severity if self._count else "ERROR",
-            problems=tuple(self._sentences),
+            problems=tuple(
+                f"{example} ({count - 1} more of this kind)" if count > 1 else example
+                for example, count in self._kinds.values()
+            ),
             numbers={**numbers, "problems": self._count},
             notes=tuple(self._notes),
+            skipped=self._skipped and not self._count,
         )

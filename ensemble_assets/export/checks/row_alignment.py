@@ -13,8 +13,9 @@ from ensemble_assets.collection.legacy_metadata import LOADER_KEYS, ChunkRow
 from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.key_tables import PAYLOAD_TAIL
+from ensemble_assets.export.checks.list_files import ListFiles
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown, shown
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, DenseArrays, Point, records
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, DenseArrays, Point
 from ensemble_assets.export.write.inputs import LiveSparse, own_metadata
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
@@ -33,6 +34,7 @@ class RowAlignment:
         self._walk = walk
         self._findings = Findings("row_alignment")
         self._arrays = DenseArrays(walk.bundle)
+        self._lists = ListFiles(walk.bundle)
         self._encoded: dict[str, NDArray[Any]] = {}
         if walk.inputs is not None:
             self._encoded = {model.slug: model.vectors for model in walk.inputs.dense}
@@ -46,6 +48,7 @@ class RowAlignment:
 
     def see(self, row: Row) -> None:
         """Compare the row's records with one another. Stops at the first row that lacks a record."""
+        self._lists.see(row)
         if self._cut_off:
             return
         self._rows = row.number + 1
@@ -57,7 +60,8 @@ class RowAlignment:
             names = (*RECORD_FILES, "the chunks")
             lacking = [name for name, has, wanted in zip(names, present, self._wanted, strict=True) if wanted > has]
             self._findings.add(
-                f"chunk row {row.number} is missing in {', '.join(lacking)}: a record was dropped. {EXPORT_AGAIN}"
+                f"chunk row {row.number} is missing in {', '.join(lacking)}: a record was dropped. {EXPORT_AGAIN}",
+                first=True,
             )
             return
         for sentence in self._problems(row):
@@ -76,7 +80,8 @@ class RowAlignment:
                     f"there {state} sparse vectors in the points, which does not fit {self._sparse_file.name}. "
                     f"{EXPORT_AGAIN}"
                 )
-        self._check_lists()
+        for sentence in self._lists.problems():
+            self._findings.add(sentence)
         return self._findings.result(rows=self._rows)
 
     def _problems(self, row: Row) -> Iterator[str]:
@@ -98,19 +103,6 @@ class RowAlignment:
             yield "indices, values and tokens of its sparse_vector are not equally many"
         if self._sparse is not None:
             yield from _stage_problems(row.number, point.payload, self._sparse)
-
-    def _check_lists(self) -> None:
-        """Expect existing points in the reranked lists, best first."""
-        path = self._walk.bundle.path("rerank.jsonl")
-        for number, record in enumerate(records(path) if path.is_file() else (), start=1):
-            where = f"{path.name}, line {number}"
-            ids, ranks = (record or {}).get("point_ids"), (record or {}).get("ranks")
-            if not isinstance(ids, list) or not isinstance(ranks, list):
-                self._findings.add(f"{where}: expected the lists point_ids and ranks. {EXPORT_AGAIN}")
-            elif ranks != list(range(1, len(ids) + 1)) or any(
-                type(row) is not int or not 0 <= row < self._walk.rows for row in ids
-            ):
-                self._findings.add(f"{where}: expected ranks from 1 and point_ids of chunks. {EXPORT_AGAIN}")
 
     def _vector_problems(self, row: int, point: Point) -> Iterator[str]:
         """Compare a point's vectors with row ``row`` of the bundle's arrays."""

@@ -70,7 +70,7 @@ class SparseCoverage:
         share = available / total if total else 1.0
         covered = f"{available} of {total} chunks have a sparse vector ({share:.3f}), under"
         if not bundle.is_on("sparse"):
-            findings.note("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
+            findings.skip("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
         elif share < self._error_below:
             findings.add(f"{covered} {self._error_below:g} (checks.sparse_coverage_error). {_SPARSE}")
         elif share < self._warn_below:
@@ -104,7 +104,7 @@ def rerank_fallbacks(bundle: Bundle) -> GateResult:
     run = _section(bundle.manifest, "rerank_run")
     stated = run.get("fallback_count", 0)
     if not bundle.is_on("rerank"):
-        findings.note("the rerank stage was off")
+        findings.skip("the rerank stage was off")
         return findings.result(queries=0, fallbacks=0)
     path = bundle.path("rerank.jsonl")
     if not path.is_file():
@@ -137,7 +137,7 @@ def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResul
     """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit."""
     findings = Findings("gpu_ceiling")
     if not any(cost.devices.on_gpu for cost in costs.values()):
-        findings.note("no stage used a GPU; peaks are host memory and have no ceiling here")
+        findings.skip("no stage used a GPU; peaks are host memory and have no ceiling here")
     for stage, cost in costs.items():
         if cost.devices.on_gpu and cost.peak_bytes > ceiling_bytes:
             findings.add(
@@ -168,7 +168,8 @@ def latency_budget(costs: Mapping[str, StageCost], baseline: Mapping[str, Any]) 
     }
     for name, ratio in measured.items():
         if ratio is None:
-            findings.note(_NO_BASELINE if name == "vs_sla" else "vs_own_dense: the dense stage took no time")
+            skip_or_note = findings.skip if name == deciding else findings.note
+            skip_or_note(_NO_BASELINE if name == "vs_sla" else "vs_own_dense: the dense stage took no time")
         elif ratio > limit and name == deciding:
             sentence = f"{name}: {words[name].format(ratio)}; the limit is {limit:g}. {_remedy(budget)}"
             findings.add(sentence, "WARN")

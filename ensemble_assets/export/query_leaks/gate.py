@@ -146,7 +146,7 @@ class _Leaks:
         """List the leaks, place by place."""
         findings = Findings("no_raw_queries")
         if not self.queries:
-            findings.note("there are no queries to look for (name their file with --queries)")
+            findings.skip("there are no queries to look for (name their file with --queries)")
             return findings.result(queries=0)
         for name, labels in self._strong.items():
             for label in sorted(labels):

@@ -9,6 +9,7 @@ from ensemble_assets.collection.folders import safe_name
 from ensemble_assets.common.errors import SettingsError
 
 DEFAULT_PREFIX = "ultimate_embeddings_v4"
+_UNSAFE = re.compile(r"[\s\x00-\x20\x7f]|%(?=[0-9A-Fa-f]{2})")
 MANIFEST_NAME = "processing_summary.json"
 
 PREVIEW_CHARACTERS = 500
@@ -86,3 +87,8 @@ class BundleNames:
         """
         is_array = name.startswith(f"{self.prefix}_") and name.endswith(("_embeddings.npy", "_norms.npy"))
         return name in self.all() or is_array
+
+
+def trec_id(identifier: str) -> str:
+    """Escape ``identifier`` for one TREC column."""
+    return _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), identifier)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.write.names import trec_id
 
-_UNSAFE = re.compile(r"[\s\x00-\x20\x7f]|%(?=[0-9A-Fa-f]{2})")
 _RERANKED_COLUMNS = {
     "chunk_id": "chunk_ids",
     "row": "point_ids",
@@ -64,11 +63,6 @@ def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
     literal, name = pl.lit("Q0").alias("Q0"), pl.lit(tag).alias("tag")
     lines = pl.select(ids["public_id"], literal, ids["chunk_id"], lists["rank"], score, name)
     lines.write_csv(path, include_header=False, separator=" ", quote_style="never")
-
-
-def trec_id(identifier: str) -> str:
-    """Escape ``identifier`` for one TREC column."""
-    return _UNSAFE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), identifier)
 
 
 def _trec_ids(ids: pl.Series) -> pl.Series:

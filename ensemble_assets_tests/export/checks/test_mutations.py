@@ -228,6 +228,48 @@ def over_the_ceiling(made: Made) -> None:
     made.document("processing_summary.json", change)
 
 
+def trec(made: Made, content: str, change: Callable[[list[list[str]]], None]) -> None:
+    path = made.path(content)
+    lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()]
+    change(lines)
+    path.write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def fused_names_an_unknown_chunk(made: Made) -> None:
+    trec(made, "fused.trec", lambda lines: lines[0].__setitem__(2, "nobody"))
+
+
+def reranked_names_an_unknown_chunk(made: Made) -> None:
+    trec(made, "reranked.trec", lambda lines: lines[0].__setitem__(2, "nobody"))
+
+
+def fused_has_a_wrong_rank(made: Made) -> None:
+    trec(made, "fused.trec", lambda lines: lines[0].__setitem__(3, "7"))
+
+
+def reranked_lists_change_places(made: Made) -> None:
+    def change(lines: list[list[str]]) -> None:
+        lines[0][2], lines[1][2] = lines[1][2], lines[0][2]
+
+    trec(made, "reranked.trec", change)
+
+
+def fused_scores_rise(made: Made) -> None:
+    trec(made, "fused.trec", lambda lines: lines[1].__setitem__(4, "99.5"))
+
+
+def a_trec_line_is_cut_off(made: Made) -> None:
+    trec(made, "fused.trec", lambda lines: lines[0].pop())
+
+
+def a_trec_line_is_gone(made: Made) -> None:
+    trec(made, "reranked.trec", lambda lines: lines.pop())
+
+
+def a_reranked_list_names_another_chunk(made: Made) -> None:
+    made.lines("rerank.jsonl", lambda r: r[0]["chunk_ids"].__setitem__(0, "nobody"))
+
+
 CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (rename_payload_key, "legacy_keys", "line 2, payload: key 'text_preview'"),
     (rename_metadata_key_everywhere, "legacy_keys", "item 1: key 'qdrant_collection' is missing"),
@@ -266,7 +308,15 @@ CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (drop_a_record_everywhere, "v40_parity", "has fewer records than the other bundle"),
     (coverage_gone, "sparse_coverage", "0 of 3 chunks have a sparse vector"),
     (false_count, "rerank_fallbacks", "fallback_count of the manifest is 0"),
-    (lists_of_nobody, "row_alignment", "_rerank.jsonl, line 1"),
+    (lists_of_nobody, "row_alignment", "_rerank.jsonl: names points that are not there"),
+    (fused_names_an_unknown_chunk, "row_alignment", "_fused.trec: 1 lines are not the candidates"),
+    (reranked_names_an_unknown_chunk, "row_alignment", "_reranked.trec: 1 lines are not the candidates"),
+    (fused_has_a_wrong_rank, "row_alignment", "_fused.trec: expected ranks from 1"),
+    (reranked_lists_change_places, "row_alignment", "_reranked.trec: 2 lines are not the candidates"),
+    (fused_scores_rise, "row_alignment", "_fused.trec: expected falling scores"),
+    (a_trec_line_is_cut_off, "row_alignment", "_fused.trec: expected lines of 6 columns"),
+    (a_trec_line_is_gone, "row_alignment", "_reranked.trec: has"),
+    (a_reranked_list_names_another_chunk, "row_alignment", "_rerank.jsonl: names chunk row"),
     (over_the_ceiling, "gpu_ceiling", "dense: 12.000 GB on cuda:0"),
 ]
 

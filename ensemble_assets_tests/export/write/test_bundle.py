@@ -134,7 +134,7 @@ def _swap_lines(data: bytes) -> bytes:
         ("qdrant.jsonl", lambda data: data[:-2], "line 3: is no point"),
         ("sparse.jsonl", _swap_lines, "line in the sparse file has id 1"),
         ("metadata.json", lambda data: data.replace(b"\n  },\n", b"\n", 1), "item 0: is no object"),
-        ("texts.json", lambda data: b'[\n  "a",\n  "b"\n]', "gate row_alignment: chunk row 1: text_preview"),
+        ("texts.json", lambda data: b'[\n  "a",\n  "b"\n]', "gate row_alignment: chunk row 2 is missing in texts.json"),
         ("texts.json", lambda data: b'[\n  "a"', "is no JSON list"),
         ("embeddings.npy", None, "cannot be read as an array"),
         ("stats.json", None, "expected a JSON object"),

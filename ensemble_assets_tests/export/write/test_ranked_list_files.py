@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.write.ranked_list_files import trec_id, write_rerank_jsonl, write_trec_run
+from ensemble_assets.export.write.names import trec_id
+from ensemble_assets.export.write.ranked_list_files import write_rerank_jsonl, write_trec_run
 from ensemble_assets_tests.export.runs import candidates, lists, queries, reranked
 
 
