@@ -31,7 +31,7 @@ from ensemble_assets.settings import Settings
 QUALITY_DESCRIPTIONS: Mapping[str, str] = {
     "quality_regression": "the final list is not worse than the accepted baseline of the collection",
     "rerank_not_worse": "reranking does not lose more than 0.005 of the fused nDCG@10",
-    "fusion_not_worse": "the fused list is at least as good as the weakest single list",
+    "fusion_not_worse": "the fused list is as good as the best single one (BM25 too); an error below the weakest",
 }
 
 
@@ -98,7 +98,7 @@ def _check_result(
     return dg.AssetCheckResult(
         check_name=name,
         passed=result.passed,
-        severity=severity(judged, settings),
+        severity=severity(judged and not result.only_warns, settings),
         description=result.message,
         metadata=admitted_metadata({**result.numbers, "judgements": "file" if judged else "derived probes"}, {}),
     )
