@@ -23,12 +23,7 @@ _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {}}}
 def build_definitions(*, progress: Progress | None = None, computing: Computing | None = None) -> dg.Definitions:
     """Define assets, checks, jobs, schedules, sensors and resources.
 
-    Args:
-        computing: devices and models of the stages; tests pass one with other model factories.
-        progress: shows when stages begin and end; the command line passes one.
-
-    Raises:
-        SettingsError: if the configuration of this process holds a value that is not accepted.
+    The command line passes a ``progress``, tests a ``computing`` with other model factories.
     """
     current = resolve().settings
     assets = [*ALL_ASSETS, *SERVING_ASSETS]

@@ -5,7 +5,8 @@ The writer of an artefact stores the record as JSON (``Record.as_json``), and it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -156,31 +157,25 @@ def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord])
 
     ``items`` and ``reused`` are the largest of the parts (each saw the same chunks and queries).
     """
-    reasons: dict[str, int] = {}
-    for part in parts:
-        for reason, count in part.fallback_reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+
+    def joined(name: str) -> str:
+        words = dict.fromkeys(getattr(part, name) for part in parts)
+        return ",".join(word for word in words if word != "none") or "none"
+
+    facts: dict[str, Any] = {name: joined(name) for name in ("precision", "backend", "backend_reason")}
+    facts |= {name: sum(getattr(part, name) for part in parts) for name in _ADD_UP}
+    facts |= {name: max((getattr(part, name) for part in parts), default=0) for name in _LARGEST}
+    reasons: Counter[str] = sum((Counter(part.fallback_reasons) for part in parts), Counter())
     return StageRecord(
-        stage=stage,
-        status=status,
+        stage,
+        status,
         models=tuple(model for part in parts for model in part.models),
         device=merge_devices(part.device for part in parts),
-        precision=_joined(part.precision for part in parts),
-        backend=_joined(part.backend for part in parts),
-        backend_reason=_joined(part.backend_reason for part in parts),
-        seconds=sum(part.seconds for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        items=max((part.items for part in parts), default=0),
-        reused=max((part.reused for part in parts), default=0),
-        truncated=sum(part.truncated for part in parts),
-        tokens_dropped=sum(part.tokens_dropped for part in parts),
-        peak_bytes=max((part.peak_bytes for part in parts), default=0),
-        precision_redone=sum(part.precision_redone for part in parts),
         fallback_count=sum(reasons.values()),
-        fallback_reasons=reasons,
+        fallback_reasons=dict(reasons),
+        **facts,
     )
 
 
-def _joined(words: Iterable[str]) -> str:
-    seen = [word for word in dict.fromkeys(words) if word != "none"]
-    return ",".join(seen) or "none"
+_ADD_UP = ("seconds", "tokens", "truncated", "tokens_dropped", "precision_redone")
+_LARGEST = ("items", "reused", "peak_bytes")

@@ -50,8 +50,7 @@ class JsonCache:
     def update(self, change: Callable[[Entries], Mapping[str, Any]]) -> bool:
         """Replace the stored entries by ``change(entries)`` while no other process writes.
 
-        Returns:
-            False if the file is not writable or another process holds its lock for longer than ``LOCK_SECONDS``.
+        False if the file is not writable, or another process holds its lock for longer than ``LOCK_SECONDS``.
         """
         if self.path is None:
             return False

@@ -20,13 +20,7 @@ _LIBRARIES = ("numpy", "openvino", "sentence-transformers", "tokenizers", "torch
 
 @dataclass(frozen=True)
 class Host:
-    """A kind of machine.
-
-    Attributes:
-        cpu: model name of the processor.
-        cores: number that this process may use.
-        accelerators: names of the GPUs in use, in order; empty on a CPU.
-    """
+    """A kind of machine: model name of the processor, cores for this process, GPUs in use (none on a CPU)."""
 
     cpu: str
     cores: int

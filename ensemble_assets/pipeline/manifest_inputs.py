@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
@@ -70,7 +70,11 @@ def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:
         if STAGE[name].toggle
     }
     provenance = run.resolved.provenance(*sorted(on), "models.sparse")
-    rows = [_effective_row(row, on) for row in provenance]
+    earlier = {"source": "earlier materialisation of the stage", "layer": "run"}  # with the other setting
+    rows = [
+        row if (value := on.get(row["key"], row["value"])) == row["value"] else {**row, "value": value, **earlier}
+        for row in provenance
+    ]
     models = choose_models(run.settings.models).sparse
     return FeatureToggles(
         enable_rerank=on["enable_rerank"],
@@ -79,14 +83,6 @@ def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:
         sources={row["key"]: row["source"] for row in rows},
         provenance=rows,
     )
-
-
-def _effective_row(row: Mapping[str, Any], on: Mapping[str, bool]) -> dict[str, Any]:
-    """Correct a row of provenance where the stage was materialised earlier with the other setting."""
-    value = on.get(row["key"], row["value"])
-    if value == row["value"]:
-        return dict(row)
-    return {**row, "value": value, "source": "earlier materialisation of the stage", "layer": "run"}
 
 
 def _sparse_run(record: SparseRecord) -> SparseRun:

@@ -16,7 +16,7 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.collection.chunk_text import whole_text
 from ensemble_assets.collection.folders import Collection
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.common.frame_schemas import RUN
+from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries
 from ensemble_assets.pipeline.stage_run import ComputeRun
@@ -81,19 +81,15 @@ def run_stage(stage: str, sample: Sample, settings: Settings, computing: Computi
         metadata, options = sample.chunks["metadata"], {"top_k": settings.sparse.top_k, **computing.factory("sparse")}
         return encode_sparse(searched, metadata, query, choice.sparse[:1], context, **options).record
     every_chunk = RerankOptions(depth=sample.chunks.height)
-    candidates = _pair_every_chunk(sample)
-    factory = computing.factory("rerank")
-    return rerank_candidates(
-        candidates, searched, sample.queries, choice.rerank, context, every_chunk, **factory
-    ).record
+    candidates, factory = _pair_every_chunk(sample), computing.factory("rerank")
+    result = rerank_candidates(candidates, searched, sample.queries, choice.rerank, context, every_chunk, **factory)
+    return result.record
 
 
 def _pair_every_chunk(sample: Sample) -> pl.DataFrame:
-    """Make the ``CANDIDATES`` frame of every chunk with a few queries; the scores mean nothing."""
-    from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
-
+    """Make the ``FUSED`` frame of every chunk with a few queries; the scores mean nothing."""
     queries = sample.queries["public_id"].unique(maintain_order=True).head(_QUERIES_PER_CHUNK)
-    pairs = pl.DataFrame(queries).join(pl.DataFrame({"row": range(sample.chunks.height)}), how="cross")
-    run = pairs.with_columns(rank=pl.col("row") + 1, score=1 / (pl.col("row") + 1.0))
-    ranked = RankedList("dense", run.select(pl.col(name).cast(kind) for name, kind in RUN.items()))
-    return fuse([ranked], sample.chunks["chunk_id"], METHODS["rrf"](), query_order=queries.to_list())
+    chunks = sample.chunks.select("chunk_id").with_row_index("row")
+    pairs = pl.DataFrame(queries).join(chunks, how="cross")
+    ranked = pairs.with_columns(rank=pl.col("row") + 1, score=1 / (pl.col("row") + 1.0))
+    return ranked.select(pl.col(name).cast(kind) for name, kind in FUSED.items())

@@ -51,12 +51,10 @@ def merge_results(parts: Sequence[TableResult]) -> TableResult:
         parts[-1],
         outputs={},
         failed_rows={},
-        seconds=sum(part.seconds for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        peak_bytes=max(part.peak_bytes for part in parts),
-        precision_redone=sum(part.precision_redone for part in parts),
-        distinct_rows=sum(part.distinct_rows for part in parts),
         device=merge_devices(part.device for part in parts),
-        largest_batch=max(part.largest_batch for part in parts),
-        reused_rows=sum(part.reused_rows for part in parts),
+        **{name: sum(getattr(part, name) for part in parts) for name in _ADD_UP},
+        **{name: max(getattr(part, name) for part in parts) for name in ("peak_bytes", "largest_batch")},
     )
+
+
+_ADD_UP = ("seconds", "tokens", "precision_redone", "distinct_rows", "reused_rows")

@@ -58,7 +58,8 @@ def discover_devices(
     if not chosen:
         hidden = f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of them."
         return Discovery((host,), (about_host, *about_gpus, hidden, _USING_CPU))
-    if visible is not None and any(entry.strip().isdigit() for entry in visible.split(",")) and _differ(gpus):
+    by_number = visible is not None and any(entry.strip().isdigit() for entry in visible.split(","))
+    if by_number and len({gpu.name for gpu in gpus}) > 1:  # CUDA orders different ones by speed
         about_gpus += (_ABOUT_ORDER,)
     if (torch_cuda or _torch_cuda)() is None:
         useless = "The installed torch is a CPU build and cannot use them; install a CUDA build."
@@ -82,11 +83,6 @@ def select_visible(gpus: Sequence[CudaDevice], visible: str) -> tuple[CudaDevice
             break
         chosen += matches
     return tuple(dict.fromkeys(chosen))
-
-
-def _differ(gpus: Sequence[CudaDevice]) -> bool:
-    """Whether the order of the GPUs matters: CUDA orders different ones by speed."""
-    return len({gpu.name for gpu in gpus}) > 1
 
 
 def _torch_cuda() -> str | None:

@@ -74,7 +74,10 @@ class RayRunner:
             shard_events = PartEvents(events, shard)
             for event in report.events:
                 shard_events.emit(event.name, **event.facts)
-            result = _result_of(report, lease.purpose.stage)
+            if report.result is None:
+                where = f"{lease.purpose.stage}: a node of the cluster failed ({report.word})"
+                raise report.error or StageError(f"{where}. See the node's own log for the place")
+            result = report.result
             for name, values in result.outputs.items():
                 outputs[name][shard] = values
             failed |= {int(shard[row]): reason for row, reason in result.failed_rows.items()}
@@ -95,14 +98,6 @@ class RayRunner:
             finally:
                 for actor in crew.actors:  # so that the cluster has its devices back
                     ray.kill(actor)
-
-
-def _result_of(report: ShardReport, stage: str) -> TableResult:
-    if report.error is not None:
-        raise report.error
-    if report.result is None:
-        raise StageError(f"{stage}: a node of the cluster failed ({report.word}). See the node's own log for the place")
-    return report.result
 
 
 def split(lengths: NDArray[np.int64], shard_rows: int) -> list[NDArray[np.int64]]:

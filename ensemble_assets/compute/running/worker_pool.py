@@ -111,7 +111,10 @@ class WorkerPool:
             self.largest_batch = dispatcher.largest_batch
             self._say_goodbye()
         finally:
-            self._end_all()
+            for worker in self._workers.values():  # all at once, then wait for each
+                worker.kill()
+            for worker in list(self._workers.values()):
+                self._end(worker)
 
     def _start_all(self) -> None:
         per_device = self._settings.workers_per_device
@@ -204,12 +207,6 @@ class WorkerPool:
         if not worker.end():
             self._lease.abandon()
             self._events.emit("worker.stuck", device=worker.name, pid=worker.pid)
-
-    def _end_all(self) -> None:
-        for worker in self._workers.values():
-            worker.kill()
-        for worker in list(self._workers.values()):
-            self._end(worker)
 
     def _say_goodbye(self) -> None:
         """Ask all workers to leave and record the peaks they report. A worker without an answer is ended anyway."""

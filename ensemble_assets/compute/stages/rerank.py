@@ -268,7 +268,9 @@ def _by_pair(
     head: pl.DataFrame, work: PairRows, slices: SliceResults, record: StageRecord, largest_batch: int
 ) -> _Scored:
     """Turn results of windows into results of pairs, and failed pairs into failed queries."""
-    failed = _failed_queries(head, failed_texts(slices.failed, work.windows))
+    failed: dict[str, str] = {}  # of a query, the reason of its best-ranked failed pair
+    for pair, reason in sorted(failed_texts(slices.failed, work.windows).items()):
+        failed.setdefault(head["public_id"][pair], reason)
     without = head["public_id"].is_in(list(failed)).to_numpy()
     logits = np.where(without, np.float32(np.nan), largest_logits(slices.logits, work.windows))
     scored = head["rank"].to_numpy() <= slices.reached
@@ -280,14 +282,6 @@ def _by_pair(
         tokens_dropped=slices.tokens_dropped + int(lost.sum()),
     )
     return _Scored(logits, failed, slices.reached, record, largest_batch)
-
-
-def _failed_queries(head: pl.DataFrame, failed_pairs: dict[int, str]) -> dict[str, str]:
-    """Return the queries with a failed pair, each with the reason of its best-ranked one."""
-    failed: dict[str, str] = {}
-    for pair in sorted(failed_pairs):
-        failed.setdefault(head["public_id"][pair], failed_pairs[pair])
-    return failed
 
 
 # --- the stage's record ---

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ensemble_assets.collection.folders import safe_name
 from ensemble_assets.common.errors import SettingsError
 
 DEFAULT_PREFIX = "ultimate_embeddings_v4"
@@ -40,6 +39,8 @@ _ENDINGS = (
 
 def collection_folder(collection: str) -> str:
     """Name the folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
+    from ensemble_assets.collection.folders import safe_name  # here, since commands name files and read no chunks
+
     return safe_name(collection) or "collection"
 
 
