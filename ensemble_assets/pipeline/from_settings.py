@@ -18,7 +18,7 @@ from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, PackageSource
+from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
 from ensemble_assets.settings.options import Models
@@ -136,13 +136,10 @@ def require_named_models(settings: Settings) -> None:
     named = choice.dense[:1] if models.ensemble else ()  # companions are left to the dense stage
     named += choice.sparse[:1] if models.sparse and settings.enable_sparse else ()
     named += (choice.rerank,) if models.rerank and settings.enable_rerank else ()
-    for spec in named:
-        files = locate(spec)
-        if not isinstance(spec.source, PackageSource):
-            from ensemble_assets.compute.backends.library.describe import describe
+    from ensemble_assets.compute.backends.library.describe import describe
 
-            encoder = replace(spec, kind="dense") if spec.pooling == "late_interaction" else spec
-            describe(encoder, files, cache_folder(settings.paths))
+    for spec in named:
+        describe(spec, locate(spec), cache_folder(settings.paths))
 
 
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:

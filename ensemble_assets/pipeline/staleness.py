@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord
@@ -17,6 +18,7 @@ from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.default_paths import cache_folder
 
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}
 _COMMIT_DIGITS = 40
@@ -71,11 +73,12 @@ def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
     chosen = choose_models(settings.models)
     by_stage = {"dense": chosen.dense, "sparse": chosen.sparse, "rerank": (chosen.rerank,)}
     specs = {STAGE[stage].asset: models for stage, models in by_stage.items()}
+    caches = cache_folder(settings.paths)
     return Wanted(
         code_versions=code_versions,
         models={asset: frozenset(map(_identity, wanted)) for asset, wanted in specs.items()},
         switched_on={asset: bool(getattr(settings, switch)) for asset, switch in _SWITCHES.items()},
-        prepared={asset: {spec.slug: _preparation(spec) for spec in wanted} for asset, wanted in specs.items()},
+        prepared={asset: {spec.slug: _preparation(spec, caches) for spec in wanted} for asset, wanted in specs.items()},
         searched=settings.chunks.searched,
     )
 
@@ -136,13 +139,13 @@ def _prepared_otherwise(record: Record, wanted: Mapping[str, Preparation]) -> bo
     return any(wanted[model.slug].differs(model) for model in used if model.slug in wanted)
 
 
-def _preparation(spec: ModelSpec) -> Preparation:
+def _preparation(spec: ModelSpec, caches: Path) -> Preparation:
     """Describe the preparation for a model, as far as this machine has its files."""
-    from ensemble_assets.models.model_config import complete_spec
+    from ensemble_assets.compute.backends.library.describe import describe
 
     here = isinstance(spec.source, PackageSource)
     try:
-        spec = complete_spec(spec, locate(spec)) if here else spec
+        spec = describe(spec, locate(spec), caches).spec if here else spec
     except ModelUnavailableError:
         here = False
     return Preparation(spec.max_tokens, not here, spec.windows, spec.query_prefix, spec.document_prefix)

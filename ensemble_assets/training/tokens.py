@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenBodies, TokenTable
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles
@@ -62,6 +62,6 @@ def tokenise(vocabulary: Vocabulary, texts: Sequence[str], cap: int, limit: int 
 
 def pad(table: TokenTable, rows: NDArray[np.int64], vocabulary: Vocabulary) -> Padded:
     """Pad the given rows of a token table to the longest of them."""
-    arrays = padded_arrays(table, Batch(rows, int(table.lengths[rows].max())), _pad_id(vocabulary))
-    segments = np.zeros_like(arrays.ids) if arrays.types is None else arrays.types
-    return Padded(*(torch.from_numpy(array) for array in (arrays.ids, arrays.mask.astype(np.int64), segments)))
+    layout = FeatureLayout({"input_ids": _pad_id(vocabulary), "attention_mask": 0, "token_type_ids": 0}, {})
+    arrays = padded_arrays(table, Batch(rows, int(table.lengths[rows].max())), layout)
+    return Padded(*(torch.from_numpy(arrays[name]) for name in layout.arrays))

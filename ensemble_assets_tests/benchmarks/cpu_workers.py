@@ -31,7 +31,6 @@ from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.default_paths import cache_folder
@@ -106,8 +105,8 @@ def one_run(factory: ForwardFactory, table: TokenTable, workers: int, threads: i
 
 
 def factory_of(kind: str, threads: int, backend: BackendName) -> ForwardFactory:
-    files = locate(MODELS[SLUGS[kind]])
-    spec = complete_spec(MODELS[SLUGS[kind]], files)
+    spec = MODELS[SLUGS[kind]]
+    files = locate(spec)
     runtime = Runtime(threads=threads, backend=backend, cache_folder=cache_folder(Paths()))
     if kind == "sparse":
         return sparse_factory(spec, files, runtime, TOP_K)
@@ -116,8 +115,8 @@ def factory_of(kind: str, threads: int, backend: BackendName) -> ForwardFactory:
 
 def table_of(kind: str, texts: Sequence[str]) -> TokenTable:
     """The texts, or as many pairs of a text with the beginning of another."""
-    files = locate(MODELS[SLUGS[kind]])
-    spec = complete_spec(MODELS[SLUGS[kind]], files)
+    spec = MODELS[SLUGS[kind]]
+    files = locate(spec)
     if kind != "rerank":
         return tokenise(texts, files, spec.max_tokens)
     known = load_vocabulary(files)

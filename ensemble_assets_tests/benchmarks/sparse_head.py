@@ -36,10 +36,9 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     """Write ``states``, ``spans``, ``matrix`` and ``bias`` of documents, ordered by length as the engine does."""
     import torch
 
-    from ensemble_assets.compute.backends.torch_loading import padded_inputs
-    from ensemble_assets.compute.backends.torch_splade import SparseFactory
+    from ensemble_assets.compute.backends.choice import sparse_factory
+    from ensemble_assets.compute.backends.forward import Runtime
     from ensemble_assets.compute.tokens.token_tables import Batch
-    from ensemble_assets.models.model_config import complete_spec
     from ensemble_assets.models.model_files import locate
     from ensemble_assets.models.registry import MODELS
     from ensemble_assets_tests.compute.tokens.single_texts import tokenise
@@ -47,16 +46,15 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     with (eval_dir / "scifact" / "corpus.jsonl").open() as lines:
         read = [json.loads(line) for line, _ in zip(lines, range(documents), strict=False)]
     files = locate(MODELS["splade-tiny"])
-    spec = complete_spec(MODELS["splade-tiny"], files)
     table = tokenise([f"{document['title']} {document['text']}" for document in read], files, max_tokens)
     order = np.argsort(-table.lengths, kind="stable")
-    forward: Any = SparseFactory(spec, files).load("cpu")
+    forward: Any = sparse_factory(MODELS["splade-tiny"], files, Runtime()).load("cpu")
+    states = []
     with torch.inference_mode():
-        states = [
-            forward.run_network(padded_inputs(table, Batch(np.array([row]), int(table.lengths[row])), 0, "cpu"))
-            .logits[0].numpy()
-            for row in order
-        ]  # fmt: skip
+        for row in order:
+            batch = Batch(np.array([row]), int(table.lengths[row]))
+            features = forward._model.features(table, batch, "document", "cpu")
+            states.append(forward._transformer(features)["token_embeddings"][0].numpy())
     lengths = table.lengths[order]
     np.savez(
         out,

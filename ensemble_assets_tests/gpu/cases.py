@@ -19,7 +19,7 @@ import numpy as np
 
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices

@@ -40,22 +40,20 @@ LIMITS = {
 
 
 def factory_and_table(kind: str, precision: Any) -> tuple[Any, Any]:
+    from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
     from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
-    from ensemble_assets.compute.backends.torch_splade import SparseFactory
-    from ensemble_assets.models.model_config import complete_spec
 
-    files = locate(MODELS[SLUGS[kind]])
-    spec = complete_spec(MODELS[SLUGS[kind]], files)
+    spec = MODELS[SLUGS[kind]]
+    files = locate(spec)
     runtime = Runtime(precision, 1)
     if kind == "dense":
-        return DenseFactory(spec, files, runtime), tokenise(TEXTS, files, spec.max_tokens)
+        return dense_factory(spec, files, runtime), tokenise(TEXTS, files, spec.max_tokens)
     if kind == "sparse":
-        return SparseFactory(spec, files, runtime, top_k=0), tokenise(TEXTS, files, spec.max_tokens)
+        return sparse_factory(spec, files, runtime, top_k=0), tokenise(TEXTS, files, spec.max_tokens)
     known = load_vocabulary(files)
     rows = np.array([(query, text) for query in range(len(QUERIES)) for text in range(len(TEXTS))])
     bodies = [tokenise_bodies(texts, known, spec.max_tokens) for texts in (QUERIES, TEXTS)]
-    return RerankFactory(spec, files, runtime), pair_table(*bodies, rows, known.template, spec.max_tokens)
+    return rerank_factory(spec, files, runtime), pair_table(*bodies, rows, known.template, spec.max_tokens)
 
 
 def agree(got: Any, expected: Any, precision: str) -> None:

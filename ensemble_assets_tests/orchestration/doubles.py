@@ -14,8 +14,8 @@ import numpy as np
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import OutputSpec
+from ensemble_assets.compute.backends.library.describe import describe
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
@@ -88,14 +88,8 @@ def _pair(table: TokenTable, row: int) -> Mapping[str, np.ndarray]:
 
 def dense_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(
-            _dense,
-            {"vector": OutputSpec((BUCKETS,), np.float32)},
-            spec.slug,
-            fault,
-            missing,
-            spec=complete_spec(spec, files),
-        )
+        outputs = {"vector": OutputSpec((BUCKETS,), np.float32)}
+        return Double(_dense, outputs, spec.slug, fault, missing, spec=describe(spec, files, None).spec)
 
     return make
 
@@ -103,7 +97,7 @@ def dense_double(fault: Fault = never, missing: bool = False) -> Callable[..., D
 def dot_double(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
     """An encoder meant for dot products: a vector is as long as its text has tokens."""
     outputs = {"vector": OutputSpec((BUCKETS,), np.float32), "norm": OutputSpec((), np.float32)}
-    return Double(_long_dense, outputs, spec.slug, spec=complete_spec(spec, files))
+    return Double(_long_dense, outputs, spec.slug, spec=describe(spec, files, None).spec)
 
 
 def sparse_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:
@@ -114,15 +108,14 @@ def sparse_double(fault: Fault = never, missing: bool = False) -> Callable[..., 
     }
 
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(_sparse, outputs, spec.slug, fault, missing, spec=complete_spec(spec, files))
+        return Double(_sparse, outputs, spec.slug, fault, missing, spec=describe(spec, files, None).spec)
 
     return make
 
 
 def rerank_double(fault: Fault = never, missing: bool = False) -> Callable[..., Double]:
     def make(spec: ModelSpec, files: ModelFiles, *settings: Any) -> Double:
-        return Double(
-            _pair, {"logit": OutputSpec((), np.float32)}, spec.slug, fault, missing, spec=complete_spec(spec, files)
-        )
+        outputs = {"logit": OutputSpec((), np.float32)}
+        return Double(_pair, outputs, spec.slug, fault, missing, spec=describe(spec, files, None).spec)
 
     return make

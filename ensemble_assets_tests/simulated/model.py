@@ -237,7 +237,7 @@ def is_padded(lengths: NDArray[np.int64], batch: Batch) -> bool:
 
 def _our_error(error: RuntimeError) -> Exception:
     """What a torch forward makes of an error of the device."""
-    from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+    from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 
     if is_out_of_memory(error):
         return DeviceOutOfMemoryError(str(error))

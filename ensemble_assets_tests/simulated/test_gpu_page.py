@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets.cli.main import commands
-from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.torch_loading import Runtime, load_network
+from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.backends.library.model import load_library_model
 from ensemble_assets.compute.batching.dispatcher import Patience
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.discovery import discover_devices
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
-from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import MODELS, PROFILES
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.settings import Settings, options
 from ensemble_assets.telemetry.allowed_names import EVENTS
 from ensemble_assets_tests.benchmarks import dual_t4
 from ensemble_assets_tests.benchmarks.t4_estimates import ARCHITECTURES, CHUNKS, T4_BYTES, chunk_lengths
+from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,18 +134,9 @@ def test_as_many_simulated_runs_as_the_page_says() -> None:
 
 
 def test_models_are_loaded_with_sdpa(tmp_path: Path) -> None:
-    asked: dict[str, object] = {}
-
-    class Recorder:
-        @staticmethod
-        def from_pretrained(folder: str, **options: object) -> None:
-            asked.update(options)
-            raise RuntimeError
-
-    with pytest.raises(ModelUnavailableError):
-        load_network(Recorder, MODELS["bge-m3"], ModelFiles(tmp_path, "r", "f"), Runtime(), "cpu")
-    assert asked["attn_implementation"] == "sdpa"
-    assert asked["use_safetensors"] is True
+    spec = checkpoint(tmp_path / "encoder", "dense")
+    model = load_library_model(spec, locate(spec), Runtime(), "cpu").model
+    assert model[0].model.config._attn_implementation == "sdpa"
 
 
 def recipe() -> str:

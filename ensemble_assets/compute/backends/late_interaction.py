@@ -5,7 +5,7 @@ it. The score is the average over the query's tokens. This is ColBERT's score (K
 arXiv 2004.12832) with the mean of squares in place of the sum. Nothing is trained for it: any encoder's states will do.
 ``docs/decisions/0013`` has the measurements and the reason for squares.
 
-The forward takes the same pairs as a CrossEncoder. ``torch_forwards`` and ``openvino_forwards`` make the states.
+The forward takes the same pairs as a CrossEncoder. ``library.forward`` and ``openvino_forwards`` make the states.
 """
 
 from __future__ import annotations

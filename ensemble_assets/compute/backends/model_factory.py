@@ -8,9 +8,8 @@ from typing import ClassVar, Self
 
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime
-from ensemble_assets.compute.backends.model_traits import PLAIN, ModelTraits
+from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
-from ensemble_assets.models.model_config import hidden_width
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -20,7 +19,7 @@ class ModelFactory:
     """Picklable: names and paths only.
 
     Attributes:
-        spec: a complete spec (see ``model_config.complete_spec``).
+        spec: a complete spec (see ``library.describe``).
         files: where its weights are.
         runtime: how to run it.
         reason: why this backend runs it.
@@ -33,7 +32,7 @@ class ModelFactory:
     files: ModelFiles
     runtime: Runtime = field(default_factory=Runtime)
     reason: str = "reference"
-    traits: ModelTraits = PLAIN
+    traits: ModelTraits = field(default_factory=ModelTraits)
 
     @property
     def identity(self) -> str:
@@ -44,7 +43,7 @@ class ModelFactory:
     @property
     def width(self) -> int:
         """Width of the token states; 0 where the model's files do not say."""
-        return hidden_width(self.files)
+        return self.traits.width
 
     def unload(self, forward: Forward) -> None:
         """Release a forward that ``load`` made."""

@@ -9,26 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.registry import Pooling
 
 TokenPath = Literal["fast", "library"]
-
-
-@dataclass(frozen=True)
-class FeatureLayout:
-    """How the features of one task are put together from rows.
-
-    Attributes:
-        arrays: names of the token-aligned tensors, with the value that pads each.
-        constants: features that are the same for every batch, such as ``prompt_length`` and ``modality``.
-        left: whether rows are padded on the left.
-        bag: whether rows are laid end to end, with their starts in ``offsets`` (static embeddings).
-    """
-
-    arrays: Mapping[str, int]
-    constants: Mapping[str, Any]
-    left: bool = False
-    bag: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +59,3 @@ class ModelTraits:
         """Read ``as_json``."""
         layouts = {task: FeatureLayout(**layout) for task, layout in stored["layouts"].items()}
         return cls(**{**stored, "layouts": layouts})
-
-
-PLAIN = ModelTraits(tokens="fast", body="mean")
-"""Traits of registered models: one transformer whose rows the shared tokeniser makes, as the tests of each show."""

@@ -1,4 +1,4 @@
-"""Run a converted network on the CPU with OpenVINO. The torch forwards are the reference.
+"""Run a converted network on the CPU with OpenVINO. The library's modules are the reference.
 
 The graph's matrix products may be in bfloat16. Pooling, norms, vocabulary and classification heads are computed outside
 of it, in float32. ``openvino_graph`` makes the graphs.
@@ -20,7 +20,7 @@ from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseM
 from ensemble_assets.compute.backends.openvino_graph import Graph, import_openvino
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.splade_head.head import SparseHead
-from ensemble_assets.compute.tokens.padded_arrays import PaddedArrays, padded_arrays
+from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -28,6 +28,8 @@ _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
 """Words in OpenVINO's messages when memory runs out: it raises a RuntimeError for everything."""
 
 Float = NDArray[np.float32]
+Mask = NDArray[np.int64]
+"""``[batch, longest]``, 1 on tokens, which come before the padding."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class OpenVinoForward:
         self._graph = factory.graph
         self._request: Any = _compiled(factory).create_infer_request()
 
-    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+    def compute(self, states: Float, mask: Mask) -> Mapping[str, NDArray[np.generic]]:
         """Compute the outputs of one batch from the network's float32 states ``[batch, longest, width]``."""
         raise NotImplementedError
 
@@ -68,9 +70,12 @@ class OpenVinoForward:
             DeviceOutOfMemoryError: if it does not fit.
             ModelFailedError: for anything else the backend raises; carries no text.
         """
-        arrays = padded_arrays(table, batch, self._graph.pad_id)
+        arrays = padded_arrays(table, batch, self._graph.layout)
         try:
-            return self.compute(self._states(arrays), arrays)
+            outputs = self._request.infer(
+                dict(enumerate(arrays[name] for name in self._graph.inputs)), share_inputs=True, share_outputs=True
+            )
+            return self.compute(np.asarray(outputs[0], np.float32), arrays["attention_mask"])
         except Exception as error:  # noqa: BLE001  # a backend's message may quote its input
             failure = self._translated(error, batch)
         raise failure  # outside the handler, so that the original exception is not attached
@@ -78,13 +83,6 @@ class OpenVinoForward:
     def release(self) -> None:
         """Drop the compiled network; the forward is of no use afterwards."""
         self._request = None
-
-    def _states(self, arrays: PaddedArrays) -> Float:
-        inputs = [arrays.ids, arrays.mask.astype(np.int64)]
-        if self._graph.takes_types:
-            inputs.append(np.zeros_like(arrays.ids) if arrays.types is None else arrays.types)
-        outputs = self._request.infer(dict(enumerate(inputs)), share_inputs=True, share_outputs=True)
-        return np.asarray(outputs[0], np.float32)
 
     def _translated(self, error: Exception, batch: Batch) -> Exception:
         if isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY):
@@ -130,26 +128,27 @@ class OpenVinoDense(OpenVinoForward):
         super().__init__(factory, outputs, device)
         self._pool = POOLINGS[factory.spec.pooling]
 
-    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+    def compute(self, states: Float, mask: Mask) -> Mapping[str, NDArray[np.generic]]:
         """Pool and normalise the states."""
-        pooled = self._pool(states, arrays)
+        pooled = self._pool(states, mask)
         norms = np.sqrt(np.einsum("ij,ij->i", pooled, pooled, dtype=np.float32))
         unit = {"vector": pooled / np.maximum(norms, 1e-12)[:, None]}
         return unit | {"norm": norms} if "norm" in self.outputs else unit
 
 
-def _mean(states: Float, arrays: PaddedArrays) -> Float:
-    weights = arrays.mask.astype(np.float32)[:, None, :]
-    pooled: Float = np.matmul(weights, states)[:, 0] / arrays.lengths[:, None].astype(np.float32)
+def _mean(states: Float, mask: Mask) -> Float:
+    weights = mask.astype(np.float32)
+    pooled: Float = np.matmul(weights[:, None, :], states)[:, 0] / weights.sum(axis=1, keepdims=True)
     return pooled
 
 
-def _first(states: Float, arrays: PaddedArrays) -> Float:
+def _first(states: Float, mask: Mask) -> Float:
     return states[:, 0].copy()
 
 
-def _last(states: Float, arrays: PaddedArrays) -> Float:
-    return states[np.arange(len(states)), arrays.lengths - 1]
+def _last(states: Float, mask: Mask) -> Float:
+    last: Float = states[np.arange(len(states)), mask.sum(axis=1) - 1]
+    return last
 
 
 POOLINGS = {"mean": _mean, "cls": _first, "last_token": _last}
@@ -172,7 +171,7 @@ class OpenVinoLateInteractionFactory(OpenVinoFactory):
 class OpenVinoStates(OpenVinoForward):
     """An encoder that gives the states of all tokens; those of padding have no meaning."""
 
-    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+    def compute(self, states: Float, mask: Mask) -> Mapping[str, NDArray[np.generic]]:
         """Normalise every state in float32."""
         norms = np.sqrt(np.einsum("ijk,ijk->ij", states, states, dtype=np.float32))
         return {"states": (states / np.maximum(norms, 1e-12)[:, :, None]).astype(np.float16)}
@@ -185,7 +184,7 @@ class OpenVinoRerankFactory(OpenVinoFactory):
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
         """One logit per pair."""
-        return {"logit": OutputSpec((), "float32")}
+        return SCORES
 
     def load(self, device: str) -> OpenVinoRerank:
         """Compile for the CPU."""
@@ -199,14 +198,14 @@ class OpenVinoRerank(OpenVinoForward):
         super().__init__(factory, outputs, device)
         self._matrix, self._bias = factory.graph.head()
 
-    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+    def compute(self, states: Float, mask: Mask) -> Mapping[str, NDArray[np.generic]]:
         """Compute the single label's logit, before any activation."""
         return {"logit": (states @ self._matrix.T + self._bias)[:, 0].astype(np.float32)}
 
 
 @dataclass(frozen=True)
 class OpenVinoSparseFactory(SparseModelFactory, OpenVinoFactory):
-    """Makes forwards with the outputs of ``SparseFactory``."""
+    """Makes forwards with the outputs of ``sparse_outputs``."""
 
     def load(self, device: str) -> OpenVinoSparse:
         """Compile for the CPU."""
@@ -226,6 +225,6 @@ class OpenVinoSparse(OpenVinoForward):
         self._head.expect_tokens(int(table.offsets[-1]))
         return super().__call__(table, batch)
 
-    def compute(self, states: Float, arrays: PaddedArrays) -> Mapping[str, NDArray[np.generic]]:
+    def compute(self, states: Float, mask: Mask) -> Mapping[str, NDArray[np.generic]]:
         """Compute the weights and keep the largest."""
-        return self._head.encode_batch(states, arrays.lengths)
+        return self._head.encode_batch(states, mask.sum(axis=1))

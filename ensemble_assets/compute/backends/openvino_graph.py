@@ -9,11 +9,9 @@ is refused.
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +23,12 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelKind, ModelSpec
+from ensemble_assets.models.registry import ModelSpec
 
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when the content of graphs changes: older graphs are then converted again."""
 
 _TOLERANCE = 2e-3
@@ -42,13 +42,16 @@ class Graph:
     Attributes:
         folder: holds ``graph.xml`` and ``graph.bin``; for sparse and rerank models also ``head.npz`` with ``matrix``
             ``[out, hidden] float32`` and ``bias`` ``[out] float32``.
-        pad_id: token id of padding.
-        takes_types: whether token types are an input.
+        layout: the features that it takes, as the model's own preprocessing makes them.
     """
 
     folder: Path
-    pad_id: int
-    takes_types: bool
+    layout: FeatureLayout
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs, in order."""
+        return [name for name in _ARGUMENTS if name in self.layout.arrays]
 
     @property
     def path(self) -> Path:
@@ -61,12 +64,13 @@ class Graph:
             return stored["matrix"], stored["bias"]
 
 
-def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
+def graph_for(spec: ModelSpec, files: ModelFiles, layout: FeatureLayout, cache_folder: Path) -> Graph:
     """Return the model's graph; convert it if this machine has none yet. Concurrent runs may do this at once.
 
     Args:
         spec: a complete spec.
         files: where its weights are.
+        layout: of the features that the graph takes.
         cache_folder: graphs are kept below it, by model fingerprint and OpenVINO version.
 
     Raises:
@@ -75,28 +79,22 @@ def graph_for(spec: ModelSpec, files: ModelFiles, cache_folder: Path) -> Graph:
     """
     version = import_openvino().__version__.split("-")[0]
     folder = cache_folder / "openvino" / f"{spec.slug}-{spec.kind}-{files.fingerprint}-{version}-{_FORMAT}"
-    if not (folder / "graph.json").is_file():
+    graph = Graph(folder, layout)
+    if not graph.path.is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / "graph.json").is_file():
+            if not graph.path.is_file():
                 with atomic_folder(folder) as new_folder:
-                    _convert(spec, files, new_folder)
-    facts = json.loads((folder / "graph.json").read_text(encoding="utf-8"))
-    return Graph(folder, int(facts["pad_id"]), bool(facts["takes_types"]))
+                    _convert(spec, files, Graph(new_folder, layout))
+    return graph
 
 
-def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
+def _convert(spec: ModelSpec, files: ModelFiles, graph: Graph) -> None:
     import torch
 
-    from ensemble_assets.compute.backends.torch_loading import quiet_transformers
+    from ensemble_assets.compute.backends.torch_runtime import quiet_transformers
 
-    network, head = _BODIES[spec.kind](spec, files)
-    config: Any = network.config
-    graph = Graph(
-        folder,
-        pad_id=int(getattr(config, "pad_token_id", None) or 0),
-        takes_types=int(getattr(config, "type_vocab_size", None) or 0) > 1,
-    )
+    network, head = _body(spec, files)
     try:
         with torch.inference_mode(), warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every constant
@@ -107,54 +105,28 @@ def _convert(spec: ModelSpec, files: ModelFiles, folder: Path) -> None:
         ) from error
     import_openvino().save_model(model, graph.path, compress_to_fp16=False)
     if head is not None:
-        np.savez(folder / "head.npz", matrix=head[0], bias=head[1])
+        np.savez(graph.folder / "head.npz", matrix=head[0], bias=head[1])
     _refuse_if_different(spec, network, graph)
-    facts = asdict(graph) | {"folder": folder.name, "model": spec.slug, "revision": files.revision}
-    (folder / "graph.json").write_text(json.dumps(facts, default=str, indent=1), encoding="utf-8")
 
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def _dense_body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
-    from transformers import AutoModel
-
-    return _load(AutoModel, spec, files), None
-
-
-def _sparse_body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
-    from transformers import AutoModelForMaskedLM
-
-    from ensemble_assets.compute.backends.torch_splade import detach_decoder
-
-    network = _load(AutoModelForMaskedLM, spec, files)
-    return network, _head_of(detach_decoder(network, spec.slug, "cpu"))
-
-
-def _rerank_body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
+def _body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
+    """Load a model's network, and take the output layer of a sparse model or a reranker out of it."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    network = _load(AutoModelForSequenceClassification, spec, files)
-    head = getattr(network, "classifier", None)
-    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
-        raise ModelUnavailableError(f"{spec.slug}: its classification head is not one linear layer with one label")
-    network.classifier = torch.nn.Identity()
+    from ensemble_assets.compute.backends.library.model import load_library_model
+    from ensemble_assets.compute.backends.library.tiled_splade import detach_decoder
+
+    model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu").model
+    network = next(model.children()).model
+    if spec.kind == "sparse":
+        return network, _head_of(detach_decoder(network, spec.slug, "cpu"))
+    if spec.kind == "dense":
+        return network, None
+    head, network.classifier = network.classifier, torch.nn.Identity()
     return network, _head_of(head)
-
-
-_BODIES: dict[ModelKind, Callable[[ModelSpec, ModelFiles], tuple[Any, Head | None]]] = {
-    "dense": _dense_body,
-    "sparse": _sparse_body,
-    "rerank": _rerank_body,
-}
-
-
-def _load(auto_class: Any, spec: ModelSpec, files: ModelFiles) -> Any:
-    from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.backends.torch_loading import load_network
-
-    return load_network(auto_class, spec, files, Runtime(precision="fp32"), "cpu")
 
 
 def _head_of(layer: Any) -> Head:
@@ -163,14 +135,15 @@ def _head_of(layer: Any) -> Head:
     return matrix, bias
 
 
-def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> list[NDArray[np.int64]]:
-    """Make random rows, later ones shorter: ids, mask, and token types if the graph takes them."""
+def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Make random rows, later ones shorter."""
     random = np.random.default_rng(seed)
     lengths = np.maximum(2, shape[1] - 3 * np.arange(shape[0]))
     mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-    ids = np.where(mask, random.integers(3, 100, shape), graph.pad_id)
+    ids = np.where(mask, random.integers(3, 100, shape), graph.layout.arrays["input_ids"])
     types = mask * (np.arange(shape[1]) > shape[1] // 3)
-    return [ids, mask, types][: 3 if graph.takes_types else 2]
+    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return {name: values[name] for name in graph.inputs}
 
 
 _ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -190,10 +163,10 @@ def _traced(network: Any, graph: Graph) -> Any:
             self.network = network
 
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-            states: torch.Tensor = self.network(**dict(zip(_ARGUMENTS, tensors, strict=False)))[0]
+            states: torch.Tensor = self.network(**dict(zip(graph.inputs, tensors, strict=True)))[0]
             return states
 
-    example = tuple(torch.from_numpy(values) for values in _inputs(graph, (2, 7), seed=0))
+    example = tuple(torch.from_numpy(values) for values in _inputs(graph, (2, 7), seed=0).values())
     decoder = decoders.TorchScriptPythonDecoder(Body(), example_input=example)
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
@@ -212,11 +185,11 @@ def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
     compiled = import_openvino().Core().compile_model(str(graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for seed, shape in enumerate(((1, 5), (3, 19))):
         inputs = _inputs(graph, shape, seed)
-        words = {name: torch.from_numpy(values) for name, values in zip(_ARGUMENTS, inputs, strict=False)}
+        words = {name: torch.from_numpy(values) for name, values in inputs.items()}
         with torch.inference_mode():
             expected = network(**words)[0].float().numpy()
-        got = np.asarray(compiled(inputs)[0], np.float32)
-        used = inputs[1] > 0 if expected.ndim == 3 else np.ones(len(expected), np.bool_)
+        got = np.asarray(compiled(list(inputs.values()))[0], np.float32)
+        used = inputs["attention_mask"] > 0 if expected.ndim == 3 else np.ones(len(expected), np.bool_)
         if got.shape != expected.shape or not np.allclose(
             got[used], expected[used], rtol=0, atol=_TOLERANCE * np.abs(expected[used]).max()
         ):

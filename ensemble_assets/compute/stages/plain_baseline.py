@@ -17,7 +17,7 @@ import polars as pl
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, content_fingerprint
 from ensemble_assets.common.errors import MemoryBudgetError, ModelUnavailableError, SettingsError
 from ensemble_assets.common.machine import library_versions, this_host
-from ensemble_assets.compute.backends.torch_loading import is_out_of_memory
+from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.models.model_files import ModelFiles, locate

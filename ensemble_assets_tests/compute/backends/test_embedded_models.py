@@ -11,16 +11,15 @@ import torch
 import transformers
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.choice import rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.torch_forwards import RerankFactory
-from ensemble_assets.compute.backends.torch_splade import SparseFactory
+from ensemble_assets.compute.backends.library.describe import describe
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
 from ensemble_assets_tests.compute.running.doubles import run_here
@@ -89,7 +88,7 @@ def test_sparse_weights_equal_the_plain_masked_language_model():
     spec = MODELS["splade-tiny"]
     files = locate(spec)
     table = tokenise(TEXTS, files, spec.max_tokens)
-    got = run_here(table, SparseFactory(spec, files, RUNTIME, top_k=0), 700).outputs["weight"]
+    got = run_here(table, sparse_factory(spec, files, RUNTIME, top_k=0), 700).outputs["weight"]
     np.testing.assert_allclose(got, sparse_reference(TEXTS, spec.max_tokens), atol=1e-4)
 
 
@@ -150,7 +149,7 @@ def test_pairs_and_logits_equal_sentence_transformers(reranker):
     from sentence_transformers import CrossEncoder
 
     files = locate(reranker)
-    spec = complete_spec(reranker, files)
+    spec = describe(reranker, files, None).spec
     known = load_vocabulary(files)
     plain = CrossEncoder(str(files.folder), max_length=spec.max_tokens, device="cpu")
     queries, chunks = [pair[0] for pair in PAIRS], [pair[1] for pair in PAIRS]
@@ -166,6 +165,6 @@ def test_pairs_and_logits_equal_sentence_transformers(reranker):
     for row, (ids, types) in enumerate(zip(inputs["input_ids"], inputs["token_type_ids"], strict=True)):
         assert table.ids[table.offsets[row] : table.offsets[row + 1]].tolist() == ids
         assert [int(at >= table.second_from[row]) for at in range(len(ids))] == types
-    result = run_here(table, RerankFactory(spec, files, RUNTIME), 700)
+    result = run_here(table, rerank_factory(reranker, files, RUNTIME), 700)
     expected = plain.predict(PAIRS, activation_fn=torch.nn.Identity(), show_progress_bar=False)
     np.testing.assert_allclose(result.outputs["logit"], expected, rtol=1e-4, atol=1e-4)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends import torch_splade as forward_sparse
+from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
-from ensemble_assets.compute.backends.torch_splade import SparseFactory
+from ensemble_assets.compute.backends.library import tiled_splade
+from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
@@ -27,13 +25,14 @@ TABLE = table_of(ROWS)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Makes a checkpoint, once per kind and architecture, and says where it is."""
-    known: dict[tuple[str, str], ModelSpec] = {}
+    known: dict[tuple[str, ...], ModelSpec] = {}
 
-    def make(kind: str, model_type: str = "bert", **spec) -> ModelSpec:
-        key = (kind, model_type)
+    def make(kind: str, model_type: str = "bert", pools: str = "") -> ModelSpec:
+        key = (kind, model_type, pools)
         if key not in known:
-            known[key] = checkpoint(tmp_path_factory.mktemp("models") / f"{kind}-{model_type}", kind, model_type)
-        return replace(known[key], **spec)
+            folder = tmp_path_factory.mktemp("models") / "-".join(key)
+            known[key] = checkpoint(folder, kind, model_type, pools=pools)
+        return known[key]
 
     return make
 
@@ -44,14 +43,14 @@ def alone(network, row, **inputs):
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert", "qwen3"])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "last_token"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_dense_vectors_are_pooled_states_of_unit_length(made, model_type, pooling):
-    spec = made("dense", model_type, pooling=pooling)
-    got = DenseFactory(spec, locate(spec), RUNTIME).load("cpu")(TABLE, one_batch(TABLE))["vector"]
+    spec = made("dense", model_type, pooling)
+    got = dense_factory(spec, locate(spec), RUNTIME).load("cpu")(TABLE, one_batch(TABLE))["vector"]
     network = plain(locate(spec).folder, "dense")
     for row, tokens in enumerate(ROWS):
         states = alone(network, tokens).last_hidden_state[0].numpy()
-        pooled = {"mean": states.mean(axis=0), "cls": states[0], "last_token": states[-1]}[pooling]
+        pooled = {"mean": states.mean(axis=0), "cls": states[0], "lasttoken": states[-1]}[pooling]
         np.testing.assert_allclose(got[row], pooled / np.linalg.norm(pooled), atol=1e-5)
 
 
@@ -65,9 +64,9 @@ def reference_weights(network, tokens):
 @pytest.mark.parametrize("tile", [None, (1, 7), (16, 1000), (100_000, 16)])
 def test_sparse_weights_equal_the_paper_on_a_cpu_and_in_tiles_of_any_size(made, model_type, tile, monkeypatch):
     spec = made("sparse", model_type)
-    forward = SparseFactory(spec, locate(spec), RUNTIME, top_k=0).load("cpu")
+    forward = sparse_factory(spec, locate(spec), RUNTIME, top_k=0).load("cpu")
     if tile:  # as on a GPU
-        monkeypatch.setattr(forward_sparse, "_TILE", tile)
+        monkeypatch.setattr(tiled_splade, "_TILE", tile)
         forward._head = None
     got = forward(TABLE, one_batch(TABLE))
     network = plain(locate(spec).folder, "sparse")
@@ -81,7 +80,7 @@ def test_sparse_weights_equal_the_paper_on_a_cpu_and_in_tiles_of_any_size(made, 
 @pytest.mark.parametrize("top_k", [3, 1000])
 def test_pruning_keeps_the_largest_weights(made, top_k, tiles):
     spec = made("sparse")
-    forwards = [SparseFactory(spec, locate(spec), RUNTIME, top_k=k).load("cpu") for k in (0, top_k)]
+    forwards = [sparse_factory(spec, locate(spec), RUNTIME, top_k=k).load("cpu") for k in (0, top_k)]
     for forward in forwards if tiles else ():
         forward._head = None
     full, pruned = (forward(TABLE, one_batch(TABLE)) for forward in forwards)
@@ -99,9 +98,9 @@ def test_pruning_keeps_the_largest_weights(made, top_k, tiles):
 
 def test_a_state_that_is_not_finite_shows_in_the_weights(made):
     spec = made("sparse")
-    forward = SparseFactory(spec, locate(spec), RUNTIME, top_k=5).load("cpu")
+    forward = sparse_factory(spec, locate(spec), RUNTIME, top_k=5).load("cpu")
     with torch.no_grad():
-        table = forward.network.get_input_embeddings()
+        table = forward._transformer.model.get_input_embeddings()
         table.weight = torch.nn.Parameter(table.weight.clone())  # apart from the output layer, which is tied to it
         table.weight[ROWS[0][1]] = float("nan")
     weights = forward(TABLE, one_batch(TABLE))["weight"]
@@ -122,7 +121,7 @@ def test_an_architecture_that_changes_its_logits_afterwards_is_refused(made, mon
 
     monkeypatch.setattr(transformers.BertForMaskedLM, "forward", scaled)
     with pytest.raises(ModelUnavailableError, match="more than a linear layer"):
-        SparseFactory(spec, locate(spec), RUNTIME).load("cpu")
+        TiledSparseFactory(spec, locate(spec), RUNTIME).load("cpu")
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
@@ -130,7 +129,7 @@ def test_logits_equal_plain_sequence_classification(made, model_type):
     spec = made("rerank", model_type)
     second = [min(2, len(row)) for row in ROWS]
     table = table_of(ROWS, second_from=second)
-    got = RerankFactory(spec, locate(spec), RUNTIME).load("cpu")(table, one_batch(table))["logit"]
+    got = rerank_factory(spec, locate(spec), RUNTIME).load("cpu")(table, one_batch(table))["logit"]
     network = plain(locate(spec).folder, "rerank")
     for row, tokens in enumerate(ROWS):
         types = torch.tensor([[int(at >= second[row]) for at in range(len(tokens))]])
@@ -140,16 +139,16 @@ def test_logits_equal_plain_sequence_classification(made, model_type):
 
 def test_half_precision_logits_are_computed_in_float32_by_the_head(made):
     spec = made("rerank")
-    forward = RerankFactory(spec, locate(spec), Runtime("bf16", 1)).load("cpu")
+    forward = rerank_factory(spec, locate(spec), Runtime("bf16", 1)).load("cpu")
     assert forward.precision == "bf16"
-    assert forward.network.classifier.weight.dtype == torch.float32
+    assert forward._model.model[0].model.classifier.weight.dtype == torch.float32
     logits = forward(TABLE, one_batch(TABLE))["logit"]
     assert (logits != torch.tensor(logits).bfloat16().float().numpy()).any()
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
 def test_results_do_not_depend_on_the_batches(made, kind):
-    factories = {"dense": DenseFactory, "sparse": SparseFactory, "rerank": RerankFactory}
+    factories = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
     spec = made(kind)
     factory = factories[kind](spec, locate(spec), RUNTIME, *([0] if kind == "sparse" else []))
     runs = [run_here(TABLE, factory, budget).outputs for budget in (1, 40, 10_000)]

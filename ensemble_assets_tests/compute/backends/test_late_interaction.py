@@ -25,7 +25,7 @@ from ensemble_assets.compute.backends.late_interaction import (
     similarity,
     split_pair,
 )
-from ensemble_assets.compute.backends.torch_forwards import LateInteractionFactory
+from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -88,11 +88,12 @@ def test_scores_are_those_of_the_definition_whatever_is_kept_and_batched(encoder
     pairs = random_pairs(5, 4, 6)
 
     @dataclass(frozen=True)
-    class Keeping(LateInteractionFactory):
+    class Keeping(LibraryFactory):
         def load(self, device: str) -> LateInteractionForward:
             return LateInteractionForward(super().load(device)._encoder, cache_bytes)
 
-    factory = Keeping(encoder, locate(encoder), RUNTIME)
+    made = rerank_factory(as_reranker(encoder), locate(encoder), RUNTIME)
+    factory = Keeping(made.spec, made.files, RUNTIME, traits=made.traits)
     got = run_here(pairs_table(pairs), factory, budget).outputs["logit"]
     network = plain(locate(encoder).folder, "dense")
     # states are stored in float16
@@ -180,7 +181,7 @@ def test_kept_states_stay_below_their_limit_and_the_oldest_go_first(uses, limit)
 
 
 def test_workers_can_be_handed_the_factory_and_full_precision_is_the_encoders(encoder):
-    factory = LateInteractionFactory(encoder, locate(encoder), Runtime("bf16", 1))
+    factory = rerank_factory(as_reranker(encoder), locate(encoder), Runtime("bf16", 1))
     assert pickle.loads(pickle.dumps(factory)) == factory
     whole = factory.full_precision()
     assert (factory.load("cpu").precision, whole.load("cpu").precision) == ("bf16", "fp32")
@@ -213,13 +214,14 @@ def stage(spec: ModelSpec, queries: pl.DataFrame = QUERIES, **options):
     encoders: list[CountingEncoder] = []
 
     @dataclass(frozen=True)
-    class Counted(LateInteractionFactory):
+    class Counted(LibraryFactory):
         def load(self, device: str) -> LateInteractionForward:
             encoders.append(CountingEncoder())
             return LateInteractionForward(encoders[-1])
 
     def maker(spec, files, runtime):
-        return Counted(spec, files, runtime)
+        made = rerank_factory(spec, files, runtime)
+        return Counted(made.spec, files, runtime, traits=made.traits)
 
     context = ComputeContext(runtime=RUNTIME)
     result = rerank_candidates(candidates, CHUNKS, queries, spec, context, RerankOptions(**options), make_factory=maker)

@@ -20,6 +20,8 @@ from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.backends.library.describe import describe
+from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
@@ -27,7 +29,6 @@ from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
-from ensemble_assets.models.model_config import complete_spec
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, ModelSpec
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
@@ -52,8 +53,10 @@ def openvino_runtime(cache):
 
 
 def complete(slug: str) -> tuple[ModelSpec, object]:
-    files = locate(MODELS[slug])
-    return complete_spec(MODELS[slug], files), files
+    return MODELS[slug], locate(MODELS[slug])
+
+
+LAYOUT = SHIPPED[(complete("ensemble-reranker-tiny")[1].fingerprint, "cross_encoder")].layouts["document"]
 
 
 def both(slug: str, maker, runtime: Runtime, table, *more) -> tuple[dict, dict]:
@@ -82,6 +85,7 @@ def test_sparse_weights_are_those_of_torch(openvino_runtime):
 
 def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtime):
     spec, files = complete("ensemble-reranker-tiny")
+    spec = describe(spec, files, None).spec
     known = load_vocabulary(files)
     bodies = [tokenise_bodies([pair[at] for pair in PAIRS], known, spec.max_tokens) for at in (0, 1)]
     numbers = np.arange(len(PAIRS))
@@ -137,7 +141,7 @@ def test_a_model_that_cannot_be_converted_is_run_by_torch(monkeypatch, tmp_path,
     with pytest.raises(SettingsError, match=r"cannot be converted for OpenVINO \(RuntimeError\)") as caught:
         rerank_factory(spec, files, replace(runtime, backend="openvino"))
     assert "secret" not in str(caught.value)
-    assert not list(tmp_path.rglob("graph.json"))
+    assert not list(tmp_path.rglob("graph.xml"))
 
 
 def test_a_graph_that_computes_something_else_is_refused(monkeypatch, tmp_path):
@@ -148,8 +152,8 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch, tmp_path):
 
     monkeypatch.setattr(openvino_graph, "_traced", other)
     with pytest.raises(ModelUnavailableError, match="does not compute what torch computes"):
-        graph_for(*complete("ensemble-reranker-tiny"), tmp_path)
-    assert not list(tmp_path.rglob("graph.json"))
+        graph_for(*complete("ensemble-reranker-tiny"), LAYOUT, tmp_path)
+    assert not list(tmp_path.rglob("graph.xml"))
 
 
 def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_path):
@@ -158,11 +162,11 @@ def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_p
     monkeypatch.setattr(openvino_graph, "_convert", lambda *args: (conversions.append(1), convert(*args)))
     spec, files = complete("ensemble-reranker-tiny")
     with ThreadPoolExecutor(4) as pool:
-        graphs = list(pool.map(lambda _: graph_for(spec, files, tmp_path), range(4)))
+        graphs = list(pool.map(lambda _: graph_for(spec, files, LAYOUT, tmp_path), range(4)))
     assert conversions == [1]
-    assert len(set(graphs)) == 1
+    assert len({graph.folder for graph in graphs}) == 1
     other = replace(files, fingerprint="0123456789abcdef")
-    assert graph_for(spec, other, tmp_path).folder != graphs[0].folder
+    assert graph_for(spec, other, LAYOUT, tmp_path).folder != graphs[0].folder
 
 
 class Failing:
@@ -206,13 +210,14 @@ try:
     openvino_telemetry.Telemetry.__init__ = refuse
 except ImportError:
     pass
-from ensemble_assets.models.model_config import complete_spec
+from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 spec = MODELS["ensemble-reranker-tiny"]
 files = locate(spec)
-print(graph_for(complete_spec(spec, files), files, Path(sys.argv[1])).path.is_file())
+layout = SHIPPED[(files.fingerprint, spec.pooling)].layouts["document"]
+print(graph_for(spec, files, layout, Path(sys.argv[1])).path.is_file())
 """
 
 

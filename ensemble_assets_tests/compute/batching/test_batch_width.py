@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pytest
@@ -10,9 +9,7 @@ import pytest
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
-from ensemble_assets.models.model_config import hidden_width
-from ensemble_assets.models.model_files import locate
-from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory, model_folder, run_here, table_of
+from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory, run_here, table_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,3 @@ def test_a_run_here_plans_by_its_models_width(width: int, largest: int, kept: bo
     else:
         run_here(table, factory, batch_tokens=64)
     assert max(batch.tokens for batch in factory.journal.batches) == largest
-
-
-def test_the_width_is_the_models_own_word(tmp_path) -> None:
-    files = locate(model_folder(tmp_path / "m"))
-    assert hidden_width(files) == 8
-    (tmp_path / "m" / "config.json").write_text(json.dumps({"dim": 96}))
-    assert hidden_width(files) == 96
-    (tmp_path / "m" / "config.json").write_text("{}")
-    assert hidden_width(files) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ensemble_assets.common.errors import DeviceError
-from ensemble_assets.compute.backends.torch_loading import resolve_precision
+from ensemble_assets.compute.backends.torch_runtime import resolve_precision
 from ensemble_assets.compute.devices.cuda import CudaDevice, CudaSession, list_cuda_devices
 from ensemble_assets_tests.compute.devices.nvidia import T4_BYTES, Nvidia, install, two_t4s
 

@@ -73,13 +73,12 @@ def test_workers_of_one_cpu_share_its_cores_and_their_memory_adds_up(tmp_path):
 
 @pytest.mark.slow
 def test_one_process_and_two_workers_give_the_same_bits_and_other_batches_nearly(tmp_path):
+    from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
     from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
-    from ensemble_assets.compute.backends.torch_splade import SparseFactory
     from ensemble_assets.models.model_files import locate
     from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
 
-    makers = {"dense": DenseFactory, "sparse": SparseFactory, "rerank": RerankFactory}
+    makers = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
     factories = []
     for kind, make in makers.items():
         spec = checkpoint(tmp_path / kind, kind)

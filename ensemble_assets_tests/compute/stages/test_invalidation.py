@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
+from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoDenseFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph
-from ensemble_assets.compute.backends.torch_forwards import DenseFactory
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets_tests.compute.running.doubles import DIMENSION, DoubleFactory, model_folder
 
@@ -74,15 +75,15 @@ def test_factories_are_told_apart_by_weights_pooling_precision_and_backend(tmp_p
     spec = model_folder(tmp_path / "model")
     files = ModelFiles(tmp_path, "local", "0123456789abcdef")
     other_files = ModelFiles(tmp_path, "local", "fedcba9876543210")
-    graph = Graph(Path("graph"), 0, takes_types=True)
+    graph = Graph(Path("graph"), FeatureLayout({}, {}))
     fp32, bf16 = Runtime(precision="fp32"), Runtime(precision="bf16")
     factories = [
-        DenseFactory(spec, files, fp32),
-        DenseFactory(spec, other_files, fp32),
-        DenseFactory(replace(spec, pooling="cls"), files, fp32),
-        DenseFactory(spec, files, bf16),
+        LibraryFactory(spec, files, fp32),
+        LibraryFactory(spec, other_files, fp32),
+        LibraryFactory(replace(spec, pooling="cls"), files, fp32),
+        LibraryFactory(spec, files, bf16),
         OpenVinoDenseFactory(spec, files, fp32, "asked_for", graph=graph),
         OpenVinoDenseFactory(spec, files, bf16, "asked_for", graph=graph),
     ]
     assert len({factory.identity for factory in factories}) == len(factories)
-    assert DenseFactory(spec, files, replace(fp32, threads=2), "other").identity == factories[0].identity
+    assert LibraryFactory(spec, files, replace(fp32, threads=2), "other").identity == factories[0].identity

@@ -73,19 +73,19 @@ def test_few_calls_stand_between_encode_sparse_and_the_forward(tmp_path, context
 
 
 def test_the_real_embedded_model_is_reached_by_the_same_route(tmp_path, context, monkeypatch):
+    from ensemble_assets.compute.backends import openvino_forwards
     from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
     from ensemble_assets.models.registry import MODELS
 
     pytest.importorskip("openvino")
     seen: list[list[str]] = []
-    inner = OpenVinoForward._states
+    inner = openvino_forwards.padded_arrays
 
-    def counted(self, arrays):
+    def counted(*arguments):
         seen.append(frames_of_ours("encode_dense"))
-        return inner(self, arrays)
+        return inner(*arguments)
 
-    monkeypatch.setattr(OpenVinoForward, "_states", counted)
+    monkeypatch.setattr(openvino_forwards, "padded_arrays", counted)
     runtime = Runtime(precision="fp32", threads=1, backend="openvino", cache_folder=tmp_path / "cache")
     encode_dense(CHUNKS, QUERIES, [MODELS["all-minilm-l6-v2"]], replace(context, runtime=runtime))
     assert seen

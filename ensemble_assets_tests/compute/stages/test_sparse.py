@@ -127,10 +127,10 @@ def test_a_model_that_fails_on_everything_lets_all_chunks_fall_back(tmp_path):
 
 
 def test_a_model_whose_weights_are_missing_leaves_its_vocabulary(tmp_path):
-    from ensemble_assets.compute.backends.torch_splade import SparseFactory
+    from ensemble_assets.compute.backends.choice import sparse_factory
 
     spec = model_folder(tmp_path / "m", "sparse")  # its weights are no weights
-    result = encode_sparse(CHUNKS, METADATA, QUERIES, [spec], ComputeContext(), make_factory=SparseFactory)
+    result = encode_sparse(CHUNKS, METADATA, QUERIES, [spec], ComputeContext(), make_factory=sparse_factory)
     assert result.record.fallback_reasons == {"model_unavailable": 4}
     assert result.record.unusable["m"] == "model_unavailable"
     assert words_of(result, 2) == {"engine", "piston"}

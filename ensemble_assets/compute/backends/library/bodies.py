@@ -1,16 +1,12 @@
-"""Recognise models that fast backends can run, and refuse those whose weights are not all in their files."""
+"""Recognise models that fast backends can run: one transformer of a kind that they are trusted with."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.library.model import LibraryModel
-from ensemble_assets.compute.backends.torch_loading import quiet_transformers
-from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import Pooling
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
@@ -64,44 +60,5 @@ def _sparse(model: LibraryModel, modules: list[Any], names: list[str]) -> Poolin
 
 
 def _rerank(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    if model.spec.pooling == "late_interaction":
-        return "late_interaction"
     head = getattr(modules[0].model, "classifier", None)
     return "cross_encoder" if len(modules) == 1 and isinstance(head, torch.nn.Linear) else None
-
-
-def refuse_untrained(model: LibraryModel, files: ModelFiles) -> None:
-    """Refuse a model of which a weight is missing in its files: it would be random.
-
-    An encoder without its unused pooler is complete.
-
-    Raises:
-        ModelUnavailableError: naming the first weight.
-    """
-    for module in model.model.modules():
-        network = getattr(module, "model", None)
-        if type(module).__name__ not in ("Transformer", "MLMTransformer") or network is None:
-            continue
-        missing = _missing_weights(network, files.folder, model.spec.kind == "rerank")
-        if missing:
-            raise ModelUnavailableError(
-                f"{model.spec.slug}: its weights lack {missing[0]} and {len(missing) - 1} more that a "
-                f"{model.spec.kind} model needs. Choose a checkpoint made for this"
-            )
-
-
-def _missing_weights(network: Any, root: Path, with_pooler: bool) -> list[str]:
-    """Names of the parameters of a network that its folder, which may be any below ``root``, does not have."""
-    folders = [root, *sorted(path.parent for path in root.glob("*/config.json"))]
-    reports: list[list[str]] = []
-    for folder in folders:
-        try:
-            with quiet_transformers():
-                _, report = type(network).from_pretrained(
-                    folder, config=network.config, output_loading_info=True, local_files_only=True
-                )
-        except (OSError, ValueError, RuntimeError):
-            continue  # no weights here, or those of another network of the model
-        names = map(str, report["missing_keys"])
-        reports.append(sorted(name for name in names if with_pooler or "pooler." not in name))
-    return min(reports, key=len, default=[])

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
+from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
-from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
-from ensemble_assets.compute.backends.model_traits import PLAIN, ModelTraits
-from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables, pair_table, single_table
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
-from ensemble_assets.models import model_config
+from ensemble_assets.compute.backends.factories import openvino_factory, torch_factory
+from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.backends.library.shipped import SHIPPED
+from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec, PackageSource
+from ensemble_assets.models.registry import POOLINGS, ModelSpec, PackageSource
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.backends.library.model import LibraryModel
     from ensemble_assets.compute.backends.library.probe import Probe
 
 _FORMAT = 2
@@ -43,14 +39,11 @@ class Described:
     Attributes:
         spec: completed from the model's files.
         traits: how its rows are made and what its modules are.
-        by_library: whether sentence-transformers' modules run it, unless a fast backend is proven equal. The models of
-            the embedded profile are not described: the tests compare each of them with the library.
         is_cut: whether its vectors are cut to fewer components than the model gives (Matryoshka).
     """
 
     spec: ModelSpec
     traits: ModelTraits
-    by_library: bool = False
     is_cut: bool = False
 
 
@@ -66,11 +59,15 @@ def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> D
         ModelUnavailableError: if sentence-transformers cannot load the model, if its batches differ from its own call,
             or if the files contradict the spec.
     """
-    if isinstance(spec.source, PackageSource):
-        return Described(model_config.complete_spec(spec, files), PLAIN)
-    traits = _described(replace(spec, dimension=0, weight=1.0, share=0.0, windows=1), files, cache_folder)
+    if spec.pooling == "late_interaction":
+        spec = replace(spec, kind="dense", dimension=0)  # it runs an encoder
+    shipped = SHIPPED if isinstance(spec.source, PackageSource) else {}
+    traits = shipped.get((files.fingerprint, spec.pooling))
+    if traits is None:
+        plain = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
+        traits = _described(plain, files, cache_folder)
     complete = _complete(spec, traits)
-    return Described(complete, traits, by_library=True, is_cut=0 < complete.dimension < traits.dimension)
+    return Described(complete, traits, is_cut=0 < complete.dimension < traits.dimension)
 
 
 def _complete(spec: ModelSpec, traits: ModelTraits) -> ModelSpec:
@@ -104,49 +101,12 @@ def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) ->
         return ModelTraits.from_json(stored)
     from ensemble_assets.compute.backends.library.probe import probe_model
 
-    traits, model, probe = probe_model(spec, files)
-    if _fast_tokens_agree(spec, files, model):
-        traits = replace(traits, tokens="fast")
+    traits, probe = probe_model(spec, files)
     if traits.body is not None:
-        traits = replace(traits, refused=_judge_fast_paths(_complete(spec, traits), files, traits, probe, cache_folder))
+        refused = _judge_fast_paths(_complete(spec, traits), files, traits, probe, cache_folder)
+        traits = replace(traits, refused=refused)
     cache.put({key: traits.as_json()})
     return traits
-
-
-def _fast_tokens_agree(spec: ModelSpec, files: ModelFiles, model: LibraryModel) -> bool:
-    """Whether the shared tokeniser makes the rows that the model's own preprocessing makes, cut ones included."""
-    from ensemble_assets.compute.backends.library.probe import DOCUMENTS, QUERIES, overlong
-
-    limit = model.max_tokens
-    if not limit:
-        return False
-    documents, queries = [*DOCUMENTS, overlong(limit)], [*QUERIES, overlong(limit)]
-    try:
-        words = load_vocabulary(files)
-        document_ids = tokenise_bodies(documents, words, limit, model.prompt("document") or "")
-        query_ids = tokenise_bodies(queries, words, limit, model.prompt("query") or "")
-        if spec.kind == "rerank":
-            pairs = np.array([(q, d) for q in range(len(queries)) for d in range(len(documents))], np.int64)
-            fast = pair_table(query_ids, document_ids, pairs, words.template, limit)
-            return _same_rows(fast, model.rows([(queries[q], documents[d]) for q, d in pairs.tolist()], "document"))
-        fast = join_tables(
-            single_table(document_ids, words.template, limit), single_table(query_ids, words.template, limit)
-        )
-    except (ModelUnavailableError, StageError, SettingsError, ValueError):
-        return False
-    return _same_rows(fast, join_tables(model.rows(documents, "document"), model.rows(queries, "query")))
-
-
-def _same_rows(fast: TokenTable, library: TokenTable) -> bool:
-    if not np.array_equal(fast.offsets, library.offsets) or not np.array_equal(fast.ids, library.ids):
-        return False
-    if library.arrays.keys() - {"token_type_ids"}:
-        return False
-    longest = int(library.lengths.max())
-    columns = np.arange(longest)
-    inside = columns < library.lengths[:, None]
-    types = fast.segments(np.arange(len(fast)), columns)[inside]
-    return np.array_equal(types, library.arrays.get("token_type_ids", np.zeros_like(types)))
 
 
 def _judge_fast_paths(
@@ -157,46 +117,24 @@ def _judge_fast_paths(
     Names are ``tiled`` for the tiled SPLADE head, ``fp32`` and ``bf16`` for OpenVINO in that precision.
     """
     from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, HALF_COSINE
-    from ensemble_assets.compute.backends.openvino_graph import has_bf16
 
-    refused: dict[str, str] = {}
-    plain = Described(spec, traits)
+    runtimes: dict[str, Runtime] = {}
     if spec.kind == "sparse":
-        from ensemble_assets.compute.backends.torch_splade import SparseFactory
-
-        with suppress(ModelUnavailableError, StageError):
-            tiled = SparseFactory(spec, files, Runtime("fp32"), traits=traits, top_k=0).load("cpu")
-            refused["tiled"] = "" if probe.difference(tiled) <= FP32_TOLERANCE else DIFFERS
-        refused.setdefault("tiled", DIFFERS)
-    if cache_folder is None or importlib.util.find_spec("openvino") is None:
-        return {name: word for name, word in refused.items() if word}
-    for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
-        runtime = Runtime(precision, backend="openvino", cache_folder=cache_folder)
+        runtimes["tiled"] = Runtime("fp32")
+    if cache_folder is not None and importlib.util.find_spec("openvino") is not None:
+        for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
+            runtimes[precision] = Runtime(precision, backend="openvino", cache_folder=cache_folder)
+    refused: dict[str, str] = {}
+    for name, runtime in runtimes.items():
+        make = torch_factory if name == "tiled" else openvino_factory
         try:
-            forward = _openvino_factory(plain, files, runtime).load("cpu")
-            half = precision != "fp32"
+            forward = make(spec, files, runtime, "", traits, top_k=0).load("cpu")
+            half = runtime.precision != "fp32"
             agrees = probe.least_cosine(forward) >= HALF_COSINE if half else probe.difference(forward) <= FP32_TOLERANCE
-            refused[precision] = "" if agrees else DIFFERS
+            if not agrees:
+                refused[name] = DIFFERS
         except ModelUnavailableError:
-            refused[precision] = NOT_CONVERTIBLE
+            refused[name] = NOT_CONVERTIBLE
         except StageError:
-            refused[precision] = DIFFERS
-    return {name: word for name, word in refused.items() if word}
-
-
-def _openvino_factory(model: Described, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """Make the OpenVINO factory of a model for the parity probe; a sparse one keeps all weights.
-
-    Raises:
-        ModelUnavailableError: if the model cannot be converted.
-    """
-    from ensemble_assets.compute.backends import openvino_forwards
-    from ensemble_assets.compute.backends.openvino_graph import graph_for
-
-    assert runtime.cache_folder is not None
-    graph = graph_for(model.spec, files, runtime.cache_folder)
-    if model.spec.kind == "sparse":
-        return openvino_forwards.OpenVinoSparseFactory(model.spec, files, runtime, top_k=0, graph=graph)
-    dense = model.spec.kind == "dense"
-    factory = openvino_forwards.OpenVinoDenseFactory if dense else openvino_forwards.OpenVinoRerankFactory
-    return factory(model.spec, files, runtime, graph=graph)
+            refused[name] = DIFFERS
+    return refused

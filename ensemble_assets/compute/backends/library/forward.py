@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
-from ensemble_assets.compute.backends.forward import OutputSpec, vector_outputs
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec, vector_outputs
+from ensemble_assets.compute.backends.late_interaction import SCORES, LateInteractionForward
 from ensemble_assets.compute.backends.library.model import (
     Features,
     LibraryModel,
@@ -21,7 +22,7 @@ from ensemble_assets.compute.backends.library.model import (
 )
 from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseModelFactory
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
-from ensemble_assets.compute.backends.torch_loading import is_out_of_memory, kernels, resolve_precision
+from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.registry import ModelKind
@@ -48,20 +49,21 @@ class LibraryFactory(ModelFactory):
     def outputs(self) -> Mapping[str, OutputSpec]:
         """Outputs by kind of model."""
         spec = self.spec
-        if spec.kind == "rerank":
-            return {"logit": OutputSpec((), "float32")}
+        if spec.kind == "rerank" or spec.pooling == "late_interaction":
+            return SCORES
         if spec.kind == "sparse":
             return sparse_outputs(spec.dimension, 0)
         return vector_outputs(spec.dimension, self.traits)
 
-    def load(self, device: str) -> LibraryForward:
+    def load(self, device: str) -> Forward:
         """Load onto ``device``.
 
         Raises:
             ModelUnavailableError: if sentence-transformers cannot load the model.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
-        return LibraryForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        forward = LibraryForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        return LateInteractionForward(forward) if self.spec.pooling == "late_interaction" else forward
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class LibraryForward:
         self._model = model
         self._factory = factory
         self._device = device
-        self._finish = _FINISHES[factory.spec.kind]
+        late = factory.spec.pooling == "late_interaction"
+        self._finish = _unit_states if late else _FINISHES[factory.spec.kind]
         model.layouts.update(factory.traits.layouts)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
@@ -136,6 +139,12 @@ def _unit_vectors(features: Features, factory: LibraryFactory) -> dict[str, torc
     norms = vectors.norm(dim=1)
     unit = {"vector": vectors / norms.clamp(min=_SMALLEST_NORM).unsqueeze(1)}
     return unit | {"norm": norms} if "norm" in factory.outputs else unit
+
+
+def _unit_states(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+    """Divide every state by its norm, in fp32; those of padding have no meaning."""
+    states: torch.Tensor = features["token_embeddings"].float()
+    return {"states": torch.nn.functional.normalize(states, dim=2).half()}
 
 
 def _scores(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:

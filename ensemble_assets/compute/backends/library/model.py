@@ -8,24 +8,27 @@ https://sbert.net/docs/package_reference/base/Module.html describes modules and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.model_traits import FeatureLayout
-from ensemble_assets.compute.backends.torch_loading import (
+from ensemble_assets.compute.backends.torch_runtime import (
     DTYPES,
     is_out_of_memory,
     quiet_transformers,
     resolve_precision,
 )
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec, may_run_code
@@ -41,6 +44,10 @@ _PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document":
 
 _HEADS = ("classifier", "score")
 """Names of the classification head in transformers' models; it runs in fp32, since half-precision logits tie."""
+
+_FROM_PRETRAINED: Any = PreTrainedModel.__dict__["from_pretrained"]
+_LOADING = Lock()
+"""Held while ``from_pretrained`` is watched: two threads may load at once."""
 
 
 class LibraryModel:
@@ -104,7 +111,7 @@ class LibraryModel:
     def features(self, table: TokenTable, batch: Batch, task: Task, device: str) -> Features:
         """Pad the batch's rows, which are all of one task, and move them to the device."""
         layout = self.layouts[task]
-        arrays = _laid_end_to_end(table, batch) if layout.bag else _padded(table, batch, layout)
+        arrays = padded_arrays(table, batch, layout)
         tensors = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
         return {**tensors, **layout.constants}
 
@@ -137,7 +144,8 @@ class LibraryModel:
         full = np.flatnonzero((block.lengths >= self.max_tokens) & limited)
         if len(full):
             whole = [texts[row] for row in full.tolist()]
-            uncut = self._preprocess(whole, task, processing_kwargs={"text": {"truncation": False}})
+            with quiet_transformers():
+                uncut = self._preprocess(whole, task, processing_kwargs={"text": {"truncation": False}})
             if "attention_mask" in uncut:
                 lost[full] = np.maximum(uncut["attention_mask"].sum(dim=1).numpy() - block.lengths[full], 0)
         return _Block(block.arrays, block.lengths, lost)
@@ -157,7 +165,9 @@ class LibraryModel:
         return FeatureLayout(pads, constants, left=not mask.all() and not bool(mask[0]))
 
 
-def load_library_model(spec: ModelSpec, files: ModelFiles, runtime: Runtime, device: str) -> LibraryModel:
+def load_library_model(
+    spec: ModelSpec, files: ModelFiles, runtime: Runtime, device: str, *, empty: bool = False
+) -> LibraryModel:
     """Load a model in evaluation mode on ``device``, from files on this machine only.
 
     Args:
@@ -165,20 +175,22 @@ def load_library_model(spec: ModelSpec, files: ModelFiles, runtime: Runtime, dev
         files: the folder of its files.
         runtime: its precision becomes the weights' dtype.
         device: ``"cpu"``, ``"cuda:0"``.
+        empty: whether networks are left without weights, for preprocessing only.
 
     Raises:
-        ModelUnavailableError: if sentence-transformers cannot load it, or it has another number of labels than one.
+        ModelUnavailableError: if sentence-transformers cannot load it, if its files lack weights, which would be
+            random, or if it has another number of labels than one.
         DeviceOutOfMemoryError: if the weights do not fit.
     """
     precision = resolve_precision(runtime.precision, device)
     options: dict[str, Any] = {
-        "device": device,
+        "device": "meta" if empty else device,
         "local_files_only": True,
         "trust_remote_code": may_run_code(spec),
         "model_kwargs": {"dtype": DTYPES[precision]},
     }
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _networks_loaded(empty) as missing:
             model = _model_class(spec)(str(files.folder), **options)
     except Exception as error:
         if is_out_of_memory(error):
@@ -187,6 +199,19 @@ def load_library_model(spec: ModelSpec, files: ModelFiles, runtime: Runtime, dev
             f"{spec.slug}: sentence-transformers cannot load it as a {spec.kind} model "
             f"({type(error).__name__}: {error}). Choose another model or revision"
         ) from error
+    # only an encoder's unused pooler may be missing
+    needed = sorted(name for name in missing if spec.kind == "rerank" or "pooler." not in name)
+    if needed:
+        raise ModelUnavailableError(
+            f"{spec.slug}: its weights lack {needed[0]} and {len(needed) - 1} more that a {spec.kind} model needs. "
+            "Choose a checkpoint made for this"
+        )
+    names = [type(module).__name__ for module in model.children()]
+    if "SparseAutoEncoder" in names and not (files.folder / "modules.json").is_file():
+        raise ModelUnavailableError(
+            f"{spec.slug}: its weights lack a masked language model's output layer, for which sentence-transformers "
+            "puts a random one. Choose a checkpoint made for sparse vectors"
+        )
     if spec.kind == "rerank" and model.num_labels != 1:
         raise ModelUnavailableError(
             f"{spec.slug}: has {model.num_labels} labels; a reranker has one. Choose another model"
@@ -200,17 +225,42 @@ def load_library_model(spec: ModelSpec, files: ModelFiles, runtime: Runtime, dev
     return LibraryModel(model, spec)
 
 
+@contextmanager
+def _networks_loaded(empty: bool) -> Iterator[list[str]]:
+    """Collect the names of weights that transformers finds in no file while it loads networks in this block.
+
+    sentence-transformers does not ask for them, so the class method is replaced meanwhile. With ``empty`` it makes the
+    network of the configuration on torch's ``meta`` device, which takes no memory.
+    """
+    missing: list[str] = []
+
+    def watched(cls: Any, *arguments: Any, **options: Any) -> Any:
+        if empty and isinstance(options.get("config"), PreTrainedConfig):
+            with torch.device("meta"):
+                return cls(options["config"])
+        network, report = _FROM_PRETRAINED.__func__(cls, *arguments, **{**options, "output_loading_info": True})
+        missing.extend(map(str, report["missing_keys"]))
+        return network
+
+    with _LOADING:
+        PreTrainedModel.from_pretrained = classmethod(watched)
+        try:
+            yield missing
+        finally:
+            PreTrainedModel.from_pretrained = _FROM_PRETRAINED
+
+
 @lru_cache(maxsize=1)
 def load_row_maker(spec: ModelSpec, files: ModelFiles) -> LibraryModel:
     """Load a model for its preprocessing only; the last one stays, since chunks, queries and pairs come apart."""
-    return load_library_model(spec, files, Runtime(precision="bf16"), "cpu")
+    return load_library_model(spec, files, Runtime(precision="fp32"), "cpu", empty=True)
 
 
 def _model_class(spec: ModelSpec) -> Any:
     import sentence_transformers
 
     names = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
-    return getattr(sentence_transformers, names["dense" if spec.pooling == "late_interaction" else spec.kind])
+    return getattr(sentence_transformers, names[spec.kind])
 
 
 def _finish_in_fp32(model: Any, precision: str) -> None:
@@ -293,39 +343,6 @@ def _joined(blocks: Sequence[_Block], task: Task) -> TokenTable:
     return TokenTable(
         ids, offsets, lost > 0, tasks=np.full(len(lengths), TASKS.index(task), np.uint8), arrays=arrays, lost=lost
     )
-
-
-def _padded(table: TokenTable, batch: Batch, layout: FeatureLayout) -> dict[str, NDArray[np.int64]]:
-    starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
-    longest = int(lengths.max(initial=0))
-    columns = np.arange(longest)
-    place = columns - (longest - lengths)[:, None] if layout.left else np.broadcast_to(columns, (len(starts), longest))
-    mask = (place >= 0) & (place < lengths[:, None])
-    source = (starts[:, None] + place)[mask]
-    made: dict[str, NDArray[np.int64]] = {}
-    for name, pad in layout.arrays.items():
-        if name == "sentence_lengths":
-            made[name] = lengths
-            continue
-        if name == "attention_mask" and name not in table.arrays:
-            made[name] = mask.astype(np.int64)
-            continue
-        made[name] = np.full(mask.shape, pad, np.int64)
-        if name == "input_ids":
-            made[name][mask] = table.ids[source]
-        elif name in table.arrays:
-            made[name][mask] = table.arrays[name][source]
-        elif name == "token_type_ids":
-            made[name][mask] = table.segments(batch.rows, place)[mask]
-    return made
-
-
-def _laid_end_to_end(table: TokenTable, batch: Batch) -> dict[str, NDArray[np.int64]]:
-    lengths = table.lengths[batch.rows]
-    pieces = [table.ids[start : start + count] for start, count in zip(table.offsets[batch.rows], lengths, strict=True)]
-    offsets = np.cumsum(lengths) - lengths
-    ids = np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, np.int64)
-    return {"input_ids": ids, "offsets": offsets}
 
 
 def split_by_task(table: TokenTable, batch: Batch) -> Iterator[tuple[Task, NDArray[np.int64]]]:

@@ -13,13 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
 from ensemble_assets.compute.backends.forward import Forward, Runtime
-from ensemble_assets.compute.backends.library.bodies import body_of, refuse_untrained
+from ensemble_assets.compute.backends.library.bodies import body_of
 from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
 from ensemble_assets.compute.backends.library.model import LibraryModel, load_library_model
 from ensemble_assets.compute.backends.model_traits import ModelTraits
-from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable, join_tables
+from ensemble_assets.compute.tokens.token_tables import (
+    TASKS,
+    Batch,
+    TokenTable,
+    join_tables,
+    pair_table,
+    single_table,
+)
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
 
@@ -61,7 +69,7 @@ class Probe:
 
     def __init__(self, model: LibraryModel) -> None:
         self.spec = model.spec
-        if self.spec.kind == "rerank" and self.spec.pooling != "late_interaction":
+        if self.spec.kind == "rerank":
             self.pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
             self.table = model.rows(self.pairs, "document")
             scores = model.model.predict(
@@ -123,17 +131,24 @@ class Probe:
         return np.stack([made[row] for row in range(len(table))]).astype(np.float32)
 
 
-def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, LibraryModel, Probe]:
+def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]:
     """Load a model in fp32 on the CPU and read its traits; fast backends are not judged yet.
 
     Raises:
-        ModelUnavailableError: if it cannot be loaded, lacks trained weights, or gives other results in batches of mixed
-            lengths than in the library's own call.
+        ModelUnavailableError: if it cannot be loaded, lacks trained weights, fails in the library's own call, or gives
+            other results in batches of mixed lengths than in that call.
     """
     model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu")
-    refuse_untrained(model, files)
-    with torch.inference_mode():
-        probe = Probe(model)
+    try:
+        with torch.inference_mode():
+            probe = Probe(model)
+    except (ModelUnavailableError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelUnavailableError(
+            f"{spec.slug}: sentence-transformers' own call fails on texts of up to {model.max_tokens or 700} tokens "
+            f"({type(error).__name__}: {error}). Choose another model, or set a smaller max_tokens in a models file"
+        ) from error
     traits = ModelTraits(
         dimension=probe.expected.shape[1] if probe.expected.ndim > 1 else 1,
         max_tokens=model.max_tokens,
@@ -142,6 +157,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Librar
         similarity=_similarity(model, probe),
         body=body_of(model),
         layouts=dict(model.layouts),
+        tokens="fast" if _fast_tokens_agree(spec, files, model) else "library",
     )
     factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, Runtime(precision="fp32"), traits=traits)
     difference = probe.difference(LibraryForward(model, factory, "cpu"))
@@ -150,7 +166,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Librar
             f"{spec.slug}: batches of mixed lengths differ from sentence-transformers' own call by {difference:.1e} "
             f"(at most {FP32_TOLERANCE:.0e}). Report this model, and choose another one meanwhile"
         )
-    return replace(traits, largest_difference=difference), model, probe
+    return replace(traits, largest_difference=difference), probe
 
 
 def _similarity(model: LibraryModel, probe: Probe) -> str:
@@ -165,3 +181,37 @@ def _width(model: LibraryModel) -> int:
     config: Any = getattr(model.model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "hidden_size", 0) or 0)
+
+
+def _fast_tokens_agree(spec: ModelSpec, files: ModelFiles, model: LibraryModel) -> bool:
+    """Whether the shared tokeniser makes the rows that the model's own preprocessing makes, cut ones included."""
+    limit = model.max_tokens
+    if not limit:
+        return False
+    documents, queries = [*DOCUMENTS, overlong(limit)], [*QUERIES, overlong(limit)]
+    try:
+        words = load_vocabulary(files)
+        document_ids = tokenise_bodies(documents, words, limit, model.prompt("document") or "")
+        query_ids = tokenise_bodies(queries, words, limit, model.prompt("query") or "")
+        if spec.kind == "rerank":
+            pairs = np.array([(q, d) for q in range(len(queries)) for d in range(len(documents))], np.int64)
+            fast = pair_table(query_ids, document_ids, pairs, words.template, limit)
+            return _same_rows(fast, model.rows([(queries[q], documents[d]) for q, d in pairs.tolist()], "document"))
+        fast = join_tables(
+            single_table(document_ids, words.template, limit), single_table(query_ids, words.template, limit)
+        )
+    except (ModelUnavailableError, StageError, SettingsError, ValueError):
+        return False
+    return _same_rows(fast, join_tables(model.rows(documents, "document"), model.rows(queries, "query")))
+
+
+def _same_rows(fast: TokenTable, library: TokenTable) -> bool:
+    if not np.array_equal(fast.offsets, library.offsets) or not np.array_equal(fast.ids, library.ids):
+        return False
+    if library.arrays.keys() - {"token_type_ids"}:
+        return False
+    longest = int(library.lengths.max())
+    columns = np.arange(longest)
+    inside = columns < library.lengths[:, None]
+    types = fast.segments(np.arange(len(fast)), columns)[inside]
+    return np.array_equal(types, library.arrays.get("token_type_ids", np.zeros_like(types)))

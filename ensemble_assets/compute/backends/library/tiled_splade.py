@@ -16,17 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForMaskedLM
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.model_factory import SparseModelFactory
-from ensemble_assets.compute.backends.torch_loading import (
-    ForwardSettings,
-    Inputs,
-    TorchFactory,
-    TorchForward,
-    load_network,
-)
+from ensemble_assets.compute.backends.library.forward import LibraryForward, LibrarySparseFactory, largest_weights
+from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, load_library_model
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
@@ -38,49 +31,46 @@ _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class SparseFactory(SparseModelFactory, TorchFactory):
+class TiledSparseFactory(LibrarySparseFactory):
     """Makes SPLADE forwards, with the outputs of ``sparse_outputs``."""
 
-    def load(self, device: str) -> SparseForward:
+    def load(self, device: str) -> TiledSparseForward:
         """Load onto ``device``.
 
         Raises:
             ModelUnavailableError: if the files do not make a masked language model with a plain linear output.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
-        network = load_network(AutoModelForMaskedLM, self.spec, self.files, self.runtime, device)
-        decoder = detach_decoder(network, self.spec.slug, device)
-        settings = ForwardSettings(self.spec.slug, self.outputs, self.runtime)
-        return SparseForward(network, settings, device, decoder, self.top_k)
+        return TiledSparseForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
 
 
-class SparseForward(TorchForward):
+class TiledSparseForward(LibraryForward):
     """A masked language model whose last linear layer is applied apart."""
 
-    def __init__(
-        self, network: torch.nn.Module, settings: ForwardSettings, device: str, decoder: torch.nn.Linear, top_k: int
-    ) -> None:
-        super().__init__(network, settings, device)
-        self._decoder = decoder
-        self._top_k = top_k
-        self._head = None if device.startswith("cuda") else _host_head(decoder, settings, top_k)
+    def __init__(self, model: LibraryModel, factory: TiledSparseFactory, device: str) -> None:
+        super().__init__(model, factory, device)
+        self._top_k = factory.top_k
+        self._transformer: Any = next(model.model.children())
+        self._decoder = detach_decoder(self._transformer.model, factory.spec.slug, device)
+        self._head = None if device.startswith("cuda") else self._host_head(factory)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
-        """Run one batch of a table; see ``TorchForward``."""
+        """Run one batch of a table; see ``LibraryForward``."""
         if self._head is not None:
             self._head.expect_tokens(int(table.offsets[-1]))
         return super().__call__(table, batch)
 
-    def compute(self, inputs: Inputs) -> Mapping[str, torch.Tensor]:
+    def run(self, features: Features, task: Task) -> dict[str, torch.Tensor]:
         """Compute the weights and keep the largest, on the device."""
-        states = self.run_network(inputs).logits  # the decoder is gone: these are its inputs
+        mask = features["attention_mask"].bool()
+        states = self._transformer(features)["token_embeddings"]  # the decoder is gone: these are its inputs
         if self._head is not None:
-            outputs = self._head.encode_batch(states.float().numpy(), inputs.lengths.numpy())
+            outputs = self._head.encode_batch(states.float().numpy(), mask.sum(dim=1).numpy())
             return {name: torch.from_numpy(values) for name, values in outputs.items()}
-        if inputs.padded:
-            # padding repeats the row's first token: a maximum over duplicates is the maximum
-            states = torch.where(inputs.mask.unsqueeze(2), states, states[:, :1])
-        return pruned(largest_logits(states, self._decoder.weight, self._decoder.bias), self._top_k)
+        # padding repeats the row's first token: a maximum over duplicates is the maximum
+        states = torch.where(mask.unsqueeze(2), states, states[:, :1])
+        largest = largest_logits(states, self._decoder.weight, self._decoder.bias)
+        return largest_weights(largest.clamp_(min=0).log1p_(), self._top_k)
 
     def release(self) -> None:
         """Drop the weights at once, those of the detached output layer too."""
@@ -88,11 +78,10 @@ class SparseForward(TorchForward):
         self._head = None
         self._decoder.to(device="meta")
 
-
-def _host_head(decoder: torch.nn.Linear, settings: ForwardSettings, top_k: int) -> SparseHead:
-    matrix = decoder.weight.float().numpy()
-    bias = None if decoder.bias is None else decoder.bias.float().numpy()
-    return SparseHead(matrix, bias, top_k, settings.runtime.threads, settings.runtime.cache_folder)
+    def _host_head(self, factory: TiledSparseFactory) -> SparseHead:
+        matrix = self._decoder.weight.float().numpy()
+        bias = None if self._decoder.bias is None else self._decoder.bias.float().numpy()
+        return SparseHead(matrix, bias, factory.top_k, factory.runtime.threads, factory.runtime.cache_folder)
 
 
 def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -113,18 +102,6 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
             logits = torch.nn.functional.linear(some, matrix[left : left + width])
             largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
     return largest if bias is None else largest.add_(bias.float())
-
-
-def pruned(largest: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
-    """Turn largest logits into a SPLADE forward's outputs; ``largest`` is overwritten."""
-    weights = largest.clamp_(min=0).log1p_()
-    active = (weights > 0).sum(dim=1, dtype=torch.int32)
-    if top_k == 0:
-        return {"weight": weights, "active": active}
-    largest_weights, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
-    # a NaN stays (it does not equal 0), so that the check for finite values sees it
-    index = torch.where(largest_weights == 0, -1, index).to(torch.int32)
-    return {"index": index, "weight": largest_weights, "active": active}
 
 
 def detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:

@@ -11,19 +11,18 @@ import pytest
 import torch
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
-from ensemble_assets.compute.backends import torch_loading as loading
+from ensemble_assets.compute.backends import torch_runtime as loading
+from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.torch_forwards import DenseFactory, RerankFactory
-from ensemble_assets.compute.backends.torch_loading import exact_medium, kernels, padded_inputs
-from ensemble_assets.compute.backends.torch_splade import SparseFactory
+from ensemble_assets.compute.backends.library.model import load_library_model, load_row_maker
+from ensemble_assets.compute.backends.torch_runtime import exact_medium, kernels
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
-from ensemble_assets.compute.tokens.token_tables import Batch
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch
 from ensemble_assets_tests.compute.running.doubles import table_of
 
-FACTORIES = {"dense": DenseFactory, "sparse": SparseFactory, "rerank": RerankFactory}
+FACTORIES = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
 RUNTIME = Runtime(threads=1)
 TABLE = table_of([[2, 10, 11, 3], [2, 12, 3]])
 
@@ -36,10 +35,10 @@ def factory_of(tmp_path, kind="dense", **options):
 def forward_that_raises(tmp_path, error: Exception):
     forward = factory_of(tmp_path).load("cpu")
 
-    def fail(**inputs):
+    def fail(features, **words):
         raise error
 
-    forward.network = fail
+    forward._model.model = fail
     return forward
 
 
@@ -113,36 +112,31 @@ def test_identity_changes_with_precision_and_full_precision_is_fp32(tmp_path):
     full = factory.full_precision()
     assert full.runtime == Runtime("fp32", threads=1)
     assert full.identity != factory.identity
-    assert full.identity.endswith(":fp32")
+    assert ":torch:fp32:" in full.identity
 
 
 @pytest.mark.parametrize(("kind", "saved_as"), [("rerank", "dense"), ("sparse", "rerank")])
 def test_a_checkpoint_without_the_needed_head_is_refused(tmp_path, kind, saved_as):
     spec = replace(checkpoint(tmp_path / "other", saved_as), kind=kind)
     with pytest.raises(ModelUnavailableError, match="weights lack"):
-        FACTORIES[kind](spec, locate(spec), RUNTIME).load("cpu")
+        FACTORIES[kind](spec, locate(spec), RUNTIME)
 
 
 def test_an_encoder_may_lack_the_pooler_it_does_not_use(tmp_path):
     spec = replace(checkpoint(tmp_path / "mlm", "sparse"), kind="dense", dimension=32)
-    assert DenseFactory(spec, locate(spec), RUNTIME).load("cpu")(TABLE, one_batch(TABLE))["vector"].shape == (2, 32)
+    assert dense_factory(spec, locate(spec), RUNTIME).load("cpu")(TABLE, one_batch(TABLE))["vector"].shape == (2, 32)
 
 
 def test_files_that_are_no_model_are_unavailable(tmp_path):
     factory = factory_of(tmp_path)
     (factory.files.folder / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ModelUnavailableError, match="could not be loaded as a dense model"):
+    with pytest.raises(ModelUnavailableError, match="cannot load it as a dense model"):
         factory.load("cpu")
 
 
 def test_more_than_one_label_is_no_reranker(tmp_path):
     with pytest.raises(ModelUnavailableError, match="has 3 labels"):
-        factory_of(tmp_path, "rerank", labels=3).load("cpu")
-
-
-def test_an_unknown_pooling_is_refused(tmp_path):
-    with pytest.raises(ModelUnavailableError, match="pooling 'splade_max' is not one of mean, cls, last_token"):
-        factory_of(tmp_path, pooling="splade_max").load("cpu")
+        factory_of(tmp_path, "rerank", labels=3)
 
 
 @pytest.mark.parametrize(("revision", "allowed"), [("main", False), ("0" * 40, True)])
@@ -182,14 +176,18 @@ def test_auto_precision_on_a_cpu_is_fp32():
 def test_releasing_frees_the_weights(tmp_path):
     forward = factory_of(tmp_path, "sparse").load("cpu")
     forward.release()
-    assert all(parameter.device.type == "meta" for parameter in forward.network.parameters())
+    assert all(parameter.device.type == "meta" for parameter in forward._model.model.parameters())
 
 
-def test_padding_goes_right_and_types_follow_the_boundary():
-    table = table_of([[2, 10, 3, 11, 3], [2, 12, 3]], second_from=[3, 3])
-    inputs = padded_inputs(table, Batch(np.array([1, 0]), 5), 9, "cpu")
-    assert inputs.ids.tolist() == [[2, 12, 3, 9, 9], [2, 10, 3, 11, 3]]
-    assert inputs.mask.tolist() == [[True, True, True, False, False], [True] * 5]
-    assert inputs.types.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
-    assert inputs.padded
-    assert "attention_mask" not in padded_inputs(table, Batch(np.array([1]), 3), 9, "cpu").keywords(takes_types=True)
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_making_rows_takes_no_weights(tmp_path, kind):
+    spec = checkpoint(tmp_path / kind, kind)
+    model = load_row_maker(spec, locate(spec))
+    texts = [("storm", "wind and rain")] if kind == "rerank" else ["wind and rain"]
+    whole = FACTORIES[kind](spec, locate(spec), RUNTIME)
+    assert {weight.device.type for weight in model.model.parameters()} == {"meta"}
+    assert (
+        model.rows(texts, "document").ids.tolist()
+        == load_library_model(spec, locate(spec), RUNTIME, "cpu").rows(texts, "document").ids.tolist()
+    )
+    assert model.layouts["document"] == whole.traits.layouts["document"]

@@ -1,0 +1,79 @@
+"""A model is described from its own files; what its spec says must fit them, and a shipped description is the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.library import describe as describing
+from ensemble_assets.compute.backends.library.describe import describe
+from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE
+from ensemble_assets.compute.backends.library.shipped import SHIPPED
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS, PROFILES
+from ensemble_assets_tests.compute.backends.checkpoints import POSITIONS, WIDTH, checkpoint
+
+pytestmark = pytest.mark.models
+EMBEDDED = PROFILES["embedded"]
+
+
+def described(tmp_path, **spec):
+    made = checkpoint(tmp_path / "model", "dense")
+    return describe(replace(made, **spec), locate(made), None)
+
+
+@pytest.mark.parametrize("slug", [*EMBEDDED.dense, *EMBEDDED.sparse, EMBEDDED.rerank])
+def test_the_shipped_description_is_what_the_probe_says(slug, monkeypatch):
+    spec, files = MODELS[slug], locate(MODELS[slug])
+    shipped = describe(spec, files, None)
+    monkeypatch.setattr(describing, "SHIPPED", {})
+    probed = describe(spec, files, None)
+    assert probed.traits.largest_difference <= FP32_TOLERANCE
+    assert replace(probed.traits, largest_difference=0.0) == shipped.traits
+    assert probed.spec == shipped.spec
+
+
+def test_late_interaction_has_its_own_limit_of_a_pair():
+    spec = MODELS["minilm-late-interaction"]
+    described = describe(spec, locate(spec), None)
+    shipped = SHIPPED[(locate(spec).fingerprint, "mean")]
+    assert described.spec.max_tokens == spec.max_tokens
+    assert replace(described.traits, max_tokens=shipped.max_tokens) == shipped
+
+
+def test_dimension_and_limit_are_read_from_the_files(tmp_path):
+    complete = described(tmp_path, dimension=0, max_tokens=0).spec
+    assert (complete.dimension, complete.max_tokens, complete.pooling) == (WIDTH, POSITIONS - 2, "mean")
+    assert (complete.query_prefix, complete.document_prefix) == ("", "")
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(20, 20), (9_000, POSITIONS - 2)])
+def test_a_smaller_limit_counts_and_a_larger_one_does_not(tmp_path, asked, limit):
+    assert described(tmp_path, max_tokens=asked).spec.max_tokens == limit
+
+
+def test_a_smaller_dimension_cuts_and_a_larger_one_is_refused(tmp_path):
+    cut = described(tmp_path, dimension=8)
+    assert (cut.spec.dimension, cut.is_cut) == (8, True)
+    with pytest.raises(ModelUnavailableError, match=f"dimension {WIDTH + 1}, but its files say {WIDTH}"):
+        described(tmp_path, dimension=WIDTH + 1)
+
+
+def test_a_model_on_which_the_library_itself_fails_is_refused_with_its_limit(tmp_path):
+    spec = replace(checkpoint(tmp_path / "model", "dense", pools="mean"), max_tokens=0)
+    longer = {"max_seq_length": 4 * POSITIONS}  # than the network has positions
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(json.dumps(longer))
+    with pytest.raises(ModelUnavailableError, match=rf"texts of up to {4 * POSITIONS} tokens .* smaller max_tokens"):
+        describe(spec, locate(spec), None)
+    assert describe(replace(spec, max_tokens=POSITIONS), locate(spec), None).spec.max_tokens == POSITIONS
+
+
+def test_a_description_is_kept_and_read_again_without_loading(tmp_path, monkeypatch):
+    spec = checkpoint(tmp_path / "model", "dense")
+    first = describe(spec, locate(spec), tmp_path / "cache")
+    describing._described.cache_clear()
+    monkeypatch.setattr(describing, "_judge_fast_paths", None)  # would fail
+    assert describe(spec, locate(spec), tmp_path / "cache") == first
