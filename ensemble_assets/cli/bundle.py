@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -142,47 +142,30 @@ def report(bundle: Path, output: Path | None) -> int:
 @click.option("--path", help="Folder of embedded storage; <output_dir>/.qdrant if neither is given.")
 @click.option("--collection", help="Name in Qdrant; <collection>_v4_<primary model> if not given.")
 @click.option("--batch-size", type=click.IntRange(1, 10_000), help="Points per request.")
-@click.option(
-    "--layout",
-    type=click.Choice(["named", "legacy"]),
-    help="Of a new collection: named vectors, or one unnamed as version 4.0 made it.",
-)
-def upload(  # one parameter per option
-    *,
-    bundle: Path,
-    url: str | None,
-    api_key: str | None,
-    path: str | None,
-    collection: str | None,
-    batch_size: int | None,
-    layout: str | None,
-) -> int:
+@click.option("--layout", type=click.Choice(["named", "legacy"]), help="Of a new collection; see qdrant.layout.")
+@click.option("--point-ids", type=click.Choice(["auto", "row", "chunk"]), help="chunk: for a shared collection.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port, if the URL has none.")
+@click.option("--timeout", type=click.IntRange(1, 3600), help="Seconds that a request may take.")
+@click.option("--retries", type=click.IntRange(0, 20), help="Further tries of a failed request.")
+def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
     """Upload BUNDLE into Qdrant, then check that counts match and that a chunk finds itself.
 
-    A second upload changes nothing. An interrupted upload continues where it stopped.
+    A second upload changes nothing. An interrupted upload continues where it stopped. The options qdrant.* of the
+    configuration hold here too. Exit code 1: the server does not answer, or refuses.
     """
-    from ensemble_assets.export.read.qdrant import connect, describe, upload_bundle
+    from ensemble_assets.export.read.qdrant import describe
+    from ensemble_assets.pipeline import bundle_export
 
-    if url and path:
+    if given["url"] and given["path"]:
         raise SettingsError("--url and --path: give one of them, a server or a folder")
     resolved = resolve()
-    settings, defaults = resolved.settings, resolved.settings.qdrant
-    opened = _open(bundle)
-    server = url or ("" if path else defaults.url)
-    folder = path or defaults.path or str(Path(settings.paths.output_dir) / ".qdrant")
-    client = connect(server, folder, api_key or resolved.environment.get("QDRANT_API_KEY"))
-    try:
-        uploaded = upload_bundle(
-            opened,
-            client,
-            collection or defaults.collection,
-            batch_size or defaults.batch_size,
-            _show_progress,
-            legacy_layout=(layout or defaults.layout) == "legacy",
-        )
-    finally:
-        client.close()
-    click.echo(describe(uploaded))
+    options = resolved.settings.qdrant.model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+        | ({"url": ""} if given["path"] else {})
+    )
+    key = api_key or resolved.environment.get("QDRANT_API_KEY")
+    output_dir = Path(resolved.settings.paths.output_dir)
+    click.echo(describe(bundle_export.upload(_open(bundle), options, output_dir, key, _show_progress)))
     return 0
 
 

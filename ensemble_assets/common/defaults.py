@@ -35,3 +35,12 @@ DERIVED_QUERIES = 50
 
 QDRANT_POINTS = 128
 """Points per request of an upload."""
+
+QDRANT_REQUEST_MB = 32
+"""Largest request of an upload: a server refuses more than 32 MiB unless it is set otherwise."""
+
+QDRANT_TIMEOUT = 60
+"""Seconds of one request: the client's own 5 are too few for a batch of long vectors on a busy server."""
+
+QDRANT_RETRIES = 4
+"""Further tries of a request, after 1, 2, 4 and 8 s: a server that restarts is back by then."""

@@ -43,6 +43,10 @@ class ContractError(EnsembleError):
     """Something that is about to be exported breaks the export contract."""
 
 
+class ServerError(EnsembleError):
+    """A database server does not answer, or refuses a request; names the server and what to do."""
+
+
 class StageError(EnsembleError):
     """A stage could not finish and has no fallback; names the stage and the item, never the item's text."""
 

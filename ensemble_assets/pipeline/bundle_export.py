@@ -6,17 +6,17 @@ The report lies beside the bundle's folder, never in it: the folder's files are 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import ExportRecord, QdrantRecord
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import STAGE
-from ensemble_assets.export.read.bundle_reader import open_bundle, read_manifest
+from ensemble_assets.export.read.bundle_reader import Bundle, open_bundle, read_manifest
 from ensemble_assets.export.suite import ExportResults, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.names import collection_folder
@@ -36,6 +36,10 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report.facts import Facts, read_facts
 from ensemble_assets.report.page import page_of
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.options import Qdrant
+
+if TYPE_CHECKING:
+    from ensemble_assets.export.read.qdrant import Uploaded
 
 
 def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -> ExportRecord:
@@ -81,23 +85,11 @@ def bundle_folder(run: StageRun) -> Path:
 
 def upload_to_qdrant(run: StageRun, exported: Artefact[ExportRecord]) -> QdrantRecord:
     """Upload all points of the bundle, and search one chunk each way; nothing where ``qdrant.enabled`` is off."""
-    from ensemble_assets.export.read.qdrant import connect, upload_bundle
-
     options, started = run.settings.qdrant, time.perf_counter()
     if not options.enabled:
         return QdrantRecord(run.stage, "feature_disabled")
-    embedded = Path(run.settings.paths.output_dir) / ".qdrant"
-    client = connect(options.url, options.path or str(embedded), run.resolved.environment.get("QDRANT_API_KEY"))
-    try:
-        uploaded = upload_bundle(
-            open_bundle(bundle_folder(run)),
-            client,
-            options.collection,
-            options.batch_size,
-            legacy_layout=options.layout == "legacy",
-        )
-    finally:
-        client.close()
+    key = run.resolved.environment.get("QDRANT_API_KEY")
+    uploaded = upload(open_bundle(bundle_folder(run)), options, Path(run.settings.paths.output_dir), key)
     return QdrantRecord(
         run.stage,
         "completed",
@@ -110,6 +102,38 @@ def upload_to_qdrant(run: StageRun, exported: Artefact[ExportRecord]) -> QdrantR
         bundle=exported.version,
         seconds=round(time.perf_counter() - started, 4),
     )
+
+
+def upload(
+    bundle: Bundle, options: Qdrant, output_dir: Path, key: str | None, progress: Callable[[int], None] | None = None
+) -> Uploaded:
+    """Upload a bundle as the options say; without a server or path into ``<output_dir>/.qdrant``."""
+    from ensemble_assets.export.read.qdrant import NewCollection, Patience, connect, upload_bundle
+
+    patience = Patience(options.timeout, options.retries)
+    client = connect(
+        options.url, options.path or str(output_dir / ".qdrant"), key, port=options.port, patience=patience
+    )
+    try:
+        return upload_bundle(
+            bundle,
+            client,
+            options.collection,
+            options.batch_size,
+            progress or (lambda done: None),
+            new=NewCollection(
+                legacy=options.layout == "legacy",
+                on_disk=options.on_disk,
+                quantization=options.quantization,
+                hnsw_m=options.hnsw_m,
+                hnsw_ef=options.hnsw_ef,
+                indexes=options.payload_indexes,
+            ),
+            point_ids=options.point_ids,
+            max_request_mb=options.max_request_mb,
+        )
+    finally:
+        client.close()
 
 
 _READ_STAGES = ("fusion", "rerank")

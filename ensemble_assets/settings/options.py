@@ -268,11 +268,31 @@ class Qdrant(Section):
     url: str = option("", "Server. Empty: embedded storage.")
     path: str = option("", "Folder of the embedded storage. Empty: <output_dir>/.qdrant.")
     collection: str = option("", "Collection in Qdrant. Empty: <collection>_v4_<primary model>.")
-    batch_size: int = option(defaults.QDRANT_POINTS, "Points per request.", ge=1, le=10_000)
+    point_ids: Literal["auto", "row", "chunk"] = option(
+        "auto",
+        "row: the bundle's own ids. chunk: UUIDs of collection and chunk id, for a collection that several bundles "
+        "share. auto: chunk where qdrant.collection names another collection than the bundle's own.",
+    )
+    batch_size: int = option(defaults.QDRANT_POINTS, "Most points per request.", ge=1, le=10_000)
+    max_request_mb: int = option(
+        defaults.QDRANT_REQUEST_MB, "Largest request, in MB; the server's max_request_size_mb.", ge=1, le=2000
+    )
+    port: int = option(
+        0, "Port, if the URL has none. 0: 6333; for https 443, or 6333 where that is silent.", ge=0, le=65535
+    )
+    timeout: int = option(defaults.QDRANT_TIMEOUT, "Seconds that a request may take.", ge=1, le=3600)
+    retries: int = option(defaults.QDRANT_RETRIES, "Further tries of a failed request; waits double.", ge=0, le=20)
     layout: Literal["named", "legacy"] = option(
         "named",
         "Of a collection that is not there yet. named: one vector per dense model, by its name, and a sparse one. "
         "legacy: one unnamed vector, as version 4.0's upload scripts made it.",
+    )
+    on_disk: bool = option(False, "New collection: vectors, indexes and payloads stay on disk.")
+    quantization: Literal["none", "scalar", "binary"] = option("none", "New collection: quantised vectors in memory.")
+    hnsw_m: int = option(0, "New collection: links of a point in the index. 0: the server's default.", ge=0, le=512)
+    hnsw_ef: int = option(0, "New collection: ef_construct of the index. 0: the server's default.", ge=0, le=10_000)
+    payload_indexes: Names = option(
+        (), "Payload keys with an index, as key (a keyword) or key:type, such as page:integer; see Qdrant's types."
     )
 
 

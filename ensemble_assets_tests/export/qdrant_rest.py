@@ -49,6 +49,9 @@ class RestServer:
         if method == "PUT" and rest == ["points"]:
             self.points[name].update({point["id"]: point for point in body["points"]})
             return 200, {"operation_id": 1, "status": "completed"}
+        if method == "POST" and rest == ["points"]:
+            there = (self.points[name].get(identity) for identity in body["ids"])
+            return 200, [{"id": point["id"], "payload": point["payload"]} for point in there if point]
         if method == "POST" and rest == ["points", "count"]:
             return 200, {"count": len(self.points[name])}
         return 405, None

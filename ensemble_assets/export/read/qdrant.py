@@ -1,8 +1,9 @@
 """Upload a bundle into Qdrant, and search there: dense, sparse, and both together.
 
-Points keep the bundle's ids. A point that is there with the same content, whenever it was exported, is not sent again,
-so a second upload sends nothing and an interrupted one goes on where it was. The script in the bundle does the plain
-upload without this package. Importing this module raises ``SettingsError`` where qdrant-client is not installed.
+In a collection of its own, points keep the bundle's ids; ``qdrant_ids`` makes those for a shared one. A point that is
+there with the same content, whenever it was exported, is not sent again, so a second upload sends nothing and an
+interrupted one goes on where it was. The script in the bundle does the plain upload without this package. Importing
+this module raises ``SettingsError`` where qdrant-client is not installed.
 """
 
 from __future__ import annotations
@@ -11,19 +12,27 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from ensemble_assets.common.defaults import QDRANT_POINTS
+from ensemble_assets.common.defaults import QDRANT_POINTS, QDRANT_REQUEST_MB
 from ensemble_assets.common.errors import ContractError, SettingsError
-from ensemble_assets.export.read.bundle_reader import Bundle, points, read_object
+from ensemble_assets.export.read.bundle_reader import Bundle, Point, points, read_object
 from ensemble_assets.export.write.names import target_collection
 
 try:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import models
 
-    from ensemble_assets.export.read.qdrant_layout import DIGEST, SPARSE_NAME, converted, prepare
+    from ensemble_assets.export.read.qdrant_ids import chunk_ids, require_own, row_ids
+    from ensemble_assets.export.read.qdrant_layout import (
+        DIGEST,
+        ORIGIN_KEYS,
+        SPARSE_NAME,
+        NewCollection,
+        batches,
+        converted,
+        prepare,
+    )
+    from ensemble_assets.export.read.qdrant_server import Patience, connect
 except ImportError:
     raise SettingsError("uploading needs qdrant-client: pip install 'ensemble-assets[qdrant]'") from None
 
@@ -31,6 +40,8 @@ _TOLERANCE = 1e-4
 _DEPTH = 100
 _PAGE = 1000
 """Ids in one request: a few tens of kilobytes."""
+
+__all__ = ("NewCollection", "Patience", "Uploaded", "connect", "describe", "upload_bundle")
 
 _AGAIN = "Upload again; if it stays so, run ensemble-assets validate on the bundle"
 
@@ -46,45 +57,41 @@ class Uploaded:
     searches: tuple[str, ...]
 
 
-def connect(url: str, path: str, api_key: str | None) -> QdrantClient:
-    """Connect to a server, or to embedded storage in a folder; ``SettingsError`` if the storage is in use."""
-    if url:
-        return QdrantClient(url=url, api_key=api_key)
-    Path(path).mkdir(parents=True, exist_ok=True)
-    try:
-        return QdrantClient(path=path)
-    except RuntimeError:
-        raise SettingsError(
-            f"the embedded storage in {Path(path).name} is in use by another process. Wait for it, or use a server"
-        ) from None
-
-
 def upload_bundle(
     bundle: Bundle,
-    client: QdrantClient,
+    client: Any,
     collection: str = "",
     batch_size: int = QDRANT_POINTS,
     progress: Callable[[int], None] = lambda done: None,
     *,
-    legacy_layout: bool = False,
+    new: NewCollection | None = None,
+    point_ids: str = "auto",
+    max_request_mb: int = QDRANT_REQUEST_MB,
 ) -> Uploaded:
     """Upload the points that are not there yet, remove those of earlier exports, and search.
 
-    ``collection`` defaults to the bundle's own name; ``progress`` gets the number of points that are there; with
-    ``legacy_layout`` a new collection has one unnamed vector, as version 4.0's scripts made it. Other vectors there,
-    points missing afterwards and a chunk that does not find itself are a ``ContractError``.
+    ``collection`` defaults to the bundle's own name; ``progress`` gets the number of points that are there.
+    ``point_ids`` is ``row``, ``chunk`` (see ``qdrant_ids``) or ``auto``: ``chunk`` where another collection is named.
+    Other vectors there, points of other origin with the same ids, points missing afterwards and a chunk that does not
+    find itself are a ``ContractError``.
     """
     stats = read_object(bundle.path("stats.json"))
     primary = str(stats["model_config"]["name"])
     widths = {slug: int(layout["dimension"]) for slug, layout in stats["dense_vector_layout"].items()}
     origin = _origin(bundle)
-    name = collection or target_collection(origin.get("qdrant_collection") or _named(bundle), primary)
-    layout = prepare(client, name, {primary: widths[primary], **widths}, legacy=legacy_layout)
+    own = origin.get("qdrant_collection") or _named(bundle)
+    name = collection or target_collection(own, primary)
+    by_chunk = point_ids == "chunk" or (point_ids == "auto" and name != target_collection(own, primary))
+
+    def ids_of() -> Callable[[Point], Any]:
+        return chunk_ids(own) if by_chunk else row_ids()
+
+    layout = prepare(client, name, {primary: widths[primary], **widths}, new or NewCollection())
+    require_own(client, name, map(ids_of(), filter(None, points(bundle))), origin)
     probe: Any = None
     ids: set[Any] = set()
     sent = 0
-    source = converted(bundle, layout)
-    while batch := list(islice(source, batch_size)):
+    for batch in batches(converted(bundle, layout, ids_of()), batch_size, max_request_mb << 20):
         if missing := _not_there(client, name, batch):
             client.upsert(name, points=missing, wait=True)
             sent += len(missing)
@@ -107,7 +114,7 @@ def _origin(bundle: Bundle) -> dict[str, str]:
     """Give what the payloads say about where they come from; bundles that older programs wrote may say nothing."""
     first = next(points(bundle), None)
     payload = (first.payload if first else None) or {}
-    return {key: str(payload[key]) for key in ("qdrant_collection", "collection_alias") if payload.get(key)}
+    return {key: str(payload[key]) for key in ORIGIN_KEYS if payload.get(key)}
 
 
 def _named(bundle: Bundle) -> str:
@@ -121,14 +128,14 @@ def _sparse_norm(point: Any) -> float:
     return sum(value * value for value in vectors[SPARSE_NAME].values) if has_sparse else 0.0
 
 
-def _not_there(client: QdrantClient, name: str, batch: list[Any]) -> list[Any]:
+def _not_there(client: Any, name: str, batch: list[Any]) -> list[Any]:
     """List the points of the batch that are not stored with this content."""
     stored = client.retrieve(name, ids=[point.id for point in batch], with_payload=[DIGEST], with_vectors=False)
     there = {record.id: (record.payload or {}).get(DIGEST) for record in stored}
     return [point for point in batch if there.get(point.id) != point.payload[DIGEST]]
 
 
-def _remove_stale(client: QdrantClient, name: str, origin: dict[str, str], ids: set[Any]) -> int:
+def _remove_stale(client: Any, name: str, origin: dict[str, str], ids: set[Any]) -> int:
     """Remove points of an earlier export of this collection, and return their number. Points of other origin stay."""
     if not origin or client.count(name, exact=True).count == len(ids):
         return 0
@@ -149,7 +156,7 @@ def _remove_stale(client: QdrantClient, name: str, origin: dict[str, str], ids: 
     return len(stale)
 
 
-def _search_for(client: QdrantClient, name: str, probe: Any, primary: str) -> tuple[str, ...]:
+def _search_for(client: Any, name: str, probe: Any, primary: str) -> tuple[str, ...]:
     """Search for the probe by each of its vectors, and expect that no other chunk scores higher."""
     exact = models.SearchParams(exact=True)
     alone = models.Filter(must=[models.HasIdCondition(has_id=[probe.id])])

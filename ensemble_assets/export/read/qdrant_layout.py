@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from qdrant_client import QdrantClient, models
+from qdrant_client import models
 
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.read.bundle_reader import Bundle, Point, points
@@ -40,21 +41,83 @@ class Layout:
         return {**dense, SPARSE_NAME: models.SparseVector(indices=list(weights), values=list(weights.values()))}
 
 
-def prepare(client: QdrantClient, name: str, sizes: Mapping[str, int], *, legacy: bool = False) -> Layout:
-    """Create the collection (``legacy``: with one unnamed vector), or find out how the one there holds these vectors.
+@dataclass(frozen=True)
+class NewCollection:
+    """How a collection is made that is not there yet. Zeros are the server's own choice.
+
+    Attributes:
+        legacy: with one unnamed vector and no sparse one.
+        on_disk: whether vectors, sparse index and payloads stay on disk.
+        quantization: ``none``, ``scalar`` (int8) or ``binary``; the quantised vectors stay in memory.
+        hnsw_m: links of a point in the index.
+        hnsw_ef: candidates while the index is built.
+        indexes: payload keys with an index, as ``key`` (a keyword) or ``key:type``.
+    """
+
+    legacy: bool = False
+    on_disk: bool = False
+    quantization: str = "none"
+    hnsw_m: int = 0
+    hnsw_ef: int = 0
+    indexes: tuple[str, ...] = ()
+
+    def create(self, client: Any, name: str, sizes: Mapping[str, int]) -> None:
+        """Create the collection with its indexes."""
+        disk = self.on_disk or None
+        vectors = {n: models.VectorParams(size=size, distance=_COSINE, on_disk=disk) for n, size in sizes.items()}
+        sparse = {SPARSE_NAME: models.SparseVectorParams(index=models.SparseIndexParams(on_disk=disk))}
+        hnsw = models.HnswConfigDiff(m=self.hnsw_m or None, ef_construct=self.hnsw_ef or None, on_disk=disk)
+        client.create_collection(
+            name,
+            vectors_config=next(iter(vectors.values())) if self.legacy else vectors,
+            sparse_vectors_config=None if self.legacy else sparse,
+            hnsw_config=hnsw,
+            on_disk_payload=disk,
+            quantization_config=_QUANTIZATION[self.quantization],
+        )
+
+
+_COSINE = models.Distance.COSINE
+_QUANTIZATION = {
+    "none": None,
+    "scalar": models.ScalarQuantization(
+        scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+    ),
+    "binary": models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True)),
+}
+
+ORIGIN_KEYS = ("qdrant_collection", "collection_alias")
+"""Payload keys that say of which collection a point is. A server in strict mode filters by indexed keys only."""
+
+
+def prepare(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection) -> Layout:
+    """Create the collection, or find out how the one there holds these vectors.
 
     ``sizes`` has the primary model first. Other vectors there are a ``ContractError``.
     """
+    layout = _layout_there(client, name, sizes, new)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Payload indexes have no effect", UserWarning)  # nor are they needed there
+        for index in (*ORIGIN_KEYS, *new.indexes):
+            key, _, kind = index.partition(":")
+            client.create_payload_index(name, key, models.PayloadSchemaType(kind or "keyword"), wait=True)
+    return layout
+
+
+def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection) -> Layout:
     primary = next(iter(sizes.values()))
+    legacy = new.legacy
     if not client.collection_exists(name):
-        vectors = {n: models.VectorParams(size=size, distance=models.Distance.COSINE) for n, size in sizes.items()}
-        if legacy:
-            client.create_collection(name, vectors_config=next(iter(vectors.values())))
-        else:
-            sparse = {SPARSE_NAME: models.SparseVectorParams()}
-            client.create_collection(name, vectors_config=vectors, sparse_vectors_config=sparse)
+        new.create(client, name, sizes)
         return Layout(sizes, legacy)
     params = client.get_collection(name).config.params
+    all_there = [params.vectors] if isinstance(params.vectors, models.VectorParams) else (params.vectors or {}).values()
+    distances = {vector.distance for vector in all_there} - {_COSINE}
+    if distances:
+        raise ContractError(
+            f"Qdrant collection {name!r} exists with distance {min(distances).value}: expected Cosine, which ranks as "
+            "the bundle does. Name another one with --collection"
+        )
     if isinstance(params.vectors, models.VectorParams):
         if params.vectors.size == primary:
             return Layout(sizes, unnamed=True)
@@ -71,7 +134,16 @@ def prepare(client: QdrantClient, name: str, sizes: Mapping[str, int], *, legacy
     return Layout(sizes, unnamed=False)
 
 
-def converted(bundle: Bundle, layout: Layout) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Prepared:
+    """A point for the client; ``size`` is at least its bytes in a request, ``label`` its chunk in words."""
+
+    point: Any
+    size: int
+    label: str
+
+
+def converted(bundle: Bundle, layout: Layout, ids: Callable[[Point], Any]) -> Iterator[Prepared]:
     """Convert the points of a bundle for the client; payloads gain ``upload_digest``.
 
     With an unnamed vector they also gain ``local_upload_timestamp``, as version 4.0's scripts wrote it.
@@ -87,11 +159,34 @@ def converted(bundle: Bundle, layout: Layout) -> Iterator[Any]:
                 "Run ensemble-assets validate on the bundle"
             )
         vectors = layout.vectors(point)
-        payload = {**point.payload, **more, DIGEST: _digest(point)}
-        yield models.PointStruct(id=point.row, vector=vectors.get("", vectors), payload=payload)
+        payload = {**point.payload, **more, DIGEST: digest(point)}
+        struct = models.PointStruct(id=ids(point), vector=vectors.get("", vectors), payload=payload)
+        # a sparse vector is in the payload too, as text of about the same length
+        size = 2 * len(json.dumps(payload)) + len(point.vectors_text)
+        yield Prepared(struct, size, f"chunk {point.row} ({point.payload.get('chunk_id')})")
 
 
-def _digest(point: Point) -> str:
+def batches(prepared: Iterable[Prepared], most_points: int, most_bytes: int) -> Iterator[list[Any]]:
+    """Gather points into requests below both limits; one point over the limit is a ``ContractError``."""
+    batch: list[Any] = []
+    room = most_bytes
+    for each in prepared:
+        if each.size > most_bytes:
+            raise ContractError(
+                f"{each.label} alone makes a request of up to {each.size / 2**20:.0f} MB, and qdrant.max_request_mb is "
+                f"{most_bytes / 2**20:.0f}. Shorten its metadata, or raise this limit and the server's"
+            )
+        if batch and (len(batch) == most_points or each.size > room):
+            yield batch
+            batch, room = [], most_bytes
+        batch.append(each.point)
+        room -= each.size
+    if batch:
+        yield batch
+
+
+def digest(point: Point) -> str:
+    """Hash the content of a point without its time stamps."""
     content = {key: value for key, value in (point.payload or {}).items() if key not in _CLOCKS}
     return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text, digest_size=16).hexdigest()
 

@@ -22,7 +22,7 @@ import qdrant_client
 from ensemble_assets.cli.main import main
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.read.bundle_reader import open_bundle
-from ensemble_assets.export.read.qdrant import upload_bundle
+from ensemble_assets.export.read.qdrant import NewCollection, upload_bundle
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets_tests.export.bundles import CLOCK, PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
 from ensemble_assets_tests.export.runs import everything_off
@@ -138,14 +138,14 @@ def test_unchanged_points_are_not_sent_again_whatever_their_time_stamps(tmp_path
 
 def test_the_legacy_layout_has_one_unnamed_vector_and_a_time_stamp_of_the_upload(tmp_path: Path, client: Any) -> None:
     opened = open_bundle(bundle(tmp_path))
-    done = upload_bundle(opened, client, legacy_layout=True)
+    done = upload_bundle(opened, client, new=NewCollection(legacy=True))
     assert (done.sent, done.searches) == (7, ("mini-1.5b",))
     params = client.get_collection(NAME).config.params
     assert (params.vectors.size, params.sparse_vectors) == (8, None)
     record = client.retrieve(NAME, ids=[4], with_payload=True)[0]
     assert datetime.fromisoformat(record.payload["local_upload_timestamp"]).year >= 2026
     assert client.query_points(NAME, query=unit_rows(7, 8)[4].tolist(), limit=1).points[0].id == 4, "as old servers ask"
-    assert upload_bundle(opened, client, legacy_layout=True).sent == 0
+    assert upload_bundle(opened, client, new=NewCollection(legacy=True)).sent == 0
 
 
 def test_an_existing_collection_with_an_unnamed_vector_is_filled_as_it_is(tmp_path: Path, client: Any) -> None:
@@ -164,7 +164,7 @@ def test_the_legacy_layout_is_not_put_into_a_collection_with_named_vectors(tmp_p
     opened = open_bundle(bundle(tmp_path))
     upload_bundle(opened, client)
     with pytest.raises(ContractError, match="expected one unnamed vector of 8, found"):
-        upload_bundle(opened, client, legacy_layout=True)
+        upload_bundle(opened, client, new=NewCollection(legacy=True))
 
 
 def test_without_sparse_vectors_there_is_no_hybrid_search(tmp_path: Path, client: Any) -> None:
