@@ -17,9 +17,18 @@ help:  ## this list
 
 install: .venv/.installed  ## a virtual environment with everything, in .venv
 
+# What TORCH was asked for last; another one on the command line installs again.
+ifeq ($(origin TORCH),command line)
+.venv/.installed: .venv/.torch
+.venv/.torch: FORCE
+	@mkdir -p .venv; echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+FORCE:
+REINSTALL := --force-reinstall
+endif
+
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REINSTALL) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
 	touch $@
 

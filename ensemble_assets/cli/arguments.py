@@ -12,7 +12,7 @@ import click
 from ensemble_assets.common.errors import ArtefactError, InputError, SettingsError
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.sample import SAMPLE_FOLDER
-from ensemble_assets.settings import Settings, options, resolve
+from ensemble_assets.settings import Settings, resolve
 
 if TYPE_CHECKING:
     from ensemble_assets.collection.folders import Collection
@@ -76,9 +76,7 @@ def option_overrides(flags: dict[str, Any], assignments: tuple[str, ...]) -> tup
         if value is not None:
             values[_FLAG_KEYS[flag]] = value
             sources[_FLAG_KEYS[flag]] = _flag_name(flag, value)
-    unknown = sorted(set(values) - set(options()))
-    if unknown:
-        raise SettingsError(f"--set {unknown[0]}: there is no such option; docs/configuration.md lists them all")
+    resolve(values, override_sources=sources)  # an unknown option is an error here, before anything is read
     return values, sources
 
 
@@ -105,21 +103,23 @@ def split_names(names: str | None) -> tuple[str, ...]:
 def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample: bool = True) -> list[Collection]:
     """Find collections below ``paths.chunked_dir``; all of them if there are no names. Folders left out are shown.
 
-    None at all, or an unknown name, is an ``InputError``, which proposes ``--sample`` where the command has it.
+    None at all, or an unknown name, is a ``SettingsError``, which proposes ``--sample`` where the command has it.
     """
     from ensemble_assets.collection.folders import choose, discover
 
     root = Path(settings.paths.chunked_dir)
-    discovered = discover(root)
+    with wrong_name_is_usage_error():
+        discovered = discover(root)
     refused = [] if names else list(discovered.refused.values())
     for error in refused:
         click.echo(f"Left out: {error}", err=True)
     if refused and not discovered.collections:
         raise refused[0]
     if not (discovered.collections or discovered.refused):
-        remedy = "Give --chunked-dir the folder of the collections"
-        raise InputError(str(root), "has no folder with chunk files", remedy + (", or --sample" if has_sample else ""))
-    return choose(discovered, names)
+        sample = ", or --sample" if has_sample else ""
+        raise SettingsError(f"{root}: has no folder with chunk files. {_WHERE_CHUNKS_ARE}{sample}")
+    with wrong_name_is_usage_error():
+        return choose(discovered, names)
 
 
 def locate_target(
@@ -137,10 +137,23 @@ def locate_target(
     return target, overrides, sources
 
 
+_WHERE_CHUNKS_ARE = (
+    "Give --chunked-dir the folder that has one folder per collection, each with *_chunks.json, corpus.jsonl, JSONL or "
+    "Parquet files"
+)
+
+
 @contextmanager
-def unreadable_is_usage_error() -> Iterator[None]:
-    """Exit with code 2 instead of 1 if a folder given by the user is no readable bundle."""
+def wrong_name_is_usage_error() -> Iterator[None]:
+    """Exit with code 2 instead of 1 if a file or folder that the user named is not there or is no bundle."""
     try:
         yield
-    except ArtefactError as error:
+    except (ArtefactError, InputError) as error:
         raise SettingsError(str(error)) from None
+
+
+def require_files(settings: Settings) -> None:
+    """Refuse a queries or qrels file that is not there, before anything is read."""
+    for key, path in (("queries", settings.queries.file), ("qrels", settings.queries.qrels)):
+        if path and not Path(path).is_file():
+            raise SettingsError(f"--{key} {path}: there is no such file")

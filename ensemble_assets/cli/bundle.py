@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.arguments import JSON, unreadable_is_usage_error
+from ensemble_assets.cli.arguments import JSON, wrong_name_is_usage_error
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.settings import resolve
@@ -65,7 +65,7 @@ def validate(
 def _open(folder: Path) -> Bundle:
     from ensemble_assets.export.read.bundle_reader import open_bundle
 
-    with unreadable_is_usage_error():
+    with wrong_name_is_usage_error():
         return open_bundle(folder)
 
 
@@ -124,7 +124,7 @@ def report(bundle: Path, output: Path | None) -> int:
     """
     from ensemble_assets.pipeline.bundle_export import facts_of_bundle, report_path, write_report
 
-    with unreadable_is_usage_error():
+    with wrong_name_is_usage_error():
         facts = facts_of_bundle(bundle, resolve().settings)
     path = output or report_path(bundle)
     try:

@@ -90,10 +90,13 @@ def run_collections(
     from ensemble_assets.build import build_definitions
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
     from ensemble_assets.orchestration.resources import settings_run_config
+    from ensemble_assets.pipeline.from_settings import choose_models
 
     resolved = resolve(overrides, override_sources=sources)
+    choose_models(resolved.settings.models)
     outcomes: list[CollectionOutcome] = []
     if not assets:
+        args.require_files(resolved.settings)
         chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
         outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]

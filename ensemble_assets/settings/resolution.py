@@ -85,13 +85,19 @@ def resolve(
     return resolved.with_overrides(overrides or {}, override_sources or {})
 
 
+def _advice(key: str) -> str:
+    """Name the option that was meant, as far as its name says."""
+    close = difflib.get_close_matches(key, options(), n=1)
+    switch, group = f"enable_{key}", [option for option in options() if option.startswith(f"{key}.")]
+    meant = [switch, *group] if switch in options() else group or close
+    return f"Did you mean {' or '.join(map(repr, meant))}?" if meant else "docs/configuration.md lists them all"
+
+
 def _typed(layer: Layer) -> dict[str, Any]:
     """Return a layer's values with their types; ``SettingsError`` with source, value and accepted values."""
     for key in layer.values:
         if key not in options():
-            close = difflib.get_close_matches(key, options(), n=1)
-            advice = f"Did you mean {close[0]!r}?" if close else "docs/configuration.md lists them all"
-            raise SettingsError(f"{layer.source(key)}: there is no option {key!r}. {advice}")
+            raise SettingsError(f"{layer.source(key)}: there is no option {key!r}. {_advice(key)}")
     try:
         typed = flatten(Settings.model_validate(nested(layer.values)))
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from ensemble_assets.settings.options import options
 
 CONFIG_VARIABLE = "EMBEDDER_CONFIG"
 CONFIG_NAME = "ensemble.yaml"
+WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
+
+_PREFIX = "EMBEDDER_"
+_OTHER_VARIABLES = {CONFIG_VARIABLE, WEBHOOK_VARIABLE}
+_A_TYPO = 0.9
+"""Likeness from which a variable's name counts as mistyped: two letters of twenty. Other programs may use it."""
 
 
 def dotted(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,8 +71,13 @@ def read_layers(environment: Mapping[str, str], folder: Path) -> list[Layer]:
 
 
 def _variables_layer(name: str, variables: Mapping[str, str], place: str) -> Layer:
-    """Return the options that variables set. An empty variable counts as not set."""
-    values = {key: text for key, option in options().items() if (text := variables.get(option.variable))}
+    """Return the options that variables set; a mistyped name is a ``SettingsError``. An empty value is no value."""
+    of_options = {option.variable: key for key, option in options().items()}
+    ours = {variable for variable in variables if variable.startswith(_PREFIX)}
+    for strange in sorted(ours - of_options.keys() - _OTHER_VARIABLES):
+        if meant := difflib.get_close_matches(strange, of_options, n=1, cutoff=_A_TYPO):
+            raise SettingsError(f"environment variable {strange}{place}: no option has it. Did you mean {meant[0]}?")
+    values = {key: text for variable, key in of_options.items() if (text := variables.get(variable))}
     return Layer(name, values, lambda key: f"environment variable {options()[key].variable}{place}")
 
 

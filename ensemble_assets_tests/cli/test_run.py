@@ -68,7 +68,11 @@ def test_broken_input_is_exit_code_1_and_names_file_and_place(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["run", "--set", "rerank.depth"], "expected KEY=VALUE"),
-        (["run", "--set", "rerank.detph=3"], "no such option"),
+        (["run", "--set", "rerank.detph=3"], "Did you mean 'rerank.depth'?"),
+        (["run", "--set", "rerank_depth=3"], "Did you mean 'rerank.depth'?"),
+        (["run", "--set", "rerank=off"], "Did you mean 'enable_rerank' or "),
+        (["run", "--ensemble-models", "nosuch"], "nosuch"),
+        (["run", "--set", "models.rerank=nosuch"], "nosuch"),
         (["run", "--set", "rerank.depth=zero"], "expected a whole number"),
         (["run", "--profile", "huge"], "expected one of embedded"),
         (["run", "--no-such-flag"], "No such option"),
@@ -80,15 +84,27 @@ def test_bad_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], message:
     assert finished.returncode == 2
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
+    assert len(finished.stderr.splitlines()) <= 5
+
+
+def test_a_mistyped_variable_is_exit_code_2(tmp_path: Path) -> None:
+    finished = run("doctor", cwd=tmp_path, EMBEDDER_ENABLE_RERNK="off")
+    assert finished.returncode == 2
+    assert "EMBEDDER_ENABLE_RERNK: no option has it. Did you mean EMBEDDER_ENABLE_RERANK?" in finished.stderr
 
 
 def test_a_missing_folder_and_an_unknown_collection_say_what_is_there(tmp_path: Path) -> None:
     missing = run("run", "--chunked-dir", "nowhere", cwd=tmp_path)
-    assert (missing.returncode, "nowhere" in missing.stderr) == (1, True)
+    assert (missing.returncode, "nowhere" in missing.stderr) == (2, True)
+    (tmp_path / "empty").mkdir()
+    empty = run("run", "--chunked-dir", "empty", cwd=tmp_path)
+    assert (empty.returncode, "*_chunks.json" in empty.stderr) == (2, True)
     write_collection(tmp_path / "corpora" / "notes")
     unknown = run("run", "--chunked-dir", "corpora", "--collections", "novels", cwd=tmp_path)
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "novels" in unknown.stderr
+    queries = run("run", "--chunked-dir", "corpora", "--queries", "nope.jsonl", cwd=tmp_path)
+    assert (queries.returncode, queries.stderr) == (2, "Error: --queries nope.jsonl: there is no such file\n")
     assert "notes" in unknown.stderr
 
 

@@ -43,7 +43,7 @@ def test_a_signal_stops_a_run(asked: str, stage: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    environment = {**os.environ, "DAGSTER_HOME": str(home), "EMBEDDER_LOCK_DIR": str(tmp_path / "locks")}
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "EMBEDDER_PATHS_LOCK_DIR": str(tmp_path / "locks")}
     arguments = ["run", "--chunked-dir", "corpora", "--output-dir", "out", "--disable-sparse"]
     with subprocess.Popen(
         [sys.executable, "-m", "ensemble_assets.cli", *arguments],

@@ -5,8 +5,7 @@ import dagster as dg
 from ensemble_assets.orchestration.incidents import incident_of, post, write_incident
 from ensemble_assets.settings import resolve
 from ensemble_assets.settings.default_paths import incidents_folder
-
-WEBHOOK_VARIABLE = "EMBEDDER_INCIDENT_WEBHOOK"
+from ensemble_assets.settings.sources import WEBHOOK_VARIABLE
 
 
 @dg.run_failure_sensor(
