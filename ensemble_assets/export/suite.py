@@ -28,7 +28,7 @@ from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
 
 DESCRIPTIONS: Mapping[str, str] = {
-    "legacy_keys": "Every v4.0 key has its type and its place in every record.",
+    "legacy_keys": "Every v4.0 key has its type and its place in every record, which is written as v4.0 wrote it.",
     "row_alignment": "Chunks, vectors, sparse rows and points have the same ids in the same order.",
     "vectors_finite_and_unit": "Dense rows have norm 1; no number is not finite.",
     "sparse_coverage": "Enough chunks have a sparse vector. Warns below one limit, fails below another.",

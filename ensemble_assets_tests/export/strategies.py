@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -52,3 +53,64 @@ def metadata() -> st.SearchStrategy[dict[str, Any]]:
         st.lists(st.tuples(keys, values), max_size=8),
         st.none() | sparse_features(),
     )
+
+
+names = st.sampled_from(["a", "b", "a-b", "a.b", ".dot", "qrels", "_x", "Ä", "中文", "z 9", "._m", "A"])
+
+
+def file_names() -> st.SearchStrategy[str]:
+    """Paths of files below a collection: nested, beginning with dots, of both kinds and neither."""
+    ending = st.sampled_from(["_chunks.json", "_chunks.json", "_chunks.json", ".json", ".jsonx", ".txt"])
+    summary = st.sampled_from(["chunk_summary.json", "processing_summary.json"])
+    last = st.builds(lambda name, end: name + end, names | st.just(""), ending) | summary
+    return st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(names, max_size=2), last)
+
+
+def records() -> st.SearchStrategy[Any]:
+    """Chunk records in every accepted shape, and a few that are none."""
+    text = st.text(max_size=30) | st.sampled_from(
+        ["", " ", "```x", "| a |\n| b |", '{"a": 1}', "def f(): pass", "x" * 90]
+    )
+    record = st.fixed_dictionaries(
+        {"text": text | st.none() | text | text},
+        optional={"metadata": metadata() | st.none(), "advanced_scores": values},
+    )
+    return record | record | record | text | (st.fixed_dictionaries({"no": values}) | st.integers())
+
+
+def file_contents() -> st.SearchStrategy[bytes]:
+    """Whole files: records, lists, lists in objects; now and then broken, with a byte order mark, or odd numbers."""
+    sound = records().filter(lambda record: isinstance(record, str) or (isinstance(record, dict) and "text" in record))
+    many = st.lists(sound, max_size=4) | st.lists(sound, max_size=4) | st.lists(records(), max_size=4)
+    box = st.builds(
+        lambda key, inner: {"count": 1, key: inner}, st.sampled_from(["chunks", "data", "records", "items"]), many
+    )
+    value = many | many | many | box | sound | st.just({"settings": 1})
+    dump = st.builds(
+        lambda value, ascii: json.dumps(value, ensure_ascii=ascii).encode("utf-8", "surrogatepass"),
+        value,
+        st.just(True),
+    )
+    odd = st.sampled_from(
+        [
+            b"[",
+            b"",
+            b"\xff",
+            b'["x"] []',
+            b'{"text": "x", "text": "y"}',
+            b'\xef\xbb\xbf["bom"]',
+            b"3",
+            b"null",
+            b'"text"',
+            b'[{"text": "x", "metadata": {"a": NaN, "b": [-Infinity, 1e999, 1E5, -0.0, 1e-5]}}]',
+            b'[{"text": "half \\ud800", "metadata": {"\\udfff": "\\ud800"}}]',
+            b'[{"text": "x", "metadata": {"n": 1' + b"0" * 400 + b"}}]",
+        ]
+    )
+    return st.integers(0, 19).flatmap(lambda number: odd if number == 0 else dump)
+
+
+def folders() -> st.SearchStrategy[dict[str, bytes]]:
+    """The files of a collection by path; no path is a folder of another one."""
+    files = st.dictionaries(file_names(), file_contents(), min_size=1, max_size=4)
+    return files.filter(lambda made: not any(other.startswith(f"{path}/") for path in made for other in made))

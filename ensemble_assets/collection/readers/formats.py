@@ -116,7 +116,7 @@ def _is_named_so(name: str) -> bool:
 def _may_be_input(relative: str) -> bool:
     """Whether a path is a chunk file, or a file that is to be named although it is not read."""
     name = relative.rpartition("/")[2]
-    return format_of(relative) is not None or _matches(name, (*EXPORTED, *SUMMARIES))
+    return format_of(relative) is not None or _matches(name, (*EXPORTED, "*.json"))
 
 
 def chunk_files_in(

@@ -58,11 +58,6 @@ NAMES = Kind(
 )
 INDICES = _list_of("integers", COUNT, int)
 NUMBERS = _list_of("numbers", NUMBER, int, float)
-WIDTHS = Kind(
-    "an object of integers",
-    lambda value: isinstance(value, dict) and {int}.issuperset(map(type, value.values())),
-    {"type": "object", "additionalProperties": INTEGER.schema},
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ PAYLOAD_TAIL = (
     *_keys(text_preview=PREVIEW, full_text_length=COUNT, kaggle_export_timestamp=TEXT),
     Key("model_info", OBJECT, inside=MODEL_INFO),
     *_keys(primary_vector_name=TEXT, dense_vector_names=NAMES),
-    Key("companion_vector_dimensions", WIDTHS, required=False),
+    Key("companion_vector_dimensions", ANY, required=False),  # without companions the chunk's own value stays
     Key("sparse_vector", OBJECT, required=False, inside=SPARSE_VECTOR),
 )
 """The keys of a payload after those of the chunk's metadata."""

@@ -1,4 +1,4 @@
-"""Gate ``legacy_keys``: every key of v4.0, its type and its place, in every record of every file."""
+"""Gate ``legacy_keys``: every key of v4.0, its type and its place, in every record of every file, and its spelling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks import key_tables as tables
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
+from ensemble_assets.export.checks.spelling import spelling_problems
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point, read_object
 from ensemble_assets.export.write.names import MANIFEST_NAME
 
@@ -21,7 +22,7 @@ _ADDED_STATS = ("source", "model", "index_space")
 
 
 class LegacyKeys:
-    """Judge every v4.0 key with its type and its place in every record.
+    """Judge every v4.0 key with its type and its place in every record, and how the record is written.
 
     A bundle whose manifest says v4.1 must also have all keys that the loader sets; older bundles may lack them.
     """
@@ -43,6 +44,8 @@ class LegacyKeys:
             self._add(f"{file('texts.json')}, {item}", [f": expected a string, found {type(row.text).__name__}"])
         if row.sparse_line is not None:
             self._add(f"{file('sparse.jsonl')}, line {row.number + 1}", _sparse_problems(row.sparse))
+        for content in spelling_problems(row):
+            self._add(f"{file(content)}, record {row.number}", [": is not as v4.0 writes it"])
 
     def result(self) -> GateResult:
         """Judge the statistics and the manifest, and give the result."""
@@ -135,8 +138,11 @@ def _model_problems(payload: dict[str, Any], vectors: list[str]) -> Iterator[str
         return
     if info.get("name") != payload.get("primary_vector_name"):
         yield ": model_info.name and primary_vector_name differ"
-    companions = (info.get("companions", {}), payload.get("companion_vector_dimensions", {}))
-    if any(not isinstance(value, dict) or list(value) != names[1:] for value in companions):
+    widths = payload.get("companion_vector_dimensions", {}) if names[1:] else {}
+    companions = (info.get("companions", {}), widths)
+    if any(not isinstance(value, dict) or list(value) != names[1:] for value in companions) or not {int}.issuperset(
+        map(type, widths.values())
+    ):
         yield ": expected the companions of dense_vector_names in model_info and companion_vector_dimensions"
 
 

@@ -85,6 +85,7 @@ COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
         {"no_chunks_inside": 2},
         ["x"],
     ),
+    ("queries as JSON", {"queries.json": [GOOD], "b_chunks.json": ["x"]}, {"no_chunks_inside": 1}, ["x"]),
     ("JSON beside JSONL", {"a.jsonl": lines({"text": "x"}), "b.json": [GOOD]}, {"other_format_ignored": 1}, ["x"]),
     (
         "export in the folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,31 @@ def text_of_a_number(made: Made) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace('"mini": [', '"mini": [0.0e0, '), encoding="utf-8")
 
 
+def _replace(made: Made, content: str, old: str, new: str) -> None:
+    text = made.path(content).read_text(encoding="utf-8")
+    assert old in text
+    made.path(content).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def number_of_metadata(made: Made) -> None:
+    _replace(made, "metadata.json", '"tiny": 1e-07', '"tiny": 0.0000001')
+
+
+def number_of_a_vector(made: Made) -> None:
+    lines = made.path("qdrant.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    number = json.loads(lines[1])["vectors"]["mini"][0]
+    lines[1] = lines[1].replace(f'"mini": [{number!r}', f'"mini": [{number * 10!r}e-1')
+    made.path("qdrant.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def number_of_sparse(made: Made) -> None:
+    _replace(made, "sparse.jsonl", "0.25", "25e-2")
+
+
+def escaped_text(made: Made) -> None:
+    _replace(made, "texts.json", '\\"three\\"', "\\u0022three\\u0022")
+
+
 def another_digit(made: Made) -> None:
     def change(records: list) -> None:
         vector = records[0]["vectors"]["mini"]
@@ -302,6 +328,11 @@ CASES: list[tuple[Callable[[Made], None], str, str]] = [
     (bytes_behind_an_array, "vectors_finite_and_unit", "_embeddings.npy: has 5 bytes behind its numbers"),
     (shift_array, "v40_parity", "_embeddings.npy: has other bytes than in the other bundle"),
     (drop_an_array, "v40_parity", "_other_1.5b_embeddings.npy: is missing"),
+    (text_of_a_number, "legacy_keys", "_qdrant.jsonl, record 0: is not as v4.0 writes it"),
+    (number_of_metadata, "legacy_keys", "_metadata.json, record 1: is not as v4.0 writes it"),
+    (number_of_a_vector, "legacy_keys", "_qdrant.jsonl, record 1: is not as v4.0 writes it"),
+    (number_of_sparse, "legacy_keys", "_sparse.jsonl, record 1: is not as v4.0 writes it"),
+    (escaped_text, "legacy_keys", "_texts.json, record 2: is not as v4.0 writes it"),
     (text_of_a_number, "v40_parity", "_qdrant.jsonl, record 0: is not as v4.0 writes it"),
     (another_digit, "v40_parity", "record 0, key 'vectors', key 'mini', position 0"),
     (rename_statistic, "v40_parity", "_stats.json, key 'model_config', key 'max_tokens': is missing"),
