@@ -71,7 +71,7 @@ class Artefact(Generic[R]):
         return f"{name}.npy" in self.index["files"] or f"{name}.parquet" in self.index["files"]
 
     def array(self, name: str) -> NDArray[Any]:
-        """Map the array, read-only; ``ArtefactError`` if it is missing, or has not the recorded shape and type."""
+        """Map the array, read-only; ``ArtefactError`` if it is missing or differs from its recorded shape and type."""
         entry = self._entry(f"{name}.npy")
         array: NDArray[Any] = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
@@ -90,7 +90,7 @@ class Artefact(Generic[R]):
     def frame(self, name: str, *, columns: list[str] | None = None) -> pl.DataFrame:
         """Read the frame, or the named columns of it, into memory; ``ArtefactError`` if a column is not there.
 
-        If the columns were larger in memory than the budget when they were written, it is a ``MemoryBudgetError``.
+        Columns whose recorded size in memory exceeds the budget are a ``MemoryBudgetError``; nothing is read then.
         """
         needed = sum(self._column_bytes(name, columns).values())
         if self.budget_bytes is not None and needed > self.budget_bytes:

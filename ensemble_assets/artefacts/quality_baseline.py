@@ -43,7 +43,7 @@ class QualityBaseline:
     provenance: Mapping[str, Any]
 
     def values(self, run: str) -> pl.DataFrame:
-        """``public_id, value`` of one run; empty where the baseline does not have it."""
+        """Give the frame ``public_id, value`` of one run; it is empty if the baseline lacks the run."""
         values = self.per_query.get(run, {})
         schema = {"public_id": pl.String(), "value": pl.Float64()}
         return pl.DataFrame({"public_id": list(values), "value": list(values.values())}, schema=schema)

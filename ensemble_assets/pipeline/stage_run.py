@@ -25,7 +25,7 @@ _PROGRESS = frozenset(name for name, event in EVENTS.items() if event.category =
 
 
 class Progress:
-    """Receives the progress of stages, in numbers and names only. This one shows nothing: Dagster's UI does."""
+    """Receives the progress of stages, in numbers and names only. This base class shows nothing; Dagster's UI does."""
 
     def stage_started(self, stage: str, collection: str) -> None:
         """Report that a stage begins."""
@@ -54,7 +54,7 @@ class ComputeRun:
     tell: Callable[[str], None] = lambda holder: None
 
     def waits_for(self, holder: str) -> None:
-        """Note and tell who has the device that the stage waits for."""
+        """Note the holder of the device that the stage waits for, and hand the name on."""
         self.clock.waited_for = holder
         self.tell(holder)
 

@@ -1,4 +1,4 @@
-"""Define every option: its type, default, bounds, help text and environment variable.
+"""Define every option: its type, default, bounds and help text.
 
 Command line, Launchpad, ``docs/configuration.md`` and manifest are made from the section classes below. A default that
 lower layers share comes from ``common.defaults``.
@@ -6,15 +6,10 @@ lower layers share comes from ``common.defaults``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, TypeAlias
 
-from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import ValidationInfo
 
 from ensemble_assets.common import defaults
@@ -64,8 +59,8 @@ class Models(Section):
     file: str = option("", "YAML file that defines models for profile custom.")
     windows: int = option(
         0,
-        "Number of windows in which a chunk is read that is longer than a model's limit, for all models. 0: the "
-        "model's own number, which is 1 unless its definition says otherwise; the rest is cut off.",
+        "Windows in which every model reads a chunk longer than its limit; text behind the last one is cut off. 0: the "
+        "model's own number, usually 1.",
         ge=0,
         le=64,
     )
@@ -225,7 +220,7 @@ class Device(Section):
     )
     threads: int = option(0, "CPU threads. 0: all cores that this process may use.", ge=0)
     host_budget_gb: float = option(4.0, "Most host memory for one table of a collection, in 10^9 bytes.", ge=0.1)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "Of weights and activations.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "Number format of weights and activations.")
 
     @property
     def ceiling_bytes(self) -> int:
@@ -359,63 +354,3 @@ class Settings(Section):
     metrics: Metrics = Metrics()
     checks: Checks = Checks()
     operations: Operations = Operations()
-
-
-_SHORT_VARIABLES = {
-    "models.profile": "EMBEDDER_PROFILE",
-    "models.ensemble": "EMBEDDER_ENSEMBLE_MODELS",
-    "models.sparse": "EMBEDDER_SPARSE_MODELS",
-    "models.rerank": "EMBEDDER_RERANK_MODEL",
-    "models.file": "EMBEDDER_MODELS_FILE",
-    "paths.chunked_dir": "EMBEDDER_CHUNKED_DIR",
-    "paths.output_dir": "EMBEDDER_OUTPUT_DIR",
-    "paths.artifacts_dir": "EMBEDDER_ARTIFACTS_DIR",
-    "paths.key_file": "EMBEDDER_KEY_FILE",
-}
-"""Environment variables that are shorter than the option's key: the names of version 4.0."""
-
-_TYPE_WORDS: dict[Any, str] = {
-    bool: "1/true/yes/on or 0/false/no/off",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Names: "a comma-separated list",
-}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option by its dotted key, as ``--set`` takes it: its type, default, bounds and help text."""
-
-    key: str
-    field: FieldInfo
-
-    @property
-    def variable(self) -> str:
-        """Name of its environment variable."""
-        return _SHORT_VARIABLES.get(self.key) or "EMBEDDER_" + self.key.replace(".", "_").upper()
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The accepted words, if it is a choice."""
-        kind = self.field.annotation
-        return get_args(kind) if get_origin(kind) is Literal else ()
-
-    @property
-    def accepted(self) -> str:
-        """The accepted values, in words."""
-        if self.choices:
-            return "one of " + ", ".join(choice or "(empty)" for choice in self.choices)
-        low = [f"at least {bound.ge:,}" for bound in self.field.metadata if isinstance(bound, Ge)]
-        high = [f"at most {bound.le:,}" for bound in self.field.metadata if isinstance(bound, Le)]
-        return ", ".join([_TYPE_WORDS[self.field.annotation], *(words.removesuffix(".0") for words in (*low, *high))])
-
-
-@lru_cache(maxsize=1)
-def options() -> Mapping[str, Option]:
-    """Return every option by its dotted key, in the order of the classes above."""
-    fields: dict[str, FieldInfo] = {}
-    for name, field in Settings.model_fields.items():
-        inner = type(field.default).model_fields if isinstance(field.default, Section) else None
-        fields |= {name: field} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
-    return MappingProxyType({key: Option(key, field) for key, field in fields.items()})

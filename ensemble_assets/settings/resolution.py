@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.options import Settings, options
+from ensemble_assets.settings.option_table import options
+from ensemble_assets.settings.options import Settings
 from ensemble_assets.settings.sources import Layer, dotted, nested, process_environment, read_layers
 
 

@@ -13,7 +13,7 @@ import yaml
 from dotenv import dotenv_values
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.settings.options import options
+from ensemble_assets.settings.option_table import options
 
 CONFIG_VARIABLE = "EMBEDDER_CONFIG"
 CONFIG_NAME = "ensemble.yaml"

@@ -4,8 +4,8 @@
     with telemetry.stage("dense", items=738) as span:
         span.emit("lease.acquired", device="cpu", model="all-minilm-l6-v2", wait_seconds=0.1)
 
-It is picklable, and opens its exporters anew in every process. Strings of no fixed list leave only as names: the
-collection, slugs of registered models, and what ``ActiveSpan.declare_model`` was given.
+It is picklable, and opens its exporters anew in every process. A string that is in no fixed
+list leaves only if it is a name: a collection, a registered model's slug, or given to ``ActiveSpan.declare_model``.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class ActiveSpan:
         state.process.write_journal(lambda journal: journal.started(start, self._attributes))
 
     def declare_model(self, slug: str, revision: str) -> None:
-        """Let the slug and revision of a model stand on this stage's spans; the operator chose both."""
+        """Admit a model's slug and revision on this stage's spans: the operator chose both."""
         state, new = self.state, declare(model=(slug,), revision=(revision,))
         with state.lock:
             state.revisions[slug] = revision
@@ -193,7 +193,7 @@ class ActiveSpan:
 
 
 class _ChildSpans:
-    """The model and worker spans below a stage, made from its events: leases open models, workers come and go.
+    """The model and worker spans below a stage, made from its events: a lease opens a model's, a start a worker's.
 
     Compute code reports events and opens no spans. The stage's lock is held around every call.
     """
@@ -226,7 +226,7 @@ class _ChildSpans:
         return self._workers.get(device) or self._model or self._stage
 
     def close_after(self, event: Event) -> None:
-        """End the spans that the event ends, and add its numbers up."""
+        """Add the event's numbers up, and end the spans that it closes."""
         device = event.facts.get("device")
         for span in filter(None, (self._workers.get(device), self._model)):
             if event.name == "batch.done":
@@ -259,7 +259,7 @@ class _ChildSpans:
 
 @contextmanager
 def entered(span: ActiveSpan) -> Iterator[ActiveSpan]:
-    """Make ``span`` the current one; end it however the block is left, and mark it failed if by an exception."""
+    """Make ``span`` the current one until the block ends; an exception marks it as failed."""
     token = CURRENT.set(span)
     try:
         yield span

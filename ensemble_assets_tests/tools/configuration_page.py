@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ensemble_assets.settings.options import Option, options
+from ensemble_assets.settings.option_table import Option, options
 
 _HEAD = """\
 # Configuration

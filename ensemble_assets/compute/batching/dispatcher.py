@@ -21,12 +21,12 @@ DEVICE_FAILED = "device_failed"
 DEVICE_BUSY = "device_busy"  # other programs kept the memory
 
 _MOST_LOSSES = 3
-"""Losses of a device without a finished batch between after which it is given up: the device, not a row, is to blame.
-Losses that narrow down a row that may be to blame do not count."""
+"""A device is given up after so many losses in a row without a finished batch: the device is to blame then, not a row.
+Losses that narrow down a guilty row do not count."""
 
 _MOST_RESTARTS = 24
-"""Restarts of a device without a finished batch between, those that narrow down a row included: enough to find one row
-among a million, and a worker takes some 20 s to start."""
+"""A worker is started again at most so often without a finished batch. Halving finds one row among a million in as many
+steps, and a start takes some 20 s."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ Action = Run | Measure | Stop | Start
 
 @dataclass
 class _Lane:
-    """The state of one device's worker; ``permanent`` are bytes of others that were waited for in vain."""
+    """The state of one device's worker; ``permanent`` are bytes of other programs that did not come back in time."""
 
     headroom: Headroom
     permanent: int = 0
@@ -88,7 +88,7 @@ class _Lane:
     measured_at: float = 0.0
 
     def sees(self, headroom: Headroom) -> Headroom:
-        """Leave out others that were waited for in vain."""
+        """Leave out the memory of other programs that did not come back in time."""
         return replace(headroom, others=max(0, headroom.others - self.permanent))
 
 
@@ -215,14 +215,14 @@ class Dispatcher:
         return [*map(Stop, hung), *starts, *(action for action in fed if action is not None)]
 
     def wakeup(self) -> float | None:
-        """When to decide again although nothing happened; None if only an event can change the decision."""
+        """Say when to decide again although nothing happened; None if only an event can change the decision."""
         times = [lane.running_since + self._patience.batch for lane in self._lanes.values() if lane.running is not None]
         waiting = [lane for lane in self._lanes.values() if lane.running is None and lane.waiting_since is not None]
         times += [lane.measured_at + self._patience.measure for lane in waiting]
         return min(times, default=None)
 
     def failure(self) -> EnsembleError | None:
-        """The error if no device is left to finish the work, else None."""
+        """Return the error if no device is left to finish the work, else None."""
         if self.planner.done or self._lanes or self._expected:
             return None
         left = self.planner.waiting_rows
@@ -247,7 +247,7 @@ class Dispatcher:
             others = lane.headroom.others
             self._events.emit("mitigation.back_off", device=device, others_bytes=others, used_bytes=lane.headroom.used)
         if now - lane.waiting_since >= self._patience.memory:
-            if self.planner.fits_shortest(lane.headroom.cap):  # what is waited for in vain only costs the long rows
+            if self.planner.fits_shortest(lane.headroom.cap):  # memory that does not come back costs the long rows only
                 lane.permanent += lane.headroom.others
                 lane.headroom = replace(lane.headroom, others=0)
                 return self._feed(device, lane, now)

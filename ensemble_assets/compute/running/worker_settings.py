@@ -29,8 +29,8 @@ def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
 def widen_batches(settings: PlannerSettings, width: int) -> PlannerSettings:
     """Let a batch of fixed size hold more tokens of a model with narrow token states; ``width`` 0 if it is unknown.
 
-    What a batch takes of the cache grows with the width, and every batch costs the same time between the network and
-    what is done with its states. Batches that memory limits stay as they are.
+    A batch's part of the cache grows with the width, and every batch has the same fixed cost. Batches that memory
+    limits stay as they are.
     """
     sizes = settings.sizes
     if sizes.max_tokens is None or width < 1:

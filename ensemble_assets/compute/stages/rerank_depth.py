@@ -32,7 +32,7 @@ from ensemble_assets.compute.tokens.windows import Windows
 Against = Literal["sla", "own_dense", "off"]
 
 GROWTH = 2.0
-"""A slice at most doubles the depth. So its predicted time rests on at least as much measured work as it has itself."""
+"""A slice at most doubles the depth: then the work measured before it is at least as large as its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Allowance:
         seconds: for rerank; negative where the stages before it have overspent; None without a limit.
         floor: candidates per query that are scored however long it takes.
         reference: seconds that the limit is a share of; None without a limit.
-        reason: why there is no limit: ``budget_off``, ``no_baseline`` or ``costs_unknown``; empty where there is one.
+        reason: a fixed word where there is no limit: ``budget_off``, ``no_baseline`` or ``costs_unknown``; else empty.
     """
 
     against: Against = "off"
@@ -127,7 +127,7 @@ class PairRows(Protocol):
 
     @property
     def windows(self) -> Windows:
-        """Which rows belong to which pair."""
+        """The rows of each pair."""
         ...
 
     @property
@@ -172,7 +172,7 @@ class SliceResults:
 
     Attributes:
         logits: ``[n] float32`` by window, NaN where it was not scored.
-        failed: window -> why it has no logit.
+        failed: reason by window without a logit.
         results: what every slice cost.
         reached: depth of the last slice.
         truncated: rows of windows that were cut and lost ``tokens_dropped``.

@@ -57,7 +57,7 @@ _WORD = re.compile(r"\w+")
 _NOTHING = SparseRow(np.empty(0, np.int32), np.empty(0, np.float32))
 
 Replacements = Callable[[Sequence[int], SparseMatrix], Sequence[SparseRow]]
-"""Makes one vector for each of some row numbers, given the live vectors of all rows; empty where there is none."""
+"""Makes one vector for every given row number from the live vectors of all rows; an empty one if it has none."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PrunedOutputs:
     Attributes:
         index: ``[n, k] int32``, unused places -1.
         weight: ``[n, k] float32``.
-        failed: row -> why it has no output.
+        failed: reason by row without an output.
         in_full: row -> its vector, for rows that were run again without pruning.
     """
 

@@ -23,7 +23,7 @@ from ensemble_assets.export.read.bundle_reader import (
 from ensemble_assets.export.write.inputs import BundleInputs
 
 RECORD_FILES = ("qdrant.jsonl", "metadata.json", "texts.json", "sparse.jsonl")
-"""The files with one record a chunk, in the order in which a row has them."""
+"""The files with one record per chunk, in the order of ``Row``."""
 
 
 class RowGate(Protocol):
@@ -38,9 +38,9 @@ class RowGate(Protocol):
 
 @dataclass
 class Row:
-    """The records of a bundle about one chunk, as they stand in its four files; a gate parses those that it needs.
+    """The records of a bundle about one chunk, one from each of its four files; a gate parses the ones it needs.
 
-    A record is None where its file has ended, and ``chunk`` where the chunks are not available or have ended.
+    A record is None where its file has ended; ``chunk`` is None where no chunks were given or they have ended.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Row:
 
 
 class Walk:
-    """One pass over the record files of a bundle. ``problems`` are sentences on files without a readable end."""
+    """One pass over the record files of a bundle. ``problems`` has a sentence for every file that breaks off."""
 
     def __init__(self, bundle: Bundle, inputs: BundleInputs | None = None) -> None:
         self.bundle = bundle
