@@ -75,12 +75,16 @@ class DenseLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseRecord(StageRecord):
-    """The dense stage: models whose vectors are stored, the primary first; dropped companions with a fixed word."""
+    """The dense stage: models whose vectors are stored, the primary first; dropped companions with a fixed word.
+
+    ``unread`` is a ``ForeignTexts`` where most chunks are in a language that no dense model reads, else empty.
+    """
 
     unit: str = "chunks and queries"
     queries: int = 0
     layout: tuple[DenseLayout, ...] = ()
     dropped: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

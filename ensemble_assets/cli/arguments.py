@@ -40,7 +40,7 @@ CHUNKED_DIR = click.option(
 )
 COLLECTIONS = click.option("--collections", help="Names, comma-separated; all sub-folders if not given.")
 SAMPLE = click.option("--sample", is_flag=True, help="Use the sample collection that ships with the package.")
-PROFILE = click.option("--profile", help="Named choice of models (embedded, kaggle-t4x2, custom).")
+PROFILE = click.option("--profile", help="Models: embedded, embedded-multilingual, kaggle-t4x2 or custom.")
 DENSE_MODELS = click.option("--ensemble-models", help="Dense models, comma-separated; the first is the primary one.")
 SPARSE_MODELS = click.option("--sparse-models", help="Sparse models, comma-separated.")
 TARGET = click.argument("target")

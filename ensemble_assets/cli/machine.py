@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble_assets.cli.arguments import JSON
-from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.cli import arguments as args
+from ensemble_assets.common.errors import EnsembleError, ModelUnavailableError
 from ensemble_assets.settings import Settings, resolve
-from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
+from ensemble_assets.settings.default_paths import artefact_base, cache_folder, key_file, lock_folder
 
 if TYPE_CHECKING:
     from ensemble_assets.models.registry import ModelSpec
 
 
 @click.command()
-@JSON
+@args.JSON
 def leases(json_output: bool) -> int:
     """List the devices that are leased right now, and by whom."""
     from ensemble_assets.compute.devices.lease_notes import list_leases
@@ -33,12 +34,19 @@ def leases(json_output: bool) -> int:
 
 
 @click.command()
-def doctor() -> int:
-    """Describe this machine, and what a run would use and why."""
-    from ensemble_assets.compute.devices.discovery import discover_devices
+@args.with_options(args.PROFILE, args.DENSE_MODELS, args.SPARSE_MODELS, args.SET)
+def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
+    """Describe this machine, and what a run with these options would use and why.
 
-    resolved = resolve()
-    settings, environment = resolved.settings, resolved.environment
+    Models that are named are tried: fetched, loaded and compared with sentence-transformers. Exit code 1: a run would
+    end with the error that stands beside a model.
+    """
+    from ensemble_assets.compute.devices.discovery import discover_devices
+    from ensemble_assets.pipeline.from_settings import named_models
+
+    settings, environment = args.resolve_flags(flags, assignments), resolve().environment
+    named = named_models(settings)
+    cannot_run = {spec: sentence for spec in named if (sentence := _why_not(spec, settings))}
     ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
     sections: dict[str, list[str]] = {
         "Devices": list(discover_devices(environment.get("CUDA_VISIBLE_DEVICES")).sentences),
@@ -46,7 +54,7 @@ def doctor() -> int:
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
             f"Batches are planned to {soft} of that (device.soft_fraction).",
         ],
-        "Models": _describe_models(settings),
+        "Models": _describe_models(settings, cannot_run),
         "Stages": [
             f"sparse vectors are {_switch(settings.enable_sparse)}, reranking is {_switch(settings.enable_rerank)}."
         ],
@@ -60,28 +68,43 @@ def doctor() -> int:
     }
     for title, lines in sections.items():
         click.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
-    return 0
+    return 1 if cannot_run else 0
 
 
 def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def _describe_models(settings: Settings) -> list[str]:
+def _describe_models(settings: Settings, cannot_run: Mapping[ModelSpec, str]) -> list[str]:
     from ensemble_assets.pipeline.from_settings import choose_models
 
     choice = choose_models(settings.models)
     specs: list[ModelSpec] = [*choice.dense, *choice.sparse, choice.rerank]
-    return [f"Profile {settings.models.profile}.", *(f"{spec.kind}: {spec.slug}, {_origin(spec)}." for spec in specs)]
+    origins = ((spec, cannot_run.get(spec) or _origin(spec, settings)) for spec in specs)
+    return [
+        f"Profile {settings.models.profile}.",
+        *(f"{spec.kind}: {spec.slug}, {origin}." for spec, origin in origins),
+    ]
 
 
-def _origin(spec: ModelSpec) -> str:
+def _why_not(spec: ModelSpec, settings: Settings) -> str:
+    """Give the error that a run with this model ends with; empty where it runs."""
+    from ensemble_assets.pipeline.from_settings import require_model
+
+    try:
+        require_model(spec, settings)
+    except EnsembleError as error:
+        return f"CANNOT RUN: {error}"
+    return ""
+
+
+def _origin(spec: ModelSpec, settings: Settings) -> str:
     from ensemble_assets.models.model_files import locate
     from ensemble_assets.models.registry import HubSource
 
     if isinstance(spec.source, HubSource):
         return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use"
     try:
-        return f"found ({locate(spec).revision})"
+        return f"found ({locate(spec, cache_folder(settings.paths)).revision})"
     except ModelUnavailableError as error:
         return f"MISSING: {error}"

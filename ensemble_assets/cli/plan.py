@@ -37,15 +37,18 @@ def plan(
     """Predict the seconds of every stage, and whether the latency ratios hold.
 
     Costs come from earlier runs on this machine, else from a calibration of a few seconds. The next run of the same
-    content and settings records how far the prediction was off.
+    content and settings records how far the prediction was off. A named model that cannot run is the error that it is
+    in a run.
     """
     from rich.console import Console
 
     from ensemble_assets.pipeline.compute_context import Computing
+    from ensemble_assets.pipeline.from_settings import require_named_models
     from ensemble_assets.planning.history import store_plan
     from ensemble_assets.planning.planner import plan_collection
 
     settings = args.resolve_flags(flags, assignments, sample=sample)
+    require_named_models(settings)
     announce = partial(Console(stderr=True, highlight=False).print, style="dim")
     plans = []
     for collection in args.choose_collections(settings, args.split_names(collections)):

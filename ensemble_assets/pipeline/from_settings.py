@@ -123,7 +123,8 @@ def tokens_of_chunks(settings: Settings) -> int:
         return primary.chunk_tokens
     from ensemble_assets.compute.backends.library.describe import describe
 
-    complete = describe(primary, locate(primary), cache_folder(settings.paths)).spec
+    cache = cache_folder(settings.paths)
+    complete = describe(primary, locate(primary, cache), cache).spec
     return complete.chunk_tokens or UNLIMITED_TOKENS
 
 
@@ -132,14 +133,28 @@ def require_named_models(settings: Settings) -> None:
 
     A profile's own models are left to their stages, which fall back and record it.
     """
+    for spec in named_models(settings):
+        require_model(spec, settings)
+
+
+def named_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """List the models that the options name, and that a run does not do without."""
     models, choice = settings.models, choose_models(settings.models)
     named = choice.dense[:1] if models.ensemble else ()  # companions are left to the dense stage
     named += choice.sparse[:1] if models.sparse and settings.enable_sparse else ()
-    named += (choice.rerank,) if models.rerank and settings.enable_rerank else ()
+    return named + ((choice.rerank,) if models.rerank and settings.enable_rerank else ())
+
+
+def require_model(spec: ModelSpec, settings: Settings) -> None:
+    """Find and describe one model; what is missing of a hub model is downloaded.
+
+    Raises:
+        ModelUnavailableError: naming the model, what is wrong with it and what to do.
+    """
     from ensemble_assets.compute.backends.library.describe import describe
 
-    for spec in named:
-        describe(spec, locate(spec), cache_folder(settings.paths))
+    cache = cache_folder(settings.paths)
+    describe(spec, locate(spec, cache), cache)
 
 
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:

@@ -56,10 +56,11 @@ def manifest_inputs(
 
 
 def _comparison(record: DenseRecord) -> dict[str, Any]:
-    """Say how the dense vectors were compared, where it is not by the cosines of one model."""
+    """Say how dense vectors were compared, where not by the cosines of one model, and that texts cannot be read."""
     dot = {model.slug: model.similarity for model in record.layout if model.similarity != "cosine"}
     several = {"combination": COMBINATION.name} if len(record.layout) > 1 else {}
-    return several | ({"similarity": dot} if dot else {})
+    unread = {"unread": record.unread} if record.unread else {}
+    return several | ({"similarity": dot} if dot else {}) | unread
 
 
 def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:

@@ -5,6 +5,7 @@ Each function reads its settings from the run, writes arrays and frames with the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -21,6 +22,8 @@ from ensemble_assets.artefacts.records import (
     SparseRecord,
 )
 from ensemble_assets.collection.fingerprints import collection_fingerprint
+from ensemble_assets.collection.languages import foreign_texts
+from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
 from ensemble_assets.pipeline.from_settings import (
@@ -76,6 +79,10 @@ def read_queries(run: StageRun, chunks: Artefact[ChunksRecord]) -> QueriesRecord
     )
 
 
+_LANGUAGE_SAMPLE = 400
+"""Chunks whose language is looked at: it takes 0.2 s, and a share of 0.5 is then known to 0.05."""
+
+
 def encode_dense_vectors(
     run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], queries: Artefact[QueriesRecord]
 ) -> DenseRecord:
@@ -112,7 +119,22 @@ def encode_dense_vectors(
         )
         for model in result.models
     )
-    return replace(result.record, layout=layout)
+    return _with_unread(replace(result.record, layout=layout), texts["text"], [model.spec for model in result.models])
+
+
+def _with_unread(record: DenseRecord, chunks: pl.Series, models: Sequence[ModelSpec]) -> DenseRecord:
+    """Warn where every model reads English only and most chunks are in another language."""
+    if not all(model.english_only for model in models):
+        return record
+    sample = foreign_texts(chunks.gather_every(1 + len(chunks) // _LANGUAGE_SAMPLE).to_list())
+    if not sample.are_most:
+        return record
+    warning = (
+        f"dense: {sample.texts} of {sample.of} sampled chunks are not in English ({sample.writing}), and "
+        f"{' and '.join(model.slug for model in models)} read English only. Use --set "
+        "models.profile=embedded-multilingual (pip install 'ensemble-assets[multilingual]'), or another model"
+    )
+    return replace(record, warnings=(*record.warnings, warning), unread=sample.as_json())
 
 
 def encode_sparse_vectors(

@@ -15,7 +15,7 @@ from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageReco
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource
+from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource, PackedSource
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder
@@ -160,6 +160,8 @@ def _identity(spec: ModelSpec) -> str:
     if isinstance(spec.source, HubSource):
         revision = spec.source.revision
         return f"{spec.slug}@{revision}" if len(revision) == _COMMIT_DIGITS else spec.slug
+    if isinstance(spec.source, PackedSource):
+        return f"{spec.slug}#{spec.source.fingerprint}"
     try:
         return f"{spec.slug}#{locate(spec).fingerprint}"
     except ModelUnavailableError:

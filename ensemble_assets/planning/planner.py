@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
 from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.default_paths import baselines_folder
+from ensemble_assets.settings.default_paths import baselines_folder, cache_folder
 from ensemble_assets.settings.options import Rerank
 
 Basis = Literal["earlier runs", "calibration", "assumed"]
@@ -151,37 +152,38 @@ def plan_collection(
 def _count_work(settings: Settings, sample: Sample, depth: int) -> dict[str, float]:
     """Count tokens as the models will read them. Pairs are taken to be as long as queries and chunks on average."""
     (reranker,) = models_of(settings, "rerank")
-    query, chunk = (token_lengths(texts, reranker).mean() for texts in (sample.queries["text"], sample.searched))
+    cache = cache_folder(settings.paths)
+    query, chunk = (token_lengths(texts, reranker, cache).mean() for texts in (sample.queries["text"], sample.searched))
     pair = min(float(query + chunk) + 3, reranker.chunk_tokens or _NO_LIMIT)  # 3 special tokens enclose query and chunk
-    sparse = models_of(settings, "sparse") if settings.enable_sparse else ()
+    dense, sparse = models_of(settings, "dense"), models_of(settings, "sparse") if settings.enable_sparse else ()
     return {
-        "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec) for spec in models_of(settings, "dense")),
-        "sparse": sum(_encoder_tokens(sample, sample.searched, spec) for spec in sparse),
+        "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec, cache) for spec in dense),
+        "sparse": sum(_encoder_tokens(sample, sample.searched, spec, cache) for spec in sparse),
         "fusion": float(sample.chunks.height * sample.queries.height),
         "rerank": pair * sample.queries.height * min(depth, sample.chunks.height),
         "export": float(sample.chunks.height),
     }
 
 
-def token_lengths(texts: pl.Series, spec: ModelSpec) -> NDArray[np.int64]:
+def token_lengths(texts: pl.Series, spec: ModelSpec, cache: Path) -> NDArray[np.int64]:
     """Count the tokens of every text, without special tokens: ``[n_texts] int64``."""
     from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 
     return tokenise_bodies(
-        texts, load_vocabulary(locate(spec)), spec.chunk_tokens or _NO_LIMIT, spec.document_prefix or ""
+        texts, load_vocabulary(locate(spec, cache)), spec.chunk_tokens or _NO_LIMIT, spec.document_prefix or ""
     ).full_lengths
 
 
-def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec) -> float:
+def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec, cache: Path) -> float:
     """Count the tokens that an encoder reads; equal texts are encoded once, and 2 special tokens enclose each."""
-    lengths = [token_lengths(texts.unique(), spec) for texts in (chunks, sample.queries["text"])]
+    lengths = [token_lengths(texts.unique(), spec, cache) for texts in (chunks, sample.queries["text"])]
     return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens or _NO_LIMIT).sum())
 
 
 def _plain_dense(settings: Settings, content: str) -> float | None:
     from ensemble_assets.compute.stages.plain_baseline import accelerators
 
-    models = tuple(locate(spec).fingerprint for spec in models_of(settings, "dense"))
+    models = tuple(locate(spec, cache_folder(settings.paths)).fingerprint for spec in models_of(settings, "dense"))
     key = baseline_key(this_host(accelerators()), content, models)
     baseline = find_baseline(baselines_folder(settings.paths), key)
     return baseline.seconds if baseline else None

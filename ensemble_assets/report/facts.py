@@ -81,6 +81,7 @@ class Facts:
         toggles: rows of option, value, layer, source.
         quality: mean per ranked list and measure.
         warnings: number of warnings in the manifest.
+        unread: sampled chunks in a language that no dense model reads, and all that were sampled; (0, 0): none.
     """
 
     collection: str
@@ -100,6 +101,7 @@ class Facts:
     toggles: tuple[tuple[str, str, str, str], ...] = ()
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: int = 0
+    unread: tuple[int, int] = (0, 0)
 
     @property
     def times(self) -> tuple[tuple[str, float, float], ...]:
@@ -156,6 +158,7 @@ def read_facts(
         elapsed = {"latency_seconds": current.ended_at - current.started_at}
         spans[current.span_id] = {**elapsed, **current.attributes}
     warnings = manifest.get("warnings")
+    unread = _section(_section(manifest, "dense_run"), "unread")
     return Facts(
         collection=word(manifest.get("collection")) or word(bundle.name) or "collection",
         generated_at=_first_match(_TIME, manifest.get("generated_at")),
@@ -174,6 +177,7 @@ def read_facts(
         toggles=tuple(_toggles(manifest)),
         quality=_quality(quality if quality is not None else manifest.get("quality")),
         warnings=len(warnings) if isinstance(warnings, list) else 0,
+        unread=(_whole(unread.get("texts")) or 0, _whole(unread.get("of")) or 0),
     )
 
 

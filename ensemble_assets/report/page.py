@@ -182,6 +182,12 @@ def _fallbacks(facts: Facts) -> Section | None:
     return Section("Coverage and fallbacks", text, (), tables) if text or tables else None
 
 
+def _language(facts: Facts) -> Section | None:
+    texts, sampled = facts.unread
+    text = f"{texts:,} of {sampled:,} sampled chunks are in a language that no dense model of this run reads. "
+    return Section("Language", f"{text}The profile embedded-multilingual reads a hundred.") if texts else None
+
+
 def _settings(facts: Facts) -> Section | None:
     if not facts.toggles:
         return None
@@ -190,5 +196,5 @@ def _settings(facts: Facts) -> Section | None:
 
 
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
-    _time, _memory, _quality, _scores, _moves, _fallbacks, _settings
+    _time, _memory, _quality, _scores, _moves, _fallbacks, _language, _settings
 )  # fmt: skip

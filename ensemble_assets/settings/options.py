@@ -47,7 +47,7 @@ class Section(BaseModel):
 class Models(Section):
     """Which models run."""
 
-    profile: Literal["embedded", "kaggle-t4x2", "custom"] = option(
+    profile: Literal["embedded", "embedded-multilingual", "kaggle-t4x2", "custom"] = option(
         "embedded", "Named choice of models, see docs/models.md."
     )
     ensemble: Names = option((), "Dense models; the first is the primary one. Empty: the models of the profile.")

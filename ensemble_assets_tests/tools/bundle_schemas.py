@@ -222,6 +222,7 @@ RERANK = (
 DENSE = (
     optional("similarity", each({"const": "dot"})),
     optional("combination", word("zscore")),
+    Key("unread", OBJECT, required=False, inside=(Key("texts", COUNT), Key("of", COUNT), Key("writing", TEXT))),
 )
 SPARSE = (
     Key("enabled", word(True)),
