@@ -1,4 +1,4 @@
-"""Count the seconds of a stage's work. Waiting for a device that another run has is no work."""
+"""Count the seconds of a stage's work, without its waits for a device that another run has."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass
 class WorkClock:
-    """A clock that does not go while a stage waits for a device.
+    """A clock that stands still while a stage waits for a device.
 
     Attributes:
         waited: seconds that the stage waited until now.
-        waited_for: who had the device, and since when; "" if nobody.
+        waited_for: holder of the device, and since when; "" if nobody.
     """
 
     waited: float = 0.0
     waited_for: str = ""
 
     def __call__(self) -> float:
-        """Give the seconds now; only differences mean something."""
+        """Give the clock's seconds; only differences mean something."""
         return time.perf_counter() - self.waited

@@ -125,7 +125,7 @@ class Facts:
         return (f"{name} {100 * (self.limit_ratio - 1):+.0f} %", seconds * self.limit_ratio) if seconds else None
 
     def ceiling(self, device: str) -> float | None:
-        """Find the memory ceiling of a device in bytes: the recorded one; on GPUs else the default."""
+        """Find the memory ceiling of a device in bytes. GPUs without a recorded one have the default."""
         recorded = max((stage.ceiling_bytes for stage in self.stages if stage.ceiling_bytes), default=None)
         if recorded or not device or device.startswith(("cpu", "none")):
             return recorded
@@ -214,7 +214,7 @@ def _fixed_word(name: str, holder: Mapping[str, Any], otherwise: str) -> str:
 
 
 def _stages(manifest: Mapping[str, Any], journalled: Mapping[str, Mapping[str, Scalar]]) -> Iterator[Stage]:
-    """Read stages from the manifest, completed by the journal: it is longer, the export that wrote both is in it."""
+    """Read stages from the manifest, completed by the journal. Only the journal has the export stage's end."""
     spans = _section(_section(manifest, "telemetry"), "spans")
     for name in stages.TIMED_STAGES:
         span = _section(spans, f"rag.{name}")

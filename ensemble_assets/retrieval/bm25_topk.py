@@ -63,7 +63,7 @@ def words(texts: pl.Series) -> pl.Series:
 
 
 def _singular(word: pl.Expr) -> pl.Expr:
-    """Reduce ``-ies`` to ``-y`` and ``-es`` to ``-e``, and drop ``-s``, except after letters of other endings."""
+    """Reduce ``-ies`` to ``-y`` and ``-es`` to ``-e``, and drop ``-s`` unless a letter before forbids it."""
     return (
         pl.when(word.str.contains("ies$"))
         .then(word.str.replace("([^ae])ies$", "${1}y"))

@@ -32,7 +32,7 @@ _SINGLE_ATTEMPTS = 2
 """Attempts at a single row that does not fit: the first failure may be chance (fragmentation)."""
 
 _MOST_ATTEMPTS = 8
-"""Attempts at a single row that waits for other programs' memory each time: it ends although they come and go."""
+"""Attempts at a single row that waits for other programs' memory each time. A run must end at last."""
 
 _STEP_UP = 1.05
 """A single row is tried again once it may take this much more memory than when it failed."""
@@ -81,11 +81,11 @@ class _Part:
 
     @property
     def suspected(self) -> bool:
-        """Whether a row of it may be what devices are lost of."""
+        """Whether one of the rows may be the reason for lost devices."""
         return self.losses > 1
 
     def cut(self, at: int) -> tuple[_Part, _Part]:
-        """Divide the rows before the place ``at``."""
+        """Divide the rows into the first ``at`` and the rest."""
         return _Part(self.rows[:at], losses=self.losses), _Part(self.rows[at:], losses=self.losses)
 
 

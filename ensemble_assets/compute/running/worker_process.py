@@ -142,7 +142,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
 
 
 def _load(order: Order, session: DeviceSession) -> Forward:
-    """Load the model, again and again where the memory of a dead process may still come back."""
+    """Load the model. Where a dead process frees its memory late, try again until it fits or time is up."""
     deadline = time.monotonic() + (order.freed_seconds if order.device.frees_late else 0.0)
     while True:
         try:

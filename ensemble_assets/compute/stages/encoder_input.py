@@ -44,7 +44,7 @@ def encoder_input(
 ) -> EncoderInput:
     """Tokenise chunks and queries for a model, or take their ids from the cache.
 
-    Models whose rows the shared tokeniser is proven to make have it; others make rows by their own preprocessing.
+    The shared tokeniser makes the rows where it is proven right for the model. Other models use their preprocessing.
 
     Raises:
         StageError: if the tokenizer fails on a text.

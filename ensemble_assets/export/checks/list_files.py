@@ -27,7 +27,7 @@ _LISTS = ("chunk_ids", "point_ids", "ranks", "fused_ranks")
 
 
 class ListFiles:
-    """Reads the lists once, looks at every chunk that they name, and gives sentences on what does not fit."""
+    """Reads the lists once, and reports each chunk name that the bundle contradicts."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle

@@ -27,7 +27,7 @@ class DenseModel:
     """One dense model: its vectors and the facts that bundles name.
 
     ``vectors`` are ``[n_chunks, dim] float32``, C order, unit rows, row i = chunk i. ``norms`` are the lengths
-    ``[n_chunks] float32`` that they had, where dot products rank.
+    ``[n_chunks] float32`` before that; only models that rank by dot products have them.
     """
 
     slug: str

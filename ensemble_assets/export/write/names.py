@@ -15,7 +15,7 @@ PREVIEW_CHARACTERS = 500
 """Length of ``text_preview`` in a point."""
 
 UNIT_TOLERANCE = 1e-3
-"""How far the L2 norm of an exported vector may be from 1."""
+"""Largest difference between 1 and the L2 norm of an exported vector."""
 
 _PREFIX = re.compile(r"[\w-][\w.-]*")
 _OUTSIDE_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
@@ -34,11 +34,11 @@ _ENDINGS = (
     "_fused.trec",
     "_reranked.trec",
 )
-"""Of the files of a bundle; the last three are those of v4.1."""
+"""Endings of a bundle's files; the last three came with v4.1."""
 
 
 def collection_folder(collection: str) -> str:
-    """Name the folder of a collection: letters, digits, ``-`` and ``_``; any other character becomes ``_``."""
+    """Name the folder of a collection by ``safe_name``, or ``collection`` where nothing is left."""
     from ensemble_assets.collection.folders import safe_name  # here, since commands name files and read no chunks
 
     return safe_name(collection) or "collection"
