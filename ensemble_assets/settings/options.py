@@ -58,11 +58,7 @@ class Models(Section):
     )
     file: str = option("", "YAML file that defines models for profile custom.")
     windows: int = option(
-        0,
-        "Windows in which every model reads a chunk longer than its limit; text behind the last one is cut off. 0: the "
-        "model's own number, usually 1.",
-        ge=0,
-        le=64,
+        0, "Windows to read a chunk longer than a model's limit; the rest is cut off. 0: the model's own.", ge=0, le=64
     )
 
 
@@ -155,10 +151,7 @@ class Queries(Section):
         False, "Query ids are not personal and are shown. Otherwise ids that look like text are hashed."
     )
     derived_limit: int = option(
-        defaults.DERIVED_QUERIES,
-        "Most queries that are derived from headings if there is no query file.",
-        ge=1,
-        le=100_000,
+        defaults.DERIVED_QUERIES, "Most queries derived from headings if there is no query file.", ge=1, le=100_000
     )
 
 
@@ -176,8 +169,7 @@ class Fusion(Section):
     dense_weight: Share = option(0.5, "Weight of the dense list; the sparse list has the rest.")
     lexical_share: Share = option(0.2, "Weight of the BM25 list; dense and sparse have the rest. 0: no BM25 list.")
     weights_file: str = option(
-        "",
-        "Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above.",
+        "", "Method and weights fitted by ensemble-assets fit-fusion, used instead of the options above."
     )
 
 
