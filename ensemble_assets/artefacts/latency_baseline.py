@@ -39,14 +39,10 @@ class ModelSeconds:
 
 @dataclass(frozen=True)
 class SlaBaseline:
-    """Dense-only seconds of the plain script, with their provenance.
+    """Dense-only seconds of the plain script, one model after another, with their provenance.
 
-    Attributes:
-        content: fingerprint of the collection's chunks in order.
-        texts: number of chunks that were encoded.
-        models: one after another, as the plain script would.
-        libraries: versions by name.
-        measured_at: ISO 8601.
+    ``content`` is a fingerprint of the collection's chunks in order, ``texts`` their number; ``measured_at`` is ISO
+    8601.
     """
 
     collection: str

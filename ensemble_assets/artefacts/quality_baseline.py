@@ -28,7 +28,6 @@ class QualityBaseline:
     Attributes:
         judged: whether the judgements came from a file; False: known-item probes.
         accepted_at: ISO 8601 date and time.
-        measure: name of the per-query values' measure.
         means: by run and measure.
         per_query: value of ``measure`` per run and public id.
         provenance: versions, models with fingerprints, settings, artefact versions, run.

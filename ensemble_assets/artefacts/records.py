@@ -27,8 +27,6 @@ class ChunksRecord(Record):
         alias: name of the collection's folder.
         content: hash of the chunks' content in order, 32 hex digits; "" where an earlier version did not record it.
         source_fingerprint: content hash of the collection's files, 32 hex digits.
-        skipped: chunks left out.
-        texts_cut: texts cut at the contract's length.
         searched: ``whole`` or ``exported``; None where an earlier version did not record it.
         report: counts of what was left out or changed on reading, by reason.
     """
@@ -96,10 +94,7 @@ class SparseRecord(StageRecord):
         index_space: name of the space that the indices number; ``dimension`` is its width.
         vectors_total: chunks; the other three are chunks with a vector, and where it is from.
         coverage_ratio: share of chunks with a vector, 0 to 1; None where the stage is off.
-        entries: entries of all chunk vectors.
-        queries_live: queries with a vector from inference.
-        queries_pruned: query vectors cut to ``top_k``.
-        top_k: most entries of a vector.
+        queries_live: queries with a vector from inference; of these ``queries_pruned`` were cut to ``top_k`` entries.
         unusable: models that were tried before, and for each a fixed word.
     """
 
@@ -138,7 +133,6 @@ class FusionRecord(StageRecord):
     """The exact searches and their fusion.
 
     Attributes:
-        candidates: candidates of all queries.
         depth: most chunks per query and list.
         dense_share: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; 0 without it.
@@ -165,16 +159,13 @@ class RerankRecord(StageRecord):
 
     Attributes:
         query_count: the same number as ``queries``, under the manifest's name.
-        queries_reranked: queries with a reranked list.
         depth: depth that was asked for; ``requested_depth`` is the same number under the budget's name.
         reached_depth: depth that every query reached.
         queries_cut_short: queries of which fewer candidates were scored than asked for.
         weight: share of the reranker in the final score.
         largest_batch: pairs in the largest batch.
-        budget: ``sla``, ``own_dense`` or ``off``.
         floor_depth: depth that is reached whatever it takes.
-        budget_seconds: time that the stage may take; None without a limit.
-        budget_reason: a fixed word for why there is no limit; None with one.
+        budget_seconds: time that the stage may take; None without a limit, for the fixed word ``budget_reason``.
         fallback_source: where a fallback arose, ``load`` or ``runtime``; None without one.
     """
 
@@ -203,7 +194,6 @@ class EvaluationRecord(Record):
 
     Attributes:
         judged: whether the judgements come from a file; False: derived probes.
-        without_relevant: judged queries without a relevant chunk.
         not_retrieved: list -> queries for which it has nothing.
         fusion: method, parameters, shares and depth of the fused list.
         means: list -> measure -> mean, 0 to 1; empty without judgements.
@@ -243,13 +233,10 @@ class Ratios:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(Record):
-    """The bundle in its folder. The last two fields are None in earlier versions.
+    """The bundle in its folder; ``bytes`` is the sum of ``sizes``.
 
-    Attributes:
-        bytes: size of all files together; ``sizes`` has each.
-        skipped_files: optional files that were not written, and the reason for each.
-        performance: both ratios with all of the export counted.
-        gates: ``ExportResults`` of the bundle in JSON types.
+    ``skipped_files`` gives the reason for each optional file that was not written. ``performance`` counts all of the
+    export. It and ``gates``, ``ExportResults`` in JSON types, are None in earlier versions.
     """
 
     unit: str = "chunks"

@@ -29,8 +29,7 @@ class Record:
     Attributes:
         items: chunks, queries, pairs or points; ``unit`` says which.
         warnings: sentences for people.
-        wall_seconds: wall time of the step's work.
-        waited_seconds: time in which other runs had the device.
+        wall_seconds: wall time of the step's work, without ``waited_seconds`` in which other runs had the device.
         waited_for: who had it, and since when.
         code_version: version of the asset's code; None where an earlier version did not record it.
         events: events of the stage in order, each with ``name``, ``at`` and its facts; progress events are left out.
@@ -97,15 +96,12 @@ class StageRecord(Record):
 
     Attributes:
         models: the models that produced output, in order; empty where none did.
-        device: the devices that they ran on.
         precision: ``fp32``, ``bf16``, ``fp16``, or ``none``.
-        backend: ``torch``, ``openvino``, or ``none``.
-        backend_reason: why it was chosen, a fixed word.
+        backend: ``torch``, ``openvino``, or ``none``; ``backend_reason`` is a fixed word.
         seconds: wall time, loading and tokenisation included.
         tokens: tokens that went through the model, padding and repeated texts not counted.
         reused: items whose result an earlier run had computed.
-        truncated: items that lost tokens to the model's limit.
-        tokens_dropped: tokens that they lost.
+        truncated: items that lost ``tokens_dropped`` to the model's limit.
         peak_bytes: highest memory seen: allocator bytes on CUDA, resident bytes of the process on CPU.
         precision_redone: items computed again in fp32 because the first result was not finite.
         fallback_count: items (rerank: queries; dense: models) that did not get what was asked for.

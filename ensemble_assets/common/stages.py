@@ -19,8 +19,7 @@ class Stage:
         timed: whether it counts in the latency budget and has a span ``rag.<name>``.
         toggle: settings key that switches it off, or "".
         main_frame: name of the frame that stands for the artefact in Dagster, or "".
-        in_bundle: whether the bundle is made of it: the export reads it, and a stale one makes the bundle stale.
-        holds_text: whether its artefact holds texts of chunks or queries.
+        in_bundle: whether the export reads it; a stale one then makes the bundle stale.
     """
 
     name: str
@@ -89,13 +88,10 @@ def assets_read_by(asset: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RankedListKind:
-    """One ranked list per query that the pipeline makes.
+    """One ranked list per query, made by ``stage``.
 
-    Attributes:
-        name: in evaluations, gates, metadata and file names; also the prefix of its columns among the candidates.
-        title: for people.
-        stage: name of the stage that makes it.
-        first_stage: whether it is an input of the fusion, with columns ``<name>_rank`` and ``<name>_score``.
+    ``name`` is used in evaluations, gates, metadata and file names, ``title`` for people. A ``first_stage`` list is an
+    input of the fusion, with columns ``<name>_rank`` and ``<name>_score``.
     """
 
     name: str

@@ -35,10 +35,7 @@ def say_stopped() -> None:
 def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
     """Turn SIGTERM and a closed terminal into an interrupt, and end the process if that does not end the block soon.
 
-    Only for the main thread. The innermost block applies.
-
-    Args:
-        at_the_end: called before the process is ended, for what cannot wait.
+    Only for the main thread. The innermost block applies. ``at_the_end`` is called before the process is ended.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 @dataclass
 class WorkClock:
-    """A clock that stands still while a stage waits for a device.
+    """A clock that stands still while a stage waits for a device, ``waited`` seconds until now.
 
-    Attributes:
-        waited: seconds that the stage waited until now.
-        waited_for: holder of the device, and since when; "" if nobody.
+    ``waited_for`` is the holder of the device, and since when; "" if nobody.
     """
 
     waited: float = 0.0

@@ -65,13 +65,8 @@ def judge_bundle(
 ) -> tuple[GateResult, ...]:
     """Judge everything that is in a bundle, in one pass over its records.
 
-    Args:
-        bundle: the folder.
-        limits: of the gates.
-        inputs: the inputs of its export. Without them its files are compared with one another only.
-        queries: to look for in the bundle and in ``places``.
-        places: gives further places to search.
-        public: gives names that may stand anywhere.
+    Without the ``inputs`` of its export, its files are compared with one another only. ``queries`` are looked for in
+    the bundle and in ``places``; the names of ``public`` may stand anywhere.
     """
     walk = Walk(bundle, inputs)
     gates: tuple[RowGate, ...] = (

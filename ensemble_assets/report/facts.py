@@ -77,10 +77,8 @@ class Facts:
         scores: finite scores per ranked list, ``[n] float64``.
         moves: fused rank minus final rank of every reranked candidate, ``[n] float64``; up is positive.
         top_changed: queries whose first candidate changed, and all queries.
-        fallbacks: rows of stage, reason, stand-in, count.
-        toggles: rows of option, value, layer, source.
+        fallbacks: rows of stage, reason, stand-in, count; ``toggles`` of option, value, layer, source.
         quality: mean per ranked list and measure.
-        warnings: number of warnings in the manifest.
         unread: sampled chunks in a language that no dense model reads, and all that were sampled; (0, 0): none.
     """
 

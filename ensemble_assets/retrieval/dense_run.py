@@ -25,19 +25,11 @@ def dense_run(
 ) -> pl.DataFrame:
     """Search with every model and give one RUN frame.
 
-    The scores of one model are its own. Those of several are the weighted mean of ``COMBINATION`` over each model's
-    own ``depth`` best chunks.
+    The scores of one model are its own. Those of several are the weighted mean of ``COMBINATION`` over each model's own
+    ``depth`` best chunks; ``chunk_ids`` ``[n_chunks]`` break their ties.
 
-    Args:
-        models: at least one, over the same chunks and queries.
-        chunk_ids: ``[n_chunks]``, for ties between several models.
-        public_ids: of the queries, in their order.
-        depth: chunks per query.
-
-    Raises:
-        ArtefactError: if the vectors do not fit together, or a vector is not finite.
-        StageError: if there is no model.
-        SettingsError: if a weight is negative or not finite, or none is positive.
+    Vectors that do not fit together or are not finite are an ``ArtefactError``, no model is a ``StageError``. A weight
+    that is negative or not finite, or none above 0, is a ``SettingsError``.
     """
     if not models:
         raise StageError("dense search needs at least one model; none was given. Configure a dense model")

@@ -32,13 +32,10 @@ _SMALLEST_NORMAL = 2.0**-126  # of float32; products below it may be flushed to 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """One model's vectors.
+    """One model's vectors, and its weight among several models.
 
-    Attributes:
-        documents: ``[n_rows, dim] float32``, unit rows when scores are to be cosines; may be memory-mapped.
-        queries: ``[n_queries, dim] float32``, the same.
-        norms: ``[n_rows] float32``, not negative: a row's score is multiplied by it. None: 1 for every row.
-        weight: among several models; the search of one ignores it.
+    ``documents`` ``[n_rows, dim] float32`` may be memory-mapped; they and ``queries`` are unit rows when scores are to
+    be cosines. A row's score is multiplied by ``norms`` ``[n_rows] float32``, not negative.
     """
 
     name: str

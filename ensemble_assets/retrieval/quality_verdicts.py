@@ -39,11 +39,9 @@ _CELLS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class Difference:
-    """The distance of two runs on the same queries.
+    """The distance of two runs on the same queries: ``delta``, the mean of current minus that of baseline.
 
-    Attributes:
-        delta: mean of current minus mean of baseline; ``low`` to ``high`` is its 95 % bootstrap interval.
-        p_value: two-sided, paired randomisation test.
+    ``low`` to ``high`` is its 95 % bootstrap interval; ``p_value`` is two-sided, of a paired randomisation test.
     """
 
     delta: float

@@ -25,10 +25,8 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 class TopK:
     """The best rows of every query: score descending, then row ascending.
 
-    Attributes:
-        rows: ``[n_queries, k] uint32``; ``NO_ROW`` in places that are not filled.
-        scores: ``[n_queries, k] float32``; ``-inf`` in places that are not filled.
-        filled: ``[n_queries] int64``, places filled per query, always the first ones.
+    ``rows`` ``[n_queries, k] uint32`` and ``scores`` ``float32`` begin with ``filled`` ``[n_queries] int64`` places;
+    the others hold ``NO_ROW`` and ``-inf``.
     """
 
     rows: NDArray[np.uint32]

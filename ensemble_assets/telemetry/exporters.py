@@ -57,11 +57,9 @@ _SCOPE = InstrumentationScope("ensemble_assets", __version__)
 class TelemetryOptions:
     """The destinations of telemetry; by default there are none. An unusable value raises ``SettingsError``.
 
-    Attributes:
-        otlp: this process's ``OTEL_*`` variables, which may hold credentials; without an endpoint nothing is sent.
-        textfile_folder: folder that node-exporter's textfile collector reads; None: no text file.
-        pushgateway: URL of a Prometheus Pushgateway, or empty.
-        timeout_seconds: longest wait for one network exporter; it is then given up for this process.
+    ``otlp`` holds this process's ``OTEL_*`` variables, perhaps with credentials; without an endpoint nothing is sent.
+    The textfile folder is read by node-exporter's collector. A network exporter that takes longer than
+    ``timeout_seconds`` is given up for this process.
     """
 
     journal_folder: Path | None = None
@@ -86,8 +84,7 @@ class TelemetryOptions:
 def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
     """Choose the exporter package for a signal, ``http`` or ``grpc``; None if nothing is to be sent.
 
-    Raises:
-        SettingsError: if the protocol is unknown or its package is not installed.
+    An unknown protocol, or one whose package is not installed, is a ``SettingsError``.
     """
     disabled = _setting(variables, "OTEL_SDK_DISABLED") == "true"
     unwanted = _setting(variables, f"OTEL_{signal.upper()}_EXPORTER") == "none"

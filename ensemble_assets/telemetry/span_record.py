@@ -69,14 +69,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class SpanStart:
-    """The beginning of a stage, model, worker or run span.
+    """The beginning of a stage, model, worker or run span, in seconds since the epoch.
 
-    Attributes:
-        span_id: 16 hex digits, as all span ids; the root's ``parent_id`` is empty.
-        trace_id: 32 hex digits.
-        stage_id: id of the stage's span; the run's span has its own.
-        stage: empty for the run's span.
-        started_at: seconds since the epoch.
+    Span ids have 16 hex digits, trace ids 32. The root's ``parent_id`` and ``stage`` are empty, and its ``stage_id`` is
+    its own.
     """
 
     name: str

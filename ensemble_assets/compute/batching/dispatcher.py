@@ -31,13 +31,7 @@ steps, and a start takes some 20 s."""
 
 @dataclass(frozen=True)
 class Patience:
-    """Longest waiting times, in seconds.
-
-    Attributes:
-        memory: for other processes to give memory back before a device is given up.
-        batch: for one batch; a worker that takes longer is taken to hang.
-        measure: between two measurements of the memory while waiting for it.
-    """
+    """Longest waiting times, in seconds: for others' memory, for a batch, between two measurements of memory."""
 
     memory: float = 120.0
     batch: float = 900.0

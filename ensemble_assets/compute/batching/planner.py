@@ -93,12 +93,9 @@ class _Part:
 class Tally:
     """Counts of batches and of padded tokens.
 
-    Attributes:
-        redone_tokens: tokens in batches that did not fit or on which the model raised.
-        lost_tokens: tokens in batches whose device was lost.
-        out_of_memory: batches that did not fit.
-        out_of_step: batches planned without an outcome that was due. If 0, the plan does not depend on the devices'
-            order.
+    ``redone_tokens`` are of batches that did not fit or on which the model raised, ``lost_tokens`` of those whose
+    device was lost. ``out_of_step`` counts batches planned without an outcome that was due; if 0, the devices' order
+    changed nothing.
     """
 
     batches: int = 0
@@ -112,12 +109,7 @@ class Tally:
 class BatchPlanner:
     """Hands out every row exactly once, in batches that fit.
 
-    Args:
-        lengths: ``[n] int64``, tokens per row of the whole table.
-        rows: ``[m] int64``, the rows to run, each once.
-        settings: how batches are planned.
-        events: where decisions are reported.
-        earlier: batch sizes that earlier runs learned.
+    ``lengths`` ``[n] int64`` are the tokens of every row of the table; ``rows`` ``[m] int64`` are to run, each once.
     """
 
     def __init__(

@@ -39,15 +39,13 @@ _PATIENCE = 32
 
 @dataclass(frozen=True)
 class SizeSettings:
-    """Limits of a batch, in padded tokens.
+    """Limits of a batch, in padded tokens; None for no such limit.
 
     Attributes:
         initial_tokens: size of the first batches of an unknown model; less if that is much of all tokens.
         growth: a probe may be this many times the largest batch that worked.
         share: a batch holds at most this share of all tokens, so that devices end together.
         saturation_tokens: but it may always hold this many, so that devices stay busy.
-        max_tokens: most tokens of a batch, whatever the memory; None for no such limit.
-        max_rows: most rows of a batch; None for no such limit.
         redo_allowance: share of all tokens that may be computed again. After a failure, larger sizes than have worked
             are tried only within it.
     """

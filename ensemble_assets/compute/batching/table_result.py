@@ -27,7 +27,6 @@ class TableResult:
         tokens: tokens of the distinct rows that ran, padding not counted.
         peak_bytes: most memory in use on any device, see ``devices.device.MemoryReading.used``.
         precision_redone: distinct rows computed again in fp32 because they were not finite.
-        reused_rows: rows whose outputs an earlier run had computed.
     """
 
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)

@@ -35,12 +35,8 @@ def discover_devices(
 ) -> Discovery:
     """Look for GPUs and choose the devices. Makes no CUDA context.
 
-    Args:
-        visible: a ``CUDA_VISIBLE_DEVICES`` value that narrows the choice: indices in PCI bus order, or UUIDs or their
-            beginnings; None for all.
-        threads: CPU threads per worker; 0 leaves the libraries' own choice.
-        list_gpus: lists GPUs.
-        torch_cuda: returns the CUDA version of the installed torch, or None for a CPU build.
+    ``visible`` is a ``CUDA_VISIBLE_DEVICES`` value that narrows the choice: indices in PCI bus order, or UUIDs or their
+    beginnings. ``threads`` are for a worker on the CPU; 0 leaves the libraries' own choice.
     """
     host = CpuDevice(threads)
     memory = host_memory()

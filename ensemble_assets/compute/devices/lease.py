@@ -27,12 +27,10 @@ class LeasePurpose:
 
 
 class Lease:
-    """Devices that are ours until the ``with`` block of their lease ends.
+    """Devices that are ours until the ``with`` block of their lease ends, after ``waited_seconds``.
 
-    Attributes:
-        devices: in sorted order of their UUIDs. Empty if the nodes of a cluster lease their own.
-        descriptors: open lock files; a worker must inherit all of them.
-        waited_seconds: time until the lease was granted.
+    They are sorted by UUID, and none if the nodes of a cluster lease their own. ``descriptors`` are open lock files,
+    which a worker must inherit.
     """
 
     def __init__(

@@ -27,14 +27,10 @@ LOCK_DIR_VARIABLE = "EMBEDDER_PATHS_LOCK_DIR"
 
 @dataclass(frozen=True)
 class NodeOptions:
-    """Settings of every node.
+    """Settings of every node, without and with GPUs.
 
-    Attributes:
-        on_cpu: workers, batches and limits of a node without GPUs; ``on_gpu``: with GPUs.
-        environment: returns the environment of the process that calls it: the node's.
-        lock_folder: folder of device locks on every node; a path on its own disk.
-        threads: CPU threads; 0 for all.
-        run: id of the run, for the lease's note.
+    ``environment`` is called on the node and returns its environment. ``lock_folder`` is on the node's own disk. 0
+    ``threads`` are all. ``run`` is the run's id, for the lease's note.
     """
 
     on_cpu: WorkerSettings

@@ -30,11 +30,8 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 class TableRunner:
     """Runs the tables of stages.
 
-    Attributes:
-        runner: runs the distinct rows.
-        folder: folder of the collection's row stores, one store per model. None keeps nothing after a run.
-        shard_tokens: tokens that are run before their rows are stored: a killed run loses at most this much. None runs
-            all rows at once.
+    ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. After ``shard_tokens``
+    rows are stored, so a killed run loses at most this much; None runs all rows at once.
     """
 
     runner: Runner

@@ -48,13 +48,8 @@ _ROUNDED_UP = 1.0001
 class _Terms:
     """Quantised terms in vocabulary order; ``Screen`` explains the quantities.
 
-    Attributes:
-        quantised: ``[V, K] int8``.
-        scale: ``[V] float64``.
-        mean_logit: ``[V] float64``.
-        levels: ``[L] int64``.
-        tail_norm: ``[L, V] float64``: norm of the coordinates after each level.
-        sums, norm, error: ``[L, V] float64``: of the coordinates up to each level.
+    ``quantised`` is ``[V, K] int8``; ``scale`` and ``mean_logit`` are ``[V] float64``, ``levels`` ``[L] int64``, the
+    others ``[L, V] float64``: ``tail_norm`` of the coordinates after each level, the rest of those up to it.
     """
 
     quantised: NDArray[np.int8]

@@ -29,12 +29,8 @@ FactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime], ForwardFactory]
 class ComputeContext:
     """The tools of a stage.
 
-    Attributes:
-        lease: called once per model, held while the model is on a device.
-        runner: runs tables of rows through a model.
-        tokens: shared by the stages of one process, so that a vocabulary's ids are made once.
-        locate: finds a model's files.
-        clock: seconds of work; stands still while a lease is waited for.
+    ``lease`` is called once per model, and held while the model is on a device. ``tokens`` serve all stages of a
+    process, so that a vocabulary's ids are made once. ``clock`` stands still while a lease is waited for.
     """
 
     lease: LeaseMaker = unlocked_lease

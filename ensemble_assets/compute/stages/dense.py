@@ -30,11 +30,9 @@ from ensemble_assets.models.registry import ModelSpec
 class DenseVectors:
     """One encoder's output; ``spec`` is completed from the model's files.
 
-    Attributes:
-        chunks: ``[n_chunks, dimension] float32``, unit rows, in chunk order.
-        queries: ``[n_queries, dimension] float32``, unit rows, in query order.
-        truncated: ``[n_chunks] bool``, True for chunks that lost tokens.
-        norms: ``[n_chunks] float32``, lengths that the chunks' vectors had, for a model whose dot products rank.
+    ``chunks`` and ``queries`` are ``[n, dimension] float32``, unit rows in their order. ``truncated`` ``[n_chunks]
+    bool`` marks chunks that lost tokens. ``norms`` ``[n_chunks] float32`` are the vectors' lengths before that, for a
+    model whose dot products rank.
     """
 
     spec: ModelSpec

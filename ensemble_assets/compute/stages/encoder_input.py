@@ -44,12 +44,9 @@ def encoder_input(
 ) -> EncoderInput:
     """Tokenise chunks and queries for a model, or take their ids from the cache.
 
-    The shared tokeniser makes the rows where it is proven right for the model. Other models use their preprocessing.
-
-    Raises:
-        StageError: if the tokenizer fails on a text.
-        SettingsError: if ``max_tokens`` leaves no room beside the special tokens.
-        ModelUnavailableError: if windows are asked for and the model has its own preprocessing.
+    The shared tokeniser makes the rows where it is proven right for the model. Other models use their preprocessing,
+    and have no windows (``ModelUnavailableError``). A ``max_tokens`` without room beside the special tokens is a
+    ``SettingsError``.
     """
     if factory.traits.tokens == "library":
         return _own_rows(chunks, queries, factory.spec, files)

@@ -57,11 +57,9 @@ FEATURE_DISABLED = "feature_disabled"
 class RerankOptions:
     """Switch, depth, weight and time of the stage.
 
-    Attributes:
-        enabled: False keeps the fused order, without counting that as a fallback.
-        depth: candidates per query that are scored.
-        weight: the reranker's share in the final score; None: the model's own.
-        allowance: the time that the stage may take, counted from its call.
+    A disabled stage keeps the fused order without counting that as a fallback. ``depth`` candidates per query are
+    scored. ``weight`` is the reranker's share in the final score; None takes the model's own. The time counts from the
+    stage's call.
     """
 
     enabled: bool = True
@@ -102,13 +100,9 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores of pairs.
+    """Scores of pairs: ``logits`` ``[n_pairs] float32``, NaN where there is none, down to rank ``reached``.
 
-    Attributes:
-        logits: ``[n_pairs] float32``, NaN where there is none.
-        failed: query -> why it is not reranked.
-        reached: rank down to which pairs were scored.
-        largest_batch: tokens of the largest batch.
+    ``failed`` says why a query is not reranked; ``largest_batch`` is in tokens.
     """
 
     logits: NDArray[np.float32]
@@ -131,19 +125,9 @@ def rerank_candidates(
 ) -> RerankResult:
     """Rerank every query's first ``depth`` candidates, or as many as time allows; the rest stay below, in fused order.
 
-    Args:
-        candidates: a ``FUSED`` frame, or one with more columns.
-        chunks: all chunk texts; ``row`` of the candidates points into them.
-        queries: a frame with ``public_id`` and ``text``.
-        spec: the CrossEncoder, or an encoder for late interaction.
-        context: what to compute with.
-        options: switch, depth, weight and time.
-        make_factory: how to run the model.
-        clock: seconds.
-
-    Raises:
-        SettingsError: if depth, floor or weight is out of range.
-        ArtefactError: if the candidates lack columns or have other types.
+    ``candidates`` is a ``FUSED`` frame, or one with more columns; ``row`` points into ``chunks``. ``queries`` has
+    ``public_id`` and ``text``. A depth, floor or weight out of range is a ``SettingsError``; candidates without these
+    columns are an ``ArtefactError``.
     """
     if options.depth < 1:
         raise SettingsError(f"rerank.depth is {options.depth}; expected at least 1")

@@ -87,11 +87,8 @@ class TimeLimit:
 class PairWork:
     """All pairs as tokens, one row for each window of a pair's chunk.
 
-    Attributes:
-        ranks: ``[n] uint32``, rank of the pair that a window belongs to.
-        rows: ``[n, 2] int64``, rows of ``queries`` and of ``windows.bodies``.
-        windows: of all pairs' chunks.
-        max_tokens: tokens of a row, special tokens included.
+    ``ranks`` ``[n] uint32`` are the ranks of the windows' pairs. ``rows`` ``[n, 2] int64`` are rows of ``queries`` and
+    of ``windows.bodies``. ``max_tokens`` of a row include special tokens.
     """
 
     ranks: NDArray[np.uint32]
@@ -168,14 +165,10 @@ class OwnPairRows:
 
 @dataclass
 class SliceResults:
-    """Results of all slices.
+    """Results of all slices, down to depth ``reached``.
 
-    Attributes:
-        logits: ``[n] float32`` by window, NaN where it was not scored.
-        failed: reason by window without a logit.
-        results: what every slice cost.
-        reached: depth of the last slice.
-        truncated: rows of windows that were cut and lost ``tokens_dropped``.
+    ``logits`` are ``[n] float32`` by window, NaN where it was not scored; ``failed`` has the reasons. ``truncated``
+    rows of windows lost ``tokens_dropped``.
     """
 
     logits: NDArray[np.float32]

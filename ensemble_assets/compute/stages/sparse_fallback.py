@@ -62,13 +62,10 @@ Replacements = Callable[[Sequence[int], SparseMatrix], Sequence[SparseRow]]
 
 @dataclass(frozen=True)
 class PrunedOutputs:
-    """A sparse forward's outputs for chunks, or for queries.
+    """A sparse forward's outputs for chunks, or for queries; ``failed`` has the reason of a row without an output.
 
-    Attributes:
-        index: ``[n, k] int32``, unused places -1.
-        weight: ``[n, k] float32``.
-        failed: reason by row without an output.
-        in_full: row -> its vector, for rows that were run again without pruning.
+    ``index`` is ``[n, k] int32``, unused places -1; ``weight`` ``[n, k] float32``. ``in_full`` has the vectors of rows
+    that were run again without pruning.
     """
 
     index: NDArray[np.int32]
@@ -85,12 +82,9 @@ class PrunedOutputs:
 
 @dataclass(frozen=True)
 class SourcedVectors:
-    """Vectors of chunks, or of queries, with their sources.
+    """Vectors of chunks, or of queries; ``source`` ``[n] uint8`` is NO_SOURCE, LIVE or STAND_IN.
 
-    Attributes:
-        source: ``[n] uint8``: NO_SOURCE, LIVE or STAND_IN.
-        reasons: reason -> number of rows that are not live for it, with or without a replacement.
-        without: reason -> number of rows without any vector.
+    ``reasons`` counts the rows that are not live, with or without a replacement; ``without`` those without any vector.
     """
 
     matrix: SparseMatrix

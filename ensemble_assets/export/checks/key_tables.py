@@ -64,10 +64,7 @@ NUMBERS = _list_of("numbers", NUMBER, int, float)
 class Key:
     """One key of an object, and the kind of its value.
 
-    Attributes:
-        required: whether every object has it.
-        inside: the key table of its value, an object with fixed keys.
-        each: the key table that every value of its value must match; its value is an object with free keys.
+    ``inside`` is the key table of a value with fixed keys; with free keys, every value within must match ``each``.
     """
 
     name: str

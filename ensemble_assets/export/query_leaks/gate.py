@@ -30,12 +30,10 @@ PublicNames = Callable[[], Iterable[str]]
 
 @dataclass(frozen=True)
 class Place:
-    """Something that was written.
+    """Something that was written; messages call it ``name``, a file name or a kind of record.
 
-    Attributes:
-        name: what messages call it: a file name or a kind of record.
-        blocks: gives its bytes, afresh at every call, each block with the given overlap of the one before.
-        structured: whether it is JSON, so that whole strings can be compared.
+    ``blocks`` gives its bytes, afresh at every call, each block with the given overlap of the one before. Of
+    ``structured`` bytes, which are JSON, whole strings are compared.
     """
 
     name: str

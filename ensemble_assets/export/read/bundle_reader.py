@@ -62,14 +62,10 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Point:
-    """One line of the points file.
+    """One line of the points file: its ``keys`` in order, and ``row``, its ``id``, an integer in a sound bundle.
 
-    Attributes:
-        keys: of the object, in order.
-        row: its ``id``; an integer in a sound bundle.
-        payload: an object; None for anything else.
-        vectors_text: the text of the object of vectors, in UTF-8.
-        others: the values of any further keys; empty in a sound bundle.
+    ``payload`` is None if it is no object; ``vectors_text`` is the object of vectors, in UTF-8. A sound bundle has no
+    ``others``.
     """
 
     keys: tuple[str, ...]

@@ -45,13 +45,9 @@ class Layout:
 class NewCollection:
     """How a collection is made that is not there yet. Zeros are the server's own choice.
 
-    Attributes:
-        legacy: with one unnamed vector and no sparse one.
-        on_disk: whether vectors, sparse index and payloads stay on disk.
-        quantization: ``none``, ``scalar`` (int8) or ``binary``; the quantised vectors stay in memory.
-        hnsw_m: links of a point in the index.
-        hnsw_ef: candidates while the index is built.
-        indexes: payload keys with an index, as ``key`` (a keyword) or ``key:type``.
+    A ``legacy`` one has one unnamed vector and no sparse one. ``on_disk`` are vectors, sparse index and payloads;
+    vectors with ``quantization`` ``scalar`` (int8) or ``binary`` stay in memory. ``indexes`` are payload keys, as
+    ``key`` (a keyword) or ``key:type``.
     """
 
     legacy: bool = False
@@ -146,10 +142,8 @@ class Prepared:
 def converted(bundle: Bundle, layout: Layout, ids: Callable[[Point], Any]) -> Iterator[Prepared]:
     """Convert the points of a bundle for the client; payloads gain ``upload_digest``.
 
-    With an unnamed vector they also gain ``local_upload_timestamp``, as version 4.0's scripts wrote it.
-
-    Raises:
-        ContractError: for a line that is no point.
+    With an unnamed vector they also gain ``local_upload_timestamp``, as version 4.0's scripts wrote it. A line that is
+    no point is a ``ContractError``.
     """
     more = {"local_upload_timestamp": datetime.now().isoformat()} if layout.unnamed else {}
     for number, point in enumerate(points(bundle), start=1):

@@ -46,12 +46,9 @@ def write_bundle(
     Files of other people in that folder stay. Files of an earlier bundle with the same prefix go, also those that this
     bundle does not have: a companion that is gone, lists of a stage that is now off.
 
-    Args:
-        output: folder of all collections.
-        bundle: the inputs of the v4.0 files; ``sparse`` None when the stage is off.
-        manifest: makes the manifest's inputs from the result of writing (counts, skipped files).
-        lists: the ranked lists; None when both stages are off, whose bundle is a v4.0 one.
-        judge: judges the finished folder before the swap, and raises a ``ContractError`` if the old bundle must stay.
+    ``manifest`` makes the manifest's inputs from the result of writing. ``lists`` are None when both stages are off,
+    whose bundle is a v4.0 one. ``judge`` sees the finished folder before the swap; its ``ContractError`` keeps the old
+    bundle.
     """
     names = bundle.names
     target = output / collection_folder(bundle.collection)

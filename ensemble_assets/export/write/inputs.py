@@ -49,15 +49,12 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class LiveSparse:
-    """The sparse stage's output: one CSR row per chunk in one index space.
+    """The sparse stage's output: one CSR row per chunk in ``index_space``, whose token strings are ``vocabulary``.
 
     Attributes:
         indptr: ``[n_chunks + 1] int64``.
-        indices: ``[nnz] int32``, below ``len(vocabulary)``, the token strings by index.
-        values: ``[nnz] float32``, finite.
+        indices: ``[nnz] int32``; ``values`` are ``[nnz] float32``, finite.
         source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 mapped from metadata terms.
-        model: slug of the sparse model.
-        index_space: name of what the indices number.
     """
 
     indptr: NDArray[np.int64]
@@ -74,16 +71,13 @@ class BundleInputs:
     """The inputs of the v4.0 files.
 
     Attributes:
-        collection: its name.
         rows: gives the chunks in row order, afresh at every call; never all at once (``chunk_rows``).
-        count: number of chunks.
         dense: the primary model first, then its companions.
         clock: the one time stamp of the bundle, ISO 8601, local time, no zone.
         alias: the collection's folder name where it differs.
         point_name: ``qdrant_collection`` of the chunks where it differs.
         priority: ``collection_priority``, 0 to 1.
-        devices: ``gpu_config`` of the statistics.
-        performance: ``processing_performance`` of the statistics.
+        devices: ``gpu_config`` of the statistics, beside ``performance``, their ``processing_performance``.
         sparse: the live vectors; None when the sparse stage is off.
     """
 

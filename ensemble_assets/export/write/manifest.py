@@ -48,12 +48,9 @@ class FeatureToggles:
 
 @dataclass(frozen=True)
 class ManifestInputs:
-    """The inputs of the manifest.
+    """The inputs of the manifest; ``generated_at`` is ISO 8601, ``warnings`` hold no texts of chunks or queries.
 
     Attributes:
-        generated_at: ISO 8601.
-        warnings: sentences without texts of chunks or queries.
-        dense_run: facts of the dense stage.
         telemetry: ``spans`` by name (``rag.dense``), ``metrics`` by stage (``dense``), counts of events by name.
         performance_baseline: seconds and ratios against the stored baseline; empty without one.
         rerank_run: None when the stage is off, as ``sparse_run``.

@@ -14,18 +14,15 @@ _RERANK_FIGURES = ("run_id", "latency_ms", "gpu_peak_gb", "batch_size", "top_k_c
 
 @dataclass(frozen=True)
 class RerankRun:
-    """One run of the rerank stage.
+    """One run of the rerank stage, ``completed``, ``fallback`` or ``failed``.
 
     Attributes:
-        status: ``completed``, ``fallback`` or ``failed``.
-        loaded: whether the model was loaded.
         device: the devices that it ran on, as ``UsedDevices.label``.
         fallback_count: queries that kept their fused order; the reason is a fixed word.
         fallback_source: where it arose (``model``, ``inference``, ``budget``).
         gpu_peak_gb: peak device memory, 10⁹ bytes.
         batch_size: pairs in the largest batch.
-        top_k_candidates: fused candidates per query that were offered.
-        rerank_top_k: depth that was asked for.
+        top_k_candidates: fused candidates per query that were offered; ``rerank_top_k`` is the depth asked for.
         initial_candidate_count: candidates before reranking, over all queries.
         candidate_ids: chunk ids of the first query's reranked list, in order; ``scores`` are their final scores.
         requested_device: ``auto`` leaves the choice to the program; runs never ask for a device themselves.
@@ -82,14 +79,11 @@ class RerankRun:
 
 @dataclass(frozen=True)
 class SparseRun:
-    """One run of the sparse stage.
+    """One run of the sparse stage, with the slugs that were asked for and the device of each.
 
     Attributes:
-        models: slugs that were asked for.
         vectors_available: chunks with a vector, live or from metadata.
-        devices: device by model.
         fallback_count: chunks whose vector is mapped from metadata terms, or that have none after inference failed.
-        fallback_reason: a fixed word.
         success: whether inference finished, fallbacks included.
         more: additive facts of the payload.
     """
