@@ -30,8 +30,8 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 class TableRunner:
     """Runs the tables of stages.
 
-    ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. After ``shard_tokens``
-    rows are stored, so a killed run loses at most this much; None runs all rows at once.
+    ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. Rows are stored
+    after every ``shard_tokens``, so a killed run loses at most this much; None runs all rows at once.
     """
 
     runner: Runner
