@@ -22,10 +22,9 @@ _HINT_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A chunk's text as it is embedded and exported, and some facts about the original.
+    """A chunk's text as it is embedded and exported: blanks collapsed, cut at the contract's length, ``...`` appended.
 
     Attributes:
-        text: whitespace runs collapsed to one space, cut at the contract's length with ``...`` appended.
         rest: the part that was cut off; empty if the text is not longer than allowed.
         original_length: characters of the original text.
         sha1: 40 hex digits, SHA-1 of the original text in UTF-8.

@@ -23,13 +23,11 @@ _LARGEST_WEIGHT = 1e15
 
 @dataclass(frozen=True)
 class SparseEcho:
-    """A sparse vector of version 4.0. ``as_json`` has the contract's key order.
+    """A sparse vector of version 4.0; ``tokens`` are the terms. ``as_json`` has the contract's key order.
 
-    Attributes:
-        indices: one per token. Equal terms give equal indices, and both stay.
-        values: float32 values as Python floats, unit L2 norm unless all weights are zero.
-        tokens: the terms.
-        stats: ``weight_norm``, ``unique_terms``, ``total_terms``, ``weighting``, in that order.
+    ``indices`` has one number per token: equal terms give equal ones, and both stay. ``values`` are float32 values as
+    Python floats, unit L2 norm unless all weights are zero. ``stats`` are ``weight_norm``, ``unique_terms``,
+    ``total_terms``, ``weighting``, in that order.
     """
 
     indices: list[int]

@@ -21,12 +21,10 @@ from ensemble_assets.settings.default_paths import cache_folder
 
 @dataclass(frozen=True)
 class Seen:
-    """The collections below the corpora root now.
+    """The collections below the corpora root now: their fingerprints, by name.
 
-    Attributes:
-        fingerprints: by collection name.
-        waiting: collections whose files are still being changed, or that there was no time to read.
-        refused: for each folder that is no collection, the reason in words.
+    ``waiting`` are collections whose files are still being changed, or that there was no time to read. ``refused``
+    gives the reason for each folder that is no collection.
     """
 
     fingerprints: Mapping[str, str]
@@ -36,14 +34,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class CorporaDiff:
-    """The changes since the last scan. All names are sorted.
+    """The changes since the last scan; all names are sorted.
 
-    Attributes:
-        new: to be added as partitions.
-        added: to be run, because they were never read.
-        changed: to be run, because they were read with other content.
-        removed: partitions whose folder is gone; their artefacts and bundles stay.
-        requested: fingerprint by collection for which a run has been asked for, this time included.
+    ``new`` are to be added as partitions. ``added``, never read, and ``changed``, read with other content, are to be
+    run. ``removed`` are partitions without a folder; artefacts and bundles stay. ``requested`` has the fingerprints for
+    which a run has been asked for, this time included.
     """
 
     new: tuple[str, ...]

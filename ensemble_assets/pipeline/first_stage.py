@@ -39,12 +39,10 @@ _TEXTS_IN_MEMORY = 20_000
 
 @dataclass(frozen=True)
 class FusionRule:
-    """Method and weights of one run.
+    """Method and weights of one run; ``fitted`` are the judgements that they were fitted on, empty where they were set.
 
-    Attributes:
-        dense_share: weight of the dense list against the sparse one, 0 to 1.
-        lexical_share: weight of the BM25 list, 0 to 1; the other two divide the rest.
-        fitted: judgements that the weights were fitted on, for the manifest; empty where they were set.
+    ``dense_share`` is the dense list's weight against the sparse one, ``lexical_share`` that of BM25; the others divide
+    the rest.
     """
 
     method: FusionMethod

@@ -55,10 +55,8 @@ class Preparation:
 class Wanted:
     """The code versions, models, switches and text preparation that a run would use today, by asset.
 
-    Attributes:
-        models: ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known here.
-        prepared: by asset and slug.
-        searched: what of a chunk's text is searched; None where it does not matter.
+    ``models`` are ``slug#fingerprint``, ``slug@revision``, or the slug where no more is known. ``prepared`` is also by
+    slug. ``searched`` says what of a chunk's text is searched; None where it does not matter.
     """
 
     code_versions: Mapping[str, str]
@@ -91,11 +89,8 @@ def stale_reasons(
 ) -> tuple[str, ...]:
     """Say why a collection has to be run again, in fixed words with asset or check names; empty if it has not.
 
-    Args:
-        fingerprint: of its folder now; None where that is not known.
-        artefacts: the current artefact by asset; None where there is none.
-        wanted: code, models and settings of a run today.
-        failed_checks: names of checks of severity ERROR whose last result is a failure.
+    ``fingerprint`` is that of its folder now; None where that is not known. ``failed_checks`` are checks of severity
+    ERROR whose last result is a failure.
     """
     reasons = [f"never_materialised:{asset}" for asset in BUNDLE_ASSETS if artefacts.get(asset) is None]
     present = {asset: artefact for asset in BUNDLE_ASSETS if (artefact := artefacts.get(asset)) is not None}

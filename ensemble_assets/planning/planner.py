@@ -85,14 +85,11 @@ def predict(
 
 @dataclass(frozen=True)
 class CollectionPlan:
-    """A prediction for one collection.
+    """A prediction for one collection, whose chunks have the fingerprint ``content``.
 
-    Attributes:
-        content: fingerprint of the collection's chunks.
-        work: by stage: tokens (rerank: to the requested depth), query-chunk pairs (fusion), chunks (export).
-        seconds: expected wall seconds, with rerank to ``depth``, the candidates per query that the governor allows.
-        basis: by stage, the origin of its cost.
-        dense_only_seconds: of the plain script; None if it was not measured.
+    ``work`` has tokens by stage (rerank: to the requested depth), query-chunk pairs (fusion), chunks (export).
+    ``seconds`` are wall seconds, with rerank to ``depth``. ``basis`` is the origin of each stage's cost.
+    ``dense_only_seconds`` are the plain script's; None if it was not measured.
     """
 
     collection: str
