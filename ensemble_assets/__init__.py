@@ -1,7 +1,29 @@
 """Retrieval artifacts from chunked documents and queries, orchestrated by Dagster.
 
-The package's parts and the one direction in which they import each other are listed in the README. Nothing is imported
-here, so that ``import ensemble_assets`` costs nothing.
+The package's parts and the one direction in which they import each other are listed in docs/architecture.md. Nothing is
+imported before ``search`` is called, so that ``import ensemble_assets`` costs nothing.
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ensemble_assets.common.version import __version__
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from ensemble_assets.asking.searcher import Hit
+
+__all__ = ["__version__", "search"]
+
+
+def search(bundle: str | PathLike[str], question: str, top: int = 10) -> list[Hit]:
+    """Search a bundle's folder for a question, and give the ``top`` best passages.
+
+    Every hit has ``rank``, ``score``, ``heading``, ``source``, ``text``, ``chunk_id``, and ``ranks`` in every list. The
+    bundle that was asked last stays open, with its models. Nothing of the question is written anywhere.
+    """
+    from ensemble_assets.asking.last_asked import searcher_of
+
+    return searcher_of(bundle).ask(question, top)

@@ -11,14 +11,15 @@ import sys
 
 import click
 
-from ensemble_assets import __version__
 from ensemble_assets.cli.bundle import report, upload, validate
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.run import demo, run
+from ensemble_assets.cli.search import search
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.stopping import STOPPED, say_stopped, stop_when_asked
+from ensemble_assets.common.version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -27,7 +28,7 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan):
+for command in (run, demo, search, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan):
     commands.add_command(command)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from ensemble_assets import __version__
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import QualityBaseline
 from ensemble_assets.artefacts.records import ChunksRecord, EvaluationRecord, FusionRecord, QueriesRecord, RerankRecord
@@ -15,6 +14,7 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.stages import RANKING_STAGES, STAGE
+from ensemble_assets.common.version import __version__
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE

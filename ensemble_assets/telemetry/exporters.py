@@ -36,9 +36,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
-from ensemble_assets import __version__
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.events import Event
+from ensemble_assets.common.version import __version__
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_values import is_slug
 from ensemble_assets.telemetry.journal import Journal, journal_path

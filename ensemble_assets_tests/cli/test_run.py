@@ -34,6 +34,14 @@ def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes" / f"{PREFIX}_rerank.jsonl").is_file()
     assert Path(summary["report"]) == tmp_path / "out" / "notes.report.html"
     assert Path(summary["report"]).is_file()
+    question = "where is the violin number 3"
+    asked = run("search", "out/notes", question, "--top", "3", "--json", cwd=tmp_path)
+    assert json.loads(asked.stdout)[0]["chunk_id"] == "c3", asked.stderr
+    code = f"import ensemble_assets; print(ensemble_assets.search('out/notes', {question!r})[0].heading)"
+    finished_python = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert finished_python.stdout == "violin 3\n"
     assert "where is the" not in finished.stdout + finished.stderr
 
 

@@ -1,0 +1,223 @@
+"""Search a bundle for a question: dense, sparse and BM25, fused and reranked as in the run that made it.
+
+Models are loaded on the first question and stay loaded. They run on the CPU: a question is short, and nobody has to
+wait for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from ensemble_assets.asking.corpus import Corpus, read_corpus
+from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.common.events import EventLog
+from ensemble_assets.common.stages import first_stage_lists
+from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
+from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.running.loaded_once import loaded_once
+from ensemble_assets.compute.stages.dense import encode_dense
+from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.sparse import encode_sparse
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
+from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
+from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.first_stage import FusionRule
+from ensemble_assets.pipeline.stage_run import ComputeRun
+from ensemble_assets.retrieval.bm25_topk import lexical_topk
+from ensemble_assets.retrieval.dense_run import dense_run
+from ensemble_assets.retrieval.dense_topk import DenseModel
+from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
+from ensemble_assets.retrieval.ranked_lists import run_from_topk
+from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets.settings import Settings
+
+_QUESTION = "question"
+_NO_TEXTS = pl.Series([], dtype=pl.String)
+
+Factory = Callable[..., ForwardFactory]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One passage.
+
+    ``ranks`` has its place in every list that was searched, from 1; None where the list lacks it.
+    """
+
+    rank: int
+    score: float
+    chunk_id: str
+    heading: str
+    source: str
+    text: str
+    ranks: Mapping[str, int | None]
+    rerank_score: float | None = None
+
+
+class Searcher:
+    """Searches one bundle. ``notes`` say which parts of its run could not be repeated here."""
+
+    def __init__(self, bundle: Path, settings: Settings, factories: Mapping[ModelKind, Factory] | None = None) -> None:
+        self.corpus: Corpus = read_corpus(open_bundle(bundle))
+        self.notes: list[str] = []
+        device = CpuDevice(threads=settings.device.threads)
+        here = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"engine": "local"})})
+        self._context = Computing(devices=[device]).context(ComputeRun(here, "", EventLog()))
+        self._settings = settings
+        usual: dict[ModelKind, Factory] = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
+        self._factories: Mapping[ModelKind, Factory] = usual | dict(factories or {})
+        self._held: dict[tuple[Any, ...], ForwardFactory] = {}
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """Free the models."""
+        self._stack.close()
+
+    def ask(self, question: str, top: int = 10) -> list[Hit]:
+        """Find the ``top`` best passages for a question; none for a blank one."""
+        if not question.strip() or self.corpus.chunks.is_empty():
+            return []
+        queries = pl.Series([question])
+        runs = {name: run for name in first_stage_lists() if (run := self._search(name, queries)) is not None}
+        ids = self.corpus.chunks["chunk_id"]
+        rule = self._rule
+        lists = [RankedList(name, run, rule.weight(name) if len(runs) > 1 else 1.0) for name, run in runs.items()]
+        fused = fuse(lists, ids, rule.method, query_order=[_QUESTION])
+        return self._hits(fused, self._reranked(fused, question), tuple(runs), top)
+
+    def _search(self, name: str, queries: pl.Series) -> pl.DataFrame | None:
+        return {"dense": self._dense, "sparse": self._sparse, "lexical": self._lexical}[name](queries)
+
+    def _dense(self, queries: pl.Series) -> pl.DataFrame | None:
+        specs = self._dense_specs
+        encoded = encode_dense(_NO_TEXTS, queries, specs, self._context, make_factory=self._loaded("dense"))
+        models = []
+        for model in encoded.models:
+            array = self._arrays[model.spec.slug]
+            models.append(DenseModel(model.spec.slug, array.vectors, model.queries, array.norms, model.spec.weight))
+        return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
+
+    def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
+        spec, space = self._sparse_spec, self.corpus.section("sparse_run", "payload").get("index_space")
+        if spec is None:
+            return None
+        encoded = encode_sparse(
+            _NO_TEXTS, _NO_TEXTS, queries, [spec], self._context, make_factory=self._loaded("sparse")
+        )
+        if encoded.index_space != space:
+            self._note("sparse: the bundle's vectors are not of this model, so this list is left out")
+            return None
+        matrix = encoded.queries
+        of_question = SparseRows(matrix.indptr, matrix.indices, matrix.values, len(encoded.words))
+        if self._sparse_rows is None:
+            self._sparse_rows = self.corpus.sparse(len(encoded.words))
+        return run_from_topk(sparse_topk(self._sparse_rows, of_question, self._depth), [_QUESTION])
+
+    _sparse_rows: SparseRows | None = None
+
+    def _lexical(self, queries: pl.Series) -> pl.DataFrame | None:
+        if "lexical" not in self.corpus.section("fusion_run").get("lists", ()):
+            return None
+        return run_from_topk(lexical_topk([self.corpus.chunks["text"]], queries, self._depth), [_QUESTION])
+
+    def _reranked(self, fused: pl.DataFrame, question: str) -> pl.DataFrame | None:
+        spec = self._rerank_spec
+        if spec is None or fused.is_empty():
+            return None
+        depth = int(self.corpus.section("rerank_run", "payload").get("rerank_top_k") or self._settings.rerank.depth)
+        asked = pl.DataFrame({"public_id": [_QUESTION], "text": [question]})
+        result = rerank_candidates(
+            fused, self.corpus.chunks["text"], asked, spec, self._context, RerankOptions(depth=depth),
+            make_factory=self._loaded("rerank"),
+        )  # fmt: skip
+        for reason in result.queries["reason"].drop_nulls():
+            self._note(f"reranking failed ({reason}); the order is that of the fused list")
+        return result.reranked
+
+    def _hits(self, fused: pl.DataFrame, reranked: pl.DataFrame | None, lists: tuple[str, ...], top: int) -> list[Hit]:
+        ranks = fused.select("row", pl.col("rank").alias("fused"), *(pl.col(f"{n}_rank").alias(n) for n in lists))
+        final = fused.with_columns(rerank_score=pl.lit(None)) if reranked is None else reranked
+        best = (
+            final.head(top)
+            .select("row", "rank", "score", "rerank_score")
+            .join(ranks, on="row", how="left", maintain_order="left")
+        )
+        hits = []
+        for row in best.iter_rows(named=True):
+            chunk = self.corpus.chunks.row(row["row"], named=True)
+            places = {name: row[name] for name in (*lists, "fused")}
+            hits.append(Hit(row["rank"], row["score"], **chunk, ranks=places, rerank_score=row["rerank_score"]))
+        return hits
+
+    def _loaded(self, kind: ModelKind) -> Factory:
+        """Make factories whose model stays loaded between questions."""
+        make = self._factories[kind]
+
+        def held(spec: ModelSpec, *rest: Any) -> ForwardFactory:
+            key = (spec.kind, spec.slug, *rest[2:])
+            if key not in self._held:
+                self._held[key] = self._stack.enter_context(loaded_once(make(spec, *rest)))
+            return self._held[key]
+
+        return held
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    @property
+    def _depth(self) -> int:
+        return min(self._settings.fusion.depth, self.corpus.chunks.height)
+
+    @cached_property
+    def _rule(self) -> FusionRule:
+        run, options = self.corpus.section("fusion_run"), self._settings.fusion
+        method = METHODS.get(str(run.get("method")), METHODS[options.method])()
+        share, lexical = run.get("dense_share", options.dense_weight), run.get("lexical_share", 0.0)
+        return FusionRule(method, float(share), float(lexical), {})
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return {spec.slug: self.corpus.dense(number) for number, spec in enumerate(self._dense_specs)}
+
+    @cached_property
+    def _dense_specs(self) -> tuple[ModelSpec, ...]:
+        return tuple(self._spec_of(model, "dense") for model in self.corpus.dense_models)
+
+    @cached_property
+    def _sparse_spec(self) -> ModelSpec | None:
+        models = self.corpus.section("sparse_run").get("models")
+        return self._optional(models[0], "sparse") if isinstance(models, list) and models else None
+
+    @cached_property
+    def _rerank_spec(self) -> ModelSpec | None:
+        run = self.corpus.section("rerank_run")
+        return self._optional(run["model_name"], "rerank") if run.get("executed") and run.get("model_name") else None
+
+    def _optional(self, slug: str, kind: ModelKind) -> ModelSpec | None:
+        try:
+            return self._spec_of({"slug": slug}, kind)
+        except EnsembleError as error:
+            self._note(f"{kind}: {error}; left out")
+            return None
+
+    def _spec_of(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
+        """Find the model in the registry or the models file, with the prefix and the limit that the run had."""
+        file = self._settings.models.file
+        catalogue = read_catalogue(Path(file)) if file else ModelCatalogue({}, PROFILES["embedded"])
+        names = [str(model[name]) for name in ("slug", "hf_model_id") if model.get(name)]
+        for name in names:
+            with suppress(SettingsError):
+                spec = catalogue.spec(name, kind)
+                told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
+                return replace(spec, **told)
+        raise SettingsError(f"the bundle's model {' or '.join(names)} is not known here. Name its models.file")

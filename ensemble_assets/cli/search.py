@@ -1,0 +1,104 @@
+"""Ask a bundle: ``ensemble-assets search``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensemble_assets.cli import arguments as args
+from ensemble_assets.settings import resolve
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ensemble_assets.asking.searcher import Hit, Searcher
+
+_PASSAGE_LINES = 4
+_PROMPT = "question> "
+
+
+@click.command()
+@args.TARGET
+@click.argument("question", required=False)
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1, 1000), help="Passages to show.")
+@click.option("--explain", is_flag=True, help="Show the rank in every list.")
+@args.TARGET_OUTPUT
+@args.SET
+@args.JSON
+def search(
+    target: str, question: str | None, *, top: int, explain: bool, json_output: bool, output_dir: str | None,
+    assignments: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Search TARGET, a bundle or a collection that was run, for QUESTION; without one, ask for questions.
+
+    Uses the models that made the bundle. Nothing of a question is written anywhere.
+    """
+    from rich.console import Console
+
+    from ensemble_assets.asking.searcher import Searcher
+    from ensemble_assets.export.write.names import collection_folder
+
+    collection, overrides, sources = args.locate_target(target, output_dir, assignments)
+    settings = resolve(overrides, override_sources=sources).settings
+    named = Path(target)
+    folder = named if named.is_dir() else Path(settings.paths.output_dir) / collection_folder(collection)
+    with args.wrong_name_is_usage_error():
+        searcher = Searcher(folder, settings)
+    console = Console(highlight=False)
+    try:
+        for asked in [question] if question is not None else _asked():
+            _answer(console, searcher, asked, top, explain, json_output)
+    finally:
+        searcher.close()
+    return 0
+
+
+def _asked() -> Iterator[str]:
+    """Read questions until an empty line or the end of the input. They go into no history file."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo(_PROMPT, nl=False)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def _answer(console: Console, searcher: Searcher, question: str, top: int, explain: bool, json_output: bool) -> None:
+    hits = searcher.ask(question, top)
+    for note in searcher.notes:
+        click.echo(note, err=True)
+    searcher.notes.clear()
+    if json_output:
+        click.echo(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+    elif not hits:
+        click.echo("Nothing matches.")
+    else:
+        for hit in hits:
+            _print_hit(console, hit, question, explain)
+
+
+def _print_hit(console: Console, hit: Hit, question: str, explain: bool) -> None:
+    from rich.text import Text
+
+    from ensemble_assets.asking.marking import passage, word_places
+
+    head = Text(f"{hit.rank:>3}  {hit.score:.3f}  ")
+    head.append(hit.heading or hit.chunk_id, "bold")
+    head.append(f"  {hit.source}", "dim")
+    console.print(head)
+    if explain:
+        ranks = ", ".join(f"{name} {rank or '-'}" for name, rank in hit.ranks.items())
+        scored = "" if hit.rerank_score is None else f", reranker {hit.rerank_score:.2f}"
+        console.print(Text(f"     {ranks}{scored}", "cyan"))
+    shown = passage(hit.text, question, _PASSAGE_LINES * max(40, console.width - 6))
+    text = Text(shown)
+    for start, end in word_places(shown, question):
+        text.stylize("bold yellow", start, end)
+    console.print(text, soft_wrap=False)

@@ -1,0 +1,87 @@
+"""Asking a bundle: the run's own ranking for the run's own queries, with stages off too, and nothing left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble_assets.asking.marking import passage, word_places
+from ensemble_assets.asking.searcher import Searcher
+from ensemble_assets.settings import resolve
+from ensemble_assets_tests.orchestration.doubles import always, rerank_double
+from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, fast_factories, write_collection
+
+CANARY = "where is the river of zanzibar-canary-4711"
+
+
+def searcher(outcome: Outcome, root: Path, **factories: Any) -> Searcher:
+    settings = resolve({"paths.cache_dir": str(root / "cache")}).settings
+    return Searcher(outcome.bundle, settings, {**fast_factories(), **factories})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"enable_rerank": False}, {"enable_sparse": False}, {"enable_sparse": False, "enable_rerank": False}],
+)
+def test_a_question_gets_the_ranking_of_the_run(pipeline: Pipeline, options: dict[str, Any]) -> None:
+    outcome = pipeline.run(options)
+    assert outcome.succeeded, outcome.error
+    asked = searcher(outcome, pipeline.root)
+    queries = outcome.artefact("queries").frame("queries")
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    candidates = outcome.artefact("fused_candidates").frame("candidates")
+    for public_id, text in queries.select("public_id", "text").iter_rows():
+        wanted = reranked.filter(reranked["public_id"] == public_id).head(10)
+        hits = asked.ask(text, top=10)
+        assert [hit.chunk_id for hit in hits] == wanted["chunk_id"].to_list()
+        assert [hit.score for hit in hits] == pytest.approx(wanted["score"].to_list(), abs=1e-5)
+        places = candidates.filter(candidates["public_id"] == public_id)
+        first = places.row(places["chunk_id"].to_list().index(hits[0].chunk_id), named=True)
+        for name in hits[0].ranks:
+            assert hits[0].ranks[name] == first["rank" if name == "fused" else f"{name}_rank"]
+    assert asked.notes == []
+    assert asked.ask("  ") == []
+
+
+def test_a_reranker_that_fails_leaves_the_fused_order_and_says_so(pipeline: Pipeline) -> None:
+    asked = searcher(pipeline.run(), pipeline.root, rerank=rerank_double(fault=always))
+    hits = asked.ask(CANARY)
+    assert [hit.ranks["fused"] for hit in hits] == list(range(1, len(hits) + 1))
+    assert len(asked.notes) == 1
+    assert "canary" not in asked.notes[0]
+
+
+def test_nothing_of_a_question_is_written(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    (pipeline.root / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(pipeline.root / "tmp"))
+    monkeypatch.chdir(pipeline.root)
+    outcome = pipeline.run()
+    searcher(outcome, pipeline.root).ask(CANARY)
+    searcher(outcome, pipeline.root, rerank=rerank_double(fault=always)).ask(CANARY)
+    files = [path for path in pipeline.root.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if b"canary" in path.read_bytes() or "canary" in path.name] == []
+
+
+def test_chunks_without_an_id_are_told_apart(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes", count=4)
+    path = tmp_path / "corpora" / "notes" / "notes_chunks.json"
+    path.write_text(path.read_text().replace('"chunk_id": "c1"', '"chunk_id": "c0"'))
+    pipeline = Pipeline(tmp_path)
+    asked = searcher(pipeline.run(), tmp_path)
+    assert sorted(hit.chunk_id for hit in asked.ask("number")) == ["c0", "c0#2", "c2", "c3"]
+
+
+def test_words_of_the_question_are_marked_in_any_number() -> None:
+    text = "Rivers run; the River ends."
+    assert [text[start:end] for start, end in word_places(text, "which river ends?")] == ["Rivers", "River", "ends"]
+
+
+def test_a_passage_is_the_part_with_most_of_the_question() -> None:
+    text = "word " * 200 + "the violin of the orchard " + "other " * 200
+    cut = passage(text, "violin orchard", 80)
+    assert "violin of the orchard" in cut
+    assert len(cut) <= 84
+    assert passage("short  text", "x", 80) == "short text"
