@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
@@ -34,11 +35,16 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class HungryModel(PlainFactory):
-    """Takes and writes so many bytes of the GPU per padded token; its answer is arithmetic on the ids."""
+    """Takes and writes so many bytes of the GPU per padded token; its answer is arithmetic on the ids.
+
+    Attributes:
+        poison_rows: rows on which a kernel's assertion fails, as it does for a token beyond the vocabulary.
+    """
 
     bytes_per_token: int
     weights: int = 64 * MIB
     seconds: float = 0.0
+    poison_rows: frozenset[int] = frozenset()
     outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"vector": OutputSpec((4,), "float32")})
     identity: str = "hungry"
 
@@ -66,7 +72,12 @@ class HungryForward:
             total = int(taken[:: max(1, len(taken) // 1000)].sum())  # the device has really written it
             assert total > 0
             del taken
+            if self._model.poison_rows.intersection(batch.rows.tolist()):
+                beyond = torch.tensor([10**6], device=self._device)
+                torch.nn.functional.embedding(beyond, torch.zeros(8, 8, device=self._device)).sum().item()
         except RuntimeError as error:
+            if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+                raise DeviceError("an assertion in a kernel") from None
             if not is_out_of_memory(error):
                 raise
             fits = False
@@ -95,7 +106,7 @@ def cap(device: CudaDevice, ceiling_bytes: str) -> dict[str, Any]:
     before = device.memory().used
     session = device.open()
     guard = MemoryGuard(session, Ceiling(before + int(ceiling_bytes)))
-    reserve = guard.measure_reserve(before)
+    reserve = guard.settle() - before
     headroom = guard.measure()
     held, refused, used = [], "", 0
     try:
