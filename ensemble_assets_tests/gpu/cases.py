@@ -20,7 +20,6 @@ import numpy as np
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
@@ -66,6 +65,8 @@ class HungryForward:
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
         import torch
 
+        from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
+
         fits = True
         try:
             taken = torch.ones(batch.tokens * self._model.bytes_per_token, dtype=torch.uint8, device=self._device)
@@ -102,6 +103,8 @@ def in_a_process(program: str, device: CudaDevice, *arguments: object, wait: boo
 def cap(device: CudaDevice, ceiling_bytes: str) -> dict[str, Any]:
     """Ask for more and more under the guard's cap until it is refused; what was held and used at most."""
     import torch
+
+    from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 
     before = device.memory().used
     session = device.open()

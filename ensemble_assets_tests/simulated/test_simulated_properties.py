@@ -48,7 +48,7 @@ def hard_limit_is_never_crossed(world: World, report: SimulationReport) -> None:
 
 def it_ends_soon(world: World, report: SimulationReport) -> None:
     batches = sum(batch.outcome == "finished" for batch in report.trace) + len(report.failed)
-    assert len(report.trace) <= 20 * (batches + len(world.devices))
+    assert len(report.trace) <= 20 * batches + 25 * len(world.devices)
 
 
 def every_row_is_done_once(world: World, report: SimulationReport) -> None:

@@ -12,16 +12,18 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
 from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
 from ensemble_assets.models.model_files import ModelFiles
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _SLICE_TEXTS = 1024
 _SLICE_CHARACTERS = 2_000_000

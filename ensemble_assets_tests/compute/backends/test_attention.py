@@ -11,6 +11,9 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from ensemble_assets.compute.backends.library import attention
+from ensemble_assets.compute.tokens.token_tables import Batch
+from ensemble_assets_tests.gpu.acceptance.bench import random_table
+from ensemble_assets_tests.gpu.acceptance.models import GROUPED, SHAPES, factory, model
 from ensemble_assets_tests.model_zoo.families.dense import dense
 
 TEXTS = ["a short text", "one that is longer than the first by some words of no meaning", "b"]
@@ -44,15 +47,15 @@ def encoder(name: str, folder: Path, pooling: str = "lasttoken") -> Any:
 def test_a_decoder_padded_on_the_right_without_a_mask_gives_the_same_vectors(
     name: str, pooling: str, tmp_path: Path, asked: list[dict[str, Any]]
 ) -> None:
-    model = encoder(name, tmp_path, pooling)
-    expected = model.encode(TEXTS)
+    library = encoder(name, tmp_path, pooling)
+    expected = library.encode(TEXTS)
     assert any(call["attn_mask"] is not None for call in asked)
-    assert attention.needs_no_mask(model, "dense")
-    attention.leave_out_mask(model)
+    assert attention.needs_no_mask(library, "dense")
+    attention.leave_out_mask(library)
     attention.repeat_keys((7, 5))
-    model.tokenizer.padding_side = "right"
+    library.tokenizer.padding_side = "right"
     asked.clear()
-    np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0.0, atol=2e-6)
+    np.testing.assert_allclose(library.encode(TEXTS), expected, rtol=0.0, atol=2e-6)
     assert asked
     for call in asked:
         assert call["attn_mask"] is None
@@ -79,9 +82,42 @@ def test_the_library_keeps_no_keys_and_values(tmp_path: Path) -> None:
 def test_keys_are_repeated_only_where_no_fast_kernel_does_without(
     capability: tuple[int, int], grouped: bool, tmp_path: Path, asked: list[dict[str, Any]]
 ) -> None:
-    model = encoder("qwen3", tmp_path)
-    attention.leave_out_mask(model)
+    library = encoder("qwen3", tmp_path)
+    attention.leave_out_mask(library)
     attention.repeat_keys(capability)
     asked.clear()
-    model.encode(TEXTS[0])
+    library.encode(TEXTS[0])
     assert {bool(call.get("enable_gqa")) for call in asked} == {grouped}
+
+
+LENGTHS = np.array([30, 7, 12])
+
+
+def batch(*rows: int) -> Batch:
+    return Batch(np.array(rows), int(LENGTHS[list(rows)].max()))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_kind_of_model_gives_the_same_prepared_for_an_old_gpu(
+    name: str, tmp_path: Path, asked: list[dict[str, Any]]
+) -> None:
+    forward: Any = factory(*model(name, tmp_path, small=True), "fp32").load("cpu")
+    table = random_table(LENGTHS)
+    expected = forward(table, batch(0, 2, 1))
+    attention.fit_to_gpu(forward._model, (7, 5))
+    asked.clear()
+    for output, values in forward(table, batch(0, 2, 1)).items():
+        np.testing.assert_allclose(values, expected[output], rtol=0.0, atol=1e-5)
+    masked = {call["attn_mask"] is not None for call in asked}
+    assert masked == {name not in GROUPED}
+
+
+@pytest.mark.parametrize("name", ["minilm", "qwen3-0.6b", "splade-bert", "reranker-xlmr"])
+def test_a_warm_up_runs_a_batch_without_padding_and_one_with(name: str, tmp_path: Path) -> None:
+    forward: Any = factory(*model(name, tmp_path, small=True), "fp32").load("cpu")
+    masks = []
+    run = forward.run
+    forward.run = lambda features, task: (masks.append(features["attention_mask"]), run(features, task))[1]
+    forward.warm_up()
+    assert [bool(mask.all()) for mask in masks] == [True, False]
+    assert [len(mask) for mask in masks] == [1, 2]

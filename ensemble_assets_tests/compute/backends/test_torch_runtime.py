@@ -168,9 +168,9 @@ def test_medium_precision_is_only_used_where_it_is_float32(monkeypatch):
     loading.exact_medium.cache_clear()
 
 
-def test_auto_precision_on_a_cpu_is_fp32():
-    assert loading.resolve_precision("auto", "cpu") == "fp32"
-    assert loading.resolve_precision("bf16", "cpu") == "bf16"
+def test_auto_precision_on_a_cpu_is_fp32(tmp_path):
+    assert loading.resolve_precision("auto", "cpu", tmp_path) == "fp32"
+    assert loading.resolve_precision("bf16", "cpu", tmp_path) == "bf16"
 
 
 def test_releasing_frees_the_weights(tmp_path):

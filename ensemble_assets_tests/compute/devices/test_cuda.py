@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,9 +140,16 @@ def test_what_a_session_measures_and_releases(session: CudaSession, nvidia: Nvid
     assert nvidia.users == 1  # a worker keeps NVML: the sampler asks twenty times a second
 
 
-@pytest.mark.parametrize(("native", "expected"), [(False, "fp16"), (True, "bf16")])
-def test_emulated_bf16_does_not_count(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "native", "expected"),
+    [("qwen3", False, "fp16"), ("qwen3", True, "bf16"), ("xlm-roberta", True, "fp16"), ("", True, "bf16")],
+)
+def test_encoders_are_finer_in_fp16_and_emulated_bf16_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_type: str, native: bool, expected: str
+) -> None:
     """A T4 answers True unless emulation is left out."""
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     from contextlib import nullcontext
     from types import SimpleNamespace
 
@@ -149,4 +158,4 @@ def test_emulated_bf16_does_not_count(monkeypatch: pytest.MonkeyPatch, native: b
 
     fake = SimpleNamespace(device=lambda name: nullcontext(), is_bf16_supported=supported)
     monkeypatch.setattr(torch, "cuda", fake)
-    assert resolve_precision("auto", "cuda:0") == expected
+    assert resolve_precision("auto", "cuda:0", tmp_path) == expected

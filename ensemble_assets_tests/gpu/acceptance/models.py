@@ -14,16 +14,13 @@ from typing import Any
 
 import torch
 
+from ensemble_assets.compute.backends.factories import torch_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
-from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibrarySparseFactory
 from ensemble_assets.compute.backends.library.model import load_row_maker
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import FolderSource, ModelKind, ModelSpec
 from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, network
-
-SMALL_SCALE = 0.17
-"""Deviation of the small networks' weights, which were made for width 64."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,4 @@ def factory(spec: ModelSpec, files: ModelFiles, precision: Precision) -> Forward
     texts: list[Any] = [("a", "a"), ("a", "a b c")] if spec.kind == "rerank" else ["a", "a b c"]
     maker.rows(texts, "document")
     traits = ModelTraits(tokens="fast", body=spec.pooling, layouts=dict(maker.layouts))
-    if spec.kind == "sparse":
-        return LibrarySparseFactory(spec, files, Runtime(precision), "reference", traits, 256)
-    return LibraryFactory(spec, files, Runtime(precision), "reference", traits)
+    return torch_factory(spec, files, Runtime(precision), "reference", traits, top_k=256)

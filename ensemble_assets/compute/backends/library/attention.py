@@ -7,16 +7,26 @@ query heads. That one holds a number per head and pair of tokens: 15 GB for 28 h
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from transformers.integrations import sdpa_attention
 
+from ensemble_assets.compute.backends.library.model import LibraryModel
 from ensemble_assets.models.registry import ModelKind
 
 _GROUPED_HEADS = (8, 0)
 """Compute capability from which on flash attention takes fewer key heads than query heads."""
+
+
+def fit_to_gpu(model: LibraryModel, capability: tuple[int, int]) -> None:
+    """Prepare a loaded model for batches on a GPU of a compute capability."""
+    if needs_no_mask(model.model, model.spec.kind):
+        leave_out_mask(model.model)
+        model.layouts = {task: replace(layout, left=False) for task, layout in model.layouts.items()}
+    repeat_keys(capability)
 
 
 def needs_no_mask(model: Any, kind: ModelKind) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import DeviceError, failure_word
 from ensemble_assets.compute.backends.forward import Forward, OutputSpec, vector_outputs
 from ensemble_assets.compute.backends.late_interaction import SCORES, LateInteractionForward
+from ensemble_assets.compute.backends.library.attention import fit_to_gpu
 from ensemble_assets.compute.backends.library.model import (
     Features,
     LibraryModel,
@@ -63,6 +65,8 @@ class LibraryFactory(ModelFactory):
             DeviceOutOfMemoryError: if the weights do not fit.
         """
         forward = LibraryForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        if device.startswith("cuda"):
+            forward.warm_up()
         return LateInteractionForward(forward) if self.spec.pooling == "late_interaction" else forward
 
 
@@ -79,13 +83,15 @@ class LibraryForward:
 
     def __init__(self, model: LibraryModel, factory: LibraryFactory, device: str) -> None:
         self.outputs = factory.outputs
-        self.precision = resolve_precision(factory.runtime.precision, device)
+        self.precision = resolve_precision(factory.runtime.precision, device, factory.files.folder)
         self._model = model
         self._factory = factory
         self._device = device
         late = factory.spec.pooling == "late_interaction"
         self._finish = _unit_states if late else _FINISHES[factory.spec.kind]
         model.layouts.update(factory.traits.layouts)
+        if device.startswith("cuda"):
+            fit_to_gpu(model, torch.cuda.get_device_capability(device))
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch.
@@ -108,6 +114,14 @@ class LibraryForward:
     def run(self, features: Features, task: Task) -> dict[str, torch.Tensor]:
         """The outputs of one padded batch of a task, on the device."""
         return self._finish(self._model.run(features, task), self._factory)
+
+    def warm_up(self) -> None:
+        """Run a text alone, then two of different lengths, so that most kernels of a GPU are loaded."""
+        pairs = self._factory.spec.kind == "rerank"
+        table = self._model.rows([("a", "a"), ("a", "a b c d")] if pairs else ["a", "a b c d"], "document")
+        with suppress(ModelFailedError):  # the stage's own batches tell of it
+            self(table, Batch(np.array([0]), int(table.lengths[0])))
+            self(table, Batch(np.array([1, 0]), int(table.lengths.max())))
 
     def release(self) -> None:
         """Drop the weights at once; the forward is of no use afterwards."""

@@ -182,7 +182,7 @@ def load_library_model(
             random, or if it has another number of labels than one.
         DeviceOutOfMemoryError: if the weights do not fit.
     """
-    precision = resolve_precision(runtime.precision, device)
+    precision = resolve_precision(runtime.precision, device, files.folder)
     options: dict[str, Any] = {
         "device": "meta" if empty else device,
         "local_files_only": True,

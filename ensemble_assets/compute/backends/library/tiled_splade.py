@@ -41,7 +41,10 @@ class TiledSparseFactory(LibrarySparseFactory):
             ModelUnavailableError: if the files do not make a masked language model with a plain linear output.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
-        return TiledSparseForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        forward = TiledSparseForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        if device.startswith("cuda"):
+            forward.warm_up()
+        return forward
 
 
 class TiledSparseForward(LibraryForward):
