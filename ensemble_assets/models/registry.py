@@ -218,6 +218,7 @@ _SPECS = (
         licence="MIT",
         query_prefix="query: ",
         document_prefix="passage: ",
+        weight=2.0,  # beside a companion that reads English only; docs/quality.md
     ),
     ModelSpec(
         slug="jina-code-embeddings-1.5b",
