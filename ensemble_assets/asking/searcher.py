@@ -133,10 +133,12 @@ class Searcher:
         spec = self._rerank_spec
         if spec is None or fused.is_empty():
             return None
-        depth = int(self.corpus.section("rerank_run", "payload").get("rerank_top_k") or self._settings.rerank.depth)
+        run = self.corpus.section("rerank_run", "payload")
+        depth = int(run.get("rerank_top_k") or self._settings.rerank.depth)
+        options = RerankOptions(depth=depth, weight=run.get("interpolation_weight"))
         asked = pl.DataFrame({"public_id": [_QUESTION], "text": [question]})
         result = rerank_candidates(
-            fused, self.corpus.chunks["text"], asked, spec, self._context, RerankOptions(depth=depth),
+            fused, self.corpus.chunks["text"], asked, spec, self._context, options,
             make_factory=self._loaded("rerank"),
         )  # fmt: skip
         for reason in result.queries["reason"].drop_nulls():

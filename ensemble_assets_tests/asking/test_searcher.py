@@ -23,7 +23,13 @@ def searcher(outcome: Outcome, root: Path, **factories: Any) -> Searcher:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"enable_rerank": False}, {"enable_sparse": False}, {"enable_sparse": False, "enable_rerank": False}],
+    [
+        {},
+        {"rerank.weight": 0.7},
+        {"enable_rerank": False},
+        {"enable_sparse": False},
+        {"enable_sparse": False, "enable_rerank": False},
+    ],
 )
 def test_a_question_gets_the_ranking_of_the_run(pipeline: Pipeline, options: dict[str, Any]) -> None:
     outcome = pipeline.run(options)
