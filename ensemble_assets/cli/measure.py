@@ -35,8 +35,8 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
+    from ensemble_assets.cli.console_progress import ConsoleProgress
     from ensemble_assets.cli.run import run_collections
-    from ensemble_assets.cli.summary import ConsoleProgress
     from ensemble_assets.pipeline.from_settings import open_store
 
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)

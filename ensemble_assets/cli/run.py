@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from ensemble_assets.artefacts.stage_record import Record
-    from ensemble_assets.cli.summary import CollectionOutcome, ConsoleProgress
+    from ensemble_assets.cli.console_progress import ConsoleProgress
+    from ensemble_assets.cli.summary import CollectionOutcome
 
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 """Dagster reports nothing to its makers and shows no invitation to its newsletter."""
@@ -65,7 +66,8 @@ def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
 def _run_and_show(
     names: tuple[str, ...], flags: dict[str, Any], assignments: tuple[str, ...], json_output: bool
 ) -> int:
-    from ensemble_assets.cli.summary import ConsoleProgress, as_json, print_summary
+    from ensemble_assets.cli.console_progress import ConsoleProgress
+    from ensemble_assets.cli.summary import as_json, print_summary
 
     overrides, sources = args.option_overrides(flags, assignments)
     outcomes = run_collections(names, overrides, sources, ConsoleProgress())
@@ -107,7 +109,7 @@ def run_collections(
         config = settings_run_config({key: typed[key] for key in overrides}, sources)
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}
         for name in names:
-            result = _materialise(name, definitions, instance, config, assets)
+            result = _materialise(name, definitions, instance, config, assets, progress)
             outcomes.append(_outcome(name, result, resolved, progress.records.get(name, [])))
         return outcomes
 
@@ -130,6 +132,7 @@ def _materialise(
     instance: dg.DagsterInstance,
     config: dict[str, Any],
     assets: tuple[str, ...],
+    progress: ConsoleProgress,
 ) -> dg.ExecuteInProcessResult:
     import dagster as dg
 
@@ -137,7 +140,7 @@ def _materialise(
     from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
 
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
-    with _quiet_dagster(), stop_when_asked(lambda: _end_at_once(instance, run_id)):
+    with _quiet_dagster(), stop_when_asked(lambda: _end_at_once(instance, run_id, progress)):
         try:
             result = job.execute_in_process(
                 partition_key=collection,
@@ -152,11 +155,13 @@ def _materialise(
                 raise click.Abort
             return result
         finally:
+            progress.close()
             end_trace(instance, run_id)
 
 
-def _end_at_once(instance: dg.DagsterInstance, run_id: str) -> None:
+def _end_at_once(instance: dg.DagsterInstance, run_id: str, progress: ConsoleProgress) -> None:
     """Say on the terminal and in Dagster that the run was stopped, before the process ends inside a stage."""
+    progress.close()
     say_stopped()
     run = instance.get_run_by_id(run_id)
     if run is not None:

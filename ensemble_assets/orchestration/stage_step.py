@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
@@ -19,7 +20,7 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import FailedStage
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.errors import EnsembleError
-from ensemble_assets.common.events import EventLog
+from ensemble_assets.common.events import EventLog, Value
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.common.stopping import stop_when_asked
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
@@ -73,8 +74,9 @@ def stage_step(
         progress.stage_started(stage, collection)
         with _end_with_the_run(), opened as span:
             code = context.assets_def.code_versions_by_key.get(context.asset_key)
+            log = _Watched(progress=progress)
             run = StageRun(
-                stage, collection, context.run.run_id, resolved, writer, telemetry, EventLog(), span, asset, code, waits
+                stage, collection, context.run.run_id, resolved, writer, telemetry, log, span, asset, code, waits
             )
             yield run
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
@@ -88,6 +90,24 @@ def stage_step(
         raise dg.Failure(reason, allow_retries=tried_again(error)) from None
     if run.record is not None:
         progress.stage_finished(collection, run.record)
+
+
+@dataclass
+class _Watched(EventLog):
+    """A stage's log that tells ``progress`` how far the batches are."""
+
+    progress: Progress = field(kw_only=True)
+    _done: int = 0
+    _total: int = 0
+
+    def emit(self, name: str, **facts: Value) -> None:
+        """Record one event now."""
+        super().emit(name, **facts)
+        rows = facts.get("rows")
+        if isinstance(rows, int) and name in ("batch.planned", "batch.done"):
+            self._total += rows if name == "batch.planned" else 0
+            self._done += rows if name == "batch.done" else 0
+            self.progress.stage_advanced(self._done, self._total)
 
 
 class StepStopped(dg.DagsterExecutionInterruptedError, dg.DagsterError):

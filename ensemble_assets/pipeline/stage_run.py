@@ -30,6 +30,9 @@ class Progress:
     def stage_started(self, stage: str, collection: str) -> None:
         """Report that a stage begins."""
 
+    def stage_advanced(self, done: int, total: int) -> None:
+        """Report how many rows of the running stage are done; ``total`` may grow."""
+
     def stage_waits(self, stage: str, collection: str, holder: str) -> None:
         """Report that a stage waits for a device, and who has it."""
 

@@ -203,6 +203,7 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "worker.ready": _event("run", "a worker has loaded its model", "device base_bytes reserve_bytes precision"),
         "worker.lost": _event("mitigation", "a worker died; it is started again or the others go on", "device reason"),
         "worker.stuck": _event("mitigation", "a worker could not be ended; its lease stays", "device pid"),
+        "batch.planned": _event("progress", "rows that are not stored yet are to be computed", "rows"),
         "batch.done": _event(
             "progress", "a batch finished", "device number rows longest seconds peak_bytes used_bytes"
         ),

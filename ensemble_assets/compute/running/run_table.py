@@ -68,6 +68,7 @@ class TableRunner:
             empty = table.lengths[missing] == 0
             failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
             missing = missing[~empty]
+            events.emit("batch.planned", rows=len(missing))
             parts = []
             for shard in shards(table.lengths, missing, self.shard_tokens):
                 whole = np.array_equal(shard, np.arange(len(table)))  # then nothing needs to be copied

@@ -1,0 +1,106 @@
+"""What a run shows: progress in lines and bars, and a summary with results, warnings and the next command."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, EvaluationRecord, FailedStage
+from ensemble_assets.artefacts.stage_record import ModelFacts
+from ensemble_assets.cli import console_progress
+from ensemble_assets.cli.console_progress import ConsoleProgress
+from ensemble_assets.cli.summary import CollectionOutcome, print_summary
+from ensemble_assets.common.compute_devices import UsedDevices
+
+MODEL = ModelFacts("mini", "org/mini", "1", "f")
+CUT = "14 times: the text is longer than the contract allows and was cut"
+MEANS = {name: {"nDCG@10": mean} for name, mean in (
+    ("dense", 0.618), ("lexical", 0.6), ("fused", 0.6466), ("reranked", 0.69)
+)}  # fmt: skip
+STAGES = [
+    ChunksRecord("chunks", "completed", items=30, warnings=(CUT,), content="", source_fingerprint="", skipped=0,
+                 texts_cut=14, report={}),
+    DenseRecord("dense", "completed", items=35, reused=12, truncated=15, models=(MODEL,), device=UsedDevices("cpu"),
+                precision="bf16", peak_bytes=614_000_000, wall_seconds=44.8, waited_seconds=44.3, tokens=9,
+                waited_for="cpu is leased by run r1, since 2026-11-29"),
+    EvaluationRecord("evaluation", "completed", items=60, judged=True, means=MEANS),
+]  # fmt: skip
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemble_assets.cli.summary._PLAIN_WIDTH", 80)
+
+
+def test_the_summary_has_results_warnings_and_the_next_command(
+    narrow: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provenance = [{"key": "enable_sparse", "value": False, "source": "--disable-sparse"}]
+    print_summary([CollectionOutcome("guide", True, Path("output/guide"), STAGES, [], provenance)])
+    said = capsys.readouterr().out
+    for sentence in (
+        "guide: done",
+        "nDCG@10 over 60 judged queries: Dense 0.618, BM25 0.600, Fused 0.647, Reranked 0.690",
+        "Reranking: +0.043",
+        CUT,
+        "dense: 15 texts have more tokens than the model reads; --set models.windows=2",
+        "dense waited 44 s, not counted above: cpu is leased by run r1",
+        "sparse is off (--disable-sparse)",
+        "Models: mini (cpu, bf16)",
+        'Next:   ensemble-assets search output/guide "your question"',
+    ):
+        assert sentence in re.sub(r"\s*\n(?=[a-z])", " ", said).replace("\n", " ") or sentence in said, sentence
+    table = [line for line in said.splitlines() if line.startswith((" stage", " chunks", " dense"))]
+    assert len(table) == 3
+    assert max(map(len, table)) <= 80
+    assert "…" not in "".join(table)
+
+
+def test_derived_probes_are_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    measured = EvaluationRecord("evaluation", "completed", items=30, means={"dense": {"nDCG@10": 1.0}})
+    print_summary([CollectionOutcome("guide", True, Path("g"), [measured])])
+    assert "over 30 derived probes, which are easier than questions" in capsys.readouterr().out
+
+
+def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_progress, "_LINE_SECONDS", 0.02)
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=120))
+    progress.stage_started("dense", "guide")
+    running = progress._running
+    assert running is not None
+    _until(stream, "guide  dense: preparing models and texts")
+    progress.stage_advanced(0, 30)
+    progress.stage_advanced(10, 30)
+    _until(stream, "guide  dense: 10 of 30 rows")
+    progress.stage_finished("guide", FailedStage("dense", "failed", reason="no room"))
+    assert running.over.is_set()
+    assert "no room" in stream.getvalue()
+    assert progress.records["guide"][0].stage == "dense"
+
+
+def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=100, force_terminal=True))
+    progress.stage_started("dense", "guide")
+    progress.stage_advanced(0, 30)
+    progress.stage_advanced(15, 30)
+    assert progress._bar is not None
+    progress._bar.refresh()
+    progress.close()
+    shown = stream.getvalue()
+    assert "15/30" in shown
+    assert shown.rstrip().rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")
+
+
+def _until(stream: io.StringIO, sentence: str) -> None:
+    import time
+
+    until = time.monotonic() + 20
+    while sentence not in stream.getvalue():
+        assert time.monotonic() < until, stream.getvalue()
+        time.sleep(0.01)
