@@ -47,11 +47,6 @@ class Upstream:
         """Give the artefacts by stage name, in pipeline order."""
         return {stage: getattr(self, stage) for stage in STAGE["export"].inputs}
 
-    @property
-    def versions(self) -> list[str]:
-        """Content hashes of all of them."""
-        return [artefact.version for artefact in self.by_stage().values()]
-
 
 def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock: str) -> BundleInputs:
     """Collect the contents of the v4.0 files; ``clock`` is their time stamp, ISO 8601, local time without a zone."""

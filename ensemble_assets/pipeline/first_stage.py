@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def fusion_rule(options: Fusion, collection: str) -> FusionRule:
     if options.weights_file:
         weights = read_weights(Path(options.weights_file), collection)
         name, share, lexical = weights.method, weights.dense_weight, weights.lexical_share
-        fitted = weights.facts()
+        fitted = asdict(weights)
     return FusionRule(METHODS[name](), share, lexical, fitted)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -145,10 +144,6 @@ class FusionWeights:
     def shares(self) -> tuple[float, float, float]:
         """All three, each between 0 and 1."""
         return self.dense_weight, self.lexical_share, self.rerank_share
-
-    def facts(self) -> dict[str, Any]:
-        """Give the entry of the manifest."""
-        return asdict(self)
 
 
 def write_weights(path: Path, weights: FusionWeights) -> None:
