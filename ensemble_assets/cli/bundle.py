@@ -116,19 +116,29 @@ def _print_results(bundle: Bundle, results: list[GateResult], json_output: bool)
 @click.command()
 @_BUNDLE
 @click.option("--output", type=_PATH, metavar="FILE", help="Write here; beside BUNDLE if not given.")
-def report(bundle: Path, output: Path | None) -> int:
+@click.option("--with-queries", is_flag=True, help="Add query and chunk texts; into <bundle>.queries.html.")
+def report(bundle: Path, output: Path | None, with_queries: bool) -> int:
     """Write an HTML page about BUNDLE: time, memory, scores, fallbacks, settings, quality.
 
     The page is one file that opens from disk and needs no network. Exit code 2: BUNDLE has no readable manifest, or
     FILE cannot be written.
     """
     from ensemble_assets.pipeline.bundle_export import facts_of_bundle, report_path, write_report
+    from ensemble_assets.pipeline.from_settings import open_store
 
-    with wrong_name_is_usage_error():
-        facts = facts_of_bundle(bundle, resolve().settings)
+    settings, more = resolve().settings, []
     path = output or report_path(bundle)
+    with wrong_name_is_usage_error():
+        facts = facts_of_bundle(bundle, settings)
+        if with_queries:
+            from ensemble_assets.asking.query_view import QueryViews, query_sections
+
+            whole = bundle.resolve()
+            path = output or whole.with_name(f"{whole.name}.queries.html")  # no other file of a run may hold a query
+            here = resolve({"paths.output_dir": str(whole.parent)}).settings
+            more = query_sections(QueryViews(open_store(here), whole.name))
     try:
-        write_report(facts, path)
+        write_report(facts, path, more)
     except OSError as error:
         raise SettingsError(f"{path.name}: cannot be written ({error.strerror}). Give --output another place") from None
     click.echo(path)

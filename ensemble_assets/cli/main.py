@@ -17,6 +17,7 @@ from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.run import demo, run
 from ensemble_assets.cli.search import search
+from ensemble_assets.cli.show import show
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.stopping import STOPPED, say_stopped, stop_when_asked
 from ensemble_assets.common.version import __version__
@@ -28,7 +29,11 @@ def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""
 
 
-for command in (run, demo, search, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan):
+_COMMANDS = (
+    run, demo, search, show, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan
+)  # fmt: skip
+
+for command in _COMMANDS:
     commands.add_command(command)
 
 

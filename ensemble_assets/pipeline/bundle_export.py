@@ -6,7 +6,7 @@ The report lies beside the bundle's folder, never in it: the folder's files are 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.run_costs import LatencyBudget, Predicted, report_ratios
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report.facts import Facts, read_facts
-from ensemble_assets.report.page import page_of
+from ensemble_assets.report.page import Section, page_of
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.options import Qdrant
 
@@ -145,10 +145,10 @@ def report_path(bundle: Path) -> Path:
     return whole.with_name(f"{whole.name}.report.html")
 
 
-def write_report(facts: Facts, path: Path) -> Path:
+def write_report(facts: Facts, path: Path, more: Sequence[Section] = ()) -> Path:
     """Put the page in place in one step."""
     with atomic_write(path) as stream:
-        stream.write(page_of(facts).encode())
+        stream.write(page_of(facts, more).encode())
     return path
 
 

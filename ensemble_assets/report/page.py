@@ -55,8 +55,8 @@ class Section:
         return self.title.lower().replace(" ", "-")
 
 
-def page_of(facts: Facts) -> str:
-    """Write the page that shows ``facts``."""
+def page_of(facts: Facts, more: Sequence[Section] = ()) -> str:
+    """Write the page that shows ``facts``, and ``more`` sections at its end."""
     # autoescape is on for every template, so no name or number can become markup
     environment = Environment(
         loader=PackageLoader("ensemble_assets", "report"),
@@ -66,7 +66,7 @@ def page_of(facts: Facts) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = lambda value: value if isinstance(value, str) else shown(value)
-    sections = [section for make in _SECTIONS if (section := make(facts)) is not None]
+    sections = [*(section for make in _SECTIONS if (section := make(facts)) is not None), *more]
     return environment.get_template("page.html.j2").render(facts=facts, figures=_figures(facts), sections=sections)
 
 

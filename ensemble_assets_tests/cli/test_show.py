@@ -1,0 +1,78 @@
+"""``show`` and ``report --with-queries``: a query's chunks before and after reranking, from local artefacts only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ensemble_assets.asking.query_view import QueryViews
+from ensemble_assets.cli.main import main
+from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    root = tmp_path_factory.mktemp("show")
+    write_collection(root / "corpora" / "notes")
+    made = Pipeline(root).run({"rerank.weight": 0.9})
+    assert made.succeeded, made.error
+    return made
+
+
+def say(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+def test_the_candidates_are_those_of_the_run(outcome: Outcome) -> None:
+    views = QueryViews(outcome.store, "notes")
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    for public_id in reranked["public_id"].unique():
+        own = {row["chunk_id"]: row for row in reranked.iter_rows(named=True) if row["public_id"] == public_id}
+        shown = views.candidates(public_id, 5)
+        assert {each.chunk_id for each in shown} == {
+            chunk for chunk, row in own.items() if row["rank"] <= 5 or row["fused_rank"] <= 5
+        }
+        for each in shown:
+            row = own[each.chunk_id]
+            assert (each.rank, each.fused_rank, each.moved) == (
+                row["rank"], row["fused_rank"], row["fused_rank"] - row["rank"]
+            )  # fmt: skip
+            assert f"number {each.chunk_id[1:]} lies" in each.text
+        assert sum(each.relevance == 1 for each in shown) <= 1
+    per_query = outcome.artefact("evaluation").frame("per_query")
+    rows = per_query.filter(per_query["measure"] == "nDCG@10").iter_rows(named=True)
+    values = {(row["run"], row["public_id"]): row["value"] for row in rows}
+    for change in views.changes():
+        wanted = values["reranked", change.public_id] - values["fused", change.public_id]
+        assert change.change == pytest.approx(wanted)
+
+
+def test_show_lists_queries_and_shows_one(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    code, listed, _ = say(capsys, "show", outcome.bundle)
+    assert (code, "Gained most" in listed, "Lost most" in listed) == (0, True, True)
+    public_id = outcome.artefact("queries").frame("queries")["public_id"][0]
+    code, shown, _ = say(capsys, "show", outcome.bundle, public_id, "--top", "3")
+    assert code == 0
+    assert f"{public_id}: where is the river number 0" in shown
+    assert "was 1" in shown
+    code, _, problem = say(capsys, "show", outcome.bundle, "nobody")
+    assert (code, "has no query nobody. It has " in problem) == (2, True)
+    code, _, problem = say(capsys, "show", "nowhere", "--output-dir", outcome.bundle.parent)
+    assert code == 2
+    assert "nowhere" in problem
+
+
+def test_query_texts_are_on_a_page_of_their_own(
+    outcome: Outcome, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    assert say(capsys, "report", outcome.bundle, "--output", page)[0] == 0
+    assert "where is the" not in page.read_text()
+    code, out, _ = say(capsys, "report", outcome.bundle, "--with-queries")
+    assert (code, out.strip().endswith("notes.queries.html")) == (0, True)
+    changed = any(each.change for each in QueryViews(outcome.store, "notes").changes())
+    assert ("where is the" in Path(out.strip()).read_text()) == changed
