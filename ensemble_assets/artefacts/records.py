@@ -52,6 +52,7 @@ class QueriesRecord(Record):
     query_source: str = ""
     judgements: int = 0
     judged: bool = False
+    files: tuple[str, ...] = ()
     report: tuple[dict[str, Any], ...] = ()
 
 
@@ -194,6 +195,7 @@ class EvaluationRecord(Record):
 
     Attributes:
         judged: whether the judgements come from a file; False: derived probes.
+        files: the files of queries and judgements.
         not_retrieved: list -> queries for which it has nothing.
         fusion: method, parameters, shares and depth of the fused list.
         means: list -> measure -> mean, 0 to 1; empty without judgements.
@@ -203,6 +205,7 @@ class EvaluationRecord(Record):
     unit: str = "judged queries"
     judged: bool = False
     query_source: str = ""
+    files: tuple[str, ...] = ()
     without_relevant: int = 0
     not_retrieved: dict[str, int] = field(default_factory=dict)
     fusion: dict[str, Any] = field(default_factory=dict)

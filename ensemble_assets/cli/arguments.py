@@ -22,6 +22,7 @@ _FLAG_KEYS = {
     "output_dir": "paths.output_dir",
     "queries": "queries.file",
     "qrels": "queries.qrels",
+    "split": "queries.split",
     "profile": "models.profile",
     "ensemble_models": "models.ensemble",
     "sparse_models": "models.sparse",

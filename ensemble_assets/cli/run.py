@@ -50,8 +50,9 @@ _run_options = args.with_options(
 @args.CHUNKED_DIR
 @click.option("--output-dir", metavar="DIR", help="Write bundles to DIR/<collection>/.")
 @args.COLLECTIONS
-@click.option("--queries", metavar="FILE", help="Queries: JSONL (query_id or _id, text) or TSV (id, text).")
-@click.option("--qrels", metavar="FILE", help="Relevance judgements, in TREC or BEIR format.")
+@click.option("--queries", metavar="FILE", help="Queries: JSONL, Parquet, CSV or TSV, see docs/inputs.md.")
+@click.option("--qrels", metavar="FILE", help="Relevance judgements, TREC or BEIR, see docs/inputs.md.")
+@click.option("--split", help="Split of queries and judgements beside the chunks, such as dev.")
 @_run_options
 def run(json_output: bool, collections: str | None, assignments: tuple[str, ...], **flags: Any) -> int:
     """Run the whole pipeline for one or more collections, in this process."""

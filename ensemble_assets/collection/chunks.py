@@ -201,7 +201,7 @@ class _Builder:
 
     def finish(self) -> tuple[pl.DataFrame, ReadReport]:
         self._close_slice()
-        frame = with_unique_ids(pl.concat(self.slices), self.tally)
+        frame = with_unique_ids(pl.concat(self.slices), self.tally, refuse=self.limits.refuse_repeated_ids)
         for source, position in frame.filter("cut").select("source", "position").iter_rows():
             self.tally.note("text_cut", source, position)
         frame = frame.drop(*_OF_BUILDER).with_row_index("row")
@@ -232,7 +232,8 @@ class _Builder:
         elif len(given) > MAX_ID_CHARACTERS:
             problem = f"has an id of more than {MAX_ID_CHARACTERS} characters"
             raise InputError(record_place(source, position), problem, "Shorten it")
-        if given is None:
+        given = given or record.row_id
+        if given is None or (record.given_id is None and len(given) > MAX_ID_CHARACTERS):
             return plain_id(place_id(source, position))
         chunk_id = plain_id(given)
         self.tally.note("id_changed", source, position, int(chunk_id != given))

@@ -2,75 +2,112 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 
 import polars as pl
 
-from ensemble_assets.collection.readers.chunk_ids import plain_id
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
+from ensemble_assets.collection.readers.chunk_ids import as_id, plain_id
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
 from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.collection.readers.table_rows import (
+    LINES,
+    ending_of,
+    line_fields,
+    object_rows,
+    places_of,
+    value_of,
+)
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, conform
 
 JUDGEMENTS = {"query_id": pl.String(), "chunk_id": pl.String(), "relevance": pl.Int32(), "line": pl.UInt32()}
 """Columns of a qrels file: query ids as given, chunk ids changed by ``plain_id``, 0-based line."""
 
-_LINE_BYTES = 65_536
+_LIMITS = ReadLimits(record_bytes=65_536)
 _INT32 = range(-(2**31), 2**31)
-_REMEDY = "A line is 'query-id 0 chunk-id relevance' (TREC) or 'query-id<TAB>chunk-id<TAB>relevance' (BEIR)"
+_REMEDY = (
+    "A line is 'query-id 0 chunk-id relevance' (TREC), or query id, chunk id and relevance (BEIR) between tabs, blanks "
+    "or commas; a first line may name the columns"
+)
+
+_NAMES = {
+    "query": ("query_id", "qid", "query", "q_id", "topic", "topic_id"),
+    "chunk": ("corpus_id", "doc_id", "docid", "chunk_id", "document_id", "passage_id", "pid", "docno", "document"),
+    "relevance": ("score", "relevance", "rating", "rel", "label", "grade", "judgement", "judgment", "relevance_score"),
+}
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,10}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?")
 
 
-_LAYOUTS = (("\t", 3), ("\t", 4), (None, 4), (None, 3))
-"""Accepted lines: separator (None: blanks) and number of columns. The last two are the chunk id and the relevance."""
+def read_qrels(file: InputFile, tally: Tally, *more: InputFile) -> pl.DataFrame:
+    """Read qrels files, shards of one table, into the columns ``JUDGEMENTS``.
 
-_HEADER = ("query-id", "corpus-id", "score")
+    Accepted are TREC (four columns) and BEIR (three), between tabs, blanks or commas, with or without a header of any
+    names; JSONL and Parquet with named columns. A decimal relevance is rounded to the nearest grade, halves upwards,
+    and counted. A repeated judgement is counted and dropped.
 
-
-def read_qrels(file: InputFile, tally: Tally) -> pl.DataFrame:
-    """Read a qrels file into the columns ``JUDGEMENTS``.
-
-    Accepted are TREC (four columns, blanks or tabs) and BEIR (three tab-separated columns, with or without the header
-    ``query-id corpus-id score``). The first line decides. A repeated judgement is counted and dropped. A line that
-    cannot be read, and a pair judged twice with different relevance, are an ``InputError`` that names the line.
+    Raises:
+        InputError: for a file or line that cannot be read, and for a pair judged twice with different relevance; names
+            the line.
     """
     seen: dict[tuple[str, str], tuple[int, int]] = {}
-    columns = 0
-    tally.files += 1
-    for number, text in read_lines(file, ReadLimits(record_bytes=_LINE_BYTES)):
-        where, line = f"{file.source}, line {number + 1}", text.rstrip("\r\n")
-        if not columns:
-            layouts = (layout for layout in _LAYOUTS if len(line.split(layout[0])) == layout[1])
-            separator, columns = next(layouts, (None, 0))
-            if not columns:
-                raise InputError(where, "is no judgement", _REMEDY)
-            if tuple(field.strip().casefold() for field in line.split("\t")) == _HEADER:
-                continue
-        tally.records += 1
-        fields = [field.strip() for field in line.split(separator)]
-        if len(fields) != columns:
-            raise InputError(where, f"has {len(fields)} columns where the first line has {columns}", _REMEDY)
-        query_id, chunk_id, relevance = fields[0], plain_id(fields[-2]), _relevance(fields[-1], where)
-        if not query_id or not fields[-2]:
-            raise InputError(where, "has an empty id", _REMEDY)
-        earlier = seen.setdefault((query_id, chunk_id), (relevance, number))
-        if earlier[0] != relevance:
-            raise InputError(
-                where, f"judges the same pair as line {earlier[1] + 1}, with another relevance", "Keep one of the two"
-            )
-        if earlier[1] != number:
-            tally.note("duplicate_record", file.source, number)
+    for each in (file, *more):
+        tally.files += 1
+        for (query_id, given_id, relevance), number in _judgements(each, tally):
+            where = f"{each.source}, line {number + 1}"
+            tally.records += 1
+            if not query_id or not given_id:
+                raise InputError(where, "has an empty id", _REMEDY)
+            grade = _grade(relevance, where)
+            tally.note("decimal_relevance", each.source, number, int(grade != float(relevance)))
+            earlier = seen.setdefault((query_id, plain_id(given_id)), (grade, number))
+            if earlier[0] != grade:
+                problem = f"judges the same pair as line {earlier[1] + 1}, with another relevance"
+                raise InputError(where, problem, "Keep one of the two")
+            if earlier[1] != number:
+                tally.note("duplicate_record", each.source, number)
     if not seen:
         tally.note("empty_file", file.source)
     rows = [(*pair, *judgement) for pair, judgement in seen.items()]
     return pl.DataFrame(rows, schema=JUDGEMENTS, orient="row")
 
 
-def _relevance(field: str, where: str) -> int:
-    if re.fullmatch(r"[+-]?[0-9]{1,10}(\.0*)?", field):
-        relevance = int(field.partition(".")[0])
-        if relevance in _INT32:
-            return relevance
-    raise InputError(where, "has a relevance that is not a whole number", _REMEDY)
+def _judgements(file: InputFile, tally: Tally) -> Iterator[tuple[tuple[str, str, str], int]]:
+    """Yield query id, chunk id and relevance as text, with the 0-based line."""
+    if ending_of(file) not in LINES:
+        for row, number in object_rows(file, _LIMITS, tally):
+            values = [value_of(row, names) for names in _NAMES.values()]
+            if None in values:
+                names = ", ".join(row) or "nothing"
+                where = f"{file.source}, line {number + 1}"
+                raise InputError(where, f"lacks a query id, a chunk id or a relevance (it has {names})", _REMEDY)
+            query, chunk, relevance = (str(as_id(value)) for value in values)
+            yield (query, chunk, relevance), number
+        return
+    places: dict[str, int] = {}
+    columns = 0
+    for place, (fields, number) in enumerate(line_fields(file, _LIMITS, 3)):
+        where = f"{file.source}, line {number + 1}"
+        if not place and not any(map(_NUMBER.fullmatch, fields)):
+            places = places_of(fields, _NAMES)
+            if places or (len(fields) in (3, 4) and not any(map(str.isdigit, "".join(fields)))):
+                continue
+        if not columns and len(fields) not in (3, 4) and len(places) < len(_NAMES):
+            raise InputError(where, "is no judgement", _REMEDY)
+        columns = columns or len(fields)
+        if len(fields) != columns:
+            raise InputError(where, f"has {len(fields)} columns where the first line has {columns}", _REMEDY)
+        if len(places) == len(_NAMES):
+            yield (fields[places["query"]], fields[places["chunk"]], fields[places["relevance"]]), number
+        else:
+            yield (fields[0], fields[-2], fields[-1]), number
+
+
+def _grade(field: str, where: str) -> int:
+    if _NUMBER.fullmatch(field) and math.floor(float(field) + 0.5) in _INT32:
+        return math.floor(float(field) + 0.5)
+    raise InputError(where, "has a relevance that is not a number", _REMEDY)
 
 
 def fit_qrels(
@@ -91,4 +128,5 @@ def fit_qrels(
     for code, rows in lost.items():
         for line in rows["line"]:
             tally.note(code, source, line)
-    return conform(matched.filter(pl.col("public_id").is_not_null(), pl.col("present")), QRELS, "qrels")
+    usable = matched.filter(pl.col("public_id").is_not_null())
+    return conform(usable if usable["present"].any() else usable.clear(), QRELS, "qrels")

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
 from ensemble_assets.collection.derived_queries import derive_probes
 from ensemble_assets.collection.qrels import fit_qrels, read_qrels
+from ensemble_assets.collection.query_files import ChosenFiles, choose_files, given_file
 from ensemble_assets.collection.query_privacy import public_ids, query_hash
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, printable, read_lines
+from ensemble_assets.collection.readers.chunk_ids import as_id
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
 from ensemble_assets.collection.readers.json_values import replace_surrogates, text_value
-from ensemble_assets.collection.readers.keyed_records import read_objects
+from ensemble_assets.collection.readers.layouts import Role
 from ensemble_assets.collection.readers.read_report import ReadReport, Tally, usable_text
+from ensemble_assets.collection.readers.table_rows import (
+    LINES,
+    ending_of,
+    line_fields,
+    object_rows,
+    places_of,
+    value_of,
+)
 from ensemble_assets.common.defaults import DERIVED_QUERIES
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
 
 QuerySource = Literal["file", "derived"]
 
-QUERY_FILES = ("queries.jsonl", "queries.tsv")
-"""Names of a queries file in a collection's folder. Having both is an error."""
+_NAMES = {
+    "id": ("query_id", "_id", "id", "qid", "topic", "number"),
+    "text": ("text", "query", "question", "title"),
+}
+"""Columns of a table of queries, case and ``-`` for ``_`` aside; the first that is there counts."""
 
-QRELS_FILES = ("qrels/test.tsv", "qrels.tsv", "qrels.txt")
-"""Names of a qrels file in a collection's folder. Having several is an error."""
-
-ID_KEYS = ("query_id", "_id", "id")
-_TSV_HEADERS = {(first, second) for first in (*ID_KEYS, "qid", "query-id") for second in ("text", "query")}
 _LIMITS = ReadLimits(record_bytes=1_000_000)
 
 
@@ -50,9 +58,10 @@ class QuerySet:
     judged: bool
     report: ReadReport
     qrels_report: ReadReport | None
+    files: tuple[str, ...] = ()
 
 
-def load_queries(
+def load_queries(  # noqa: PLR0913 - one per option
     folder: Path,
     chunks: pl.DataFrame,
     key: bytes,
@@ -62,12 +71,13 @@ def load_queries(
     judged_only: bool = True,
     derived_limit: int = DERIVED_QUERIES,
     ids_are_public: bool = False,
+    split: str = "",
 ) -> QuerySet:
     """Load the queries and judgements of one collection, whose ``CHUNKS`` frame is ``chunks``.
 
-    Without ``queries_file``, one of ``QUERY_FILES`` in ``folder`` is read, and one of ``QRELS_FILES`` with it. With
-    ``queries_file``, only the given ``qrels_file`` is read. Without any queries file, at most ``derived_limit`` probes
-    are derived from the chunks.
+    Without ``queries_file``, those in ``folder`` are read, and the judgements of ``split`` with them
+    (``query_files.choose_files``). With ``queries_file``, only the given ``qrels_file`` is read. Without any queries,
+    at most ``derived_limit`` probes are derived from the chunks.
 
     With ``judged_only``, queries without a judgement are counted and left out, if there are judgements: BEIR's
     ``queries.jsonl`` has the queries of all splits. With ``ids_are_public`` the operator vouches that query ids are not
@@ -76,50 +86,47 @@ def load_queries(
     Raises:
         InputError: for files that cannot be used, ambiguous names, and if no query is left.
     """
-    if queries_file is None:
-        queries_file = _only_one(folder, QUERY_FILES)
-        if queries_file is not None and qrels_file is None:
-            qrels_file = _only_one(folder, QRELS_FILES)
-    if queries_file is None:
-        if qrels_file is not None:
+    asked = given_file(queries_file) if queries_file else choose_files(folder, Role.QUERIES, split)
+    judged = ChosenFiles()
+    if qrels_file is not None:
+        judged = given_file(qrels_file)
+    elif queries_file is None and asked.chosen:
+        judged = choose_files(folder, Role.JUDGEMENTS, split)
+    if not asked.chosen:
+        if judged.chosen:
             problem = "judges queries, but there is no queries file"
-            raise InputError(printable(qrels_file.name), problem, "Give the queries file too, or leave the qrels out")
+            raise InputError(judged.name, problem, "Give the queries file too, or leave the qrels out")
         return _derived(chunks, key, derived_limit)
-    tally = Tally()
-    given = read_queries(InputFile(queries_file, printable(queries_file.name)), tally)
-    if qrels_file is None:
-        queries = _with_privacy(given, key, queries_file, ids_are_public)
-        return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None)
-    qrels_tally = Tally()
-    file = InputFile(qrels_file, printable(qrels_file.name))
-    judgements = read_qrels(file, qrels_tally)
+    tally, qrels_tally = Tally(), Tally()
+    for place in (*asked.others, *judged.others):
+        tally.note("split_not_read", place)
+    given = read_queries(asked.chosen[0], tally, *asked.chosen[1:])
+    if not judged.chosen:
+        queries = _with_privacy(given, key, asked.name, ids_are_public)
+        return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None, (asked.name,))
+    judgements = read_qrels(judged.chosen[0], qrels_tally, *judged.chosen[1:])
     if judged_only:
-        given = _judged(given, judgements, queries_file, file, tally)
-    queries = _with_privacy(given, key, queries_file, ids_are_public)
-    qrels = fit_qrels(judgements, queries, chunks, file.source, qrels_tally)
-    return QuerySet(queries, qrels, "file", True, tally.report(queries.height), qrels_tally.report(qrels.height))
+        given = _judged(given, judgements, asked.name, judged.name, tally)
+    queries = _with_privacy(given, key, asked.name, ids_are_public)
+    qrels = fit_qrels(judgements, queries, chunks, judged.name, qrels_tally)
+    documents = int(queries["query_id"].is_in(chunks["chunk_id"].implode()).sum())
+    tally.note("query_is_document", asked.name, times=documents)
+    reports = tally.report(queries.height), qrels_tally.report(qrels.height)
+    return QuerySet(queries, qrels, "file", True, *reports, (asked.name, judged.name))
 
 
 QRELS_EMPTY = pl.DataFrame(schema=dict(QRELS))
 
 
-def _only_one(folder: Path, names: tuple[str, ...]) -> Path | None:
-    present = [name for name in names if (folder / name).is_file()]
-    if len(present) > 1:
-        raise InputError(folder.name, f"has {' and '.join(present)}", "Keep one, or give the file to use")
-    return folder / present[0] if present else None
-
-
 def _judged(
-    queries: pl.DataFrame, judgements: pl.DataFrame, queries_file: Path, qrels_file: InputFile, tally: Tally
+    queries: pl.DataFrame, judgements: pl.DataFrame, source: str, qrels_source: str, tally: Tally
 ) -> pl.DataFrame:
     judged = queries["query_id"].is_in(judgements["query_id"].unique().to_list())
-    source = printable(queries_file.name)
     for line in queries.filter(~judged)["line"]:
         tally.note("unjudged_query", source, line)
     if not judged.any():
         raise InputError(
-            qrels_file.source,
+            qrels_source,
             f"judges none of the {queries.height} queries in {source}",
             "Check that both belong together, or set queries.judged_only to false",
         )
@@ -141,34 +148,34 @@ def _derived(chunks: pl.DataFrame, key: bytes, limit: int) -> QuerySet:
     )
 
 
-def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
-    """Read a queries file into the columns ``query_id`` (unique), ``text`` and ``line`` (0-based).
+def read_queries(file: InputFile, tally: Tally, *more: InputFile) -> pl.DataFrame:
+    """Read queries files, shards of one table, into the columns ``query_id`` (unique), ``text`` and ``line`` (0-based).
 
-    The suffix decides the format: ``.jsonl`` or ``.ndjson`` is lines of JSON, ``.tsv`` or ``.txt`` is tab-separated
-    with an optional header ``query_id<TAB>text``. Surrounding blanks are dropped. Lone surrogates and NUL are replaced
-    and counted. Blank queries and repeated identical lines are skipped and counted. A line that cannot be read, another
-    suffix, and one id with two texts are an ``InputError``.
+    Read are JSONL, Parquet and CSV with named columns, and TSV with an id, a tab and a text, with or without a header.
+    Surrounding blanks are dropped. Lone surrogates and NUL are replaced and counted. Blank queries and repeated
+    identical lines are skipped and counted.
+
+    Raises:
+        InputError: for a line that cannot be read, another suffix, and one id with two texts; names file and line.
     """
-    read = _READERS.get(file.path.suffix.lower())
-    if read is None:
-        raise InputError(file.source, "is not a queries file", f"Accepted are {', '.join(_READERS)}")
-    tally.files += 1
     seen: dict[str, tuple[str, int]] = {}
-    for query_id, raw, number in read(file, tally):
-        tally.records += 1
-        text = usable_text(raw, tally, file.source, number).strip()
-        if not text:
-            tally.note("empty_text", file.source, number)
-            continue
-        earlier = seen.setdefault(query_id, (text, number))
-        if earlier[0] != text:
-            raise InputError(
-                f"{file.source}, line {number + 1}",
-                f"has the same id as line {earlier[1] + 1}, with another text",
-                "Give one of them another id",
-            )
-        if earlier[1] != number:
-            tally.note("duplicate_record", file.source, number)
+    for each in (file, *more):
+        tally.files += 1
+        for query_id, raw, number in _rows(each, tally):
+            tally.records += 1
+            text = usable_text(raw, tally, each.source, number).strip()
+            if not text:
+                tally.note("empty_text", each.source, number)
+                continue
+            earlier = seen.setdefault(query_id, (text, number))
+            if earlier[0] != text:
+                raise InputError(
+                    f"{each.source}, line {number + 1}",
+                    f"has the same id as line {earlier[1] + 1}, with another text",
+                    "Give one of them another id",
+                )
+            if earlier[1] != number:
+                tally.note("duplicate_record", each.source, number)
     rows = [(query_id, text, number) for query_id, (text, number) in seen.items()]
     frame = pl.DataFrame(rows, schema={"query_id": pl.String(), "text": pl.String(), "line": pl.UInt32()}, orient="row")
     if frame.is_empty():
@@ -176,46 +183,52 @@ def read_queries(file: InputFile, tally: Tally) -> pl.DataFrame:
     return frame
 
 
-def _jsonl(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
-    for item, number in read_objects(file, _LIMITS, tally):
-        where = f"{file.source}, line {number + 1}"
-        key = next((name for name in ID_KEYS if item.get(name) is not None), None)
-        query_id = item[key] if key else None
-        if isinstance(query_id, int) and not isinstance(query_id, bool):
-            query_id = str(query_id)
-        if not isinstance(query_id, str) or not query_id.strip():
-            raise InputError(where, "has no usable id", "Give it a 'query_id' or '_id' that is text or a whole number")
-        if "text" not in item:
-            raise InputError(where, "has no 'text'", "Give every query a 'text'")
-        yield replace_surrogates(query_id.strip())[0], text_value(item["text"], "text", where), number
+def _rows(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
+    """Yield id, text and 0-based line."""
+    ending = ending_of(file)
+    if ending not in LINES:
+        for row, number in object_rows(file, _LIMITS, tally):
+            yield _named_row(row, f"{file.source}, line {number + 1}", number)
+    elif ending == ".csv":
+        header: list[str] = []
+        for fields, number in line_fields(file, _LIMITS, 2):
+            where = f"{file.source}, line {number + 1}"
+            if not header and len(places_of(fields, _NAMES)) == len(_NAMES):
+                header = fields
+            elif not header and len(fields) != 2:
+                raise InputError(where, "is not an id, a comma and a text", "Name the columns in the first line")
+            else:
+                yield _named_row(dict(zip(header or ["id", "text"], fields, strict=False)), where, number)
+    else:
+        yield from _tsv(file)
 
 
-def _tsv(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
-    del tally
+def _named_row(row: Mapping[str, Any], where: str, number: int) -> tuple[str, str, int]:
+    query_id, text = as_id(value_of(row, _NAMES["id"])), value_of(row, _NAMES["text"])
+    if not isinstance(query_id, str) or not query_id.strip():
+        raise InputError(where, "has no usable id", "Give it a 'query_id' or '_id' that is text or a number")
+    if text is None and not any(name in row for name in _NAMES["text"]):
+        raise InputError(where, f"has no 'text' (it has {', '.join(map(repr, row))})", "Give every query a 'text'")
+    return replace_surrogates(query_id.strip())[0], text_value(as_id(text), "text", where), number
+
+
+def _tsv(file: InputFile) -> Iterator[tuple[str, str, int]]:
     for place, (number, line) in enumerate(read_lines(file, _LIMITS)):
         query_id, tab, text = line.rstrip("\r\n").partition("\t")
         query_id = query_id.strip()
-        if not place and (query_id.casefold(), text.strip().casefold()) in _TSV_HEADERS:
+        if not place and len(places_of([query_id, text], _NAMES)) == len(_NAMES):
             continue
         if not tab or not query_id:
             raise InputError(f"{file.source}, line {number + 1}", "is not an id, a tab and a text", "Correct the line")
         yield query_id, text, number
 
 
-_READERS: dict[str, Callable[[InputFile, Tally], Iterator[tuple[str, str, int]]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".tsv": _tsv,
-    ".txt": _tsv,
-}
-
-
-def _with_privacy(queries: pl.DataFrame, key: bytes, path: Path, ids_are_public: bool) -> pl.DataFrame:
+def _with_privacy(queries: pl.DataFrame, key: bytes, source: str, ids_are_public: bool) -> pl.DataFrame:
     pairs = list(zip(queries["query_id"], queries["text"], strict=True))
     try:
         shown = public_ids(key, pairs, ids_are_public=ids_are_public)
     except InputError as error:
-        raise InputError(f"{printable(path.name)}, {error.where}", error.problem, error.remedy) from None
+        raise InputError(f"{source}, {error.where}", error.problem, error.remedy) from None
     return queries.with_columns(
         pl.Series("public_id", shown, dtype=pl.String),
         pl.Series("query_hash", [query_hash(key, text) for _, text in pairs], dtype=pl.String),

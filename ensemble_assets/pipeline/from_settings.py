@@ -13,6 +13,7 @@ from ensemble_assets.collection.chunks import read_chunks
 from ensemble_assets.collection.folders import Collection, choose, discover
 from ensemble_assets.collection.queries import QuerySet, load_queries
 from ensemble_assets.collection.query_privacy import load_or_create_key
+from ensemble_assets.collection.readers.fields import Fields
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
@@ -168,7 +169,17 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
         format_name=options.format or None,
         follow_links=options.follow_links,
         skip_broken=options.on_error == "skip",
-        limits=ReadLimits(record_bytes=options.max_record_mb * 1_000_000),
+        limits=ReadLimits(
+            record_bytes=options.max_record_mb * 1_000_000,
+            fields=Fields(
+                text=options.text_field,
+                id=options.id_field,
+                title=options.title_field,
+                metadata=options.metadata_fields,
+                keep_flat=options.flat_records == "keep",
+            ),
+            refuse_repeated_ids=options.repeated_ids == "refuse",
+        ),
     )
 
 
@@ -184,4 +195,5 @@ def collection_queries(settings: Settings, collection: Collection, chunks: pl.Da
         judged_only=options.judged_only,
         derived_limit=options.derived_limit,
         ids_are_public=options.ids_are_public,
+        split=options.split,
     )

@@ -50,6 +50,7 @@ def manifest_inputs(
         warnings=tuple(_warnings(upstream, written)),
         more={
             "query_source": upstream.queries.record.query_source,
+            **({"query_files": list(files)} if (files := upstream.queries.record.files) else {}),
             "fusion_run": {name: fusion[name] for name in _FUSION_FACTS},
         },
     )

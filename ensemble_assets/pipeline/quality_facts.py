@@ -38,7 +38,14 @@ def evaluate_lists(
 
     Derived probes are judged by the chunk that they were made from.
     """
-    result = evaluate(measured_lists(chunks, fused, reranked), queries.frame("qrels"))
+    qrels = queries.frame("qrels")
+    own = queries.frame("queries", columns=["public_id", "query_id"]).rename({"query_id": "chunk_id"})
+    # a query that is a document itself finds itself; that is no answer unless somebody judged it one
+    own = own.join(qrels.filter(pl.col("relevance") > 0), on=["public_id", "chunk_id"], how="anti")
+    lists = measured_lists(chunks, fused, reranked)
+    result = evaluate(
+        {name: ranked.join(own, on=["public_id", "chunk_id"], how="anti") for name, ranked in lists.items()}, qrels
+    )
     run.writer.frame("per_query", result.per_query)
     run.writer.frame("summary", result.summary)
     fusion = fused.record.as_json()
@@ -48,6 +55,7 @@ def evaluate_lists(
         items=result.queries,
         judged=queries.record.judged,
         query_source=queries.record.query_source,
+        files=queries.record.files,
         without_relevant=result.without_relevant,
         not_retrieved=dict(result.not_retrieved),
         fusion={name: fusion[name] for name in _FUSION_FACTS},

@@ -74,6 +74,7 @@ def read_queries(run: StageRun, chunks: Artefact[ChunksRecord]) -> QueriesRecord
         query_source=loaded.source,
         judgements=loaded.qrels.height,
         judged=loaded.judged,
+        files=loaded.files,
         report=tuple(report.as_json() for report in reports),
         warnings=tuple(line for report in reports for line in report.warnings()),
     )

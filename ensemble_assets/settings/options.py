@@ -91,6 +91,20 @@ class Chunks(Section):
         "A file that cannot be used. stop: an error that names all of them. skip: it is left out, counted and named, "
         "as in version 4.0.",
     )
+    text_field: Names = option(
+        (), "Fields of a record that are its text, joined by a blank line. Empty: text, else content and the like."
+    )
+    id_field: str = option("", "Field of a record that is its id. Empty: chunk_id, _id or id.")
+    title_field: str = option("", "Field that is put before the text. Empty: title in a corpus, none elsewhere.")
+    metadata_fields: Names = option((), "Fields beside the text that are kept as metadata. Empty: all.")
+    flat_records: Literal["keep", "legacy"] = option(
+        "keep",
+        "Records of chunk files without metadata. keep: their other keys are metadata, as in JSONL. legacy: left out, "
+        "as in version 4.0.",
+    )
+    repeated_ids: Literal["number", "refuse"] = option(
+        "number", "An id with two contents. number: #2 is appended and counted. refuse: an error that names all."
+    )
     follow_links: bool = option(False, "Follow symbolic links that lead out of the collection's folder.")
     collection_priority: Share = option(0.5, "Exported as collection_priority.")
 
@@ -142,10 +156,13 @@ class Queries(Section):
 
     file: str = option(
         "",
-        "JSONL or TSV file of queries. Empty: queries.jsonl or queries.tsv beside the chunks, else queries "
-        "derived from the chunks' headings.",
+        "File of queries, see docs/inputs.md. Empty: queries beside the chunks, else queries derived from the chunks' "
+        "headings.",
     )
-    qrels: str = option("", "TREC or BEIR judgements. Empty: qrels beside the chunks, if any.")
+    qrels: str = option("", "Judgements, see docs/inputs.md. Empty: qrels beside the chunks, if any.")
+    split: str = option(
+        "", "Split of queries and judgements beside the chunks. Empty: test, else dev, validation, train."
+    )
     judged_only: bool = option(True, "With judgements: use only queries that have some.")
     ids_are_public: bool = option(
         False, "Query ids are not personal and are shown. Otherwise ids that look like text are hashed."

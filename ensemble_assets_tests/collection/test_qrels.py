@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,9 +65,8 @@ def test_the_same_judgement_twice_is_counted_once_is_kept(tmp_path: Path) -> Non
         ("1 0 a 1\n1 0 a\n", "q.txt, line 2: has 3 columns where the first line has 4"),
         ("1 a b c d\n", "q.txt, line 1: is no judgement"),
         ("hello\n", "q.txt, line 1: is no judgement"),
-        ("1 0 a high\n", "q.txt, line 1: has a relevance that is not a whole number"),
-        ("1 0 a 0.5\n", "line 1: has a relevance that is not a whole number"),
-        ("1 0 a 4294967296\n", "line 1: has a relevance that is not a whole number"),
+        ("1 0 a high\n", "q.txt, line 1: has a relevance that is not a number"),
+        ("1 0 a 4294967296\n", "line 1: has a relevance that is not a number"),
         ("1 0 a nan\n", "line 1: has a relevance"),
         ("1 0 a ٣\n", "line 1: has a relevance"),
         ("1\t\t1\n", "line 1: has an empty id"),
@@ -102,3 +102,43 @@ def test_judgements_that_are_written_are_read_back_equal(
     else:
         path.write_text("".join(f"{q} 0 {c} {r}\n" for (q, c), r in judged.items()))
     assert {(q, c): r for q, c, r, _ in read(path)[0]} == judged
+
+
+LAYOUTS = {
+    "query_id\tdoc_id\trelevance\n1\td1\t1\n2\td2\t0\n": "a header of other names",
+    "relevance,docid,qid\n1,d1,1\n0,d2,2\n": "columns in another order, commas",
+    "foo\tbar\tbaz\n1\td1\t1\n2\td2\t0\n": "a header of any names",
+    "1\t0\td1\t1\n2 0 d2 0\n": "tabs and blanks mixed",
+    "1   0\td1  1\r\n2 0 d2 0\r\n": "several blanks, line ends of Windows",
+    "\ufeffquery-id\tcorpus-id\tscore\n1\td1\t1\n2\td2\t0\n": "a byte order mark",
+    "1,d1,1\n2,d2,0\n": "commas without a header",
+    "1 d1 1.0\n2 d2 0.4\n": "decimals",
+    "topic iter docno rel\n1 0 d1 1\n2 0 d2 0\n": "a header of TREC",
+}
+
+
+@pytest.mark.parametrize("content", LAYOUTS, ids=LAYOUTS.values())
+def test_every_layout_of_judgements_says_the_same(content: str, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_bytes(content.encode())
+    rows, _ = read(tmp_path / "q.txt")
+    assert [row[:3] for row in rows] == [("1", "d1", 1), ("2", "d2", 0)]
+
+
+def test_tables_with_named_columns_say_it_too(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"query-id": 1, "corpus-id": "d1", "score": 1}\n')
+    pl.DataFrame({"query-id": [1.0], "corpus-id": ["d1"], "score": [0.6]}).write_parquet(tmp_path / "q.parquet")
+    (tmp_path / "q.csv").write_text('qid,doc_id,rel\n1,"d1",1\n')
+    for name, counts in (("q.jsonl", {}), ("q.parquet", {"decimal_relevance": 1}), ("q.csv", {})):
+        rows, tally = read(tmp_path / name)
+        assert [row[:3] for row in rows] == [("1", "d1", 1)]
+        assert dict(tally.counts) == counts
+    (tmp_path / "q.jsonl").write_text('{"query": 1, "score": 1}\n')
+    with pytest.raises(InputError, match=r"lacks a query id, a chunk id or a relevance \(it has query, score\)"):
+        read(tmp_path / "q.jsonl")
+
+
+def test_decimals_become_grades_halves_upwards(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("1 0 a 0.5\n1 0 b 0.49\n1 0 c 2.5\n1 0 d 1e0\n1 0 e -0.6\n")
+    rows, tally = read(tmp_path / "q.txt")
+    assert [row[2] for row in rows] == [1, 0, 3, 1, -1]
+    assert tally.counts["decimal_relevance"] == 4

@@ -58,17 +58,18 @@ BAD: list[tuple[str, str, str, str]] = [
     ("broken JSON", "q.jsonl", '{"_id": "1", "text": "x"}\n{"_id"', "q.jsonl, line 2, column 7: is not valid JSON"),
     ("list", "q.jsonl", "[1]", "q.jsonl, line 1: is a list"),
     ("no id", "q.jsonl", '{"text": "x"}', "line 1: has no usable id"),
-    ("id of a wrong type", "q.jsonl", '{"_id": 1.5, "text": "x"}', "line 1: has no usable id"),
+    ("id of a wrong type", "q.jsonl", '{"_id": [1], "text": "x"}', "line 1: has no usable id"),
     ("blank id", "q.jsonl", '{"_id": " ", "text": "x"}', "line 1: has no usable id"),
     ("no text", "q.jsonl", '{"_id": "1"}', "line 1: has no 'text'"),
-    ("text of a wrong type", "q.jsonl", '{"_id": "1", "text": 3}', "line 1: has a number as 'text'"),
+    ("text of a wrong type", "q.jsonl", '{"_id": "1", "text": [3]}', "line 1: has a list as 'text'"),
     ("two texts", "q.jsonl", '{"_id": 1, "text": "x"}\n{"_id": "1", "text": "y"}', "line 2: has the same id as line 1"),
     ("no tab", "q.tsv", "1\tx\nno tab here", "q.tsv, line 2: is not an id, a tab and a text"),
     ("no id before the tab", "q.tsv", "\tx", "line 1: is not an id"),
     ("not UTF-8", "q.tsv", "1\t\udce9", "q.tsv, byte 2: is not UTF-8"),
     ("huge line", "q.tsv", "1\t" + "x" * 1_000_000, "line 1: is a record of more than 1000000 bytes"),
     ("no query", "q.jsonl", "\n", "q.jsonl: holds no query"),
-    ("other suffix", "q.csv", "1,x", "q.csv: is not a queries file. Accepted are .jsonl"),
+    ("other suffix", "q.xml", "1,x", "q.xml: is no table of queries or judgements. Accepted are .jsonl"),
+    ("CSV without names", "q.csv", "1,x,y", "q.csv, line 1: is not an id, a comma and a text"),
 ]
 
 
@@ -126,7 +127,8 @@ def test_files_beside_the_chunks_are_found_and_only_judged_queries_kept(tmp_path
         ("1", "first", "1", query_hash(KEY, "first")),
         ("3", "third", "3", query_hash(KEY, "third")),
     ]
-    assert found.qrels.rows() == [("1", "c0", 1), ("3", "c1", 2)]
+    assert found.qrels.rows() == [("1", "c0", 1), ("3", "c1", 2), ("3", "gone", 1)], "judged and gone counts as missed"
+    assert found.files == ("queries.jsonl", "qrels/test.tsv")
     assert found.report.counts == {"unjudged_query": 1}
     assert found.report.places["unjudged_query"][0].position == 1
     assert found.report.records == found.report.rows + found.report.skipped
@@ -205,6 +207,6 @@ def test_scifact_has_300_judged_test_queries(shared: Path) -> None:
     folder = shared / "data" / "eval" / "scifact"
     found = load_queries(folder, read_chunks(folder, 256)[0], KEY)
     assert (found.queries.height, found.qrels.height) == (300, 339)
-    assert found.report.counts == {"unjudged_query": 809}
+    assert found.report.counts == {"unjudged_query": 809, "split_not_read": 1}
     assert found.qrels_report is not None
     assert found.qrels_report.counts == {}

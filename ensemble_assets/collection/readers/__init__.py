@@ -1,7 +1,8 @@
 """Read the chunk files of a collection's folder into raw records, and count everything odd.
 
 ``formats`` picks the reader, ``input_files`` finds and opens files, ``legacy_chunk_files`` and ``keyed_records`` read
-them, ``chunk_ids`` makes ids usable and unique, ``json_values`` parses and writes JSON, ``read_report`` has the report.
+them, ``chunk_ids`` makes ids usable and unique, ``fields`` says which of a record's fields is
+what, ``layouts`` which file of a data set, ``table_rows`` reads queries and judgements, ``json_values`` parses and writes JSON, ``read_report`` has the report.
 
 Imperfect but usable input is counted, with its reason in the table ``read_report.REASONS``. The following input is
 refused (``InputError`` with file and line, record or byte), for these reasons:
@@ -9,8 +10,7 @@ refused (``InputError`` with file and line, record or byte), for these reasons:
 ========================================  ========================================================================
 broken JSON or Parquet, not UTF-8         the rest of the file is unknown: skipping it would lose chunks uncounted
 empty ``*_chunks.json`` or ``*.parquet``  no valid file is empty; a copy that was interrupted is
-wrong types, no ``text``                  the name promises another format; guessing would embed something else
-the same given id, other content          judgements name one of the two, but not which
+wrong types, no text                      the name promises another format; guessing would embed something else
 over 4300 digits, over 100 levels         no reader of the bundle could take it
 a record over 64 MB, a file over 2 GB     it is a book or a wrong file, and it would exhaust memory
 cannot be opened, no regular file         its content is unknown

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
 
 from ensemble_assets.collection.readers.json_values import replace_surrogates
-from ensemble_assets.collection.readers.read_report import Tally, record_place
+from ensemble_assets.collection.readers.read_report import MAX_PLACES, Tally, record_place
 from ensemble_assets.common.errors import InputError
 
 MAX_ID_CHARACTERS = 512
@@ -34,6 +35,13 @@ def own_id(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
+def as_id(value: object) -> object:
+    """Return a number as an id's text: a whole float without its ``.0``. Anything else comes back as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        return value
+    return str(int(value)) if value == value // 1 else str(value)
+
+
 def plain_id(given: str) -> str:
     """Replace runs of blanks and control characters by ``_``, and lone surrogates by U+FFFD.
 
@@ -42,18 +50,19 @@ def plain_id(given: str) -> str:
     return _NOT_IN_IDS.sub("_", replace_surrogates(given)[0])
 
 
-def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
+def with_unique_ids(frame: pl.DataFrame, tally: Tally, *, refuse: bool = False) -> pl.DataFrame:
     """Make ``chunk_id`` unique.
 
     Args:
-        frame: columns of ``CHUNKS`` without ``row``, plus ``given`` (Boolean): whether the format demands unique ids.
+        frame: columns of ``CHUNKS`` without ``row``, plus ``given`` (Boolean): whether the format has ids of its own.
         tally: counts the records that are dropped or renamed.
+        refuse: whether a given id with two contents is an error.
 
     Returns:
         The frame without repeated identical records of given ids. Other repeated ids have ``#2``, ``#3``, ... appended.
 
     Raises:
-        InputError: if a given id is repeated with other content; names both places.
+        InputError: if ``refuse`` is set and a given id is repeated with other content; names all such places.
     """
     numbered = frame.with_row_index("n")
     repeated = numbered.filter(pl.col("chunk_id").is_duplicated())
@@ -62,23 +71,28 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         return frame
     taken = set(frame.filter(pl.col("chunk_id").str.contains(r"#\d+$"))["chunk_id"])
     last: Counter[str] = Counter()  # last number that was appended to an id, less 1
-    first: dict[str, dict[str, Any]] = {}
+    seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     dropped: list[int] = []
     renamed: dict[int, str] = {}
+    clashes: list[tuple[str, str]] = []
     for row in repeated.iter_rows(named=True):
-        earlier = first.setdefault(row["chunk_id"], row)
-        if earlier is row:
-            continue
-        if row["given"]:
-            if (earlier["text_sha1"], earlier["metadata"]) != (row["text_sha1"], row["metadata"]):
-                there, here = (record_place(place["source"], place["position"]) for place in (earlier, row))
-                problem = f"has the same id as {there}, with different content"
-                raise InputError(here, problem, "Give one of them another id, or remove it")
+        content = (row["text_sha1"], row["metadata"]) if row["given"] else (row["n"],)
+        if seen.setdefault((row["chunk_id"], *content), row) is not row:
             dropped.append(row["n"])
             tally.note("duplicate_record", row["source"], row["position"])
-        else:
+            continue
+        first = seen.setdefault((row["chunk_id"],), row)
+        if first is not row:
             renamed[row["n"]] = _suffixed(row["chunk_id"], last, taken)
-            tally.note("duplicate_chunk_id", row["source"], row["position"])
+            tally.note("repeated_id" if row["given"] else "duplicate_chunk_id", row["source"], row["position"])
+            if row["given"]:
+                clashes.append((_place(row), _place(first)))
+    if clashes and refuse:
+        named = "; ".join(f"{here} as {there}" for here, there in clashes[1:MAX_PLACES])
+        problem = f"has the same id as {clashes[0][1]}, with different content" + (
+            f"; so have {named}" if named else ""
+        )
+        raise InputError(clashes[0][0], problem, "Give one of them another id, or remove it")
     new = pl.DataFrame(
         {"n": list(renamed), "new_id": list(renamed.values())}, schema={"n": numbered.schema["n"], "new_id": pl.String}
     )
@@ -88,6 +102,10 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally) -> pl.DataFrame:
         .with_columns(pl.coalesce("new_id", "chunk_id").alias("chunk_id"))
         .drop("n", "new_id")
     )
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return record_place(row["source"], row["position"])
 
 
 def _suffixed(chunk_id: str, last: Counter[str], taken: set[str]) -> str:

@@ -21,6 +21,7 @@ from ensemble_assets.collection.readers.input_files import (
     find_files,
 )
 from ensemble_assets.collection.readers.keyed_records import read_beir_file, read_jsonl_file, read_parquet_file
+from ensemble_assets.collection.readers.layouts import Role, named, plain_name
 from ensemble_assets.collection.readers.legacy_chunk_files import has_text_key, read_chunk_file
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
 from ensemble_assets.common.errors import InputError, SettingsError
@@ -46,17 +47,17 @@ class InputFormat:
 FORMATS: Mapping[str, InputFormat] = MappingProxyType(
     {
         "chunk_files": InputFormat(f"*{CHUNK_FILE_ENDING}", read_chunk_file, also="*.json"),
-        "beir": InputFormat("corpus.jsonl", read_beir_file),
+        "beir": InputFormat("corpus.jsonl", read_beir_file),  # and what layouts.named() takes for a corpus
         "jsonl": InputFormat("*.jsonl", read_jsonl_file),
         "parquet": InputFormat("*.parquet", read_parquet_file),
     }
 )
 """The formats by name, as in option ``chunks.format``. A file has the first format whose pattern matches its name."""
 
-_CHUNK_FILES = "chunk_files"
+_CHUNK_FILES, _BEIR = "chunk_files", "beir"
 
 NOT_CHUNKS = ("queries.*", "qrels.*")
-"""Names of queries and judgements. Below the folder ``qrels`` only JSON files can be chunk files."""
+"""Names of queries and judgements beside those of ``layouts``."""
 
 SUMMARIES = ("chunk_summary.json", "processing_summary.json", "*_processing_summary.json")
 """Names of reports that chunkers and exporters write. They are passed over."""
@@ -70,24 +71,19 @@ EXPORTED = (
 
 def format_of(relative: str) -> str | None:
     """Return the format of a path (POSIX, relative to the collection), or None if it is no chunk file."""
-    folder, _, name = relative.rpartition("/")
-    if _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED, *SUMMARIES)):
+    name = plain_name(relative.rpartition("/")[2])
+    role = named(relative).role
+    if role in (Role.QUERIES, Role.JUDGEMENTS) or _matches(name.lstrip("."), (*NOT_CHUNKS, *EXPORTED, *SUMMARIES)):
         return None
-    below_qrels = folder.split("/")[0] == "qrels"
-    return next(
-        (
-            each
-            for each, kind in FORMATS.items()
-            if _matches(name, (kind.pattern, kind.also)) and (kind.also or not below_qrels)
-        ),
-        None,
-    )
+    if role is Role.CORPUS:
+        return "beir"
+    return next((each for each, kind in FORMATS.items() if _matches(name, (kind.pattern, kind.also))), None)
 
 
 def feeds_collection(relative: str) -> bool:
     """Return whether a path (POSIX, relative to the collection) holds chunks, queries or judgements."""
-    folder, _, name = relative.rpartition("/")
-    return format_of(relative) is not None or folder.split("/")[0] == "qrels" or _matches(name, NOT_CHUNKS)
+    name = plain_name(relative.rpartition("/")[2])
+    return format_of(relative) is not None or named(relative).role is not Role.UNKNOWN or _matches(name, NOT_CHUNKS)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -110,7 +106,7 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
 
 
 def _is_named_so(name: str) -> bool:
-    return _matches(name, tuple(kind.pattern for kind in FORMATS.values()))
+    return _matches(plain_name(name), tuple(kind.pattern for kind in FORMATS.values()))
 
 
 def _may_be_input(relative: str) -> bool:
@@ -139,6 +135,10 @@ def chunk_files_in(
     if not folder.is_dir():
         raise InputError(folder.name, "is not a folder", "Give the folder that holds the collection's chunk files")
     by_format = _files_by_format(folder, tally, format_name, follow_links)
+    if format_name is None and _BEIR in by_format:
+        for other in {"jsonl", "parquet"} & set(by_format):
+            for file in by_format.pop(other):
+                tally.note("beside_the_corpus", file.source)
     if format_name is None and len(by_format) > 1:
         examples = "; ".join(f"{name}: {files[0].source}" for name, files in sorted(by_format.items()))
         raise InputError(

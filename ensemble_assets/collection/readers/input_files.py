@@ -7,15 +7,26 @@ refused. A link to a file or folder that is read anyway is skipped and counted. 
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
+from ensemble_assets.collection.readers.fields import Fields
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
+
+try:
+    import zstandard as _zstandard
+except ImportError:
+    _zstandard = None  # type: ignore[assignment]
+
+zstandard: Any = _zstandard
 
 CHUNK_FILE_ENDING = "_chunks.json"
 """Of the names of version 4.0's chunk files."""
@@ -26,15 +37,19 @@ _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Most bytes that one read may bring into memory; more is an error.
+    """Most bytes that one read may bring into memory, more is an error; and the fields of a record.
 
     Attributes:
         record_bytes: of one record: a JSON line, or a chunk's text and metadata in UTF-8.
         file_bytes: of one file that can only be read whole (``*_chunks.json``).
+        fields: which fields are text, title, id and metadata.
+        refuse_repeated_ids: whether an id with two contents is an error; it gets ``#2`` otherwise.
     """
 
     record_bytes: int = 64_000_000
     file_bytes: int = 2_000_000_000
+    fields: Fields = Fields()  # noqa: RUF009 - it cannot change
+    refuse_repeated_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +212,15 @@ class _Search:
 
 
 def open_input(file: InputFile) -> BinaryIO:
-    """Open a file for reading bytes.
-
-    Raises:
-        InputError: if it cannot be opened.
-    """
+    """Open a file for reading bytes, decompressed by its ending; ``InputError`` if it cannot be opened."""
+    ending = file.path.suffix.lower()
     try:
-        return file.path.open("rb")
+        if ending == ".gz":
+            return cast("BinaryIO", gzip.open(file.path, "rb"))
+        if ending == ".zst" and zstandard is None:
+            remedy = "Install it (pip install 'ensemble-assets[zstd]'), or decompress the file"
+            raise InputError(file.source, "is compressed with zstd, and the package zstandard is missing", remedy)
+        return io.BufferedReader(zstandard.open(file.path, "rb")) if ending == ".zst" else file.path.open("rb")
     except OSError as error:
         raise _cannot_read(file.source, error) from None
 
@@ -216,15 +233,14 @@ def read_text(file: InputFile, limits: ReadLimits) -> str:
     """
     with open_input(file) as stream:
         try:
-            size = os.fstat(stream.fileno()).st_size
-            if size > limits.file_bytes:
+            data = stream.read(limits.file_bytes + 1)
+            if len(data) > limits.file_bytes:
                 raise InputError(
                     file.source,
-                    f"has {size} bytes; a JSON file is read whole and may have at most {limits.file_bytes}",
+                    f"has more than {limits.file_bytes} bytes; a JSON file is read whole and may not have more",
                     "Split it, or write the chunks as JSONL, which is read line by line",
                 )
-            data = stream.read()
-        except OSError as error:
+        except _UNREADABLE as error:
             raise _cannot_read(file.source, error) from None
     return decode(data, file.source)
 
@@ -241,7 +257,7 @@ def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]
         while True:
             try:
                 data = stream.readline(limits.record_bytes + 1)
-            except OSError as error:
+            except _UNREADABLE as error:
                 raise _cannot_read(file.source, error) from None
             if not data:
                 return
@@ -282,6 +298,14 @@ def decode(data: bytes, source: str, offset: int = 0) -> str:
     raise InputError(f"{source}, byte {position}", "is not UTF-8", "Save the file as UTF-8")
 
 
-def _cannot_read(source: str, error: OSError, what: str = "this file") -> InputError:
-    reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return InputError(source, f"cannot be read ({reason})", f"Give the user who runs this the right to read {what}")
+_UNREADABLE = (OSError, EOFError, zlib.error, *((zstandard.ZstdError,) if zstandard else ()))
+"""What reading a file may raise; the last two by a compressed file that is cut off or damaged."""
+
+
+def _cannot_read(source: str, error: Exception, what: str = "this file") -> InputError:
+    number = getattr(error, "errno", None)
+    if number:
+        return InputError(
+            source, f"cannot be read ({os.strerror(number)})", f"Give the user who runs this the right to read {what}"
+        )
+    return InputError(source, f"cannot be decompressed ({type(error).__name__})", "Copy it again; it may be cut off")

@@ -1,8 +1,9 @@
 """Read the chunk files of version 4.0 (``*_chunks.json``, ``*.json``), in every shape that the contract accepts.
 
 A file holds records or texts: one of them, a list of them, or an object with such a list under ``chunks``, ``data``,
-``records`` or ``items`` (the first of these keys with a list). A record is ``{"text", "metadata"}``. Its other keys,
-such as ``advanced_scores``, are left out, as version 4.0 did.
+``records`` or ``items`` (the first of these keys with a list), or an object of records by their ids. A record is
+``{"text", "metadata"}``. Its other keys, such as ``advanced_scores``, are left out, as version 4.0 did, and counted;
+an id among them is the row's. A record without ``metadata`` keeps its keys, unless ``chunks.flat_records`` is legacy.
 """
 
 from __future__ import annotations
@@ -11,17 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ensemble_assets.collection.readers.chunk_ids import as_id, place_id
+from ensemble_assets.collection.readers.fields import Fields, metadata_of
 from ensemble_assets.collection.readers.input_files import (
     CHUNK_FILE_ENDING,
     InputFile,
     ReadLimits,
     read_text,
 )
-from ensemble_assets.collection.readers.json_values import JsonReader, json_type, object_value, text_value
-from ensemble_assets.collection.readers.read_report import RawRecord, Tally, record_place
+from ensemble_assets.collection.readers.json_values import JsonReader, json_type
+from ensemble_assets.collection.readers.keyed_records import ID_KEYS, keyed_record
+from ensemble_assets.collection.readers.layouts import plain_name
+from ensemble_assets.collection.readers.read_report import RawRecord, Tally, all_usable, record_place
 from ensemble_assets.common.errors import InputError
 
 CONTAINER_KEYS = ("chunks", "data", "records", "items")
+_SCORES = "advanced_scores"
+"""Figures that version 4.0's chunker puts into every record and no version exports; they are not counted."""
+
 _SHAPES = "a list of objects with 'text', such an object, or text"
 _TEXT_KEY = b'"text"'
 _BLOCK_BYTES = 1 << 20
@@ -57,14 +65,19 @@ def read_chunk_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterat
     reader = JsonReader()
     items = _items(reader.parse(text, file.source), file.source, tally)
     del text
-    if not file.source.endswith(CHUNK_FILE_ENDING) and not any(isinstance(i, dict) and "text" in i for i in items):
+    if not _is_named_so(file.source) and not any(isinstance(i, dict) and "text" in i for i in items):
         tally.note("no_chunks_inside", file.source)
         return
     tally.note("duplicate_json_key", file.source, times=reader.duplicate_keys)
     if not items:
         tally.note("empty_file", file.source)
-    for position, item in enumerate(items):
-        yield _record(item, file.source, position)
+    yield from all_usable(
+        enumerate(items), lambda numbered: _record(numbered[1], file.source, numbered[0], limits.fields, tally)
+    )
+
+
+def _is_named_so(source: str) -> bool:
+    return plain_name(source).endswith(CHUNK_FILE_ENDING)
 
 
 def _items(value: object, source: str, tally: Tally) -> list[Any]:
@@ -77,23 +90,32 @@ def _items(value: object, source: str, tally: Tally) -> list[Any]:
                     tally.note("text_beside_container", source)
                 contained: list[Any] = value[key]
                 return contained
-        return [value]
-    if isinstance(value, str) or not source.endswith(CHUNK_FILE_ENDING):
+        by_id = [{"chunk_id": key, **item} for key, item in value.items() if isinstance(item, dict) and "text" in item]
+        return by_id if by_id and len(by_id) == len(value) else [value]
+    if isinstance(value, str) or not _is_named_so(source):
         return [value]
     raise InputError(source, f"holds {json_type(value)} where chunks were expected", f"Accepted are {_SHAPES}")
 
 
-def _record(item: object, source: str, position: int) -> RawRecord:
+def _record(item: object, source: str, position: int, fields: Fields, tally: Tally) -> RawRecord:
     if isinstance(item, str):
         return RawRecord(item, {}, source, position)
-    where = record_place(source, position)
+    where, place = record_place(source, position), (source, position)
     if not isinstance(item, dict):
         raise InputError(where, f"is {json_type(item)}", "A record is an object with 'text', or text")
-    if "text" not in item:
-        raise InputError(where, "has no 'text'", "Give every record a 'text'; an empty one is skipped and counted")
-    return RawRecord(
-        text=text_value(item["text"], "text", where),
-        metadata=object_value(item.get("metadata"), "metadata", where),
-        source=source,
-        position=position,
-    )
+    item.pop(_SCORES, None)
+    if fields.keep_flat and item.get("metadata") is None:
+        record = keyed_record(item, source, position, tally, fields=fields)
+        own = record.metadata if record.given_id != place_id(source, position) else _without_id(record.metadata)
+        return RawRecord(record.text, own, source, position)
+    text = fields.take_text(item, where, place, tally)
+    metadata = metadata_of(item.pop("metadata", None), where, place, tally)
+    id_keys = (fields.id,) if fields.id else ID_KEYS
+    beside = next((item.pop(key) for key in id_keys if item.get(key) is not None), None)
+    tally.note("key_dropped", *place, sum(value is not None for value in item.values()))
+    row_id = as_id(beside) if fields.keep_flat else None
+    return RawRecord(text, metadata, source, position, row_id=row_id if isinstance(row_id, str) else None)
+
+
+def _without_id(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if key != "chunk_id"}

@@ -6,12 +6,13 @@ The table ``REASONS`` is the policy for input that is imperfect but usable. Unus
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ensemble_assets.collection.readers.json_values import replace_surrogates
+from ensemble_assets.common.errors import InputError
 
 Effect = Literal["skipped", "changed", "noticed"]
 
@@ -38,6 +39,8 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "empty_text": Reason("skipped", "the text is empty or blank"),  # nothing can be embedded
         "below_min_tokens": Reason("skipped", "fewer tokens than chunks.min_tokens"),  # the setting asks for it
         "duplicate_record": Reason("skipped", "a record repeats an id and its content"),  # no information is lost
+        # Real collections have some; one bad line of a million must not stop all.
+        "repeated_id": Reason("changed", "an id is repeated with other content; '#2', '#3', ... was appended"),
         # Version 4.0 has such rows; ids must be unique here.
         "duplicate_chunk_id": Reason("changed", "a chunk_id is repeated; '#2', '#3', ... was appended"),
         # Databases and C libraries end a string there; the rest of the text is good.
@@ -46,6 +49,10 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "lone_surrogate": Reason("changed", "lone surrogates became U+FFFD"),
         # JSON has no such numbers; strict readers of the bundle would refuse the whole file.
         "non_finite_number": Reason("changed", "NaN or Infinity in metadata became null"),
+        # Databases and spreadsheets write years and amounts so.
+        "number_as_text": Reason("changed", "a number stands where a text belongs; its digits are the text"),
+        # The setting names what is kept; version 4.0 kept only 'metadata'.
+        "key_dropped": Reason("changed", "a key beside the text was left out"),
         # Version 4.0 did so; the JSON standard leaves it open.
         "duplicate_json_key": Reason("changed", "a key is repeated in a JSON object; the last value was used"),
         # The inner one was put there as metadata on purpose.
@@ -66,9 +73,15 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "text_beside_container": Reason(
             "noticed", "an object has a list of chunks and a text of its own, which is not a chunk"
         ),
+        # Other programs call it so; nobody means another field.
+        "other_text_field": Reason("noticed", "a record's text is not under 'text' but under 'content' or the like"),
         "empty_file": Reason("noticed", "the file has no records"),  # an empty list or file says so on purpose
         # The option chunks.format is set.
         "other_format_ignored": Reason("noticed", "a chunk file of a format that was not chosen"),
+        # Generated queries, negatives and the like; a corpus has its documents in its own files.
+        "beside_the_corpus": Reason("noticed", "a file beside a corpus was not read: it is no document of it"),
+        # Another split, or a second file of the same kind.
+        "split_not_read": Reason("noticed", "queries or judgements of another split were not read"),
         # The output folder is the input folder; the bundle's points are not chunks.
         "exported_file": Reason("noticed", "a file of an export bundle lies among the chunk files"),
         # The option chunks.on_error is "skip"; version 4.0 went on so.
@@ -80,10 +93,14 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         # Reading it twice would double its chunks.
         "repeated_link": Reason("noticed", "a symbolic link to a file or folder that is read under its own name"),
         "unjudged_query": Reason("skipped", "the query has no judgement in the qrels"),  # another split's query
+        # ArguAna, Quora: BEIR leaves out such a hit, too.
+        "query_is_document": Reason("noticed", "a query has the id of a chunk; that chunk does not count in its lists"),
+        # Some collections are judged in shares; measures want grades.
+        "decimal_relevance": Reason("changed", "a decimal relevance was rounded to the nearest grade, halves upwards"),
         # Another split's line.
         "unknown_query": Reason("noticed", "a judgement names a query that is not in the queries"),
-        # A skipped or removed chunk; recall counts it as missed only if it is kept.
-        "unknown_chunk": Reason("noticed", "a judgement names a chunk that is not in the collection"),
+        # A skipped or removed chunk: no list can have it, as in BEIR.
+        "unknown_chunk": Reason("noticed", "a judgement names a chunk that is not in the collection; it is missed"),
     }
 )
 """The reasons by name in reports and manifests. The comments say why the input is not refused."""
@@ -108,6 +125,7 @@ class RawRecord:
         position: 0-based record (JSON list, Parquet row) or line (JSONL) in ``source``.
         given_id: the id in formats whose ids must be unique (BEIR, JSONL, Parquet). None for legacy chunk files: their
             ids come from ``metadata.chunk_id``.
+        row_id: the id of a row whose metadata has none; it is not exported.
     """
 
     text: str
@@ -115,6 +133,7 @@ class RawRecord:
     source: str
     position: int
     given_id: str | None = None
+    row_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,30 @@ class ReadReport:
             "reasons": dict(self.counts),
             "places": {code: [[p.source, p.position] for p in places] for code, places in self.places.items()},
         }
+
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+def all_usable(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterator[_Made]:
+    """Make something of every item of a file, and raise one error that names what cannot be used, at most twenty."""
+    errors: list[InputError] = []
+    for item in items:
+        try:
+            made = make(item)
+        except InputError as error:
+            errors.append(error)
+            if len(errors) == MAX_PLACES:
+                break
+        else:
+            yield made
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        named = "; ".join(f"{error.where}: {error.problem}" for error in errors[1:])
+        more = " and perhaps more" if len(errors) == MAX_PLACES else ""
+        raise InputError(errors[0].where, f"{errors[0].problem}; {named}{more}", errors[0].remedy)
 
 
 def record_place(source: str, position: int) -> str:

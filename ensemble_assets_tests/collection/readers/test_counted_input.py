@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,55 @@ COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
         {},
         ["x"],
     ),
+    (
+        "queries of published data sets beside",
+        {
+            "corpus/corpus-00000.jsonl": lines({"_id": "d1", "title": "Lamp", "text": "x"}),
+            "queries/queries-00000.jsonl": "{",
+            "queries_test.jsonl": "{",
+            "test.queries.jsonl": "{",
+            "gen-queries.jsonl": "{",
+            "qrels/dev.jsonl": "{",
+            "hard-negatives.jsonl": "{",
+        },
+        {"beside_the_corpus": 1},
+        ["Lamp x"],
+    ),
+    ("compressed", {"a.jsonl.gz": gzip.compress(lines({"text": "x"}).encode())}, {}, ["x"]),
+    ("compressed chunk file", {"A_CHUNKS.JSON.GZ": gzip.compress(b'["x"]')}, {}, ["x"]),
+    ("byte order mark", {"a_chunks.json": b'\xef\xbb\xbf["x"]', "b_chunks.json": ["y"]}, {}, ["x", "y"]),
+    (
+        "flat records",
+        {"a_chunks.json": [{"chunk_id": "t-1", "text": "x", "page": 3}, {"text": "y", "advanced_scores": {}}]},
+        {},
+        ["x", "y"],
+    ),
+    (
+        "keys beside metadata",
+        {"a_chunks.json": [{"id": "t-1", "text": "x", "page": 3, "metadata": {}, "advanced_scores": {}}]},
+        {"key_dropped": 1},
+        ["x"],
+    ),
+    ("records by id", {"a_chunks.json": {"t-1": {"text": "x"}, "t-2": {"text": "y", "page": 2}}}, {}, ["x", "y"]),
+    (
+        "number as text",
+        {"a.jsonl": lines({"id": 1.0, "text": 2019}, {"text": 1.5})},
+        {"number_as_text": 2},
+        ["2019", "1.5"],
+    ),
+    ("JSON text as metadata", {"a.jsonl": lines({"text": "x", "metadata": '{"page": 3}'})}, {}, ["x"]),
+    (
+        "text under another name",
+        {"a.jsonl": lines({"page_content": "x", "metadata": {"source": "a.md"}}, {"id": 1, "content": "y"})},
+        {"other_text_field": 2},
+        ["x", "y"],
+    ),
+    (
+        "repeated id",
+        {"corpus.jsonl": lines({"_id": "7", "text": "x"}, {"_id": "7", "text": "y"}, {"_id": "7", "text": "x"})},
+        {"repeated_id": 1, "duplicate_record": 1},
+        ["x", "y"],
+    ),
     ("repeated record", {"a.jsonl": lines({"id": 1, "text": "x"}) * 3}, {"duplicate_record": 2}, ["x"]),
     (
         "key beside and inside",
@@ -129,7 +179,8 @@ def test_imperfect_input_is_used_and_counted(
 
 def test_every_reason_that_reading_chunks_can_give_is_tested_above() -> None:
     elsewhere = {"below_min_tokens", "unusable_file", "other_format_ignored", "repeated_link"}
-    of_queries = {"unjudged_query", "unknown_query", "unknown_chunk"}
+    of_queries = {"unjudged_query", "unknown_query", "unknown_chunk", "split_not_read", "decimal_relevance"}
+    of_queries.add("query_is_document")
     tested = {code for _, _, counts, _ in COUNTED for code in counts}
     assert tested | elsewhere | of_queries == set(REASONS)
 

@@ -169,8 +169,8 @@ def test_parquet_metadata_is_a_struct_or_json_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
-        ({"text": [1]}, "needs a text column 'text' and has one of type Int64"),
-        ({"content": ["x"]}, "needs a text column 'text' and has none"),
+        ({"text": [[1]]}, "record 1: has a list as 'text'"),
+        ({"words": ["x"], "n": [1]}, "has no column 'text' (it has 'words', 'n'). Name the column"),
         ({"text": ["x"], "blob": [b"\0"]}, "record 1: has a value of type bytes in column 'blob'"),
         ({"text": ["x"], "metadata": ["[1]"]}, "record 1: has a list as 'metadata'"),
         ({"text": ["x"], "metadata": ["{"]}, "record 1, 'metadata', line 1, column 2: is not valid JSON"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.json_values import MAX_DEPTH
 from ensemble_assets.common.errors import InputError
 from ensemble_assets_tests.collection.readers.folders import lines, nested, read, texts
@@ -67,28 +69,32 @@ ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("JSONL: long id", {"a.jsonl": lines({"_id": "x" * 600, "text": "x"})}, ["record 1", "512 characters"]),
     (
         "BEIR: title of a wrong type",
-        {"corpus.jsonl": lines({"_id": "1", "title": 3, "text": "x"})},
-        ["line 1", "a number as 'title'"],
+        {"corpus.jsonl": lines({"_id": "1", "title": [3], "text": "x"})},
+        ["record 1", "a list as 'title'"],
     ),
+    (
+        "several faults of a file, all at once",
+        {"a.jsonl": '{"text": "x"}\n{"a" 1}\n{"text": [1]}\n[]\n'},
+        ["a.jsonl, line 2", "not valid JSON", "a.jsonl, record 3: has a list as 'text'", "a.jsonl, line 4: is a list"],
+    ),
+    (
+        "more faults than are named",
+        {"a_chunks.json": [1] * 30},
+        ["a_chunks.json, record 1", "a_chunks.json, record 20: is a number and perhaps more"],
+    ),
+    (
+        "other fields only",
+        {"a.jsonl": lines({"id": 1, "words": "x"})},
+        ["no 'text' (it has 'id', 'words')", "text_field"],
+    ),
+    (
+        "cut off gz",
+        {"a.jsonl.gz": gzip.compress(b'{"text": "x"}' * 99)[:40]},
+        ["a.jsonl.gz", "decompressed (EOFError)"],
+    ),
+    ("no gz", {"a.jsonl.gz": "x"}, ["a.jsonl.gz", "cannot be decompressed (BadGzipFile)"]),
+    ("no zst", {"a.jsonl.zst": "x"}, ["a.jsonl.zst"]),
     ("BEIR: no text", {"corpus.jsonl": lines({"_id": "1", "title": "x"})}, ["record 1", "no 'text'"]),
-    (
-        "JSONL: same id, other text",
-        {
-            "a.jsonl": lines({"id": "1", "text": "x"}),
-            "b.jsonl": lines({"id": "2", "text": "y"}, {"id": "1", "text": "z"}),
-        },
-        ["b.jsonl, record 2", "same id as a.jsonl, record 1"],
-    ),
-    (
-        "JSONL: same id, other metadata",
-        {"a.jsonl": lines({"id": "1", "text": "x", "k": 1}, {"id": "1", "text": "x", "k": 2})},
-        ["a.jsonl, record 2", "same id as a.jsonl, record 1"],
-    ),
-    (
-        "JSONL: ids that become equal",
-        {"a.jsonl": lines({"id": "a b", "text": "x"}, {"id": "a_b", "text": "y"})},
-        ["a.jsonl, record 2", "same id"],
-    ),
     ("damaged Parquet", {"a.parquet": b"PAR1" + b"\0" * 60}, ["a.parquet", "not a readable Parquet file"]),
     (
         "mixed formats",
@@ -122,7 +128,7 @@ def test_input_that_cannot_be_used_is_an_error_with_the_place(
 BROKEN = {
     "a_chunks.json": ["good"],
     "b_chunks.json": "[{",
-    "c_chunks.json": ["also good", {"text": 3}],
+    "c_chunks.json": ["also good", {"text": []}],
     "d_chunks.json": b"\xff",
     "e_chunks.json": ["last"],
 }
@@ -133,7 +139,7 @@ def test_one_error_names_all_broken_files(tmp_path: Path) -> None:
         read(tmp_path / "c", BROKEN)
     said = str(caught.value)
     assert said.startswith("c: has 3 files that cannot be used: b_chunks.json, line 1")
-    assert all(place in said for place in ("c_chunks.json, record 2: has a number as 'text'", "d_chunks.json, byte 0"))
+    assert all(place in said for place in ("c_chunks.json, record 2: has a list as 'text'", "d_chunks.json, byte 0"))
     assert said.endswith("set chunks.on_error to skip")
     with pytest.raises(InputError, match=r"f24_chunks.json.*; and 10 more"):
         read(tmp_path / "many", {f"f{n + 10}_chunks.json": "[" for n in range(30)})
@@ -157,3 +163,16 @@ def test_a_file_that_breaks_after_many_lines_leaves_nothing_behind(tmp_path: Pat
     many = lines(*({"text": f"t{n}"} for n in range(10_000)))
     frame, report = read(tmp_path / "c", {"a.jsonl": many + "{", "b.jsonl": lines({"text": "x"})}, skip_broken=True)
     assert (texts(frame), report.records) == (["x"], 1)
+
+
+def test_repeated_ids_are_refused_on_request_and_all_named(tmp_path: Path) -> None:
+    files = {
+        "a.jsonl": lines({"id": "1", "text": "x"}, {"id": "a b", "text": "x"}),
+        "b.jsonl": lines({"id": "1", "text": "z"}, {"id": "a_b", "text": "y"}, {"id": "1", "text": "x"}),
+    }
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "c", files, limits=ReadLimits(refuse_repeated_ids=True))
+    assert str(caught.value).startswith(
+        "b.jsonl, record 1: has the same id as a.jsonl, record 1, with different content; so have b.jsonl, record 2 as "
+        "a.jsonl, record 2. Give"
+    )

@@ -1,0 +1,71 @@
+"""Read queries and judgements as rows of named columns: JSONL, Parquet, CSV, TSV or words between blanks."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
+from ensemble_assets.collection.readers.keyed_records import parquet_rows, read_objects
+from ensemble_assets.collection.readers.layouts import plain_name
+from ensemble_assets.collection.readers.read_report import Tally
+from ensemble_assets.common.errors import InputError
+
+LINES, OBJECTS, PARQUET = (".tsv", ".txt", ".csv", ".trec"), (".jsonl", ".ndjson"), (".parquet",)
+"""Endings of the tables that are read."""
+
+
+def ending_of(file: InputFile) -> str:
+    """Return the ending that says the format, such as ``.jsonl``; ``InputError`` for any other."""
+    name = plain_name(file.path.name)
+    ending = next((each for each in (*LINES, *OBJECTS, *PARQUET) if name.endswith(each)), None)
+    if ending is None:
+        remedy = f"Accepted are {', '.join((*OBJECTS, *LINES, *PARQUET))}, also .gz and .zst"
+        raise InputError(file.source, "is no table of queries or judgements", remedy)
+    return ending
+
+
+def object_rows(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[tuple[dict[str, Any], int]]:
+    """Read the objects of a JSONL or Parquet file with their 0-based place."""
+    if ending_of(file) in PARQUET:
+        yield from ((row, number) for number, row in enumerate(parquet_rows(file)))
+    else:
+        yield from read_objects(file, limits, tally)
+
+
+def line_fields(file: InputFile, limits: ReadLimits, columns: int) -> Iterator[tuple[list[str], int]]:
+    """Split the lines of a text file into fields, stripped, with the 0-based line.
+
+    CSV by its own rules. Other lines at tabs where these make ``columns`` fields or more, at commas where a line has no
+    blank outside of them, else at blanks.
+    """
+    is_csv = ending_of(file) == ".csv"
+    for number, text in read_lines(file, limits):
+        line = text.rstrip("\r\n")
+        if is_csv:
+            fields = next(csv.reader([line], strict=False), [])
+        elif line.count("\t") >= columns - 1:
+            fields = line.split("\t")
+        elif line.count(",") >= columns - 1 and len(line.split()) == 1:
+            fields = line.split(",")
+        else:
+            fields = line.split()
+        yield [field.strip() for field in fields], number
+
+
+def places_of(header: list[str], names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+    """Find the columns of a header by the names that each may have; those that are not there are left out."""
+    lowered = [_column(field) for field in header]
+    places = {key: [lowered.index(name) for name in among if name in lowered] for key, among in names.items()}
+    return {key: at[0] for key, at in places.items() if at}
+
+
+def value_of(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Take the first value that is not null under any of the names."""
+    lowered = {_column(key): value for key, value in row.items()}
+    return next((lowered[name] for name in names if lowered.get(name) is not None), None)
+
+
+def _column(name: str) -> str:
+    return name.strip().casefold().replace("-", "_").replace(" ", "_")
