@@ -1,8 +1,9 @@
 """Read the chunk files of a collection's folder into raw records, and count everything odd.
 
-``formats`` picks the reader, ``input_files`` finds and opens files, ``legacy_chunk_files`` and ``keyed_records`` read
-them, ``chunk_ids`` makes ids usable and unique, ``fields`` says which of a record's fields is
-what, ``layouts`` which file of a data set, ``table_rows`` reads queries and judgements, ``json_values`` parses and writes JSON, ``read_report`` has the report.
+``formats`` picks the reader, ``layouts`` knows the names of published data sets, ``input_files`` finds and opens files,
+``legacy_chunk_files`` and ``keyed_records`` read chunks, ``table_rows`` queries and judgements. ``fields`` says which of
+a record's fields is what, ``chunk_ids`` makes ids usable and unique, ``json_values`` parses and writes JSON,
+``read_report`` has the report.
 
 Imperfect but usable input is counted, with its reason in the table ``read_report.REASONS``. The following input is
 refused (``InputError`` with file and line, record or byte), for these reasons:
