@@ -1,7 +1,7 @@
 """Read the chunk files of a collection's folder into raw records, and count everything odd.
 
 ``formats`` picks the reader, ``layouts`` knows the names of published data sets, ``input_files`` finds and opens files,
-``legacy_chunk_files`` and ``keyed_records`` read chunks, ``table_rows`` queries and judgements. ``fields`` says which of
+``legacy_chunk_files`` and ``keyed_records`` read chunks, ``table_rows`` reads tables. ``fields`` says which of
 a record's fields is what, ``chunk_ids`` makes ids usable and unique, ``json_values`` parses and writes JSON,
 ``read_report`` has the report.
 
