@@ -70,7 +70,7 @@ _OF_THE_STEP = ("stage", "run_id", "code_version", "waited_for")
 class ModelFacts:
     """A model and how its texts were prepared: all that could change its output.
 
-    The last four are None where an earlier version did not record them.
+    The last five are None where an earlier version did not record them.
     """
 
     slug: str
@@ -82,12 +82,13 @@ class ModelFacts:
     query_prefix: str | None = None
     document_prefix: str | None = None
     windows: int | None = None
+    weights: str | None = None
 
     @classmethod
     def of(cls, spec: ModelSpec, files: ModelFiles) -> ModelFacts:
         """Describe a model that is on this machine."""
         own = {item.name: getattr(spec, item.name) for item in fields(cls) if hasattr(spec, item.name)}
-        return cls(revision=files.revision, fingerprint=files.fingerprint, **own)
+        return cls(revision=files.revision, fingerprint=files.fingerprint, weights=files.weights, **own)
 
 
 @dataclass(frozen=True)

@@ -50,18 +50,24 @@ class ModelFiles:
     weights: WeightsFormat = "safetensors"
 
 
-def locate(spec: ModelSpec, cache_folder: Path | None = None) -> ModelFiles:
+def locate(spec: ModelSpec, cache_folder: Path | None = None, *, safetensors_only: bool = False) -> ModelFiles:
     """Return where ``spec``'s files are; download from the hub only what the local cache lacks.
 
     A packed model is taken apart into a folder below ``cache_folder``.
 
     Raises:
-        ModelUnavailableError: with what is missing and how to get it.
+        ModelUnavailableError: with what is missing and how to get it, or if its weights are pickled and
+            ``safetensors_only`` refuses that.
     """
     if isinstance(spec.source, PackedSource):
         return _packed(spec, spec.source, cache_folder)
-    folder, revision = _LOCATORS[type(spec.source)](spec)
+    folder, revision = _LOCATORS[type(spec.source)](spec, () if safetensors_only else _PICKLED)
     weights = _weights_format(folder)
+    if safetensors_only and weights != "safetensors":
+        raise ModelUnavailableError(
+            f"{spec.slug}: has no *.safetensors, and models.safetensors_only refuses other weights. Choose a model or "
+            "revision that has them, or set models.safetensors_only=false"
+        )
     if weights is None:
         raise ModelUnavailableError(
             f"{spec.slug}: no weights (*.safetensors or pytorch_model.bin) among its files in {folder.name}. "
@@ -86,7 +92,12 @@ def _weights_format(folder: Path) -> WeightsFormat | None:
     return "pickle" if any(name.startswith("pytorch_model") for name in names) else None
 
 
-def _from_package(spec: ModelSpec) -> tuple[Path, str]:
+def weight_bytes(folder: Path) -> int:
+    """Size of a model's weight files."""
+    return sum(path.stat().st_size for path in _files(folder) if path.suffix in (".safetensors", ".bin"))
+
+
+def _from_package(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
     source = spec.source
     assert isinstance(source, PackageSource)
     module = importlib.util.find_spec(source.module)
@@ -104,7 +115,7 @@ def _from_package(spec: ModelSpec) -> tuple[Path, str]:
     )
 
 
-def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
+def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
     """Return the snapshot in the local cache if it is whole, else complete it from the hub."""
     source = spec.source
     assert isinstance(source, HubSource)
@@ -112,7 +123,7 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
 
     state, failure = "is not in the local Hugging Face cache", ""
     with suppress(LocalEntryNotFoundError):
-        cached = _snapshot(source, [*_READ_PATTERNS, *_PICKLED], local_files_only=True)
+        cached = _snapshot(source, [*_READ_PATTERNS, *pickled], local_files_only=True)
         lacks = missing_file(cached)
         if not lacks:
             return cached, cached.name
@@ -120,7 +131,9 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     try:
         folder = _snapshot(source, list(_READ_PATTERNS), local_files_only=False)
         if _weights_format(folder) is None:
-            folder = _snapshot(source, [*_READ_PATTERNS, *_PICKLED], local_files_only=False)
+            if not pickled:
+                return folder, folder.name  # refused where it is asked for
+            folder = _snapshot(source, [*_READ_PATTERNS, *pickled], local_files_only=False)
         if not missing_file(folder):
             return folder, folder.name
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -168,7 +181,7 @@ def _json(path: Path) -> Any:
         return {}
 
 
-def _from_folder(spec: ModelSpec) -> tuple[Path, str]:
+def _from_folder(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
     source = spec.source
     assert isinstance(source, FolderSource)
     folder = Path(source.path).expanduser()

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.common.events import Value
 from ensemble_assets.common.work_clock import WorkClock
-from ensemble_assets.models.model_files import ModelFiles, locate
+from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelKind, ModelSpec
+from ensemble_assets.pipeline.from_settings import files_of
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder, lock_folder
@@ -130,7 +131,7 @@ class _TellHolder:
 
 def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:
     """A model's files; telemetry may then name its revision."""
-    files = locate(spec, cache_folder(run.settings.paths))
+    files = files_of(spec, run.settings)
     if run.span is not None:
         run.span.declare_model(spec.slug, files.revision)
     return files

@@ -18,7 +18,7 @@ from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
-from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
@@ -124,8 +124,7 @@ def tokens_of_chunks(settings: Settings) -> int:
         return primary.chunk_tokens
     from ensemble_assets.compute.backends.library.describe import describe
 
-    cache = cache_folder(settings.paths)
-    complete = describe(primary, locate(primary, cache), cache).spec
+    complete = describe(primary, files_of(primary, settings), cache_folder(settings.paths)).spec
     return complete.chunk_tokens or UNLIMITED_TOKENS
 
 
@@ -154,8 +153,12 @@ def require_model(spec: ModelSpec, settings: Settings) -> None:
     """
     from ensemble_assets.compute.backends.library.describe import describe
 
-    cache = cache_folder(settings.paths)
-    describe(spec, locate(spec, cache), cache)
+    describe(spec, files_of(spec, settings), cache_folder(settings.paths))
+
+
+def files_of(spec: ModelSpec, settings: Settings) -> ModelFiles:
+    """Find a model's files as the settings allow; see ``locate``."""
+    return locate(spec, cache_folder(settings.paths), safetensors_only=settings.models.safetensors_only)
 
 
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:

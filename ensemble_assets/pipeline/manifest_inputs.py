@@ -51,6 +51,12 @@ def manifest_inputs(
         more={
             "query_source": upstream.queries.record.query_source,
             **({"query_files": list(files)} if (files := upstream.queries.record.files) else {}),
+            "weights": {
+                model.slug: model.weights
+                for artefact in upstream.by_stage().values()
+                for model in getattr(artefact.record, "models", ())
+                if model.weights
+            },
             "fusion_run": {name: fusion[name] for name in _FUSION_FACTS},
         },
     )

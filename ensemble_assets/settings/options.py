@@ -57,6 +57,9 @@ class Models(Section):
         0, "Most tokens of query plus chunk that the reranker reads. 0: the model's own limit.", ge=0, le=1_000_000
     )
     file: str = option("", "YAML file that defines models for profile custom.")
+    safetensors_only: bool = option(
+        False, "Refuse models whose weights are only in pytorch_model.bin, which is read without running its code."
+    )
     windows: int = option(
         0, "Windows to read a chunk longer than a model's limit; the rest is cut off. 0: the model's own.", ge=0, le=64
     )

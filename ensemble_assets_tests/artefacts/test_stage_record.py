@@ -26,7 +26,7 @@ from ensemble_assets.models.registry import MODELS
 ONE = StageRecord(
     stage="dense",
     status="completed",
-    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: ", "", 1),),
+    models=(ModelFacts("one", "org/one", "abc", "f1", 8, 32, "query: ", "", 1, "safetensors"),),
     device=UsedDevices("cuda", ("GPU-1",)),
     precision="fp16",
     seconds=2.0,
@@ -55,6 +55,7 @@ def test_a_record_is_json_with_its_rate():
             "query_prefix": "query: ",
             "document_prefix": "",
             "windows": 1,
+            "weights": "safetensors",
         }
     ]
     assert UsedDevices.from_json(as_json["device"]) == ONE.device

@@ -125,6 +125,27 @@ def test_pickled_weights_are_asked_for_only_where_there_is_nothing_else(
     assert asked == [False, True]
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_pickled_weights_can_be_refused_and_are_then_not_asked_for(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    folder = cache / "made"
+    files = {"config.json": "{}"} | ({"pytorch_model.bin": "w"} if cached else {})
+
+    def download(repository: str, *, local_files_only: bool, allow_patterns: list[str], **wanted: object) -> str:
+        assert not any("bin" in pattern for pattern in allow_patterns)
+        if local_files_only and not cached:
+            raise LocalEntryNotFoundError("not here")
+        write(folder, **files)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ModelUnavailableError, match=r"enc: has no \*\.safetensors.*models\.safetensors_only=false"):
+        locate(hub_spec("owner/enc", "dense"), safetensors_only=True)
+    write(folder, **{"model.safetensors": "w"})
+    assert locate(hub_spec("owner/enc", "dense"), safetensors_only=True).weights == "safetensors"
+
+
 def test_weights_below_the_root_count(tmp_path: Path) -> None:
     write(tmp_path, **{"modules.json": "[]", "0_StaticEmbedding/model.safetensors": "w"})
     assert locate(model_spec(str(tmp_path), "dense")).weights == "safetensors"

@@ -55,6 +55,8 @@ def test_the_default_run_does_everything(pipeline: Pipeline) -> None:
     assert manifest["sparse_run"]["vectors"] == {"total": 20, "available": 20, "coverage_ratio": 1.0}
     assert manifest["rerank_run"]["executed"] is True
     assert manifest["rerank_run"]["payload"]["query_count"] == 3
+    slugs = ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny")
+    assert manifest["weights"] == dict.fromkeys(slugs, "safetensors")
     assert {point["payload"]["sparse_vector"]["stats"]["source"] for point in outcome.points()} == {"live"}
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from typing import Literal
 
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.compute.backends.factories import openvino_factory, torch_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
-from ensemble_assets.compute.backends.library.describe import DIFFERS, NOT_CONVERTIBLE, Described, describe
+from ensemble_assets.compute.backends.library.describe import DIFFERS, NOT_CONVERTIBLE, Described, describe, refusal
 from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelSpec
@@ -72,10 +73,10 @@ def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k:
     """
     spec, traits = model.spec, model.traits
     if runtime.backend == "torch" or runtime.cache_folder is None:
-        return torch_factory(spec, files, runtime, REFERENCE, traits, top_k=top_k)
+        return _with_torch(model, files, runtime, REFERENCE, top_k)
     by_name = runtime.backend == "openvino"
     precision = settled_precision(runtime.precision)
-    obstacle, detail = _obstacle(runtime.precision) or _difference(model, precision), ""
+    obstacle, detail = _obstacle(runtime.precision) or _difference(model, files, precision, runtime), ""
     if not obstacle:
         reason, settled = ASKED_FOR if by_name else FASTEST, replace(runtime, precision=precision)
         try:
@@ -87,14 +88,20 @@ def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k:
             f"encoding.backend is openvino, which cannot run {spec.slug} ({obstacle}). {detail}"
             "Set encoding.backend=auto"
         )
-    return torch_factory(spec, files, runtime, obstacle, traits, top_k=top_k)
+    return _with_torch(model, files, runtime, obstacle, top_k)
 
 
-def _difference(model: Described, precision: Precision) -> str:
+def _with_torch(model: Described, files: ModelFiles, runtime: Runtime, reason: str, top_k: int) -> ForwardFactory:
+    splade = model.traits.body == "splade_max"
+    tiled = splade and not refusal(model, files, "tiled", runtime.cache_folder)
+    return torch_factory(model.spec, files, runtime, reason, model.traits, top_k=top_k, tiled=tiled)
+
+
+def _difference(model: Described, files: ModelFiles, precision: Literal["fp32", "bf16"], runtime: Runtime) -> str:
     """Return why a model's OpenVINO graph is not the library's model, as the probe found; empty if it is."""
     if model.traits.body is None or model.traits.tokens != "fast" or model.is_cut:
         return OTHER_MODULES
-    return model.traits.refused.get(precision, "")
+    return refusal(model, files, precision, runtime.cache_folder)
 
 
 def _obstacle(precision: Precision) -> str:
@@ -104,8 +111,6 @@ def _obstacle(precision: Precision) -> str:
     return PRECISION if precision == "fp16" or (precision == "bf16" and not has_bf16()) else ""
 
 
-def settled_precision(precision: Precision) -> Precision:
+def settled_precision(precision: Precision) -> Literal["fp32", "bf16"]:
     """Return the precision that OpenVINO computes in: ``auto`` becomes bf16 if the CPU has it, else fp32."""
-    if precision != "auto":
-        return precision
-    return "bf16" if has_bf16() else "fp32"
+    return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16()) else "fp32"

@@ -9,14 +9,21 @@ from ensemble_assets.models.registry import ModelSpec
 
 
 def torch_factory(
-    spec: ModelSpec, files: ModelFiles, runtime: Runtime, reason: str, traits: ModelTraits, *, top_k: int = 0
+    spec: ModelSpec,
+    files: ModelFiles,
+    runtime: Runtime,
+    reason: str,
+    traits: ModelTraits,
+    *,
+    top_k: int = 0,
+    tiled: bool = True,
 ) -> ForwardFactory:
-    """Make a factory that runs the library's modules, with the tiled output layer for a SPLADE model that it suits."""
+    """Make a factory that runs the library's modules, for a SPLADE model with the tiled output layer unless refused."""
     from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibrarySparseFactory
 
     if spec.kind != "sparse":
         return LibraryFactory(spec, files, runtime, reason, traits)
-    if traits.body != "splade_max" or "tiled" in traits.refused:
+    if traits.body != "splade_max" or not tiled:
         return LibrarySparseFactory(spec, files, runtime, reason, traits, top_k)
     from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
 

@@ -30,7 +30,6 @@ class ModelTraits:
             masked language model with maximum pooling (``splade_max``), or a classifier with a linear head
             (``cross_encoder``); None where other modules take part. Only such a model has fast backends.
         layouts: features by task.
-        refused: fast backend and precision (``openvino:bf16``) -> why it is not taken, a fixed word.
         largest_difference: of this program's batches from the library's own call, for the record.
     """
 
@@ -42,7 +41,6 @@ class ModelTraits:
     tokens: TokenPath = "library"
     body: Pooling | None = None
     layouts: Mapping[str, FeatureLayout] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
     largest_difference: float = 0.0
 
     @property

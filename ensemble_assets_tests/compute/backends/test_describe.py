@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.choice import sparse_factory
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library import describe as describing
-from ensemble_assets.compute.backends.library.describe import describe
-from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE
+from ensemble_assets.compute.backends.library import probe as probing
+from ensemble_assets.compute.backends.library.describe import describe, refusal
+from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, Probe, probe_model
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
-from ensemble_assets.models.model_files import locate
+from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
+from ensemble_assets.models.model_files import locate, weight_bytes
 from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets_tests.compute.backends.checkpoints import POSITIONS, WIDTH, checkpoint
 
@@ -75,5 +79,37 @@ def test_a_description_is_kept_and_read_again_without_loading(tmp_path, monkeypa
     spec = checkpoint(tmp_path / "model", "dense")
     first = describe(spec, locate(spec), tmp_path / "cache")
     describing._described.cache_clear()
-    monkeypatch.setattr(describing, "_judge_fast_paths", None)  # would fail
+    monkeypatch.setattr(probing, "probe_model", None)  # would fail
     assert describe(spec, locate(spec), tmp_path / "cache") == first
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_fast_path_that_differs_from_the_library_is_not_taken(tmp_path, monkeypatch, agrees):
+    spec = checkpoint(tmp_path / "model", "sparse")
+    model = describe(spec, locate(spec), None)
+    monkeypatch.setattr(Probe, "agrees", lambda self, forward: agrees)
+    assert refusal(model, locate(spec), "tiled", None) == ("" if agrees else "differs_from_library")
+    factory = sparse_factory(spec, locate(spec), Runtime("fp32"))
+    assert isinstance(factory, TiledSparseFactory) == agrees
+
+
+def test_a_verdict_on_a_fast_path_is_kept(tmp_path, monkeypatch):
+    spec, caches = checkpoint(tmp_path / "model", "sparse"), tmp_path / "cache"
+    model = describe(spec, locate(spec), caches)
+    first = refusal(model, locate(spec), "tiled", caches)
+    describing._refusal.cache_clear()
+    monkeypatch.setattr(probing, "probe_model", None)  # would fail
+    assert refusal(model, locate(spec), "tiled", caches) == first
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
+def test_a_large_model_is_probed_in_half_the_memory(tmp_path, monkeypatch, kind):
+    spec = checkpoint(tmp_path / "model", kind)
+    monkeypatch.setattr(probing, "LARGE", weight_bytes(tmp_path / "model"))
+    traits, probe = probe_model.__wrapped__(spec, locate(spec))
+    assert probe.precision == "bf16"
+    assert traits.largest_difference < 0.2
+    monkeypatch.setattr(probing, "LARGE", weight_bytes(tmp_path / "model") + 1)
+    whole, exact = probe_model.__wrapped__(spec, locate(spec))
+    assert exact.precision == "fp32"
+    assert replace(whole, largest_difference=0.0) == replace(traits, largest_difference=0.0)

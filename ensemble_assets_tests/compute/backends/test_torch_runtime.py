@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
+from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, StageError
 from ensemble_assets.compute.backends import torch_runtime as loading
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
@@ -191,3 +191,12 @@ def test_making_rows_takes_no_weights(tmp_path, kind):
         == load_library_model(spec, locate(spec), RUNTIME, "cpu").rows(texts, "document").ids.tolist()
     )
     assert model.layouts["document"] == whole.traits.layouts["document"]
+
+
+def test_a_preprocessing_that_fails_carries_no_text(tmp_path):
+    spec = checkpoint(tmp_path / "rerank", "rerank")
+    model = load_library_model(spec, locate(spec), RUNTIME, "cpu")
+    model.model[0].processing_kwargs["text"] = {"truncation": "only_second"}
+    with pytest.raises(StageError, match=r"fails on one of 1 texts \(\w+\)$") as caught:
+        model.rows([("terces "[::-1] * 60, "wind")], "document")
+    assert caught.value.__context__ is None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.common.json_cache import JsonCache
@@ -15,18 +14,17 @@ from ensemble_assets.compute.backends.factories import openvino_factory, torch_f
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.model_traits import ModelTraits
-from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import POOLINGS, ModelSpec, PackageSource
 
-if TYPE_CHECKING:
-    from ensemble_assets.compute.backends.library.probe import Probe
-
-_FORMAT = 2
+_FORMAT = 3
 """Goes up when traits mean something else; models are then described again."""
 
-_MOST_MODELS = 200
-"""Descriptions kept on a machine, of a few kilobytes each."""
+_MOST_ENTRIES = 400
+"""Descriptions and verdicts kept on a machine, of a few kilobytes at most."""
+
+FastPath = Literal["tiled", "fp32", "bf16"]
+"""The tiled SPLADE head, or OpenVINO in a precision."""
 
 DIFFERS = "differs_from_library"
 NOT_CONVERTIBLE = "model_not_convertible"
@@ -39,12 +37,17 @@ class Described:
     Attributes:
         spec: completed from the model's files.
         traits: how its rows are made and what its modules are.
-        is_cut: whether its vectors are cut to fewer components than the model gives (Matryoshka).
+        asked: what was probed; None for a model whose description ships.
     """
 
     spec: ModelSpec
     traits: ModelTraits
-    is_cut: bool = False
+    asked: ModelSpec | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its vectors are cut to fewer components than the model gives (Matryoshka)."""
+        return self.spec.kind == "dense" and self.spec.dimension < self.traits.dimension
 
 
 def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> Described:
@@ -53,7 +56,7 @@ def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> D
     Args:
         spec: a registered or custom model, or one that a user named by its id.
         files: where the model's files are.
-        cache_folder: descriptions and converted graphs are kept below it; None describes in memory, without OpenVINO.
+        cache_folder: descriptions are kept below it; None keeps them in memory.
 
     Raises:
         ModelUnavailableError: if sentence-transformers cannot load the model, if its batches differ from its own call,
@@ -63,11 +66,11 @@ def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> D
         spec = replace(spec, kind="dense", dimension=0)  # it runs an encoder
     shipped = SHIPPED if isinstance(spec.source, PackageSource) else {}
     traits = shipped.get((files.fingerprint, spec.pooling))
-    if traits is None:
-        plain = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
-        traits = _described(plain, files, cache_folder)
-    complete = _complete(spec, traits)
-    return Described(complete, traits, is_cut=0 < complete.dimension < traits.dimension)
+    if traits is not None:
+        return Described(_complete(spec, traits), traits)
+    asked = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
+    traits = _described(asked, files, cache_folder)
+    return Described(_complete(spec, traits), traits, asked)
 
 
 def _complete(spec: ModelSpec, traits: ModelTraits) -> ModelSpec:
@@ -93,48 +96,48 @@ def _complete(spec: ModelSpec, traits: ModelTraits) -> ModelSpec:
 
 @lru_cache(maxsize=32)
 def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> ModelTraits:
-    cache = JsonCache(None if cache_folder is None else cache_folder / "models.json", _MOST_MODELS)
-    asked = {**asdict(spec), "source": "", "slug": "", "licence": ""}
-    key = digest([_FORMAT, files.fingerprint, asked, library_versions(), this_host().cpu])
+    cache, key = _cache(cache_folder), _key(spec, files)
     stored = cache.read().get(key)
     if stored is not None:
         return ModelTraits.from_json(stored)
     from ensemble_assets.compute.backends.library.probe import probe_model
 
-    traits, probe = probe_model(spec, files)
-    if traits.body is not None:
-        refused = _judge_fast_paths(_complete(spec, traits), files, traits, probe, cache_folder)
-        traits = replace(traits, refused=refused)
+    traits, _ = probe_model(spec, files)
     cache.put({key: traits.as_json()})
     return traits
 
 
-def _judge_fast_paths(
-    spec: ModelSpec, files: ModelFiles, traits: ModelTraits, probe: Probe, cache_folder: Path | None
-) -> dict[str, str]:
-    """Run the probe through every fast path; return those that are refused, each with a fixed word.
+def refusal(model: Described, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
+    """Run the probe through a fast path, once per machine; return why it is refused, a fixed word, or ``""``."""
+    return "" if model.asked is None else _refusal(model.asked, files, path, cache_folder)
 
-    Names are ``tiled`` for the tiled SPLADE head, ``fp32`` and ``bf16`` for OpenVINO in that precision.
-    """
-    from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, HALF_COSINE
 
-    runtimes: dict[str, Runtime] = {}
-    if spec.kind == "sparse":
-        runtimes["tiled"] = Runtime("fp32")
-    if cache_folder is not None and importlib.util.find_spec("openvino") is not None:
-        for precision in ("fp32", "bf16") if has_bf16() else ("fp32",):
-            runtimes[precision] = Runtime(precision, backend="openvino", cache_folder=cache_folder)
-    refused: dict[str, str] = {}
-    for name, runtime in runtimes.items():
-        make = torch_factory if name == "tiled" else openvino_factory
-        try:
-            forward = make(spec, files, runtime, "", traits, top_k=0).load("cpu")
-            half = runtime.precision != "fp32"
-            agrees = probe.least_cosine(forward) >= HALF_COSINE if half else probe.difference(forward) <= FP32_TOLERANCE
-            if not agrees:
-                refused[name] = DIFFERS
-        except ModelUnavailableError:
-            refused[name] = NOT_CONVERTIBLE
-        except StageError:
-            refused[name] = DIFFERS
-    return refused
+@lru_cache(maxsize=32)
+def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
+    cache, key = _cache(cache_folder), _key(asked, files, path)
+    stored = cache.read().get(key)
+    if stored is not None:
+        return str(stored)
+    from ensemble_assets.compute.backends.library.probe import probe_model
+
+    traits, probe = probe_model(asked, files)
+    runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
+    make = torch_factory if path == "tiled" else openvino_factory
+    try:
+        forward = make(_complete(asked, traits), files, runtime, "", traits, top_k=0).load("cpu")
+        word = "" if probe.agrees(forward) else DIFFERS
+    except ModelUnavailableError:
+        word = NOT_CONVERTIBLE
+    except StageError:
+        word = DIFFERS
+    cache.put({key: word})
+    return word
+
+
+def _cache(folder: Path | None) -> JsonCache:
+    return JsonCache(None if folder is None else folder / "models.json", _MOST_ENTRIES)
+
+
+def _key(spec: ModelSpec, files: ModelFiles, path: str = "") -> str:
+    asked = {**asdict(spec), "source": "", "slug": "", "licence": ""}
+    return digest([_FORMAT, files.fingerprint, asked, path, library_versions(), this_host().cpu])

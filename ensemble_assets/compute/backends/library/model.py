@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.torch_runtime import (
     DTYPES,
@@ -104,8 +104,20 @@ class LibraryModel:
 
         Raises:
             ModelUnavailableError: if the model's features are not token-aligned.
+            StageError: if its preprocessing fails on a text; carries no text.
         """
-        blocks = [self._block(texts[at : at + _TEXTS_AT_ONCE], task) for at in range(0, len(texts), _TEXTS_AT_ONCE)]
+        blocks: list[_Block] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            try:
+                blocks.append(self._block(texts[at : at + _TEXTS_AT_ONCE], task))
+            except ModelUnavailableError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever it is, its message may quote the text
+                name = failure_word(error)
+            else:
+                continue
+            # outside the handler, so that the original exception is not even attached as context
+            raise StageError(f"{self.spec.slug}: its own preprocessing fails on one of {len(texts)} texts ({name})")
         return _joined(blocks, task)
 
     def features(self, table: TokenTable, batch: Batch, task: Task, device: str) -> Features:

@@ -7,6 +7,7 @@ other vectors or scores without a word.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
-from ensemble_assets.compute.backends.forward import Forward, Runtime
+from ensemble_assets.compute.backends.forward import Forward, Precision, Runtime
 from ensemble_assets.compute.backends.library.bodies import body_of
 from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
 from ensemble_assets.compute.backends.library.model import LibraryModel, load_library_model
@@ -28,7 +29,7 @@ from ensemble_assets.compute.tokens.token_tables import (
     single_table,
 )
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
-from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.model_files import ModelFiles, weight_bytes
 from ensemble_assets.models.registry import ModelSpec
 
 _LONG = (
@@ -56,19 +57,23 @@ def overlong(limit: int) -> str:
 FP32_TOLERANCE = 1e-4
 """Largest difference of a component of a unit vector, of a sparse weight, or of a score by the scores' spread."""
 HALF_COSINE = 0.995
-"""Least cosine of a vector in half precision with the fp32 one: half a percent of its direction."""
+"""Least cosine of two vectors of which one or both are of half precision: half a percent of its direction."""
+LARGE = 2**30
+"""Bytes of weight files from which on a model is probed in bf16: in fp32 it would take 1 GiB and more."""
 
 
 class Probe:
     """The fixed texts of one model: its rows and the library's own results for them.
 
     Attributes:
+        precision: number format of the library's results.
         table: rows of documents, then of queries; of every query with every document for a reranker.
-        expected: ``[n, dimension]`` vectors or weights, or ``[n]`` scores, in fp32.
+        expected: ``[n, dimension]`` vectors or weights, or ``[n]`` scores.
     """
 
-    def __init__(self, model: LibraryModel) -> None:
+    def __init__(self, model: LibraryModel, precision: Precision) -> None:
         self.spec = model.spec
+        self.precision = precision
         if self.spec.kind == "rerank":
             self.pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
             self.table = model.rows(self.pairs, "document")
@@ -94,18 +99,23 @@ class Probe:
             made.append(np.asarray(torch.as_tensor(encode(list(texts), **asked, **words)).float().cpu()))
         return np.concatenate(made)
 
-    def difference(self, forward: Forward, table: TokenTable | None = None) -> float:
-        """Largest difference of a forward's results from the library's, in batches of mixed lengths."""
-        table = table or self.table
-        results = self._run(forward, table)
+    def agrees(self, forward: Forward) -> bool:
+        """Whether a forward gives the library's results, in batches of mixed lengths."""
+        if "fp32" == self.precision == forward.precision:
+            return self.difference(forward) <= FP32_TOLERANCE
+        return self.least_cosine(forward) >= HALF_COSINE
+
+    def difference(self, forward: Forward) -> float:
+        """Largest difference of a forward's results from the library's."""
+        results = self._run(forward, self.table)
         if self.spec.kind == "rerank":
             spread = float(np.ptp(self.expected)) or 1.0
             return float(np.abs(results - self.expected).max()) / spread
         return float(np.abs(results - self._target()).max())
 
-    def least_cosine(self, forward: Forward, table: TokenTable | None = None) -> float:
+    def least_cosine(self, forward: Forward) -> float:
         """Least cosine of a forward's results with the library's; for scores, their correlation."""
-        results, target = self._run(forward, table or self.table), self._target()
+        results, target = self._run(forward, self.table), self._target()
         if self.spec.kind == "rerank":
             results, target = (values - values.mean() for values in (results, target))
             results, target = results[None], target[None]
@@ -131,17 +141,21 @@ class Probe:
         return np.stack([made[row] for row in range(len(table))]).astype(np.float32)
 
 
+@lru_cache(maxsize=1)
 def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]:
-    """Load a model in fp32 on the CPU and read its traits; fast backends are not judged yet.
+    """Load a model on the CPU and read its traits. The last result stays for the fast paths, which are judged later.
+
+    A model of ``LARGE`` weights is loaded in bf16, so that this never takes more memory than a run of it.
 
     Raises:
         ModelUnavailableError: if it cannot be loaded, lacks trained weights, fails in the library's own call, or gives
             other results in batches of mixed lengths than in that call.
     """
-    model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu")
+    runtime = Runtime(precision="bf16" if weight_bytes(files.folder) >= LARGE else "fp32")
+    model = load_library_model(spec, files, runtime, "cpu")
     try:
         with torch.inference_mode():
-            probe = Probe(model)
+            probe = Probe(model, runtime.precision)
     except (ModelUnavailableError, MemoryError):
         raise
     except Exception as error:
@@ -159,12 +173,13 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
         layouts=dict(model.layouts),
         tokens="fast" if _fast_tokens_agree(spec, files, model) else "library",
     )
-    factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, Runtime(precision="fp32"), traits=traits)
-    difference = probe.difference(LibraryForward(model, factory, "cpu"))
-    if not difference <= FP32_TOLERANCE:
+    factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, runtime, traits=traits)
+    forward = LibraryForward(model, factory, "cpu")
+    difference = probe.difference(forward)
+    if not probe.agrees(forward):
         raise ModelUnavailableError(
             f"{spec.slug}: batches of mixed lengths differ from sentence-transformers' own call by {difference:.1e} "
-            f"(at most {FP32_TOLERANCE:.0e}). Report this model, and choose another one meanwhile"
+            f"(in fp32 at most {FP32_TOLERANCE:.0e}). Report this model, and choose another one meanwhile"
         )
     return replace(traits, largest_difference=difference), probe
 
