@@ -55,6 +55,8 @@ class Stage:
     ceiling_bytes: float | None = None
     fallbacks: float | None = None
     truncated: float | None = None
+    wait_seconds: float | None = None
+    reused: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Facts:
     toggles: tuple[tuple[str, str, str, str], ...] = ()
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: int = 0
+    derived: bool = False
+    models: tuple[tuple[str, str, str], ...] = ()
     unread: tuple[int, int] = (0, 0)
 
     @property
@@ -175,6 +179,8 @@ def read_facts(
         toggles=tuple(_toggles(manifest)),
         quality=_quality(quality if quality is not None else manifest.get("quality")),
         warnings=len(warnings) if isinstance(warnings, list) else 0,
+        derived=manifest.get("query_source") == "derived",
+        models=tuple(_models(manifest)),
         unread=(_whole(unread.get("texts")) or 0, _whole(unread.get("of")) or 0),
     )
 
@@ -219,6 +225,7 @@ def _stages(manifest: Mapping[str, Any], journalled: Mapping[str, Mapping[str, S
         attributes = {**_section(span, "attributes"), **journalled.get(str(span.get("span_id")), {})}
         run = {**_section(manifest, f"{name}_run"), **attributes}
         seconds = finite_number(attributes.get("latency_seconds")) or _run_seconds(manifest, name)
+        reused = _section(_section(manifest, "performance_baseline"), "reused").get(name)
         if not span and seconds is None:
             continue
         skipped = span.get("status") == "skipped" and seconds is None
@@ -230,8 +237,22 @@ def _stages(manifest: Mapping[str, Any], journalled: Mapping[str, Mapping[str, S
             device=_fixed_word("device", run, ""),
             ceiling_bytes=finite_number(attributes.get("ceiling_bytes")),
             fallbacks=finite_number(run.get("fallback_count")),
-            **_numbers(run, ("items", "tokens", "peak_bytes", "truncated")),
+            reused=finite_number(reused) or None,
+            **_numbers(run, ("items", "tokens", "peak_bytes", "truncated", "wait_seconds")),
         )
+
+
+def _models(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Give stage, model and number format of every model that the run names."""
+    precisions = _section(_section(manifest, "performance_baseline"), "precision")
+    dense, sparse = _section(manifest, "dense_run").get("models"), _section(manifest, "sparse_run").get("models")
+    slugs = {
+        "dense": [model.get("slug") for model in dense or () if isinstance(model, dict)],
+        "sparse": sparse if isinstance(sparse, list) else [],
+        "rerank": [_section(manifest, "rerank_run").get("model_name")],
+    }
+    for stage, names in slugs.items():
+        yield from ((stage, word(name), word(precisions.get(stage))) for name in names if word(name))
 
 
 def _run_seconds(manifest: Mapping[str, Any], stage: str) -> float | None:

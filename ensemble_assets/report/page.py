@@ -89,12 +89,17 @@ def _time(facts: Facts) -> Section | None:
     total = sum(seconds for *_, seconds in facts.times)
     text = ["Each bar starts where the stage before it ended."]
     limits = []
-    if baseline and facts.limit:
+    reused = any(stage.reused for stage in facts.stages)
+    if reused:
+        text.append("Rows of an earlier run were taken over, so these seconds are compared with nothing.")
+    elif baseline and facts.limit:
         limits = [Limit(baseline_name, baseline), Limit(*facts.limit)]
         text.append(f"Total {total / baseline:.2f} times {baseline_name}; the limit is {facts.limit_ratio:.2f}.")
-    if facts.baseline_seconds is None:
+    if facts.baseline_seconds is None and not reused:
         text.append("No stored baseline of the plain engine: compared with the dense stage of the same run.")
-    text += [f"{_RATIOS[name]}: {value:.2f}." for name, value in facts.ratios.items()]
+    text += [f"{_RATIOS[name]}: {value:.2f}." for name, value in facts.ratios.items() if not reused]
+    if any((stage.wait_seconds or 0) >= 0.1 for stage in facts.stages):
+        text.append("Time in which another run had the device is not counted; it is under waited.")
     chart = bars("Seconds per stage", rows, limits, "s")
     return Section("Time", " ".join(text), [chart], [_stage_table(facts.stages)])
 
@@ -105,9 +110,14 @@ def _stage_table(ran: Sequence[Stage]) -> Table:
         rate = stage.tokens / stage.seconds if stage.tokens and stage.seconds else None
         status = f"{stage.status} ({stage.reason})" if stage.reason else stage.status
         rows.append(
-            [stage.name, status, stage.seconds, stage.items, rate, stage.device, stage.truncated, stage.fallbacks]
-        )
-    names = ("stage", "status", "seconds", "items", "tokens/s", "device", "truncated", "fallbacks")
+            [
+                stage.name, status, stage.seconds, stage.items, stage.reused, rate, stage.device, stage.truncated,
+                stage.fallbacks, stage.wait_seconds if (stage.wait_seconds or 0) >= 0.1 else None,
+            ]
+        )  # fmt: skip
+    names = (
+        "stage", "status", "seconds", "items", "reused", "tokens/s", "device", "truncated", "fallbacks", "waited"
+    )  # fmt: skip
     return Table("Stages", names, rows)
 
 
@@ -144,7 +154,13 @@ def _quality(facts: Facts) -> Section | None:
     first = measures[0]
     lengths = [Bar(titles[name], 0.0, means[first]) for name, means in facts.quality.items() if first in means]
     chart = bars(f"{first} per list", lengths, (), "")
-    return Section("Quality", "Means over the judged queries.", [chart], [Table("Quality", ("list", *measures), rows)])
+    return Section("Quality", _QUERIES[facts.derived], [chart], [Table("Quality", ("list", *measures), rows)])
+
+
+_QUERIES = {
+    False: "Means over the judged queries.",
+    True: "Means over derived probes, which are headings of chunks and easier than questions.",
+}
 
 
 def _scores(facts: Facts) -> Section | None:
@@ -195,6 +211,14 @@ def _settings(facts: Facts) -> Section | None:
     return Section("Settings", "", (), [Table(caption, ("option", "value", "layer", "set by"), facts.toggles)])
 
 
+def _models(facts: Facts) -> Section | None:
+    if not facts.models:
+        return None
+    return Section("Models", _TRUNCATED, (), [Table("Models", ("stage", "model", "number format"), facts.models)])
+
+
+_TRUNCATED = "A truncated text has more tokens than its model reads; models.windows=2 reads twice as much of a chunk."
+
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
-    _time, _memory, _quality, _scores, _moves, _fallbacks, _language, _settings
+    _time, _quality, _models, _memory, _scores, _moves, _fallbacks, _language, _settings
 )  # fmt: skip

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -30,7 +31,7 @@ from ensemble_assets_tests.telemetry.canaries import CANARIES, leaks
 from ensemble_assets_tests.telemetry.full_run import telemetry
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-SECTIONS = ("Time", "Memory", "Quality", "Scores", "Reranking", "Coverage and fallbacks", "Settings")
+SECTIONS = ("Time", "Quality", "Models", "Memory", "Scores", "Reranking", "Coverage and fallbacks", "Settings")
 
 
 def _run(folder):
@@ -283,6 +284,19 @@ def test_any_part_of_the_manifest_may_be_missing_or_of_another_type(bundle):
 def test_a_v40_bundle_and_an_empty_manifest_give_a_page(tmp_path):
     (tmp_path / "processing_summary.json").write_text("{}")
     assert _headings(_page_of_bundle(tmp_path)) == []
+
+
+def test_reused_rows_give_no_ratio_waiting_is_shown_and_probes_are_called_so() -> None:
+    stage = Stage("dense", "active", seconds=1.0, items=3.0, reused=3.0, wait_seconds=44.25)
+    facts = Facts("guide", "", "v4.1", 3, (stage,), ratios={"vs_own_dense": 4.72}, derived=True)
+    page = page_of(replace(facts, quality={"dense": {"nDCG@10": 1.0}}))
+    assert "4.72" not in page
+    assert "Rows of an earlier run were taken over" in page
+    assert "44.2" in page
+    assert "derived probes" in page
+    fresh = page_of(replace(facts, stages=(replace(stage, reused=None),), derived=False))
+    assert "4.72" in fresh
+    assert "derived probes" not in fresh
 
 
 def test_stages_that_were_off_are_listed_with_their_reason(tmp_path):
