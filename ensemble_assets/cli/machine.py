@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, key_file, lock_folder
 
 if TYPE_CHECKING:
+    from ensemble_assets.compute.devices.device import Device
+    from ensemble_assets.models.model_files import ModelFiles
     from ensemble_assets.models.registry import ModelSpec
 
 
@@ -48,13 +50,16 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     named = named_models(settings)
     cannot_run = {spec: sentence for spec in named if (sentence := _why_not(spec, settings))}
     ceiling, soft = f"{settings.device.ceiling_gb:g} GB", f"{settings.device.soft_fraction:.0%}"
+    discovery = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"))
+    forecast = _Forecast(settings, discovery.chosen)
     sections: dict[str, list[str]] = {
-        "Devices": list(discover_devices(environment.get("CUDA_VISIBLE_DEVICES")).sentences),
+        "Devices": list(discovery.sentences),
         "Memory": [
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
             f"Batches are planned to {soft} of that (device.soft_fraction).",
+            *forecast.memory(),
         ],
-        "Models": _describe_models(settings, cannot_run),
+        "Models": _describe_models(settings, cannot_run, forecast),
         "Stages": [
             f"sparse vectors are {_switch(settings.enable_sparse)}, reranking is {_switch(settings.enable_rerank)}."
         ],
@@ -75,12 +80,38 @@ def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def _describe_models(settings: Settings, cannot_run: Mapping[ModelSpec, str]) -> list[str]:
+class _Forecast:
+    """What the chosen GPUs have, and what each model would be on the first of them."""
+
+    def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
+        from ensemble_assets.compute.devices.ceiling import Ceiling
+        from ensemble_assets.compute.devices.cuda import CudaDevice
+
+        options = settings.device
+        self._ceiling = Ceiling(options.ceiling_bytes, options.soft_fraction)
+        self._precision = options.precision
+        self._gpus = [(gpu, gpu.facts()) for gpu in devices if isinstance(gpu, CudaDevice)]
+
+    def memory(self) -> list[str]:
+        from ensemble_assets.compute.backends.gpu_forecast import about_memory
+
+        return [about_memory(gpu, facts, self._ceiling) for gpu, facts in self._gpus]
+
+    def model(self, spec: ModelSpec, files: ModelFiles) -> str:
+        from ensemble_assets.compute.backends.gpu_forecast import about_model
+
+        if not self._gpus:
+            return ""
+        about = about_model(spec, files, self._gpus[0][1], self._ceiling, self._precision)
+        return f": {about}" if about else ""
+
+
+def _describe_models(settings: Settings, cannot_run: Mapping[ModelSpec, str], forecast: _Forecast) -> list[str]:
     from ensemble_assets.pipeline.from_settings import choose_models
 
     choice = choose_models(settings.models)
     specs: list[ModelSpec] = [*choice.dense, *choice.sparse, choice.rerank]
-    origins = ((spec, cannot_run.get(spec) or _origin(spec, settings)) for spec in specs)
+    origins = ((spec, cannot_run.get(spec) or _origin(spec, settings, forecast)) for spec in specs)
     return [
         f"Profile {settings.models.profile}.",
         *(f"{spec.kind}: {spec.slug}, {origin}." for spec, origin in origins),
@@ -98,13 +129,20 @@ def _why_not(spec: ModelSpec, settings: Settings) -> str:
     return ""
 
 
-def _origin(spec: ModelSpec, settings: Settings) -> str:
-    from ensemble_assets.models.model_files import locate
+def _origin(spec: ModelSpec, settings: Settings, forecast: _Forecast) -> str:
+    from ensemble_assets.models.model_files import cached_files, hub_has_weights, locate
     from ensemble_assets.models.registry import HubSource
 
-    if isinstance(spec.source, HubSource):
-        return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use"
-    try:
-        return f"found ({locate(spec, cache_folder(settings.paths)).revision})"
-    except ModelUnavailableError as error:
-        return f"MISSING: {error}"
+    if not isinstance(spec.source, HubSource):
+        try:
+            files = locate(spec, cache_folder(settings.paths))
+        except ModelUnavailableError as error:
+            return f"MISSING: {error}"
+        return f"found ({files.revision}){forecast.model(spec, files)}"
+    if (cached := cached_files(spec)) is not None:
+        return f"in the local Hugging Face cache ({cached.revision}){forecast.model(spec, cached)}"
+    on_hub = hub_has_weights(spec.source)
+    if on_hub is False:
+        return f"MISSING: {spec.source.repository} has no weights on the Hugging Face hub at {spec.source.revision}"
+    unsure = "" if on_hub else "; the hub does not answer now"
+    return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use{unsure}"

@@ -30,6 +30,9 @@ _OWN_RECORDS = ("training.json", "figures.json")
 """Written beside the shipped reranker after its training. No library reads them; the figures name the fingerprint."""
 
 _HASHED_AT_ONCE = 1 << 20
+_HUB_SECONDS = 5.0
+"""How long ``doctor`` waits for the hub: a page of a few kilobytes."""
+
 _SHA256_DIGITS = 64
 
 
@@ -142,6 +145,33 @@ def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
         f"{spec.slug}: {source.repository} {state}, and it could not be downloaded whole{failure}. "
         "Check the network and the id, or download it beforehand"
     )
+
+
+def cached_files(spec: ModelSpec) -> ModelFiles | None:
+    """Return a hub model's files if all of them are in the local cache; asks nobody."""
+    assert isinstance(spec.source, HubSource)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError):
+        folder = _snapshot(spec.source, [*_READ_PATTERNS, *_PICKLED], local_files_only=True)
+        weights = _weights_format(folder)
+        if weights is not None and not missing_file(folder):
+            return ModelFiles(folder, folder.name, "", weights)
+    return None
+
+
+def hub_has_weights(source: HubSource) -> bool | None:
+    """Ask the hub whether a repository has weights that are read; None if it does not answer."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        names = HfApi().model_info(source.repository, revision=source.revision, timeout=_HUB_SECONDS).siblings or []
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return False
+    except Exception:  # noqa: BLE001  # without a network every library below has errors of its own
+        return None
+    return any(name.rfilename.endswith((".safetensors", ".bin")) for name in names)
 
 
 def _snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool) -> Path:

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.cli.main import main
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+from ensemble_assets.models import model_files
+from ensemble_assets.models.registry import HubSource
 from ensemble_assets.settings import options
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
+from ensemble_assets_tests.gpu.acceptance.models import model
 from ensemble_assets_tests.model_zoo.families.rerank import plain_classifier
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 from ensemble_assets_tests.simulated.device import SimulatedDevice
@@ -49,7 +53,33 @@ def test_doctor_on_a_dual_t4_host_names_both_and_says_they_are_used(monkeypatch:
     assert "Stages compute on 2 of 2 GPUs, one worker process each." in text
     assert "No device goes above 12 GB (device.ceiling_gb): on a GPU all processes count, on a CPU this run." in text
     assert "Batches are planned to 90% of that" in text
-    assert "from the Hugging Face hub (BAAI/bge-m3), fetched on first use" in text
+    assert "from the Hugging Face hub (BAAI/bge-m3), fetched on first use; the hub does not answer now." in text
+    assert "Tesla T4 (GPU-bbbb2222): driver 560.35.03, compute capability 7.5. 0.0 GB in use by 11, 22" in text
+
+
+def test_doctor_says_where_the_files_of_every_model_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_places: Path
+) -> None:
+    """One in the cache, one that the hub has, one that it has without weights."""
+    _, cached = model("xlmr-large", tmp_path, small=True)
+    install(monkeypatch, two_t4s())
+    monkeypatch.setenv("EMBEDDER_PROFILE", "kaggle-t4x2")
+
+    def snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool) -> Path:
+        assert local_files_only, "doctor fetches nothing"
+        if source.repository != "BAAI/bge-m3":
+            raise LocalEntryNotFoundError("not here")
+        return cached.folder
+
+    monkeypatch.setattr(model_files, "_snapshot", snapshot)
+    monkeypatch.setattr(model_files, "hub_has_weights", lambda source: "Qwen" in source.repository)
+    text = printed(doctor)
+    assert (
+        f"dense: bge-m3, in the local Hugging Face cache ({cached.folder.name}): fp16, memory-efficient attention"
+        in text
+    )
+    assert "from the Hugging Face hub (Qwen/Qwen3-Embedding-0.6B), fetched on first use." in text
+    assert "MISSING: prithivida/Splade_PP_en_v1 has no weights on the Hugging Face hub at" in text
 
 
 def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: pytest.MonkeyPatch) -> None:

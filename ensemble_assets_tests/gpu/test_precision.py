@@ -87,8 +87,8 @@ def test_the_gpu_agrees_with_fp32_on_the_cpu(gpu, tmp_path, kind, precision):
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])
-def test_automatic_precision_is_half_and_bf16_only_where_it_is_native(gpu, tmp_path, kind):
+def test_automatic_precision_of_encoders_is_fp16(gpu, tmp_path, kind):
     factory, table = factory_and_table(kind, "auto")
     result, _ = run_on((gpu,), table, factory, tmp_path)
-    assert result.precision == ("bf16" if has_bf16(gpu) else "fp16")
+    assert result.precision == "fp16"
     assert result.precision_redone == 0

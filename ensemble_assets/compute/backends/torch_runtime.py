@@ -11,18 +11,11 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ensemble_assets.compute.backends.forward import Precision, Runtime
+from ensemble_assets.compute.backends.forward import Precision, Runtime, gpu_precision
 
 _MEMORY_RAN_OUT = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-_SAFE_IN_FP16 = {
-    *("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert"),
-    *("roberta", "xlm-roberta"),
-}
-"""Encoders whose activations stay far below 65,504. fp16 is as fast as bf16 and eight times finer."""
 
 
 def resolve_precision(precision: Precision, device: str, folder: Path) -> Precision:
@@ -34,12 +27,12 @@ def resolve_precision(precision: Precision, device: str, folder: Path) -> Precis
         return precision
     if not device.startswith("cuda"):
         return "fp32"
-    with suppress(OSError, ValueError, TypeError):
-        if json.loads((folder / "config.json").read_text()).get("model_type") in _SAFE_IN_FP16:
-            return "fp16"
+    model_type = ""
+    with suppress(OSError, ValueError):
+        model_type = str(json.loads((folder / "config.json").read_text()).get("model_type"))
     with torch.cuda.device(device):
         # the default counts emulation, which Turing has and which is slow
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return gpu_precision(model_type, has_bf16=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 @contextmanager

@@ -58,6 +58,17 @@ def _reading(nvml: Any, handle: Any) -> MemoryReading:
 
 
 @dataclass(frozen=True)
+class GpuFacts:
+    """What NVML says of a GPU: driver, compute capability, bytes in use, free and kept by the driver."""
+
+    driver: str
+    capability: tuple[int, int]
+    used: int
+    free: int
+    reserved: int
+
+
+@dataclass(frozen=True)
 class CudaDevice:
     """One GPU, or one instance of a divided GPU (MIG), named by its UUID.
 
@@ -87,6 +98,15 @@ class CudaDevice:
         """Read the memory in use by all processes from NVML."""
         with _nvml() as nvml:
             return _memory(nvml, nvml.nvmlDeviceGetHandleByUUID(self.uuid))
+
+    def facts(self) -> GpuFacts:
+        """Ask NVML for what ``doctor`` says of this GPU."""
+        with _nvml() as nvml:
+            handle = nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+            memory = _memory(nvml, handle)
+            kept = self.total_bytes - memory.used - memory.free
+            return GpuFacts(_text(nvml.nvmlSystemGetDriverVersion()), (major, minor), memory.used, memory.free, kept)
 
     def holders(self) -> tuple[int, ...]:
         """List the compute processes that NVML knows on this GPU; in a container, ids may be the host's."""
@@ -203,11 +223,12 @@ def _instances(nvml: Any, handle: Any) -> list[Any]:
 
 
 def _describe(nvml: Any, handle: Any) -> CudaDevice:
-    def text(value: str | bytes) -> str:
-        return value.decode() if isinstance(value, bytes) else value
-
     return CudaDevice(
-        uuid=text(nvml.nvmlDeviceGetUUID(handle)),
-        name=text(nvml.nvmlDeviceGetName(handle)),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
         total_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
     )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

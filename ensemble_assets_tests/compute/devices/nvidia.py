@@ -31,6 +31,7 @@ class Nvidia:
         first_version_only: whether the driver is too old to tell reserved memory apart.
         bad_readings: readings of the memory that fail before one works.
         divided: instances (UUID, name, total bytes) of GPUs in MIG mode, by UUID.
+        capability: compute capability of every GPU.
     """
 
     gpus: list[tuple[str, str, int]]
@@ -43,6 +44,7 @@ class Nvidia:
     first_version_only: bool = False
     bad_readings: int = 0
     divided: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
+    capability: tuple[int, int] = (7, 5)
 
     class NVMLError(Exception):
         """As pynvml has it."""
@@ -61,6 +63,8 @@ class Nvidia:
             nvmlDeviceGetUUID=lambda handle: handle[0],
             nvmlDeviceGetName=lambda handle: handle[1].encode(),  # bytes, as older versions answered
             nvmlDeviceGetMemoryInfo=self._memory,
+            nvmlDeviceGetCudaComputeCapability=lambda handle: self.capability,
+            nvmlSystemGetDriverVersion=lambda: "560.35.03",
             nvmlDeviceGetMigMode=self._mig_mode,
             nvmlDeviceGetMaxMigDeviceCount=lambda handle: 7,
             nvmlDeviceGetMigDeviceHandleByIndex=self._instance,

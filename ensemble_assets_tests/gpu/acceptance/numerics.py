@@ -149,12 +149,13 @@ def agree(device: str, folder: Path, *, small: bool) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name in SHAPES:
         spec, files = model(name, folder, small=small, device=device)
-        exact = _computed(factory(spec, files, "fp32"), "cpu", table, [range(len(table))])
+        with _loaded(factory(spec, files, "fp32"), "cpu") as forward:
+            exact = _computed(forward, table, [range(len(table))])
         for precision in precisions:
-            made = factory(spec, files, precision)
-            together = _computed(made, device, table, [range(len(table))])
-            alone = _computed(made, device, table, [[row] for row in range(len(table))])
-            pairs = _computed(made, device, table, [[3, 1], [7, 0], [2, 4], [5, 6]])
+            with _loaded(factory(spec, files, precision), device) as forward:
+                together = _computed(forward, table, [range(len(table))])
+                alone = _computed(forward, table, [[row] for row in range(len(table))])
+                pairs = _computed(forward, table, [[3, 1], [7, 0], [2, 4], [5, 6]])
             results[f"{name} {precision}"] = {
                 "to_fp32": _distance(together, exact),
                 "alone": _distance(alone, together),
@@ -164,13 +165,19 @@ def agree(device: str, folder: Path, *, small: bool) -> dict[str, Any]:
     return {"passed": passed, **results}
 
 
-def _computed(made: Any, device: str, table: TokenTable, batches: list[Any]) -> dict[str, NDArray[Any]]:
-    forward, parts, rows = made.load(device), [], []
+@contextmanager
+def _loaded(made: Any, device: str) -> Iterator[Any]:
+    forward = made.load(device)
+    yield forward
+    forward.release()
+
+
+def _computed(forward: Any, table: TokenTable, batches: list[Any]) -> dict[str, NDArray[Any]]:
+    parts, rows = [], []
     for batch in batches:
         chosen = np.array(sorted(batch, key=lambda row: -table.lengths[row]))
         parts.append(forward(table, Batch(chosen, int(table.lengths[chosen].max()))))
         rows += chosen.tolist()
-    forward.release()
     places = np.argsort(rows)
     return {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
 
