@@ -41,7 +41,7 @@ from ensemble_assets.common.events import Event
 from ensemble_assets.common.version import __version__
 from ensemble_assets.telemetry import ids
 from ensemble_assets.telemetry.allowed_values import is_slug
-from ensemble_assets.telemetry.journal import Journal, journal_path
+from ensemble_assets.telemetry.journal import Journal, journal_path, read_journal
 from ensemble_assets.telemetry.log import LOGGER
 from ensemble_assets.telemetry.metrics import METRICS, Measurement, MetricSpec, MetricValues, check_namespace, full_name
 from ensemble_assets.telemetry.span_record import ROOT, SpanRecord, SpanStart
@@ -77,14 +77,12 @@ class TelemetryOptions:
             raise SettingsError("the Pushgateway is not given as a URL; expected one such as http://localhost:9091")
         if not 0 < self.timeout_seconds < float("inf"):
             raise SettingsError(f"the telemetry time-out is {self.timeout_seconds}; expected seconds, above 0")
-        otlp_package(self.otlp, "traces")
-        otlp_package(self.otlp, "metrics")
 
 
 def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
     """Choose the exporter package for a signal, ``http`` or ``grpc``; None if nothing is to be sent.
 
-    An unknown protocol, or one whose package is not installed, is a ``SettingsError``.
+    An unknown protocol, one whose package is not installed, and an address without a scheme, are a ``SettingsError``.
     """
     disabled = _setting(variables, "OTEL_SDK_DISABLED") == "true"
     unwanted = _setting(variables, f"OTEL_{signal.upper()}_EXPORTER") == "none"
@@ -94,6 +92,10 @@ def otlp_package(variables: Mapping[str, str], signal: Signal) -> str | None:
     if protocol not in _PACKAGES:
         raise SettingsError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol[:32]!r}; accepted are {', '.join(_PACKAGES)}")
     package = _PACKAGES[protocol]
+    if package == "http" and urlsplit(_variable(variables, signal, "ENDPOINT")).scheme not in ("http", "https"):
+        raise SettingsError(
+            "OTEL_EXPORTER_OTLP_ENDPOINT has no http:// or https://, which protocol http/protobuf needs"
+        )
     try:
         installed = importlib.util.find_spec(f"opentelemetry.exporter.otlp.proto.{package}") is not None
     except ModuleNotFoundError:
@@ -151,6 +153,8 @@ class ProcessTelemetry:
         self._given_up: set[str] = set()
         folder = options.journal_folder
         self.journal = Journal(journal_path(folder, self.run)) if folder is not None else None
+        if self.journal is not None:
+            self._given_up |= _given_up_before(self.journal.path)
         self._spans: OtlpSpans | None = None
         self._metrics: OtlpMetrics | None = None
         self.contained("otlp_traces", self._open_spans)
@@ -179,16 +183,20 @@ class ProcessTelemetry:
             self._metrics.values.add(measurements)
 
     def flush(self) -> None:
-        """Send what waits; every exporter takes ``timeout_seconds`` at most, once."""
+        """Send what waits. A receiver that does not take it costs ``timeout_seconds`` at most, once in a run."""
+        began = time.monotonic()
         if self._spans is not None:
             self.contained("otlp_traces", self._spans.send)
+        silent = time.monotonic() - began >= self.options.timeout_seconds / 2 and "otlp_traces" in self._given_up
+        addresses = {_variable(self.options.otlp, signal, "ENDPOINT") for signal in ("traces", "metrics")}
         if self._metrics is not None:
-            self.contained("otlp_metrics", self._metrics.send)
+            send = _not_asked if silent and len(addresses) == 1 else self._metrics.send
+            self.contained("otlp_metrics", send)
 
     def contained(self, exporter: str, action: Callable[[], None]) -> None:
         """Run ``action``; if it fails, remember and log the class of the error and never try this exporter again.
 
-        The message of the error goes no further, since it may hold addresses or credentials.
+        Other libraries' messages go no further, since they may hold addresses or credentials.
         """
         if exporter in self._given_up:
             return
@@ -198,7 +206,8 @@ class ProcessTelemetry:
             self._given_up.add(exporter)
             self.journal = None if exporter == "journal" else self.journal
             self._failures.append((exporter, type(error).__name__))
-            LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s", exporter, type(error).__name__)
+            words = f" ({error})" if isinstance(error, SettingsError) else ""
+            LOGGER.warning("telemetry.export_failed exporter=%s error_type=%s%s", exporter, type(error).__name__, words)
 
     def pop_failures(self) -> list[tuple[str, str]]:
         """Return exporter and class of error of each failure since the last call."""
@@ -216,6 +225,22 @@ class ProcessTelemetry:
         self._metrics = exporter and OtlpMetrics(
             exporter, resource_of(options.otlp, self.run), options.namespace, delta
         )
+
+
+def _given_up_before(journal: Path) -> set[str]:
+    """Name the network exporters that failed in another process of the run."""
+    failed = (
+        str(event.facts.get("exporter"))
+        for span in read_journal(journal, progress=False).spans
+        for event in span.events
+        if event.name == "telemetry.export_failed"
+    )
+    return {exporter for exporter in failed if exporter.startswith("otlp")}
+
+
+def _not_asked() -> None:
+    """Stand in for a request to a receiver that was silent a moment ago."""
+    raise ConnectionError
 
 
 class OtlpSpans:

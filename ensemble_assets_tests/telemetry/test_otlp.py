@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import socket
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -129,6 +131,47 @@ def test_a_dead_receiver_neither_fails_the_stage_nor_is_asked_twice(monkeypatch)
     ]
 
 
+def test_a_collector_that_drops_packets_costs_one_time_out_per_run(tmp_path, monkeypatch):
+    waited = []
+
+    class Silent:
+        def __init__(self, timeout):
+            self.timeout = timeout
+
+        def export(self, spans):
+            waited.append(self.timeout)
+            time.sleep(0.2)
+            return trace_exporter.SpanExportResult.FAILURE
+
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", Silent)
+    options = TelemetryOptions(journal_folder=tmp_path, otlp=otlp_environment(monkeypatch, "http://10.255.255.1:4318"))
+    options = replace(options, timeout_seconds=0.3)
+    for stage in ("dense", "sparse", "fusion"):  # in the UI every step is a process with its own exporters
+        with telemetry(options).stage(stage):
+            pass
+    assert waited == [0.3]
+
+
+UNUSABLE = {
+    "no scheme": ("collector:4317", {}, "has no http://"),
+    "unknown protocol": ("http://127.0.0.1:9", {"PROTOCOL": "http/json"}, "accepted are http/protobuf, grpc"),
+    "unknown compression": ("http://127.0.0.1:9", {"COMPRESSION": "deflate"}, ""),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_variables_of_a_platform_that_cannot_work_are_a_warning_and_counted(case, monkeypatch, caplog):
+    endpoint, further, words = UNUSABLE[case]
+    run = _run(monkeypatch, endpoint, timeout_seconds=0.2, **further)
+    with run.stage("dense"):
+        pass
+    [record] = run.records()
+    failed = [event.facts["exporter"] for event in record.events if event.name == "telemetry.export_failed"]
+    assert record.status != "failed"
+    assert "otlp_traces" in failed
+    assert words in caplog.text
+
+
 def test_a_variable_that_cannot_be_read_does_not_fail_the_stage(monkeypatch):
     run = _run(monkeypatch, "http://localhost:4318", TIMEOUT="soon")
     with run.stage("fusion", items=2):
@@ -196,10 +239,10 @@ def test_each_signal_has_variables_of_its_own(monkeypatch):
     assert general.paths == ["POST /v1/metrics"]
 
 
-def test_a_protocol_that_has_no_exporter_is_named_before_anything_runs():
+def test_a_protocol_that_has_no_exporter_is_named():
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:1", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
     with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP_PROTOCOL.*http/protobuf, grpc"):
-        TelemetryOptions(otlp=variables)
+        otlp_package(variables, "traces")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -207,7 +250,7 @@ def test_a_missing_exporter_package_is_a_clear_error(protocol, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": protocol}
     with pytest.raises(SettingsError, match=r"pip install 'ensemble-assets\[otlp\]'"):
-        TelemetryOptions(otlp=variables)
+        otlp_package(variables, "traces")
 
 
 def test_the_resource_carries_only_listed_attributes():
