@@ -252,7 +252,8 @@ def _models(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         "rerank": [_section(manifest, "rerank_run").get("model_name")],
     }
     for stage, names in slugs.items():
-        yield from ((stage, word(name), word(precisions.get(stage))) for name in names if word(name))
+        form = _fixed_word("precision", {"precision": precisions.get(stage)}, "")
+        yield from ((stage, name if name in MODELS else "not a registered model", form) for name in names if name)
 
 
 def _run_seconds(manifest: Mapping[str, Any], stage: str) -> float | None:

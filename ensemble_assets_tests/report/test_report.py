@@ -61,7 +61,7 @@ def _manifest(run):
                  "source": "environment variable EMBEDDER_SPARSE_MODELS"},
             ],
         },
-        "dense_run": {"seconds": 4.0, "truncated": 3, "device": "cuda:0"},
+        "dense_run": {"seconds": 4.0, "truncated": 3, "device": "cuda:0", "models": [{"slug": "all-minilm-l6-v2"}]},
         "sparse_run": {
             "latency_ms": 500.0, "fallback_count": 7, "fallback_reason": "no_tokens",
             "vectors": {"total": 738, "available": 731, "coverage_ratio": 731 / 738},
@@ -180,7 +180,7 @@ def test_pictures_and_tables_can_be_read_without_seeing_them(whole):
         assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
         assert title.text
         assert re.search(r"\d", description.text), "the description says the figures"
-    assert len(re.findall("<caption>", page)) == len(outline.all("table")) == 5
+    assert len(re.findall("<caption>", page)) == len(outline.all("table")) == 6
     assert all(header["scope"] in ("row", "col") for header in outline.all("th"))
     assert outline.all("html")[0]["lang"] == "en"
     headings = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch(r"h[1-6]", tag)]
