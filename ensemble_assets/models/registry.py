@@ -218,7 +218,7 @@ _SPECS = (
         licence="MIT",
         query_prefix="query: ",
         document_prefix="passage: ",
-        weight=2.0,  # beside a companion that reads English only; docs/quality.md
+        weight=2.0,  # beside a companion that reads English only: docs/measured.md, "Two dense models"
     ),
     ModelSpec(
         slug="jina-code-embeddings-1.5b",
