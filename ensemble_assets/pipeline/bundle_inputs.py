@@ -75,11 +75,13 @@ def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock
             device_count=max(1, len(dense.record.device.uuids)),  # a CPU has no UUID
             precision=dense.record.precision,
         ),
-        sparse=_live_sparse(upstream.sparse) if upstream.sparse.has("chunks.indptr") else None,
+        sparse=_live_sparse(upstream.sparse, settings.export.sparse_norm == "unit")
+        if upstream.sparse.has("chunks.indptr")
+        else None,
     )
 
 
-def _live_sparse(vectors: Artefact[SparseRecord]) -> LiveSparse:
+def _live_sparse(vectors: Artefact[SparseRecord], unit: bool) -> LiveSparse:
     return LiveSparse(
         indptr=vectors.array("chunks.indptr"),
         indices=vectors.array("chunks.indices"),
@@ -88,6 +90,7 @@ def _live_sparse(vectors: Artefact[SparseRecord]) -> LiveSparse:
         vocabulary=tuple(vectors.frame("vocabulary")["token"].to_list()),
         model=vectors.record.model,
         index_space=vectors.record.index_space,
+        unit=unit,
     )
 
 

@@ -44,7 +44,13 @@ def manifest_inputs(
         toggles=_toggles(upstream, run),
         telemetry=telemetry_section(records, metrics_enabled=metrics.enabled, namespace=metrics.namespace),
         performance_baseline=budget.section(),
-        dense_run={name: dense[name] for name in _DENSE_FACTS} | _comparison(upstream.dense.record),
+        ensemble_state=_ensemble_state(upstream),
+        dense_run={name: dense[name] for name in _DENSE_FACTS}
+        | _comparison(upstream.dense.record)
+        | {
+            "total_embeddings_generated": upstream.chunks.record.items,
+            "models_executed": [model.slug for model in upstream.dense.record.layout],
+        },
         rerank_run=_rerank_run(upstream, run) if upstream.rerank.record.enabled else None,
         sparse_run=_sparse_run(upstream.sparse.record) if upstream.sparse.record.enabled else None,
         warnings=tuple(_warnings(upstream, written)),
@@ -70,6 +76,12 @@ def _comparison(record: DenseRecord) -> dict[str, Any]:
     return several | ({"similarity": dot} if dot else {}) | unread
 
 
+def _ensemble_state(upstream: Upstream) -> dict[str, Any]:
+    record = upstream.dense.record
+    primary, *companions = [model.slug for model in record.layout]
+    return {"primary_model": primary, "companion_models": companions, "dropped_models": sorted(record.dropped)}
+
+
 def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:
     """Say which stages were on when they ran; the sources are those of this run's settings."""
     on = {
@@ -77,17 +89,20 @@ def _toggles(upstream: Upstream, run: StageRun) -> FeatureToggles:
         for name, artefact in upstream.by_stage().items()
         if STAGE[name].toggle
     }
-    provenance = run.resolved.provenance(*sorted(on), "models.sparse")
-    earlier = {"source": "earlier materialisation of the stage", "layer": "run"}  # with the other setting
-    rows = [
-        row if (value := on.get(row["key"], row["value"])) == row["value"] else {**row, "value": value, **earlier}
-        for row in provenance
-    ]
     models = choose_models(run.settings.models).sparse
+    sparse_models = [spec.slug for spec in models] if on["enable_sparse"] else []
+    effective = {**dict(sorted(on.items())), "models.sparse": sparse_models}
+    earlier = {"source": "earlier materialisation of the stage", "layer": "run"}  # with the other setting
+    rows: list[dict[str, Any]] = []
+    for key, value in effective.items():
+        *overruled, counting = run.resolved.provenance(key)
+        differs = key in on and counting["value"] != value
+        rows += [*overruled, {**counting, "value": value, **(earlier if differs else {})}]
+    rows = [{**row, "key": row["key"].replace("models.sparse", "sparse_models")} for row in rows]
     return FeatureToggles(
         enable_rerank=on["enable_rerank"],
         enable_sparse=on["enable_sparse"],
-        sparse_models=tuple(spec.slug for spec in models) if on["enable_sparse"] else (),
+        sparse_models=tuple(sparse_models),
         sources={row["key"]: row["source"] for row in rows},
         provenance=rows,
     )
@@ -133,6 +148,8 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
         initial_candidate_count=upstream.fusion.record.candidates,
         candidate_ids=tuple(first["chunk_id"].to_list()),
         scores=tuple(first["score"].to_list()),
+        dense_scores=tuple(_dense_scores(upstream, first)),
+        candidate_metadata=tuple(first.select(_OF_CANDIDATES).rename({"row": "point_id"}).to_dicts()),
         fallback_count=record.fallback_count,
         fallback_reason=_main_reason(record),
         fallback_source=record.fallback_source,
@@ -147,6 +164,16 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
             "fallback_reasons": record.fallback_reasons,
         },
     )
+
+
+_OF_CANDIDATES = ("row", "rank", "fused_rank", "reranked")
+
+
+def _dense_scores(upstream: Upstream, first: pl.DataFrame) -> list[float | None]:
+    """Read the scores of the dense list for the candidates of the first query, in their order."""
+    dense = upstream.fusion.frame("candidates", columns=["public_id", "row", "dense_score"])
+    scores = first.join(dense, on=["public_id", "row"], how="left", maintain_order="left")["dense_score"]
+    return scores.to_list()
 
 
 def _first_list(upstream: Upstream) -> pl.DataFrame:

@@ -293,9 +293,11 @@ def _fallbacks(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int
 def _toggles(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     rows = _section(manifest, "feature_toggles").get("provenance")
     for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("key"), str) and row["key"] in options():
+        key = row.get("key") if isinstance(row, dict) else None
+        key = "models.sparse" if key == "sparse_models" else key
+        if isinstance(key, str) and key in options():
             layer, source = _first_match(_LAYER, row.get("layer")), _first_match(_SOURCE, row.get("source"))
-            yield row["key"], _setting(row.get("value")), layer, source
+            yield key, _setting(row.get("value")), layer, source
 
 
 def _setting(value: object) -> str:

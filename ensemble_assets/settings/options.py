@@ -266,6 +266,9 @@ class Export(Section):
     """The bundle."""
 
     prefix: str = option("ultimate_embeddings_v4", "Start of every file name of the bundle.")
+    sparse_norm: Literal["as_inferred", "unit"] = option(
+        "as_inferred", "Live sparse weights in the bundle: on the model's scale, or with L2 norm 1 like version 4.0's."
+    )
 
 
 class Qdrant(Section):

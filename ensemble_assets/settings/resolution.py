@@ -33,31 +33,38 @@ class Origin:
 class Resolved:
     """Settings, the origin of every value by dotted key, and the environment in which they were resolved.
 
-    The environment has values that are no options (``OTEL_*``, keys of servers). It may hold secrets.
+    The environment has values that are no options (``OTEL_*``, keys of servers). It may hold secrets. ``outvoted`` has
+    the rows of layers, other than the defaults, that a stronger one overruled; the weakest layer comes first.
     """
 
     settings: Settings
     origins: Mapping[str, Origin]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    outvoted: tuple[dict[str, Any], ...] = ()
 
     def provenance(self, *keys: str) -> list[dict[str, Any]]:
-        """Return rows ``{key, value, source, layer}`` for the manifest, of all options if no key is named."""
+        """Return rows ``{key, value, source, layer}`` for the manifest, of all options if no key is named.
+
+        Every layer that set a key has a row; the last row of a key is the one that counts.
+        """
         values = flatten(self.settings)
-        return [
-            {
-                "key": key,
-                "value": list(values[key]) if isinstance(values[key], tuple) else values[key],
-                "source": self.origins[key].source,
-                "layer": self.origins[key].layer,
-            }
-            for key in (keys or values)
-        ]
+        return [row for key in (keys or values) for row in (*self._overruled(key), self._row(key, values[key]))]
+
+    def _overruled(self, key: str) -> list[dict[str, Any]]:
+        return [row for row in self.outvoted if row["key"] == key]
+
+    def _row(self, key: str, value: Any) -> dict[str, Any]:
+        shown = list(value) if isinstance(value, tuple) else value
+        return {"key": key, "value": shown, "source": self.origins[key].source, "layer": self.origins[key].layer}
 
     def with_layer(self, layer: Layer) -> Resolved:
         """Return these settings with a stronger layer's values; ``SettingsError`` for an unknown key or a bad value."""
-        values = flatten(self.settings) | _typed(layer)
+        before = flatten(self.settings)
+        values = before | _typed(layer)
+        overruled = [self._row(k, before[k]) for k in layer.values if self.origins[k].layer != "default"]
         origins = {**self.origins, **{key: Origin(layer.name, layer.source(key)) for key in layer.values}}
-        return replace(self, settings=Settings.model_validate(nested(values)), origins=origins)
+        settings = Settings.model_validate(nested(values))
+        return replace(self, settings=settings, origins=origins, outvoted=(*self.outvoted, *overruled))
 
     def with_overrides(self, overrides: Mapping[str, Any], sources: Mapping[str, str]) -> Resolved:
         """Return these settings with values of the run configuration or the command line, as text or typed.

@@ -185,7 +185,10 @@ def _span(record: SpanRecord) -> dict[str, Any]:
         "span_id": record.span_id,
         "status": "skipped" if skipped else "active",
         **reason,
-        "attributes": dict(record.attributes),
+        "attributes": {
+            **record.attributes,
+            **({} if skipped else {"latency_ms": round(1000 * (record.ended_at - record.started_at), 3)}),
+        },
         "timestamp": datetime.fromtimestamp(record.started_at, UTC).isoformat(timespec="microseconds"),
     }
 

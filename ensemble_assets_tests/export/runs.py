@@ -33,6 +33,11 @@ RERANK = RerankRun(
     initial_candidate_count=3,
     candidate_ids=("b", "a"),
     scores=(0.75, 0.5),
+    dense_scores=(0.5, None),
+    candidate_metadata=(
+        {"point_id": 1, "rank": 1, "fused_rank": 2, "reranked": True},
+        {"point_id": 0, "rank": 2, "fused_rank": 1, "reranked": False},
+    ),
     more={"query_count": 2},
 )
 SPARSE = SparseRun(

@@ -118,6 +118,7 @@ def test_odd_input_gives_the_reference_s_bytes_or_both_refuse(case: dict[str, An
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(4 * 3600)
 def test_twenty_thousand_odd_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     OUTCOMES.clear()
     settings(max_examples=20_000, suppress_health_check=list(HealthCheck), deadline=None)(given(CASES)(compare))()

@@ -25,6 +25,7 @@ def test_golden_input_gives_every_file_of_the_golden_bundle(shared: Path, tmp_pa
 @pytest.mark.parametrize("name", CASES)
 def test_a_bundle_is_the_stored_one(name: str, tmp_path: Path) -> None:
     found, expected = contents(write_case(name, tmp_path)), contents(GOLDEN / name)
+    assert found.pop(f"{PREFIX}_processing_summary.json") == found["processing_summary.json"], "both names, same bytes"
     assert set(found) == set(expected) | {f"{PREFIX}_upload_script.py"}
     assert [file for file in expected if found[file] != expected[file]] == []
 

@@ -106,6 +106,22 @@ def test_provenance_rows_have_the_contract_s_keys(tmp_path: Path) -> None:
     assert rows[1]["value"] == []
 
 
+def test_every_layer_that_spoke_has_a_row_and_the_last_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "ensemble.yaml").write_text("enable_rerank: false\n")
+    variables = {"EMBEDDER_ENABLE_RERANK": "on"}
+    resolved = resolve({"enable_rerank": "no"}, environment=variables, folder=tmp_path)
+    rows = resolved.with_overrides({"enable_rerank": True}, {"enable_rerank": "--enable-rerank"}).provenance(
+        "enable_rerank", "enable_sparse"
+    )
+    assert [(row["layer"], row["source"], row["value"]) for row in rows[:-1]] == [
+        ("config file", "ensemble.yaml enable_rerank", False),
+        ("environment", "environment variable EMBEDDER_ENABLE_RERANK", True),
+        ("run", "run config enable_rerank", False),
+        ("run", "--enable-rerank", True),
+    ]
+    assert [row["key"] for row in rows] == ["enable_rerank"] * 4 + ["enable_sparse"]
+
+
 @pytest.mark.parametrize("key", sorted(options()))
 def test_every_default_is_an_accepted_value_of_itself(key: str) -> None:
     default = options()[key].field.default

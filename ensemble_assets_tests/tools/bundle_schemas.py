@@ -85,6 +85,7 @@ LIVE_STATS = (
     Key("source", word("live", "metadata")),
     Key("model", TEXT),
     Key("index_space", TEXT),
+    optional("norm", word("as_inferred", "unit")),
 )
 LIVE_COUNTS = (
     Key("model", TEXT),
@@ -129,6 +130,7 @@ TELEMETRY = (
     Key("lease_events_recorded", COUNT),
     Key("batch_progress_events_recorded", COUNT),
     Key("mitigation_events_recorded", COUNT),
+    optional("rotation_events_recorded", COUNT),
 )
 BUDGET = (
     Key("against", word("sla", "own_dense", "off")),
@@ -196,6 +198,21 @@ RERANK_PAYLOAD = (
     Key("initial_candidate_count", INTEGER),
     Key("candidate_ids", TEXTS),
     Key("scores", NUMBERS),
+    optional("status", word("executed", "staged", "pending")),
+    optional("device_state", kind({"type": "object"})),
+    optional("dense_scores", kind({"type": "array", "items": {"type": ["number", "null"]}})),
+    optional(
+        "candidate_metadata",
+        kind(
+            {
+                "type": "array",
+                "items": table(
+                    (Key("point_id", COUNT), Key("rank", COUNT), Key("fused_rank", COUNT), Key("reranked", FLAG)),
+                    closed=True,
+                ),
+            }
+        ),
+    ),
 )
 RERANK = (
     Key("enabled", word(True)),
@@ -218,8 +235,13 @@ RERANK = (
     Key("payload", OBJECT),
     optional("fallback_reason", TEXT),
     optional("fallback_source", TEXT),
+    optional("latency_ms", NUMBER),
+    optional("batch_size", INTEGER),
+    optional("outcome", TEXT),
 )
 DENSE = (
+    optional("total_embeddings_generated", COUNT),
+    optional("models_executed", TEXTS),
     optional("similarity", each({"const": "dot"})),
     optional("combination", word("zscore")),
     Key("unread", OBJECT, required=False, inside=(Key("texts", COUNT), Key("of", COUNT), Key("writing", TEXT))),
@@ -313,6 +335,7 @@ def _manifest_v41() -> Schema:
         Key("rerank_run", OBJECT, required=False),
         Key("sparse_run", OBJECT, required=False),
         Key("warnings", TEXTS, required=False),
+        Key("ensemble_state", OBJECT, required=False),
     )
     payload = table(RERANK_PAYLOAD)
     payload["properties"]["query"] = False  # old manifests kept the text of a query there

@@ -57,6 +57,9 @@ class LegacyKeys:
             self._add(self._names.file("stats.json"), tables.mismatches(statistics, tables.STATS))
         except ArtefactError as error:
             self._findings.add(str(error))
+        again, manifest = bundle.path(MANIFEST_NAME), bundle.folder / MANIFEST_NAME
+        if again.is_file() and manifest.is_file() and again.read_bytes() != manifest.read_bytes():
+            self._findings.add(f"{again.name}: has other bytes than {MANIFEST_NAME}. {EXPORT_AGAIN}", "WARN")
         if bundle.manifest:
             self._add("manifest", tables.mismatches(bundle.manifest, tables.MANIFEST, ordered=False))
         return self._findings.result(records=self._walk.rows)

@@ -193,6 +193,15 @@ def _sparse_problems(row: int, payload: dict[str, Any], record: Any) -> Iterator
             yield f"{name} of its line in the sparse file are not those of the point's sparse_vector"
 
 
+def _has_weights(values: Any, weights: NDArray[np.float32], *, unit: bool) -> bool:
+    if not unit:
+        return bool(values == weights.tolist())
+    exact = weights.astype(np.float64)
+    with suppress(TypeError, ValueError):  # rounded to single precision twice
+        return np.allclose(np.asarray(values, float), exact / (np.linalg.norm(exact) or 1.0), rtol=1e-6, atol=1e-12)
+    return False
+
+
 def _stage_problems(row: int, payload: dict[str, Any], sparse: LiveSparse) -> Iterator[str]:
     if row % _BLOCK_ROWS == 0:
         for array in (sparse.indptr, sparse.indices, sparse.values):
@@ -202,5 +211,5 @@ def _stage_problems(row: int, payload: dict[str, Any], sparse: LiveSparse) -> It
     vector = vector if isinstance(vector, dict) else {}
     if vector.get("indices", []) != sparse.indices[span].tolist():
         yield "indices of its sparse_vector are not those of the sparse stage's row"
-    elif vector.get("values", []) != sparse.values[span].tolist():
+    elif not _has_weights(vector.get("values", []), sparse.values[span], unit=sparse.unit):
         yield "values of its sparse_vector are not those of the sparse stage's row"

@@ -89,17 +89,18 @@ def open_bundle(folder: Path) -> Bundle:
             "Name the folder of a collection"
         )
     names = BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
-    return Bundle(folder, names, read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else {})
+    manifest = next((name for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)) if (folder / name).is_file()), None)
+    return Bundle(folder, names, read_manifest(folder, manifest) if manifest else {})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, Any]:
     """Read the manifest of a v4.0 or v4.1 bundle, with empty sections where it has none.
 
     ``schema_version`` is ``v4.0`` where it is missing. A file that is no JSON object is an ``ArtefactError``.
     """
-    path = folder / MANIFEST_NAME
+    path = folder / name
     if not path.is_file():
-        raise ArtefactError(f"{folder.name}: there is no {MANIFEST_NAME} in it. Name a bundle folder that has one")
+        raise ArtefactError(f"{folder.name}: there is no {name} in it. Name a bundle folder that has one")
     content = read_object(path)
     content["schema_version"] = str(content.get("schema_version") or "v4.0")
     for section, kind in _EMPTY_SECTIONS.items():

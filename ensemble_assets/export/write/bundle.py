@@ -62,7 +62,8 @@ def write_bundle(
             write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
             write_trec_run(folder / names.file("reranked.trec"), lists.reranked, "ensemble-reranked")
         text = manifest_text(build_manifest(manifest(written)))
-        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8", newline="\n")
+        for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)):
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
         judge(folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
     return ExportedBundle(target, files, written)

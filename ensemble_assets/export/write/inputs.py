@@ -55,6 +55,7 @@ class LiveSparse:
         indptr: ``[n_chunks + 1] int64``.
         indices: ``[nnz] int32``; ``values`` are ``[nnz] float32``, finite.
         source: ``[n_chunks] uint8``: 0 no vector, 1 live inference, 2 mapped from metadata terms.
+        unit: whether the bundle has the vectors with L2 norm 1, like the echo, and not on the model's scale.
     """
 
     indptr: NDArray[np.int64]
@@ -64,6 +65,7 @@ class LiveSparse:
     vocabulary: tuple[str, ...]
     model: str
     index_space: str
+    unit: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ SCHEMA_VERSION = "v4.1"
 _SPAN_KEYS = ("span_id", "status", "reason", "attributes", "timestamp")
 _METRIC_KEYS = ("status", "reason", "metrics")
 _EVENT_COUNTS = ("lease_events_recorded", "batch_progress_events_recorded", "mitigation_events_recorded")
+_NOTHING_ROTATES = {"rotation_events_recorded": 0}
+"""The old program loaded its models in turns and counted them; old readers add the count up."""
+
+_ONLY_SOMETIMES = ("warnings", "rerank_run", "sparse_run")
 _ABSOLUTE_PATH = re.compile(r"(?:^|(?<=[\s('\"=,]))(?:/|[A-Za-z]:[\\/]|\\\\)(?:[^\s'\"),]*[\\/])?([^\s'\"),\\/]*)")
 
 
@@ -38,12 +42,17 @@ class FeatureToggles:
     provenance: Sequence[Mapping[str, Any]] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Make the section ``feature_toggles``; it adds one line per toggle, for people."""
-        lines = []
-        for row in self.provenance:
-            value = row["value"] if isinstance(row["value"], str) else compact(row["value"])
-            lines.append(f"{row['key']}: {value} ({row['source']})")
-        return {**asdict(self), "provenance_lines": lines}
+        """Make the section ``feature_toggles``; it adds one line per row, for people."""
+        return {**asdict(self), "provenance_lines": list(map(_provenance_line, self.provenance))}
+
+
+def _provenance_line(row: Mapping[str, Any]) -> str:
+    """Word a row as the old program did: ``enable_rerank: off (override via EMBEDDER_ENABLE_RERANK; default on)``."""
+    value, source = row["value"], str(row["source"]).removeprefix("environment variable ")
+    if not isinstance(value, bool):
+        return f"{row['key']}: {value if isinstance(value, str) else compact(value)} ({source})"
+    origin = source if row["layer"] == "default" else f"override via {source}; default on"
+    return f"{row['key']}: {'on' if value else 'off'} ({origin})"
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,8 @@ class ManifestInputs:
         telemetry: ``spans`` by name (``rag.dense``), ``metrics`` by stage (``dense``), counts of events by name.
         performance_baseline: seconds and ratios against the stored baseline; empty without one.
         rerank_run: None when the stage is off, as ``sparse_run``.
-        more: additive top-level sections of this project, after all of the contract's.
+        ensemble_state: the dense models of the bundle.
+        more: additive top-level sections of this project.
     """
 
     generated_at: str
@@ -67,11 +77,12 @@ class ManifestInputs:
     rerank_run: RerankRun | None = None
     sparse_run: SparseRun | None = None
     warnings: tuple[str, ...] = ()
+    ensemble_state: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_manifest(run: ManifestInputs) -> dict[str, Any]:
-    """Make the manifest's object, keys in the contract's order.
+    """Make the manifest's object, keys in the contract's order; what only some runs have comes last.
 
     Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not. A stage
     that is on without its run, or off with one, and telemetry outside of the contract are a ``ContractError``.
@@ -88,16 +99,17 @@ def build_manifest(run: ManifestInputs) -> dict[str, Any]:
         "activation_provenance_lines": toggles["provenance_lines"],
         "dense_run": dict(run.dense_run),
     }
-    if run.rerank_run is not None:
-        manifest["rerank_run"] = run.rerank_run.as_json()
-    if run.sparse_run is not None:
-        manifest["sparse_run"] = run.sparse_run.as_json()
     manifest["compatibility"] = {"current": SCHEMA_VERSION, "legacy": ["v4.0"]}
     manifest["telemetry"] = _telemetry(run)
     manifest["performance_baseline"] = dict(run.performance_baseline)
-    if run.warnings:
-        manifest["warnings"] = list(run.warnings)
-    manifest.update({key: value for key, value in run.more.items() if key not in manifest})
+    manifest["ensemble_state"] = dict(run.ensemble_state)
+    manifest.update({key: value for key, value in run.more.items() if key not in (*manifest, *_ONLY_SOMETIMES)})
+    sometimes = (
+        list(run.warnings) or None,
+        run.rerank_run and run.rerank_run.as_json(),
+        run.sparse_run and run.sparse_run.as_json(),
+    )
+    manifest.update({key: value for key, value in zip(_ONLY_SOMETIMES, sometimes, strict=True) if value is not None})
     cleaned: dict[str, Any] = _without_paths(manifest)
     return cleaned
 
@@ -135,7 +147,12 @@ def _telemetry(run: ManifestInputs) -> dict[str, Any]:
         spans[name] = _picked(f"span {name}", given.get(name) or no_span, _SPAN_KEYS)
         figures = measured.get(stage) or {**skipped, "metrics": []}
         metrics[stage] = _picked(f"metrics of {stage}", figures, _METRIC_KEYS)
-    return {"spans": spans, "metrics": metrics, **{name: int(counts.get(name, 0)) for name in _EVENT_COUNTS}}
+    return {
+        "spans": spans,
+        "metrics": metrics,
+        **{name: int(counts.get(name, 0)) for name in _EVENT_COUNTS},
+        **_NOTHING_ROTATES,
+    }
 
 
 def _picked(what: str, record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

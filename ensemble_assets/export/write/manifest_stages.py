@@ -26,6 +26,8 @@ class RerankRun:
         initial_candidate_count: candidates before reranking, over all queries.
         candidate_ids: chunk ids of the first query's reranked list, in order; ``scores`` are their final scores.
         requested_device: ``auto`` leaves the choice to the program; runs never ask for a device themselves.
+        dense_scores: scores of the dense list for ``candidate_ids``; None where it lacks one.
+        candidate_metadata: rows and ranks of ``candidate_ids``; no text.
         more: additive facts of the payload (query count, depth reached, query id and hash).
     """
 
@@ -47,33 +49,46 @@ class RerankRun:
     fallback_count: int = 0
     fallback_reason: str | None = None
     fallback_source: str | None = None
+    dense_scores: tuple[float | None, ...] = ()
+    candidate_metadata: tuple[Mapping[str, Any], ...] = ()
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Make the section ``rerank_run``."""
+        """Make the section ``rerank_run``; ``status`` is one of the contract's words, ``outcome`` is the stage's."""
         no_gpu = self.requested_device not in {"auto", self.device} and self.device == "cpu"
+        status = "executed" if self.executed else "staged" if self.initial_candidate_count else "pending"
+        device_state = {
+            "requested": self.requested_device,
+            "resolved": self.device,
+            "fallback_applied": no_gpu,
+            **({"fallback_reason": "no_gpu"} if no_gpu else {}),
+        }
         payload = {name: getattr(self, name) for name in _RERANK_FIGURES} | {
             "result_count": len(self.candidate_ids),
             "initial_candidate_count": self.initial_candidate_count,
             "candidate_ids": list(self.candidate_ids),
             "scores": list(self.scores),
         }
+        added = {
+            "status": status,
+            "device_state": device_state,
+            "dense_scores": list(self.dense_scores),
+            "candidate_metadata": list(self.candidate_metadata),
+        }
         return {
             "enabled": True,
             "executed": self.executed,
-            "status": self.status,
+            "status": status,
             "model_name": self.model_name,
             "loaded": self.loaded,
             "device": self.device,
-            "device_state": {
-                "requested": self.requested_device,
-                "resolved": self.device,
-                "fallback_applied": no_gpu,
-                **({"fallback_reason": "no_gpu"} if no_gpu else {}),
-            },
+            "device_state": device_state,
             "fallback_count": self.fallback_count,
             **_if_given(fallback_reason=self.fallback_reason, fallback_source=self.fallback_source),
-            "payload": {**payload, **self.more, **payload},
+            "payload": {**payload, **self.more, **payload, **added},
+            "latency_ms": self.latency_ms,
+            "batch_size": self.batch_size,
+            "outcome": self.status,
         }
 
 
@@ -119,7 +134,7 @@ class SparseRun:
             "latency_ms": self.latency_ms,
             "run_id": self.run_id,
             "success": self.success,
-            "device": next(iter(self.devices.values()), ""),
+            "device": next(iter(self.devices.values()), "cpu"),
         }
         return {**facts, "payload": {**facts, **self.more, **facts}}
 

@@ -33,8 +33,9 @@ _ENDINGS = (
     "_rerank.jsonl",
     "_fused.trec",
     "_reranked.trec",
+    "_processing_summary.json",
 )
-"""Endings of a bundle's files; the last three came with v4.1."""
+"""Endings of a bundle's files; the last four came with v4.1, one more name of the manifest among them."""
 
 
 def collection_folder(collection: str) -> str:

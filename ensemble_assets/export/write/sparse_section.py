@@ -1,6 +1,7 @@
 """Make a chunk's ``sparse_vector``: the v4.0 echo when the sparse stage is off, the stage's vector when it is on.
 
-With the stage on, ``stats`` keeps the four v4.0 keys and gains ``source``, ``model`` and ``index_space`` after them.
+With the stage on, ``stats`` keeps the four v4.0 keys and gains ``source``, ``model``, ``index_space`` and ``norm``
+after them. ``weight_norm`` is the norm before a vector was made a unit one, as in the echo.
 """
 
 from __future__ import annotations
@@ -96,14 +97,18 @@ class _LiveVectors:
         features = enriched.metadata.get("sparse_features")
         own = features if isinstance(features, dict) else {}
         by_model = source == LIVE and len(indices) > 0
+        norm = l2_norm(values)
+        if live.unit and norm > 0:
+            values = values / np.float32(norm)
         stats = {
-            "weight_norm": l2_norm(values),
+            "weight_norm": norm,
             "unique_terms": len(indices),
             "total_terms": own.get("total_terms", 0),
             "weighting": LIVE_WEIGHTING if by_model else own.get("weighting", "tf-normalized"),
             "source": "live" if source == LIVE else "metadata",
             "model": live.model,
             "index_space": live.index_space,
+            "norm": "unit" if live.unit else "as_inferred",
         }
         plain = {
             "indices": indices.tolist(),

@@ -80,7 +80,8 @@ def test_a_second_value_beside_the_sparse_vector_is_found(tmp_path: Path) -> Non
     other = made.copy(tmp_path / "other")
     path = made.path("qdrant.jsonl")
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace('vocabulary"}}', 'vocabulary"}}, "new": {}', 1), encoding="utf-8")
+    assert 'inferred"}}' in text
+    path.write_text(text.replace('inferred"}}', 'inferred"}}, "new": {}', 1), encoding="utf-8")
     assert v40_parity(open_bundle(made.folder), open_bundle(other)).failed
 
 

@@ -36,6 +36,7 @@ def test_stages_off_is_a_v40_bundle_and_a_manifest(tmp_path: Path) -> None:
     (tmp_path / "v40").mkdir()
     write_v40(tmp_path / "v40", off())
     found = contents(exported.folder)
+    assert found.pop(f"{PREFIX}_processing_summary.json") == found["processing_summary.json"]
     manifest = json.loads(found.pop("processing_summary.json"))
     assert found == contents(tmp_path / "v40")
     assert not {"rerank_run", "sparse_run"} & set(manifest)
@@ -48,6 +49,7 @@ def test_stages_on_adds_the_lists(tmp_path: Path) -> None:
     added = set(exported.files) - set(exported.written.files)
     assert added == {
         "processing_summary.json",
+        f"{PREFIX}_processing_summary.json",
         f"{PREFIX}_rerank.jsonl",
         f"{PREFIX}_fused.trec",
         f"{PREFIX}_reranked.trec",

@@ -32,6 +32,7 @@ ALWAYS = (
     "compatibility",
     "telemetry",
     "performance_baseline",
+    "ensemble_state",
 )
 
 
@@ -41,10 +42,10 @@ def test_stages_off_give_the_sections_that_are_always_there() -> None:
     assert (manifest["schema_version"], manifest["compatibility"]) == ("v4.1", {"current": "v4.1", "legacy": ["v4.0"]})
 
 
-def test_stages_on_add_their_runs_and_warnings_come_last() -> None:
+def test_stages_on_add_their_runs_after_all_that_is_always_there() -> None:
     manifest = build_manifest(everything_on(warnings=("coverage 0.67 is under 0.95",)))
     assert set(manifest) - set(ALWAYS) == {"rerank_run", "sparse_run", "warnings"}
-    assert list(manifest)[-1] == "warnings"
+    assert tuple(manifest) == (*ALWAYS, "warnings", "rerank_run", "sparse_run")
 
 
 def test_rerank_run_has_the_contracts_keys() -> None:
@@ -60,7 +61,7 @@ def test_rerank_run_has_the_contracts_keys() -> None:
     ] == [
         True,
         True,
-        "completed",
+        "executed",
         "tiny",
         True,
         "cpu",
@@ -79,7 +80,49 @@ def test_rerank_run_has_the_contracts_keys() -> None:
         "candidate_ids": ["b", "a"],
         "scores": [0.75, 0.5],
         "query_count": 2,
+        "status": "executed",
+        "device_state": run["device_state"],
+        "dense_scores": [0.5, None],
+        "candidate_metadata": [
+            {"point_id": 1, "rank": 1, "fused_rank": 2, "reranked": True},
+            {"point_id": 0, "rank": 2, "fused_rank": 1, "reranked": False},
+        ],
     }
+    assert list(run)[-3:] == ["latency_ms", "batch_size", "outcome"]
+    assert (run["latency_ms"], run["batch_size"], run["outcome"]) == (12.5, 8, "completed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"status": "partial"}, "executed"),
+        ({"executed": False, "status": "fallback"}, "staged"),
+        ({"executed": False, "status": "fallback", "initial_candidate_count": 0}, "pending"),
+    ],
+)
+def test_the_status_of_rerank_is_one_of_the_old_programs_words(changes: dict[str, Any], status: str) -> None:
+    run = build_manifest(everything_on(rerank_run=replace(RERANK, **changes)))["rerank_run"]
+    assert (run["status"], run["payload"]["status"], run["outcome"]) == (status, status, changes["status"])
+
+
+def test_a_device_is_never_empty() -> None:
+    assert build_manifest(everything_on(sparse_run=replace(SPARSE, devices={})))["sparse_run"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("value", "layer", "source", "line"),
+    [
+        (False, "environment", "environment variable EMBEDDER_ENABLE_RERANK",
+         "enable_rerank: off (override via EMBEDDER_ENABLE_RERANK; default on)"),
+        (False, "run", "--disable-rerank", "enable_rerank: off (override via --disable-rerank; default on)"),
+        (True, "default", "default", "enable_rerank: on (default)"),
+    ],
+)  # fmt: skip
+def test_an_opt_outs_line_names_the_override_and_the_default(value: bool, layer: str, source: str, line: str) -> None:
+    row = {"key": "enable_rerank", "value": value, "source": source, "layer": layer}
+    toggles = FeatureToggles(False, False, provenance=[row])
+    manifest = build_manifest(replace(everything_off(), toggles=toggles))
+    assert manifest["activation_provenance_lines"] == [line]
 
 
 def test_sparse_run_has_the_contracts_keys() -> None:
@@ -129,7 +172,7 @@ def test_toggles_say_where_they_come_from() -> None:
         "provenance_lines",
     ]
     assert toggles["provenance_lines"] == [
-        "enable_rerank: true (default)",
+        "enable_rerank: on (default)",
         'sparse_models: ["splade-tiny"] (--sparse-models)',
     ]
     manifest = build_manifest(everything_on())
@@ -145,7 +188,7 @@ def test_every_span_and_metric_is_there_and_a_stage_that_is_off_says_so() -> Non
         assert telemetry["spans"][f"rag.{stage}"]["reason"] == "feature_disabled"
         assert telemetry["metrics"][stage] == {"status": "skipped", "reason": "feature_disabled", "metrics": []}
     assert telemetry["spans"]["rag.export"]["reason"] == "not_recorded"
-    assert [telemetry[k] for k in list(telemetry)[2:]] == [4, 0, 0]
+    assert [telemetry[k] for k in list(telemetry)[2:]] == [4, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

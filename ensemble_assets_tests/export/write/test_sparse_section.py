@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.read.bundle_reader import open_bundle
+from ensemble_assets.export.suite import Limits, judge_bundle
+from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.inputs import BundleInputs, LiveSparse
 from ensemble_assets.export.write.v40_files import write_v40
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, contents, live_sparse
+from ensemble_assets_tests.export.runs import everything_on, lists
 
 TERMS = {"term_weights": [{"term": "Alpha", "weight": 0.5}], "total_terms": 9, "weighting": "bm25"}
 CHUNKS = [
@@ -24,7 +28,7 @@ CHUNKS = [
     Chunk("failed, its terms not in the vocabulary", {"sparse_features": TERMS}),
 ]
 ROWS = [{"beta": 1.5, "alpha": 0.25}, {"gamma": 1e-5}, {"alpha": 0.75}, {}, {}]
-STATS_KEYS = ["weight_norm", "unique_terms", "total_terms", "weighting", "source", "model", "index_space"]
+STATS_KEYS = ["weight_norm", "unique_terms", "total_terms", "weighting", "source", "model", "index_space", "norm"]
 
 
 @pytest.fixture
@@ -51,6 +55,7 @@ def test_live_vectors_stand_in_payload_sidecar_and_metadata(live: BundleInputs, 
             "source": "live",
             "model": "splade-tiny",
             "index_space": "splade-tiny/vocabulary",
+            "norm": "as_inferred",
         },
     }
     assert payloads(tmp_path)[0]["sparse_vector"] == expected
@@ -63,6 +68,31 @@ def test_live_vectors_stand_in_payload_sidecar_and_metadata(live: BundleInputs, 
         "stats": expected["stats"],
     }
     assert (written.sparse.live, written.sparse.from_metadata, written.sparse.echoed) == (2, 1, 3)
+
+
+def test_live_weights_can_have_unit_norm_as_the_echo_has_and_the_gates_agree(
+    live: BundleInputs, tmp_path: Path
+) -> None:
+    assert live.sparse is not None
+    unit = replace(live, sparse=replace(live.sparse, unit=True))
+    folder = write_bundle(tmp_path, unit, lambda written: everything_on(), lists()).folder
+    for inputs, plain in ((unit, payloads(folder)), (live, payloads(write_again(live, tmp_path / "plain")))):
+        for row, payload in enumerate(plain):
+            vector = payload.get("sparse_vector")
+            if vector and vector["indices"]:
+                assert vector["stats"]["norm"] == ("unit" if inputs is unit else "as_inferred")
+                expected = 1.0 if inputs is unit else vector["stats"]["weight_norm"]
+                assert np.linalg.norm(vector["values"]) == pytest.approx(expected, abs=1e-6), row
+    alignment = {r.name: r for r in judge_bundle(open_bundle(folder), Limits(), inputs=unit)}["row_alignment"]
+    assert alignment.passed, alignment.problems
+    wrong = {r.name: r for r in judge_bundle(open_bundle(folder), Limits(), inputs=live)}["row_alignment"]
+    assert "values of its sparse_vector are not those of the sparse stage's row" in wrong.problems[0]
+
+
+def write_again(bundle: BundleInputs, folder: Path) -> Path:
+    folder.mkdir()
+    write_v40(folder, bundle)
+    return folder
 
 
 def test_a_vector_from_metadata_says_so(live: BundleInputs, tmp_path: Path) -> None:
