@@ -23,6 +23,7 @@ from ensemble_assets.collection.readers.json_values import encode_object, given_
 from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place, usable_text
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import CHUNKS, conform
+from ensemble_assets.common.unspaced_scripts import UNSPACED
 
 _SLICE_ROWS = 8192
 """Rows that are Python objects at one time: a few tens of MB with long texts."""
@@ -33,8 +34,8 @@ _MOST_NAMED = 20
 _MAX_COUNT = 2**32 - 1
 """Largest token count: the column is UInt32."""
 
-_TOKEN = r"\w+|[^\w\s]"  # noqa: S105  # a pattern, not a secret
-"""A word or one punctuation mark."""
+_TOKEN = rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]"  # a pattern, not a secret
+"""A word, one punctuation mark, or one character of a script without blanks, as tokenizers cut it."""
 
 LEGACY_MIN_TOKENS = 50
 """The threshold of version 4.0. It comes with version 4.0's rules for chunk files without a usable count."""

@@ -7,6 +7,7 @@ chunk has it, else its path of headings, else its first words. So sparse and rer
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ import polars as pl
 
 from ensemble_assets.collection.chunks import hierarchy_of
 from ensemble_assets.collection.readers.json_values import JsonReader, replace_surrogates
+from ensemble_assets.common.unspaced_scripts import UNSPACED
 
 PROBES = {"query_id": pl.String(), "text": pl.String(), "chunk_id": pl.String()}
 """Columns of the probes, one row each in chunk order: id, text and the chunk to find."""
@@ -25,6 +27,9 @@ _FIRST_WORDS = 12
 """Words taken from the beginning of a text that has no heading: about as many as a long query has."""
 
 _MOST_CHARACTERS = 300
+
+_PIECE = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
+"""A word, or two characters of a script without blanks between words."""
 
 
 def derive_probes(chunks: pl.DataFrame, limit: int) -> pl.DataFrame:
@@ -68,7 +73,7 @@ def _fitting(texts: Sequence[str], taken: set[str]) -> list[int]:
     return [
         row
         for row, key in enumerate(keys)
-        if count[key] == 1 and key not in taken and len(key.split()) >= _FEWEST_WORDS
+        if count[key] == 1 and key not in taken and len(_PIECE.findall(key)) >= _FEWEST_WORDS
     ]
 
 
@@ -82,7 +87,9 @@ def _short(text: str) -> str:
 
 
 def _first_words(text: str) -> str:
-    return _short(" ".join(text[: 4 * _MOST_CHARACTERS].split()[:_FIRST_WORDS]))
+    beginning = " ".join(text[: 4 * _MOST_CHARACTERS].split())
+    ends = [match.end() for match in _PIECE.finditer(beginning)][:_FIRST_WORDS]
+    return _short(beginning[: ends[-1]] if ends else "")
 
 
 def _key(text: str) -> str:

@@ -11,12 +11,12 @@ import polars as pl
 
 from ensemble_assets.collection.derived_queries import derive_probes
 from ensemble_assets.collection.qrels import fit_qrels, read_qrels
-from ensemble_assets.collection.query_files import ChosenFiles, choose_files, given_file
 from ensemble_assets.collection.query_privacy import public_ids, query_hash
 from ensemble_assets.collection.readers.chunk_ids import as_id
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
 from ensemble_assets.collection.readers.json_values import replace_surrogates, text_value
 from ensemble_assets.collection.readers.layouts import Role
+from ensemble_assets.collection.readers.query_files import ChosenFiles, choose_files, given_file
 from ensemble_assets.collection.readers.read_report import ReadReport, Tally, usable_text
 from ensemble_assets.collection.readers.table_rows import (
     LINES,
@@ -76,8 +76,8 @@ def load_queries(  # noqa: PLR0913 - one per option
     """Load the queries and judgements of one collection, whose ``CHUNKS`` frame is ``chunks``.
 
     Without ``queries_file``, those in ``folder`` are read, and the judgements of ``split`` with them
-    (``query_files.choose_files``). With ``queries_file``, only the given ``qrels_file`` is read. Without any queries,
-    at most ``derived_limit`` probes are derived from the chunks.
+    (``readers.query_files.choose_files``). With ``queries_file``, only the given ``qrels_file`` is read. Without
+    any queries, at most ``derived_limit`` probes are derived from the chunks.
 
     With ``judged_only``, queries without a judgement are counted and left out, if there are judgements: BEIR's
     ``queries.jsonl`` has the queries of all splits. With ``ids_are_public`` the operator vouches that query ids are not

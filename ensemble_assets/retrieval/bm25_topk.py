@@ -5,12 +5,14 @@ Only the words of the queries are counted, so memory grows with the matches inst
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.common.unspaced_scripts import UNSPACED
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
 from ensemble_assets.retrieval.topk import TopK
 
@@ -18,6 +20,8 @@ K1, B = 0.9, 0.4
 """BM25's parameters at the values that Anserini uses for passages."""
 
 _WORD = r"[\p{L}\p{N}]+"
+_RUNS = re.compile(rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+")
+"""A run of a script without blanks, or a word."""
 
 
 def lexical_topk(chunks: Iterable[pl.Series], queries: pl.Series, k: int) -> TopK:
@@ -57,9 +61,28 @@ def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRo
 
 
 def words(texts: pl.Series) -> pl.Series:
-    """Split texts into lower-case words, plurals reduced by the S-stemmer (Harman 1991)."""
-    split = texts.str.to_lowercase().str.extract_all(_WORD)
+    """Split texts into lower-case words, plurals reduced by the S-stemmer (Harman 1991).
+
+    In a script without blanks between words, every two neighbouring characters are one.
+    """
+    lowered = texts.str.to_lowercase()
+    split = lowered.str.extract_all(_WORD)
+    unspaced = lowered.str.contains(f"[{UNSPACED}]").arg_true()
+    if len(unspaced):
+        rows = split.to_list()
+        for row in unspaced:
+            rows[row] = _with_pairs(lowered[row])
+        split = pl.Series(rows, dtype=split.dtype)
     return split.list.eval(_singular(pl.element()))
+
+
+def _with_pairs(text: str) -> list[str]:
+    found: list[str] = []
+    for match in _RUNS.finditer(text):
+        run = match[1]
+        pairs = [run[place : place + 2] for place in range(max(1, len(run) - 1))] if run else [match[0]]
+        found += pairs
+    return found
 
 
 def _singular(word: pl.Expr) -> pl.Expr:

@@ -96,3 +96,21 @@ def test_a_real_collection_gives_fifty_headings(shared: Path) -> None:
     assert found.height == 50
     headings = dict(zip(frame["chunk_id"], frame["heading"], strict=True))
     assert all(headings[c] == text for c, text in zip(found["chunk_id"], found["text"], strict=True))
+
+
+def test_headings_and_texts_without_blanks_make_probes() -> None:
+    frame = chunks(
+        ("系统安装步骤包括下载安装包并运行脚本。", {"heading": "安装步骤"}),
+        ("备份任务每天凌晨两点自动执行。" * 40, {}),
+        ("忘记密码时请联系管理员重置。", {"heading": "密"}),
+    )
+    found = dict(derive_probes(frame, 10).select("chunk_id", "text").iter_rows())
+    assert found["c0"] == "安装步骤"
+    assert found["c1"] == "备份任务每天凌晨两点自动执行。备份任务每天凌晨两"[: len(found["c1"])]
+    assert 12 <= len(found["c1"]) <= 26
+    assert found["c2"].startswith("忘记密码")
+
+
+def test_characters_without_blanks_count_as_tokens() -> None:
+    frame = chunks(("系统安装步骤。", {}), ("two words.", {}))
+    assert frame["token_count"].to_list() == [7, 3]

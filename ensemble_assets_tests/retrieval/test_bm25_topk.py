@@ -87,3 +87,55 @@ def test_words_are_lower_case_without_punctuation_and_plural():
 def test_a_query_without_words_finds_nothing():
     found = lexical_topk([pl.Series(["some text"])], pl.Series(["?!", "text"]), 3)
     assert [int((rows != NO_ROW).sum()) for rows in found.rows] == [0, 1]
+
+
+UNSPACED_TEXTS = {
+    "备份任务每天凌晨两点自动执行。": [
+        "备份",
+        "份任",
+        "任务",
+        "务每",
+        "每天",
+        "天凌",
+        "凌晨",
+        "晨两",
+        "两点",
+        "点自",
+        "自动",
+        "动执",
+        "执行",
+    ],
+    "人": ["人"],
+    "Qdrant备份 v2": ["qdrant", "备份", "v2"],
+    "バックアップ": ["バッ", "ック", "クア", "アッ", "ップ"],
+    "ภาษาไทย": ["ภา", "าษ", "ษา", "าไ", "ไท", "ทย"],
+    "백업 작업": ["백업", "작업"],
+}
+
+
+@pytest.mark.parametrize("text", UNSPACED_TEXTS)
+def test_every_two_characters_of_a_script_without_blanks_are_a_word(text: str) -> None:
+    assert words(pl.Series(["plain words", text])).to_list() == [["plain", "word"], UNSPACED_TEXTS[text]]
+
+
+def test_a_question_in_chinese_finds_the_chunk_that_answers_it() -> None:
+    chunks = pl.Series(
+        ["系统安装步骤包括下载安装包并运行脚本。", "备份任务每天凌晨两点自动执行。", "忘记密码时请联系管理员重置。"]
+    )
+    found = lexical_topk([chunks], pl.Series(["备份什么时候执行", "怎么重置密码"]), 3)
+    assert found.rows[:, 0].tolist() == [1, 2]
+
+
+@settings(max_examples=100)
+@given(st.text(alphabet="备份任务 ab\u0e01\u0e32。", max_size=30))
+def test_pairs_agree_with_a_plain_walk_over_the_characters(text: str) -> None:
+    expected, run = [], ""
+    for character in [*text, " "]:
+        spaced = character in "ab"
+        if run and (not (character.isalnum() or character == "\u0e32") or spaced != (run[-1] in "ab")):
+            pairs = [run] if run[0] in "ab" or len(run) == 1 else [run[n : n + 2] for n in range(len(run) - 1)]
+            expected += pairs
+            run = ""
+        run += character if character.isalnum() or character == "\u0e32" else ""
+    found = words(pl.Series([text])).to_list()[0]
+    assert [w for w in found if not w.isascii()] == [w for w in expected if not w.isascii()]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from ensemble_assets.common.unspaced_scripts import is_unspaced
+
 GRAM_WORDS = 6
 """A run of this many words of a query counts as the query."""
 
@@ -27,15 +29,6 @@ counts look like any shorter one."""
 
 _JOINED_WORDS = 4
 """From this many words on, the words joined by ``_`` count as the query; fewer make common identifiers."""
-
-_UNSPACED = (
-    range(0x0E00, 0x1000),
-    range(0x1780, 0x1800),
-    range(0x2E80, 0xAC00),
-    range(0xF900, 0xFB00),
-    range(0x20000, 0x40000),
-)
-"""Scripts without blanks between words; a match there needs no word boundary."""
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 _WORD = re.compile(r"\w+")
@@ -93,7 +86,7 @@ def _bounded(form: str) -> str:
 
 
 def _unspaced(word: str) -> bool:
-    return any(ord(word[0]) in block for block in _UNSPACED)
+    return is_unspaced(word[0])
 
 
 def views_of(text: str) -> Iterator[str]:
