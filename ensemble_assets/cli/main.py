@@ -12,6 +12,7 @@ import sys
 import click
 
 from ensemble_assets.cli.bundle import report, upload, validate
+from ensemble_assets.cli.clean import clean
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
@@ -30,7 +31,7 @@ def commands() -> None:
 
 
 _COMMANDS = (
-    run, demo, search, show, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan
+    run, demo, search, show, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan, clean
 )  # fmt: skip
 
 for command in _COMMANDS:
