@@ -24,13 +24,18 @@ _SHOWN = {
 
 
 def page(report: dict[str, Any]) -> str:
-    """One row per section."""
+    """One row per section, then one per run of the simulated benchmark."""
     lines = [f"Run on a {report['device']} device, {report['seconds']:.0f} s.", ""]
     lines += ["| section | passed | figures |", "| --- | --- | --- |"]
     for name, section in report["sections"].items():
         figures = [f"{word.replace('_', ' ')} {_short(section[word])}" for word in _SHOWN[name] if word in section]
         figures += [_of_models(section, *words) for words in _BY_MODEL.get(name, ()) if _values(section, words[0])]
         lines.append(f"| {name} | {'yes' if section['passed'] else 'NO'} | {'; '.join(figures)} |")
+    runs = {name: run for name, run in report["sections"]["throughput"].items() if isinstance(run, dict)}
+    words = list(next(iter(runs.values())))
+    lines += ["", f"| throughput | {' | '.join(word.replace('_', ' ') for word in words)} |"]
+    lines += ["| --- " * (1 + len(words)) + "|"]
+    lines += [f"| {name} | {' | '.join(str(run[word]) for word in words)} |" for name, run in runs.items()]
     return "\n".join(lines) + "\n"
 
 
