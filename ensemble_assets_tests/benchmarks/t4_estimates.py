@@ -20,8 +20,8 @@ T4_FP16_FLOPS = 65.13e12
 """Data sheet: 65 TFLOPS of fp16 on tensor cores."""
 
 EFFICIENCY = 0.25
-"""Share of that in an encoder's forward, 16 TFLOPS. Assumed: bare fp16 products sustain some 24 TFLOPS at the card's 70 W
-(NVIDIA's developer forum, topic 264462), and a forward is not all products. Halve it and all times double."""
+"""Share of that in an encoder's forward, 16 TFLOPS. Assumed: bare fp16 products sustain some 24 TFLOPS at the card's
+70 W (NVIDIA's developer forum, topic 264462), and a forward is not all products. Halve it and all times double."""
 
 CONTEXT_BYTES = 500_000_000
 """CUDA context, libraries, driver. Reports range from 300 MB (lazy loading, since CUDA 11.7) to 800 MB (before)."""
