@@ -319,9 +319,9 @@ PROFILES: MappingProxyType[str, Profile] = MappingProxyType(
 def model_spec(name: str, kind: ModelKind) -> ModelSpec:
     """Return the model of the given kind that a user calls ``name``.
 
-    Accepted are a registered slug, the full Hugging Face id of a registered model (the two are one model), any other
-    Hugging Face id, and the path of a local folder, which begins with ``.``, ``/`` or ``~``. Such a folder is in
-    Hugging Face layout, and its name becomes the slug.
+    Accepted are a registered slug or its short name, in any case and with ``_`` for ``-``; the full Hugging Face id of
+    a registered model (the two are one model), any other Hugging Face id, and the path of a local folder, which begins
+    with ``.``, ``/`` or ``~``. Such a folder is in Hugging Face layout, and its name becomes the slug.
 
     Raises:
         SettingsError: if the name is unknown or names a model of another kind, or if there is no such folder.
@@ -332,7 +332,8 @@ def model_spec(name: str, kind: ModelKind) -> ModelSpec:
             raise SettingsError(f"the model {name!r} is no folder on this machine. Correct the path")
         title = folder.resolve().name
         return _unregistered(title, f"local/{title}", FolderSource(str(folder)), kind)
-    spec = MODELS.get(name) or _BY_HUB_ID.get((name.lower(), kind))
+    plain = name.lower().replace("_", "-")
+    spec = MODELS.get(name) or _BY_HUB_ID.get((name.lower(), kind)) or MODELS.get(_SHORT_NAMES.get(plain, plain))
     if spec is None and "/" in name:
         return hub_spec(name, kind)
     if spec is None or spec.kind != kind:
@@ -343,6 +344,9 @@ def model_spec(name: str, kind: ModelKind) -> ModelSpec:
         )
     return spec
 
+
+_SHORT_NAMES = MappingProxyType({"all-minilm-l6": "all-minilm-l6-v2"})
+"""Shorter names of registered models that operators of version 4.0 use."""
 
 _BY_HUB_ID = {
     (spec.source.repository.lower(), spec.kind): spec for spec in _SPECS if isinstance(spec.source, HubSource)

@@ -52,3 +52,18 @@ def test_the_documented_yaml_example_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(example)
     assert read_catalogue(path).profile.dense == ("my-encoder", "all-minilm-l6-v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("all-miniLM-l6", "all-minilm-l6-v2"),
+        ("all-MiniLM-L6-v2", "all-minilm-l6-v2"),
+        ("Qwen3_Embedding_0.6B", "qwen3-embedding-0.6b"),
+        ("JINA-code-embeddings-1.5b", "jina-code-embeddings-1.5b"),
+    ],
+)
+def test_spellings_of_version_4_name_the_registered_model(name: str, slug: str) -> None:
+    assert model_spec(name, "dense").slug == slug
+    with pytest.raises(SettingsError, match=f"no rerank model is called '{name}'"):
+        model_spec(name, "rerank")
