@@ -32,9 +32,9 @@ Sparse vectors and reranking are **on** unless one of the layers switches them o
 materialises an empty artefact marked `feature_disabled`, so that the assets after it run.
 
 The named flags of `ensemble-assets run` are short for options: `--chunked-dir` (`paths.chunked_dir`), `--output-dir`
-(`paths.output_dir`), `--queries` (`queries.file`), `--qrels` (`queries.qrels`), `--profile` (`models.profile`),
-`--ensemble-models` (`models.ensemble`), `--sparse-models` (`models.sparse`), `--enable-rerank/--disable-rerank`
-(`enable_rerank`) and `--enable-sparse/--disable-sparse` (`enable_sparse`).
+(`paths.output_dir`), `--queries` (`queries.file`), `--qrels` (`queries.qrels`), `--split` (`queries.split`),
+`--profile` (`models.profile`), `--ensemble-models` (`models.ensemble`), `--sparse-models` (`models.sparse`),
+`--enable-rerank/--disable-rerank` (`enable_rerank`) and `--enable-sparse/--disable-sparse` (`enable_sparse`).
 """
 
 
