@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
-from ensemble_assets.settings.options import Settings, table_rows
+from ensemble_assets.settings.options import Settings
+from ensemble_assets.settings.section import table_rows
 
 LEGACY_PRIORITIES = (
     "qdrant_ecosystem=1.0",

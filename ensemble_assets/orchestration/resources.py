@@ -14,7 +14,7 @@ from pydantic import Field, create_model
 
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
-from ensemble_assets.settings.options import Names, Section
+from ensemble_assets.settings.section import Names, Section
 from ensemble_assets.settings.sources import dotted, nested
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
-from ensemble_assets.settings.options import Names, Section, Settings
+from ensemble_assets.settings.options import Settings
+from ensemble_assets.settings.section import Names, Section
 
 _SHORT_VARIABLES = {
     "models.profile": "EMBEDDER_PROFILE",

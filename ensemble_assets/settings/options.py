@@ -6,42 +6,13 @@ lower layers share comes from ``common.defaults``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from ensemble_assets.common import defaults
-
-Names: TypeAlias = tuple[str, ...]
-"""A list of names. In text, commas separate them."""
-Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
-"""A part of a whole."""
-
-
-def option(default: object, description: str, ge: float | None = None, le: float | None = None) -> Any:
-    """Declare an option by its default, its help text and its inclusive bounds."""
-    return Field(default=default, description=description, ge=ge, le=le)
-
-
-class Section(BaseModel):
-    """Base of all groups of options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _prepare(cls, value: Any, info: ValidationInfo) -> Any:
-        """Split names at commas, strip texts, and refuse true and false as numbers."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if kind == Names and isinstance(value, str | list | tuple):
-            names = value.split(",") if isinstance(value, str) else value
-            stripped = [name.strip() if isinstance(name, str) else name for name in names]
-            return tuple(name for name in stripped if name != "")
-        if kind in (int, float) and isinstance(value, bool):
-            raise ValueError("a number is expected")
-        return value.strip() if isinstance(value, str) else value
+from ensemble_assets.settings.section import Names, Section, Share, option, table_rows
 
 
 class Models(Section):
@@ -143,15 +114,6 @@ class Collections(Section):
             if info.field_name == "priorities" and not 0 <= float(value) <= 1:
                 raise ValueError("a priority is 0 to 1")
         return rows
-
-
-def table_rows(rows: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Split the rows ``PATTERN=VALUE`` of a table; a row without either is a ``ValueError``."""
-    for row in rows:
-        pattern, _, value = (part.strip() for part in row.partition("="))
-        if not (pattern and value):
-            raise ValueError("PATTERN=VALUE is expected")
-        yield pattern, value
 
 
 class Queries(Section):

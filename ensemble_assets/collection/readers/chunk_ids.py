@@ -51,18 +51,10 @@ def plain_id(given: str) -> str:
 
 
 def with_unique_ids(frame: pl.DataFrame, tally: Tally, *, refuse: bool = False) -> pl.DataFrame:
-    """Make ``chunk_id`` unique.
+    """Make ``chunk_id`` unique, in a frame ``CHUNKS`` without ``row``. ``given`` marks ids of the format itself.
 
-    Args:
-        frame: columns of ``CHUNKS`` without ``row``, plus ``given`` (Boolean): whether the format has ids of its own.
-        tally: counts the records that are dropped or renamed.
-        refuse: whether a given id with two contents is an error.
-
-    Returns:
-        The frame without repeated identical records of given ids. Other repeated ids have ``#2``, ``#3``, ... appended.
-
-    Raises:
-        InputError: if ``refuse`` is set and a given id is repeated with other content; names all such places.
+    Repeated identical records of given ids are dropped. Other repeated ids get ``#2``, ``#3``, ... With ``refuse`` a
+    given id with two contents is an ``InputError`` that names all such places.
     """
     numbered = frame.with_row_index("n")
     repeated = numbered.filter(pl.col("chunk_id").is_duplicated())

@@ -31,12 +31,10 @@ Reader = Callable[[InputFile, ReadLimits, Tally], Iterator[RawRecord]]
 
 @dataclass(frozen=True)
 class InputFormat:
-    """A format of chunk files.
+    """A format of chunk files, which ``read`` yields the records of.
 
-    Attributes:
-        pattern: file names of this format (case-sensitive, in any sub-folder).
-        read: yields the records of one file.
-        also: further names; such a file is of this format only if it looks like it inside.
+    ``pattern`` fits its file names (case-sensitive, in any sub-folder). A file whose name only fits ``also`` is of this
+    format if it looks like it inside.
     """
 
     pattern: str
@@ -120,15 +118,9 @@ def chunk_files_in(
 ) -> tuple[InputFormat, list[InputFile]]:
     """Find a collection's format and its files in reading order.
 
-    Args:
-        folder: the collection's folder.
-        tally: counts the files that are left out.
-        format_name: read only this format; None takes the folder's only format.
-        follow_links: also read the targets of links that lead out of the folder.
-
-    Raises:
-        SettingsError: if ``format_name`` is unknown.
-        InputError: if there is no chunk file, or there are several formats and none was named.
+    None for ``format_name`` takes the folder's only format; no chunk file, or several formats, are an ``InputError``.
+    An unknown name is a ``SettingsError``. ``follow_links`` also reads the targets of links that lead out of the
+    folder.
     """
     if format_name is not None and format_name not in FORMATS:
         raise SettingsError(f"chunks.format: {format_name!r} is not a format; accepted: {', '.join(FORMATS)}")

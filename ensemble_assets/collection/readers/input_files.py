@@ -68,12 +68,8 @@ def printable(name: str) -> str:
 def files_below(folder: Path, *, deep: bool = True, unlisted: list[str] | None = None) -> Iterator[tuple[str, Path]]:
     """Yield every file as (POSIX path relative to ``folder``, path), in no particular order.
 
-    Links are followed, and each folder is listed once. Files of macOS attributes are left out.
-
-    Args:
-        folder: where to begin.
-        deep: also list sub-folders.
-        unlisted: receives the relative path of every folder that cannot be listed; ``""`` stands for ``folder``.
+    Links are followed, and each folder is listed once. Files of macOS attributes are left out. ``unlisted`` receives
+    the relative path of every folder that cannot be listed; ``""`` stands for ``folder``.
     """
     seen: set[Path] = set()
     waiting = [(folder, "")]
@@ -116,15 +112,9 @@ def find_files(
 ) -> list[InputFile]:
     """Return every file below ``folder`` with an accepted name, in reading order.
 
-    Args:
-        folder: the collection's folder; it may itself be a link.
-        wanted: accepts or rejects a POSIX path relative to ``folder``.
-        tally: counts files of macOS attributes and repeated links.
-        follow_links: also read the targets of links that lead out of ``folder``.
-
-    Raises:
-        InputError: for a folder that cannot be listed, a link that leads out of ``folder`` or nowhere, and an accepted
-            name that is not a regular file.
+    ``wanted`` gets a POSIX path relative to ``folder``, which may itself be a link. A folder that cannot be listed, a
+    link that leads nowhere or, without ``follow_links``, out of ``folder``, and an accepted name that is not a regular
+    file are an ``InputError``.
     """
     search = _Search(folder, wanted, tally, follow_links)
     files = sorted(search.below(folder), key=lambda file: _reading_order(file.path.relative_to(folder)))
@@ -248,9 +238,7 @@ def read_text(file: InputFile, limits: ReadLimits) -> str:
 def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank as (0-based line number, text). One line at a time is in memory.
 
-    Raises:
-        InputError: if the file cannot be read, is not UTF-8 (with the byte offset), or has a line longer than
-            ``limits.record_bytes``.
+    A line longer than ``limits.record_bytes``, or not in UTF-8 (with the byte offset), is an ``InputError``.
     """
     with open_input(file) as stream:
         number, offset = 0, 0
@@ -282,13 +270,8 @@ def too_large(where: str, limits: ReadLimits) -> InputError:
 def decode(data: bytes, source: str, offset: int = 0) -> str:
     """Decode UTF-8 and drop a byte order mark at the beginning of the file.
 
-    Args:
-        data: the whole file or one line of it.
-        source: name of the file, for errors.
-        offset: position of ``data`` in the file, in bytes.
-
-    Raises:
-        InputError: with the byte offset of the first byte that is not UTF-8.
+    ``offset`` is the position of ``data`` in the file, in bytes. An ``InputError`` names the first byte that is not
+    UTF-8.
     """
     mark = 3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0
     try:

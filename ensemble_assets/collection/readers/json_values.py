@@ -33,16 +33,10 @@ class JsonReader:
         return value
 
     def parse(self, text: str, source: str, first_line: int = 1) -> Any:
-        """Parse one JSON text.
+        """Parse one JSON text, which begins on line ``first_line`` of its file.
 
-        Args:
-            text: one whole JSON document.
-            source: name of the file, for errors.
-            first_line: line of the file on which ``text`` begins.
-
-        Raises:
-            InputError: with line and column of a syntax error; for a number of more than 4300 digits; for nesting
-                that exhausts the parser.
+        A syntax error (with line and column), a number of more than 4300 digits, and nesting that exhausts the parser
+        are an ``InputError``.
         """
         try:
             return self._decode(text)
@@ -63,13 +57,8 @@ class JsonReader:
 def encode_object(value: dict[str, Any], where: str) -> tuple[str, Counter[str]]:
     """Write ``value`` as compact strict JSON: keys in their order, valid UTF-8 without ASCII escapes.
 
-    Lone surrogates become U+FFFD, NaN and infinities become null.
-
-    Returns:
-        The text, and the number of replacements by reason (``read_report.REASONS``).
-
-    Raises:
-        InputError: if it is nested too deeply, or two keys become equal by the replacement.
+    Lone surrogates become U+FFFD, NaN and infinities become null. Their number is returned too, by reason
+    (``read_report.REASONS``). Too deep nesting, and keys that become equal, are an ``InputError``.
     """
     try:
         text = _ENCODE(value)

@@ -129,10 +129,8 @@ def keyed_record(
 def read_parquet_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
     """Read the records of a Parquet file, in row order. A null cell counts as a missing key.
 
-    Times become ISO 8601 text, durations become seconds, decimals become text. ``metadata`` may be a struct or JSON.
-
-    Raises:
-        InputError: if the file is damaged, has no text column, or holds binary values.
+    Times become ISO 8601 text, durations become seconds, decimals become text. ``metadata`` may be a struct or JSON. A
+    damaged file, one without a text column, and binary values are an ``InputError``.
     """
     yield from _of_parquet(file, limits, tally, ID_KEYS)
 

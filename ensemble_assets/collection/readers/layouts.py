@@ -34,12 +34,9 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Named:
-    """What a path says of a file.
+    """What a path says of a file: its role, and the split of the data set or "".
 
-    Attributes:
-        role: what it holds.
-        split: of the data set, or "".
-        table: the path without shard number, to group shards.
+    ``table`` is the path without shard number, to group shards.
     """
 
     role: Role

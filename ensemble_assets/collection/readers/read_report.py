@@ -22,12 +22,10 @@ MAX_PLACES = 20
 
 @dataclass(frozen=True)
 class Reason:
-    """A fault of the input that is counted instead of refused.
+    """A fault of the input that is counted instead of refused; ``words`` complete the sentence "3 times: ...".
 
-    Attributes:
-        effect: ``skipped`` (the record is no row), ``changed`` (the row differs from the record) or ``noticed`` (a
-            file, a link or a judgement; records are unchanged).
-        words: completes the sentence "3 times: ...".
+    ``effect`` is ``skipped`` (the record is no row), ``changed`` (the row differs from the record) or ``noticed`` (a
+    file, a link or a judgement; records are unchanged).
     """
 
     effect: Effect
@@ -119,7 +117,6 @@ class RawRecord:
     """One chunk as a file has it, before any preparation.
 
     Attributes:
-        text: its text; may be empty.
         metadata: the chunk's own metadata, keys in file order; values are JSON values.
         source: POSIX path relative to the collection folder.
         position: 0-based record (JSON list, Parquet row) or line (JSONL) in ``source``.
@@ -140,12 +137,8 @@ class RawRecord:
 class ReadReport:
     """Places and counts of one reading of a collection, a queries file or qrels. It holds no text.
 
-    Attributes:
-        files: files read.
-        records: records read: ``rows`` plus the counts of the reasons with effect ``skipped``.
-        rows: rows of the resulting frame.
-        counts: number of occurrences by reason, without zeros.
-        places: the first ``MAX_PLACES`` places per reason.
+    ``records`` are ``rows`` of the frame plus the counts of the reasons with effect ``skipped``. ``counts`` are by
+    reason, without zeros; ``places`` are the first ``MAX_PLACES`` of each.
     """
 
     files: int = 0
