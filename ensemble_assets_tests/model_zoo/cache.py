@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from ensemble_assets.models.registry import HubSource, model_spec
 from ensemble_assets_tests.model_zoo.families.layout import Layout
 
 
 def snapshot_folder(layout: Layout, cache_root: Path) -> Path:
-    """Return where the cache keeps the layout's files: one made-up commit, 40 hex digits."""
-    commit = hashlib.sha1(layout.hub_id.encode(), usedforsecurity=False).hexdigest()
+    """Return where the cache keeps the layout's files: below the registry's commit, or a made-up one."""
+    source = model_spec(layout.hub_id, layout.kind).source
+    assert isinstance(source, HubSource)
+    made_up = hashlib.sha1(layout.hub_id.encode(), usedforsecurity=False).hexdigest()
+    commit = made_up if source.revision == "main" else source.revision
     return cache_root / f"models--{layout.hub_id.replace('/', '--')}" / "snapshots" / commit
 
 

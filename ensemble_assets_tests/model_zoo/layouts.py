@@ -20,12 +20,13 @@ from ensemble_assets_tests.model_zoo.families.rerank import (
     yes_or_no,
 )
 from ensemble_assets_tests.model_zoo.families.sparse import (
-    plain_mlm,
+    plain,
     sparse_codes,
     splade,
     static_both_sides,
     without_query_inference,
 )
+from ensemble_assets_tests.model_zoo.registered_layouts import REGISTERED
 
 _PROMPTS = {"query": "query: ", "document": "document: "}
 _INSTRUCTION = {"web": "Judge whether the document answers the query."}
@@ -44,7 +45,8 @@ SPARSE = (
     _sparse("splade-modernbert", build=splade("modernbert"), note="ModernBERT, 8,192 tokens"),
     _sparse("csr", build=sparse_codes(), note="SparseAutoEncoder on a mean-pooled BERT"),
     _sparse("splade-prompts", build=splade("bert", prompts=_PROMPTS), note="prompts in its config"),
-    _sparse("plain-bert-mlm", build=plain_mlm("bert"), note="transformers checkpoint without modules.json"),
+    _sparse("plain-bert-mlm", build=plain("bert"), note="transformers checkpoint without modules.json"),
+    _sparse("plain-encoder", build=plain("bert", "encoder"), note="the library adds a random head", expected="refused"),
     _sparse("splade-bf16", build=splade("bert", dtype=torch.bfloat16), note="saved in bf16"),
     # kinds beyond the published table
     _sparse("splade-xlmr-prompts", build=splade("xlmr", prompts=_PROMPTS), note="XLM-R with prompts"),
@@ -73,7 +75,7 @@ SPARSE = (
         "opensearch-prompted", build=without_query_inference("distilbert", prompts=_PROMPTS),
         note="weights for queries, with prompts",
     ),
-    _sparse("plain-roberta-mlm", build=plain_mlm("roberta"), note="no modules.json, RoBERTa"),
+    _sparse("plain-roberta-mlm", build=plain("roberta"), note="no modules.json, RoBERTa"),
 )  # fmt: skip
 """All sparse layouts."""
 
@@ -174,7 +176,7 @@ RERANK = (
 )  # fmt: skip
 """All rerankers."""
 
-LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK)
+LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK, *REGISTERED)
 """Every layout."""
 
 BY_KEY: Mapping[str, Layout] = {layout.key: layout for layout in LAYOUTS}

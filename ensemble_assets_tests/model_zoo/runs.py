@@ -13,6 +13,7 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
+from ensemble_assets.models.registry import model_spec
 from ensemble_assets_tests.model_zoo.cache import hub_cache, publish, snapshot_folder
 from ensemble_assets_tests.model_zoo.compare import FP32, HALF, Comparison, compare
 from ensemble_assets_tests.model_zoo.families.layout import Layout
@@ -39,7 +40,7 @@ def run_layout(layout: Layout, root: Path, precision: str = "fp32") -> Compariso
         snapshot = snapshot_folder(layout, hub)
         outputs = run_product(layout, folder, snapshot, companion=companion, settings=settings)
         try:
-            truth = truth_of(snapshot, layout.kind, outputs.chunks, outputs.queries)
+            truth = truth_of(snapshot, model_spec(layout.hub_id, layout.kind), outputs.chunks, outputs.queries)
         except Exception as error:  # noqa: BLE001  # a model that the library cannot run: the product must refuse it
             truth, note = None, f" [library: {type(error).__name__}: {error}]"
         else:

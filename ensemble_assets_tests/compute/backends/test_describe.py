@@ -87,7 +87,7 @@ def test_a_description_is_kept_and_read_again_without_loading(tmp_path, monkeypa
 def test_a_fast_path_that_differs_from_the_library_is_not_taken(tmp_path, monkeypatch, agrees):
     spec = checkpoint(tmp_path / "model", "sparse")
     model = describe(spec, locate(spec), None)
-    monkeypatch.setattr(Probe, "agrees", lambda self, forward: agrees)
+    monkeypatch.setattr(Probe, "judge", lambda self, forward: (agrees, 0.0))
     assert refusal(model, locate(spec), "tiled", None) == ("" if agrees else "differs_from_library")
     factory = sparse_factory(spec, locate(spec), Runtime("fp32"))
     assert isinstance(factory, TiledSparseFactory) == agrees

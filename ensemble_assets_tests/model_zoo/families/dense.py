@@ -81,11 +81,11 @@ def plain_checkpoint(name: str, task: Task = "encoder") -> Build:
     return build
 
 
-def causal_checkpoint(name: str) -> Edit:
+def causal_checkpoint(name: str, **options: Any) -> Edit:
     """Replace weights and configuration by those of a language model, whose encoder sentence-transformers takes."""
 
     def edit(folder: Path) -> None:
-        model, _ = network(name, "causal", tie_word_embeddings=True)
+        model, _ = network(name, "causal", tie_word_embeddings=True, **options)
         model.to(torch.bfloat16).save_pretrained(folder)
 
     return edit

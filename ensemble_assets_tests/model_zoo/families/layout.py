@@ -46,5 +46,5 @@ class Layout:
 
     @property
     def key(self) -> str:
-        """What names the layout among all: its kind and its name."""
-        return f"{self.kind}/{self.name}"
+        """What names the layout among all: its kind, its owner where it has one of its own, and its name."""
+        return "/".join(part for part in (self.kind, self.owner, self.name) if part)

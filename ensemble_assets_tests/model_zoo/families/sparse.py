@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder, SparseStaticEmbedding, SpladePooling
 
 from ensemble_assets_tests.model_zoo.families.layout import Build
-from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, network
+from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, Task, network
 from ensemble_assets_tests.model_zoo.families.saving import Edit, save, transformer, write_checkpoint
 
 
@@ -54,11 +54,11 @@ def splade(
     return build
 
 
-def plain_mlm(name: str) -> Build:
-    """Make the builder of a masked language model without ``modules.json``."""
+def plain(name: str, task: Task = "mlm") -> Build:
+    """Make the builder of a masked language model, or of an encoder, without ``modules.json``."""
 
     def build(folder: Path) -> None:
-        write_checkpoint(folder, *network(name, "mlm"))
+        write_checkpoint(folder, *network(name, task))
 
     return build
 

@@ -125,7 +125,7 @@ def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: 
     make = torch_factory if path == "tiled" else openvino_factory
     try:
         forward = make(_complete(asked, traits), files, runtime, "", traits, top_k=0).load("cpu")
-        word = "" if probe.agrees(forward) else DIFFERS
+        word = "" if probe.judge(forward)[0] else DIFFERS
     except ModelUnavailableError:
         word = NOT_CONVERTIBLE
     except StageError:
