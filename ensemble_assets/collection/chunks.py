@@ -31,6 +31,10 @@ _SLICE_ROWS = 8192
 _MOST_NAMED = 20
 """Broken files that an error names; a page holds as many."""
 
+_MOST_SEARCHED = 1_000_000
+"""Characters of a chunk's text that are searched: tokenizers take minutes for tens of millions without a blank, and no
+model reads as many."""
+
 _MAX_COUNT = 2**32 - 1
 """Largest token count: the column is UInt32."""
 
@@ -167,10 +171,11 @@ class _Builder:
         metadata = self._metadata(record)
         if len(raw.encode()) + len(metadata.encode()) > self.limits.record_bytes:
             raise too_large(record_place(source, position), self.limits)
+        self.tally.note("rest_cut", source, position, int(self.keep_rest and len(prepared.rest) > _MOST_SEARCHED))
         row = {
             "chunk_id": self._chunk_id(record),
             "text": prepared.text,
-            "rest": prepared.rest if self.keep_rest else "",
+            "rest": prepared.rest[:_MOST_SEARCHED] if self.keep_rest else "",
             "metadata": metadata,
             "heading": " ".join(replace_surrogates(heading_of(record.metadata))[0].replace("\0", " ").split()) or None,
             "source": source,

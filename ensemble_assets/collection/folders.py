@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensemble_assets.collection.readers.formats import holds_chunk_files
+from ensemble_assets.collection.readers.formats import UNCUT, documents_in, holds_chunk_files
 from ensemble_assets.collection.readers.input_files import printable
 from ensemble_assets.common.errors import InputError
 
@@ -111,6 +111,9 @@ def discover(chunked_dir: Path) -> Discovered:
             "holds chunk files itself, where one sub-folder per collection is expected",
             "Give its parent folder and choose it with --collections",
         )
+    for path in folders if not with_chunks else ():
+        if count := documents_in(path):
+            raise InputError(f"collection {printable(path.name)!r}", f"has no chunk files, but {count}", UNCUT)
     by_alias = {path.name: path for path in with_chunks}
     names, refused = name_folders(by_alias)
     return Discovered(

@@ -157,3 +157,29 @@ def read_text(path, separator, columns, skip=0):
         infer_schema=False,
         quote_char=None,
     )
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["q1", "q2", "q3"]),
+        st.tuples(
+            st.lists(st.integers(0, 40), unique=True, max_size=40),
+            st.dictionaries(st.integers(0, 60), st.integers(-1, 3), min_size=1, max_size=30),
+        ),
+        min_size=1,
+    )
+)
+def test_figures_agree_with_trec_eval_also_for_judged_chunks_that_are_not_there(drawn):
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    judged = {query: {f"c{n}": grade for n, grade in grades.items()} for query, (_, grades) in drawn.items()}
+    lists = {query: [f"c{n}" for n in ranked] for query, (ranked, _) in drawn.items()}
+    result = evaluate({"r": run_frame(lists)}, qrels_frame(judged))
+    measures = {"ndcg_cut.10": "nDCG@10", "recall.100": "recall@100", "map": "MAP", "recip_rank": "MRR@10"}
+    run = {query: {chunk: -float(place) for place, chunk in enumerate(chunks)} for query, chunks in lists.items()}
+    figures = pytrec_eval.RelevanceEvaluator(judged, set(measures)).evaluate(run)
+    for query in {query for query, grades in judged.items() if max(grades.values()) > 0}:
+        for name, measure in measures.items():
+            expected = figures.get(query, {}).get(name.replace(".", "_"), 0.0)
+            if measure == "MRR@10" and 0 < expected < 0.1:
+                expected = 0.0  # trec_eval has no cut-off for it
+            assert value(result, query, measure) == pytest.approx(expected, abs=1e-6)

@@ -7,6 +7,7 @@ would double every chunk. The option ``chunks.format`` chooses one of them. A ``
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -103,6 +104,21 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
     return any(unlisted) or any(map(has_text_key, unsure))
 
 
+_DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".csv", ".tsv", ".pdf", ".docx")
+
+UNCUT = (
+    "Documents must be cut into chunks first, for instance into one {id, text} object a line of a file notes.jsonl; "
+    "docs/inputs.md has eight lines of Python that cut them at their headings"
+)
+
+
+def documents_in(folder: Path) -> str:
+    """Count the documents that are not cut into chunks, by their endings: ``12 .md, 3 .txt``; empty without any."""
+    endings = (path.suffix.lower() for relative, path in files_below(folder) if named(relative).role is Role.UNKNOWN)
+    counted = Counter(ending for ending in endings if ending in _DOCUMENTS)
+    return ", ".join(f"{count} {ending}" for ending, count in counted.most_common())
+
+
 def _is_named_so(name: str) -> bool:
     return _matches(plain_name(name), tuple(kind.pattern for kind in FORMATS.values()))
 
@@ -140,6 +156,8 @@ def chunk_files_in(
         )
     format_name = format_name or next(iter(by_format), "")
     if format_name not in by_format:
+        if count := documents_in(folder):
+            raise InputError(folder.name, f"has no chunk files, but {count}", UNCUT)
         expected = ", ".join(each.pattern for each in FORMATS.values())
         raise InputError(folder.name, f"has no {format_name or 'chunk'} files", f"Chunk files are named {expected}")
     for file in (file for other, files in by_format.items() if other != format_name for file in files):

@@ -57,6 +57,8 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "metadata_conflict": Reason("changed", "a key is beside and inside 'metadata'; the one inside was used"),
         # The contract asks for it.
         "text_cut": Reason("changed", "the text is longer than the contract allows and was cut"),
+        # A file in one line, an image as text: tokenizers would take minutes.
+        "rest_cut": Reason("changed", "the text is longer than a million characters; what follows is not searched"),
         # Run and qrels files are separated by blanks.
         "id_changed": Reason("changed", "blanks or control characters in an id became '_'"),
         # Version 4.0 did not read it.

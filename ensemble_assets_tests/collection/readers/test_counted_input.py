@@ -28,7 +28,7 @@ COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
     ("same key twice", {"a_chunks.json": '[{"text": "x", "text": "y"}]'}, {"duplicate_json_key": 1}, ["y"]),
     ("same key twice in JSONL", {"a.jsonl": '{"text": "x", "k": 1, "k": 2}'}, {"duplicate_json_key": 1}, ["x"]),
     ("long text", {"a_chunks.json": ["word " * 300]}, {"text_cut": 1}, [("word " * 300)[:1024] + "..."]),
-    ("5 MB chunk", {"a_chunks.json": ["x" * 5_000_000]}, {"text_cut": 1}, ["x" * 1024 + "..."]),
+    ("5 MB chunk", {"a_chunks.json": ["x" * 5_000_000]}, {"text_cut": 1, "rest_cut": 1}, ["x" * 1024 + "..."]),
     ("legacy duplicate id", {"a_chunks.json": [GOOD, GOOD, GOOD]}, {"duplicate_chunk_id": 2}, ["good words"] * 3),
     (
         "unusable chunk_id",

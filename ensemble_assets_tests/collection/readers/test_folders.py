@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets.collection.chunks import read_chunks
+from ensemble_assets.collection.folders import discover
 from ensemble_assets.collection.readers.formats import format_of, holds_chunk_files
 from ensemble_assets.common.errors import InputError, SettingsError
 from ensemble_assets_tests.collection.readers.folders import lines, read, texts, write
@@ -166,3 +167,12 @@ def test_a_file_of_another_name_makes_a_collection_if_it_has_a_text(tmp_path: Pa
     assert not holds_chunk_files(tmp_path / "a")
     assert holds_chunk_files(tmp_path / "b")
     assert holds_chunk_files(tmp_path / "c"), "the key stands across two blocks"
+
+
+def test_documents_that_are_not_cut_are_named_with_the_shortest_way(tmp_path: Path) -> None:
+    write(tmp_path, {"notes/a.md": "# A", "notes/b.MD": "# B", "notes/c.txt": "c", "notes/queries.tsv": "1\tx"})
+    for reading in (lambda: discover(tmp_path), lambda: read_chunks(tmp_path / "notes", 256)):
+        with pytest.raises(InputError, match=r"has no chunk files, but 2 \.md, 1 \.txt\. Documents must be cut"):
+            reading()
+    write(tmp_path, {"other/x_chunks.json": ["x"]})
+    assert [each.name for each in discover(tmp_path).collections] == ["other"]

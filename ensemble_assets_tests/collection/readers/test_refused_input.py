@@ -101,7 +101,7 @@ ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
         {"a_chunks.json": [GOOD], "b.jsonl": lines({"text": "x"})},
         ["chunk_files: a_chunks.json", "jsonl: b.jsonl"],
     ),
-    ("nothing", {"readme.txt": "x"}, ["has no chunk files", "*_chunks.json"]),
+    ("nothing", {"readme.txt": "x"}, ["has no chunk files, but 1 .txt. Documents must be cut"]),
     ("only summaries", {"chunk_summary.json": {}, "processing_summary.json": {}}, ["has no chunk files"]),
     ("empty list", {"a_chunks.json": []}, ["no usable chunk", "no records"]),
     ("only blanks", {"a_chunks.json": [" ", {"text": ""}]}, ["no usable chunk in 1 file(s) with 2 record(s)"]),
