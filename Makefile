@@ -53,7 +53,7 @@ lint: install
 test: lint  ## linters, types, import contracts and the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly and not gpu and not ui and not operations"
 
-test-nightly: install  ## thousands of simulated runs, and one hundred real ones that are killed
+test-nightly: install  ## thousands of simulated runs and odd inputs, three versions of qdrant-client, one hundred killed runs
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"
 
 test-kill-points: install  ## only the last: one hundred runs killed at random points
