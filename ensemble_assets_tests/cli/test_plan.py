@@ -58,4 +58,4 @@ def test_a_plan_is_shown_as_a_table_with_the_depth_and_both_ratios(tmp_path: Pat
 def test_where_there_is_nothing_to_plan_it_says_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "corpora").mkdir()
     empty = run("plan", cwd=tmp_path)
-    assert (empty.returncode, "--sample" in empty.stderr) == (1, True)
+    assert (empty.returncode, "--sample" in empty.stderr) == (2, True)
