@@ -87,7 +87,7 @@ def errors_are_justified(world: World, report: SimulationReport) -> None:
         others = device.others.changes
         faults = world.model.faults
         if reason == DEVICE_BUSY:
-            assert device.late_growth or device.lingers or others[-1][1] > 0 or others[-1][0] > event_time_floor(report)
+            assert device.reserved_bytes or others[-1][1] > 0 or others[-1][0] > event_time_floor(report)
         elif reason == NO_ANSWER:
             assert faults.hangs_at is not None
         elif reason == DEVICE_FAILED:

@@ -134,6 +134,7 @@ class BatchPlanner:
         self._planned = 0
         self._learned = 0
         self._strikes = 0
+        self._base_bytes = 0
         self._checks: set[int] = set()
 
     @property
@@ -148,6 +149,7 @@ class BatchPlanner:
 
     def loaded(self, base_bytes: int) -> None:
         """Learn the allocator bytes of the loaded model."""
+        self._base_bytes = base_bytes
         self.sizes.model.observe(0, 0, base_bytes)
 
     def plan(self, headroom: Headroom) -> Assignment | Hold:
@@ -229,7 +231,7 @@ class BatchPlanner:
     def fits_shortest(self, cap_bytes: int) -> bool:
         """Whether the shortest waiting row is predicted to fit."""
         rows = np.concatenate([self._fresh, *(part.rows for part in self._parts)])
-        return self.sizes.need(int(self._lengths[rows].min())) <= cap_bytes
+        return max(self._base_bytes, self.sizes.need(int(self._lengths[rows].min()))) < cap_bytes
 
     def _split(self, part: _Part, reason: str) -> None:
         half = len(part.rows) // 2

@@ -105,11 +105,12 @@ class MemoryGuard:
     def settle(self) -> int:
         """Count all memory that is taken now as permanent; returns the bytes of it outside the allocator.
 
-        To be called again when the model is loaded.
+        To be called again when the model is loaded. If nothing is left to compute with, all of it is waited for.
         """
         with self._lock:
             outside, held, _, free = self._outside()
-            self._room = self._room_for(outside, held, free)
+            room = self._room_for(outside, held, free)
+            self._room = room if room - self._ceiling.margin_bytes > held else self._ceiling.hard_bytes
         return outside
 
     def measure(self) -> Headroom:
