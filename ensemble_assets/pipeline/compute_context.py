@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.common.events import Value
-from ensemble_assets.common.work_clock import WorkClock
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import ModelKind, ModelSpec
 from ensemble_assets.pipeline.from_settings import files_of
-from ensemble_assets.pipeline.stage_run import ComputeRun
+from ensemble_assets.pipeline.stage_run import ComputeRun, WorkClock
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder, lock_folder
 from ensemble_assets.settings.sources import process_environment

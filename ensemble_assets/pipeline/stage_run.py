@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from ensemble_assets.artefacts.artefact import Artefact, ArtefactWriter
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.events import EventLog, EventSink
 from ensemble_assets.common.stages import MODEL_STAGES
-from ensemble_assets.common.work_clock import WorkClock
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Resolved, Settings
 from ensemble_assets.telemetry.allowed_names import EVENTS
@@ -38,6 +38,21 @@ class Progress:
 
     def stage_finished(self, collection: str, record: Record) -> None:
         """Report the end of a stage; a ``FailedStage`` if it failed."""
+
+
+@dataclass
+class WorkClock:
+    """Counts the seconds of a stage's work: a clock that stands still while a stage waits for a device, ``waited`` seconds until now.
+
+    ``waited_for`` is the holder of the device, and since when; "" if nobody.
+    """
+
+    waited: float = 0.0
+    waited_for: str = ""
+
+    def __call__(self) -> float:
+        """Give the clock's seconds; only differences mean something."""
+        return time.perf_counter() - self.waited
 
 
 @dataclass(frozen=True)

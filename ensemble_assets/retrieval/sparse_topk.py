@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.retrieval.topk import BestSoFar, TopK, check_depth
 
 DEFAULT_TILE_BYTES = 256 * 1024 * 1024

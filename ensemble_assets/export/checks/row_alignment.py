@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import LOADER_KEYS, ChunkRow
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.key_tables import PAYLOAD_TAIL
 from ensemble_assets.export.checks.list_files import ListFiles

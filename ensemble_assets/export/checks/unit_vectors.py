@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors

@@ -15,8 +15,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.names import UNIT_TOLERANCE
 
 _PLAIN_FROM = 1e-4

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import Enriched
 from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.inputs import LIVE, METADATA, NO_SOURCE, LiveSparse
 from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list
 

@@ -19,9 +19,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.common.mapped_pages import drop_resident_pages
 from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, own_metadata
 from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS, target_collection

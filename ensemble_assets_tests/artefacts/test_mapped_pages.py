@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble_assets.common.mapped_pages import drop_resident_pages
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 
 
 def test_released_pages_read_the_same_again(tmp_path: Path) -> None:
