@@ -42,9 +42,9 @@ class Progress:
 
 @dataclass
 class WorkClock:
-    """Counts the seconds of a stage's work: a clock that stands still while a stage waits for a device, ``waited`` seconds until now.
+    """Counts the seconds of a stage's work; it stands still while the stage waits for a device.
 
-    ``waited_for`` is the holder of the device, and since when; "" if nobody.
+    ``waited`` is the seconds of waiting until now. ``waited_for`` is the holder of the device, and since when; "" if nobody.
     """
 
     waited: float = 0.0
