@@ -44,7 +44,7 @@ class Progress:
 class WorkClock:
     """Counts the seconds of a stage's work; it stands still while the stage waits for a device.
 
-    ``waited`` is the seconds of waiting until now. ``waited_for`` is the holder of the device, and since when; "" if nobody.
+    ``waited`` is the seconds of waiting until now. ``waited_for`` is the holder of the device; "" if nobody.
     """
 
     waited: float = 0.0
