@@ -22,7 +22,7 @@ Task = Literal["encoder", "mlm", "classifier", "causal"]
 
 HIDDEN = 64
 _DEVIATION = 0.17
-"""Of weights: about 1.4 / sqrt(64), which keeps the size of activations from layer to layer."""
+"""Of weights: about 1.4 / sqrt(64), which keeps the size of activations from layer to layer; less in wider networks."""
 
 _SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "hidden_size": HIDDEN}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2, "head_dim": 16}
@@ -167,9 +167,10 @@ def _config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, opti
 @torch.no_grad()
 def _spread(model: PreTrainedModel) -> None:
     """Draw all weights anew: matrices wide, gains around their value, biases off zero."""
+    narrower = (HIDDEN / max(HIDDEN, getattr(model.config, "hidden_size", None) or HIDDEN)) ** 0.5
     for name, weight in model.named_parameters():
         if weight.ndim >= 2:
-            weight.normal_(0.0, _DEVIATION)
+            weight.normal_(0.0, _DEVIATION * narrower)
         elif name.endswith("bias"):
             weight.normal_(0.0, 0.1)
         else:
