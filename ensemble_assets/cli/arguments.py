@@ -140,7 +140,7 @@ def locate_target(
 
 _WHERE_CHUNKS_ARE = (
     "Give --chunked-dir the folder that has one folder per collection, each with *_chunks.json, corpus.jsonl, JSONL or "
-    "Parquet files"
+    "Parquet files (documents become chunks with ensemble-assets chunk)"
 )
 
 

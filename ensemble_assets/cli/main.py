@@ -12,6 +12,7 @@ import sys
 import click
 
 from ensemble_assets.cli.bundle import report, upload, validate
+from ensemble_assets.cli.chunk import chunk
 from ensemble_assets.cli.clean import clean
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
@@ -31,7 +32,8 @@ def commands() -> None:
 
 
 _COMMANDS = (
-    run, demo, search, show, doctor, leases, validate, report, upload, evaluate, fit_fusion, baseline, plan, clean
+    run, demo, search, show, chunk, plan, validate, report, upload, evaluate, fit_fusion, baseline, doctor, leases,
+    clean,
 )  # fmt: skip
 
 for command in _COMMANDS:

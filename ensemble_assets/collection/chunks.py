@@ -167,6 +167,8 @@ class _Builder:
         if not raw.strip():
             self.tally.note("empty_text", source, position)
             return
+        if self.limits.prepend_headings:
+            raw = usable_text(_with_headings(raw, record.metadata), self.tally, source, position)
         prepared = prepare_text(raw, self.max_tokens)
         metadata = self._metadata(record)
         if len(raw.encode()) + len(metadata.encode()) > self.limits.record_bytes:
@@ -262,6 +264,17 @@ class _Builder:
             return 0
         number = given_number(record.metadata["token_count"])
         return _MAX_COUNT if number is None or not number < self.min_tokens else 0
+
+
+def _with_headings(text: str, metadata: Mapping[str, Any]) -> str:
+    """Put the headings of a chunk before its text; its own is left out where the text begins with it as a line."""
+    path = hierarchy_of(metadata)
+    if path:
+        begins = text.strip().partition("\n")[0].strip("# \t\r") == path[-1]
+        path = path[:-1] if begins else path
+    elif (heading := heading_of(metadata).strip()) and not text.startswith(heading):  # readers put titles there too
+        path = [heading]
+    return "\n\n".join([" > ".join(path), text] if path else [text])
 
 
 def heading_of(metadata: Mapping[str, Any]) -> str:

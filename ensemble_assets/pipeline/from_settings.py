@@ -182,6 +182,7 @@ def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.Da
                 keep_flat=options.flat_records == "keep",
             ),
             refuse_repeated_ids=options.repeated_ids == "refuse",
+            prepend_headings=options.headings == "prepend",
         ),
     )
 

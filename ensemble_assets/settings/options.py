@@ -69,6 +69,9 @@ class Chunks(Section):
         (), "Fields of a record that are its text, joined by a blank line. Empty: text, else content and the like."
     )
     id_field: str = option("", "Field of a record that is its id. Empty: chunk_id, _id or id.")
+    headings: Literal["off", "prepend"] = option(
+        "off", "prepend: the headings above a chunk, or its title, stand before its text wherever the text is read."
+    )
     title_field: str = option("", "Field that is put before the text. Empty: title in a corpus, none elsewhere.")
     metadata_fields: Names = option((), "Fields beside the text that are kept as metadata. Empty: all.")
     flat_records: Literal["keep", "legacy"] = option(

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.collection.chunk_text import prepare_text
-from ensemble_assets.collection.chunks import build_chunks, heading_of, hierarchy_of
+from ensemble_assets.collection.chunks import build_chunks, heading_of, hierarchy_of, read_chunks
+from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
 from ensemble_assets.common.frame_schemas import CHUNKS
 
@@ -212,3 +213,27 @@ def test_a_bundle_of_many_slices_keeps_the_order(tmp_path: Path) -> None:
     frame, _ = build_chunks((record(f"text {n}", n) for n in range(20_000)), 256)
     assert frame["position"].to_list() == list(range(20_000))
     assert frame["text"][19_999] == "text 19999"
+
+
+def test_headings_stand_before_a_text_once(tmp_path: Path) -> None:
+    records = [
+        {"text": "Due in May.", "section_path": ["Guide", "Returns"]},
+        {"text": "## Returns\n\nDue in May.", "section_path": ["Guide", "Returns"]},
+        {"text": "Returns are due in May.", "section_path": "Guide > Returns"},
+        {"text": "Due in May.", "title": "Returns"},
+        {"text": "Returns Due in May.", "title": "Returns"},
+        {"text": "Due in May."},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    plain, _ = read_chunks(tmp_path, 256)
+    assert plain["text"][0] == "Due in May."
+    headed, _ = read_chunks(tmp_path, 256, limits=ReadLimits(prepend_headings=True))
+    assert headed["text"].to_list() == [
+        "Guide > Returns Due in May.",
+        "Guide ## Returns Due in May.",
+        "Guide > Returns Returns are due in May.",
+        "Returns Due in May.",
+        "Returns Due in May.",
+        "Due in May.",
+    ]
+    assert (headed["chunk_id"] == plain["chunk_id"]).all()

@@ -8,7 +8,7 @@ would double every chunk. The option ``chunks.format`` chooses one of them. A ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -106,16 +106,20 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
 
 _DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".csv", ".tsv", ".pdf", ".docx")
 
-UNCUT = (
-    "Documents must be cut into chunks first, for instance into one {id, text} object a line of a file notes.jsonl; "
-    "docs/inputs.md has eight lines of Python that cut them at their headings"
-)
+UNCUT = "Documents must be cut into chunks first: ensemble-assets chunk FOLDER --into corpora/NAME; see docs/inputs.md"
 
 
-def documents_in(folder: Path) -> str:
-    """Count the documents that are not cut into chunks, by their endings: ``12 .md, 3 .txt``; empty without any."""
-    endings = (path.suffix.lower() for relative, path in files_below(folder) if named(relative).role is Role.UNKNOWN)
-    counted = Counter(ending for ending in endings if ending in _DOCUMENTS)
+def documents_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the documents that are not cut into chunks, as ``files_below`` does; no queries and judgements."""
+    for relative, path in files_below(folder):
+        if path.suffix.lower() in _DOCUMENTS and named(relative).role is Role.UNKNOWN:
+            yield relative, path
+
+
+def documents_in(folder: Path, without: Container[str] = ()) -> str:
+    """Count these documents by their endings: ``12 .md, 3 .txt``; empty without any. Endings ``without`` are not."""
+    endings = (path.suffix.lower() for _, path in documents_below(folder))
+    counted = Counter(ending for ending in endings if ending not in without)
     return ", ".join(f"{count} {ending}" for ending, count in counted.most_common())
 
 

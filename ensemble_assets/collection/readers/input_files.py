@@ -44,12 +44,14 @@ class ReadLimits:
         file_bytes: of one file that can only be read whole (``*_chunks.json``).
         fields: which fields are text, title, id and metadata.
         refuse_repeated_ids: whether an id with two contents is an error; it gets ``#2`` otherwise.
+        prepend_headings: whether a text begins with the headings of its chunk.
     """
 
     record_bytes: int = 64_000_000
     file_bytes: int = 2_000_000_000
     fields: Fields = Fields()  # noqa: RUF009 - it cannot change
     refuse_repeated_ids: bool = False
+    prepend_headings: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,10 +169,13 @@ def test_a_file_of_another_name_makes_a_collection_if_it_has_a_text(tmp_path: Pa
     assert holds_chunk_files(tmp_path / "c"), "the key stands across two blocks"
 
 
-def test_documents_that_are_not_cut_are_named_with_the_shortest_way(tmp_path: Path) -> None:
+def test_documents_that_are_not_cut_are_named_with_the_step_that_cuts_them(tmp_path: Path) -> None:
     write(tmp_path, {"notes/a.md": "# A", "notes/b.MD": "# B", "notes/c.txt": "c", "notes/queries.tsv": "1\tx"})
     for reading in (lambda: discover(tmp_path), lambda: read_chunks(tmp_path / "notes", 256)):
-        with pytest.raises(InputError, match=r"has no chunk files, but 2 \.md, 1 \.txt\. Documents must be cut"):
+        with pytest.raises(
+            InputError,
+            match=r"has no chunk files, but 2 \.md, 1 \.txt\. Documents must be cut.*: ensemble-assets chunk FOLDER ",
+        ):
             reading()
     write(tmp_path, {"other/x_chunks.json": ["x"]})
     assert [each.name for each in discover(tmp_path).collections] == ["other"]

@@ -1,0 +1,64 @@
+"""Cut documents into a collection: ``ensemble-assets chunk``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble_assets.cli import arguments as args
+from ensemble_assets.common.errors import SettingsError
+
+_PATH = click.Path(path_type=Path)
+_USUAL_TOKENS = 512
+"""Most tokens of a chunk if the model would read more: vectors of longer texts say less of each part."""
+_USUAL_OVERLAP = 32
+"""Tokens: a sentence or two."""
+
+
+@click.command()
+@click.argument("folder", type=_PATH)
+@click.option("--into", required=True, type=_PATH, metavar="DIR", help="Collection to write, such as corpora/notes.")
+@click.option("--tokens", type=click.IntRange(16), help="Most tokens of a chunk; what the model reads, up to 512.")
+@click.option("--overlap", type=click.IntRange(0), default=_USUAL_OVERLAP, help="Tokens that neighbours share at most.")
+@args.with_options(args.PROFILE, args.DENSE_MODELS, args.SET)
+def chunk(
+    folder: Path, into: Path, tokens: int | None, overlap: int, assignments: tuple[str, ...], **flags: Any
+) -> int:
+    """Cut the Markdown, HTML, CSV and text files of FOLDER into chunks.
+
+    They are cut at headings, and where a section is longer than the primary dense model reads, between paragraphs or
+    sentences. A row of a CSV file is a chunk. Running it again replaces the chunks.
+    """
+    from ensemble_assets.collection.readers.formats import documents_in
+    from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+    from ensemble_assets.documents.cutting import Cutting, cut_folder
+    from ensemble_assets.documents.sections import READERS
+    from ensemble_assets.pipeline.from_settings import choose_models, files_of, tokens_of_chunks
+
+    if not folder.is_dir():
+        raise SettingsError(f"{folder}: there is no such folder")
+    settings = args.resolve_flags(flags, assignments)
+    primary = choose_models(settings.models).primary
+    vocabulary = load_vocabulary(files_of(primary, settings))
+
+    def count(text: str) -> int:
+        return len(vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    around = vocabulary.template.single_before + vocabulary.template.single_after
+    most = tokens_of_chunks(settings) - len(around) - count(primary.document_prefix or "")
+    if tokens and tokens > most:
+        raise SettingsError(f"--tokens {tokens}: {primary.slug} reads at most {most} of a chunk. Give no more")
+    limit = tokens or min(_USUAL_TOKENS, most)
+    with args.wrong_name_is_usage_error():
+        written = cut_folder(
+            folder, into, Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")
+        )
+    click.echo(f"{written.documents} documents, {written.chunks} chunks of at most {limit} tokens: {written.file}")
+    if written.empty:
+        click.echo(f"Without any text: {', '.join(written.empty)}", err=True)
+    if left := documents_in(folder, without=READERS):
+        click.echo(f"Not read: {left}. Save them as Markdown, HTML or text first", err=True)
+    click.echo(f"Next: ensemble-assets run --chunked-dir {into.parent} --collections {into.name}")
+    return 0

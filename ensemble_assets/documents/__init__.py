@@ -1,0 +1,1 @@
+"""Cut Markdown, HTML, CSV and plain text into the chunks of a collection."""

@@ -1,0 +1,103 @@
+"""Cut a folder of documents into chunk records that fit into what the primary dense model reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble_assets.collection.chunk_text import CHARACTERS_PER_TOKEN
+from ensemble_assets.collection.readers.formats import documents_below
+from ensemble_assets.common.atomic_files import atomic_write
+from ensemble_assets.common.errors import InputError, SettingsError
+from ensemble_assets.documents.sections import READERS, Section
+
+try:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
+except ImportError:
+    raise SettingsError("cutting documents needs more packages: pip install 'ensemble-assets[documents]'") from None
+
+FILE_NAME = "documents.jsonl"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How texts are cut.
+
+    Attributes:
+        count: counts the tokens of a text.
+        tokens: most tokens of a chunk. It has at most four times as many characters, more would be cut in the bundle.
+        overlap: most tokens at the start of a chunk that are also the end of the one before, in the same section.
+        room_for_headings: leave room for the headings, which ``chunks.headings`` puts before the text.
+    """
+
+    count: Callable[[str], int]
+    tokens: int
+    overlap: int
+    room_for_headings: bool = False
+
+    def size(self, text: str) -> int:
+        """Measure a text in tokens, of which each has at most four characters."""
+        return max(self.count(text), -(-len(text) // CHARACTERS_PER_TOKEN))
+
+    def parts(self, section: Section) -> list[str]:
+        """Cut a section between paragraphs, rows, sentences or words, whichever are the largest that fit.
+
+        The first part begins with the section's heading. A heading of more than half a chunk may make it longer.
+        """
+        above = self.size(" > ".join(section.path)) if self.room_for_headings else 0
+        room = max(self.tokens // 2, self.tokens - above - self.size(section.head) - 1)
+        kind = MarkdownSplitter if section.markdown else TextSplitter
+        first, *rest = kind.from_callback(self.size, room, min(self.overlap, room - 1)).chunks(section.text) or [""]
+        whole = "\n\n".join(filter(None, [section.head, first]))
+        return [whole, *rest] if whole else []
+
+
+@dataclass
+class Written:
+    """The result: documents and chunks in numbers, and documents without any text by name."""
+
+    file: Path
+    documents: int = 0
+    chunks: int = 0
+    empty: list[str] = field(default_factory=list)
+
+
+def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
+    """Write the chunks of all documents below ``folder`` to ``documents.jsonl`` in the collection's folder ``into``.
+
+    The file is replaced as a whole. A document that cannot be read, and none at all, are an ``InputError``.
+    """
+    paths = sorted((relative, path) for relative, path in documents_below(folder) if path.suffix.lower() in READERS)
+    if not paths:
+        raise InputError(folder.name, f"has no document: none of {', '.join(READERS)}", "Give another folder")
+    written = Written(into / FILE_NAME)
+    with atomic_write(written.file) as file:
+        for relative, path in paths:
+            before = written.chunks
+            for record in _records(relative, path, cutting):
+                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                written.chunks += 1
+            written.documents += 1
+            written.empty += [relative] if written.chunks == before else []
+        if not written.chunks:
+            raise InputError(folder.name, "has documents without any text", "Give another folder")
+    return written
+
+
+def _records(relative: str, path: Path, cutting: Cutting) -> Iterator[dict[str, Any]]:
+    number = 0
+    for section in READERS[path.suffix.lower()](path.read_bytes(), relative):
+        for place, text in enumerate(cutting.parts(section)):
+            own = section.given_id + (f":{place}" if place else "")
+            yield {
+                "id": own if section.given_id else f"{relative}:{number}",
+                "text": text,
+                **({"heading_text": section.path[-1], "section_path": section.path} if section.path else {}),
+                "source_file": relative,
+                "token_count": cutting.count(text),
+                **section.more,
+            }
+            number += 1

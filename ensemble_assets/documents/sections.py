@@ -1,0 +1,128 @@
+"""Read documents as sections: parts of a Markdown or HTML page below its headings, rows of a table, a plain text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import polars as pl
+
+from ensemble_assets.common.errors import InputError, SettingsError
+
+try:
+    from bs4 import BeautifulSoup
+    from markdown_it import MarkdownIt
+    from markdownify import MarkdownConverter
+except ImportError:
+    raise SettingsError("cutting documents needs more packages: pip install 'ensemble-assets[documents]'") from None
+
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_NO_CONTENT = ("script", "style", "nav", "noscript", "template", "head")
+_SEPARATORS = ",;\t|"
+_TEXT, _IDS, _TITLES = "text", ("chunk_id", "_id", "id"), ("heading", "title", "name")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document.
+
+    Attributes:
+        text: what stands below its heading.
+        head: its heading as it is written in the document.
+        path: the headings above it and its own, outermost first.
+        markdown: whether tables, lists and code are to be seen in the text.
+        given_id: the id that a row of a table has.
+        more: other columns of the row.
+    """
+
+    text: str
+    head: str = ""
+    path: tuple[str, ...] = ()
+    markdown: bool = False
+    given_id: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+def _decoded(raw: bytes, source: str) -> str:
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}, byte {error.start}", "is not UTF-8", "Save the document as UTF-8") from None
+
+
+def _plain(raw: bytes, source: str) -> Iterator[Section]:
+    yield Section(_decoded(raw, source))
+
+
+def _markdown(raw: bytes, source: str) -> Iterator[Section]:
+    return markdown_sections(_FRONT_MATTER.sub("", _decoded(raw, source)))
+
+
+def _html(raw: bytes, source: str) -> Iterator[Section]:
+    page = BeautifulSoup(raw, "html.parser")
+    title = page.title.get_text(" ", strip=True) if page.title else ""
+    for element in page(_NO_CONTENT):
+        element.decompose()
+    named = bool(page("h1"))
+    text: str = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
+    return markdown_sections(text if named or not title else f"# {title}\n\n{text}")
+
+
+def markdown_sections(text: str) -> Iterator[Section]:
+    """Cut a Markdown text at its headings.
+
+    Headings within quotations, lists and code do not count. A heading with nothing below it but deeper headings is no
+    section: it is in their paths.
+    """
+    lines = text.splitlines(keepends=True)
+    tokens = MarkdownIt("commonmark").parse(text)
+    heads = [(0, 0, 0, "")]  # first line, line after the heading, depth, words
+    for opening, inside in pairwise(tokens):
+        if opening.type == "heading_open" and opening.level == 0 and opening.map:
+            words = "".join(part.content for part in inside.children or () if part.type in ("text", "code_inline"))
+            heads.append((opening.map[0], opening.map[1], int(opening.tag[1:]), words.strip()))
+    path: list[tuple[int, str]] = []
+    for (first, body, depth, words), following in pairwise([*heads, (len(lines), 0, 0, "")]):
+        path = [above for above in path if above[0] < depth] + ([(depth, words)] if words else [])
+        if "".join(lines[body : following[0]]).strip() or (words and following[2] <= depth):
+            head, text = "".join(lines[first:body]), "".join(lines[body : following[0]])
+            yield Section(text, head.strip(), tuple(name for _, name in path), markdown=True)
+
+
+def _table(raw: bytes, source: str) -> Iterator[Section]:
+    """Read every row of a CSV or TSV file with names in its first line.
+
+    A column ``text`` is the text, and the others are metadata. Without one the text has a line for every column.
+    """
+    text = _decoded(raw, source)
+    names = text.partition("\n")[0]
+    try:
+        frame = pl.read_csv(
+            io.BytesIO(text.encode()), separator=max(_SEPARATORS, key=names.count), infer_schema=False
+        )  # fmt: skip
+    except pl.exceptions.PolarsError as error:
+        kind = type(error).__name__
+        raise InputError(source, f"is no table that can be read ({kind})", "Save it as CSV with names") from None
+    for row in frame.iter_rows(named=True):
+        filled = {name: value.strip() for name, value in row.items() if value and value.strip()}
+        given_id = next((filled.pop(name) for name in _IDS if name in filled), "")
+        title = next((filled[name] for name in _TITLES if name in filled), "")
+        own = filled.pop(_TEXT, "")
+        whole = own or "\n".join(f"{name}: {value}" for name, value in filled.items())
+        yield Section(whole, path=(title,) if title else (), given_id=given_id, more=filled if own else {})
+
+
+READERS: Mapping[str, Callable[[bytes, str], Iterator[Section]]] = {
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".html": _html,
+    ".htm": _html,
+    ".csv": _table,
+    ".tsv": _table,
+    ".txt": _plain,
+    ".rst": _plain,
+}
+"""How a document is read, by the ending of its name. A reader gets the bytes, and the name for errors."""
