@@ -6,7 +6,7 @@ wait for a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,9 +23,9 @@ from ensemble_assets.compute.backends.choice import dense_factory, rerank_factor
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.running.loaded_once import loaded_once
-from ensemble_assets.compute.stages.dense import encode_dense
+from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.stages.sparse import encode_sparse
+from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
@@ -63,6 +63,19 @@ class Hit:
     rerank_score: float | None = None
 
 
+@dataclass(frozen=True)
+class QueryVectors:
+    """A question as the models of a bundle see it, in plain numbers, for a database that holds the bundle.
+
+    Attributes:
+        dense: a unit vector by the name of its model, the primary one first.
+        sparse: ``indices`` and ``values`` of its terms; None where the bundle has no sparse model.
+    """
+
+    dense: Mapping[str, list[float]]
+    sparse: Mapping[str, list[Any]] | None
+
+
 class Searcher:
     """Searches one bundle. ``notes`` say which parts of its run could not be repeated here."""
 
@@ -94,19 +107,41 @@ class Searcher:
         fused = fuse(lists, ids, rule.method, query_order=[_QUESTION])
         return self._hits(fused, self._reranked(fused, question), tuple(runs), top)
 
+    def encode(self, question: str) -> QueryVectors:
+        """Encode a question as ``ask`` does."""
+        queries = pl.Series([question])
+        sparse = self._encode_sparse(queries)
+        row = None if sparse is None else sparse.queries.row(0)
+        return QueryVectors(
+            {model.spec.slug: model.queries[0].tolist() for model in self._encode_dense(queries)},
+            None if row is None else {"indices": row.indices.tolist(), "values": row.values.tolist()},
+        )
+
     def _search(self, name: str, queries: pl.Series) -> pl.DataFrame | None:
         return {"dense": self._dense, "sparse": self._sparse, "lexical": self._lexical}[name](queries)
 
     def _dense(self, queries: pl.Series) -> pl.DataFrame | None:
-        specs = self._dense_specs
-        encoded = encode_dense(_NO_TEXTS, queries, specs, self._context, make_factory=self._loaded("dense"))
         models = []
-        for model in encoded.models:
+        for model in self._encode_dense(queries):
             array = self._arrays[model.spec.slug]
             models.append(DenseModel(model.spec.slug, array.vectors, model.queries, array.norms, model.spec.weight))
         return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
 
+    def _encode_dense(self, queries: pl.Series) -> Sequence[DenseVectors]:
+        make = self._loaded("dense")
+        return encode_dense(_NO_TEXTS, queries, self._dense_specs, self._context, make_factory=make).models
+
     def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
+        encoded = self._encode_sparse(queries)
+        if encoded is None:
+            return None
+        matrix = encoded.queries
+        of_question = SparseRows(matrix.indptr, matrix.indices, matrix.values, len(encoded.words))
+        if self._sparse_rows is None:
+            self._sparse_rows = self.corpus.sparse(len(encoded.words))
+        return run_from_topk(sparse_topk(self._sparse_rows, of_question, self._depth), [_QUESTION])
+
+    def _encode_sparse(self, queries: pl.Series) -> SparseResult | None:
         spec, space = self._sparse_spec, self.corpus.section("sparse_run", "payload").get("index_space")
         if spec is None:
             return None
@@ -116,11 +151,7 @@ class Searcher:
         if encoded.index_space != space:
             self._note("sparse: the bundle's vectors are not of this model, so this list is left out")
             return None
-        matrix = encoded.queries
-        of_question = SparseRows(matrix.indptr, matrix.indices, matrix.values, len(encoded.words))
-        if self._sparse_rows is None:
-            self._sparse_rows = self.corpus.sparse(len(encoded.words))
-        return run_from_topk(sparse_topk(self._sparse_rows, of_question, self._depth), [_QUESTION])
+        return encoded
 
     _sparse_rows: SparseRows | None = None
 

@@ -154,6 +154,8 @@ def report(bundle: Path, output: Path | None, with_queries: bool) -> int:
 @click.option("--batch-size", type=click.IntRange(1, 10_000), help="Points per request.")
 @click.option("--layout", type=click.Choice(["named", "legacy"]), help="Of a new collection; see qdrant.layout.")
 @click.option("--point-ids", type=click.Choice(["auto", "row", "chunk"]), help="chunk: for a shared collection.")
+@click.option("--payload-text/--no-payload-text", default=None, help="Put the chunk's text into the payload.")
+@click.option("--payload-sparse/--no-payload-sparse", default=None, help="Repeat the sparse vector in the payload.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port, if the URL has none.")
 @click.option("--timeout", type=click.IntRange(1, 3600), help="Seconds that a request may take.")
 @click.option("--retries", type=click.IntRange(0, 20), help="Further tries of a failed request.")

@@ -128,6 +128,8 @@ def upload(
                 hnsw_m=options.hnsw_m,
                 hnsw_ef=options.hnsw_ef,
                 indexes=options.payload_indexes,
+                text=options.payload_text,
+                echo=options.payload_sparse,
             ),
             point_ids=options.point_ids,
             max_request_mb=options.max_request_mb,

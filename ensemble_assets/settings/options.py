@@ -266,6 +266,10 @@ class Qdrant(Section):
     quantization: Literal["none", "scalar", "binary"] = option("none", "New collection: quantised vectors in memory.")
     hnsw_m: int = option(0, "New collection: links of a point in the index. 0: the server's default.", ge=0, le=512)
     hnsw_ef: int = option(0, "New collection: ef_construct of the index. 0: the server's default.", ge=0, le=10_000)
+    payload_text: bool = option(False, "Payloads have the chunk's text, as the bundle has it, under text.")
+    payload_sparse: bool = option(
+        True, "Payloads repeat the sparse vector, half of their size. Off: it is only where searches need it."
+    )
     payload_indexes: Names = option(
         (), "Payload keys with an index, as key (a keyword) or key:type, such as page:integer; see Qdrant's types."
     )

@@ -6,16 +6,19 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import repeat
 from typing import Any
 
 from qdrant_client import models
 
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.read.bundle_reader import Bundle, Point, points
+from ensemble_assets.export.read.bundle_reader import Bundle, Point, list_items, parse_value, points
 
 SPARSE_NAME = "sparse"
+TEXT = "text"
+"""Payload key of a chunk's text, where it is asked for."""
 DIGEST = "upload_digest"
 """Payload key of the hash by which an upload knows the points that are there already."""
 
@@ -25,10 +28,12 @@ _CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp"})
 
 @dataclass(frozen=True)
 class Layout:
-    """Vectors that a collection has, and whether they are unnamed."""
+    """Vectors that a collection has, whether they are unnamed, and what payloads have beside the bundle's own keys."""
 
     sizes: Mapping[str, int]
     unnamed: bool
+    text: bool = False
+    echo: bool = True
 
     def vectors(self, point: Point) -> dict[str, Any]:
         """Give a point's vectors by their names in the collection; ``""`` is the unnamed one."""
@@ -40,10 +45,21 @@ class Layout:
             return dense
         return {**dense, SPARSE_NAME: models.SparseVector(indices=list(weights), values=list(weights.values()))}
 
+    def payload(self, point: Point, text: str) -> dict[str, Any]:
+        """Give a point's payload, with ``upload_digest``; the sparse vector stays where the collection has none."""
+        own = dict(point.payload or {})
+        if not (self.echo or self.unnamed):
+            own.pop("sparse_vector", None)
+        if self.text:
+            own[TEXT] = text
+        return own | {DIGEST: digest(point, () if own == point.payload else (sorted(own), own.get(TEXT)))}
+
 
 @dataclass(frozen=True)
 class NewCollection:
-    """How a collection is made that is not there yet. Zeros are the server's own choice.
+    """How payloads are filled, and a collection is made that is not there yet. Zeros are the server's own choice.
+
+    Payloads have the chunk's text with ``text``, and repeat the sparse vector with ``echo``.
 
     A ``legacy`` one has one unnamed vector and no sparse one. ``on_disk`` are vectors, sparse index and payloads;
     vectors with ``quantization`` ``scalar`` (int8) or ``binary`` stay in memory. ``indexes`` are payload keys, as
@@ -56,6 +72,8 @@ class NewCollection:
     hnsw_m: int = 0
     hnsw_ef: int = 0
     indexes: tuple[str, ...] = ()
+    text: bool = False
+    echo: bool = True
 
     def create(self, client: Any, name: str, sizes: Mapping[str, int]) -> None:
         """Create the collection with its indexes."""
@@ -91,7 +109,7 @@ def prepare(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection
 
     ``sizes`` has the primary model first. Other vectors there are a ``ContractError``.
     """
-    layout = _layout_there(client, name, sizes, new)
+    layout = replace(_layout_there(client, name, sizes, new), text=new.text, echo=new.echo)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Payload indexes have no effect", UserWarning)  # nor are they needed there
         for index in (*ORIGIN_KEYS, *new.indexes):
@@ -146,17 +164,18 @@ def converted(bundle: Bundle, layout: Layout, ids: Callable[[Point], Any]) -> It
     no point is a ``ContractError``.
     """
     more = {"local_upload_timestamp": datetime.now().isoformat()} if layout.unnamed else {}
-    for number, point in enumerate(points(bundle), start=1):
+    texts = map(parse_value, list_items(bundle.path("texts.json"))) if layout.text else repeat("")
+    for number, (point, text) in enumerate(zip(points(bundle), texts, strict=False), start=1):
         if point is None or point.payload is None or not {*layout.sizes} <= {*(point.vectors or {})}:
             raise ContractError(
                 f"{bundle.names.file('qdrant.jsonl')}, line {number}: is no point with the vectors of the statistics. "
                 "Run ensemble-assets validate on the bundle"
             )
         vectors = layout.vectors(point)
-        payload = {**point.payload, **more, DIGEST: digest(point)}
+        payload = {**layout.payload(point, text), **more}
         struct = models.PointStruct(id=ids(point), vector=vectors.get("", vectors), payload=payload)
-        # a sparse vector is in the payload too, as text of about the same length
-        size = 2 * len(json.dumps(payload)) + len(point.vectors_text)
+        # a sparse vector is in the bundle's payload too, as text of about the same length
+        size = len(json.dumps(payload)) + len(json.dumps(point.payload)) + len(point.vectors_text)
         yield Prepared(struct, size, f"chunk {point.row} ({point.payload.get('chunk_id')})")
 
 
@@ -179,10 +198,11 @@ def batches(prepared: Iterable[Prepared], most_points: int, most_bytes: int) -> 
         yield batch
 
 
-def digest(point: Point) -> str:
-    """Hash the content of a point without its time stamps."""
+def digest(point: Point, shown: object = ()) -> str:
+    """Hash the content of a point without its time stamps, and what its payload shows of it if that is not all."""
     content = {key: value for key, value in (point.payload or {}).items() if key not in _CLOCKS}
-    return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text, digest_size=16).hexdigest()
+    more = json.dumps(shown).encode() if shown else b""
+    return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text + more, digest_size=16).hexdigest()
 
 
 def sparse_weights(vector: Any) -> dict[int, float]:

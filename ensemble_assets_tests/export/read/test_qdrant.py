@@ -171,6 +171,29 @@ def test_without_sparse_vectors_there_is_no_hybrid_search(tmp_path: Path, client
     assert upload_bundle(open_bundle(bundle(tmp_path, sparse=False)), client).searches == ("mini-1.5b", "other")
 
 
+def test_payloads_have_the_text_and_no_copy_of_the_sparse_vector_where_it_is_asked_for(
+    tmp_path: Path, client: Any
+) -> None:
+    opened = open_bundle(bundle(tmp_path))
+    upload_bundle(opened, client)
+    (plain,) = client.retrieve(NAME, ids=[3], with_payload=True, with_vectors=True)
+    lean = NewCollection(text=True, echo=False)
+    assert upload_bundle(opened, client, new=lean).sent == 7
+    (changed,) = client.retrieve(NAME, ids=[3], with_payload=True, with_vectors=True)
+    assert changed.vector == plain.vector
+    assert changed.payload["text"] == "chunk 3"
+    assert {*plain.payload} - {*changed.payload} == {"sparse_vector"}
+    assert {*changed.payload} - {*plain.payload} == {"text"}
+    assert upload_bundle(opened, client, new=lean).sent == 0
+    assert upload_bundle(opened, client).sent == 7
+    assert client.retrieve(NAME, ids=[3], with_payload=True)[0].payload == plain.payload
+
+
+def test_an_unnamed_vector_keeps_the_sparse_one_in_the_payload(tmp_path: Path, client: Any) -> None:
+    upload_bundle(open_bundle(bundle(tmp_path)), client, new=NewCollection(legacy=True, echo=False))
+    assert "sparse_vector" in client.retrieve(NAME, ids=[3], with_payload=True)[0].payload
+
+
 def test_a_collection_with_other_vectors_is_refused(tmp_path: Path, client: Any) -> None:
     size = qdrant_client.models.VectorParams(size=5, distance=qdrant_client.models.Distance.COSINE)
     client.create_collection(NAME, vectors_config={"mini-1.5b": size})
