@@ -137,6 +137,7 @@ class FusionRecord(StageRecord):
         depth: most chunks per query and list.
         dense_share: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; 0 without it.
+        lexical_words: what BM25 took for a word; empty without it.
         fitted: judgements that the weights were fitted on; empty where they were set.
         upstream: None where an earlier version did not record it.
     """
@@ -150,6 +151,7 @@ class FusionRecord(StageRecord):
     lists: tuple[str, ...] = ()
     dense_share: float = 0.0
     lexical_share: float = 0.0
+    lexical_words: tuple[str, ...] = ()
     fitted: dict[str, Any] = field(default_factory=dict)
     upstream: UpstreamCosts | None = None
 

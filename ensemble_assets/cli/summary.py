@@ -132,12 +132,12 @@ def _results(outcome: CollectionOutcome) -> Iterator[str]:
         by = "judged queries" if measured.judged else "derived probes, which are easier than questions"
         figures = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         yield f"{_MEASURE} over {measured.items} {by}: {figures}"
+        if measured.judged and measured.files:
+            yield f"Judged by {measured.files[-1]}"
         if {"Fused", "Reranked"} <= means.keys():
             yield f"Reranking: {means['Reranked'] - means['Fused']:+.3f}"
     models = {
-        model.slug: f"{model.slug} ({record.device.label}, {record.precision})"
-        if record.tokens
-        else f"{model.slug} (reused)"
+        model.slug: f"{record.device.label}, {record.precision}" if record.tokens else "reused"
         for record in outcome.stages
         if isinstance(record, StageRecord)
         for model in record.models

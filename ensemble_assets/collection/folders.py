@@ -65,6 +65,16 @@ def collection_name(alias: str) -> str:
     return f"{name}-{hashlib.sha1(os.fsencode(composed), usedforsecurity=False).hexdigest()[:6]}"
 
 
+def require_name(key: str) -> None:
+    """Refuse a partition key that is no collection's name, such as a path typed by hand, as an ``InputError``."""
+    if safe_name(key) != key:
+        raise InputError(
+            f"partition {printable(key)!r}",
+            "is no collection's name: those have letters, digits, '-' and '_' only",
+            "Delete the partition. The sensor corpora adds one for every folder, as my_docs for 'my docs'",
+        )
+
+
 def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], dict[str, InputError]]:
     """Return the folder name by collection name, and an error for every other folder, by its name.
 

@@ -34,8 +34,12 @@ class Host:
 
 def this_host(accelerators: tuple[str, ...] = ()) -> Host:
     """Describe the machine of this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Host(_cpu_model(), cores, accelerators)
+    return Host(_cpu_model(), usable_cores(), accelerators)
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use; without affinity, as on macOS, all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def library_versions() -> dict[str, str]:

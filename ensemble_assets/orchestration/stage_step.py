@@ -19,7 +19,8 @@ import dagster as dg
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import FailedStage
 from ensemble_assets.artefacts.stage_record import Record
-from ensemble_assets.common.errors import EnsembleError
+from ensemble_assets.collection.folders import require_name
+from ensemble_assets.common.errors import EnsembleError, InputError
 from ensemble_assets.common.events import EventLog, Value
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.common.stopping import stop_when_asked
@@ -49,6 +50,12 @@ def finish(
     )
 
 
+_UNWATCHED = (
+    "Run monitoring is off, so a run that is cancelled or lost may hold its place and pool slot, and two runs of one "
+    "collection may go at once. Copy the project's dagster.yaml into DAGSTER_HOME"
+)
+
+
 @contextmanager
 def stage_step(
     context: dg.AssetExecutionContext, form: SettingsForm, progress: Progress, stage: str
@@ -60,6 +67,12 @@ def stage_step(
     """
     resolved = form.resolved()
     collection = context.partition_key
+    try:
+        require_name(collection)  # a store's folder would be made for it
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    if stage == "chunks" and not (context.instance.run_monitoring_enabled or _by_command_line(context)):
+        context.log.warning(_UNWATCHED)
     asset = context.asset_key.path[-1]
     writer = open_store(resolved.settings).begin(collection, asset)
     telemetry = run_telemetry(context.run.run_id, collection, resolved.settings, resolved.environment)
@@ -117,9 +130,13 @@ class StepStopped(dg.DagsterExecutionInterruptedError, dg.DagsterError):
 StepStopped.__name__ = dg.DagsterExecutionInterruptedError.__name__  # the multiprocess executor compares the name
 
 
+def _by_command_line(context: dg.AssetExecutionContext) -> bool:
+    return BY_COMMAND_LINE.items() <= context.run.tags.items()
+
+
 def _stopped(context: dg.AssetExecutionContext, stage: str) -> StepStopped:
     """Give the error that ends the run; a run of the command line is on its way to "canceled" then, not "failed"."""
-    if BY_COMMAND_LINE.items() <= context.run.tags.items():
+    if _by_command_line(context):
         context.instance.report_run_canceling(context.run)
     return StepStopped(f"{stage}: stopped. Finished work is kept; a new run goes on from there")
 

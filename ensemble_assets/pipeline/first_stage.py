@@ -21,7 +21,7 @@ from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.pipeline.run_costs import upstream_costs
 from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.retrieval.bm25_topk import lexical_topk
+from ensemble_assets.retrieval.bm25_topk import WORDS, lexical_topk
 from ensemble_assets.retrieval.dense_run import dense_run
 from ensemble_assets.retrieval.dense_topk import DenseModel
 from ensemble_assets.retrieval.fitted_weights import read_weights
@@ -184,6 +184,7 @@ def fuse_candidates(
         lists=tuple(runs),
         dense_share=rule.dense_share,
         lexical_share=rule.lexical_share if "lexical" in runs else 0.0,
+        lexical_words=WORDS if "lexical" in runs else (),
         fitted=rule.fitted,
         upstream=upstream_costs(dense, sparse),
     )

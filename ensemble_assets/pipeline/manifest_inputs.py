@@ -26,7 +26,7 @@ _DENSE_FACTS = (
 )  # fmt: skip
 _FUSION_FACTS = (
     "status", "method", "parameters", "lists", "dense_share", "lexical_share", "fitted", "candidates", "seconds",
-    "run_id",
+    "run_id", "lexical_words",
 )  # fmt: skip
 
 

@@ -36,6 +36,11 @@ _SOURCE = re.compile(
     re.ASCII,
 )
 _SCHEMA = re.compile(r"v\d{1,2}\.\d{1,2}", re.ASCII)
+_PUBLISHED = re.compile(
+    r"((qrels?|queries|topics|test|dev|validation|valid|val|eval|train|\d{5}-of-\d{5})[-_./])+"
+    r"(jsonl|ndjson|parquet|tsv|csv|txt)(\.gz|\.zst)?",
+    re.ASCII | re.IGNORECASE,
+)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d).*", re.ASCII)
 _MEASURE = re.compile(r"(nDCG|MRR|RR|MAP|AP|P|recall|R)(@\d{1,4})?", re.ASCII)
 
@@ -81,6 +86,7 @@ class Facts:
         top_changed: queries whose first candidate changed, and all queries.
         fallbacks: rows of stage, reason, stand-in, count; ``toggles`` of option, value, layer, source.
         quality: mean per ranked list and measure.
+        judged_by: name of the file of judgements, if data sets are published with such a name; empty without one.
         unread: sampled chunks in a language that no dense model reads, and all that were sampled; (0, 0): none.
     """
 
@@ -104,6 +110,7 @@ class Facts:
     derived: bool = False
     models: tuple[tuple[str, str, str], ...] = ()
     unread: tuple[int, int] = (0, 0)
+    judged_by: str = ""
 
     @property
     def times(self) -> tuple[tuple[str, float, float], ...]:
@@ -181,6 +188,7 @@ def read_facts(
         warnings=len(warnings) if isinstance(warnings, list) else 0,
         derived=manifest.get("query_source") == "derived",
         models=tuple(_models(manifest)),
+        judged_by=_judged_by(manifest.get("query_files")),
         unread=(_whole(unread.get("texts")) or 0, _whole(unread.get("of")) or 0),
     )
 
@@ -188,6 +196,13 @@ def read_facts(
 def word(value: object) -> str:
     """Return ``value`` if it is a plain name, else an empty string."""
     return str(value) if is_slug(value) else ""
+
+
+def _judged_by(files: object) -> str:
+    """Give the second file, which judged. A name that people chose may say anything, so it is not repeated."""
+    if not isinstance(files, list) or len(files) < 2:
+        return ""
+    return files[1] if isinstance(files[1], str) and _PUBLISHED.fullmatch(files[1]) else "a file of another name"
 
 
 def _section(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:

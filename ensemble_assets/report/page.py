@@ -154,7 +154,8 @@ def _quality(facts: Facts) -> Section | None:
     first = measures[0]
     lengths = [Bar(titles[name], 0.0, means[first]) for name, means in facts.quality.items() if first in means]
     chart = bars(f"{first} per list", lengths, (), "")
-    return Section("Quality", _QUERIES[facts.derived], [chart], [Table("Quality", ("list", *measures), rows)])
+    text = _QUERIES[facts.derived] + (f" Judged by {facts.judged_by}." if facts.judged_by else "")
+    return Section("Quality", text, [chart], [Table("Quality", ("list", *measures), rows)])
 
 
 _QUERIES = {

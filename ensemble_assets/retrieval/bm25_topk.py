@@ -19,6 +19,9 @@ from ensemble_assets.retrieval.topk import TopK
 K1, B = 0.9, 0.4
 """BM25's parameters at the values that Anserini uses for passages."""
 
+WORDS = ("stemmed words", "pairs of characters in scripts without blanks")
+"""What counts as a word, for the record of a run."""
+
 _WORD = r"[\p{L}\p{N}]+"
 _RUNS = re.compile(rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+")
 """A run of a script without blanks, or a word."""

@@ -27,7 +27,9 @@ STAGES = [
     DenseRecord("dense", "completed", items=35, reused=12, truncated=15, models=(MODEL,), device=UsedDevices("cpu"),
                 precision="bf16", peak_bytes=614_000_000, wall_seconds=44.8, waited_seconds=44.3, tokens=9,
                 waited_for="cpu is leased by run r1, since 2026-11-29"),
-    EvaluationRecord("evaluation", "completed", items=60, judged=True, means=MEANS),
+    EvaluationRecord(
+        "evaluation", "completed", items=60, judged=True, files=("queries.jsonl", "qrels/test.tsv"), means=MEANS
+    ),
 ]  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def test_the_summary_has_results_warnings_and_the_next_command(
     for sentence in (
         "guide: done",
         "nDCG@10 over 60 judged queries: Dense 0.618, BM25 0.600, Fused 0.647, Reranked 0.690",
+        "Judged by qrels/test.tsv",
         "Reranking: +0.043",
         CUT,
         "dense: 15 texts have more tokens than the model reads; --set models.windows=2",

@@ -142,12 +142,27 @@ def test_flat_records_keep_id_page_and_source_or_lose_them_as_in_version_4(tmp_p
     legacy = ReadLimits(fields=Fields(keep_flat=False))
     frame, report = read(tmp_path / "old", {"x_chunks.json": records}, limits=legacy)
     assert (frame["chunk_id"][0], metadata(frame)) == ("x_chunks.json:0", [{}, {}])
-    assert report.counts == {"key_dropped": 4}
+    assert report.counts == {"key_dropped": 6}
 
 
 def test_an_id_beside_metadata_is_the_rows_and_nothing_else_of_it_changes(tmp_path: Path) -> None:
     frame, _ = read(tmp_path / "c", {"x_chunks.json": [{"_id": 7, "text": "x", "metadata": {"k": 1}}]})
     assert (frame["chunk_id"].to_list(), metadata(frame)) == (["7"], [{"k": 1}])
+
+
+@pytest.mark.parametrize(
+    ("beside", "inside", "chunk_id", "counts"),
+    [
+        ({"id": "b"}, {"chunk_id": "a"}, "a", {"metadata_conflict": 1}),
+        ({"id": "a"}, {"chunk_id": "a"}, "a", {}),
+        ({"id": ["b"]}, {"k": 1}, "x_chunks.json:0", {"key_dropped": 1}),
+    ],
+)
+def test_an_id_beside_metadata_that_cannot_count_is_counted(
+    tmp_path: Path, beside: dict[str, Any], inside: dict[str, Any], chunk_id: str, counts: dict[str, int]
+) -> None:
+    frame, report = read(tmp_path / "c", {"x_chunks.json": [{**beside, "text": "x", "metadata": inside}]})
+    assert (frame["chunk_id"].to_list(), report.counts) == ([chunk_id], counts)
 
 
 def test_the_fields_of_a_record_can_be_named(tmp_path: Path) -> None:

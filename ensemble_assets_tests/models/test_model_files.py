@@ -19,6 +19,10 @@ from ensemble_assets.settings.options import Models
 COMMIT = "c" * 40
 
 
+class LostConnectionError(Exception):
+    """As the network library below the hub's client raises it for a body that ends early: no ``OSError``."""
+
+
 def write(folder: Path, **files: str) -> None:
     for name, content in files.items():
         path = folder / name
@@ -94,14 +98,17 @@ def test_a_partial_cache_is_completed(cache: Path, monkeypatch: pytest.MonkeyPat
     assert calls == [True, False]
 
 
-def test_a_broken_download_is_an_error_of_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("connection reset"), LostConnectionError("peer closed connection")])
+def test_a_broken_download_is_an_error_of_the_model(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def download(repository: str, *, local_files_only: bool, **wanted: object) -> str:
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
-        raise OSError("connection reset")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(ModelUnavailableError, match=r"is not in the local Hugging Face cache.*OSError"):
+    with pytest.raises(ModelUnavailableError, match=rf"is not in the local Hugging Face cache.*{type(error).__name__}"):
         locate(hub_spec("owner/enc", "dense"))
 
 

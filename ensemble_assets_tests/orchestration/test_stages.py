@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import pytest
 
 from ensemble_assets.orchestration.dagster_metadata import DROPPED
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.retrieval.bm25_topk import WORDS
 from ensemble_assets_tests.orchestration.doubles import always, dot_double, rerank_double, sparse_double
-from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories
+from ensemble_assets_tests.orchestration.pipeline import PREFIX, Pipeline, fast_factories, write_collection
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SPARSE = {
     "on": ({}, {}, "completed"),
@@ -55,6 +60,7 @@ def test_the_default_run_does_everything(pipeline: Pipeline) -> None:
     assert manifest["sparse_run"]["vectors"] == {"total": 20, "available": 20, "coverage_ratio": 1.0}
     assert manifest["rerank_run"]["executed"] is True
     assert manifest["rerank_run"]["payload"]["query_count"] == 3
+    assert manifest["fusion_run"]["lexical_words"] == list(WORDS)
     slugs = ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny")
     assert manifest["weights"] == dict.fromkeys(slugs, "safetensors")
     assert {point["payload"]["sparse_vector"]["stats"]["source"] for point in outcome.points()} == {"live"}
@@ -112,6 +118,7 @@ def test_both_stages_off_is_a_v40_bundle_with_the_manifest(pipeline: Pipeline) -
         "texts.json", "upload_script.py",
     }  # fmt: skip
     assert v40_files(outcome) == everything
+    assert outcome.manifest()["fusion_run"]["lexical_words"] == []
     assert set(outcome.points()[0]["payload"]["sparse_vector"]["stats"]) == {
         "weight_norm", "unique_terms", "total_terms", "weighting",
     }  # fmt: skip
@@ -134,6 +141,31 @@ def test_a_missing_primary_dense_model_is_an_error_that_says_so(pipeline: Pipeli
     assert [f.step_key for f in failures] == ["dense_embeddings"]
     assert "not here" in str(failures[0].step_failure_data.user_failure_data.description)
     assert not outcome.bundle.exists()
+
+
+@pytest.mark.parametrize("key", ["../x", "my docs"])
+def test_a_partition_that_is_no_collections_name_is_refused_and_makes_no_folder(pipeline: Pipeline, key: str) -> None:
+    write_collection(pipeline.root / "corpora" / "my docs")
+    outcome = pipeline.run(collection=key)
+    failures = [e.step_failure_data for e in outcome.result.all_events if e.is_step_failure]
+    [said] = [failure.user_failure_data.description for failure in failures]
+    assert said.startswith(f"partition {key!r}: is no collection's name")
+    assert not any(e.event_type_value == "STEP_UP_FOR_RETRY" for e in outcome.result.all_events)
+    assert not [path for path in pipeline.root.rglob("chunks") if path.is_dir()]
+
+
+def test_a_run_without_the_shipped_dagster_yaml_goes_through_and_says_what_is_missing(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    homes = {"plain": "telemetry: {enabled: false}\n", "shipped": (ROOT / "dagster.yaml").read_text()}
+    for name, text in homes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dagster.yaml").write_text(text)
+        with dg.DagsterInstance.from_config(str(tmp_path / name)) as instance:
+            outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False}, instance=instance)
+            assert outcome.succeeded, outcome.error
+            said = [entry.user_message for entry in instance.all_logs(outcome.result.run_id)]
+        assert any("Copy the project's dagster.yaml" in message for message in said) == (name == "plain")
 
 
 def test_a_failed_run_leaves_the_old_bundle(pipeline: Pipeline) -> None:

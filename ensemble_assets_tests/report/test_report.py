@@ -239,6 +239,24 @@ def test_the_figures_are_those_of_the_bundle(whole):
         assert text in page, text
 
 
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (["queries.jsonl", "qrels/test.tsv"], " Judged by qrels/test.tsv."),
+        (["queries.jsonl", "qrels/test-00000-of-00001.parquet"], " Judged by qrels/test-00000-of-00001.parquet."),
+        (["queries.jsonl", "qrels-of-mrs-miller.txt"], " Judged by a file of another name."),
+        (["queries.jsonl"], ""),
+        ([1, 2], " Judged by a file of another name."),
+        (None, ""),
+    ],
+)
+def test_the_file_that_judged_is_named_if_its_name_says_nothing_else(bundle, files, shown):
+    path = bundle / "processing_summary.json"
+    manifest = {**json.loads(path.read_text()), "query_files": files, "quality": {"dense": {"MAP": 0.5}}}
+    path.write_text(json.dumps(manifest))
+    assert f"Means over the judged queries.{shown}</p>" in page_of(read_facts(bundle))
+
+
 def test_the_journal_knows_how_long_the_export_took(tmp_path):
     run = telemetry(TelemetryOptions(journal_folder=tmp_path))
     with run.stage("export") as span:

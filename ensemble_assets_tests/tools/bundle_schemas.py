@@ -329,6 +329,7 @@ def _manifest_v41() -> Schema:
         Key("activation_provenance_lines", TEXTS),
         Key("dense_run", OBJECT, inside=DENSE),
         optional("weights", each(word("safetensors", "pickle").schema)),
+        Key("fusion_run", OBJECT, required=False, inside=(optional("lexical_words", TEXTS),)),
         Key("compatibility", OBJECT),
         Key("telemetry", OBJECT, inside=TELEMETRY),
         Key("performance_baseline", OBJECT),

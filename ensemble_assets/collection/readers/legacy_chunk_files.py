@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets.collection.readers.chunk_ids import as_id, place_id
+from ensemble_assets.collection.readers.chunk_ids import as_id, own_id, place_id
 from ensemble_assets.collection.readers.fields import Fields, metadata_of
 from ensemble_assets.collection.readers.input_files import (
     CHUNK_FILE_ENDING,
@@ -111,9 +111,12 @@ def _record(item: object, source: str, position: int, fields: Fields, tally: Tal
     text = fields.take_text(item, where, place, tally)
     metadata = metadata_of(item.pop("metadata", None), where, place, tally)
     id_keys = (fields.id,) if fields.id else ID_KEYS
-    beside = next((item.pop(key) for key in id_keys if item.get(key) is not None), None)
+    key = next((key for key in id_keys if item.get(key) is not None), "") if fields.keep_flat else ""
+    row_id = as_id(item.get(key)) if key else None
+    if isinstance(row_id, str):
+        item.pop(key)
+        tally.note("metadata_conflict", *place, int(own_id(metadata) not in (None, row_id)))
     tally.note("key_dropped", *place, sum(value is not None for value in item.values()))
-    row_id = as_id(beside) if fields.keep_flat else None
     return RawRecord(text, metadata, source, position, row_id=row_id if isinstance(row_id, str) else None)
 
 

@@ -17,8 +17,11 @@ from pathlib import Path
 import psutil
 
 from ensemble_assets.common.errors import DeviceError
+from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
 from ensemble_assets.compute.devices.host_memory import host_memory
+
+_STATUS = Path("/proc/self/status")
 
 
 def _host_uuid() -> str:
@@ -54,7 +57,7 @@ class CpuDevice:
     @property
     def name(self) -> str:
         """Architecture and number of usable cores."""
-        return f"{platform.machine()} CPU, {len(psutil.Process().cpu_affinity() or [0])} cores"
+        return f"{platform.machine()} CPU, {usable_cores()} cores"
 
     @property
     def kind(self) -> str:
@@ -145,9 +148,8 @@ class CpuSession:
 
 def _status(name: str) -> int:
     """Read a field of ``/proc/self/status`` in bytes; ``DeviceError`` if the kernel does not have it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise DeviceError(
-        f"/proc/self/status has no {name}, so host memory cannot be watched. Linux 4.7 or later is needed"
-    )
+    with suppress(FileNotFoundError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    raise DeviceError(f"{_STATUS} has no {name}, so host memory cannot be watched. Linux 4.7 or later is needed")

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
 from ensemble_assets.compute.splade_head.plain_products import positive_terms
 
@@ -79,8 +79,7 @@ class SparseHead:
         self._wide_bias = self._bias.astype(np.float64)
         self._norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
         self._top_k = min(top_k, len(self._matrix))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads or cores
+        self._threads = threads or usable_cores()
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
         self._tokens_seen = self._tokens_expected = 0

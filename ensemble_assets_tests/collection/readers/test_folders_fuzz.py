@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +48,11 @@ FORMATS: dict[str, tuple[str, Callable[[list[Any]], bytes]]] = {
     "JSONL": (".jsonl", as_lines),
     "corpus": ("/corpus.jsonl", as_lines),
 }
+SQUEEZED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 BESIDE = {
     "queries.jsonl": b'{"id": 1, "text": "x"}',
     "qrels/dev.tsv": b"1\t0\td\t1\n",
@@ -60,7 +67,9 @@ FEWER = max(30, settings().max_examples // 3)
 @given(
     kind=st.sampled_from(sorted(FORMATS)),
     files=st.lists(
-        st.tuples(RECORDS, st.booleans(), st.sampled_from(["", "item", "bytes", "cut"])), min_size=1, max_size=5
+        st.tuples(RECORDS, st.sampled_from(sorted(SQUEEZED)), st.sampled_from(["", "item", "bytes", "cut"])),
+        min_size=1,
+        max_size=5,
     ),
     bad=BROKEN,
     beside=st.sets(st.sampled_from(sorted(BESIDE))),
@@ -74,10 +83,9 @@ def test_what_is_read_skipped_and_refused_adds_up(
     for number, (records, squeezed, fault) in enumerate(files):
         content = write([*records, bad] if fault == "item" else records)
         content += b"\xff" if fault == "bytes" else b'{"' if fault == "cut" else b""
-        path = folder / f"f{number}{ending}"
-        path = path.with_name(f"{path.name}.gz") if squeezed else path
+        path = folder / f"f{number}{ending}{squeezed}"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(gzip.compress(content) if squeezed else content)
+        path.write_bytes(SQUEEZED[squeezed](content))
         broken += bool(fault)
         sound += 0 if fault else len(records)
     for name in beside:
@@ -118,3 +126,45 @@ def test_parquet_says_what_jsonl_says(tmp_path_factory: pytest.TempPathFactory, 
         except InputError as error:
             outcomes.append(error.problem.replace(name, ""))
     assert outcomes[0] == outcomes[1] or all(isinstance(each, str) for each in outcomes)
+
+
+def as_parquet(records: list[Any]) -> bytes:
+    stream = io.BytesIO()
+    rows = [{"id": f"r{n}", "text": str(record["text"] or ""), "page": n} for n, record in enumerate(records)]
+    clean = [{**row, "text": str(row["text"]).replace("\ud800", "?")} for row in rows]
+    pl.DataFrame(clean, schema={"id": pl.String, "text": pl.String, "page": pl.Int64}).write_parquet(stream)
+    return stream.getvalue()
+
+
+@settings(max_examples=FEWER)
+@given(
+    ending=st.sampled_from([".parquet", ".jsonl.gz", ".jsonl.zst", "_chunks.json.zst"]),
+    records=st.lists(SOUND, min_size=1, max_size=20),
+    place=st.floats(0, 1, exclude_max=True),
+    flipped=st.integers(0, 255),
+)
+def test_a_damaged_file_is_refused_by_name_or_its_counts_add_up(
+    tmp_path_factory: pytest.TempPathFactory, ending: str, records: list[Any], place: float, flipped: int
+) -> None:
+    """``flipped`` 0 cuts the file off at the place, any other value changes bits there."""
+    write = as_parquet if ending == ".parquet" else as_list if ending.startswith("_") else as_lines
+    content = bytearray(SQUEEZED[next((s for s in (".gz", ".zst") if ending.endswith(s)), "")](write(records)))
+    at = int(place * len(content))
+    if flipped:
+        content[at] ^= flipped
+    else:
+        del content[at:]
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / f"sound{ending}").write_bytes(
+        SQUEEZED[next((s for s in (".gz", ".zst") if ending.endswith(s)), "")](write([{"text": "one text"}]))
+    )
+    (folder / f"f{ending}").write_bytes(bytes(content))
+    try:
+        frame, report = read_chunks(folder, 8)
+    except InputError as refused:
+        where = refused.where
+        frame, report = read_chunks(folder, 8, skip_broken=True)
+        assert (report.rows, report.counts["unusable_file"]) == (1, 1)
+        assert where.startswith(f"f{ending}")
+    assert report.records == report.rows + report.skipped
+    assert report.rows == frame.height

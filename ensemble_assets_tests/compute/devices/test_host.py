@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ensemble_assets.common.errors import DeviceError
+from ensemble_assets.compute.devices import cpu
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.host_memory import host_memory
 
@@ -87,6 +90,8 @@ def test_a_host_without_proc_still_has_physical_memory(tmp_path: Path) -> None:
 CAPPED = """
 import json
 import numpy as np
+from ensemble_assets.common.errors import DeviceError
+from ensemble_assets.compute.devices import cpu
 from ensemble_assets.compute.devices.cpu import CpuDevice
 session = CpuDevice().open()
 found = {}
@@ -131,3 +136,14 @@ def test_a_host_is_known_by_a_name_that_does_not_give_its_machine_id_away() -> N
 def test_threads_reach_workers_by_the_libraries_own_variables() -> None:
     assert CpuDevice(3).environment() == {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
     assert CpuDevice().environment() == {}
+
+
+def test_a_system_without_affinity_counts_all_cores_and_one_without_proc_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    assert CpuDevice().name.endswith(f"CPU, {os.cpu_count()} cores")
+    monkeypatch.setattr(cpu, "_STATUS", tmp_path / "status")
+    with pytest.raises(DeviceError, match=r"host memory cannot be watched\. Linux"):
+        CpuDevice().open().memory()
