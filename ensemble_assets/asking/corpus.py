@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.collection.chunks import heading_of
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.read.bundle_reader import (
     Bundle,
@@ -86,8 +87,8 @@ def read_corpus(bundle: Bundle) -> Corpus:
     chunks = pl.DataFrame(
         {
             "chunk_id": [_first(each, ("chunk_id",)) or str(row) for row, each in enumerate(metadata)],
-            "heading": [_first(each, ("heading_text", "title", "hierarchy_path")) for each in metadata],
-            "source": [_first(each, ("source_path", "source_file", "document_name")) for each in metadata],
+            "heading": [heading_of(each) for each in metadata],
+            "source": [_first(each, ("source", "source_path", "source_file", "document_name")) for each in metadata],
             "text": texts,
         },
         schema=dict.fromkeys(("chunk_id", "heading", "source", "text"), pl.String),

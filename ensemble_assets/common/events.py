@@ -41,7 +41,11 @@ class EventLog:
 
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
-        self.events.append(Event(name, time.time(), facts))
+        self.record(Event(name, time.time(), facts))
+
+    def record(self, event: Event) -> None:
+        """Record an event with its own time."""
+        self.events.append(event)
 
     def named(self, prefix: str) -> list[Event]:
         """Return the events whose name is ``prefix`` or starts with ``prefix.``."""

@@ -21,7 +21,7 @@ from ensemble_assets.artefacts.records import FailedStage
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.collection.folders import require_name
 from ensemble_assets.common.errors import EnsembleError, InputError
-from ensemble_assets.common.events import EventLog, Value
+from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.common.stopping import stop_when_asked
 from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
@@ -113,13 +113,13 @@ class _Watched(EventLog):
     _done: int = 0
     _total: int = 0
 
-    def emit(self, name: str, **facts: Value) -> None:
-        """Record one event now."""
-        super().emit(name, **facts)
-        rows = facts.get("rows")
-        if isinstance(rows, int) and name in ("batch.planned", "batch.done"):
-            self._total += rows if name == "batch.planned" else 0
-            self._done += rows if name == "batch.done" else 0
+    def record(self, event: Event) -> None:
+        """Record an event with its own time."""
+        super().record(event)
+        rows = event.facts.get("rows")
+        if isinstance(rows, int) and event.name in ("batch.planned", "batch.done"):
+            self._total += rows if event.name == "batch.planned" else 0
+            self._done += rows if event.name == "batch.done" else 0
             self.progress.stage_advanced(self._done, self._total)
 
 

@@ -156,5 +156,5 @@ class CurrentSpanSink:
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
         event = Event(name, time.time(), facts)
-        self._log.events.append(event)
+        self._log.record(event)
         self._telemetry.record_event(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def test_chunks_without_an_id_are_told_apart(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     asked = searcher(pipeline.run(), tmp_path)
     assert sorted(hit.chunk_id for hit in asked.ask("number")) == ["c0", "c0#2", "c2", "c3"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "heading", "source"),
+    [
+        ({"heading": "Fruit", "source": "docs/orchard.md"}, "Fruit", "docs/orchard.md"),
+        ({"section_path": ["Garden", "Fruit"]}, "Fruit", "notes_chunks.json"),
+    ],
+)
+def test_a_hit_has_the_heading_and_the_source_of_its_chunk(
+    tmp_path: Path, metadata: dict[str, Any], heading: str, source: str
+) -> None:
+    write_collection(tmp_path / "corpora" / "notes", count=4)
+    path = tmp_path / "corpora" / "notes" / "notes_chunks.json"
+    path.write_text(json.dumps([{"text": "The orchard sells apples in September.", "metadata": metadata}]))
+    asked = searcher(Pipeline(tmp_path).run({"enable_sparse": False, "enable_rerank": False}), tmp_path)
+    assert [(hit.heading, hit.source) for hit in asked.ask("apples")] == [(heading, source)]
 
 
 def test_words_of_the_question_are_marked_in_any_number() -> None:

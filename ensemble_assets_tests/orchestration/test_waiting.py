@@ -32,6 +32,10 @@ class Seen(Progress):
 
     waits: list[str] = field(default_factory=list)
     records: dict[str, Record] = field(default_factory=dict)
+    advanced: list[tuple[int, int]] = field(default_factory=list)
+
+    def stage_advanced(self, done: int, total: int) -> None:
+        self.advanced.append((done, total))
 
     def stage_waits(self, stage: str, collection: str, holder: str) -> None:
         self.waits.append(f"{stage} {collection} {holder}")
@@ -91,6 +95,9 @@ def test_a_wait_is_named_and_is_no_stage_time(pipeline: Pipeline) -> None:
     for part in ("dense notes", "stage sparse", "model other-model", f"process {os.getpid()} of user ", "since 20"):
         assert part in seen.waits[0]
     assert any("waits: " in line and "other-model" in line for line in lines)
+    first, last = seen.advanced[0], seen.advanced[-1]  # the batches of the dense stage, the only one with a model here
+    assert first[0] == 0 < first[1]
+    assert last[0] == last[1] > 0
     dense = seen.records["dense"]
     assert dense.waited_seconds >= WAIT * 0.9
     assert "other-model" in dense.waited_for
