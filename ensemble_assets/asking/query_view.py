@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, whole_text
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.export.write.ranked_list_files import write_trec_run
 from ensemble_assets.report.page import Cell, Section, Table
 
 _GAIN = "nDCG@10"
@@ -51,6 +53,7 @@ class QueryViews:
         queries = store.load(collection, "queries")
         self._collection = collection
         self._queries = queries.frame("queries", columns=["public_id", "text"])
+        self._own_ids = queries.frame("queries", columns=["public_id", "query_id"])
         self._qrels = queries.frame("qrels") if queries.has("qrels") else None
         self._reranked = store.load(collection, "reranked_candidates").frame("reranked")
         self._chunks = store.load(collection, "chunks").scan("chunks", columns=[*WHOLE_TEXT_COLUMNS])
@@ -79,6 +82,12 @@ class QueryViews:
             )
             for row in shown.iter_rows(named=True)
         ]  # fmt: skip
+
+    def write_run(self, path: Path) -> None:
+        """Write the final lists as a TREC run with the ids of the queries file, for its owner alone."""
+        own = self._reranked.join(self._own_ids, on="public_id", maintain_order="left")
+        path.touch(mode=0o600)
+        write_trec_run(path, own.with_columns(public_id="query_id"), "ensemble-reranked")
 
     def changes(self) -> list[QueryChange]:
         """List all queries, those that gained most first."""

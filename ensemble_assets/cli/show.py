@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ensemble_assets.cli import arguments as args
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.settings import resolve
 
 if TYPE_CHECKING:
@@ -21,12 +23,21 @@ _LISTED = 10
 @args.TARGET
 @click.argument("query_id", required=False)
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1, 100), help="Chunks before and after.")
+@click.option("--run-file", type=click.Path(path_type=Path), help="Write a TREC run with your own query ids here.")
 @args.TARGET_OUTPUT
 @args.SET
-def show(target: str, query_id: str | None, top: int, output_dir: str | None, assignments: tuple[str, ...]) -> int:
+def show(
+    target: str,
+    query_id: str | None,
+    top: int,
+    run_file: Path | None,
+    output_dir: str | None,
+    assignments: tuple[str, ...],
+) -> int:
     """Show a query's chunks before and after reranking; without QUERY_ID, who gained and lost most.
 
-    TARGET is a collection that was run, or its bundle's folder. Texts come from the artefacts on this machine.
+    TARGET is a collection that was run, or its bundle's folder. Texts come from the artefacts on this machine. A
+    bundle has public query ids only; the file of --run-file lies outside of it and has those of your queries file.
     """
     from rich.console import Console
 
@@ -35,7 +46,11 @@ def show(target: str, query_id: str | None, top: int, output_dir: str | None, as
 
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)
     with args.wrong_name_is_usage_error():
-        views = QueryViews(open_store(resolve(overrides, override_sources=sources).settings), collection)
+        settings = resolve(overrides, override_sources=sources).settings
+        views = QueryViews(open_store(settings), collection)
+    if run_file is not None:
+        _write_run(views, run_file, Path(settings.paths.output_dir))
+        return 0
     console = Console(highlight=False)
     if query_id is None:
         _list_changes(console, views)
@@ -44,6 +59,16 @@ def show(target: str, query_id: str | None, top: int, output_dir: str | None, as
         for candidate in views.candidates(query_id, top):
             _print(console, candidate)
     return 0
+
+
+def _write_run(views: QueryViews, path: Path, output_dir: Path) -> None:
+    if path.resolve().is_relative_to(output_dir.resolve()):
+        raise SettingsError(f"--run-file {path}: is in the folder of the bundles, which hold no query ids of yours")
+    try:
+        views.write_run(path)
+    except OSError as error:
+        raise SettingsError(f"--run-file {path}: cannot be written ({error.strerror}). Give another place") from None
+    click.echo(path)
 
 
 def _list_changes(console: Console, views: QueryViews) -> None:

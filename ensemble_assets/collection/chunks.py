@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,26 +122,6 @@ def _all_of(folder: str, errors: Sequence[InputError]) -> InputError:
         f"has {len(errors)} files that cannot be used: {named}{more}",
         "Repair or remove them, or set chunks.on_error to skip",
     )
-
-
-def build_chunks(
-    records: Iterable[RawRecord],
-    max_tokens: int,
-    min_tokens: int = 0,
-    *,
-    keep_rest: bool = True,
-    tally: Tally | None = None,
-    limits: ReadLimits | None = None,
-) -> tuple[pl.DataFrame, ReadReport]:
-    """Build the ``CHUNKS`` frame (possibly without rows) and its report from raw records in collection order.
-
-    The parameters are those of ``read_chunks``; the report includes the counts of ``tally``. An id given twice with
-    different content, a record above the limit and metadata nested too deeply are an ``InputError``.
-    """
-    builder = _Builder(max_tokens, min_tokens, tally or Tally(), limits or ReadLimits(), keep_rest)
-    for record in records:
-        builder.add(record)
-    return builder.finish()
 
 
 def _empty_columns() -> dict[str, list[Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from ensemble_assets.asking.query_view import QueryViews
 from ensemble_assets.cli.main import main
-from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
+from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeline, write_collection
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,31 @@ def test_query_texts_are_on_a_page_of_their_own(
     assert (code, out.strip().endswith("notes.queries.html")) == (0, True)
     changed = any(each.change for each in QueryViews(outcome.store, "notes").changes())
     assert ("where is the" in Path(out.strip()).read_text()) == changed
+
+
+def test_a_run_file_with_the_queries_own_ids_lies_outside_the_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    for name in ("queries.jsonl", "qrels.tsv"):
+        path = tmp_path / "corpora" / "notes" / name
+        path.write_text(path.read_text().replace("q0", "mrs miller 1958"))
+    outcome = Pipeline(tmp_path).run()
+    assert outcome.succeeded, outcome.error
+    exported = (outcome.bundle / f"{PREFIX}_reranked.trec").read_text()
+    run = tmp_path / "own.trec"
+    code, said, problem = say(capsys, "show", outcome.bundle, "--run-file", run)
+    assert (code, said.strip()) == (0, str(run)), problem
+    frame = outcome.artefact("queries").frame("queries")
+    public = dict(frame.select("query_id", "public_id").rows())
+    assert public["mrs miller 1958"].startswith("q-")
+    lines = [line.split(" ") for line in run.read_text().splitlines()]
+    own = [[public[unquote(query)], *rest] for query, *rest in lines]
+    assert own == [line.split(" ") for line in exported.splitlines()]
+    assert {unquote(line[0]) for line in lines} == {"mrs miller 1958", "q1", "q2"}
+    assert run.stat().st_mode & 0o077 == 0
+    assert not any(b"miller" in path.read_bytes() for path in outcome.bundle.iterdir())
+    for place in (outcome.bundle / "own.trec", tmp_path / "none" / "own.trec"):
+        code, _, problem = say(capsys, "show", outcome.bundle, "--run-file", place)
+        assert (code, "--run-file" in problem) == (2, True)
+        assert not place.exists()

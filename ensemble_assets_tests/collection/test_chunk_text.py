@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, modal_hint_of, prepare_text, whole_text
-from ensemble_assets.collection.chunks import build_chunks
 from ensemble_assets.collection.readers.read_report import RawRecord
+from ensemble_assets_tests.collection.built import build_chunks
 from ensemble_assets_tests.export import reference
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=200)

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.collection.chunk_text import prepare_text
-from ensemble_assets.collection.chunks import build_chunks, heading_of, hierarchy_of, read_chunks
+from ensemble_assets.collection.chunks import heading_of, hierarchy_of, read_chunks
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
 from ensemble_assets.common.frame_schemas import CHUNKS
+from ensemble_assets_tests.collection.built import build_chunks
 
 
 def record(text: str, position: int = 0, given_id: str | None = None, **metadata: Any) -> RawRecord:

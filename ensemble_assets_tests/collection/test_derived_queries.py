@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.collection.chunks import build_chunks, read_chunks
+from ensemble_assets.collection.chunks import read_chunks
 from ensemble_assets.collection.derived_queries import PROBES, derive_probes
 from ensemble_assets.collection.readers.read_report import RawRecord
+from ensemble_assets_tests.collection.built import build_chunks
 
 
 def chunks(*records: tuple[str, dict[str, Any]]) -> pl.DataFrame:

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_assets.collection.chunks import build_chunks, read_chunks
+from ensemble_assets.collection.chunks import read_chunks
 from ensemble_assets.collection.queries import load_queries, read_queries
 from ensemble_assets.collection.query_privacy import query_hash
 from ensemble_assets.collection.readers.input_files import InputFile
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import QRELS, QUERIES
+from ensemble_assets_tests.collection.built import build_chunks
 from ensemble_assets_tests.collection.readers.folders import lines, write
 
 KEY = bytes(range(32))
