@@ -241,7 +241,8 @@ class ExportRecord(Record):
     """The bundle in its folder; ``bytes`` is the sum of ``sizes``.
 
     ``skipped_files`` gives the reason for each optional file that was not written. ``performance`` counts all of the
-    export. It and ``gates``, ``ExportResults`` in JSON types, are None in earlier versions.
+    export. It and ``gates``, ``ExportResults`` in JSON types, are None in earlier versions. ``figures`` are those that
+    the report compares, ``previous`` those of the export before, and ``made_with`` the processor and versions.
     """
 
     unit: str = "chunks"
@@ -252,6 +253,9 @@ class ExportRecord(Record):
     skipped_files: dict[str, str] = field(default_factory=dict)
     performance: Ratios | None = None
     gates: dict[str, Any] | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    previous: dict[str, float] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

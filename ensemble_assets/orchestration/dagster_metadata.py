@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -19,10 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.records import ExportRecord
 from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
-from ensemble_assets.pipeline.bundle_export import report_path, write_report
+from ensemble_assets.pipeline.bundle_export import (
+    accepted_figures,
+    earlier_figures,
+    made_with,
+    report_path,
+    write_report,
+)
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import measured_quality
@@ -135,20 +143,28 @@ def column_metadata(asset: str, artefact: Artefact) -> dict[str, Any]:
     return {"dagster/column_schema": schema}
 
 
-def report_metadata(run: StageRun, bundle: Path, upstream: Upstream) -> dict[str, dg.MetadataValue]:
-    """Write the report of a bundle that was just exported, and show its path, charts and tables."""
+def report_metadata(
+    run: StageRun, bundle: Path, upstream: Upstream, record: ExportRecord
+) -> tuple[ExportRecord, dict[str, dg.MetadataValue]]:
+    """Write the report of a bundle that was just exported, and show its path, charts and tables.
+
+    The record that comes back has the figures that the next report is compared with.
+    """
     artefacts = upstream.by_stage()
     current = run.span.record() if run.span is not None else None
     candidates = artefacts["fusion"].frame("candidates")
     quality = measured_quality(open_store(run.settings), run.collection, artefacts)
     facts = read_facts(bundle, run.telemetry.journal_path, candidates, quality, current)
+    record = replace(record, figures=facts.figures, previous=earlier_figures(run), made_with=made_with())
+    accepted = accepted_figures(run.settings, run.collection)
+    facts = replace(facts, previous=record.previous, accepted=accepted, made_with=record.made_with)
     where: dg.MetadataValue
     try:
         where = dg.MetadataValue.path(str(write_report(facts, report_path(bundle))))
     except OSError as error:  # the bundle is whole and in place; a page about it must not fail it
         where = dg.MetadataValue.md(f"not written ({error.strerror}); ensemble-assets report makes it later")
     drawings = {name: picture(chart) for name, chart in small_pictures(facts).items()}
-    return {"run_report": where, **drawings, **_report_tables(facts)}
+    return record, {"run_report": where, **drawings, **_report_tables(facts)}
 
 
 def _report_tables(facts: Facts) -> dict[str, dg.MetadataValue]:

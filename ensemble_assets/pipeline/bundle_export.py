@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
 from ensemble_assets.artefacts.records import ExportRecord, QdrantRecord
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.common.stages import STAGE
+from ensemble_assets.common.version import __version__
 from ensemble_assets.export.read.bundle_reader import Bundle, open_bundle, read_manifest
 from ensemble_assets.export.suite import ExportResults, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
@@ -33,7 +37,7 @@ from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.run_costs import LatencyBudget, Predicted, report_ratios
 from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.report.facts import Facts, read_facts
+from ensemble_assets.report.facts import Facts, quality_figures, read_facts
 from ensemble_assets.report.page import Section, page_of
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.options import Qdrant
@@ -154,6 +158,29 @@ def write_report(facts: Facts, path: Path, more: Sequence[Section] = ()) -> Path
     return path
 
 
+def earlier_figures(run: StageRun) -> dict[str, float]:
+    """Give the figures of the collection's last export; empty for the first one."""
+    before = open_store(run.settings).peek(run.collection, STAGE["export"].asset)
+    return dict(before.record.figures) if before is not None else {}
+
+
+def made_with() -> dict[str, str]:
+    """Say on what the bundle is made: processor, cores, and the versions on which results and times depend."""
+    host = this_host()
+    return {
+        "processor": host.cpu, "cores": str(host.cores), "ensemble-assets": __version__, **library_versions()
+    }  # fmt: skip
+
+
+def accepted_figures(settings: Settings, collection: str) -> dict[str, float]:
+    """Give the quality of the accepted baseline; empty where none was accepted or its file is damaged."""
+    try:
+        baseline = read_quality_baseline(Path(settings.checks.baselines_dir), collection)
+    except ArtefactError:  # the gates of quality say it
+        return {}
+    return quality_figures(baseline.means) if baseline is not None else {}
+
+
 def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     """Read the facts of any bundle; journal, scores and quality while its run's artefacts are still beside it."""
     manifest = read_manifest(bundle)
@@ -165,7 +192,13 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     if artefacts:
         candidates = artefacts["fusion"].frame("candidates")
         quality = None if "quality" in manifest else measured_quality(open_store(here), collection, artefacts)
-    return read_facts(bundle, _journal(manifest, collection, here), candidates, quality)
+    facts = read_facts(bundle, _journal(manifest, collection, here), candidates, quality)
+    exported = open_store(here).peek(collection, STAGE["export"].asset) if artefacts else None
+    if exported is None:
+        return facts
+    record: ExportRecord = exported.record
+    accepted = accepted_figures(settings, collection)
+    return replace(facts, previous=record.previous, accepted=accepted, made_with=record.made_with)
 
 
 def _artefacts(manifest: Mapping[str, Any], collection: str, settings: Settings) -> dict[str, Artefact]:

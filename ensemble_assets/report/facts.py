@@ -87,6 +87,8 @@ class Facts:
         fallbacks: rows of stage, reason, stand-in, count; ``toggles`` of option, value, layer, source.
         quality: mean per ranked list and measure.
         judged_by: name of the file of judgements, if data sets are published with such a name; empty without one.
+        previous: ``figures`` of the collection's run before; ``accepted`` of its accepted baseline.
+        made_with: processor and versions by name.
         unread: sampled chunks in a language that no dense model reads, and all that were sampled; (0, 0): none.
     """
 
@@ -111,6 +113,19 @@ class Facts:
     models: tuple[tuple[str, str, str], ...] = ()
     unread: tuple[int, int] = (0, 0)
     judged_by: str = ""
+    previous: Mapping[str, float] = field(default_factory=dict)
+    accepted: Mapping[str, float] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is compared between runs: quality of every list, and seconds of stages that took nothing over."""
+        seconds = {
+            f"{stage.name}, seconds": stage.seconds
+            for stage in self.stages
+            if stage.seconds is not None and not stage.reused
+        }
+        return {"chunks": float(self.chunks or 0)} | quality_figures(self.quality) | seconds
 
     @property
     def times(self) -> tuple[tuple[str, float, float], ...]:
@@ -191,6 +206,11 @@ def read_facts(
         judged_by=_judged_by(manifest.get("query_files")),
         unread=(_whole(unread.get("texts")) or 0, _whole(unread.get("of")) or 0),
     )
+
+
+def quality_figures(quality: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Name every mean by its list and measure: ``fused, nDCG@10``."""
+    return {f"{name}, {measure}": mean for name, means in quality.items() for measure, mean in means.items()}
 
 
 def word(value: object) -> str:

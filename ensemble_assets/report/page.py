@@ -205,6 +205,32 @@ def _language(facts: Facts) -> Section | None:
     return Section("Language", f"{text}The profile embedded-multilingual reads a hundred.") if texts else None
 
 
+def _comparison(facts: Facts) -> Section | None:
+    figures = facts.figures
+    measured = {measure: None for means in facts.quality.values() for measure in means}
+    further = tuple(f", {measure}" for measure in list(measured)[1:])  # the first measure says it; others are above
+    rows: list[list[Cell]] = []
+    for name, now in figures.items():
+        if name.endswith(further):
+            continue
+        before, accepted = facts.previous.get(name), facts.accepted.get(name)
+        if before is not None or accepted is not None:
+            digits = 4 if "@" in name else 2
+            change = None if before is None else f"{now - before:+.{digits}f}"
+            rows.append([name, *(None if v is None else f"{v:.{digits}f}" for v in (now, before)), change])
+            rows[-1].append(None if accepted is None else f"{accepted:.{digits}f}")
+    if not rows:
+        return None
+    names = ("figure", "this run", "run before", "change", "accepted baseline")
+    text = "Seconds are left out for stages that took rows over."
+    return Section("Compared", text, (), [Table("This run and earlier ones", names, rows)])
+
+
+def _made_with(facts: Facts) -> Section | None:
+    rows = list(facts.made_with.items())
+    return Section("Made with", "", (), [Table("Processor and versions", ("what", "which"), rows)]) if rows else None
+
+
 def _settings(facts: Facts) -> Section | None:
     if not facts.toggles:
         return None
@@ -221,5 +247,5 @@ def _models(facts: Facts) -> Section | None:
 _TRUNCATED = "A truncated text has more tokens than its model reads; models.windows=2 reads twice as much of a chunk."
 
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
-    _time, _quality, _models, _memory, _scores, _moves, _fallbacks, _language, _settings
+    _time, _quality, _comparison, _models, _memory, _scores, _moves, _fallbacks, _language, _settings, _made_with
 )  # fmt: skip

@@ -15,19 +15,22 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
+from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.cli.main import main
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places
 from ensemble_assets.pipeline.bundle_export import report_path
-from ensemble_assets.pipeline.quality_facts import measured_quality
+from ensemble_assets.pipeline.quality_facts import accepted_baseline, measured_quality
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
 
 MAX_EVENT_BYTES = 18_000
 """A slow run fills its memory chart with all 40 points a stage: 16,821 bytes were seen on a loaded machine."""
 PICTURES = {"stage_times", "memory_over_time", "scores", "rerank_moves"}
-HEADINGS = ["Time", "Memory", "Quality", "Scores", "Reranking", "Coverage and fallbacks", "Settings"]
+HEADINGS = ["Time", "Quality", "Models", "Memory", "Scores", "Reranking", "Coverage and fallbacks", "Settings"]
+HEADINGS += ["Made with"]
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,38 @@ def test_the_quality_shown_is_what_an_evaluation_of_the_artefacts_gives(exported
     assert list(shown) == ["dense", "sparse", "lexical", "fused", "reranked"]
     for run, measure, mean in measured.select("run", "measure", "mean").iter_rows():
         assert shown[run][measure] == pytest.approx(mean)
+
+
+def test_a_second_run_is_compared_with_the_first_and_with_the_accepted_baseline(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = pipeline.run()
+    page = report_path(first.bundle).read_text(encoding="utf-8")
+    assert "Compared" not in _headings(page)
+    made = first.artefact("export_bundle").record
+    assert made.made_with["ensemble-assets"] in page
+    assert html.escape(made.made_with["processor"]) in page
+    monkeypatch.chdir(pipeline.root)
+    (pipeline.root / "baselines").mkdir()
+    store = artefact_store(str(pipeline.root / "output" / ".artifacts"), pipeline.root / "cache")
+    write_quality_baseline(pipeline.root / "baselines", accepted_baseline(store, "notes", "2026-01-01"))
+    second = pipeline.run({"fusion.lexical_share": 0.0, "encoding.reuse": False})
+    record = second.artefact("export_bundle").record
+    assert record.previous == made.figures
+    assert {"chunks", "fused, nDCG@10", "dense, seconds"} <= record.previous.keys()
+    for page in (report_path(second.bundle).read_text(encoding="utf-8"), _again(second, capsys)):
+        assert "Compared" in _headings(page)
+        (row,) = re.findall(r'<th scope="row">fused, nDCG@10</th>(.*?)</tr>', page, re.DOTALL)
+        now, before, change, accepted = re.findall(r">([^<>]+)</td>", row)
+        assert float(before) == float(accepted) == pytest.approx(made.figures["fused, nDCG@10"], abs=1e-4)
+        assert "fused, MAP</th>" not in page, "one measure is enough here; the others are under Quality"
+        assert float(change) == pytest.approx(float(now) - float(before), abs=2e-4)
+
+
+def _again(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> str:
+    code, path, _ = _report(capsys, outcome.bundle)
+    assert code == 0
+    return Path(path).read_text(encoding="utf-8")
 
 
 def test_a_dense_only_run_has_a_report_without_what_it_did_not_do(pipeline: Pipeline) -> None:

@@ -27,10 +27,11 @@ def export_bundle(
     record = export_collection(run, upstream, compare_with_plan)
     remember_run(upstream, run, run.elapsed())
     bundle = bundle_folder(run).absolute()
+    record, shown = report_metadata(run, bundle, upstream, record)
     pictures = {
         "bundle": dg.MetadataValue.path(str(bundle)),
         "contents": table([{"file": name, "bytes": size} for name, size in record.sizes.items()]),
-        **report_metadata(run, bundle, upstream),
+        **shown,
     }
     return finish(run, record, record.points, lambda _: pictures)
 
