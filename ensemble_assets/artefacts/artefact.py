@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -160,7 +161,11 @@ class ArtefactWriter:
 
     def frame(self, name: str, values: pl.DataFrame) -> None:
         """Store a frame as ``<name>.parquet``."""
-        values.write_parquet(self.folder / f"{name}.parquet", compression="zstd")
+        try:
+            values.write_parquet(self.folder / f"{name}.parquet", compression="zstd")
+        except pl.exceptions.ComputeError as error:  # what polars makes of a full disk
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else error from None
         sizes = {column.name: int(column.estimated_size()) for column in values.get_columns()}
         self._column_bytes[f"{name}.parquet"] = sizes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,18 @@ def wrong_name_is_usage_error() -> Iterator[None]:
         yield
     except (ArtefactError, InputError) as error:
         raise SettingsError(str(error)) from None
+
+
+def require_output(settings: Settings) -> None:
+    """Make the output folder, and refuse one that cannot be written, before anything is read."""
+    folder = Path(settings.paths.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "it may not be written"
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    if reason:
+        raise SettingsError(f"paths.output_dir: {folder} is no folder for results ({reason}). Name another one")
 
 
 def require_files(settings: Settings) -> None:

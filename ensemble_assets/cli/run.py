@@ -105,6 +105,7 @@ def run_collections(
     if not assets:
         args.require_files(resolved.settings)
         chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
+        args.require_output(resolved.settings)
         outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:

@@ -26,6 +26,9 @@ TRIED_AGAIN: tuple[tuple[type[BaseException], bool], ...] = (
     (errors.ServerError, True),  # the server may be back; an upload goes on where it stopped
     (errors.ModelUnavailableError, False),  # missing files stay missing; the hub's client repeats downloads by itself
     (errors.EnsembleError, False),  # raised on purpose: the message says what to do
+    (PermissionError, False),  # rights and a file in a folder's place stay until somebody changes them
+    (NotADirectoryError, False),
+    (FileExistsError, False),
     (OSError, True),  # discs fill up and networks drop for a moment; connections and time-outs are among these
     (MemoryError, True),  # another process may have had the memory
     (Exception, False),  # a fault of the program is the same next time

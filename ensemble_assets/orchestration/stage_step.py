@@ -56,6 +56,11 @@ _UNWATCHED = (
 )
 
 
+_SYSTEM_REFUSED = (
+    "Make room, or grant the right to write, where docs/faq.md says that files go; a new run goes on from there"
+)
+
+
 @contextmanager
 def stage_step(
     context: dg.AssetExecutionContext, form: SettingsForm, progress: Progress, stage: str
@@ -74,10 +79,20 @@ def stage_step(
     if stage == "chunks" and not (context.instance.run_monitoring_enabled or _by_command_line(context)):
         context.log.warning(_UNWATCHED)
     asset = context.asset_key.path[-1]
-    writer = open_store(resolved.settings).begin(collection, asset)
+    started = time.perf_counter()
+
+    def failure(error: Exception) -> dg.Failure:
+        reason = failure_words(stage, error)
+        seconds = round(time.perf_counter() - started, 4)
+        progress.stage_finished(collection, FailedStage(stage, "failed", wall_seconds=seconds, reason=reason))
+        return dg.Failure(reason, allow_retries=tried_again(error))
+
+    try:
+        writer = open_store(resolved.settings).begin(collection, asset)
+    except OSError as error:
+        raise failure(error) from None
     telemetry = run_telemetry(context.run.run_id, collection, resolved.settings, resolved.environment)
     opened = telemetry.stage(stage, attempt=context.retry_number) if stage in TIMED_STAGES else nullcontext()
-    started = time.perf_counter()
 
     def waits(holder: str) -> None:
         context.log.info(f"{stage} of {collection} waits: {holder}")
@@ -97,10 +112,7 @@ def stage_step(
         raise _stopped(context, stage) from None
     except Exception as error:  # noqa: BLE001  # the stage boundary
         writer.discard()
-        seconds = round(time.perf_counter() - started, 4)
-        reason = failure_words(stage, error)
-        progress.stage_finished(collection, FailedStage(stage, "failed", wall_seconds=seconds, reason=reason))
-        raise dg.Failure(reason, allow_retries=tried_again(error)) from None
+        raise failure(error) from None
     if run.record is not None:
         progress.stage_finished(collection, run.record)
 
@@ -148,6 +160,8 @@ def failure_words(stage: str, error: BaseException) -> str:
     """
     if isinstance(error, EnsembleError):
         return str(error)
+    if isinstance(error, OSError) and error.errno:
+        return f"{stage}: a file or connection failed: {os.strerror(error.errno)}. {_SYSTEM_REFUSED}"
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
     return f"{stage}: unexpected {type(error).__name__} ({places}). This is a fault of the program; please report it"

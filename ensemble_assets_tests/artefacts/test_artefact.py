@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -65,6 +66,14 @@ def test_any_array_comes_back_equal(tmp_path_factory: pytest.TempPathFactory, va
 def test_object_arrays_are_refused(store: ArtefactStore) -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
         store.begin("docs", "x").array("bad", np.array([{}], dtype=object))
+
+
+def test_a_full_disk_is_called_so(store: ArtefactStore) -> None:
+    writer = store.begin("notes", "chunks")
+    (writer.folder / "chunks.parquet").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        writer.frame("chunks", pl.DataFrame({"a": np.random.default_rng(0).random(100_000)}))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_the_version_is_the_content(store: ArtefactStore) -> None:

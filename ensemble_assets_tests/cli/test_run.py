@@ -61,6 +61,14 @@ def test_flags_switch_stages_off_and_the_manifest_says_who_did(tmp_path: Path) -
     assert (toggles["enable_rerank"], toggles["enable_sparse"]) == (False, False)
 
 
+def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    (tmp_path / "out").write_text("a file")
+    finished = run("run", "--chunked-dir", "corpora", "--output-dir", "out/deep", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "paths.output_dir: out/deep is no folder for results (Not a directory)" in finished.stderr
+
+
 def test_broken_input_is_exit_code_1_and_names_file_and_place(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     (tmp_path / "corpora" / "notes" / "more_chunks.json").write_text('[{"text": "fine"},\n {"text": ]')

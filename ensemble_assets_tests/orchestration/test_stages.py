@@ -168,6 +168,13 @@ def test_a_run_without_the_shipped_dagster_yaml_goes_through_and_says_what_is_mi
         assert any("Copy the project's dagster.yaml" in message for message in said) == (name == "plain")
 
 
+def test_a_folder_for_artefacts_that_cannot_be_made_is_said(pipeline: Pipeline) -> None:
+    (pipeline.root / "output").mkdir()
+    (pipeline.root / "output" / ".artifacts").write_text("a file")
+    outcome = pipeline.run()
+    assert "chunks: a file or connection failed: Not a directory" in outcome.error
+
+
 def test_a_failed_run_leaves_the_old_bundle(pipeline: Pipeline) -> None:
     before = {path.name: path.read_bytes() for path in pipeline.run().bundle.iterdir()}
     (pipeline.root / "corpora" / "notes" / "notes_chunks.json").write_text("[{")
