@@ -78,6 +78,7 @@ def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock
         sparse=_live_sparse(upstream.sparse, settings.export.sparse_norm == "unit")
         if upstream.sparse.has("chunks.indptr")
         else None,
+        index=settings.export.faiss_index,
     )
 
 

@@ -234,6 +234,11 @@ class Export(Section):
     sparse_norm: Literal["as_inferred", "unit"] = option(
         "as_inferred", "Live sparse weights in the bundle: on the model's scale, or with L2 norm 1 like version 4.0's."
     )
+    faiss_index: Literal["flat", "fp16", "int8", "hnsw", "hnsw_int8"] = option(
+        "flat",
+        "Kind of the faiss index. flat: exact, as in version 4.0. fp16, int8: numbers of two bytes or one. hnsw: a "
+        "graph, quick and nearly exact. All but flat are made in memory.",
+    )
 
 
 class Qdrant(Section):

@@ -110,9 +110,12 @@ def v40_files(outcome: Any) -> dict[str, bytes]:
 
 
 def test_both_stages_off_is_a_v40_bundle_with_the_manifest(pipeline: Pipeline) -> None:
+    import faiss
+
     everything = v40_files(pipeline.run())
-    outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False})
+    outcome = pipeline.run({"enable_sparse": False, "enable_rerank": False, "export.faiss_index": "int8"})
     names = {path.name.removeprefix("ultimate_embeddings_v4_") for path in outcome.bundle.iterdir()}
+    assert isinstance(faiss.read_index(str(outcome.bundle / f"{PREFIX}_index.faiss")), faiss.IndexScalarQuantizer)
     assert names - {"index.faiss"} == {
         "embeddings.npy", "metadata.json", "processing_summary.json", "qdrant.jsonl", "sparse.jsonl", "stats.json",
         "texts.json", "upload_script.py",

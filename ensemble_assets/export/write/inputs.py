@@ -81,6 +81,7 @@ class BundleInputs:
         priority: ``collection_priority``, 0 to 1.
         devices: ``gpu_config`` of the statistics, beside ``performance``, their ``processing_performance``.
         sparse: the live vectors; None when the sparse stage is off.
+        index: kind of the faiss index.
     """
 
     collection: str
@@ -95,6 +96,7 @@ class BundleInputs:
     devices: DeviceFacts = field(default_factory=DeviceFacts)
     performance: Mapping[str, Any] = field(default_factory=dict)
     sparse: LiveSparse | None = None
+    index: str = "flat"
 
     @property
     def names(self) -> BundleNames:
