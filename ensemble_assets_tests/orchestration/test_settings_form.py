@@ -14,11 +14,12 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_form, settings_run_config
+from ensemble_assets.pipeline.stage_run import Progress
 from ensemble_assets.settings import Settings, flatten, options, resolution, resolve
 from ensemble_assets_tests.orchestration.pipeline import Pipeline
 
 
-class Watch:
+class Watch(Progress):
     """Calls ``at`` with ("started" or "finished", stage)."""
 
     def __init__(self, at: Callable[[str, str], None]) -> None:
