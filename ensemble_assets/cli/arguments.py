@@ -113,7 +113,7 @@ def choose_collections(settings: Settings, names: tuple[str, ...], *, has_sample
     with wrong_name_is_usage_error():
         discovered = discover(root)
     refused = [] if names else list(discovered.refused.values())
-    for error in refused:
+    for error in [*refused, *(() if names else discovered.uncut.values())]:
         click.echo(f"Left out: {error}", err=True)
     if refused and not discovered.collections:
         raise refused[0]

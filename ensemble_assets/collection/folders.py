@@ -31,10 +31,14 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The collections below ``paths.chunked_dir``, and errors of other folders with chunk files by their own name."""
+    """The collections below ``paths.chunked_dir``, and errors of other folders by their own name.
+
+    ``refused`` are folders with chunk files, ``uncut`` folders with documents only.
+    """
 
     collections: tuple[Collection, ...]
     refused: Mapping[str, InputError] = field(default_factory=dict)
+    uncut: Mapping[str, InputError] = field(default_factory=dict)
 
 
 def safe_name(text: str) -> str:
@@ -121,14 +125,19 @@ def discover(chunked_dir: Path) -> Discovered:
             "holds chunk files itself, where one sub-folder per collection is expected",
             "Give its parent folder and choose it with --collections",
         )
-    for path in folders if not with_chunks else ():
-        if count := documents_in(path):
-            raise InputError(f"collection {printable(path.name)!r}", f"has no chunk files, but {count}", UNCUT)
+    uncut = {
+        path.name: InputError(f"collection {printable(path.name)!r}", f"has no chunk files, but {count}", UNCUT)
+        for path in folders
+        if path not in with_chunks and (count := documents_in(path))
+    }
+    if uncut and not with_chunks:
+        raise next(iter(uncut.values()))
     by_alias = {path.name: path for path in with_chunks}
     names, refused = name_folders(by_alias)
     return Discovered(
         collections=tuple(Collection(name, alias, by_alias[alias]) for name, alias in sorted(names.items())),
         refused=refused,
+        uncut=uncut,
     )
 
 
@@ -141,8 +150,8 @@ def choose(discovered: Discovered, names: Sequence[str]) -> list[Collection]:
     by_name = {c.name: c for c in collections} | {c.alias: c for c in collections}
     unknown = [name for name in names if name not in by_name]
     if unknown:
-        if unknown[0] in discovered.refused:
-            raise discovered.refused[unknown[0]]
+        if error := {**discovered.refused, **discovered.uncut}.get(unknown[0]):
+            raise error
         there = ", ".join(c.name for c in collections) or "none"
         raise InputError(
             f"collection {printable(unknown[0])!r}", "is not there or has no chunk files", f"There are: {there}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets.collection.chunks import read_chunks
-from ensemble_assets.collection.folders import discover
+from ensemble_assets.collection.folders import choose, discover
 from ensemble_assets.collection.readers.formats import format_of, holds_chunk_files
 from ensemble_assets.common.errors import InputError, SettingsError
 from ensemble_assets_tests.collection.readers.folders import lines, read, texts, write
@@ -178,4 +178,8 @@ def test_documents_that_are_not_cut_are_named_with_the_step_that_cuts_them(tmp_p
         ):
             reading()
     write(tmp_path, {"other/x_chunks.json": ["x"]})
-    assert [each.name for each in discover(tmp_path).collections] == ["other"]
+    beside = discover(tmp_path)
+    assert [each.name for each in beside.collections] == ["other"]
+    assert list(beside.uncut) == ["notes"]
+    with pytest.raises(InputError, match=r"'notes': has no chunk files, but 2 \.md, 1 \.txt"):
+        choose(beside, ["notes"])
