@@ -133,7 +133,8 @@ class ArtefactStore:
             return (self._home(collection, asset) / _CURRENT).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise ArtefactError(
-                f"{asset} of collection {collection} was never materialised here. Materialise it first"
+                f"{asset} of collection {collection} was never materialised here. "
+                "Run the collection first, or name the folder that it was run into"
             ) from None
 
     def _local_version(self, collection: str, asset: str, name: str) -> Path:

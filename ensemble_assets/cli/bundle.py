@@ -149,7 +149,7 @@ def report(bundle: Path, output: Path | None, with_queries: bool) -> int:
 @_BUNDLE
 @click.option("--url", help="Server, such as http://localhost:6333.")
 @click.option("--api-key", help="Key of the server; better given as QDRANT_API_KEY.")
-@click.option("--path", help="Folder of embedded storage; <output_dir>/.qdrant if neither is given.")
+@click.option("--path", help="Folder of embedded storage; .qdrant beside BUNDLE if neither is given.")
 @click.option("--collection", help="Name in Qdrant; <collection>_v4_<primary model> if not given.")
 @click.option("--batch-size", type=click.IntRange(1, 10_000), help="Points per request.")
 @click.option("--layout", type=click.Choice(["named", "legacy"]), help="Of a new collection; see qdrant.layout.")
@@ -176,10 +176,10 @@ def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
         | ({"url": ""} if given["path"] else {})
     )
     key = api_key or resolved.environment.get("QDRANT_API_KEY")
-    output_dir = Path(resolved.settings.paths.output_dir)
-    click.echo(describe(bundle_export.upload(_open(bundle), options, output_dir, key, _show_progress)))
+    uploaded = bundle_export.upload(_open(bundle), options, bundle.resolve().parent, key, _show_progress)
+    click.echo(describe(uploaded))
     return 0
 
 
 def _show_progress(points: int) -> None:
-    click.echo(f"\r{points} points", nl=False, err=True)
+    click.echo(f"\r{points} points\r", nl=False, err=True)  # the next line on a terminal replaces it

@@ -229,6 +229,20 @@ def test_the_command_uploads_into_a_folder(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((storage / "meta.json").read_text())["collections"]
 
 
+def test_without_a_place_the_storage_lies_beside_the_bundle_and_the_count_leaves_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = bundle(tmp_path / "out" / "notes")
+    with pytest.raises(SystemExit) as ended:
+        main(["upload", str(folder)])
+    assert ended.value.code == 0
+    assert (folder.parent / ".qdrant" / "meta.json").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert capsys.readouterr().err.endswith(" points\r")
+
+
 def test_the_command_takes_the_layout(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     with pytest.raises(SystemExit) as ended:
