@@ -95,8 +95,10 @@ def run_collections(
     No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
     """
     from ensemble_assets.build import build_definitions
+    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
     from ensemble_assets.orchestration.resources import settings_run_config
+    from ensemble_assets.orchestration.run_origin import name_origin
     from ensemble_assets.pipeline.from_settings import choose_models
 
     resolved = resolve(overrides, override_sources=sources)
@@ -110,6 +112,7 @@ def run_collections(
         names = [collection.name for collection in chosen]
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
+        name_origin(instance, RETRIEVAL_BUNDLE)
         definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
         config = settings_run_config({key: typed[key] for key in overrides}, sources)
@@ -144,6 +147,7 @@ def _materialise(
 
     from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
     from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
+    from ensemble_assets.orchestration.run_origin import NOT_AGAIN
 
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
     with _quiet_dagster(), stop_when_asked(lambda: _end_at_once(instance, run_id, progress)):
@@ -154,7 +158,7 @@ def _materialise(
                 raise_on_error=False,
                 run_config=config,
                 run_id=run_id,
-                tags=BY_COMMAND_LINE,
+                tags=BY_COMMAND_LINE | NOT_AGAIN,
                 asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             )
             if _was_stopped(result):

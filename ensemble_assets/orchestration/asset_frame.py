@@ -15,8 +15,8 @@ from ensemble_assets.orchestration.stage_step import stage_step
 Materialised: TypeAlias = dg.MaterializeResult[Artefact]
 
 OWNERS = ["team:retrieval"]
-GPU_POOL = "gpu"
-"""Pool of the steps that use devices; dagster.yaml gives it one slot. The lease keeps devices exclusive."""
+DEVICE_POOL = "device"
+"""Pool of the steps that run models; dagster.yaml gives it one slot. The lease keeps devices exclusive."""
 
 
 def collection_asset(

@@ -17,6 +17,8 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
+from ensemble_assets.orchestration.asset_frame import DEVICE_POOL
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCATION = "ensemble_assets_tests.operations.location"
 UNFINISHED = [
@@ -161,13 +163,13 @@ class Deployment:
         return Counter(record.dagster_run.status.value for record in instance.get_run_records())
 
     def taken_slots(self, instance: dg.DagsterInstance) -> int:
-        """Slots of the pool ``gpu`` that somebody holds or waits for."""
-        info = instance.event_log_storage.get_concurrency_info("gpu")
+        """Slots of the pool ``device`` that somebody holds or waits for."""
+        info = instance.event_log_storage.get_concurrency_info(DEVICE_POOL)
         return info.active_slot_count + info.pending_step_count
 
     def busy_slots(self, instance: dg.DagsterInstance) -> int:
-        """Slots of the pool ``gpu`` that a step holds."""
-        return instance.event_log_storage.get_concurrency_info("gpu").active_slot_count
+        """Slots of the pool ``device`` that a step holds."""
+        return instance.event_log_storage.get_concurrency_info(DEVICE_POOL).active_slot_count
 
     def leases(self) -> list[tuple[float, float, str]]:
         """When devices were held and by what, from the events in the artefacts: (from, to, collection and stage)."""

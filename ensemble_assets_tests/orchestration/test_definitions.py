@@ -13,8 +13,8 @@ import yaml
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.common.stages import PIPELINE
-from ensemble_assets.orchestration.asset_frame import GPU_POOL
-from ensemble_assets.orchestration.assets import ALL_ASSETS
+from ensemble_assets.orchestration.asset_frame import DEVICE_POOL
+from ensemble_assets.orchestration.assets import ALL_ASSETS, SERVING_ASSETS
 from ensemble_assets.orchestration.jobs import DENSE_ONLY, EVALUATE, RETRIEVAL_BUNDLE, UPLOAD
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.settings import options
@@ -77,9 +77,18 @@ def test_every_materialisation_has_a_data_version_and_tables_have_columns_and_li
         assert {column.name for column in schema.columns} == set(outcome.artefact(asset).frame(frame).columns)
 
 
-def test_the_stages_that_lease_devices_are_in_the_gpu_pool() -> None:
-    pooled = {asset.key.to_user_string() for asset in ALL_ASSETS if asset.op.pool == GPU_POOL}
+def test_the_stages_that_lease_devices_are_in_one_pool_that_no_gpu_is_named_after() -> None:
+    pooled = {asset.key.to_user_string() for asset in ALL_ASSETS if asset.op.pool == DEVICE_POOL}
     assert pooled == {"dense_embeddings", "sparse_vectors", "reranked_candidates"}
+    assert "gpu" not in DEVICE_POOL, "the run log names it on machines without one"
+
+
+def test_descriptions_are_sentences_without_marks_of_code() -> None:
+    for asset in [*ALL_ASSETS, *SERVING_ASSETS]:
+        (spec,) = asset.specs
+        assert spec.description
+        assert "`" not in spec.description, spec.key
+        assert spec.description.partition("\n")[0].endswith("."), spec.key
 
 
 def test_the_job_runs_all_assets() -> None:
@@ -112,12 +121,12 @@ def test_a_run_holds_the_gpu_pool_until_its_slot_is_freed(tmp_path: Path) -> Non
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         storage = instance.event_log_storage
-        storage.initialize_concurrency_limit_to_default(GPU_POOL)
-        assert storage.get_concurrency_info(GPU_POOL).slot_count == 1
-        assert storage.claim_concurrency_slot(GPU_POOL, "crashed", "dense_embeddings").is_claimed
-        assert not storage.claim_concurrency_slot(GPU_POOL, "waiting", "sparse_vectors").is_claimed
+        storage.initialize_concurrency_limit_to_default(DEVICE_POOL)
+        assert storage.get_concurrency_info(DEVICE_POOL).slot_count == 1
+        assert storage.claim_concurrency_slot(DEVICE_POOL, "crashed", "dense_embeddings").is_claimed
+        assert not storage.claim_concurrency_slot(DEVICE_POOL, "waiting", "sparse_vectors").is_claimed
         storage.free_concurrency_slots_for_run("crashed")
-        assert storage.claim_concurrency_slot(GPU_POOL, "waiting", "sparse_vectors").is_claimed
+        assert storage.claim_concurrency_slot(DEVICE_POOL, "waiting", "sparse_vectors").is_claimed
 
 
 def test_the_launchpad_form_has_every_option_with_its_default() -> None:

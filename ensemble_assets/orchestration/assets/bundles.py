@@ -22,7 +22,7 @@ def export_bundle(
     fused_candidates: Artefact,
     reranked_candidates: Artefact,
 ) -> Materialised:
-    """The bundle in ``<output_dir>/<collection>/``, written whole or not at all."""
+    """The finished bundle in the output folder: vectors, texts, ranked lists and manifest, whole or not at all."""
     upstream = Upstream(chunks, queries, dense_embeddings, sparse_vectors, fused_candidates, reranked_candidates)
     record = export_collection(run, upstream, compare_with_plan)
     remember_run(upstream, run, run.elapsed())
@@ -38,6 +38,6 @@ def export_bundle(
 
 @collection_asset("qdrant", group="serving", kinds={"qdrant"}, code_version="1")
 def qdrant_collection(run: StageRun, export_bundle: Artefact) -> Materialised:
-    """All points of the bundle, searched once each way; where it is off, an empty artefact marked so."""
+    """The bundle in Qdrant, searched once by every vector. Off by default (qdrant.enabled): nothing is uploaded."""
     record = upload_to_qdrant(run, export_bundle)
     return finish(run, record, record.items)

@@ -3,7 +3,7 @@
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.orchestration.asset_frame import GPU_POOL, Materialised, collection_asset
+from ensemble_assets.orchestration.asset_frame import DEVICE_POOL, Materialised, collection_asset
 from ensemble_assets.orchestration.dagster_metadata import bars, histogram, table
 from ensemble_assets.orchestration.stage_step import Pictures, finish
 from ensemble_assets.pipeline.compute_context import Computing
@@ -18,7 +18,7 @@ from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 def fused_candidates(
     run: StageRun, chunks: Artefact, queries: Artefact, dense_embeddings: Artefact, sparse_vectors: Artefact
 ) -> Materialised:
-    """Candidates per query with the rank and score that each first-stage list gave them."""
+    """The best chunks for each query: dense, sparse and BM25 search fused into one list, with the rank in each."""
     record = fuse_candidates(run, chunks, queries, dense_embeddings, sparse_vectors)
     return finish(run, record, record.candidates, _draw_fused)
 
@@ -28,11 +28,11 @@ def _draw_fused(fused: Artefact) -> Pictures:
     return {"fused_scores": histogram(scores, "Fused scores", "")}
 
 
-@collection_asset("rerank", group="ranking", kinds={"torch", "polars"}, code_version="3", pool=GPU_POOL)
+@collection_asset("rerank", group="ranking", kinds={"torch", "polars"}, code_version="3", pool=DEVICE_POOL)
 def reranked_candidates(
     run: StageRun, computing: Computing, chunks: Artefact, queries: Artefact, fused_candidates: Artefact
 ) -> Materialised:
-    """Every fused candidate in its final order; the fused order, flagged, where the reranker did not run."""
+    """The final order of each query's candidates, by a reranker. Where it did not run, the fused order, marked."""
     record = rerank_fused(run, computing, chunks, queries, fused_candidates)
     return finish(run, record, fused_candidates.record.candidates, _draw_reranked)
 
@@ -48,10 +48,10 @@ def _draw_reranked(reranked: Artefact) -> Pictures:
 def evaluation(
     run: StageRun, chunks: Artefact, queries: Artefact, fused_candidates: Artefact, reranked_candidates: Artefact
 ) -> Materialised:
-    """nDCG@10, MRR@10, recall@100 and MAP of every first-stage list, the fused and the reranked one.
+    """How good each ranked list is against the judgements: nDCG@10, MRR@10, recall@100 and MAP.
 
     Derived probes are judged by the chunk that they were made from, and marked so. Without judgements, an empty
-    artefact marked ``no_judgements``.
+    artefact marked no_judgements.
     """
     record = evaluate_lists(run, chunks, queries, fused_candidates, reranked_candidates)
     return finish(run, record, record.items * sum(map(len, record.means.values())), _draw_quality)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.orchestration.asset_frame import GPU_POOL, Materialised, collection_asset
+from ensemble_assets.orchestration.asset_frame import DEVICE_POOL, Materialised, collection_asset
 from ensemble_assets.orchestration.dagster_metadata import bars, histogram
 from ensemble_assets.orchestration.stage_step import Pictures, finish
 from ensemble_assets.pipeline.compute_context import Computing
@@ -11,9 +11,9 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.pipeline.stages import encode_dense_vectors, encode_sparse_vectors
 
 
-@collection_asset("dense", group="first_stage", kinds={"torch", "numpy"}, code_version="1", pool=GPU_POOL)
+@collection_asset("dense", group="first_stage", kinds={"torch", "numpy"}, code_version="1", pool=DEVICE_POOL)
 def dense_embeddings(run: StageRun, computing: Computing, chunks: Artefact, queries: Artefact) -> Materialised:
-    """``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows."""
+    """A dense vector of every chunk and query from every dense model: unit length, 32-bit floats, one array a model."""
     return finish(run, encode_dense_vectors(run, computing, chunks, queries), chunks.record.items, _draw_dense)
 
 
@@ -23,12 +23,12 @@ def _draw_dense(dense: Artefact) -> Pictures:
     return {"model_seconds": bars([model.slug for model in layout], seconds, "Seconds per model", "s")}
 
 
-@collection_asset("sparse", group="first_stage", kinds={"torch", "numpy"}, code_version="2", pool=GPU_POOL)
+@collection_asset("sparse", group="first_stage", kinds={"torch", "numpy"}, code_version="2", pool=DEVICE_POOL)
 def sparse_vectors(run: StageRun, computing: Computing, chunks: Artefact, queries: Artefact) -> Materialised:
-    """CSR rows of chunks and queries in one index space, and where each chunk's vector comes from.
+    """A learned sparse vector of every chunk and query: weights of the terms that a SPLADE model reads in a text.
 
-    A chunk whose inference failed gets metadata terms. With the stage off, an artefact without vectors, marked
-    ``feature_disabled``.
+    A chunk on which the model failed gets terms of its metadata, and is counted. With the stage off there are no
+    vectors, and the artefact is marked feature_disabled.
     """
     return finish(run, encode_sparse_vectors(run, computing, chunks, queries), chunks.record.items, _draw_sparse)
 
