@@ -170,6 +170,7 @@ def merge_records(stage: str, status: StageStatus, parts: Sequence[StageRecord])
         device=merge_devices(part.device for part in parts),
         fallback_count=sum(reasons.values()),
         fallback_reasons=dict(reasons),
+        warnings=tuple(warning for part in parts for warning in part.warnings),
         **facts,
     )
 

@@ -12,7 +12,7 @@ import click
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.errors import EnsembleError, ModelUnavailableError
 from ensemble_assets.settings import Settings, resolve
-from ensemble_assets.settings.default_paths import artefact_base, cache_folder, key_file, lock_folder
+from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
@@ -130,19 +130,23 @@ def _why_not(spec: ModelSpec, settings: Settings) -> str:
 
 
 def _origin(spec: ModelSpec, settings: Settings, forecast: _Forecast) -> str:
-    from ensemble_assets.models.model_files import cached_files, hub_has_weights, locate
+    from ensemble_assets.models.model_files import cached_files, hub_has_weights
     from ensemble_assets.models.registry import HubSource
+    from ensemble_assets.pipeline.from_settings import files_of
 
-    if not isinstance(spec.source, HubSource):
-        try:
-            files = locate(spec, cache_folder(settings.paths))
-        except ModelUnavailableError as error:
-            return f"MISSING: {error}"
-        return f"found ({files.revision}){forecast.model(spec, files)}"
-    if (cached := cached_files(spec)) is not None:
+    only = settings.models.safetensors_only
+    try:
+        if not isinstance(spec.source, HubSource):
+            files = files_of(spec, settings)
+            return f"found ({files.revision}){forecast.model(spec, files)}"
+        cached = cached_files(spec, safetensors_only=only)
+    except ModelUnavailableError as error:
+        return f"MISSING: {error}"
+    if cached is not None:
         return f"in the local Hugging Face cache ({cached.revision}){forecast.model(spec, cached)}"
-    on_hub = hub_has_weights(spec.source)
+    on_hub = hub_has_weights(spec.source, safetensors_only=only)
     if on_hub is False:
-        return f"MISSING: {spec.source.repository} has no weights on the Hugging Face hub at {spec.source.revision}"
+        what = "safetensors" if only else "weights"
+        return f"MISSING: {spec.source.repository} has no {what} on the Hugging Face hub at {spec.source.revision}"
     unsure = "" if on_hub else "; the hub does not answer now"
     return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use{unsure}"

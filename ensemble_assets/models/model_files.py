@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.models.refused_layouts import (
+    lacks_tokenizer,
+    other_weights,
+    read_json,
+    refuse_layout,
+    without_weights,
+)
 from ensemble_assets.models.registry import FolderSource, HubSource, ModelSpec, PackageSource, PackedSource
 
 WeightsFormat = Literal["safetensors", "pickle"]
@@ -28,6 +34,9 @@ _OTHER_BACKENDS = ("onnx", "openvino")
 
 _OWN_RECORDS = ("training.json", "figures.json")
 """Written beside the shipped reranker after its training. No library reads them; the figures name the fingerprint."""
+
+_TOKENIZER = "tokenizer.json"
+"""Named as missing where a folder has no file of a tokenizer, of whatever kind."""
 
 _HASHED_AT_ONCE = 1 << 20
 _HUB_SECONDS = 5.0
@@ -59,22 +68,24 @@ def locate(spec: ModelSpec, cache_folder: Path | None = None, *, safetensors_onl
     A packed model is taken apart into a folder below ``cache_folder``.
 
     Raises:
-        ModelUnavailableError: with what is missing and how to get it, or if its weights are pickled and
-            ``safetensors_only`` refuses that.
+        ModelUnavailableError: with what is missing and how to get it, with the layout that is not run, or if its
+            weights are pickled and ``safetensors_only`` refuses that.
     """
     if isinstance(spec.source, PackedSource):
         return _packed(spec, spec.source, cache_folder)
     folder, revision = _LOCATORS[type(spec.source)](spec, () if safetensors_only else _PICKLED)
+    refuse_layout(spec, folder)
     weights = _weights_format(folder)
-    if safetensors_only and weights != "safetensors":
+    if safetensors_only and weights != "safetensors" and not (weights is None and other_weights(_names(folder))):
         raise ModelUnavailableError(
             f"{spec.slug}: has no *.safetensors, and models.safetensors_only refuses other weights. Choose a model or "
             "revision that has them, or set models.safetensors_only=false"
         )
     if weights is None:
+        raise without_weights(spec, _names(folder))
+    if missing_file(folder) == _TOKENIZER:
         raise ModelUnavailableError(
-            f"{spec.slug}: no weights (*.safetensors or pytorch_model.bin) among its files in {folder.name}. "
-            "Choose a model or revision that has them"
+            f"{spec.slug}: has no tokenizer among its files here. Fetch the model again, or add them"
         )
     return ModelFiles(folder, revision, _fingerprint(folder), weights)
 
@@ -127,18 +138,26 @@ def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
     state, failure = "is not in the local Hugging Face cache", ""
     with suppress(LocalEntryNotFoundError):
         cached = _snapshot(source, [*_READ_PATTERNS, *pickled], local_files_only=True)
+        refuse_layout(spec, cached)
         lacks = missing_file(cached)
         if not lacks:
             return cached, cached.name
         state = f"is in the local Hugging Face cache only in part: {lacks} is missing"
+        if _weights_format(cached) is None and (other := other_weights(_names(cached))):
+            state = f"is in the local Hugging Face cache with weights as {other} only"
     try:
         folder = _snapshot(source, list(_READ_PATTERNS), local_files_only=False)
         if _weights_format(folder) is None:
             if not pickled:
                 return folder, folder.name  # refused where it is asked for
             folder = _snapshot(source, [*_READ_PATTERNS, *pickled], local_files_only=False)
-        if not missing_file(folder):
+        refuse_layout(spec, folder)
+        if missing_file(folder) in ("", _TOKENIZER):  # one that nobody published is refused where it is asked for
             return folder, folder.name
+        if _weights_format(folder) is None and (names := _hub_names(source) or []):
+            raise without_weights(spec, names)
+    except ModelUnavailableError:
+        raise
     except Exception as error:  # noqa: BLE001  # the network library below the hub's client has errors of its own
         failure = f" ({type(error).__name__})"
     raise ModelUnavailableError(
@@ -147,31 +166,43 @@ def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
     )
 
 
-def cached_files(spec: ModelSpec) -> ModelFiles | None:
-    """Return a hub model's files if all of them are in the local cache; asks nobody."""
+def cached_files(spec: ModelSpec, *, safetensors_only: bool = False) -> ModelFiles | None:
+    """Return a hub model's files if all of them are in the local cache; asks nobody.
+
+    Raises:
+        ModelUnavailableError: if its layout is not run.
+    """
     assert isinstance(spec.source, HubSource)
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with suppress(LocalEntryNotFoundError):
         folder = _snapshot(spec.source, [*_READ_PATTERNS, *_PICKLED], local_files_only=True)
+        refuse_layout(spec, folder)
         weights = _weights_format(folder)
-        if weights is not None and not missing_file(folder):
+        if weights is not None and not missing_file(folder) and (weights == "safetensors" or not safetensors_only):
             return ModelFiles(folder, folder.name, "", weights)
     return None
 
 
-def hub_has_weights(source: HubSource) -> bool | None:
+def hub_has_weights(source: HubSource, *, safetensors_only: bool = False) -> bool | None:
     """Ask the hub whether a repository has weights that are read; None if it does not answer."""
+    names = _hub_names(source)
+    ends = (".safetensors",) if safetensors_only else (".safetensors", ".bin")
+    return None if names is None else any(name.endswith(ends) for name in names)
+
+
+def _hub_names(source: HubSource) -> list[str] | None:
+    """List the files of a repository on the hub; empty if there is none, None if the hub does not answer."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        names = HfApi().model_info(source.repository, revision=source.revision, timeout=_HUB_SECONDS).siblings or []
+        files = HfApi().model_info(source.repository, revision=source.revision, timeout=_HUB_SECONDS).siblings or []
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        return False
+        return []
     except Exception:  # noqa: BLE001  # without a network every library below has errors of its own
         return None
-    return any(name.rfilename.endswith((".safetensors", ".bin")) for name in names)
+    return [file.rfilename for file in files]
 
 
 def _snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool) -> Path:
@@ -187,28 +218,28 @@ def _snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool)
 def missing_file(folder: Path) -> str:
     """Name the first file that a model's folder names and does not have; empty if it is whole.
 
-    Named are: a configuration, weights, the shards of an index, and the folders of ``modules.json``.
+    Named are: a configuration, weights, the shards of an index, the folders of ``modules.json``, and a tokenizer.
     """
     if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
         return "config.json"
     for index in sorted(folder.rglob("*.index.json")):
-        shards = _json(index).get("weight_map", {}).values()
+        shards = read_json(index).get("weight_map", {}).values()
         absent = sorted({str(shard) for shard in shards if not (index.parent / str(shard)).is_file()})
         if absent:
             return absent[0]
-    modules = _json(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     for module in modules if isinstance(modules, list) else ():
         path = str(module.get("path", "")) if isinstance(module, dict) else ""
         if path and not path.endswith("_Normalize") and not (folder / path).is_dir():
             return path
-    return "" if _weights_format(folder) is not None else "model.safetensors"
+    if _weights_format(folder) is None:
+        return "model.safetensors"
+    transformers = any("model_type" in read_json(path) for path in folder.rglob("config.json"))
+    return _TOKENIZER if transformers and lacks_tokenizer(_names(folder)) else ""
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*")]
 
 
 def _from_folder(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:

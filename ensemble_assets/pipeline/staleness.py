@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord
 from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
-from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource, PackedSource
-from ensemble_assets.pipeline.from_settings import choose_models
+from ensemble_assets.pipeline.from_settings import choose_models, files_of
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder
 
@@ -71,12 +69,13 @@ def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
     chosen = choose_models(settings.models)
     by_stage = {"dense": chosen.dense, "sparse": chosen.sparse, "rerank": (chosen.rerank,)}
     specs = {STAGE[stage].asset: models for stage, models in by_stage.items()}
-    caches = cache_folder(settings.paths)
     return Wanted(
         code_versions=code_versions,
-        models={asset: frozenset(map(_identity, wanted)) for asset, wanted in specs.items()},
+        models={asset: frozenset(_identity(spec, settings) for spec in wanted) for asset, wanted in specs.items()},
         switched_on={asset: bool(getattr(settings, switch)) for asset, switch in _SWITCHES.items()},
-        prepared={asset: {spec.slug: _preparation(spec, caches) for spec in wanted} for asset, wanted in specs.items()},
+        prepared={
+            asset: {spec.slug: _preparation(spec, settings) for spec in wanted} for asset, wanted in specs.items()
+        },
         searched=settings.chunks.searched,
     )
 
@@ -134,13 +133,13 @@ def _prepared_otherwise(record: Record, wanted: Mapping[str, Preparation]) -> bo
     return any(wanted[model.slug].differs(model) for model in used if model.slug in wanted)
 
 
-def _preparation(spec: ModelSpec, caches: Path) -> Preparation:
+def _preparation(spec: ModelSpec, settings: Settings) -> Preparation:
     """Describe the preparation for a model, as far as this machine has its files."""
     from ensemble_assets.compute.backends.library.describe import describe
 
     here = isinstance(spec.source, PackageSource)
     try:
-        spec = describe(spec, locate(spec), caches).spec if here else spec
+        spec = describe(spec, files_of(spec, settings), cache_folder(settings.paths)).spec if here else spec
     except ModelUnavailableError:
         here = False
     return Preparation(spec.max_tokens, not here, spec.windows, spec.query_prefix, spec.document_prefix)
@@ -150,7 +149,7 @@ def _slug(identity: str) -> str:
     return identity.replace("#", "@").partition("@")[0]
 
 
-def _identity(spec: ModelSpec) -> str:
+def _identity(spec: ModelSpec, settings: Settings) -> str:
     """Name the model as precisely as this machine can without a download."""
     if isinstance(spec.source, HubSource):
         revision = spec.source.revision
@@ -158,6 +157,6 @@ def _identity(spec: ModelSpec) -> str:
     if isinstance(spec.source, PackedSource):
         return f"{spec.slug}#{spec.source.fingerprint}"
     try:
-        return f"{spec.slug}#{locate(spec).fingerprint}"
+        return f"{spec.slug}#{files_of(spec, settings).fingerprint}"
     except ModelUnavailableError:
         return spec.slug

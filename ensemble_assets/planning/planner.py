@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,17 +12,18 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.latency_baseline import baseline_key, content_fingerprint, find_baseline
 from ensemble_assets.collection.folders import Collection
+from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.machine import this_host
 from ensemble_assets.common.stage_times import BUDGET_SHARE, StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.compute.stages.rerank_depth import rerank_allowance
-from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.from_settings import files_of
 from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
 from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.default_paths import baselines_folder, cache_folder
+from ensemble_assets.settings.default_paths import baselines_folder
 from ensemble_assets.settings.options import Rerank
 
 Basis = Literal["earlier runs", "calibration", "assumed"]
@@ -149,38 +149,51 @@ def plan_collection(
 def _count_work(settings: Settings, sample: Sample, depth: int) -> dict[str, float]:
     """Count tokens as the models will read them. Pairs are taken to be as long as queries and chunks on average."""
     (reranker,) = models_of(settings, "rerank")
-    cache = cache_folder(settings.paths)
-    query, chunk = (token_lengths(texts, reranker, cache).mean() for texts in (sample.queries["text"], sample.searched))
+    sides = (sample.queries["text"], sample.searched)
+    query, chunk = (token_lengths(texts, reranker, settings).mean() for texts in sides)
     pair = min(float(query + chunk) + 3, reranker.chunk_tokens or _NO_LIMIT)  # 3 special tokens enclose query and chunk
-    dense, sparse = models_of(settings, "dense"), models_of(settings, "sparse") if settings.enable_sparse else ()
+    sparse = models_of(settings, "sparse") if settings.enable_sparse else ()
     return {
-        "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec, cache) for spec in dense),
-        "sparse": sum(_encoder_tokens(sample, sample.searched, spec, cache) for spec in sparse),
+        "dense": sum(
+            _encoder_tokens(sample, sample.chunks["text"], spec, settings) for spec in _dense_models(settings)
+        ),
+        "sparse": sum(_encoder_tokens(sample, sample.searched, spec, settings) for spec in sparse),
         "fusion": float(sample.chunks.height * sample.queries.height),
         "rerank": pair * sample.queries.height * min(depth, sample.chunks.height),
         "export": float(sample.chunks.height),
     }
 
 
-def token_lengths(texts: pl.Series, spec: ModelSpec, cache: Path) -> NDArray[np.int64]:
+def _dense_models(settings: Settings) -> list[ModelSpec]:
+    """List the dense models that a run encodes with: it leaves out companions that it cannot find or may not read."""
+    models = list(models_of(settings, "dense"))
+    for spec in models[1:]:
+        try:
+            files_of(spec, settings)
+        except ModelUnavailableError:
+            models.remove(spec)
+    return models
+
+
+def token_lengths(texts: pl.Series, spec: ModelSpec, settings: Settings) -> NDArray[np.int64]:
     """Count the tokens of every text, without special tokens: ``[n_texts] int64``."""
     from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 
     return tokenise_bodies(
-        texts, load_vocabulary(locate(spec, cache)), spec.chunk_tokens or _NO_LIMIT, spec.document_prefix or ""
+        texts, load_vocabulary(files_of(spec, settings)), spec.chunk_tokens or _NO_LIMIT, spec.document_prefix or ""
     ).full_lengths
 
 
-def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec, cache: Path) -> float:
+def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec, settings: Settings) -> float:
     """Count the tokens that an encoder reads; equal texts are encoded once, and 2 special tokens enclose each."""
-    lengths = [token_lengths(texts.unique(), spec, cache) for texts in (chunks, sample.queries["text"])]
+    lengths = [token_lengths(texts.unique(), spec, settings) for texts in (chunks, sample.queries["text"])]
     return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens or _NO_LIMIT).sum())
 
 
 def _plain_dense(settings: Settings, content: str) -> float | None:
     from ensemble_assets.compute.stages.plain_baseline import accelerators
 
-    models = tuple(locate(spec, cache_folder(settings.paths)).fingerprint for spec in models_of(settings, "dense"))
+    models = tuple(files_of(spec, settings).fingerprint for spec in _dense_models(settings))
     key = baseline_key(this_host(accelerators()), content, models)
     baseline = find_baseline(baselines_folder(settings.paths), key)
     return baseline.seconds if baseline else None

@@ -19,10 +19,14 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.models import model_files
 from ensemble_assets.models.registry import HubSource
-from ensemble_assets.settings import options
+from ensemble_assets.pipeline.staleness import wanted_now
+from ensemble_assets.planning import planner
+from ensemble_assets.settings import options, resolve
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
 from ensemble_assets_tests.gpu.acceptance.models import model
+from ensemble_assets_tests.model_zoo.families.dense import dense
 from ensemble_assets_tests.model_zoo.families.rerank import plain_classifier
+from ensemble_assets_tests.model_zoo.families.saving import weights_as_bin
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 from ensemble_assets_tests.simulated.device import SimulatedDevice
 
@@ -72,7 +76,7 @@ def test_doctor_says_where_the_files_of_every_model_are(
         return cached.folder
 
     monkeypatch.setattr(model_files, "_snapshot", snapshot)
-    monkeypatch.setattr(model_files, "hub_has_weights", lambda source: "Qwen" in source.repository)
+    monkeypatch.setattr(model_files, "hub_has_weights", lambda source, **_: "Qwen" in source.repository)
     text = printed(doctor)
     assert (
         f"dense: bge-m3, in the local Hugging Face cache ({cached.folder.name}): fp16, memory-efficient attention"
@@ -109,13 +113,27 @@ def test_doctor_and_plan_say_with_the_words_of_a_run_that_a_named_model_cannot_r
     write_collection(tmp_path / "corpora" / "notes")
     for setting, words in (
         ("models.rerank=./two", "two: has 2 labels; a reranker has one. Choose another model"),
-        ("models.ensemble=./empty", "empty: no weights (*.safetensors or pytorch_model.bin) among its files in empty."),
+        ("models.ensemble=./empty", "empty: no weights (*.safetensors or pytorch_model.bin) among its files."),
     ):
         for command in (["doctor"], *([name, "--chunked-dir", str(tmp_path / "corpora")] for name in ("plan", "run"))):
             with pytest.raises(SystemExit) as ended, capture() as said:
                 main([*command, "--set", setting])
             assert ended.value.code == 1
             assert words in " ".join(said.getvalue().split()), command
+
+
+@pytest.mark.models
+def test_weights_that_the_settings_refuse_are_refused_by_doctor_plan_and_sensor_too(tmp_path: Path) -> None:
+    """A companion of pickled weights: a run leaves it out."""
+    dense("bert", edits=[weights_as_bin()])(tmp_path / "pickled")
+    asked = {"models.ensemble": f"all-minilm-l6-v2,{tmp_path / 'pickled'}"}
+    for only in (False, True):
+        settings = resolve({**asked, "models.safetensors_only": str(only).lower()}).settings
+        words = [f"models.ensemble={asked['models.ensemble']}", f"models.safetensors_only={only}"]
+        said = printed(doctor, "--set", words[0], "--set", words[1])
+        assert ("pickled, MISSING: pickled: has no *.safetensors" in said) is only
+        assert [spec.slug for spec in planner._dense_models(settings)] == ["all-minilm-l6-v2", "pickled"][: 2 - only]
+        assert ("pickled" in wanted_now(settings, {}).models["dense_embeddings"]) is only  # without a fingerprint
 
 
 def test_a_name_that_is_unknown_is_the_same_error_everywhere(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from torch.nn import Identity, Tanh
 
 from ensemble_assets_tests.model_zoo import dense_layouts
 from ensemble_assets_tests.model_zoo.families import saving
+from ensemble_assets_tests.model_zoo.families.dense import dense
 from ensemble_assets_tests.model_zoo.families.layout import Layout
+from ensemble_assets_tests.model_zoo.families.refused import (
+    adapter,
+    code_of_its_own,
+    colbert,
+    images,
+    module_of_its_own,
+    other_weights,
+    without_tokenizer,
+)
 from ensemble_assets_tests.model_zoo.families.rerank import (
     PAIR_TEMPLATE,
     classifier,
@@ -176,7 +186,30 @@ RERANK = (
 )  # fmt: skip
 """All rerankers."""
 
-LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK, *REGISTERED)
+_refused = partial(Layout, kind="dense", expected="refused")
+
+REFUSED = (
+    _refused("colbert", build=colbert("MultiVectorEncoder"), note="a vector per token, saved by 6.2"),
+    _refused("colbert-pylate", build=colbert("ColBERT"), note="the same as PyLate saves it"),
+    _refused("colbert-v2", build=colbert(), note="a plain checkpoint of class HF_ColBERT"),
+    _refused("splade-as-dense", build=splade("bert"), note="a sparse model in the dense stage"),
+    _refused("reranker-as-dense", build=classifier("bert"), note="a CrossEncoder in the dense stage"),
+    _refused("clip", build=images(), note="texts and images"),
+    _refused("clip-in-folder", build=images("0_CLIPModel"), note="clip-ViT-B-32"),
+    _refused("own-code", build=code_of_its_own, note="an architecture that only its own code knows"),
+    _refused("own-module", build=module_of_its_own, note="a module that only its own code knows"),
+    _refused("adapter", build=adapter(), note="LoRA matrices alone"),
+    _refused("adapter-beside", build=adapter(dense("bert")), note="LoRA matrices beside a whole model"),
+    _refused("onnx-only", build=other_weights("onnx/model.onnx"), note="weights for ONNX runtime"),
+    _refused("gguf-only", build=other_weights("model-Q4_K_M.gguf"), note="weights for llama.cpp"),
+    _refused("without-tokenizer", build=without_tokenizer(), note="the library makes one without words"),
+    _refused("without-words", build=without_tokenizer(settings=True), note="tokenizer_config.json alone"),
+    _refused("encoder-as-sparse", kind="sparse", build=dense("bert"), note="a dense model in the sparse stage"),
+    _refused("colbert-as-reranker", kind="rerank", build=colbert("ColBERT"), note="late interaction"),
+)  # fmt: skip
+"""What is none of the three kinds, or cannot be loaded."""
+
+LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK, *REGISTERED, *REFUSED)
 """Every layout."""
 
 BY_KEY: Mapping[str, Layout] = {layout.key: layout for layout in LAYOUTS}

@@ -24,7 +24,7 @@ class ModelTraits:
         max_tokens: tokens that it reads of a text or pair; 0 without a limit.
         prompts: text in front of a query or document, by task; absent where there is none.
         width: of the token states; 0 where its configuration does not say.
-        similarity: ``dot`` where the length of its vectors counts in a comparison, else ``cosine``.
+        similarity: ``cosine``, ``dot``, ``euclidean`` or ``manhattan``: how its vectors are meant to be compared.
         tokens: ``fast`` where the shared tokeniser gives the same rows as the model's own preprocessing.
         body: pooling word where the model is one transformer with that pooling (``mean``, ``cls``, ``last_token``), a
             masked language model with maximum pooling (``splade_max``), or a classifier with a linear head

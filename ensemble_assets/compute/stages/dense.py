@@ -16,6 +16,7 @@ from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, extend_record, merge_records
 from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
+from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
@@ -122,8 +123,17 @@ def _encode_one(
     of_windows = None if norms is None else norms[:windows]
     chunk_vectors, lengths = mean_vectors(vectors[:windows], work.windows, of_windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
-    record = replace(record, seconds=context.clock() - started)
+    record = replace(record, seconds=context.clock() - started, warnings=_ranked_otherwise(factory))
     return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths)
+
+
+def _ranked_otherwise(factory: ForwardFactory) -> tuple[str, ...]:
+    """Warn of a model whose vectors are meant to be compared by a distance, which the search does not compute."""
+    meant = factory.traits.similarity
+    if meant in ("cosine", "dot"):
+        return ()
+    slug = factory.spec.slug
+    return (f"dense: {slug} is meant for {meant} distances, and is ranked by cosines, which may give another order",)
 
 
 def _refuse_failures(result: TableResult, work: EncoderInput, spec: ModelSpec, chunk_ids: pl.Series | None) -> None:

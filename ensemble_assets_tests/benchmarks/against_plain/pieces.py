@@ -28,7 +28,6 @@ from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.planning.calibration import Sample, read_sample
 from ensemble_assets.settings import Settings, resolve
-from ensemble_assets.settings.default_paths import cache_folder
 
 DENSE, SPARSE, RERANK = (MODELS[slug] for slug in ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"))
 DEPTH = 20
@@ -255,7 +254,7 @@ def _short(texts: pl.Series, spec: ModelSpec) -> np.ndarray:
     """Whether a text is cut by neither side: only those have the same input whatever the length limits."""
     from ensemble_assets.planning.planner import token_lengths
 
-    return token_lengths(texts, spec, cache_folder(resolve().settings.paths)) <= spec.max_tokens - 2
+    return token_lengths(texts, spec, resolve().settings) <= spec.max_tokens - 2
 
 
 def _weights_agree(plain: dict[str, np.ndarray], ours: Any, short: np.ndarray) -> dict[str, Any]:

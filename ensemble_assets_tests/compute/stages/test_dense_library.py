@@ -62,6 +62,26 @@ def test_a_model_of_unit_vectors_needs_no_lengths(tmp_path: Path) -> None:
     assert made.norms is None
 
 
+@pytest.mark.parametrize(
+    ("similarity", "unit", "warns"), [("euclidean", False, True), ("euclidean", True, False), ("manhattan", True, True)]
+)
+def test_a_model_meant_for_distances_is_ranked_by_cosines_with_a_warning_where_the_order_may_differ(
+    similarity: str, unit: bool, warns: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "far"
+    dense("bert", normalize=unit, similarity_fn_name=similarity)(folder)
+    library = SentenceTransformer(str(folder), device="cpu")
+    result = encode_dense(
+        pl.Series(CHUNKS), pl.Series(QUERIES), [spec_of(folder, 0)], ComputeContext(runtime=Runtime(precision="fp32"))
+    )
+    (made,) = result.models
+    meant = library.similarity(library.encode_query(list(QUERIES)), library.encode_document(CHUNKS)).numpy()
+    same = (meant.argsort(axis=1)[:, ::-1] == (made.queries @ made.chunks.T).argsort(axis=1)[:, ::-1]).all()
+    assert bool(same) is not warns
+    warning = f"dense: far is meant for {similarity} distances, and is ranked by cosines, which may give another order"
+    assert result.record.warnings == ((warning,) if warns else ())
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_a_dimension_below_the_models_width_cuts_and_normalises_again(similarity: str, tmp_path: Path) -> None:
     folder = tmp_path / "matryoshka"

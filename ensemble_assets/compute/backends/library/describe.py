@@ -17,7 +17,7 @@ from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.registry import POOLINGS, ModelSpec, PackageSource
 
-_FORMAT = 3
+_FORMAT = 4
 """Goes up when traits mean something else; models are then described again."""
 
 _MOST_ENTRIES = 400

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
 from ensemble_assets.compute.backends.forward import Runtime
@@ -207,10 +207,22 @@ def load_library_model(
     except Exception as error:
         if is_out_of_memory(error):
             raise DeviceOutOfMemoryError(f"{spec.slug}: its weights do not fit on {device}") from None
+        if "trust_remote_code" in str(error) and not spec.trust_remote_code:
+            raise ModelUnavailableError(
+                f"{spec.slug}: runs code of its own, which is not allowed. Choose another model, or pin a full commit "
+                "and set trust_remote_code in a models file (docs/models.md)"
+            ) from error
+        line = str(error).partition("\n")[0].replace(str(files.folder), files.folder.name)
         raise ModelUnavailableError(
             f"{spec.slug}: sentence-transformers cannot load it as a {spec.kind} model "
-            f"({type(error).__name__}: {error}). Choose another model or revision"
+            f"({type(error).__name__}: {line}). Choose another model or revision"
         ) from error
+    words = getattr(model, "tokenizer", None)
+    if isinstance(words, PreTrainedTokenizerBase) and words.vocab_size <= len(words.all_special_tokens):
+        raise ModelUnavailableError(
+            f"{spec.slug}: has no vocabulary among its files, so that every text would look the same. "
+            "Add the files of its tokenizer, or choose another model"
+        )
     # only an encoder's unused pooler may be missing
     needed = sorted(name for name in missing if spec.kind == "rerank" or "pooler." not in name)
     if needed:

@@ -180,11 +180,10 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
 
 
 def _similarity(model: LibraryModel, probe: Probe) -> str:
-    """``dot`` for a model that is meant for dot products and whose vectors are not all of length 1, else ``cosine``."""
-    if getattr(model.model, "similarity_fn_name", None) not in ("dot", "dot_product"):
-        return "cosine"
-    norms = np.linalg.norm(probe.expected, axis=1)
-    return "cosine" if np.allclose(norms, 1.0, atol=FP32_TOLERANCE) else "dot"
+    """The comparison that the model's files name; ``cosine`` where that puts vectors in the same order."""
+    name = str(getattr(model.model, "similarity_fn_name", None) or "cosine")
+    unit = np.allclose(np.linalg.norm(probe.expected, axis=-1), 1.0, atol=FP32_TOLERANCE)
+    return "cosine" if unit and name != "manhattan" else "dot" if name == "dot_product" else name
 
 
 def _width(model: LibraryModel) -> int:
