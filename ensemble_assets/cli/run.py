@@ -196,6 +196,7 @@ def _outcome(
     from ensemble_assets.cli.summary import CollectionOutcome
 
     toggles = [stage.toggle for stage in PIPELINE if stage.toggle]
+    stages = list({record.stage: record for record in stages}.values())  # the last try of each
     return CollectionOutcome(
         collection=collection,
         succeeded=result.success,

@@ -127,7 +127,12 @@ def _results(outcome: CollectionOutcome) -> Iterator[str]:
     """Give quality, models, places and the next command."""
     measured = next((record for record in outcome.stages if isinstance(record, EvaluationRecord)), None)
     by_list = measured.means if measured else {}
-    means = {ranked.title: by_list[ranked.name][_MEASURE] for ranked in LISTS if ranked.name in by_list}
+    off = {record.stage for record in outcome.stages if record.status == "feature_disabled"}
+    means = {
+        ranked.title: by_list[ranked.name][_MEASURE]
+        for ranked in LISTS
+        if ranked.name in by_list and ranked.stage not in off
+    }
     if measured and means:
         by = "judged queries" if measured.judged else "derived probes, which are easier than questions"
         figures = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, EvaluationRecord, FailedStage
+from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, EvaluationRecord, FailedStage, RerankRecord
 from ensemble_assets.artefacts.stage_record import ModelFacts
 from ensemble_assets.cli import console_progress
 from ensemble_assets.cli.console_progress import ConsoleProgress
@@ -67,6 +67,15 @@ def test_derived_probes_are_called_so(capsys: pytest.CaptureFixture[str]) -> Non
     measured = EvaluationRecord("evaluation", "completed", items=30, means={"dense": {"nDCG@10": 1.0}})
     print_summary([CollectionOutcome("guide", True, Path("g"), [measured])])
     assert "over 30 derived probes, which are easier than questions" in capsys.readouterr().out
+
+
+def test_a_list_whose_stage_is_off_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    off = RerankRecord("rerank", "feature_disabled")
+    print_summary([CollectionOutcome("guide", True, Path("g"), [*STAGES, off])])
+    said = capsys.readouterr().out
+    assert "Fused 0.647" in said
+    assert "Reranked" not in said
+    assert "Reranking" not in said
 
 
 def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
