@@ -1,18 +1,31 @@
-"""Describe this machine: ``doctor`` says what a run would use and why, ``leases`` who uses which device."""
+"""Describe this machine, and tidy it.
+
+``doctor`` says what a run would use and why, ``leases`` who uses which device. ``clean`` lists what was written where,
+and removes it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble_assets.cli import arguments as args
-from ensemble_assets.common.errors import EnsembleError, ModelUnavailableError
+from ensemble_assets.common.errors import EnsembleError, ModelUnavailableError, SettingsError
 from ensemble_assets.settings import Settings, resolve
-from ensemble_assets.settings.default_paths import artefact_base, key_file, lock_folder
+from ensemble_assets.settings.default_paths import (
+    artefact_base,
+    cache_folder,
+    incidents_folder,
+    journal_folder,
+    key_file,
+    lock_folder,
+)
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
@@ -150,3 +163,66 @@ def _origin(spec: ModelSpec, settings: Settings, forecast: _Forecast) -> str:
         return f"MISSING: {spec.source.repository} has no {what} on the Hugging Face hub at {spec.source.revision}"
     unsure = "" if on_hub else "; the hub does not answer now"
     return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use{unsure}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something on disk; ``meaning`` says what is lost with it. A place that others share is never removed."""
+
+    name: str
+    path: Path
+    meaning: str
+    shared: bool = False
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        files = self.path.rglob("*") if self.path.is_dir() else iter([self.path])
+        return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
+
+    def remove(self) -> None:
+        """Remove the folder or file."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--output-dir", metavar="DIR", help="Output folder whose artefacts are meant.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@args.SET
+def clean(names: tuple[str, ...], output_dir: str | None, yes: bool, assignments: tuple[str, ...]) -> int:
+    """List what was written where, with sizes; with NAMES, remove these. Bundles and reports are never removed."""
+    overrides, sources = args.option_overrides({"output_dir": output_dir}, assignments)
+    places = {place.name: place for place in _places(resolve(overrides, override_sources=sources).settings)}
+    unknown = [name for name in names if name not in places or places[name].shared]
+    if unknown:
+        removable = ", ".join(place.name for place in places.values() if not place.shared)
+        raise SettingsError(f"clean {unknown[0]}: expected some of {removable}")
+    for place in [places[name] for name in names] or places.values():
+        if not place.path.exists():
+            click.echo(f"{place.name:10}{'-':>10}  {place.path}")
+            continue
+        click.echo(f"{place.name:10}{place.size() / 1e6:>7.1f} MB  {place.path}\n{'':22}{place.meaning}")
+        if names and (yes or click.confirm(f"Remove {place.path}?")):
+            place.remove()
+            click.echo(f"{'':22}removed")
+    return 0
+
+
+def _places(settings: Settings) -> Iterator[Place]:
+    paths = settings.paths
+    output = Path(paths.output_dir)
+    yield Place("cache", cache_folder(paths), "compiled models, batch sizes, measured baselines (baseline sla)")
+    if "://" not in artefact_base(paths):
+        yield Place(
+            "artifacts", Path(artefact_base(paths)), "results of stages, query texts included; all is computed anew"
+        )
+    yield Place("journals", journal_folder(output), "traces of runs, which the report's memory curves come from")
+    yield Place("qdrant", output / ".qdrant", "the embedded Qdrant; upload again")
+    yield Place("incidents", incidents_folder(paths), "records of failed runs")
+    yield Place(
+        "key", key_file(paths), "the key of public query ids; later runs give other ids, and baselines do not fit"
+    )
+    yield Place("locks", lock_folder(paths), "device locks of all users, a few bytes; stays", shared=True)

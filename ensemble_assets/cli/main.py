@@ -13,8 +13,7 @@ import click
 
 from ensemble_assets.cli.bundle import report, upload, validate
 from ensemble_assets.cli.chunk import chunk
-from ensemble_assets.cli.clean import clean
-from ensemble_assets.cli.machine import doctor, leases
+from ensemble_assets.cli.machine import clean, doctor, leases
 from ensemble_assets.cli.measure import baseline, evaluate, fit_fusion
 from ensemble_assets.cli.plan import plan
 from ensemble_assets.cli.run import demo, run

@@ -95,10 +95,9 @@ def run_collections(
     No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
     """
     from ensemble_assets.build import build_definitions
-    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, name_origin
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
     from ensemble_assets.orchestration.resources import settings_run_config
-    from ensemble_assets.orchestration.run_origin import name_origin
     from ensemble_assets.pipeline.from_settings import choose_models
 
     resolved = resolve(overrides, override_sources=sources)
@@ -145,9 +144,8 @@ def _materialise(
 ) -> dg.ExecuteInProcessResult:
     import dagster as dg
 
-    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
+    from ensemble_assets.orchestration.jobs import NOT_AGAIN, RETRIEVAL_BUNDLE
     from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_trace
-    from ensemble_assets.orchestration.run_origin import NOT_AGAIN
 
     job, run_id = definitions.resolve_job_def(RETRIEVAL_BUNDLE), str(uuid.uuid4())
     with _quiet_dagster(), stop_when_asked(lambda: _end_at_once(instance, run_id, progress)):

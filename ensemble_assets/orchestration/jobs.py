@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import dagster as dg
+from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from upath import UPath
 
 from ensemble_assets.orchestration.resources import settings_run_config
@@ -26,6 +34,12 @@ REFERENCE_FOLDER = ".dense_only"
 REASON_TAG = "ensemble/reason"
 TRIGGER_TAG = "ensemble/trigger"
 CONTENT_TAG = "ensemble/content"
+
+LOCATION, MODULE = "ensemble_assets", "ensemble_assets.definitions"
+"""As in workspace.yaml."""
+
+NOT_AGAIN = {"dagster/max_retries": "0"}
+"""Tags of a run that the daemon does not start again: it has an origin, but its folders are those of its terminal."""
 
 _BUNDLE = dg.AssetSelection.groups("inputs", "first_stage", "ranking", "quality", "bundles")
 
@@ -80,3 +94,12 @@ def reason_tags(trigger: str, reasons: Collection[str], content: str | None = No
     """Make the tags of a run that a sensor or schedule asks for: its name, and its reasons."""
     tags = {TRIGGER_TAG: trigger, REASON_TAG: ", ".join(reasons)[:200]}
     return tags | ({CONTENT_TAG: content} if content else {})
+
+
+def name_origin(instance: dg.DagsterInstance, job: str) -> None:
+    """Make every run of ``job`` that is created through ``instance`` one of the code location."""
+    target = LoadableTargetOrigin(module_name=MODULE)
+    location = ManagedGrpcPythonEnvCodeLocationOrigin(target, LOCATION)
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job)
+    made = partial(instance.create_run_for_job, remote_job_origin=origin)  # running in process cannot pass it on
+    instance.create_run_for_job = made  # type: ignore[method-assign]

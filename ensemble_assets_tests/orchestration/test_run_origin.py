@@ -8,8 +8,7 @@ import dagster as dg
 import yaml
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
-from ensemble_assets.orchestration.run_origin import LOCATION, MODULE, NOT_AGAIN, name_origin
+from ensemble_assets.orchestration.jobs import LOCATION, MODULE, NOT_AGAIN, RETRIEVAL_BUNDLE, name_origin
 
 ROOT = Path(__file__).resolve().parents[2]
 
