@@ -181,13 +181,14 @@ def telemetry_section(
 def _span(record: SpanRecord) -> dict[str, Any]:
     skipped = record.status == "skipped"
     reason = {"reason": record.attributes.get("reason", "feature_disabled")} if skipped else {}
+    seconds = record.attributes.get("latency_seconds", record.ended_at - record.started_at)  # without waiting
     return {
         "span_id": record.span_id,
         "status": "skipped" if skipped else "active",
         **reason,
         "attributes": {
             **record.attributes,
-            **({} if skipped else {"latency_ms": round(1000 * (record.ended_at - record.started_at), 3)}),
+            **({} if skipped else {"latency_ms": round(1000 * float(seconds), 3)}),
         },
         "timestamp": datetime.fromtimestamp(record.started_at, UTC).isoformat(timespec="microseconds"),
     }

@@ -64,9 +64,9 @@ def test_the_devices_are_leased_meanwhile(tmp_path: Path) -> None:
 def test_a_collection_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     (tmp_path / "corpora").mkdir()
     empty = run("baseline", "sla", cwd=tmp_path)
-    assert (empty.returncode, "--sample" in empty.stderr) == (1, True)
+    assert (empty.returncode, "--sample" in empty.stderr) == (2, True)
     write_collection(tmp_path / "corpora" / "notes")
     unknown = run("baseline", "sla", "novels", cwd=tmp_path)
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "novels" in unknown.stderr
     assert "notes" in unknown.stderr

@@ -60,8 +60,8 @@ def test_queries_without_a_positive_judgement_are_left_out(folder: Path) -> None
         ("corpus.jsonl", '{"_id": "p0-0", "text": "x"}', r"line 21: the id p0-0 occurs twice"),
         ("queries.jsonl", '{"_id": "q"}', r"set/queries.jsonl, .*21: has no 'text'"),
         ("qrels/train.tsv", "q0-0\tnowhere\t1", r"set/qrels/train.tsv, line 22: names a query or passage"),
-        ("qrels/train.tsv", "q0-0 p0-0 1", r"set/qrels/train.tsv, line 22: has 1 columns where"),
-        ("qrels/train.tsv", "q0-0\tp0-0\tyes", r"line 22: .*not a whole number"),
+        ("qrels/train.tsv", "q0-0", r"set/qrels/train.tsv, line 22: has 1 columns where"),
+        ("qrels/train.tsv", "q0-0\tp0-0\tyes", r"line 22: .*not a number"),
     ],
 )
 def test_a_broken_line_is_refused_with_file_and_line(folder: Path, name: str, line: str, message: str) -> None:
