@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.collection.chunk_text import prepare_text
+from ensemble_assets.collection.languages import UNSPACED
 from ensemble_assets.collection.readers.chunk_ids import MAX_ID_CHARACTERS, own_id, place_id, plain_id, with_unique_ids
 from ensemble_assets.collection.readers.formats import InputFormat, chunk_files_in
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, too_large
@@ -23,7 +24,6 @@ from ensemble_assets.collection.readers.json_values import encode_object, given_
 from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place, usable_text
 from ensemble_assets.common.errors import InputError
 from ensemble_assets.common.frame_schemas import CHUNKS, conform
-from ensemble_assets.common.unspaced_scripts import UNSPACED
 
 _SLICE_ROWS = 8192
 """Rows that are Python objects at one time: a few tens of MB with long texts."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from ensemble_assets.collection.chunks import hierarchy_of
+from ensemble_assets.collection.languages import UNSPACED
 from ensemble_assets.collection.readers.json_values import JsonReader, replace_surrogates
-from ensemble_assets.common.unspaced_scripts import UNSPACED
 
 PROBES = {"query_id": pl.String(), "text": pl.String(), "chunk_id": pl.String()}
 """Columns of the probes, one row each in chunk order: id, text and the chunk to find."""

@@ -1,4 +1,4 @@
-"""Recognise texts that are not in English, by their script or by their most frequent words.
+"""Recognise texts that are not in English, by their script or by their most frequent words; know unspaced scripts.
 
 It says nothing about a text of few words, or of names, numbers and code: such a text counts as English.
 """
@@ -11,6 +11,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+_UNSPACED_RANGES = (  # Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer and Yi, without their punctuation
+    range(0x0E00, 0x10A0),
+    range(0x1780, 0x1800),
+    range(0x2E80, 0x3000),
+    range(0x3005, 0x3008),
+    range(0x3040, 0x30FB),
+    range(0x30FC, 0xAC00),
+    range(0xF900, 0xFB00),
+    range(0x20000, 0x40000),
+)
+
+UNSPACED = "".join(f"{chr(block.start)}-{chr(block.stop - 1)}" for block in _UNSPACED_RANGES)
+"""Characters of the scripts without blanks between words, for a class of a regular expression of Python or Polars."""
 
 _LETTERS_READ = 600
 """Characters of a text that are looked at: some hundred words, of which a fifth are function words."""
@@ -118,3 +132,8 @@ def _language(words: Sequence[str]) -> str:
         return language
     accented = sum(not word.isascii() for word in words)
     return _OTHER if accented >= max(_LEAST_HITS, _LEAST_ACCENTED * len(words), 2 * english) else ""
+
+
+def is_unspaced(character: str) -> bool:
+    """Return whether a character is of a script without blanks between words."""
+    return any(ord(character) in block for block in _UNSPACED_RANGES)

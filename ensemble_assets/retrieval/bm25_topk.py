@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ensemble_assets.common.unspaced_scripts import UNSPACED
+from ensemble_assets.collection.languages import UNSPACED
 from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
 from ensemble_assets.retrieval.topk import TopK
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from ensemble_assets.common.unspaced_scripts import is_unspaced
+from ensemble_assets.collection.languages import is_unspaced
 
 GRAM_WORDS = 6
 """A run of this many words of a query counts as the query."""
