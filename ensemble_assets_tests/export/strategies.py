@@ -69,7 +69,7 @@ def file_names() -> st.SearchStrategy[str]:
 def records() -> st.SearchStrategy[Any]:
     """Chunk records in every accepted shape, and a few that are none."""
     text = st.text(max_size=30) | st.sampled_from(
-        ["", " ", "```x", "| a |\n| b |", '{"a": 1}', "def f(): pass", "x" * 90]
+        ["", " ", "```x", "| a |\n| b |", '{"a": 1}', "def f(): pass", "x" * 90, "word " * 60]
     )
     record = st.fixed_dictionaries(
         {"text": text | st.none() | text | text},
@@ -78,9 +78,14 @@ def records() -> st.SearchStrategy[Any]:
     return record | record | record | text | (st.fixed_dictionaries({"no": values}) | st.integers())
 
 
+def sound_records() -> st.SearchStrategy[Any]:
+    """Chunk records that the loader takes."""
+    return records().filter(lambda record: isinstance(record, str) or (isinstance(record, dict) and "text" in record))
+
+
 def file_contents() -> st.SearchStrategy[bytes]:
     """Whole files: records, lists, lists in objects; now and then broken, with a byte order mark, or odd numbers."""
-    sound = records().filter(lambda record: isinstance(record, str) or (isinstance(record, dict) and "text" in record))
+    sound = sound_records()
     many = st.lists(sound, max_size=4) | st.lists(sound, max_size=4) | st.lists(records(), max_size=4)
     box = st.builds(
         lambda key, inner: {"count": 1, key: inner}, st.sampled_from(["chunks", "data", "records", "items"]), many
@@ -110,7 +115,24 @@ def file_contents() -> st.SearchStrategy[bytes]:
     return st.integers(0, 19).flatmap(lambda number: odd if number == 0 else dump)
 
 
+def sound_contents() -> st.SearchStrategy[bytes]:
+    """Files whose records are all taken, at least one with words: a list, or a list in an object."""
+    worded = st.fixed_dictionaries(
+        {"text": st.sampled_from(["A chunk.", "中文 и текст", "x" * 90, "word " * 60])},
+        optional={"metadata": metadata()},
+    )
+    many = st.builds(lambda first, others: [*others, first], worded, st.lists(sound_records(), max_size=3))
+    return (many | many | many.map(lambda inner: {"chunks": inner})).map(lambda value: json.dumps(value).encode())
+
+
 def folders() -> st.SearchStrategy[dict[str, bytes]]:
-    """The files of a collection by path; no path is a folder of another one."""
-    files = st.dictionaries(file_names(), file_contents(), min_size=1, max_size=4)
-    return files.filter(lambda made: not any(other.startswith(f"{path}/") for path in made for other in made))
+    """The files of a collection by path; no path is a folder of another one. Three in four have nothing to refuse."""
+    odd = st.dictionaries(file_names(), file_contents(), min_size=1, max_size=4)
+    sound = st.builds(
+        lambda files, first: {**files, "base_chunks.json": first},
+        st.dictionaries(file_names(), sound_contents(), max_size=3),
+        sound_contents(),
+    )
+    return (sound | sound | sound | odd).filter(
+        lambda made: not any(other.startswith(f"{path}/") for path in made for other in made)
+    )
