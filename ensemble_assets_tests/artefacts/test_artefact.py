@@ -92,7 +92,7 @@ def test_a_flipped_byte_is_found(store: ArtefactStore) -> None:
 
 
 def test_a_missing_artefact_says_what_to_do(store: ArtefactStore) -> None:
-    with pytest.raises(ArtefactError, match="Materialise it first"):
+    with pytest.raises(ArtefactError, match="Run the collection first"):
         store.load("docs", "chunks")
 
 

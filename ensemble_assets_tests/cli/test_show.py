@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from ensemble_assets.asking.query_view import QueryViews
+from ensemble_assets.asking.query_view import QueryChange, QueryViews
 from ensemble_assets.cli.main import main
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeline, write_collection
 
@@ -66,6 +66,20 @@ def test_show_lists_queries_and_shows_one(outcome: Outcome, capsys: pytest.Captu
     code, _, problem = say(capsys, "show", "nowhere", "--output-dir", outcome.bundle.parent)
     assert code == 2
     assert "nowhere was never materialised here. Run the collection first" in problem
+
+
+def test_show_lists_gains_and_losses_apart(
+    outcome: Outcome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [
+        QueryChange(name, f"text of {name}", by, "nDCG@10") for name, by in (("a", 0.5), ("b", 0.0), ("c", -0.2))
+    ]
+    monkeypatch.setattr(QueryViews, "changes", lambda views: changes)
+    code, said, _ = say(capsys, "show", outcome.bundle)
+    assert code == 0
+    assert said.splitlines() == [
+        "Gained most (nDCG@10)", "  +0.500  a  text of a", "Lost most (nDCG@10)", "  -0.200  c  text of c"
+    ]  # fmt: skip
 
 
 def test_show_says_that_nothing_changed_where_reranking_is_off(
