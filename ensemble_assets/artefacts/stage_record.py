@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 StageStatus = Literal["completed", "partial", "fallback", "feature_disabled", "no_judgements", "failed"]
 """completed: everything as asked; partial: some items fell back; fallback: all did; feature_disabled: switched off;

@@ -28,7 +28,8 @@ from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidat
 from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
-from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
+from ensemble_assets.models.registry import PROFILES
+from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import FusionRule
 from ensemble_assets.pipeline.stage_run import ComputeRun

@@ -30,7 +30,7 @@ from ensemble_assets.settings.default_paths import (
 if TYPE_CHECKING:
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.models.model_files import ModelFiles
-    from ensemble_assets.models.registry import ModelSpec
+    from ensemble_assets.models.spec import ModelSpec
 
 
 @click.command()
@@ -144,7 +144,7 @@ def _why_not(spec: ModelSpec, settings: Settings) -> str:
 
 def _origin(spec: ModelSpec, settings: Settings, forecast: _Forecast) -> str:
     from ensemble_assets.models.model_files import cached_files, hub_has_weights
-    from ensemble_assets.models.registry import HubSource
+    from ensemble_assets.models.spec import HubSource
     from ensemble_assets.pipeline.from_settings import files_of
 
     only = settings.models.safetensors_only

@@ -29,20 +29,10 @@ from typing import Any
 import yaml
 
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.models.registry import (
-    MODELS,
-    POOLINGS,
-    FolderSource,
-    HubSource,
-    ModelKind,
-    ModelSpec,
-    Profile,
-    Source,
-    model_spec,
-)
+from ensemble_assets.models.registry import MODELS, Profile, model_spec
+from ensemble_assets.models.spec import POOLINGS, FolderSource, HubSource, ModelKind, ModelSpec, Source
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
-_REVISION = re.compile(r"[0-9a-f]{40}")
 _NUMBERS: Mapping[str, tuple[bool, float, float]] = {
     "dimension": (True, 0, 10_000_000),
     "max_tokens": (True, 1, 10_000_000),
@@ -124,8 +114,7 @@ def _spec(file: str, number: int, item: Any) -> ModelSpec:
     if item["slug"] in MODELS:
         raise SettingsError(f"{where}: slug {item['slug']!r} is a registered model's. Choose another one")
     spec = ModelSpec(**{**item, "source": _source(where, item["source"])})
-    pinned = isinstance(spec.source, HubSource) and _REVISION.fullmatch(spec.source.revision)
-    if spec.trust_remote_code and not pinned:
+    if spec.trust_remote_code and not (isinstance(spec.source, HubSource) and spec.source.is_pinned):
         raise SettingsError(f"{where}: trust_remote_code needs source.revision as a full 40-digit commit hash")
     return spec
 

@@ -19,7 +19,7 @@ from ensemble_assets.models.refused_layouts import (
     refuse_layout,
     without_weights,
 )
-from ensemble_assets.models.registry import FolderSource, HubSource, ModelSpec, PackageSource, PackedSource
+from ensemble_assets.models.spec import FolderSource, HubSource, ModelSpec, PackageSource, PackedSource
 
 WeightsFormat = Literal["safetensors", "pickle"]
 
@@ -158,7 +158,7 @@ def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
             raise without_weights(spec, names)
     except ModelUnavailableError:
         raise
-    except Exception as error:  # noqa: BLE001  # the network library below the hub's client has errors of its own
+    except network_errors() as error:
         failure = f" ({type(error).__name__})"
     raise ModelUnavailableError(
         f"{spec.slug}: {source.repository} {state}, and it could not be downloaded whole{failure}. "
@@ -200,9 +200,19 @@ def _hub_names(source: HubSource) -> list[str] | None:
         files = HfApi().model_info(source.repository, revision=source.revision, timeout=_HUB_SECONDS).siblings or []
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return []
-    except Exception:  # noqa: BLE001  # without a network every library below has errors of its own
+    except network_errors():
         return None
     return [file.rfilename for file in files]
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Name what the hub's client raises for a network that fails or answers nonsense.
+
+    Its own error derives from that of the HTTP library below it, which is another one in other versions.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
 
 
 def _snapshot(source: HubSource, patterns: list[str], *, local_files_only: bool) -> Path:

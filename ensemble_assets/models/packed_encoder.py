@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.models.registry import ModelSpec, PackedSource
+from ensemble_assets.models.spec import ModelSpec, PackedSource
 
 WHEELS_FOLDER = "wheels"
 """Folder below the cache folder where a package is found that is not installed but was downloaded."""

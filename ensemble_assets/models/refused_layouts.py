@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _CLASSES = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
 """What ``config_sentence_transformers.json`` calls the models of a kind; older files do not say it."""

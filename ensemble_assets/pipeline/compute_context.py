@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.common.events import Value
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelKind, ModelSpec
+from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets.pipeline.from_settings import files_of
 from ensemble_assets.pipeline.stage_run import ComputeRun, WorkClock
 from ensemble_assets.settings import Settings

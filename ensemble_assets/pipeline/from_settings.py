@@ -19,7 +19,8 @@ from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec
+from ensemble_assets.models.registry import PROFILES
+from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
 from ensemble_assets.settings.options import Models

@@ -23,7 +23,7 @@ from ensemble_assets.artefacts.records import (
 )
 from ensemble_assets.collection.fingerprints import collection_fingerprint
 from ensemble_assets.collection.languages import foreign_texts
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
 from ensemble_assets.pipeline.from_settings import (

@@ -13,14 +13,12 @@ from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord
 from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
-from ensemble_assets.models.registry import HubSource, ModelSpec, PackageSource, PackedSource
+from ensemble_assets.models.spec import HubSource, ModelSpec, PackageSource, PackedSource
 from ensemble_assets.pipeline.from_settings import choose_models, files_of
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import cache_folder
 
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}
-_COMMIT_DIGITS = 40
-"""A Git revision of so many digits names one commit; a shorter one may be a branch, which moves."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +150,7 @@ def _slug(identity: str) -> str:
 def _identity(spec: ModelSpec, settings: Settings) -> str:
     """Name the model as precisely as this machine can without a download."""
     if isinstance(spec.source, HubSource):
-        revision = spec.source.revision
-        return f"{spec.slug}@{revision}" if len(revision) == _COMMIT_DIGITS else spec.slug
+        return f"{spec.slug}@{spec.source.revision}" if spec.source.is_pinned else spec.slug
     if isinstance(spec.source, PackedSource):
         return f"{spec.slug}#{spec.source.fingerprint}"
     try:

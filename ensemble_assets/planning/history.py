@@ -15,7 +15,7 @@ from ensemble_assets.common.json_cache import Entries, JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.pipeline.stage_run import StageRun

@@ -25,7 +25,8 @@ from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import EnsembleError, InputError
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import FolderSource, ModelSpec, model_spec
+from ensemble_assets.models.registry import model_spec
+from ensemble_assets.models.spec import FolderSource, ModelSpec
 from ensemble_assets.training.collections import (
     Collection,
     held_out_passages,

@@ -24,7 +24,7 @@ from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.compute.tokens.token_tables import pair_table
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fusion import METHODS, FusionMethod, RankedList, dbsf, fuse, minmax, rrf, zscore
 from ensemble_assets.retrieval.quality_verdicts import bootstrap_interval

@@ -20,7 +20,8 @@ from transformers import BertForMaskedLM, BertModel
 
 from ensemble_assets.compute.tokens.token_tables import single_table
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.training.tokens import Padded, pad, read_vocabulary, tokenise
 
 Vectors = NDArray[np.float32]

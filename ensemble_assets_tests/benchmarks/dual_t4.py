@@ -18,7 +18,8 @@ from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
-from ensemble_assets.models.registry import PROFILES, ModelKind, ModelSpec, model_spec
+from ensemble_assets.models.registry import PROFILES, model_spec
+from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets_tests.benchmarks.t4_estimates import (
     ARCHITECTURES,

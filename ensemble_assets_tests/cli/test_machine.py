@@ -18,7 +18,7 @@ from ensemble_assets.cli.main import main
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.models import model_files
-from ensemble_assets.models.registry import HubSource
+from ensemble_assets.models.spec import HubSource
 from ensemble_assets.pipeline.staleness import wanted_now
 from ensemble_assets.planning import planner
 from ensemble_assets.settings import options, resolve

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from ensemble_assets.models.registry import HubSource, model_spec
+from ensemble_assets.models.registry import model_spec
+from ensemble_assets.models.spec import HubSource
 from ensemble_assets_tests.model_zoo.families.layout import Layout
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _FP32 = {"dtype": torch.float32}
 """Weights that are stored in half precision are computed with in fp32: the truth has no rounding of its own."""

@@ -9,7 +9,7 @@ import yaml
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.custom_models import read_catalogue
-from ensemble_assets.models.registry import FolderSource, HubSource
+from ensemble_assets.models.spec import FolderSource, HubSource
 
 MODEL = {
     "slug": "my-encoder",

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.models import model_files
-from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS, FolderSource, HubSource, hub_spec, model_spec
+from ensemble_assets.models.model_files import hub_has_weights, locate
+from ensemble_assets.models.registry import MODELS, hub_spec, model_spec
+from ensemble_assets.models.spec import FolderSource, HubSource
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings.options import Models
 
 COMMIT = "c" * 40
 
 
-class LostConnectionError(Exception):
-    """As the network library below the hub's client raises it for a body that ends early: no ``OSError``."""
+HTTP = importlib.import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+"""The HTTP library below the hub's client: ``httpx``, or its successor. Its errors are no ``OSError``."""
 
 
 def write(folder: Path, **files: str) -> None:
@@ -98,7 +100,7 @@ def test_a_partial_cache_is_completed(cache: Path, monkeypatch: pytest.MonkeyPat
     assert calls == [True, False]
 
 
-@pytest.mark.parametrize("error", [OSError("connection reset"), LostConnectionError("peer closed connection")])
+@pytest.mark.parametrize("error", [OSError("connection reset"), HTTP.RemoteProtocolError("peer closed connection")])
 def test_a_broken_download_is_an_error_of_the_model(
     cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -109,6 +111,34 @@ def test_a_broken_download_is_an_error_of_the_model(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ModelUnavailableError, match=rf"is not in the local Hugging Face cache.*{type(error).__name__}"):
+        locate(hub_spec("owner/enc", "dense"))
+
+
+@pytest.mark.parametrize("error", [HTTP.RemoteProtocolError("peer closed connection"), KeyError("a fault here")])
+def test_only_a_network_that_fails_leaves_it_open_what_the_hub_has(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def ask(*arguments: object, **wanted: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    if isinstance(error, KeyError):
+        with pytest.raises(KeyError):
+            hub_has_weights(HubSource("owner/enc"))
+    else:
+        assert hub_has_weights(HubSource("owner/enc")) is None
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_broken_download(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repository: str, *, local_files_only: bool, **wanted: object) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        raise KeyError("a fault here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(KeyError):
         locate(hub_spec("owner/enc", "dense"))
 
 

@@ -17,7 +17,8 @@ import pytest
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.packed_encoder import WHEELS_FOLDER
-from ensemble_assets.models.registry import MODELS, ModelSpec, PackedSource
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import ModelSpec, PackedSource
 from ensemble_assets.settings import resolve
 from ensemble_assets.settings.default_paths import cache_folder
 

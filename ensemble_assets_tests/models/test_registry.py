@@ -8,7 +8,8 @@ import pytest
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.custom_models import read_catalogue
-from ensemble_assets.models.registry import MODELS, PROFILES, HubSource, PackageSource, model_spec
+from ensemble_assets.models.registry import MODELS, PROFILES, model_spec
+from ensemble_assets.models.spec import HubSource, PackageSource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -17,7 +17,7 @@ from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.backends.library.describe import describe
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 Fault = Callable[[int], bool]

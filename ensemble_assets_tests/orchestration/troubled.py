@@ -12,7 +12,7 @@ import numpy as np
 
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.orchestration.doubles import Double
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE
-from ensemble_assets.models.registry import HubSource
+from ensemble_assets.models.spec import HubSource
 from ensemble_assets.orchestration.failure_policy import TRIED_AGAIN, tried_again
 from ensemble_assets.pipeline.staleness import Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve

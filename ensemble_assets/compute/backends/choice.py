@@ -18,7 +18,7 @@ from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
 from ensemble_assets.compute.backends.library.describe import DIFFERS, NOT_CONVERTIBLE, Described, describe, refusal
 from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 FASTEST = "fastest_on_this_cpu"
 REFERENCE = "reference"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 
 def torch_factory(

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BackendName = Literal["auto", "torch", "openvino"]

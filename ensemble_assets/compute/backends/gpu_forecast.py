@@ -14,7 +14,7 @@ from ensemble_assets.compute.backends.forward import gpu_precision
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cuda import CudaDevice, GpuFacts
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _CONTEXT_BYTES = 500_000_000
 """CUDA context and libraries; reports range from 300 to 800 MB."""

@@ -22,7 +22,7 @@ from ensemble_assets.compute.backends.forward import Forward, OutputSpec
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 CACHE_BYTES = 768 * 2**20
 """Most bytes of states kept for later batches: about 4,000 chunks of 256 tokens with states of width 384."""

@@ -11,7 +11,7 @@ from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtim
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
-from ensemble_assets.models.registry import Pooling
+from ensemble_assets.models.spec import Pooling
 
 TokenPath = Literal["fast", "library"]
 

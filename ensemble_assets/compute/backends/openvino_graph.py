@@ -26,7 +26,7 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _FORMAT = 2
 """Raise it when the content of graphs changes: older graphs are then converted again."""

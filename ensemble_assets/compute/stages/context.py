@@ -19,7 +19,7 @@ from ensemble_assets.compute.devices.lease import LeaseMaker, unlocked_lease
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.tokens.token_cache import TokenCache
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 FactoryMaker = Callable[[ModelSpec, ModelFiles, Runtime], ForwardFactory]
 """Makes the factory of a complete spec. The stages' default is in ``backends.choice``."""

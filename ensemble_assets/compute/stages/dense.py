@@ -24,7 +24,7 @@ from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_i
 from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable, join_tables,
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import Windows, cut_windows, whole_texts
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.tokens.token_tables import TokenTable
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 
 class _Run(Protocol):

@@ -21,7 +21,7 @@ from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import HubSource, ModelSpec
+from ensemble_assets.models.spec import HubSource, ModelSpec
 
 ENOUGH_SECONDS = 60.0
 """A model that was measured for so long is not measured again: noise is small beside it."""

@@ -48,7 +48,7 @@ from ensemble_assets.compute.tokens.windows import (
     whole_texts,
 )
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 FEATURE_DISABLED = "feature_disabled"
 

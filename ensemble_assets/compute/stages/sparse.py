@@ -49,7 +49,7 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _UNPRUNED_BYTES = 128 << 20
 """Most bytes of unpruned query vectors that are computed at once."""

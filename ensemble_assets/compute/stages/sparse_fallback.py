@@ -40,7 +40,7 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.sparse_output import SparseMatrix, SparseRow, build_matrix
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 NO_SOURCE, LIVE, STAND_IN = 0, 1, 2
 """Source of a vector: there is none; live inference; a replacement."""

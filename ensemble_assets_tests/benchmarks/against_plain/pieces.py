@@ -23,7 +23,8 @@ from ensemble_assets.artefacts.store import artefact_store
 from ensemble_assets.collection.folders import discover
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.planning.calibration import Sample, read_sample

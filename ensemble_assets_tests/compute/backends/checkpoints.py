@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.registry import ModelKind, ModelSpec
+from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets_tests.compute.running.doubles import BERT, IDS, ROBERTA, model_folder
 
 WIDTH, POSITIONS = 32, 66

@@ -21,7 +21,8 @@ from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import FolderSource, ModelSpec
 from ensemble_assets_tests.compute.running.doubles import run_here
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 

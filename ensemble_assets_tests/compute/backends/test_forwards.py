@@ -12,7 +12,7 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library import tiled_splade
 from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
 from ensemble_assets_tests.compute.running.doubles import IDS, run_here, table_of
 

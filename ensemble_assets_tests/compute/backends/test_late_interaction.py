@@ -31,7 +31,8 @@ from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidat
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
 from ensemble_assets_tests.compute.running.doubles import BARE, IDS, ROBERTA, model_folder, run_here, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory

@@ -30,7 +30,8 @@ from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise

@@ -18,7 +18,7 @@ from ensemble_assets.compute.backends.library.model import load_library_model, l
 from ensemble_assets.compute.backends.torch_runtime import exact_medium, kernels
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import HubSource
+from ensemble_assets.models.spec import HubSource
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch
 from ensemble_assets_tests.compute.running.doubles import table_of
 

@@ -24,7 +24,7 @@ from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import FolderSource, ModelKind, ModelSpec
+from ensemble_assets.models.spec import FolderSource, ModelKind, ModelSpec
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

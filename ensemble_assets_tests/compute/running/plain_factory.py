@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ensemble_assets.compute.backends.model_traits import ModelTraits
-from ensemble_assets.models.registry import FolderSource, ModelSpec
+from ensemble_assets.models.spec import FolderSource, ModelSpec
 
 
 class PlainFactory:

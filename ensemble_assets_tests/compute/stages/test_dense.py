@@ -23,7 +23,7 @@ from ensemble_assets.compute.stages.context import ComputeContext, reason_of
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import FolderSource
+from ensemble_assets.models.spec import FolderSource
 from ensemble_assets_tests.compute.running.doubles import (
     VECTOR,
     Journal,

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.models.registry import FolderSource, ModelSpec
+from ensemble_assets.models.spec import FolderSource, ModelSpec
 from ensemble_assets_tests.model_zoo.families.dense import dense
 from ensemble_assets_tests.model_zoo.texts import QUERIES, chunk_texts
 

@@ -14,7 +14,8 @@ from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.stages.plain_baseline import ENOUGH_SECONDS, capped, load_plain, measure_baseline
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import MODELS, FolderSource, ModelSpec
+from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.spec import FolderSource, ModelSpec
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
 
 CHUNKS = pl.DataFrame({"text": ["one", "two", "three"], "content_hash": ["a", "b", "c"]})

@@ -17,7 +17,7 @@ from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidat
 from ensemble_assets.compute.stages.rerank_depth import Allowance
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import FolderSource
+from ensemble_assets.models.spec import FolderSource
 from ensemble_assets_tests.compute.running.doubles import (
     LOGIT,
     NO_FAULTS,

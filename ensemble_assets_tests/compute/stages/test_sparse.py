@@ -13,7 +13,7 @@ from ensemble_assets.common.errors import LeaseTimeoutError, SettingsError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.sparse import encode_sparse
-from ensemble_assets.models.registry import FolderSource
+from ensemble_assets.models.spec import FolderSource
 from ensemble_assets_tests.compute.running.doubles import IDS, NO_FAULTS, Journal, faults, model_folder, sparse_maker
 
 CHUNKS = pl.Series(["storm flood storm", "wind", "engine piston valve", "rain wind rain"])

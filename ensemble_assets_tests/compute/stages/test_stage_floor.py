@@ -32,7 +32,7 @@ from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.running.doubles import dense_maker, model_folder, rerank_maker, sparse_maker
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, OtherProcesses, SimulatedDevice

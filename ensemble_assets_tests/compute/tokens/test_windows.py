@@ -26,7 +26,7 @@ from ensemble_assets.compute.tokens.windows import (
     select_bodies,
 )
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.running.doubles import (
     LOGIT,
     VECTOR,

@@ -19,7 +19,7 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, 
 from ensemble_assets.compute.backends.library.model import load_row_maker
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import FolderSource, ModelKind, ModelSpec
+from ensemble_assets.models.spec import FolderSource, ModelKind, ModelSpec
 from ensemble_assets_tests.model_zoo.families.networks import HIDDEN, network
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers.integrations import sdpa_attention
 
 from ensemble_assets.compute.backends.library.model import LibraryModel
-from ensemble_assets.models.registry import ModelKind
+from ensemble_assets.models.spec import ModelKind
 
 _GROUPED_HEADS = (8, 0)
 """Compute capability from which on flash attention takes fewer key heads than query heads."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ensemble_assets.compute.backends.library.model import LibraryModel
-from ensemble_assets.models.registry import Pooling
+from ensemble_assets.models.spec import Pooling
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
 _ABSOLUTE_POSITIONS = {

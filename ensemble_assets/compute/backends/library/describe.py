@@ -15,7 +15,7 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import POOLINGS, ModelSpec, PackageSource
+from ensemble_assets.models.spec import POOLINGS, ModelSpec, PackageSource
 
 _FORMAT = 4
 """Goes up when traits mean something else; models are then described again."""

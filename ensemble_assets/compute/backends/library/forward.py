@@ -27,7 +27,7 @@ from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.registry import ModelKind
+from ensemble_assets.models.spec import ModelKind
 
 Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
 """Makes a forward's outputs from the features that the model leaves."""

@@ -31,7 +31,7 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.registry import ModelSpec, may_run_code
+from ensemble_assets.models.spec import ModelSpec, may_run_code
 
 Task = Literal["document", "query"]
 Features = dict[str, Any]

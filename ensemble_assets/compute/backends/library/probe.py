@@ -30,7 +30,7 @@ from ensemble_assets.compute.tokens.token_tables import (
 )
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles, weight_bytes
-from ensemble_assets.models.registry import ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 
 _LONG = (
     "Retrieval systems first collect candidates with an index, then score each candidate against the query. "

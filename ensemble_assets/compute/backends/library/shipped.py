@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
-from ensemble_assets.models.registry import Pooling
+from ensemble_assets.models.spec import Pooling
 
 _BERT = FeatureLayout({"input_ids": 0, "token_type_ids": 0, "attention_mask": 0}, {"modality": "text"})
 _ENCODER = {"document": _BERT, "query": _BERT}
