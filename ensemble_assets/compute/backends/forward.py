@@ -52,10 +52,22 @@ class Runtime:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One output of a forward: ``[batch, *shape]`` of ``dtype`` per batch, ``[n, *shape]`` over all rows."""
+    """One output of a forward: ``[batch, *shape]`` of ``dtype`` per batch, ``[n, *shape]`` over all rows.
+
+    An output ``per_token`` has no row for each text but one for each of its tokens, text after text.
+    """
 
     shape: tuple[int, ...]
     dtype: DTypeLike
+    per_token: bool = False
+
+    def size(self, table: TokenTable) -> tuple[int, ...]:
+        """Return the shape of the output over all rows of a table."""
+        return (int(table.offsets[-1]) if self.per_token else len(table), *self.shape)
+
+    def places(self, table: TokenTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of some rows of a table in the output over all of them."""
+        return table.token_numbers(rows) if self.per_token else rows
 
 
 def vector_outputs(dimension: int, traits: ModelTraits) -> Mapping[str, OutputSpec]:

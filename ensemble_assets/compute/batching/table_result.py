@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
@@ -13,6 +14,19 @@ from ensemble_assets.common.compute_devices import UsedDevices, merge_devices
 OUT_OF_MEMORY = "out_of_memory"
 NOT_FINITE = "not_finite"
 NO_TOKENS = "no_tokens"
+
+
+class TokenOutputs(Protocol):
+    """Outputs per token of all rows of a table."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row, ``[n] int64``; 0 where it failed, or has no outputs per token."""
+        ...
+
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read one output of some rows, ``[tokens of the rows, *shape]``, row after row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class TableResult:
         tokens: tokens of the distinct rows that ran, padding not counted.
         peak_bytes: most memory in use on any device, see ``devices.device.MemoryReading.used``.
         precision_redone: distinct rows computed again in fp32 because they were not finite.
+        by_token: outputs per token of all rows; None where the forward has none.
     """
 
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -40,6 +55,7 @@ class TableResult:
     precision: str = "none"
     largest_batch: int = 0
     reused_rows: int = 0
+    by_token: TokenOutputs | None = None
 
 
 def merge_results(parts: Sequence[TableResult]) -> TableResult:

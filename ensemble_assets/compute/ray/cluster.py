@@ -66,7 +66,7 @@ class RayRunner:
             raise DeviceError("the Ray runner needs a lease of the cluster")
         started = time.perf_counter()
         order = Order(lease.purpose.model, lease.purpose.stage, self.options)
-        outputs = {name: np.zeros((len(table), *spec.shape), spec.dtype) for name, spec in factory.outputs.items()}
+        outputs = {name: np.zeros(spec.size(table), spec.dtype) for name, spec in factory.outputs.items()}
         failed: dict[int, str] = {}
         parts = []
         shard_list = split(table.lengths, self.shard_rows)
@@ -79,7 +79,7 @@ class RayRunner:
                 raise report.error or StageError(f"{where}. See the node's own log for the place")
             result = report.result
             for name, values in result.outputs.items():
-                outputs[name][shard] = values
+                outputs[name][factory.outputs[name].places(table, shard)] = values
             failed |= {int(shard[row]): reason for row, reason in result.failed_rows.items()}
             parts.append(replace(result, outputs={}))
         seconds = time.perf_counter() - started

@@ -14,7 +14,7 @@ from ensemble_assets.compute.batching.dispatcher import Dispatcher, Measure, Run
 from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.devices.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.run_batch import BatchRunner
+from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays
 from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
@@ -34,7 +34,7 @@ def run_in_process(
     device = lease.devices[0]
     if device.torch_device.startswith("cuda"):
         raise DeviceError(f"{device.name}: a GPU is used by worker processes only. Set workers_per_device to 1")
-    outputs = {name: np.zeros((len(table), *spec.shape), spec.dtype) for name, spec in factory.outputs.items()}
+    outputs = {name: np.zeros(spec.size(table), spec.dtype) for name, spec in factory.outputs.items()}
     dispatcher = Dispatcher(planner, [device.uuid], events, settings.patience)
     not_finite: list[int] = []
     session = device.open()
@@ -43,7 +43,7 @@ def run_in_process(
         with PeakSampler(guard, settings.sampler_seconds) as sampler:
             forward = factory.load(device.torch_device)
             try:
-                runner = BatchRunner(session, guard, forward, table, outputs)
+                runner = BatchRunner(session, guard, forward, table, OutputArrays(factory.outputs, outputs))
                 session.begin_peak()
                 guard.settle()
                 dispatcher.joined(device.uuid, session.peak_bytes(), guard.measure())

@@ -87,8 +87,8 @@ class LocalRunner:
         failed = dict(planner.failed)
         if again is not None:
             failed |= dict.fromkeys(done.not_finite, NOT_FINITE)
-        for values in done.outputs.values():
-            values[sorted(failed)] = 0
+        for name, values in done.outputs.items():
+            values[factory.outputs[name].places(table, np.array(sorted(failed), np.int64))] = 0
         result = TableResult(
             outputs=done.outputs,
             failed_rows=failed,
@@ -121,7 +121,8 @@ class LocalRunner:
             with suppress(ModelUnavailableError, DeviceOutOfMemoryError):
                 second = self(table, full_precision, lease=lease, events=events, again=rows)
         for name, values in first.outputs.items():
-            values[rows] = 0 if second is None else second.outputs[name][rows]
+            places = factory.outputs[name].places(table, rows)
+            values[places] = 0 if second is None else second.outputs[name][places]
         failed = dict.fromkeys(rows.tolist(), NOT_FINITE) if second is None else second.failed_rows
         return replace(
             first,

@@ -1,6 +1,7 @@
 """Store outputs of rows by key, in sealed shards on local disk, or in memory for one run.
 
 There is one folder per collection, model and way of computing. A killed run loses the shard that it was computing.
+Outputs per token have a folder of their own, since a run may keep a row's vector and not the states of its tokens.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ import polars as pl
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import Keys
+from ensemble_assets.compute.tokens.token_tables import numbers_of_pieces
 
 FORWARD_VERSION = 2
 """Goes up when the forwards compute something else from the same weights and tokens."""
@@ -33,7 +37,11 @@ _IN_MEMORY_BYTES = 64 << 20
 """Larger outputs are read into a mapped file, whose pages the kernel can take back."""
 
 _SECRET_BYTES = 32
+_TOKENS_STORE = "tokens-"
+_OFFSETS = "offsets.npy"
 _FACTS = "shard.json"
+
+_NO_OFFSETS = np.zeros(1, np.int64)
 
 _UNUSED_SECONDS = 30 * 86_400.0
 """Shards that no run has read for this time are removed: their models or texts are gone."""
@@ -91,33 +99,83 @@ def secret_of(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def store_name(factory: ForwardFactory, lease: Lease) -> str:
-    """Name the folder of the outputs that this factory computes on these devices: 32 hex digits."""
+def store_name(factory: ForwardFactory, lease: Lease, *, per_token: bool = False) -> str:
+    """Name the folder of the outputs that this factory computes on these devices, per token or not: 32 hex digits."""
     kinds = lease.kinds or ["ray"]  # the lease of a cluster names no devices
-    outputs = {name: (spec.shape, np.dtype(spec.dtype).str) for name, spec in factory.outputs.items()}
+    chosen = {name: spec for name, spec in factory.outputs.items() if spec.per_token == per_token}
+    outputs = {name: (spec.shape, np.dtype(spec.dtype).str) for name, spec in chosen.items()}
     identity = repr((FORWARD_VERSION, factory.identity, kinds, outputs))
-    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    return per_token * _TOKENS_STORE + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def drop_others(folder: Path) -> None:
+    """Remove the stores of outputs per token beside ``folder``: another model or way of computing made them."""
+    for store in folder.parent.glob(f"{_TOKENS_STORE}*/.lock"):
+        if store.parent != folder:
+            with suppress(OSError, Timeout), FileLock(store, timeout=0):
+                shutil.rmtree(store.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class _Shard:
     """Rows that were stored together, in memory or mapped from the sealed folder ``path``.
 
-    ``index`` has their keys: columns ``a``, ``b``, ``shard``, ``row``. Outputs are ``[rows, *shape]`` each.
+    ``index`` has their keys: columns ``a``, ``b``, ``shard``, ``row``. Outputs are ``[rows, *shape]`` each, and those
+    of row ``i`` per token from ``offsets[i]`` to ``offsets[i + 1]``.
     """
 
     index: pl.DataFrame
     outputs: Mapping[str, NDArray[Any]]
     precision: str
     path: Path | None
+    offsets: NDArray[np.int64]
+
+    def touch(self) -> None:
+        """Note that the shard was read just now."""
+        if self.path is not None:
+            with suppress(OSError):
+                (self.path / _FACTS).touch()
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The outputs per token of ``n`` rows, where they are stored. They stay readable when the store is closed."""
+
+    shards: Sequence[_Shard]
+    places: Places
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row, ``[n] int64``; 0 where it is not stored."""
+        lengths = np.zeros(len(self.places.shard), np.int64)
+        for here, shard in self._by_shard(self.places):
+            lengths[here] = np.diff(shard.offsets)[self.places.row[here]]
+        return lengths
+
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read one output of some stored rows, ``[tokens of the rows, *shape]``, row after row."""
+        chosen = Places(self.places.shard[rows], self.places.row[rows])
+        lengths = self.lengths[rows]
+        starts = np.cumsum(lengths) - lengths
+        like = self.shards[int(chosen.shard[0])].outputs[name]
+        values = np.empty((int(lengths.sum()), *like.shape[1:]), like.dtype)
+        for here, shard in self._by_shard(chosen):
+            of_shard = numbers_of_pieces(shard.offsets[:-1][chosen.row[here]], lengths[here])
+            values[numbers_of_pieces(starts[here], lengths[here])] = shard.outputs[name][of_shard]
+            drop_resident_pages(shard.outputs[name])
+        return values
+
+    def _by_shard(self, places: Places) -> Iterator[tuple[NDArray[np.int64], _Shard]]:
+        for number in np.unique(places.shard[places.stored]).tolist():
+            yield np.flatnonzero(places.shard == number), self.shards[number]
 
 
 class RowStore:
-    """Outputs by key; made by ``open_store``."""
+    """Outputs by key, those of ``outputs``; made by ``open_store``."""
 
     def __init__(self, folder: Path | None, outputs: Mapping[str, OutputSpec]) -> None:
         self._folder = folder
-        self._outputs = outputs
+        self.outputs = outputs
         self._shards: list[_Shard] = []
         for path in sorted(folder.glob("shard-*")) if folder is not None else []:
             self._open_shard(path)
@@ -133,18 +191,26 @@ class RowStore:
         shard, row = (matches[name].fill_null(-1).to_numpy() for name in ("shard", "row"))
         return Places(shard, row)
 
-    def add(self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str) -> None:
-        """Store rows as a new shard: keys ``[n, 2]``, outputs ``[n, *shape]`` each, computed in ``precision``."""
+    def add(
+        self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str, lengths: NDArray[np.int64] | None = None
+    ) -> None:
+        """Store rows as a new shard: keys ``[n, 2]``, outputs ``[n, *shape]`` each, computed in ``precision``.
+
+        ``lengths`` are the tokens of the rows, ``[n]``, where outputs are per token.
+        """
         if not len(keys):
             return
+        offsets = _NO_OFFSETS if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
         if self._folder is None:
-            self._add_shard(keys, outputs, precision, None)
+            self._add_shard(keys, outputs, precision, None, offsets)
             return
         path = self._folder / f"shard-{len(self._shards):06d}-{secrets.token_hex(4)}"
         with atomic_folder(path) as made:
             np.save(made / "keys.npy", keys)
-            for name in self._outputs:
+            for name in self.outputs:
                 np.save(made / f"{name}.npy", outputs[name])
+            if lengths is not None:
+                np.save(made / _OFFSETS, offsets)
             (made / _FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
         self._open_shard(path)
 
@@ -154,14 +220,32 @@ class RowStore:
         Large arrays are mapped from a file that has no name any more, and is gone with them.
         """
         rows = len(places.shard)
-        arrays = {name: self._zeros((rows, *spec.shape), spec) for name, spec in self._outputs.items()}
+        arrays = {name: self._zeros((rows, *spec.shape), spec) for name, spec in self.outputs.items()}
         for number in np.unique(places.shard[places.stored]).tolist():
             rows_here, shard = np.flatnonzero(places.shard == number), self._shards[number]
-            if shard.path is not None:
-                (shard.path / _FACTS).touch()  # its time says when the shard was last read
+            shard.touch()
             for name, values in arrays.items():
                 values[rows_here] = shard.outputs[name][places.row[rows_here]]
         return arrays
+
+    def tokens(self, places: Places) -> TokenRows:
+        """Return the rows' outputs per token, which are read where they lie."""
+        for number in np.unique(places.shard[places.stored]).tolist():
+            self._shards[number].touch()
+        return TokenRows(tuple(self._shards), places)
+
+    def make_room(self, size: int, limit: int, used: Places) -> None:
+        """Remove shards without a row of ``used``, those that were read longest ago first, until ``size`` bytes fit."""
+        sizes = {n: sum(a.nbytes for a in shard.outputs.values()) for n, shard in enumerate(self._shards) if shard.path}
+        free = limit - size - sum(sizes.values())
+        unused = sizes.keys() - set(used.shard.tolist())
+        for number in sorted(unused, key=lambda n: (self._shards[n].path / _FACTS).stat().st_mtime):  # type: ignore[operator]
+            if free >= 0:
+                return
+            free += sizes[number]
+            shard = self._shards[number]
+            shutil.rmtree(shard.path, ignore_errors=True)  # type: ignore[arg-type]
+            self._shards[number] = replace(shard, index=shard.index.clear(), outputs={}, path=None)
 
     def precision(self, places: Places) -> str:
         """Name the number formats that the rows were computed in, joined by commas."""
@@ -172,23 +256,32 @@ class RowStore:
         """Add a sealed shard. One that does not hold the store's outputs is removed."""
         try:
             keys = np.load(path / "keys.npy", allow_pickle=False)
-            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self._outputs}
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.outputs}
             facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
-            sound = all(
-                arrays[name].shape == (len(keys), *spec.shape) and arrays[name].dtype == spec.dtype
-                for name, spec in self._outputs.items()
-            )
+            by_token = any(spec.per_token for spec in self.outputs.values())
+            offsets = np.load(path / _OFFSETS, allow_pickle=False) if by_token else _NO_OFFSETS
+            sound = not by_token or len(offsets) == len(keys) + 1
+            for name, spec in self.outputs.items():
+                rows = int(offsets[-1]) if spec.per_token else len(keys)
+                sound &= arrays[name].shape == (rows, *spec.shape) and arrays[name].dtype == spec.dtype
         except (OSError, ValueError):
             sound = False
         if not sound:
             shutil.rmtree(path, ignore_errors=True)
             return
-        self._add_shard(keys, arrays, str(facts["precision"]), path)
+        self._add_shard(keys, arrays, str(facts["precision"]), path, offsets)
 
-    def _add_shard(self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str, path: Path | None) -> None:
+    def _add_shard(
+        self,
+        keys: Keys,
+        outputs: Mapping[str, NDArray[Any]],
+        precision: str,
+        path: Path | None,
+        offsets: NDArray[np.int64],
+    ) -> None:
         number = pl.lit(len(self._shards), pl.Int64).alias("shard")
         index = _frame(keys).with_columns(number, pl.int_range(len(keys), dtype=pl.Int64).alias("row"))
-        self._shards.append(_Shard(index, outputs, precision, path))
+        self._shards.append(_Shard(index, outputs, precision, path, offsets))
 
     def _zeros(self, shape: tuple[int, ...], spec: OutputSpec) -> NDArray[Any]:
         dtype = np.dtype(spec.dtype)

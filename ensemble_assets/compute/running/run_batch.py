@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
-from ensemble_assets.compute.backends.forward import Forward
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec
 from ensemble_assets.compute.batching import batch_outcome as outcomes
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
 from ensemble_assets.compute.devices.device import DeviceSession
@@ -22,14 +23,32 @@ from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 Outputs = Mapping[str, NDArray[Any]]
 
 
-class BatchRunner:
-    """A model on an opened device, the rows it reads and the arrays it writes.
+@dataclass(frozen=True)
+class OutputArrays:
+    """The arrays of a forward's outputs over all rows of a table, by name; ``specs`` say where a row's values are."""
 
-    ``outputs`` are ``[n, *shape]`` per output of the forward; row ``i`` of a batch lands at its row number.
-    """
+    specs: Mapping[str, OutputSpec]
+    arrays: Outputs
+
+    def store(self, table: TokenTable, rows: NDArray[np.int64], results: Outputs) -> list[int]:
+        """Write a batch's results to the places of their rows, and return the rows with a NaN or an infinity.
+
+        Outputs per token do not count there: where one is not finite, the row's others or its comparisons are not.
+        """
+        finite = np.ones(len(rows), np.bool_)
+        for name, values in results.items():
+            spec = self.specs[name]
+            self.arrays[name][spec.places(table, rows)] = values
+            if values.dtype.kind == "f" and not spec.per_token:
+                finite &= np.isfinite(values).reshape(len(rows), -1).all(axis=1)
+        return [int(row) for row in rows[~finite]]
+
+
+class BatchRunner:
+    """A model on an opened device, the rows it reads and the arrays it writes."""
 
     def __init__(
-        self, session: DeviceSession, guard: MemoryGuard, forward: Forward, table: TokenTable, outputs: Outputs
+        self, session: DeviceSession, guard: MemoryGuard, forward: Forward, table: TokenTable, outputs: OutputArrays
     ) -> None:
         self._session = session
         self._guard = guard
@@ -60,15 +79,5 @@ class BatchRunner:
                 return outcomes.DidNotFit(number, at_failure, self._guard.measure())
             return outcomes.ModelFailed(number, reason, self._guard.measure())
         peak = self._session.peak_bytes()
-        not_finite = store(self._outputs, batch.rows, results)
+        not_finite = self._outputs.store(self._table, batch.rows, results)
         return outcomes.Finished(number, peak, time.perf_counter() - started, self._guard.measure(), tuple(not_finite))
-
-
-def store(outputs: Outputs, rows: NDArray[np.int64], results: Outputs) -> list[int]:
-    """Write a batch's results to their rows, and return the rows with a NaN or an infinity."""
-    finite = np.ones(len(rows), np.bool_)
-    for name, values in results.items():
-        outputs[name][rows] = values
-        if values.dtype.kind == "f":
-            finite &= np.isfinite(values).reshape(len(rows), -1).all(axis=1)
-    return [int(row) for row in rows[~finite]]

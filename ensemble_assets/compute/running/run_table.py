@@ -7,6 +7,8 @@ pooling, pruning, backend, precision and kind of device. ``row_store`` keeps the
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import DistinctRows, shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
-from ensemble_assets.compute.running.row_store import open_store, secret_of, store_name
+from ensemble_assets.compute.running.row_store import RowStore, drop_others, open_store, secret_of, store_name
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 
@@ -31,7 +33,8 @@ class TableRunner:
     """Runs the tables of stages.
 
     ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. Rows are stored
-    after every ``shard_tokens``, so a killed run loses at most this much; None runs all rows at once.
+    after every ``shard_tokens``, so a killed run loses at most this much; None runs all rows at once. A row with
+    outputs of both kinds is computed where those per row are missing; those per token are kept beside them.
     """
 
     runner: Runner
@@ -61,9 +64,9 @@ class TableRunner:
         started = time.perf_counter()
         events = events if rows is None else PartEvents(events, rows)
         distinct = DistinctRows.from_table(table, secret_of(self.folder) if self.folder is not None else b"")
-        store_folder = self.folder / store_name(factory, lease) if self.folder is not None else None
-        with open_store(store_folder, factory.outputs) as store:
-            stored = store.find(distinct.keys[distinct.first]).stored
+        with self._stores(factory, lease) as (store, by_token):
+            main = store if store.outputs else by_token
+            stored = main.find(distinct.keys[distinct.first]).stored
             missing = np.sort(distinct.first[~stored])
             empty = table.lengths[missing] == 0
             failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
@@ -75,20 +78,43 @@ class TableRunner:
                 shard_table = table if whole else take_rows(table, shard)
                 part = self.runner(shard_table, factory, lease=lease, events=PartEvents(events, shard))
                 good = np.setdiff1d(np.arange(len(shard)), list(part.failed_rows))
-                outputs = {name: values[good] for name, values in part.outputs.items()}
-                store.add(distinct.keys[shard[good]], outputs, part.precision)
+                outputs = dict(part.outputs)
+                if part.failed_rows:  # else copies would be as large as all outputs
+                    places_of = {name: spec.places(shard_table, good) for name, spec in factory.outputs.items()}
+                    outputs = {name: values[places_of[name]] for name, values in outputs.items()}
+                keys = distinct.keys[shard[good]]
+                if by_token.outputs:
+                    by_token.add(keys, outputs, part.precision, shard_table.lengths[good])
+                if store.outputs:
+                    store.add(keys, outputs, part.precision)
                 failed |= {int(shard[row]): reason for row, reason in part.failed_rows.items()}
                 parts.append(replace(part, outputs={}))  # the store has them
-            places = store.find(distinct.keys)
+            places = main.find(distinct.keys)
             return replace(
                 merge_results(parts),
-                outputs=store.read(places),
+                outputs=store.read(places) if store.outputs else {},
+                by_token=by_token.tokens(by_token.find(distinct.keys)) if by_token.outputs else None,
                 failed_rows=distinct.spread(failed),
                 seconds=time.perf_counter() - started,
                 distinct_rows=len(distinct.first),
-                precision=store.precision(places),
+                precision=main.precision(places),
                 reused_rows=int(stored[distinct.group].sum()),
             )
+
+    @contextmanager
+    def _stores(self, factory: ForwardFactory, lease: Lease) -> Iterator[tuple[RowStore, RowStore]]:
+        """Open the stores of the factory's outputs per row and per token; the latter without outputs where none are."""
+        with ExitStack() as stack:
+            stores = []
+            for per_token in (False, True):
+                outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token == per_token}
+                folder = None
+                if self.folder is not None and outputs:
+                    folder = self.folder / store_name(factory, lease, per_token=per_token)
+                    if per_token:
+                        drop_others(folder)
+                stores.append(stack.enter_context(open_store(folder, outputs)))
+            yield stores[0], stores[1]
 
 
 def in_process_runner(batch_tokens: int = BATCH_TOKENS) -> TableRunner:

@@ -57,11 +57,11 @@ def load_table(folder: Path) -> TokenTable:
     return TokenTable(**{name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.exists()})
 
 
-def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], rows: int) -> dict[str, NDArray[Any]]:
-    """Make zeroed ``[rows, *shape]`` arrays that every process can map."""
+def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], table: TokenTable) -> dict[str, NDArray[Any]]:
+    """Make zeroed arrays for all rows of a table that every process can map."""
     return {
         name: np.lib.format.open_memmap(
-            _output(folder, name), mode="w+", dtype=np.dtype(spec.dtype), shape=(rows, *spec.shape)
+            _output(folder, name), mode="w+", dtype=np.dtype(spec.dtype), shape=spec.size(table)
         )
         for name, spec in outputs.items()
     }
@@ -72,9 +72,9 @@ def open_outputs(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     return {name: np.load(_output(folder, name), mmap_mode="r+") for name in names}
 
 
-def load_outputs(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Read the arrays into memory."""
-    return {name: np.load(_output(folder, name)) for name in names}
+def load_outputs(folder: Path, outputs: Mapping[str, OutputSpec]) -> dict[str, NDArray[Any]]:
+    """Read the arrays into memory; those per token, which are much larger, are mapped."""
+    return {name: np.load(_output(folder, name), "r+" if spec.per_token else None) for name, spec in outputs.items()}
 
 
 def _output(folder: Path, name: str) -> Path:

@@ -65,10 +65,10 @@ def run_in_workers(
     """Run the planner's rows of a table on all devices of the lease, whose locks the workers hold too."""
     with work_folder(settings.work_folder) as folder:
         save_table(folder, table)
-        create_outputs(folder, factory.outputs, len(table))
+        create_outputs(folder, factory.outputs, table)
         pool = WorkerPool(lease, factory, folder, settings, events)
         pool.run(planner)
-        outputs = load_outputs(folder, list(factory.outputs))
+        outputs = load_outputs(folder, factory.outputs)
     return PassResult(outputs, pool.not_finite, pool.peak_bytes, pool.precision, pool.largest_batch)
 
 

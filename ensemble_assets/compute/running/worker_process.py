@@ -23,7 +23,7 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device, DeviceSession
-from ensemble_assets.compute.running.run_batch import BatchRunner
+from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays
 from ensemble_assets.compute.running.shared_folder import load_table, open_outputs
 
 LOAD_AGAIN_SECONDS = 0.5
@@ -126,9 +126,9 @@ def _serve(connection: Connection[Any, Any]) -> None:
         forward = _load(order, session)
         session.begin_peak()
         base = session.peak_bytes()
-        runner = BatchRunner(
-            session, guard, forward, load_table(order.folder), open_outputs(order.folder, list(order.factory.outputs))
-        )
+        specs = order.factory.outputs
+        outputs = OutputArrays(specs, open_outputs(order.folder, list(specs)))
+        runner = BatchRunner(session, guard, forward, load_table(order.folder), outputs)
         connection.send(Ready(base, guard.settle(), guard.measure(), forward.precision))
         while not isinstance(request := _receive(connection), Leave):
             if isinstance(request, Assignment):

@@ -54,11 +54,22 @@ class TokenTable:
         """Tokens of every text that were cut off, ``[n] int64``; zeros where nothing counted them."""
         return np.zeros(len(self), np.int64) if self.lost is None else self.lost
 
+    def token_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number the tokens of some rows in ``ids``, row after row."""
+        return numbers_of_pieces(self.offsets[:-1][rows], self.lengths[rows])
+
     def segments(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
         """Token types of some rows, ``[len(rows), columns] int64``, at ``columns`` of every row."""
         if self.second_from is None:
             return np.zeros((len(rows), columns.shape[-1]), np.int64)
         return (columns >= self.second_from[rows][:, None]).astype(np.int64)
+
+
+def numbers_of_pieces(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number the members of pieces of an array, piece after piece: ``counts[i]`` from ``starts[i]`` on."""
+    ends = np.cumsum(counts)
+    numbers: NDArray[np.int64] = np.repeat(starts - ends + counts, counts) + np.arange(int(counts.sum()))
+    return numbers
 
 
 @dataclass(frozen=True)

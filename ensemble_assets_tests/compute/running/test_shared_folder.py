@@ -22,6 +22,7 @@ from ensemble_assets.compute.running.shared_folder import (
 )
 from ensemble_assets_tests.compute.running.doubles import table_of
 
+TABLE, THREE = table_of([[5]]), table_of([[5], [6], [7]])
 OUTPUTS = {"vector": OutputSpec((2,), "float32"), "active": OutputSpec((), "int32")}
 
 
@@ -39,7 +40,7 @@ def abandoned(parent: Path) -> Path:
 def test_the_folder_is_gone_when_the_block_ends(tmp_path, error):
     try:
         with work_folder(tmp_path / "new") as folder:
-            create_outputs(folder, OUTPUTS, 3)
+            create_outputs(folder, OUTPUTS, THREE)
             if error:
                 raise error
     except (ValueError, KeyboardInterrupt):
@@ -71,7 +72,7 @@ def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_again(tmp_
     monkeypatch.setattr(fcntl, "flock", swept_first)
     with work_folder(tmp_path) as folder:
         assert folder != made[0]
-        create_outputs(folder, OUTPUTS, 1)
+        create_outputs(folder, OUTPUTS, TABLE)
 
 
 def test_nobody_else_may_read_a_work_folder(tmp_path):
@@ -91,12 +92,12 @@ def test_tables_come_back_as_they_were_with_and_without_a_second_segment(tmp_pat
 
 def test_what_one_process_writes_another_maps(tmp_path):
     with work_folder(tmp_path) as folder:
-        create_outputs(folder, OUTPUTS, 3)
+        create_outputs(folder, OUTPUTS, THREE)
         child = os.fork()
         if child == 0:
             open_outputs(folder, ["vector"])["vector"][1] = (4.0, 5.0)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        loaded = load_outputs(folder, list(OUTPUTS))
+        loaded = load_outputs(folder, OUTPUTS)
     assert loaded["vector"].tolist() == [[0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
     assert sorted(loaded) == ["active", "vector"]
