@@ -6,7 +6,6 @@ The inputs of both come from the stages' records and from the stored baseline.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from ensemble_assets.artefacts.records import (
 )
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
-from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.common.stage_times import BUDGET_SHARE, LIMIT_RATIO, StageSeconds
 from ensemble_assets.common.stages import RANKING_STAGES, STAGE, TIMED_STAGES
@@ -157,20 +155,12 @@ def _without_none(**values: Any) -> dict[str, Any]:
 
 
 def _baseline(settings: Settings, content: str, models: tuple[str, ...], device: UsedDevices) -> SlaBaseline | None:
-    key = baseline_key(this_host(_accelerators(device)), content, models)
+    from ensemble_assets.compute.devices.cuda import torch_gpus
+
+    # "none": every row was reused, so the record does not say where it would have run
+    gpus = torch_gpus() if device.kind in ("cuda", "none") else ()
+    key = baseline_key(this_host(gpus), content, models)
     return find_baseline(baselines_folder(settings.paths), key)
-
-
-def _accelerators(used: UsedDevices) -> tuple[str, ...]:
-    """Name the GPUs of this host, as the baseline was measured on them; empty for a stage that ran on the CPU."""
-    from ensemble_assets.compute.devices.cuda import list_cuda_devices
-    from ensemble_assets.compute.stages import plain_baseline
-
-    gpus = used.on_gpu
-    if used.kind == "none":  # every row was reused, so the record does not say where it would have run
-        with suppress(DeviceError):
-            gpus = bool(list_cuda_devices())
-    return plain_baseline.accelerators() if gpus else ()
 
 
 def _last_export(settings: Settings, collection: str) -> float:

@@ -191,9 +191,9 @@ def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec, settings
 
 
 def _plain_dense(settings: Settings, content: str) -> float | None:
-    from ensemble_assets.compute.stages.plain_baseline import accelerators
+    from ensemble_assets.compute.devices.cuda import torch_gpus
 
     models = tuple(files_of(spec, settings).fingerprint for spec in _dense_models(settings))
-    key = baseline_key(this_host(accelerators()), content, models)
+    key = baseline_key(this_host(torch_gpus()), content, models)
     baseline = find_baseline(baselines_folder(settings.paths), key)
     return baseline.seconds if baseline else None

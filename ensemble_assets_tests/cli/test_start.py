@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from ensemble_assets_tests.export.checks.bundles import plain
+from ensemble_assets_tests.orchestration.pipeline import write_collection
 
-HEAVY = ("dagster", "torch", "transformers", "sentence_transformers", "scipy.stats")
+NETWORKS = ("torch", "transformers", "sentence_transformers")
+"""They take two seconds to import."""
+
+HEAVY = (*NETWORKS, "dagster", "scipy.stats")
 PROGRAM = """
 import json, sys
 from ensemble_assets.cli.main import main
@@ -42,3 +46,15 @@ def test_commands_that_run_nothing_start_without_dagster_and_torch(command: str,
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("plan", "--help")])
 def test_help_starts_without_heavy_libraries(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert not modules_after(*arguments, cwd=tmp_path) & {*HEAVY, "numpy", "polars", "rich.console"}
+
+
+@pytest.mark.models
+def test_a_default_run_with_converted_models_imports_no_library_of_networks(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+
+    def run(into: str) -> set[str]:
+        key = f"paths.key_file={tmp_path / 'key'}"
+        return modules_after("run", "--chunked-dir", "corpora", "--output-dir", into, "--set", key, cwd=tmp_path)
+
+    run("first")  # converts the models, where this machine has not
+    assert not run("second") & set(NETWORKS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.compute.devices import cuda
-from ensemble_assets.compute.stages import plain_baseline
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
 from ensemble_assets_tests.orchestration.test_memory_limits import MB, heavy
@@ -39,7 +39,8 @@ def store_gpu_baseline(cache: Path, first: Outcome) -> None:
 def test_the_manifest_names_device_memory_and_rerank_finds_its_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_baseline, "accelerators", lambda: NAMES)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(NAMES))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: NAMES[number])
     write_collection(tmp_path / "corpora" / "notes")
     factories = {"dense": heavy("dense", MB), "sparse": heavy("sparse", MB), "rerank": heavy("rerank", MB)}
     devices = [SimulatedDevice(UUID, total_bytes=4_000 * MB, context_bytes=100 * MB)]

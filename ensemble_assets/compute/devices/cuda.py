@@ -207,6 +207,16 @@ def list_cuda_devices() -> tuple[CudaDevice, ...]:
         raise DeviceError(f"no NVIDIA driver answers (NVML: {error})") from error
 
 
+def torch_gpus() -> tuple[str, ...]:
+    """Name the GPUs that a plain torch script would use. A host without any loads no torch, which takes seconds."""
+    with suppress(DeviceError):
+        if list_cuda_devices():
+            import torch
+
+            return tuple(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+    return ()
+
+
 def _instances(nvml: Any, handle: Any) -> list[Any]:
     """Return the GPU itself, or the instances that it is divided into: a process sees no more than one of them."""
     try:

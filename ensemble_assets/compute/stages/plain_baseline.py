@@ -19,6 +19,7 @@ from ensemble_assets.common.errors import MemoryBudgetError, ModelUnavailableErr
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory
 from ensemble_assets.compute.devices.ceiling import Ceiling, MemoryGuard, PeakSampler
+from ensemble_assets.compute.devices.cuda import torch_gpus
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.spec import HubSource, ModelSpec
@@ -73,7 +74,7 @@ def measure_baseline(
         collection=collection,
         content=content_fingerprint(chunks["content_hash"]),
         texts=len(texts),
-        host=this_host(accelerators()),
+        host=this_host(torch_gpus()),
         models=models,
         libraries=library_versions(),
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,13 +99,6 @@ def capped(devices: Sequence[Device], ceiling: Ceiling) -> Iterator[None]:
             yield
     finally:
         session.limit_allocations(None)
-
-
-def accelerators() -> tuple[str, ...]:
-    """Return the names of the CUDA devices that the plain script would use; empty where it runs on the CPU."""
-    import torch
-
-    return tuple(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
 
 
 def _measure(
