@@ -8,7 +8,8 @@ import polars as pl
 
 from ensemble_assets.retrieval.bm25_topk import words
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])+")
+"""A word with its marks: accents, points of Hebrew and Arabic, vowels in the scripts of India."""
 
 
 def word_places(text: str, question: str) -> list[tuple[int, int]]:

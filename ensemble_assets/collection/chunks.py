@@ -18,8 +18,9 @@ import polars as pl
 from ensemble_assets.collection.chunk_text import prepare_text
 from ensemble_assets.collection.languages import UNSPACED
 from ensemble_assets.collection.readers.chunk_ids import MAX_ID_CHARACTERS, own_id, place_id, plain_id, with_unique_ids
+from ensemble_assets.collection.readers.file_text import too_large
 from ensemble_assets.collection.readers.formats import InputFormat, chunk_files_in
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, too_large
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
 from ensemble_assets.collection.readers.json_values import encode_object, given_number, replace_surrogates
 from ensemble_assets.collection.readers.read_report import RawRecord, ReadReport, Tally, record_place, usable_text
 from ensemble_assets.common.errors import InputError

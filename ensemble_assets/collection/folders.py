@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensemble_assets.collection.readers.formats import UNCUT, documents_in, holds_chunk_files
-from ensemble_assets.collection.readers.input_files import printable
+from ensemble_assets.collection.readers.formats import holds_chunk_files, why_no_chunks
+from ensemble_assets.collection.readers.input_files import entries_of, printable
 from ensemble_assets.common.errors import InputError
 
 MAX_NAME_BYTES = 128
@@ -33,7 +33,7 @@ class Collection:
 class Discovered:
     """The collections below ``paths.chunked_dir``, and errors of other folders by their own name.
 
-    ``refused`` are folders with chunk files, ``uncut`` folders with documents only.
+    ``refused`` are folders with chunk files, ``uncut`` folders with documents or archives only.
     """
 
     collections: tuple[Collection, ...]
@@ -113,7 +113,7 @@ def discover(chunked_dir: Path) -> Discovered:
     if not chunked_dir.is_dir():
         raise InputError(str(chunked_dir), "is not a folder", "Set paths.chunked_dir to the folder of the collections")
     try:
-        entries = sorted(chunked_dir.iterdir())
+        entries = entries_of(chunked_dir)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else type(error).__name__
         raise InputError(str(chunked_dir), f"cannot be listed ({reason})", "Grant the right to read it") from None
@@ -126,9 +126,9 @@ def discover(chunked_dir: Path) -> Discovered:
             "Give its parent folder and choose it with --collections",
         )
     uncut = {
-        path.name: InputError(f"collection {printable(path.name)!r}", f"has no chunk files, but {count}", UNCUT)
+        path.name: InputError(f"collection {printable(path.name)!r}", *why)
         for path in folders
-        if path not in with_chunks and (count := documents_in(path))
+        if path not in with_chunks and (why := why_no_chunks(path))
     }
     if uncut and not with_chunks:
         raise next(iter(uncut.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 
 import polars as pl
@@ -25,7 +26,7 @@ from ensemble_assets.common.frame_schemas import QRELS, conform
 JUDGEMENTS = {"query_id": pl.String(), "chunk_id": pl.String(), "relevance": pl.Int32(), "line": pl.UInt32()}
 """Columns of a qrels file: query ids as given, chunk ids changed by ``plain_id``, 0-based line."""
 
-_LIMITS = ReadLimits(record_bytes=65_536)
+_LIMITS = ReadLimits(record_bytes=65_536, remedy="A judgement has at most 64 kB")
 _INT32 = range(-(2**31), 2**31)
 _REMEDY = (
     "A line is 'query-id 0 chunk-id relevance' (TREC), or query id, chunk id and relevance (BEIR) between tabs, blanks "
@@ -77,12 +78,12 @@ def _judgements(file: InputFile, tally: Tally) -> Iterator[tuple[tuple[str, str,
     """Yield query id, chunk id and relevance as text, with the 0-based line."""
     if ending_of(file) not in LINES:
         for row, number in object_rows(file, _LIMITS, tally):
-            values = [value_of(row, names) for names in _NAMES.values()]
-            if None in values:
+            values = [as_id(value_of(row, names)) for names in _NAMES.values()]
+            if not all(isinstance(value, str) for value in values):
                 names = ", ".join(row) or "nothing"
                 where = f"{file.source}, line {number + 1}"
                 raise InputError(where, f"lacks a query id, a chunk id or a relevance (it has {names})", _REMEDY)
-            query, chunk, relevance = (str(as_id(value)) for value in values)
+            query, chunk, relevance = (str(value).strip() for value in values)
             yield (query, chunk, relevance), number
         return
     places: dict[str, int] = {}
@@ -108,6 +109,37 @@ def _grade(field: str, where: str) -> int:
     if _NUMBER.fullmatch(field) and math.floor(float(field) + 0.5) in _INT32:
         return math.floor(float(field) + 0.5)
     raise InputError(where, "has a relevance that is not a number", _REMEDY)
+
+
+def same_ids(
+    judgements: pl.DataFrame, query_ids: pl.Series, chunk_ids: pl.Series, source: str, tally: Tally
+) -> pl.DataFrame:
+    """Replace ids that are there in another Unicode form, or as a whole number without ``.0``, and count them.
+
+    File names of macOS and tables of numbers make such ids. An id that fits two ids stays as it is.
+    """
+    for column, ids in (("query_id", query_ids), ("chunk_id", chunk_ids)):
+        missing = judgements.filter(~pl.col(column).is_in(ids.implode()))
+        forms = {given: _form(given) for given in missing[column].unique()}
+        wanted = {form for given, form in forms.items() if form != given or not given.isascii()}
+        there: dict[str, list[str]] = {}
+        for each in ids if wanted else ():
+            there.setdefault(_form(each), []).append(each)
+        own = {
+            given: there[form][0] for given, form in forms.items() if form in wanted and len(there.get(form, ())) == 1
+        }
+        for line in missing.filter(pl.col(column).is_in(list(own)))["line"]:
+            tally.note("id_form", source, line)
+        judgements = judgements.with_columns(pl.col(column).replace(own))
+    return judgements.unique(["query_id", "chunk_id"], keep="first", maintain_order=True)
+
+
+_WHOLE = re.compile(r"(\d+)\.0+")
+
+
+def _form(given: str) -> str:
+    whole = _WHOLE.fullmatch(given)
+    return whole[1] if whole else given if given.isascii() else unicodedata.normalize("NFC", given)
 
 
 def fit_qrels(

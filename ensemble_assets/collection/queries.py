@@ -10,10 +10,11 @@ from typing import Any, Literal
 import polars as pl
 
 from ensemble_assets.collection.derived_queries import derive_probes
-from ensemble_assets.collection.qrels import fit_qrels, read_qrels
+from ensemble_assets.collection.qrels import fit_qrels, read_qrels, same_ids
 from ensemble_assets.collection.query_privacy import public_ids, query_hash
 from ensemble_assets.collection.readers.chunk_ids import as_id
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
+from ensemble_assets.collection.readers.file_text import read_lines
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
 from ensemble_assets.collection.readers.json_values import replace_surrogates, text_value
 from ensemble_assets.collection.readers.layouts import Role
 from ensemble_assets.collection.readers.query_files import ChosenFiles, choose_files, given_file
@@ -24,6 +25,7 @@ from ensemble_assets.collection.readers.table_rows import (
     line_fields,
     object_rows,
     places_of,
+    unquoted,
     value_of,
 )
 from ensemble_assets.common.defaults import DERIVED_QUERIES
@@ -38,7 +40,7 @@ _NAMES = {
 }
 """Columns of a table of queries, case and ``-`` for ``_`` aside; the first that is there counts."""
 
-_LIMITS = ReadLimits(record_bytes=1_000_000)
+_LIMITS = ReadLimits(record_bytes=1_000_000, remedy="A query has at most a megabyte")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def load_queries(  # noqa: PLR0913 - one per option
         queries = _with_privacy(given, key, asked.name, ids_are_public)
         return QuerySet(queries, QRELS_EMPTY, "file", False, tally.report(queries.height), None, (asked.name,))
     judgements = read_qrels(judged.chosen[0], qrels_tally, *judged.chosen[1:])
+    judgements = same_ids(judgements, given["query_id"], chunks["chunk_id"], judged.name, qrels_tally)
     if judged_only:
         given = _judged(given, judgements, asked.name, judged.name, tally)
     queries = _with_privacy(given, key, asked.name, ids_are_public)
@@ -213,14 +216,17 @@ def _named_row(row: Mapping[str, Any], where: str, number: int) -> tuple[str, st
 
 
 def _tsv(file: InputFile) -> Iterator[tuple[str, str, int]]:
+    """Yield the id and all that follows, or the columns that the first line calls so."""
+    at, text = 0, slice(1, None)
     for place, (number, line) in enumerate(read_lines(file, _LIMITS)):
-        query_id, tab, text = line.rstrip("\r\n").partition("\t")
-        query_id = query_id.strip()
-        if not place and len(places_of([query_id, text], _NAMES)) == len(_NAMES):
+        fields = unquoted([field.strip() for field in line.split("\t")])
+        if not place and len(places := places_of(fields, _NAMES)) == len(_NAMES):
+            at, first = places["id"], places["text"]
+            text = slice(first, None if first == len(fields) - 1 else first + 1)  # a text may have tabs in it
             continue
-        if not tab or not query_id:
+        if not fields[at : at + 1] or not fields[at] or len(fields) == 1:
             raise InputError(f"{file.source}, line {number + 1}", "is not an id, a tab and a text", "Correct the line")
-        yield query_id, text, number
+        yield fields[at], "\t".join(fields[text]), number
 
 
 def _with_privacy(queries: pl.DataFrame, key: bytes, source: str, ids_are_public: bool) -> pl.DataFrame:

@@ -44,7 +44,11 @@ class ContractError(EnsembleError):
 
 
 class ServerError(EnsembleError):
-    """A database server does not answer, or refuses a request; names the server and what to do."""
+    """A database server does not answer; names the server and what to do."""
+
+
+class RefusedError(ServerError):
+    """A database server refuses a request, and will refuse it again: a wrong key, too large, not what it expects."""
 
 
 class StageError(EnsembleError):

@@ -23,6 +23,7 @@ TRIED_AGAIN: tuple[tuple[type[BaseException], bool], ...] = (
     (errors.StageError, False),  # the stage has tried everything that it can do about single rows
     (errors.LeaseTimeoutError, True),  # the device may be free later
     (errors.DeviceError, True),  # the device may be back, or another one is used
+    (errors.RefusedError, False),  # a wrong key stays wrong
     (errors.ServerError, True),  # the server may be back; an upload goes on where it stopped
     (errors.ModelUnavailableError, False),  # missing files stay missing; the hub's client repeats downloads by itself
     (errors.EnsembleError, False),  # raised on purpose: the message says what to do

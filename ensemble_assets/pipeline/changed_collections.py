@@ -90,7 +90,8 @@ def scan_corpora(settings: Settings, seconds: float = 40.0, clock: Callable[[], 
         else:
             fingerprints[collection.name] = collection_fingerprint(collection.folder, hashes.hash_of)
     hashes.store(all_seen=not waiting)
-    return Seen(fingerprints, tuple(waiting), tuple(str(error) for error in discovered.refused.values()))
+    problems = (*discovered.refused.values(), *discovered.uncut.values())
+    return Seen(fingerprints, tuple(waiting), tuple(map(str, problems)))
 
 
 def read_fingerprints(settings: Settings, names: Collection[str]) -> dict[str, str]:

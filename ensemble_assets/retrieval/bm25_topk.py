@@ -22,9 +22,10 @@ K1, B = 0.9, 0.4
 WORDS = ("stemmed words", "pairs of characters in scripts without blanks")
 """What counts as a word, for the record of a run."""
 
-_WORD = r"[\p{L}\p{N}]+"
-_RUNS = re.compile(rf"([{UNSPACED}]+)|[^\W_{UNSPACED}]+")
-"""A run of a script without blanks, or a word."""
+_WORD = rf"[{UNSPACED}]+|[\p{{L}}\p{{N}}--[{UNSPACED}]][\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]*"
+"""A run of a script without blanks, or a word with its marks, which are vowels in the scripts of India."""
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 def lexical_topk(chunks: Iterable[pl.Series], queries: pl.Series, k: int) -> TopK:
@@ -66,26 +67,31 @@ def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRo
 def words(texts: pl.Series) -> pl.Series:
     """Split texts into lower-case words, plurals reduced by the S-stemmer (Harman 1991).
 
-    In a script without blanks between words, every two neighbouring characters are one.
+    In a script without blanks between words, every two neighbouring characters are one. Letters in other forms
+    (decomposed, full width) are the same letters.
     """
-    lowered = texts.str.to_lowercase()
+    lowered = _one_form(texts).str.to_lowercase()
     split = lowered.str.extract_all(_WORD)
-    unspaced = lowered.str.contains(f"[{UNSPACED}]").arg_true()
+    unspaced = lowered.str.contains(_UNSPACED.pattern).arg_true()
     if len(unspaced):
         rows = split.to_list()
         for row in unspaced:
-            rows[row] = _with_pairs(lowered[row])
+            rows[row] = [pair for run in rows[row] for pair in _pairs(run)]
         split = pl.Series(rows, dtype=split.dtype)
     return split.list.eval(_singular(pl.element()))
 
 
-def _with_pairs(text: str) -> list[str]:
-    found: list[str] = []
-    for match in _RUNS.finditer(text):
-        run = match[1]
-        pairs = [run[place : place + 2] for place in range(max(1, len(run) - 1))] if run else [match[0]]
-        found += pairs
-    return found
+def _one_form(texts: pl.Series) -> pl.Series:
+    """Write every letter in one way: marks may stand apart from it, and it may be as wide as a Chinese one."""
+    if texts.str.len_bytes().sum() == texts.str.len_chars().sum():
+        return texts
+    return texts.str.normalize("NFKC")
+
+
+def _pairs(run: str) -> list[str]:
+    if not _UNSPACED.match(run):
+        return [run]
+    return [run[place : place + 2] for place in range(max(1, len(run) - 1))]
 
 
 def _singular(word: pl.Expr) -> pl.Expr:

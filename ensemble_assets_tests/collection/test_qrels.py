@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_assets.collection.qrels import read_qrels
+from ensemble_assets.collection.qrels import JUDGEMENTS, read_qrels, same_ids
 from ensemble_assets.collection.readers.input_files import InputFile
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
@@ -114,6 +114,9 @@ LAYOUTS = {
     "1,d1,1\n2,d2,0\n": "commas without a header",
     "1 d1 1.0\n2 d2 0.4\n": "decimals",
     "topic iter docno rel\n1 0 d1 1\n2 0 d2 0\n": "a header of TREC",
+    "1\td1\t1\r2\td2\t0\r": "carriage returns alone",
+    "\ufeff1\td1\t1\n\ufeff2\td2\t0\n": "two files one behind the other, each with a mark",
+    '"qid"\t"docid"\t"rel"\n"1"\t"d1"\t1\n"2"\t"d2"\t0\n': "quotes as R writes them",
 }
 
 
@@ -135,6 +138,37 @@ def test_tables_with_named_columns_say_it_too(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"query": 1, "score": 1}\n')
     with pytest.raises(InputError, match=r"lacks a query id, a chunk id or a relevance \(it has query, score\)"):
         read(tmp_path / "q.jsonl")
+
+
+def test_csv_of_a_country_with_decimal_commas_has_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("qid;docid;rel\n1;d1;1\n2;d2;0\n")
+    assert [row[:3] for row in read(tmp_path / "q.csv")[0]] == [("1", "d1", 1), ("2", "d2", 0)]
+
+
+@pytest.mark.parametrize("value", ["[1]", "true", "NaN", "null", '{"a": 1}'])
+def test_a_value_that_is_no_id_and_no_number_is_refused(value: str, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"query-id": " 1 ", "corpus-id": "d1 ", "score": 1}\n')
+    assert read(tmp_path / "q.jsonl")[0][0][:3] == ("1", "d1", 1), "blanks around ids are none of them"
+    for key in ("query-id", "corpus-id", "score"):
+        row = f'{{"query-id": 1, "corpus-id": "d1", "score": 1, "{key}": {value}}}\n'
+        (tmp_path / "q.jsonl").write_text(row)
+        with pytest.raises(InputError, match=r"q\.jsonl, line 1"):
+            read(tmp_path / "q.jsonl")
+
+
+def test_ids_in_another_form_are_the_ids_that_are_there_where_that_is_certain() -> None:
+    composed, apart = "é", "e\u0301"
+    rows = [("1.0", apart, 1, 0), ("2", "d", 1, 1), ("1", composed, 2, 2), ("3.0", "ü", 1, 3), (apart, "d", 1, 4)]
+    judged = pl.DataFrame(rows, schema=JUDGEMENTS, orient="row")
+    tally = Tally()
+    fitted = same_ids(judged, pl.Series(["1", "2", "3.00", composed]), pl.Series([composed, "d", "D"]), "q.tsv", tally)
+    pairs = fitted.select("query_id", "chunk_id", "relevance").rows()
+    assert pairs == [("1", composed, 1), ("2", "d", 1), ("3.00", "ü", 1), (composed, "d", 1)]
+    assert tally.counts == {"id_form": 4}, "three ids of queries and one of a chunk"
+    both = same_ids(judged.head(1), pl.Series(["1"]), pl.Series(["\u212b", "Å"]), "q.tsv", Tally())
+    assert both["chunk_id"].to_list() == [apart]
+    ohm = pl.DataFrame([("1", "A\u030a", 1, 0)], schema=JUDGEMENTS, orient="row")
+    assert same_ids(ohm, pl.Series(["1"]), pl.Series(["\u212b", "Å"]), "q.tsv", Tally()).rows() == ohm.rows(), "two fit"
 
 
 def test_decimals_become_grades_halves_upwards(tmp_path: Path) -> None:

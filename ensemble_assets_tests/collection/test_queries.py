@@ -111,6 +111,33 @@ def test_queries_that_are_written_are_read_back_equal(
     assert dict(read(path)[0]) == queries
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.tsv", "query\tqid\nfirst one\t1\nsecond\t2\n"),
+        ("q.tsv", "qid\tlang\tquery\n1\ten\tfirst one\n2\ten\tsecond\n"),
+        ("q.tsv", "1\tfirst one\r2\tsecond\r"),
+        ("q.tsv", "\ufeff1\tfirst one\n\ufeff2\tsecond\n"),
+        ("q.tsv", '"id"\t"text"\n"1"\t"first one"\n"2"\t"second"\n'),
+        ("q.csv", "qid;query\n1;first one\n2;second\n"),
+        ("q.csv", 'query,lang,qid\n"first\n\none",en,1\nsecond,en,2\n'),
+    ],
+)
+def test_tables_as_other_programs_write_them_say_the_same(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    rows, tally = read(tmp_path / name)
+    assert [(row[0], " ".join(row[1].split())) for row in rows] == [("1", "first one"), ("2", "second")]
+    assert dict(tally.counts) == {}
+
+
+def test_a_phrase_in_quotes_keeps_them_and_quotes_that_do_not_close_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text('q1\t"exact phrase"\n')
+    assert read(tmp_path / "q.tsv")[0][0][:2] == ("q1", '"exact phrase"')
+    (tmp_path / "q.csv").write_text('1,first\n2,"second\n3,third\n')
+    with pytest.raises(InputError, match=r"q\.csv, line 2: is no CSV \(unexpected end of data\)\. Close the quotes"):
+        read(tmp_path / "q.csv")
+
+
 FILES: dict[str, Any] = {
     "queries.jsonl": lines(
         {"_id": "1", "text": "first"}, {"_id": "2", "text": "second"}, {"_id": "3", "text": "third"}

@@ -82,9 +82,12 @@ def test_names_that_are_refused_are_said_and_hold_up_no_other(pipeline: Pipeline
     corpora = pipeline.root / "corpora"
     for name in ("my notes", "my.notes", "bad\nname", "x" * 200, "fine"):
         write_collection(corpora / name, count=1)
+    (corpora / "manual").mkdir()
+    (corpora / "manual" / "first.md").write_text("# Read me")
     seen = scan_corpora(settings_of(pipeline))
     assert set(seen.fingerprints) == {"notes", "fine"}
-    assert len(seen.refused) == 4
+    assert len(seen.refused) == 5
+    assert any("'manual': has no chunk files, but 1 .md. Documents must be cut" in problem for problem in seen.refused)
     assert any("both get the name 'my_notes'. Rename one of the folders" in problem for problem in seen.refused)
     assert any("has control characters" in problem for problem in seen.refused)
     assert any("has more than 128 bytes" in problem for problem in seen.refused)

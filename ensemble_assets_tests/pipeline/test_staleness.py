@@ -122,4 +122,6 @@ def test_the_failure_policy_covers_every_error_and_the_first_rule_wins() -> None
     assert not tried_again(errors.ContractError("x"))
     assert not tried_again(KeyError("x"))
     assert tried_again(errors.DeviceError("x"))
+    assert tried_again(errors.ServerError("does not answer"))
+    assert not tried_again(errors.RefusedError("the API key is wrong"))
     assert tried_again(ConnectionResetError())

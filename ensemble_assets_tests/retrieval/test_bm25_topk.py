@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble_assets.asking.marking import word_places
 from ensemble_assets.retrieval.bm25_topk import K1, B, bm25_rows, lexical_topk, words
 from ensemble_assets.retrieval.topk import NO_ROW
 
@@ -116,6 +118,30 @@ UNSPACED_TEXTS = {
 @pytest.mark.parametrize("text", UNSPACED_TEXTS)
 def test_every_two_characters_of_a_script_without_blanks_are_a_word(text: str) -> None:
     assert words(pl.Series(["plain words", text])).to_list() == [["plain", "word"], UNSPACED_TEXTS[text]]
+
+
+MARKED = {
+    "हिन्दी में खोज": ["हिन्दी", "में", "खोज"],
+    "கணினி நிரல்": ["கணினி", "நிரல்"],
+    "שָׁלוֹם עולם": ["שָׁלוֹם", "עולם"],
+    "u\u0308ber Straße": ["über", "straße"],
+    "\uff21\uff30\uff29\u3000\uff4b\uff45\uff59 \uff12\uff10\uff12\uff14": ["api", "key", "2024"],
+    "I ❤\ufe0f boats": ["i", "boat"],
+}
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_a_mark_belongs_to_its_letter_in_whatever_form_it_is_written(text: str) -> None:
+    expected = [unicodedata.normalize("NFKC", word) for word in MARKED[text]]
+    for form in ("NFC", "NFD"):
+        assert words(pl.Series(["plain words", unicodedata.normalize(form, text)])).to_list()[1] == expected
+
+
+def test_a_question_in_hindi_finds_its_words_and_no_single_letters() -> None:
+    chunks = pl.Series(["प्रतिदिन बैकअप होता है", "पासवर्ड फिर से सेट करें"])
+    found = lexical_topk([chunks], pl.Series(["बैकअप", "पा से"]), 2)
+    assert found.rows.tolist() == [[0, NO_ROW], [1, NO_ROW]]
+    assert word_places("प्रतिदिन बैकअप", "बैकअप कब") == [(9, 14)]
 
 
 def test_a_question_in_chinese_finds_the_chunk_that_answers_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -36,9 +37,14 @@ def own_id(metadata: Mapping[str, Any]) -> str | None:
 
 
 def as_id(value: object) -> object:
-    """Return a number as an id's text: a whole float without its ``.0``. Anything else comes back as it is."""
+    """Return a number as an id's text: a whole float without its ``.0``. Anything else comes back as it is.
+
+    NaN and infinities, with which tables say that nothing is there, are None.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return value
+    if value != value or abs(value) == math.inf:  # noqa: PLR0124 - NaN, of either type
+        return None
     return str(int(value)) if value == value // 1 else str(value)
 
 

@@ -63,7 +63,7 @@ class Fields:
 
 def _text(value: object, key: str, where: str, place: tuple[str, int], tally: Tally) -> str:
     number = as_id(value)
-    tally.note("number_as_text", *place, int(number is not value))
+    tally.note("number_as_text", *place, int(number is not value and number is not None))
     return text_value(number, key, where)
 
 
@@ -86,5 +86,5 @@ def id_of(value: object, key: str, where: str) -> str:
 
 
 def without_nulls(item: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """Leave out the given keys where their value is null."""
-    return {key: value for key, value in item.items() if key not in keys or value is not None}
+    """Leave out the given keys where their value is null or no finite number."""
+    return {key: value for key, value in item.items() if key not in keys or as_id(value) is not None}

@@ -8,7 +8,7 @@ would double every chunk. The option ``chunks.format`` chooses one of them. A ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -55,6 +55,8 @@ FORMATS: Mapping[str, InputFormat] = MappingProxyType(
 
 _CHUNK_FILES, _BEIR = "chunk_files", "beir"
 
+_NAMED_SO = "Chunk files are named " + ", ".join(each.pattern for each in FORMATS.values())
+
 NOT_CHUNKS = ("queries.*", "qrels.*")
 """Names of queries and judgements beside those of ``layouts``."""
 
@@ -92,7 +94,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
     """Return whether a folder has a chunk file, in itself or (``deep``) below. Only files named otherwise are opened.
 
-    A sub-folder that cannot be listed counts as one with a chunk file: reading the collection then reports the fault.
+    A folder that cannot be listed counts as one with a chunk file: reading the collection then reports the fault.
     """
     unlisted: list[str] = []
     unsure: list[Path] = []
@@ -101,12 +103,32 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
             return True
         if format_of(relative) is not None:
             unsure.append(path)
-    return any(unlisted) or any(map(has_text_key, unsure))
+    return bool(unlisted) or any(map(has_text_key, unsure))
 
 
 _DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".csv", ".tsv", ".pdf", ".docx")
 
-UNCUT = "Documents must be cut into chunks first: ensemble-assets chunk FOLDER --into corpora/NAME; see docs/inputs.md"
+_NOT_READ = (
+    *(".zip", ".tar", ".tgz", ".gz", ".zst", ".7z", ".rar", ".bz2", ".xz"),
+    *(
+        ".json",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".xlsx",
+        ".xls",
+        ".ods",
+        ".db",
+        ".sqlite",
+        ".arrow",
+        ".feather",
+        ".avro",
+        ".orc",
+    ),
+)
+"""Endings of files in which texts are brought and that are not read, or not under these names."""
+
+_UNCUT = "Documents must be cut into chunks first: ensemble-assets chunk FOLDER --into corpora/NAME; see docs/inputs.md"
 
 
 def documents_below(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -118,9 +140,22 @@ def documents_below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def documents_in(folder: Path, without: Container[str] = ()) -> str:
     """Count these documents by their endings: ``12 .md, 3 .txt``; empty without any. Endings ``without`` are not."""
-    endings = (path.suffix.lower() for _, path in documents_below(folder))
-    counted = Counter(ending for ending in endings if ending not in without)
+    return _by_ending(path for _, path in documents_below(folder) if path.suffix.lower() not in without)
+
+
+def _by_ending(paths: Iterable[Path]) -> str:
+    counted = Counter(path.suffix.lower() for path in paths)
     return ", ".join(f"{count} {ending}" for ending, count in counted.most_common())
+
+
+def why_no_chunks(folder: Path) -> tuple[str, str] | None:
+    """Say what a folder without chunk files has instead, and what to do; None where that is nothing of the kind."""
+    if count := documents_in(folder):
+        return f"has no chunk files, but {count}", _UNCUT
+    others = (path for _, path in files_below(folder) if path.suffix.lower() in _NOT_READ)
+    if count := _by_ending(path for path in others if not _matches(path.name, (*NOT_CHUNKS, *EXPORTED, *SUMMARIES))):
+        return f"has no chunk files, but {count}", f"{_NAMED_SO}; archives have to be unpacked"
+    return None
 
 
 def _is_named_so(name: str) -> bool:
@@ -160,10 +195,9 @@ def chunk_files_in(
         )
     format_name = format_name or next(iter(by_format), "")
     if format_name not in by_format:
-        if count := documents_in(folder):
-            raise InputError(folder.name, f"has no chunk files, but {count}", UNCUT)
-        expected = ", ".join(each.pattern for each in FORMATS.values())
-        raise InputError(folder.name, f"has no {format_name or 'chunk'} files", f"Chunk files are named {expected}")
+        why = None if by_format else why_no_chunks(folder)
+        problem, remedy = why or (f"has no {format_name or 'chunk'} files", _NAMED_SO)
+        raise InputError(folder.name, problem, remedy)
     for file in (file for other, files in by_format.items() if other != format_name for file in files):
         tally.note("other_format_ignored", file.source)
     return FORMATS[format_name], by_format[format_name]

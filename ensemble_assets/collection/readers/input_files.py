@@ -1,4 +1,4 @@
-"""Find the input files below a folder and open them safely.
+"""Find the input files below a folder.
 
 Files are sorted as version 4.0 did, because row numbers and point ids follow: ``*_chunks.json`` first, then the others,
 each by the parts of the path relative to the folder (``a/x`` before ``a-b/x``). A link that leads out of the folder is
@@ -7,26 +7,15 @@ refused. A link to a file or folder that is read anyway is skipped and counted. 
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 import stat
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, cast
 
 from ensemble_assets.collection.readers.fields import Fields
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
-
-try:
-    import zstandard as _zstandard
-except ImportError:
-    _zstandard = None  # type: ignore[assignment]
-
-zstandard: Any = _zstandard
 
 CHUNK_FILE_ENDING = "_chunks.json"
 """Of the names of version 4.0's chunk files."""
@@ -45,6 +34,7 @@ class ReadLimits:
         fields: which fields are text, title, id and metadata.
         refuse_repeated_ids: whether an id with two contents is an error; it gets ``#2`` otherwise.
         prepend_headings: whether a text begins with the headings of its chunk.
+        remedy: what to do about a record above the limit.
     """
 
     record_bytes: int = 64_000_000
@@ -52,6 +42,7 @@ class ReadLimits:
     fields: Fields = Fields()  # noqa: RUF009 - it cannot change
     refuse_repeated_ids: bool = False
     prepend_headings: bool = False
+    remedy: str = "Split the document into chunks, or raise chunks.max_record_mb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,9 @@ def files_below(folder: Path, *, deep: bool = True, unlisted: list[str] | None =
             continue
         seen.add(real)
         try:
-            entries = list(here.iterdir())
+            entries = entries_of(here)
+        except FileNotFoundError:
+            continue
         except OSError:
             if unlisted is not None:
                 unlisted.append(prefix)
@@ -92,6 +85,13 @@ def files_below(folder: Path, *, deep: bool = True, unlisted: list[str] | None =
                 waiting.extend([(path, f"{prefix}{path.name}/")] if deep else [])
             elif not holds_macos_attributes(path):
                 yield prefix + path.name, path
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """List a folder, sorted; ``OSError`` also where its entries may be listed and not looked at."""
+    entries = sorted(folder.iterdir())
+    os.stat(f"{folder}/.")  # pathlib leaves the dot out
+    return entries
 
 
 def holds_macos_attributes(path: Path) -> bool:
@@ -160,17 +160,17 @@ class _Search:
                 try:
                     mode = path.stat().st_mode
                 except OSError as error:
-                    raise _cannot_read(source, error) from None
+                    raise cannot_read(source, error) from None
                 if not stat.S_ISREG(mode):
                     raise InputError(source, "is not a regular file", "Remove it or replace it by a file")
                 yield InputFile(path, source)
 
     def _entries(self, folder: Path) -> list[Path]:
         try:
-            return sorted(folder.iterdir())
+            return entries_of(folder)
         except OSError as error:
-            source = printable(folder.relative_to(self.folder).as_posix())
-            raise _cannot_read(source, error, "this folder") from None
+            source = printable(folder.relative_to(self.folder).as_posix() if folder != self.folder else folder.name)
+            raise cannot_read(source, error, "this folder") from None
 
     def _follows(self, path: Path, relative: str, source: str) -> bool:
         """Decide whether to follow a link. A dangling link is passed over unless its name is an accepted one."""
@@ -203,91 +203,8 @@ class _Search:
         return target == self.root or self.root in target.parents
 
 
-def open_input(file: InputFile) -> BinaryIO:
-    """Open a file for reading bytes, decompressed by its ending; ``InputError`` if it cannot be opened."""
-    ending = file.path.suffix.lower()
-    try:
-        if ending == ".gz":
-            return cast("BinaryIO", gzip.open(file.path, "rb"))
-        if ending == ".zst" and zstandard is None:
-            remedy = "Install it (pip install 'ensemble-assets[zstd]'), or decompress the file"
-            raise InputError(file.source, "is compressed with zstd, and the package zstandard is missing", remedy)
-        return io.BufferedReader(zstandard.open(file.path, "rb")) if ending == ".zst" else file.path.open("rb")
-    except OSError as error:
-        raise _cannot_read(file.source, error) from None
-
-
-def read_text(file: InputFile, limits: ReadLimits) -> str:
-    """Read a whole file as text: UTF-8, with or without a byte order mark.
-
-    Raises:
-        InputError: if it cannot be read, is larger than ``limits.file_bytes``, or is not UTF-8 (with the byte offset).
-    """
-    with open_input(file) as stream:
-        try:
-            data = stream.read(limits.file_bytes + 1)
-            if len(data) > limits.file_bytes:
-                raise InputError(
-                    file.source,
-                    f"has more than {limits.file_bytes} bytes; a JSON file is read whole and may not have more",
-                    "Split it, or write the chunks as JSONL, which is read line by line",
-                )
-        except _UNREADABLE as error:
-            raise _cannot_read(file.source, error) from None
-    return decode(data, file.source)
-
-
-def read_lines(file: InputFile, limits: ReadLimits) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank as (0-based line number, text). One line at a time is in memory.
-
-    A line longer than ``limits.record_bytes``, or not in UTF-8 (with the byte offset), is an ``InputError``.
-    """
-    with open_input(file) as stream:
-        number, offset = 0, 0
-        while True:
-            try:
-                data = stream.readline(limits.record_bytes + 1)
-            except _UNREADABLE as error:
-                raise _cannot_read(file.source, error) from None
-            if not data:
-                return
-            if len(data) > limits.record_bytes:
-                raise too_large(f"{file.source}, line {number + 1}", limits)
-            line = decode(data, file.source, offset)
-            offset += len(data)
-            if line.strip():
-                yield number, line
-            number += 1
-
-
-def too_large(where: str, limits: ReadLimits) -> InputError:
-    """Make the error for a record above the limit."""
-    return InputError(
-        where,
-        f"is a record of more than {limits.record_bytes} bytes",
-        "Split the document into chunks, or raise chunks.max_record_mb",
-    )
-
-
-def decode(data: bytes, source: str, offset: int = 0) -> str:
-    """Decode UTF-8 and drop a byte order mark at the beginning of the file.
-
-    ``offset`` is the position of ``data`` in the file, in bytes. An ``InputError`` names the first byte that is not
-    UTF-8.
-    """
-    mark = 3 if offset == 0 and data.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        return data[mark:].decode()
-    except UnicodeDecodeError as error:
-        position = offset + mark + error.start
-    raise InputError(f"{source}, byte {position}", "is not UTF-8", "Save the file as UTF-8")
-
-
-_UNREADABLE = (OSError, EOFError, zlib.error, *((zstandard.ZstdError,) if zstandard else ()))
-"""What reading a file may raise; the last two by a compressed file that is cut off or damaged."""
-
-
-def _cannot_read(source: str, error: Exception, what: str = "this file") -> InputError:
+def cannot_read(source: str, error: Exception, what: str = "this file") -> InputError:
+    """Make the error for a file or folder that cannot be opened, listed or decompressed."""
     number = getattr(error, "errno", None)
     if number:
         return InputError(

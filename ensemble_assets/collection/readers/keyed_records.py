@@ -18,7 +18,8 @@ import polars as pl
 
 from ensemble_assets.collection.readers.chunk_ids import place_id
 from ensemble_assets.collection.readers.fields import OTHER_TEXT_FIELDS, Fields, id_of, metadata_of, without_nulls
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, open_input, read_lines
+from ensemble_assets.collection.readers.file_text import read_lines
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, cannot_read
 from ensemble_assets.collection.readers.json_values import JsonReader, json_type
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally, all_usable, record_place
 from ensemble_assets.common.errors import InputError
@@ -157,31 +158,47 @@ def parquet_rows(file: InputFile, wanted: tuple[str, ...] = ()) -> Iterator[dict
     Raises:
         InputError: if the file is damaged, has none of the ``wanted`` columns, or holds binary values.
     """
-    open_input(file).close()
-    if file.path.stat().st_size == 0:
-        raise InputError(file.source, "is empty, as an interrupted copy leaves it", "Write it again, or remove it")
+    _require_content(file)
     start = 0
     while True:
         try:
             scan = pl.scan_parquet(file.path, glob=False, hive_partitioning=False)
             columns = scan.collect_schema().names()
-            part = scan.slice(start, _ROWS_AT_ONCE).collect()
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-            problem = f"is not a readable Parquet file ({type(error).__name__})"
-            raise InputError(file.source, problem, "Write it again") from None
+            rows = scan.slice(start, _ROWS_AT_ONCE).collect().rows(named=True)
+        except (OverflowError, ValueError) as error:
+            if isinstance(error, OverflowError) or "out of range" in str(error):
+                remedy = "Write that column as text, or leave it out"
+                raise InputError(file.source, "has a time beyond the years 1 to 9999", remedy) from None
+            raise _damaged(file, error) from None
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+            raise _damaged(file, error) from None
         if wanted and not set(wanted) & set(columns):
             there = ", ".join(map(repr, columns[:12])) or "none"
             remedy = "Name the column of the text with chunks.text_field"
             raise InputError(file.source, f"has no column {wanted[0]!r} (it has {there})", remedy)
-        for number, item in enumerate(part.iter_rows(named=True), start=start):
+        for number, item in enumerate(rows, start=start):
             where = record_place(file.source, number)
             row = {key: _json_value(value, key, where) for key, value in item.items() if value is not None}
             if isinstance(row.get("metadata"), dict):
                 row["metadata"] = {key: value for key, value in row["metadata"].items() if value is not None}
             yield {**{name: None for name in wanted[:1] if name in columns}, **row}
-        if part.is_empty():
+        if not rows:
             return
         start += _ROWS_AT_ONCE
+
+
+def _require_content(file: InputFile) -> None:
+    try:
+        with file.path.open("rb") as stream:
+            first = stream.read(1)
+    except OSError as error:
+        raise cannot_read(file.source, error) from None
+    if not first:
+        raise InputError(file.source, "is empty, as an interrupted copy leaves it", "Write it again, or remove it")
+
+
+def _damaged(file: InputFile, error: BaseException) -> InputError:
+    return InputError(file.source, f"is not a readable Parquet file ({type(error).__name__})", "Write it again")
 
 
 def _json_value(value: Any, key: str, where: str) -> Any:

@@ -14,12 +14,15 @@ from enum import Enum
 COMPRESSED = (".gz", ".zst")
 """Endings of compressed files."""
 
+_JSONL = (".ndjson", ".jsonlines")
+"""Endings that other programs give to JSONL."""
+
 SPLITS = ("test", "dev", "validation", "valid", "val", "eval", "train")
 """Names of splits. The first that is there judges, unless ``queries.split`` says another."""
 
 _WORD = re.compile(r"[^a-z0-9]+")
 _SHARD = re.compile(r"[-_.]?\d{3,}([-_]of[-_]\d{3,})?$")
-_TABLES = (".jsonl", ".ndjson", ".parquet", ".tsv", ".csv", ".txt")
+_TABLES = (".jsonl", ".parquet", ".tsv", ".csv", ".txt")
 _JUDGEMENTS, _QUERIES, _CORPUS = {"qrels", "qrel"}, {"queries", "topics"}, "corpus"
 
 
@@ -45,9 +48,10 @@ class Named:
 
 
 def plain_name(name: str) -> str:
-    """Return a file name in lower case without an ending of compression."""
+    """Return a file name in lower case without an ending of compression; that of JSONL is always ``.jsonl``."""
     name = name.lower()
-    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
+    name = next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
+    return next((name.removesuffix(ending) + ".jsonl" for ending in _JSONL if name.endswith(ending)), name)
 
 
 def named(relative: str) -> Named:
@@ -71,6 +75,6 @@ def named(relative: str) -> Named:
             role = Role.JUDGEMENTS
         elif where & _QUERIES:
             role = Role.QUERIES
-        elif (above == _CORPUS or words[:1] == [_CORPUS]) and ending in _TABLES[:3]:
+        elif (above == _CORPUS or words[:1] == [_CORPUS]) and ending in _TABLES[:2]:
             role = Role.CORPUS
     return Named(role, split, "/".join([*folders, stem + ending]))

@@ -97,6 +97,10 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "query_is_document": Reason("noticed", "a query has the id of a chunk; that chunk does not count in its lists"),
         # Some collections are judged in shares; measures want grades.
         "decimal_relevance": Reason("changed", "a decimal relevance was rounded to the nearest grade, halves upwards"),
+        # File names of macOS, and numbers that a table made decimal.
+        "id_form": Reason(
+            "changed", "a judgement's id differs in its Unicode form or in '.0' only; the id there counts"
+        ),
         # Another split's line.
         "unknown_query": Reason("noticed", "a judgement names a query that is not in the queries"),
         # A skipped or removed chunk: no list can have it, as in BEIR.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
-from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits, read_lines
+from ensemble_assets.collection.readers.file_text import read_lines
+from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
 from ensemble_assets.collection.readers.keyed_records import parquet_rows, read_objects
 from ensemble_assets.collection.readers.layouts import plain_name
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
 
-LINES, OBJECTS, PARQUET = (".tsv", ".txt", ".csv", ".trec"), (".jsonl", ".ndjson"), (".parquet",)
+LINES, OBJECTS, PARQUET = (".tsv", ".txt", ".csv", ".trec"), (".jsonl",), (".parquet",)
 """Endings of the tables that are read."""
 
 
@@ -40,18 +43,58 @@ def line_fields(file: InputFile, limits: ReadLimits, columns: int) -> Iterator[t
     CSV by its own rules. Other lines at tabs where these make ``columns`` fields or more, at commas where a line has no
     blank outside of them, else at blanks.
     """
-    is_csv = ending_of(file) == ".csv"
+    if ending_of(file) == ".csv":
+        yield from _csv_fields(file, limits)
+        return
     for number, text in read_lines(file, limits):
         line = text.rstrip("\r\n")
-        if is_csv:
-            fields = next(csv.reader([line], strict=False), [])
-        elif line.count("\t") >= columns - 1:
+        if line.count("\t") >= columns - 1:
             fields = line.split("\t")
         elif line.count(",") >= columns - 1 and len(line.split()) == 1:
             fields = line.split(",")
         else:
             fields = line.split()
-        yield [field.strip() for field in fields], number
+        yield unquoted([field.strip() for field in fields]), number
+
+
+def _csv_fields(file: InputFile, limits: ReadLimits) -> Iterator[tuple[list[str], int]]:
+    """Split CSV at the commas, semicolons or tabs of its first line; a quoted field may go over several lines."""
+    taken: list[int] = []
+
+    def lines() -> Iterator[str]:
+        for number, text in read_lines(file, limits):
+            taken.append(number)
+            yield text
+
+    rest = lines()
+    first = next(rest, "")
+    if not first:
+        return
+    delimiter = next((each for each in _DELIMITERS if each in first), ",")
+    rows = csv.reader(chain([first], rest), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:
+            where = f"{file.source}, line {taken[0] + 1}"
+            raise InputError(where, f"is no CSV ({error})", "Close the quotes, and double those in a field") from None
+        if fields is None:
+            return
+        yield [field.strip() for field in fields], taken[0]
+        taken.clear()
+
+
+_DELIMITERS = ",;\t"
+_QUOTED, _NUMBER = re.compile(r'"(?:[^"]|"")*"'), re.compile(r"[-+.0-9eE]+")
+
+
+def unquoted(fields: list[str]) -> list[str]:
+    """Take off the quotes of a line whose every text has some, as R writes tables."""
+    if not fields or not _QUOTED.fullmatch(fields[0]):
+        return fields
+    if not all(_QUOTED.fullmatch(field) or _NUMBER.fullmatch(field) for field in fields):
+        return fields
+    return [field[1:-1].replace('""', '"') if field.startswith('"') else field for field in fields]
 
 
 def places_of(header: list[str], names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:

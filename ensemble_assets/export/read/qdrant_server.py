@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ensemble_assets.common.defaults import QDRANT_RETRIES, QDRANT_TIMEOUT
-from ensemble_assets.common.errors import ServerError, SettingsError
+from ensemble_assets.common.errors import RefusedError, ServerError, SettingsError
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that a second try may change: too busy, restarting, a gateway's time-out."""
@@ -38,7 +38,10 @@ class Patience:
 
 
 class PatientClient:
-    """A client whose every call is tried again after passing faults, and fails with one sentence (``ServerError``)."""
+    """A client whose every call is tried again after passing faults, and fails with one sentence.
+
+    It is a ``RefusedError`` where another try changes nothing, else a ``ServerError``.
+    """
 
     def __init__(self, client: QdrantClient, server: str, patience: Patience) -> None:
         self._client = client
@@ -59,7 +62,7 @@ class PatientClient:
             except UnexpectedResponse as error:
                 fault, remedy = _words(error)
                 if error.status_code not in _PASSING:
-                    break
+                    raise RefusedError(f"the Qdrant server {self._server} {fault}. {remedy}") from None
             if attempt < self._patience.retries:
                 time.sleep(min(_LONGEST_WAIT, self._patience.first_wait * 2**attempt))
         raise ServerError(f"the Qdrant server {self._server} {fault}. {remedy}")

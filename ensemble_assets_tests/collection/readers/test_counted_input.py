@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from ensemble_assets.collection.readers.json_values import MAX_DEPTH
 from ensemble_assets.collection.readers.read_report import MAX_PLACES, REASONS
@@ -15,6 +16,7 @@ from ensemble_assets_tests.collection.readers.folders import lines, metadata, ne
 
 GOOD = {"text": "good words", "metadata": {"chunk_id": "good"}}
 SECRET = "zanzibar-secret-text"
+zst = zstandard.ZstdCompressor().compress
 
 
 COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
@@ -117,6 +119,17 @@ COUNTED: list[tuple[str, dict[str, Any], dict[str, int], list[str]]] = [
     ("compressed", {"a.jsonl.gz": gzip.compress(lines({"text": "x"}).encode())}, {}, ["x"]),
     ("compressed chunk file", {"A_CHUNKS.JSON.GZ": gzip.compress(b'["x"]')}, {}, ["x"]),
     ("byte order mark", {"a_chunks.json": b'\xef\xbb\xbf["x"]', "b_chunks.json": ["y"]}, {}, ["x", "y"]),
+    ("byte order marks inside", {"a.jsonl": b'\xef\xbb\xbf{"text": "x"}\n' * 2}, {}, ["x", "x"]),
+    ("carriage returns alone", {"a.jsonl": '{"text": "x"}\r\r{"text": "y"}\r'}, {}, ["x", "y"]),
+    ("compressed without a name", {"a.jsonl": gzip.compress(lines({"text": "x"}).encode())}, {}, ["x"]),
+    ("two frames of zst", {"a.jsonl": zst(b'{"text": "x"}\n') + zst(b'{"text": "y"}')}, {}, ["x", "y"]),
+    ("other endings of JSONL", {"a.NDJSON": lines({"text": "x"}), "b.jsonlines": lines({"text": "y"})}, {}, ["x", "y"]),
+    (
+        "NaN for nothing",
+        {"a.jsonl": '{"id": NaN, "text": "x"}\n{"id": 2, "text": NaN}\n{"id": Infinity, "text": "y"}'},
+        {"empty_text": 1},
+        ["x", "y"],
+    ),
     (
         "flat records",
         {"a_chunks.json": [{"chunk_id": "t-1", "text": "x", "page": 3}, {"text": "y", "advanced_scores": {}}]},
@@ -180,7 +193,7 @@ def test_imperfect_input_is_used_and_counted(
 def test_every_reason_that_reading_chunks_can_give_is_tested_above() -> None:
     elsewhere = {"below_min_tokens", "unusable_file", "other_format_ignored", "repeated_link"}
     of_queries = {"unjudged_query", "unknown_query", "unknown_chunk", "split_not_read", "decimal_relevance"}
-    of_queries.add("query_is_document")
+    of_queries |= {"query_is_document", "id_form"}
     tested = {code for _, _, counts, _ in COUNTED for code in counts}
     assert tested | elsewhere | of_queries == set(REASONS)
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.collection.chunks import read_chunks
+from ensemble_assets.collection.folders import discover
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.common.errors import InputError
 from ensemble_assets_tests.collection.readers.folders import lines, nested, read, write
@@ -75,6 +76,20 @@ def test_what_may_not_be_read_is_an_error_that_says_so(locked: str) -> None:
         with without_privileges(), pytest.raises(InputError, match=rf"^{locked}: cannot be read \(Permission denied\)"):
             read_chunks(folder, 256)
         (folder / locked).chmod(0o755)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_a_folder_that_may_not_be_looked_into_stops_no_other(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = write(Path(name), {"locked/a_chunks.json": ["x"], "open/a_chunks.json": ["x"], "sub/b/c.json": ["x"]})
+        folder.chmod(0o755)
+        (folder / "locked").chmod(mode)
+        with without_privileges():
+            assert [each.name for each in discover(folder).collections] == ["locked", "open"]
+            with pytest.raises(InputError, match=r"^locked: cannot be read \(Permission denied\)"):
+                read_chunks(folder / "locked", 256)
+        (folder / "locked").chmod(0o755)
 
 
 def test_a_pipe_with_the_name_of_a_chunk_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import zstandard
 
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.json_values import MAX_DEPTH
@@ -15,6 +18,14 @@ from ensemble_assets_tests.collection.readers.folders import lines, nested, read
 
 GOOD = {"text": "good words", "metadata": {"chunk_id": "good"}}
 SECRET = "zanzibar-secret-text"
+zst = zstandard.ZstdCompressor().compress
+
+
+def far_time() -> bytes:
+    stream = io.BytesIO()
+    times = pl.Series([2**62]).cast(pl.Datetime("us"))
+    pl.DataFrame({"text": ["x"], "when": times}).write_parquet(stream)
+    return stream.getvalue()
 
 
 ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
@@ -92,8 +103,18 @@ ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
         {"a.jsonl.gz": gzip.compress(b'{"text": "x"}' * 99)[:40]},
         ["a.jsonl.gz", "decompressed (EOFError)"],
     ),
-    ("no gz", {"a.jsonl.gz": "x"}, ["a.jsonl.gz", "cannot be decompressed (BadGzipFile)"]),
-    ("no zst", {"a.jsonl.zst": "x"}, ["a.jsonl.zst"]),
+    ("no gz", {"a.jsonl.gz": "x"}, ["a.jsonl.gz", "not compressed with gzip, as its name says"]),
+    ("no zst", {"a.jsonl.zst": "x"}, ["a.jsonl.zst", "not compressed with zstd, as its name says"]),
+    ("damaged gz", {"a.jsonl.gz": b"\x1f\x8b\x08" + b"\xff" * 30}, ["a.jsonl.gz", "cannot be decompressed"]),
+    ("cut off zst", {"a.jsonl.zst": zst(b'{"text": "x"}\n' * 99)[:-3]}, ["a.jsonl.zst", "decompressed (EOFError)"]),
+    ("compressed twice", {"a.jsonl.gz": gzip.compress(gzip.compress(b"x"))}, ["a.jsonl.gz", "compressed twice"]),
+    ("zip called JSONL", {"a.jsonl": b"PK\x03\x04" + b"\xff" * 60}, ["a.jsonl", "is a zip archive", "Unpack it"]),
+    ("zip in gz", {"a.jsonl.gz": gzip.compress(b"PK\x03\x04" + b"\xff" * 60)}, ["a.jsonl.gz", "is a zip archive"]),
+    ("Parquet called JSONL", {"a.jsonl": b"PAR1\xff"}, ["a.jsonl", "is a Parquet file", "end with .parquet"]),
+    ("UTF-16 with mark", {"a.jsonl": '{"text": "x"}\n'.encode("utf-16")}, ["a.jsonl, byte 0", "UTF-16, not UTF-8"]),
+    ("UTF-16 without mark", {"a_chunks.json": '["x"]'.encode("utf-16-le")}, ["byte 0", "UTF-16, not UTF-8"]),
+    ("far time in Parquet", {"a.parquet": far_time()}, ["a.parquet", "a time beyond the years 1 to 9999", "as text"]),
+    ("only an archive", {"a.zip": b"PK", "b.tar.gz": b"x"}, ["no chunk files, but 1 .zip, 1 .gz", "be unpacked"]),
     ("BEIR: no text", {"corpus.jsonl": lines({"_id": "1", "title": "x"})}, ["record 1", "no 'text'"]),
     ("damaged Parquet", {"a.parquet": b"PAR1" + b"\0" * 60}, ["a.parquet", "not a readable Parquet file"]),
     (

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
 
 from ensemble_assets.cli.main import main
-from ensemble_assets.common.errors import ContractError, ServerError, SettingsError
+from ensemble_assets.common.errors import ContractError, RefusedError, ServerError, SettingsError
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.read.qdrant import NewCollection, Patience, connect, upload_bundle
 from ensemble_assets.export.read.qdrant_server import ports_of
@@ -37,7 +37,7 @@ def test_requests_stay_below_a_limit_in_bytes(tmp_path: Path) -> None:
         assert max(server.sizes) <= 1 << 20
         with pytest.raises(ContractError, match=r"chunk 0 \(c0\) alone makes a request of up to 2 MB.*is 1\. Shorten"):
             upload_bundle(bundle(tmp_path, blob=200_000), client, max_request_mb=1)
-        with pytest.raises(ServerError, match=r"refuses a request as too large \(413\)\. Lower qdrant.max_request_mb"):
+        with pytest.raises(RefusedError, match=r"refuses a request as too large \(413\)\. Lower qdrant.max_request_mb"):
             upload_bundle(bundle(tmp_path, blob=200_000), client, max_request_mb=32)
 
 
@@ -81,8 +81,11 @@ def test_a_path_before_the_interface_and_a_key(tmp_path: Path) -> None:
     with limited_server(prefix="/qdrant", key="secret") as server:
         done = upload_bundle(bundle(tmp_path), connect(server.url, "", "secret", patience=AT_ONCE))
         assert done.sent == 12
-        with pytest.raises(ServerError, match=r"refuses the API key \(401\). Set QDRANT_API_KEY"):
+        server.requests.clear()
+        with pytest.raises(RefusedError, match=r"refuses the API key \(401\). Set QDRANT_API_KEY"):
             upload_bundle(bundle(tmp_path), connect(server.url, "", "wrong", patience=AT_ONCE))
+        refused = [request for request in server.requests if "/collections" in request]
+        assert len(refused) == 1, "a wrong key is not tried again"
 
 
 def test_the_ports_of_an_address() -> None:
