@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CPU_SHARD_TOKENS = 1 << 18
 _GPU_SHARD_TOKENS = 1 << 24
-"""Some ten seconds of dense encoding on two cores; a few minutes on a GPU, where workers start anew for every shard."""
+"""Some ten seconds of dense encoding on two cores; a few minutes on a GPU, so that a killed run loses little."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Computing:
                 run=run.run_id,
                 gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
             )
-            runner = LocalRunner(settings_of(run.settings, on_cpu=on_cpu))
+            runner = LocalRunner(settings_of(run.settings, on_cpu=on_cpu), tuple(devices))
             backend = run.settings.encoding.backend if on_cpu else "torch"
             runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
         return ComputeContext(

@@ -151,6 +151,10 @@ class ForwardFactory(Protocol):
         """Why this backend runs the model."""
         ...
 
+    def prepare(self) -> None:
+        """Import what ``load`` needs and have the kernel read the weights ahead, without touching a device."""
+        ...
+
     def load(self, device: str) -> Forward:
         """Load onto ``device`` (``"cpu"``, ``"cuda:0"``).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
@@ -12,6 +13,8 @@ from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
+
+_WEIGHTS = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class ModelFactory:
     def width(self) -> int:
         """Width of the token states; 0 where the model's files do not say."""
         return self.traits.width
+
+    def prepare(self) -> None:
+        """Have the kernel read the weights into its cache; whoever unpickled this has imported its backend."""
+        for path in self.files.folder.rglob("*"):
+            if path.suffix in _WEIGHTS and path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def unload(self, forward: Forward) -> None:
         """Release a forward that ``load`` made."""

@@ -79,12 +79,14 @@ class Headroom:
         others: bytes that were taken since the model was loaded, and that may come back by waiting; 0 if they are
             within the margin.
         used: memory of the device in use by all processes.
+        peak: most memory of the device in use at any measurement so far.
     """
 
     available: int
     cap: int
     others: int
     used: int
+    peak: int = 0
 
 
 class MemoryGuard:
@@ -126,7 +128,8 @@ class MemoryGuard:
             others = max(0, self._room - room)
             if others <= self._ceiling.margin_bytes:
                 others = 0  # kernels that this process loads late look like another process
-            return Headroom(max(0, min(self._ceiling.soft_bytes - outside, cap)), cap, others, used)
+            available = max(0, min(self._ceiling.soft_bytes - outside, cap))
+            return Headroom(available, cap, others, used, self.peak_used)
 
     def _room_for(self, outside: int, held: int, free: int) -> int:
         """Bytes that the allocator could hold at most: the ceiling and the device's memory both limit them."""

@@ -26,6 +26,7 @@ from ensemble_assets.compute.devices.lease import Lease, unlocked_lease
 from ensemble_assets.compute.ray.node import NodeOptions, Order, ShardReport, compute_shard
 from ensemble_assets.compute.running.equal_rows import shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
+from ensemble_assets.compute.running.local_runner import Runner
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 
 _ANSWER_SECONDS = 10.0
@@ -40,7 +41,7 @@ cluster_lease = partial(unlocked_lease, devices=())
 
 
 @dataclass(frozen=True)
-class RayRunner:
+class RayRunner(Runner):
     """A ``Runner`` on the nodes of a cluster, in shards of at most ``shard_rows`` rows.
 
     ``address`` is ``auto`` for the cluster that this machine belongs to, ``local`` for a private one on this machine,
@@ -50,11 +51,7 @@ class RayRunner:
     options: NodeOptions
     address: str = "auto"
     shard_rows: int = 50_000
-
-    @property
-    def loads_here(self) -> bool:
-        """Never: nodes load their own models."""
-        return False
+    reloads = True
 
     def __call__(self, table: TokenTable, factory: ForwardFactory, *, lease: Lease, events: EventSink) -> TableResult:
         """Run every row of ``table``; see ``Runner``.

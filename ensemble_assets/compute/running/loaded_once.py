@@ -39,6 +39,9 @@ class _LoadedOnce:
     def full_precision(self) -> ForwardFactory | None:
         return self._factory.full_precision()
 
+    def prepare(self) -> None:
+        self._factory.prepare()
+
     def load(self, device: str) -> Forward:
         if self._forward is None:
             self._forward = self._factory.load(device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,21 +18,41 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.batching.size_history import SizeHistory
 from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult
-from ensemble_assets.compute.devices.device import used_devices
+from ensemble_assets.compute.devices.device import Device, used_devices
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.in_process import run_in_process
-from ensemble_assets.compute.running.worker_pool import run_in_workers
+from ensemble_assets.compute.running.loaded_once import loaded_once
+from ensemble_assets.compute.running.worker_handle import WorkerSupply
+from ensemble_assets.compute.running.worker_pool import WorkerPool, shares
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, widen_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 
 class Runner(Protocol):
-    """Runs rows through a model. Rows have at least one token; ``run_table`` runs equal rows once."""
+    """Runs rows through a model. Rows have at least one token; ``run_table`` runs equal rows once.
 
-    @property
-    def loads_here(self) -> bool:
-        """Whether the model is loaded in this process."""
-        ...
+    A stage uses it in three steps: ``expecting`` around all of its models, ``holding`` around every lease, and
+    ``loaded`` around the runs of one model. The defaults keep nothing between them.
+    """
+
+    reloads: bool
+    """Whether every run loads the model anew, so that fewer and larger runs are faster."""
+
+    def expecting(self, models: int) -> AbstractContextManager[Runner]:
+        """Return a runner for a stage that will hold ``models``, one after another."""
+        return nullcontext(self)
+
+    def start(self, factory: ForwardFactory) -> None:
+        """Start what the next lease will need for such a model, without a device."""
+        return
+
+    def holding(self, lease: Lease, events: EventSink) -> AbstractContextManager[Runner]:
+        """Return a runner for the runs of one lease."""
+        return nullcontext(self)
+
+    def loaded(self, factory: ForwardFactory) -> AbstractContextManager[ForwardFactory]:
+        """Return a factory whose model stays loaded between the runs of the block."""
+        return nullcontext(factory)
 
     def __call__(self, table: TokenTable, factory: ForwardFactory, *, lease: Lease, events: EventSink) -> TableResult:
         """Run every row of ``table``.
@@ -51,15 +72,50 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalRunner:
-    """A ``Runner`` on the devices of the lease."""
+class LocalRunner(Runner):
+    """A ``Runner`` on the devices of the lease.
+
+    Without ``devices``, those that will be leased, no worker is started ahead. ``supply`` and ``pool`` are those of the
+    stage and of the lease; without a pool every run has its own workers.
+    """
 
     settings: WorkerSettings = field(default_factory=WorkerSettings)
+    devices: tuple[Device, ...] = ()
+    supply: WorkerSupply | None = None
+    pool: WorkerPool | None = None
+    reloads = False
 
     @property
-    def loads_here(self) -> bool:
-        """Whether the model is loaded in this process."""
+    def _here(self) -> bool:
+        """Whether models are loaded in this process."""
         return self.settings.workers_per_device == 0
+
+    @contextmanager
+    def expecting(self, models: int) -> Iterator[LocalRunner]:
+        """Make room for workers that are started ahead; those that nobody used are ended with the block."""
+        if self._here or not self.devices:
+            yield self
+            return
+        with WorkerSupply(shares(self.devices, self.settings.workers_per_device), models) as supply:
+            yield replace(self, supply=supply)
+
+    def start(self, factory: ForwardFactory) -> None:
+        """Start the workers of the next lease, which import what ``factory`` loads with."""
+        if self.supply is not None:
+            self.supply.start(factory)
+
+    @contextmanager
+    def holding(self, lease: Lease, events: EventSink) -> Iterator[LocalRunner]:
+        """Keep the workers of a lease for all its runs."""
+        if self._here:
+            yield self
+            return
+        with WorkerPool(lease, self.settings, events, self.supply) as pool:
+            yield replace(self, pool=pool)
+
+    def loaded(self, factory: ForwardFactory) -> AbstractContextManager[ForwardFactory]:
+        """Keep the model loaded in this process; workers keep theirs anyway."""
+        return loaded_once(factory) if self._here else nullcontext(factory)
 
     def __call__(
         self,
@@ -75,14 +131,18 @@ class LocalRunner:
         ``again`` has the rows of a second pass in fp32, ``[m] int64``: only these run, and fail if they are not finite
         then.
         """
+        if not self._here and self.pool is None:
+            with self.holding(lease, events) as held:
+                return held(table, factory, lease=lease, events=events, again=again)
         started = time.perf_counter()
         rows = np.arange(len(table)) if again is None else again
         history, kinds = SizeHistory(self.settings.size_history), "+".join(lease.kinds)
-        run, batches = run_in_workers, self.settings.batches
-        if self.loads_here:
-            run, batches = run_in_process, widen_batches(batches, factory.width)
+        batches = self.settings.batches if self.pool else widen_batches(self.settings.batches, factory.width)
         planner = BatchPlanner(table.lengths, rows, batches, events, history.recall(factory.identity, kinds))
-        done = run(table, planner, factory, lease, self.settings, events)
+        if self.pool is not None:
+            done = self.pool.run(table, planner, factory, events)
+        else:
+            done = run_in_process(table, planner, factory, lease, self.settings, events)
         history.keep(factory.identity, kinds, planner.sizes.learned())
         failed = dict(planner.failed)
         if again is not None:

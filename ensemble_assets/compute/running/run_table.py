@@ -41,10 +41,17 @@ class TableRunner:
     folder: Path | None = None
     shard_tokens: int | None = None
 
-    @property
-    def loads_here(self) -> bool:
-        """Whether models are loaded in this process, so that they can stay loaded between runs."""
-        return self.runner.loads_here
+    @contextmanager
+    def expecting(self, models: int) -> Iterator[TableRunner]:
+        """Return a runner for a stage that will hold ``models``; see ``Runner``."""
+        with self.runner.expecting(models) as runner:
+            yield replace(self, runner=runner)
+
+    @contextmanager
+    def holding(self, lease: Lease, events: EventSink) -> Iterator[TableRunner]:
+        """Return a runner for the runs of one lease; see ``Runner``."""
+        with self.runner.holding(lease, events) as runner:
+            yield replace(self, runner=runner)
 
     def __call__(
         self,

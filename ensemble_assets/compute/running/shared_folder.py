@@ -23,7 +23,8 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable
 WORK_NAME = "ensemble-work"
 """Start of the hidden names of work folders."""
 
-_TABLE = ("ids", "offsets", "truncated", "second_from")
+_ALWAYS = ("ids", "offsets", "truncated")
+_TABLE = (*_ALWAYS, "second_from", "tasks", "lost")
 
 
 @contextmanager
@@ -49,20 +50,27 @@ def save_table(folder: Path, table: TokenTable) -> None:
         values = getattr(table, name)
         if values is not None:
             np.save(folder / f"table-{name}.npy", values)
+    for name, values in table.arrays.items():
+        np.save(folder / f"input-{name}.npy", values)
 
 
 def load_table(folder: Path) -> TokenTable:
-    """Map the table's arrays."""
+    """Map the table's arrays; ``FileNotFoundError`` if the folder is gone."""
     paths = {name: folder / f"table-{name}.npy" for name in _TABLE}
-    return TokenTable(**{name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.exists()})
+    inputs = {path.stem.removeprefix("input-"): np.load(path, mmap_mode="r") for path in folder.glob("input-*.npy")}
+    parts = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if name in _ALWAYS or path.exists()}
+    return TokenTable(**parts, arrays=inputs)
 
 
 def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], table: TokenTable) -> dict[str, NDArray[Any]]:
-    """Make zeroed arrays for all rows of a table that every process can map."""
+    """Make zeroed arrays for all rows of a table that every process can map.
+
+    They are results as they are: the mapping stays when the folder is gone, and nothing is copied.
+    """
     return {
         name: np.lib.format.open_memmap(
             _output(folder, name), mode="w+", dtype=np.dtype(spec.dtype), shape=spec.size(table)
-        )
+        ).view(np.ndarray)
         for name, spec in outputs.items()
     }
 
@@ -70,11 +78,6 @@ def create_outputs(folder: Path, outputs: Mapping[str, OutputSpec], table: Token
 def open_outputs(folder: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     """Map the arrays for writing rows."""
     return {name: np.load(_output(folder, name), mmap_mode="r+") for name in names}
-
-
-def load_outputs(folder: Path, outputs: Mapping[str, OutputSpec]) -> dict[str, NDArray[Any]]:
-    """Read the arrays into memory; those per token, which are much larger, are mapped."""
-    return {name: np.load(_output(folder, name), "r+" if spec.per_token else None) for name, spec in outputs.items()}
 
 
 def _output(folder: Path, name: str) -> Path:

@@ -1,21 +1,16 @@
-"""Run rows through a model in worker processes: one per leased device, batches pulled from one queue.
+"""Run rows through models in worker processes: one per leased device, batches pulled from one queue.
 
-The parent plans batches and holds no model. Results land by row number in arrays that all processes map.
+The parent plans batches and holds no model. Results land by row number in arrays that all processes map. Workers live
+as long as their lease: they get one table after another, and load another model where a table needs one.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
 
 import psutil
 
@@ -40,105 +35,105 @@ from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running import worker_process as messages
-from ensemble_assets.compute.running.shared_folder import create_outputs, load_outputs, save_table, work_folder
+from ensemble_assets.compute.running.shared_folder import create_outputs, save_table, work_folder
+from ensemble_assets.compute.running.worker_handle import WorkerHandle, WorkerSupply
 from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 _FAREWELL_SECONDS = 5.0
 """Time for a worker to report its peak, and to die: both take milliseconds unless a driver hangs."""
 
-_BOOTSTRAP = (
-    "import json, os, sys; sys.path[:] = json.loads(sys.argv[1]); os.environ.update(json.loads(sys.argv[2])); "
-    "from ensemble_assets.compute.running.worker_process import main; main(int(sys.argv[3]), int(sys.argv[4]))"
-)
-"""The worker's program. Compute libraries read the device's variables when they are imported, so they are set first."""
 
+@dataclass
+class _Pass:
+    """One table with one model: what workers are sent, when they must have loaded, and what came of it."""
 
-def run_in_workers(
-    table: TokenTable,
-    planner: BatchPlanner,
-    factory: ForwardFactory,
-    lease: Lease,
-    settings: WorkerSettings,
-    events: EventSink,
-) -> PassResult:
-    """Run the planner's rows of a table on all devices of the lease, whose locks the workers hold too."""
-    with work_folder(settings.work_folder) as folder:
-        save_table(folder, table)
-        create_outputs(folder, factory.outputs, table)
-        pool = WorkerPool(lease, factory, folder, settings, events)
-        pool.run(planner)
-        outputs = load_outputs(folder, factory.outputs)
-    return PassResult(outputs, pool.not_finite, pool.peak_bytes, pool.precision, pool.largest_batch)
+    factory: ForwardFactory
+    work: messages.Work
+    dispatcher: Dispatcher
+    loading_ends: dict[str, float] = field(default_factory=dict)
+    not_finite: list[int] = field(default_factory=list)
+    precision: str = "none"
+    does_not_fit: DeviceOutOfMemoryError | None = None
 
 
 class WorkerPool:
-    """The workers of one lease, started together and gone when ``run`` ends, whatever happens.
+    """The workers of one lease, whose locks they hold too. They start with the first table.
 
-    ``peak_bytes`` is the most memory in use on any device, all processes counted; ``largest_batch`` is in rows.
+    After an error in ``run`` no worker is left, and the next call starts new ones. The block's end ends them all.
     """
 
     def __init__(
-        self, lease: Lease, factory: ForwardFactory, folder: Path, settings: WorkerSettings, events: EventSink
+        self, lease: Lease, settings: WorkerSettings, events: EventSink, supply: WorkerSupply | None = None
     ) -> None:
         self._lease = lease
-        self._factory = factory
-        self._folder = folder
         self._settings = settings
         self._events = events
-        self._orders: dict[str, messages.Order] = {}
+        self._supply = supply
+        self._orders = dict(self._orders_of(lease, settings))
         self._workers: dict[str, WorkerHandle] = {}
-        self._peaks: dict[str, list[int]] = {}
-        self._does_not_fit: DeviceOutOfMemoryError | None = None
-        self._loading_ends: dict[str, float] = {}
-        self.not_finite: list[int] = []
-        self.peak_bytes = 0
-        self.precision = "none"
-        self.largest_batch = 0
+        self._peaks: dict[str, int] = {}
+        self._tables = 0
 
-    def run(self, planner: BatchPlanner) -> None:
-        """Start the workers, run all batches, end the workers."""
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
-            self._start_all()
-            dispatcher = Dispatcher(planner, list(self._workers), self._events, self._settings.patience)
-            try:
-                for action in dispatcher.actions(time.monotonic, lambda wakeup: self._listen(dispatcher, wakeup)):
-                    self._act(action)
-            except EnsembleError:
-                if self._does_not_fit is not None and dispatcher.failure() is not None:
-                    raise self._does_not_fit from None  # says more than that no worker is left
-                raise
-            self.largest_batch = dispatcher.largest_batch
             self._say_goodbye()
         finally:
-            for worker in self._workers.values():  # all at once, then wait for each
-                worker.kill()
-            for worker in list(self._workers.values()):
-                self._end(worker)
+            self._end_all()
 
-    def _start_all(self) -> None:
-        per_device = self._settings.workers_per_device
-        for device in self._lease.devices:
-            ceiling = self._settings.ceiling.within(device.total_bytes).shared_by(per_device)
-            for index in range(per_device):
-                name = device.uuid if per_device == 1 else f"{device.uuid}#{index}"
-                share = _with_its_share(device, per_device)
-                self._orders[name] = messages.Order(
-                    share,
-                    self._factory,
-                    self._folder,
-                    ceiling,
-                    self._settings.freed_seconds,
-                    self._settings.sampler_seconds,
-                )
-                self._start(name)
+    def run(self, table: TokenTable, planner: BatchPlanner, factory: ForwardFactory, events: EventSink) -> PassResult:
+        """Run the planner's rows of a table on all devices of the lease; ``events`` know the rows by their numbers."""
+        with work_folder(self._settings.work_folder) as folder:
+            save_table(folder, table)
+            outputs = create_outputs(folder, factory.outputs, table)
+            dispatcher = Dispatcher(planner, list(self._orders), events, self._settings.patience)
+            self._tables += 1
+            current = _Pass(factory, messages.Work(self._tables, folder, dict(factory.outputs), factory), dispatcher)
+            try:
+                self._run(current)
+            except BaseException:
+                self._end_all()
+                raise
+        return PassResult(outputs, current.not_finite, self._peak_bytes(), current.precision, dispatcher.largest_batch)
 
-    def _start(self, name: str) -> None:
-        self._loading_ends[name] = time.monotonic() + self._settings.load_seconds
-        self._workers[name] = WorkerHandle(name, self._orders[name], self._lease.descriptors)
-        self._events.emit("worker.started", device=name, pid=self._workers[name].pid)
+    def _run(self, current: _Pass) -> None:
+        for name in self._orders:
+            self._set_to_work(name, current)
+        try:
+            for action in current.dispatcher.actions(time.monotonic, lambda wakeup: self._listen(current, wakeup)):
+                self._act(action, current)
+        except EnsembleError:
+            if current.does_not_fit is not None and current.dispatcher.failure() is not None:
+                raise current.does_not_fit from None  # says more than that no worker is left
+            raise
 
-    def _act(self, action: Action) -> None:
+    @staticmethod
+    def _orders_of(lease: Lease, settings: WorkerSettings) -> list[tuple[str, messages.Order]]:
+        per_device, orders = settings.workers_per_device, []
+        for at, share in enumerate(shares(lease.devices, per_device)):
+            name = share.uuid if per_device == 1 else f"{share.uuid}#{at % per_device}"
+            ceiling = settings.ceiling.within(share.total_bytes).shared_by(per_device)
+            seconds = settings.freed_seconds, settings.sampler_seconds
+            orders.append((name, messages.Order(share, ceiling, *seconds, locks=len(lease.descriptors))))
+        return orders
+
+    def _set_to_work(self, name: str, current: _Pass) -> None:
+        """Send a worker the table, and the model if it holds another; start the worker if there is none."""
+        if name not in self._workers:
+            variables = self._orders[name].device.environment()
+            worker = (self._supply.take(variables) if self._supply else None) or WorkerHandle(variables)
+            worker.open(name, self._orders[name], self._lease.descriptors)
+            self._workers[name] = worker
+            self._events.emit("worker.started", device=name, pid=worker.pid)
+        worker = self._workers[name]
+        worker.send(replace(current.work, factory=None) if worker.holds is current.factory else current.work)
+        worker.holds = current.factory
+        current.loading_ends[name] = time.monotonic() + self._settings.load_seconds
+
+    def _act(self, action: Action, current: _Pass) -> None:
         match action:
             case Run():
                 self._workers[action.device].send(action.assignment)
@@ -147,59 +142,70 @@ class WorkerPool:
             case Stop():
                 self._end(self._workers[action.device])
             case Start():
-                self._start(action.device)
+                self._set_to_work(action.device, current)
 
-    def _listen(self, dispatcher: Dispatcher, wakeup: float | None) -> None:
+    def _listen(self, current: _Pass, wakeup: float | None) -> None:
         """Wait for messages of workers, at most until ``wakeup`` or the end of the loading time, and handle them."""
-        times = [self._loading_ends[name] for name in dispatcher.expected]
+        times = [current.loading_ends[name] for name in current.dispatcher.expected]
         times += [] if wakeup is None else [wakeup]
         timeout = max(0.0, min(times) - time.monotonic()) if times else None
         by_connection = {worker.connection: worker for worker in self._workers.values()}
         for connection in wait(list(by_connection), timeout):
-            self._hear(by_connection[connection], dispatcher)  # type: ignore[index]
-        for name in sorted(dispatcher.expected):
-            if name in self._workers and time.monotonic() >= self._loading_ends[name]:
+            self._hear(by_connection[connection], current)  # type: ignore[index]
+        for name in sorted(current.dispatcher.expected):
+            if name in self._workers and time.monotonic() >= current.loading_ends[name]:
                 detail = f"its model was not loaded after {self._settings.load_seconds:.0f} s"
-                self._lose(self._workers[name], dispatcher, NO_ANSWER, detail)
+                self._lose(self._workers[name], current, NO_ANSWER, detail)
 
-    def _hear(self, worker: WorkerHandle, dispatcher: Dispatcher) -> None:
+    def _hear(self, worker: WorkerHandle, current: _Pass) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
             status = worker.wait(_FAREWELL_SECONDS)
-            self._lose(worker, dispatcher, WORKER_LOST, f"the process died (exit status {status})")
+            self._lose(worker, current, WORKER_LOST, f"the process died (exit status {status})")
             return
         match message:
             case messages.Ready():
-                self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
-                                  reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
-                self.precision = message.precision
-                dispatcher.joined(worker.name, message.base_bytes, message.headroom)
+                self._joined(worker, current, message)
+            case messages.TableGone():
+                if message.number == current.work.number:
+                    self._lose(worker, current, "FileNotFoundError", "the work folder is gone")
             case messages.Measured():
-                dispatcher.measured(worker.name, message.headroom)
+                current.dispatcher.measured(worker.name, message.headroom)
             case messages.Failed():
-                self._fail(worker, dispatcher, message)
+                self._fail(worker, current, message)
             case _:
-                dispatcher.outcome(worker.name, message)
+                current.dispatcher.outcome(worker.name, message)
+                self._note_peak(worker.name, message.headroom.peak)
                 if isinstance(message, Finished):
-                    self.not_finite += message.not_finite
-                    self.peak_bytes = max(self.peak_bytes, message.headroom.used)
+                    current.not_finite += message.not_finite
 
-    def _fail(self, worker: WorkerHandle, dispatcher: Dispatcher, message: messages.Failed) -> None:
+    def _joined(self, worker: WorkerHandle, current: _Pass, message: messages.Ready) -> None:
+        if message.loaded:
+            self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
+                              reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
+        if message.number != current.work.number:  # it was still loading when the others had done an earlier table
+            return
+        current.precision = message.precision
+        current.dispatcher.joined(worker.name, message.base_bytes, message.headroom)
+        if self._supply is not None and not current.dispatcher.expected:
+            self._supply.start(current.factory)  # the next model's workers, while this one computes
+
+    def _fail(self, worker: WorkerHandle, current: _Pass, message: messages.Failed) -> None:
         """Give up the device if the device failed; end the stage if the model did."""
         match message.cause:
             case DeviceOutOfMemoryError():
-                self._does_not_fit = message.cause
-                self._lose(worker, dispatcher, OUT_OF_MEMORY, str(message.cause))
+                current.does_not_fit = message.cause
+                self._lose(worker, current, OUT_OF_MEMORY, str(message.cause))
             case DeviceError():
-                self._lose(worker, dispatcher, DEVICE_FAILED, str(message.cause))
+                self._lose(worker, current, DEVICE_FAILED, str(message.cause))
             case None:
-                self._lose(worker, dispatcher, message.reason, f"{message.reason} at {message.place}")
+                self._lose(worker, current, message.reason, f"{message.reason} at {message.place}")
             case _:
                 raise message.cause
 
-    def _lose(self, worker: WorkerHandle, dispatcher: Dispatcher, reason: str, detail: str) -> None:
-        dispatcher.lost(worker.name, reason, detail)
+    def _lose(self, worker: WorkerHandle, current: _Pass, reason: str, detail: str) -> None:
+        current.dispatcher.lost(worker.name, reason, detail)
         self._end(worker)
 
     def _end(self, worker: WorkerHandle) -> None:
@@ -208,84 +214,50 @@ class WorkerPool:
             self._lease.abandon()
             self._events.emit("worker.stuck", device=worker.name, pid=worker.pid)
 
+    def _end_all(self) -> None:
+        for worker in self._workers.values():  # all at once, then wait for each
+            worker.kill()
+        for worker in list(self._workers.values()):
+            self._end(worker)
+
     def _say_goodbye(self) -> None:
         """Ask all workers to leave and record the peaks they report. A worker without an answer is ended anyway."""
         for worker in self._workers.values():
             worker.send(messages.Leave())
         deadline = time.monotonic() + _FAREWELL_SECONDS
         for worker in self._workers.values():
-            if not worker.connection.poll(max(0.0, deadline - time.monotonic())):
-                continue
-            try:
-                message = worker.connection.recv()
-            except (EOFError, OSError):
-                continue
-            if isinstance(message, messages.Farewell):
-                self._record_peak(worker.name, message)
+            with suppress(EOFError, OSError):
+                while worker.connection.poll(max(0.0, deadline - time.monotonic())):
+                    message = worker.connection.recv()
+                    if isinstance(message, messages.Farewell):
+                        self._record(worker.name, message)
+                        break
 
-    def _record_peak(self, device: str, message: messages.Farewell) -> None:
-        peaks = self._peaks.setdefault(device.partition("#")[0], [])
-        peaks.append(message.peak_used)
-        on_host = all(leased.torch_device == "cpu" for leased in self._lease.devices)
-        # On a GPU every worker sees the memory of all processes, on a host only its own.
-        self.peak_bytes = max(self.peak_bytes, sum(peaks) if on_host else message.peak_used)
+    def _record(self, device: str, message: messages.Farewell) -> None:
         self._events.emit("device.peak", device=device, used_bytes=message.peak_used)
         for at, used in message.timeline:
             self._events.emit("device.memory", device=device, sampled_at=at, used_bytes=used)
 
+    def _note_peak(self, device: str, peak: int) -> None:
+        self._peaks[device] = max(self._peaks.get(device, 0), peak)
 
-class WorkerHandle:
-    """One worker process, as its parent sees it.
+    def _peak_bytes(self) -> int:
+        """Return the most memory in use on any device so far.
 
-    It is a fresh interpreter, since threads and a CUDA context do not survive a fork. It inherits the environment, this
-    connection and ``descriptors``, the lock files of the lease.
+        On a GPU every worker sees the memory of all processes, on a host only its own.
+        """
+        on_host = all(leased.torch_device == "cpu" for leased in self._lease.devices)
+        return (sum if on_host else max)(self._peaks.values() or [0])
+
+
+def shares(devices: Sequence[Device], workers: int) -> list[Device]:
+    """Return every device once for each of its workers.
+
+    A CPU's workers have a share of its cores each, unless the number of threads was set.
     """
-
-    def __init__(self, name: str, order: messages.Order, descriptors: Sequence[int]) -> None:
-        self.name = name
-        variables, parent = json.dumps(dict(order.device.environment())), str(os.getpid())
-        mine, theirs = Pipe()
-        self.connection: Connection[Any, Any] = mine
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  # this interpreter and this package
-                [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path), variables, str(theirs.fileno()), parent],
-                pass_fds=(theirs.fileno(), *descriptors),
-                stdin=subprocess.DEVNULL,
-            )
-        with suppress(BrokenPipeError):  # it died at once, and the next read finds that out
-            self.connection.send(order)
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    def send(self, message: object) -> None:
-        """Send a message. A worker that is gone is noticed when its answer is read."""
-        with suppress(OSError):
-            self.connection.send(message)
-
-    def kill(self) -> None:
-        """Have the kernel end the process, without waiting for its end."""
-        self.connection.close()
-        self._process.kill()
-
-    def end(self, seconds: float = 10.0) -> bool:
-        """Kill the process and wait for its end; whether it is gone."""
-        self.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode is not None
-
-    def wait(self, seconds: float) -> int | None:
-        """Wait for the process to end: its exit status, or None if it still runs after ``seconds``."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode
-
-
-def _with_its_share(device: Device, workers: int) -> Device:
-    """Give a CPU worker its share of the cores, unless the number of threads was set; leave other devices."""
-    if workers < 2 or not isinstance(device, CpuDevice) or device.threads:
-        return device
-    return replace(device, threads=max(1, len(psutil.Process().cpu_affinity() or [0]) // workers))
+    cores = max(1, len(psutil.Process().cpu_affinity() or [0]) // workers)
+    shared: list[Device] = []
+    for device in devices:
+        divided = workers > 1 and isinstance(device, CpuDevice) and not device.threads
+        shared += [CpuDevice(cores, device.uuid) if divided else device] * workers
+    return shared

@@ -1,6 +1,7 @@
-"""Serve batches in a worker process: one device, one model, one parent at the other end of a connection.
+"""Serve batches in a worker process: one device, one model at a time, one parent at the other end of a connection.
 
-A worker dies with its parent. Of an error it reports class and place, since messages may quote the input.
+The parent sends ``Prepare`` as often as it wants, then ``Order`` with the lock files of its lease, then a ``Work`` for
+every table. A worker dies with its parent. Of an error it reports class and place, since messages may quote the input.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import pickle
 import signal
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
-from ensemble_assets.compute.backends.forward import Forward, ForwardFactory
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
@@ -34,31 +37,61 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Request to import what a model is loaded with. No device is opened."""
+
+    factory: ForwardFactory
+
+
+@dataclass(frozen=True)
 class Order:
-    """The work of one worker: device and limits, model, folder of table and outputs, period of the sampler.
+    """The device of one worker and its limits; ``locks`` open lock files follow. The sampler has a period in seconds.
 
     Weights that do not fit are tried again for ``freed_seconds``.
     """
 
     device: Device
-    factory: ForwardFactory
-    folder: Path
     ceiling: Ceiling
     freed_seconds: float
     sampler_seconds: float
+    locks: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Request to serve batches of the table in a folder, with the model that is loaded if ``factory`` is None.
+
+    ``outputs`` describe the arrays beside the table. ``number`` counts the tables of a lease.
+    """
+
+    number: int
+    folder: Path
+    outputs: Mapping[str, OutputSpec]
+    factory: ForwardFactory | None
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded, and takes ``base_bytes`` of the allocator.
+    """Answer to the ``Work`` of a number: the model is loaded, and takes ``base_bytes`` of the allocator.
 
-    ``reserve_bytes`` are in use outside of the allocator (context, libraries, other processes).
+    ``reserve_bytes`` are in use outside of the allocator (context, libraries, other processes). ``loaded`` says whether
+    the model was loaded for this table.
     """
+
+    number: int
+    loaded: bool
 
     base_bytes: int
     reserve_bytes: int
     headroom: Headroom
     precision: str
+
+
+@dataclass(frozen=True)
+class TableGone:
+    """Answer to the ``Work`` of a number whose folder is no more: others had done its rows while the model loaded."""
+
+    number: int
 
 
 @dataclass(frozen=True)
@@ -118,40 +151,86 @@ def die_with(parent: int) -> None:
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    order: Order = _receive(connection)
+    request = _receive(connection)
+    while isinstance(request, Prepare):
+        with suppress(Exception):  # loading fails alike, and its error is reported
+            request.factory.prepare()
+        request = _receive(connection)
+    order: Order = request
+    for _ in range(order.locks):
+        recv_handle(connection)  # open for as long as this process lives
     session = order.device.open()
     guard = MemoryGuard(session, order.ceiling)
     with PeakSampler(guard, order.sampler_seconds) as sampler:
         guard.measure()
-        forward = _load(order, session)
-        session.begin_peak()
-        base = session.peak_bytes()
-        specs = order.factory.outputs
-        outputs = OutputArrays(specs, open_outputs(order.folder, list(specs)))
-        runner = BatchRunner(session, guard, forward, load_table(order.folder), outputs)
-        connection.send(Ready(base, guard.settle(), guard.measure(), forward.precision))
+        model = _LoadedModel(order, session)
+        runner: BatchRunner | None = None
         while not isinstance(request := _receive(connection), Leave):
-            if isinstance(request, Assignment):
+            if isinstance(request, Work):
+                runner = None
+                runner, answer = _begin(request, model, session, guard)
+                connection.send(answer)
+            elif isinstance(request, Assignment) and runner is not None:
                 connection.send(runner.run(request.number, request.batch))
             else:
                 connection.send(Measured(guard.measure()))
-        del runner
-        order.factory.unload(forward)
-        session.release_cache()  # the next lease waits for this memory
+        runner = None
+        model.unload()  # the next lease waits for this memory
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
 
 
-def _load(order: Order, session: DeviceSession) -> Forward:
-    """Load the model. Where a dead process frees its memory late, try again until it fits or time is up."""
-    deadline = time.monotonic() + (order.freed_seconds if order.device.frees_late else 0.0)
-    while True:
-        try:
-            return order.factory.load(order.device.torch_device)
-        except DeviceOutOfMemoryError:
-            if time.monotonic() >= deadline:
-                raise
-        session.release_cache()
-        time.sleep(LOAD_AGAIN_SECONDS)
+def _begin(
+    work: Work, model: _LoadedModel, session: DeviceSession, guard: MemoryGuard
+) -> tuple[BatchRunner | None, Ready | TableGone]:
+    forward = model.for_work(work)
+    try:
+        table, arrays = load_table(work.folder), open_outputs(work.folder, list(work.outputs))
+    except FileNotFoundError:
+        return None, TableGone(work.number)
+    session.begin_peak()
+    loaded = work.factory is not None
+    ready = Ready(work.number, loaded, session.peak_bytes(), guard.settle(), guard.measure(), forward.precision)
+    return BatchRunner(session, guard, forward, table, OutputArrays(work.outputs, arrays)), ready
+
+
+class _LoadedModel:
+    """The model on the device: one at a time, since two may not fit together."""
+
+    def __init__(self, order: Order, session: DeviceSession) -> None:
+        self._order = order
+        self._session = session
+        self._loaded: tuple[ForwardFactory, Forward] | None = None
+
+    def for_work(self, work: Work) -> Forward:
+        """Return the model that a table needs, loaded."""
+        if work.factory is None:
+            assert self._loaded is not None
+        else:
+            self.unload()
+            self._loaded = (work.factory, self._load(work.factory))
+        self._session.release_cache()
+        return self._loaded[1]
+
+    def unload(self) -> None:
+        """Free the model's memory."""
+        if self._loaded is not None:
+            factory, forward = self._loaded
+            self._loaded = None
+            factory.unload(forward)
+        self._session.release_cache()
+
+    def _load(self, factory: ForwardFactory) -> Forward:
+        """Load a model. Where a dead process frees its memory late, try again until it fits or time is up."""
+        device = self._order.device
+        deadline = time.monotonic() + (self._order.freed_seconds if device.frees_late else 0.0)
+        while True:
+            try:
+                return factory.load(device.torch_device)
+            except DeviceOutOfMemoryError:
+                if time.monotonic() >= deadline:
+                    raise
+            self._session.release_cache()
+            time.sleep(LOAD_AGAIN_SECONDS)
 
 
 def _receive(connection: Connection[Any, Any]) -> Any:

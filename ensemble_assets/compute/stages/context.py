@@ -6,8 +6,9 @@ Stages look nothing up by themselves, so ``pipeline.compute_context`` and tests 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from ensemble_assets.artefacts.stage_record import ModelFacts, StageRecord, StageStatus
 from ensemble_assets.common import errors
@@ -40,6 +41,16 @@ class ComputeContext:
     tokens: TokenCache = field(default_factory=TokenCache)
     locate: Callable[[ModelSpec], ModelFiles] = locate
     clock: Callable[[], float] = time.perf_counter
+
+    @contextmanager
+    def expecting(self, models: int) -> Iterator[ComputeContext]:
+        """Return the context of a stage that will hold ``models``, one after another: workers are started ahead."""
+        with self.runner.expecting(models) as runner:
+            yield replace(self, runner=runner)
+
+    def start_workers(self, factory: ForwardFactory) -> None:
+        """Have the next model's workers import their libraries while this process does something else."""
+        self.runner.runner.start(factory)
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (

@@ -74,14 +74,15 @@ def encode_dense(
     """
     models: list[DenseVectors] = []
     dropped: dict[str, str] = {}
-    for spec in specs:
-        try:
-            models.append(_encode_one(chunks, queries, spec, context, chunk_ids, make_factory))
-        except EnsembleError as error:
-            if not models:
-                raise
-            dropped[spec.slug] = reason_of(error)
-            context.events.emit("fallback.dense", model=spec.slug, reason=dropped[spec.slug], source="none", count=1)
+    with context.expecting(len(specs)) as expecting:
+        for spec in specs:
+            try:
+                models.append(_encode_one(chunks, queries, spec, expecting, chunk_ids, make_factory))
+            except EnsembleError as error:
+                if not models:
+                    raise
+                reason = dropped[spec.slug] = reason_of(error)
+                context.events.emit("fallback.dense", model=spec.slug, reason=reason, source="none", count=1)
     parts = [model.record for model in models]
     merged = merge_records("dense", "partial" if dropped else "completed", parts)
     reasons = {reason: list(dropped.values()).count(reason) for reason in dict.fromkeys(dropped.values())}
@@ -108,6 +109,7 @@ def _encode_one(
     files = context.locate(spec)
     factory = make_factory(spec, files, context.runtime)
     spec = factory.spec
+    context.start_workers(factory)
     work = encoder_input(chunks, queries, factory, files, context.tokens)
     try:
         with hold(context, "dense", spec, factory) as model:

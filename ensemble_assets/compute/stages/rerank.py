@@ -139,7 +139,8 @@ def rerank_candidates(
     if options.enabled and head.height:
         try:
             limit = TimeLimit(options.allowance, started, clock)
-            scored = _score(_Pairs(head, chunks, queries), spec, context, make_factory, limit)
+            with context.expecting(1) as expecting:
+                scored = _score(_Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
@@ -172,6 +173,7 @@ def _score(
     files = context.locate(spec)
     factory = make_factory(spec, files, context.runtime)
     spec = factory.spec
+    context.start_workers(factory)
     if factory.traits.tokens == "library":
         work: PairRows = _own_rows(pairs, spec, files)
     else:

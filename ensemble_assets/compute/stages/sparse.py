@@ -30,7 +30,7 @@ from ensemble_assets.compute.backends.sparse_output import (
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_input
-from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.held_model import HeldModel, hold_devices
 from ensemble_assets.compute.stages.sparse_fallback import (
     LIVE,
     STAND_IN,
@@ -119,7 +119,8 @@ def encode_sparse(
     if not specs:
         raise SettingsError("enable_sparse is on, but no sparse model is chosen. Name one in models.sparse")
     started = context.clock()
-    run, unusable = _first_that_runs(chunks, queries, specs, context, top_k, make_factory)
+    with context.expecting(1) as expecting:
+        run, unusable = _first_that_runs(chunks, queries, specs, expecting, top_k, make_factory)
     if run is None:
         run = _without_model(metadata, len(queries), specs, context, next(iter(unusable.values())))
     chunk_vectors = _chunk_vectors(run.chunks, metadata, run.space)
@@ -195,19 +196,25 @@ def _run_model(
     files = context.locate(spec)
     factory = make_factory(spec, files, context.runtime, top_k)
     spec = factory.spec
+    context.start_workers(factory)
     work = encoder_input(chunks, queries, factory, files, context.tokens)
     table, windows = work.table, work.windows
-    with hold(context, "sparse", spec, factory) as model:
-        result = model.run(table)
-    failed = dict(result.failed_rows)
-    if len(table) and len(failed) == len(table):
-        raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
-    # rows of the table: first the chunks' windows, then the queries
-    n, index, weight = len(windows), result.outputs["index"], result.outputs["weight"]
+    n = len(windows)  # rows of the table: first the chunks' windows, then the queries
+    with hold_devices(context, "sparse", spec) as devices:
+        with devices.model(factory) as model:
+            result = model.run(table)
+        failed = dict(result.failed_rows)
+        if len(table) and len(failed) == len(table):
+            raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
+        index, weight = result.outputs["index"], result.outputs["weight"]
+        pruned_queries = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
+        full: dict[int, SparseRow] = {}
+        if len(pruned_queries):
+            unpruned = make_factory(spec, files, context.runtime, 0)
+            with suppress(EnsembleError, DeviceOutOfMemoryError), devices.model(unpruned) as model:
+                full = _unpruned(table, n, pruned_queries, spec.dimension, model)
     failed_windows = {row: why for row, why in failed.items() if row < n}
     failed_queries = {row - n: why for row, why in failed.items() if row >= n}
-    pruned_queries = np.flatnonzero(result.outputs["active"][n:] > index.shape[1])
-    full = _unpruned(table, n, pruned_queries, spec, context, make_factory(spec, files, context.runtime, 0))
     return _Run(
         spec.slug,
         space_of_model(spec, files),
@@ -220,30 +227,20 @@ def _run_model(
 
 
 def _unpruned(
-    table: TokenTable,
-    n_windows: int,
-    pruned_queries: NDArray[np.int64],
-    spec: ModelSpec,
-    context: ComputeContext,
-    factory: ForwardFactory,
+    table: TokenTable, n_windows: int, pruned_queries: NDArray[np.int64], dimension: int, model: HeldModel
 ) -> dict[int, SparseRow]:
     """Run queries that lost entries to pruning again without pruning: query row -> vector.
 
     These are few, since queries are short. A query that cannot be run again keeps its pruned vector, and is counted.
     """
     full: dict[int, SparseRow] = {}
-    step = max(1, _UNPRUNED_BYTES // (4 * spec.dimension))
-    if not len(pruned_queries):
-        return full
-    with suppress(EnsembleError, DeviceOutOfMemoryError), hold(context, "sparse", spec, factory) as model:
-        for start in range(0, len(pruned_queries), step):
-            some = pruned_queries[start : start + step]
-            rows = n_windows + some
-            again = model.run(take_rows(table, rows), rows=rows)
-            weights = again.outputs["weight"]
-            full |= {
-                int(row): positive_entries(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows
-            }
+    step = max(1, _UNPRUNED_BYTES // (4 * dimension))
+    for start in range(0, len(pruned_queries), step):
+        some = pruned_queries[start : start + step]
+        rows = n_windows + some
+        again = model.run(take_rows(table, rows), rows=rows)
+        weights = again.outputs["weight"]
+        full |= {int(row): positive_entries(weights[at]) for at, row in enumerate(some) if at not in again.failed_rows}
     return full
 
 

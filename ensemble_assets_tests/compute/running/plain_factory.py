@@ -16,6 +16,9 @@ class PlainFactory:
     reason = "reference"
     precision = "fp32"
 
+    def prepare(self) -> None:
+        """Import nothing."""
+
     def unload(self, forward) -> None:
         """Free nothing."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,12 @@ from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.running.shared_folder import (
     WORK_NAME,
     create_outputs,
-    load_outputs,
     load_table,
     open_outputs,
     save_table,
     work_folder,
 )
+from ensemble_assets.compute.tokens.token_tables import TokenTable
 from ensemble_assets_tests.compute.running.doubles import table_of
 
 TABLE, THREE = table_of([[5]]), table_of([[5], [6], [7]])
@@ -80,24 +81,32 @@ def test_nobody_else_may_read_a_work_folder(tmp_path):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_tables_come_back_as_they_were_with_and_without_a_second_segment(tmp_path):
-    for name, second in (("pairs", [1, 2]), ("singles", None)):
+def test_tables_come_back_as_they_were_with_all_that_a_model_is_given(tmp_path):
+    pairs = table_of([[5, 6], [7, 8, 9]], second_from=[1, 2])
+    own = replace(
+        table_of([[5, 6], [7, 8, 9]]),
+        tasks=np.array([0, 1], np.uint8),
+        arrays={"token_type_ids": np.arange(5, dtype=np.int32), "attention_mask": np.ones(5, np.int32)},
+        lost=np.array([0, 4]),
+    )
+    for name, table in {"pairs": pairs, "own": own, "singles": table_of([[5]])}.items():
         (tmp_path / name).mkdir()
-        table = table_of([[5, 6], [7, 8, 9]], second)
         save_table(tmp_path / name, table)
         mapped = load_table(tmp_path / name)
-        for part in ("ids", "offsets", "truncated", "second_from"):
+        assert mapped.arrays.keys() == table.arrays.keys()
+        for part in {field.name for field in fields(TokenTable)} - {"arrays"}:
             np.testing.assert_array_equal(getattr(mapped, part), getattr(table, part))
+        for part, values in table.arrays.items():
+            np.testing.assert_array_equal(mapped.arrays[part], values)
 
 
 def test_what_one_process_writes_another_maps(tmp_path):
     with work_folder(tmp_path) as folder:
-        create_outputs(folder, OUTPUTS, THREE)
+        loaded = create_outputs(folder, OUTPUTS, THREE)
         child = os.fork()
         if child == 0:
             open_outputs(folder, ["vector"])["vector"][1] = (4.0, 5.0)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        loaded = load_outputs(folder, OUTPUTS)
     assert loaded["vector"].tolist() == [[0.0, 0.0], [4.0, 5.0], [0.0, 0.0]]
     assert sorted(loaded) == ["active", "vector"]

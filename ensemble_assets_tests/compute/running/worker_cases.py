@@ -96,7 +96,7 @@ class Unloadable(SimulatedModel):
     """Raises while loading, on every device or on one.
 
     Attributes:
-        error: ``missing``, ``foreign``, ``two arguments``, ``end of file`` or ``hangs``.
+        error: ``missing``, ``foreign``, ``two arguments``, ``end of file`` or ``hangs``; ``late`` loads after a second.
         on: the device; empty for all.
     """
 
@@ -108,6 +108,9 @@ class Unloadable(SimulatedModel):
             return super().load(device)
         if self.error == "hangs":
             time.sleep(1e6)
+        if self.error == "late":
+            time.sleep(1.0)
+            return super().load(device)
         raise {
             "missing": ModelUnavailableError("its files are not here"),
             "foreign": ValueError(SECRET),
@@ -185,8 +188,11 @@ def run_on(
     """Lease the devices, take the table through the model on one worker each; the result and what was reported."""
     log = ActingLog() if events is None else events
     workers = replace(WorkerSettings(fixed_batches(), work_folder=root / "work"), **settings)
-    with lease_devices("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease:
-        result = TableRunner(LocalRunner(workers))(table, model, lease=lease, events=log)
+    with (
+        lease_devices("m", "dense", lock_folder=root / "locks", events=log, devices=devices, timeout=30.0) as lease,
+        TableRunner(LocalRunner(workers)).holding(lease, log) as runner,
+    ):
+        result = runner(table, model, lease=lease, events=log)
     return result, log
 
 

@@ -109,12 +109,12 @@ def test_the_lease_and_the_model_are_given_back_after_an_error(spec) -> None:
     assert (leases.given, factory.made.released) == (1, 1)  # type: ignore[attr-defined]
 
 
-def test_on_other_devices_workers_load_the_model_and_the_holder_says_so(spec) -> None:
+def test_on_other_devices_workers_keep_the_model_and_nothing_is_loaded_here(spec) -> None:
     journal = Journal()
     factory = DoubleFactory(LOGIT, journal=journal)
     workers = TableRunner(LocalRunner(WorkerSettings(workers_per_device=1)))
     with hold(ComputeContext(runner=workers), "rerank", spec, factory) as held:
-        assert held.reloads
+        assert not held.reloads
         assert held.run.keywords["factory"] is factory
     assert journal.loaded == []
 

@@ -50,7 +50,7 @@ def run_stages(root: Path) -> None:
     events = EventLog()
     settings = WorkerSettings(fixed_batches(96), size_history=root / "cache" / "sizes.json", work_folder=root / "work")
     lease = partial(lease_devices, lock_folder=root / "locks", events=events, devices=DEVICES, timeout=120.0, run="r")
-    context = ComputeContext(lease=lease, runner=TableRunner(LocalRunner(settings)), events=events)
+    context = ComputeContext(lease=lease, runner=TableRunner(LocalRunner(settings, DEVICES)), events=events)
     specs = {kind: model_folder(root / "models" / kind, kind) for kind in STAGES}
     store = store_of(root)
 

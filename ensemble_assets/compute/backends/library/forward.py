@@ -57,6 +57,12 @@ class LibraryFactory(ModelFactory):
             return sparse_outputs(spec.dimension, 0)
         return vector_outputs(spec.dimension, self.traits)
 
+    def prepare(self) -> None:
+        """Import the library too."""
+        import sentence_transformers  # noqa: F401  # slow, and loading needs it
+
+        super().prepare()
+
     def load(self, device: str) -> Forward:
         """Load onto ``device``.
 
