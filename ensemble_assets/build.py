@@ -9,7 +9,6 @@ from ensemble_assets.orchestration.checks import ALL_CHECKS
 from ensemble_assets.orchestration.io_manager import artefacts
 from ensemble_assets.orchestration.jobs import build_jobs
 from ensemble_assets.orchestration.resources import settings_resource
-from ensemble_assets.orchestration.run_end import TRACE_SENSORS
 from ensemble_assets.orchestration.schedules import nightly_schedule
 from ensemble_assets.orchestration.sensors import ALL_SENSORS
 from ensemble_assets.pipeline.compute_context import Computing
@@ -34,7 +33,7 @@ def build_definitions(*, progress: Progress | None = None, computing: Computing 
         asset_checks=list(ALL_CHECKS),
         jobs=build_jobs(current),
         schedules=[nightly_schedule(current, {spec.key.path[-1]: spec.code_version or "" for spec in specs}, checks)],
-        sensors=[*ALL_SENSORS, *TRACE_SENSORS],
+        sensors=list(ALL_SENSORS),
         resources={
             "settings": settings_resource(current),
             "artefacts": artefacts,

@@ -214,6 +214,12 @@ class EvaluationRecord(Record):
     means: dict[str, dict[str, float]] = field(default_factory=dict)
     measured: dict[str, str] = field(default_factory=dict)
 
+    def in_words(self) -> str:
+        """Describe amount and time, and the nDCG@10 of every list."""
+        figures = [f"{name} {means['nDCG@10']:.3f}" for name, means in self.means.items() if "nDCG@10" in means]
+        by = f"nDCG@10{'' if self.judged else ' of derived probes'}: {', '.join(figures)}"
+        return f"{super().in_words()}, {by}" if figures else super().in_words()
+
     def scalars(self) -> dict[str, Scalar]:
         """Give the facts that are one figure, switch or word; every mean is one, so that it can be plotted."""
         means = {f"{name} {measure}": mean for name, all_of in self.means.items() for measure, mean in all_of.items()}

@@ -53,6 +53,10 @@ class Record:
         """Whether the stage was switched on."""
         return self.status != "feature_disabled"
 
+    def in_words(self) -> str:
+        """Describe amount and time for people, in numbers and fixed words only."""
+        return f"{self.items:,} {self.unit}, {self.wall_seconds:.1f} s" if self.items else f"{self.wall_seconds:.1f} s"
+
     def as_json(self) -> dict[str, Any]:
         """Give JSON types, without the facts that have no value."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -129,6 +133,13 @@ class StageRecord(Record):
     def tokens_per_second(self) -> float:
         """Tokens over wall seconds; 0 where nothing ran."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def in_words(self) -> str:
+        """Describe amount and time, the number format, and how many were reused, cut or fell back."""
+        counts = {"reused": self.reused, "cut": self.truncated, "fell back": self.fallback_count}
+        precision = self.precision if self.precision != "none" else ""
+        said = (super().in_words(), precision, *(f"{count:,} {word}" for word, count in counts.items() if count))
+        return ", ".join(word for word in said if word)
 
     def as_json(self) -> dict[str, Any]:
         """Give JSON types, ``tokens_per_second`` included."""

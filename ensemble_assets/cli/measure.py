@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ensemble_assets.artefacts.artefact import Artefact
     from ensemble_assets.artefacts.latency_baseline import SlaBaseline
     from ensemble_assets.artefacts.records import EvaluationRecord
-    from ensemble_assets.cli.summary import CollectionOutcome
+    from ensemble_assets.cli.console import CollectionOutcome
 
 _target_options = args.with_options(args.TARGET, args.TARGET_OUTPUT, args.SET)
 
@@ -35,7 +35,7 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    from ensemble_assets.cli.console_progress import ConsoleProgress
+    from ensemble_assets.cli.console import ConsoleProgress
     from ensemble_assets.cli.run import run_collections
     from ensemble_assets.pipeline.from_settings import open_store
 

@@ -65,7 +65,7 @@ def plan(
 def _print_plan(planned: CollectionPlan) -> None:
     from rich.table import Table
 
-    from ensemble_assets.cli.summary import plain_or_terminal
+    from ensemble_assets.cli.console import plain_or_terminal
 
     console = plain_or_terminal(_PLAIN_WIDTH)
     title = f"{planned.collection}: {planned.chunks} chunks, {planned.queries} queries"

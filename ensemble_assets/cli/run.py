@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from ensemble_assets.artefacts.stage_record import Record
-    from ensemble_assets.cli.console_progress import ConsoleProgress
-    from ensemble_assets.cli.summary import CollectionOutcome
+    from ensemble_assets.cli.console import CollectionOutcome, ConsoleProgress
 
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 """Dagster reports nothing to its makers and shows no invitation to its newsletter."""
@@ -71,8 +70,7 @@ def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
 def _run_and_show(
     names: tuple[str, ...], flags: dict[str, Any], assignments: tuple[str, ...], json_output: bool
 ) -> int:
-    from ensemble_assets.cli.console_progress import ConsoleProgress
-    from ensemble_assets.cli.summary import as_json, print_summary
+    from ensemble_assets.cli.console import ConsoleProgress, as_json, print_summary
 
     overrides, sources = args.option_overrides(flags, assignments)
     outcomes = run_collections(names, overrides, sources, ConsoleProgress())
@@ -124,7 +122,7 @@ def run_collections(
 
 def _left_out(settings: Settings) -> list[CollectionOutcome]:
     """List the folders that are no collection as failed runs."""
-    from ensemble_assets.cli.summary import CollectionOutcome
+    from ensemble_assets.cli.console import CollectionOutcome
     from ensemble_assets.collection.folders import discover
 
     output, refused = Path(settings.paths.output_dir), discover(Path(settings.paths.chunked_dir)).refused
@@ -191,7 +189,7 @@ def _outcome(
     collection: str, result: dg.ExecuteInProcessResult, resolved: Resolved, stages: list[Record]
 ) -> CollectionOutcome:
     from ensemble_assets.artefacts.records import FailedStage
-    from ensemble_assets.cli.summary import CollectionOutcome
+    from ensemble_assets.cli.console import CollectionOutcome
 
     toggles = [stage.toggle for stage in PIPELINE if stage.toggle]
     stages = list({record.stage: record for record in stages}.values())  # the last try of each

@@ -75,7 +75,7 @@ def require_name(key: str) -> None:
         raise InputError(
             f"partition {printable(key)!r}",
             "is no collection's name: those have letters, digits, '-' and '_' only",
-            "Delete the partition. The sensor corpora adds one for every folder, as my_docs for 'my docs'",
+            "Delete the partition. The sensor housekeeping adds one for every folder, as my_docs for 'my docs'",
         )
 
 

@@ -16,6 +16,7 @@ class Stage:
         name: short name, in spans, metrics, the manifest and the command line.
         asset: name of its Dagster asset and of its artefact.
         inputs: names of the stages whose artefacts it reads.
+        doing: words for its work while no rows can be counted.
         timed: whether it counts in the latency budget and has a span ``rag.<name>``.
         toggle: settings key that switches it off, or "".
         main_frame: name of the frame that stands for the artefact in Dagster, or "".
@@ -25,6 +26,7 @@ class Stage:
     name: str
     asset: str
     inputs: tuple[str, ...] = ()
+    doing: str = "preparing models and texts"
     timed: bool = False
     uses_model: bool = False
     toggle: str = ""
@@ -34,14 +36,15 @@ class Stage:
 
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("chunks", "chunks", main_frame="chunks", holds_text=True),
-    Stage("queries", "queries", ("chunks",), main_frame="queries", holds_text=True),
+    Stage("chunks", "chunks", doing="reading files", main_frame="chunks", holds_text=True),
+    Stage("queries", "queries", ("chunks",), "reading queries", main_frame="queries", holds_text=True),
     Stage("dense", "dense_embeddings", ("chunks", "queries"), timed=True, uses_model=True),
     Stage("sparse", "sparse_vectors", ("chunks", "queries"), timed=True, uses_model=True, toggle="enable_sparse"),
     Stage(
         "fusion",
         "fused_candidates",
         ("chunks", "queries", "dense", "sparse"),
+        "searching",
         timed=True,
         main_frame="candidates",
     ),
@@ -54,11 +57,12 @@ PIPELINE: tuple[Stage, ...] = (
         toggle="enable_rerank",
         main_frame="reranked",
     ),
-    Stage("evaluation", "evaluation", ("chunks", "queries", "fusion", "rerank"), in_bundle=False),
+    Stage("evaluation", "evaluation", ("chunks", "queries", "fusion", "rerank"), "measuring", in_bundle=False),
     Stage(
         "export",
         "export_bundle",
         ("chunks", "queries", "dense", "sparse", "fusion", "rerank"),
+        "writing and checking the bundle",
         timed=True,
     ),
 )

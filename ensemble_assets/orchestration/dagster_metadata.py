@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.artefact import Artefact
-from ensemble_assets.artefacts.records import ExportRecord
+from ensemble_assets.artefacts.records import EvaluationRecord, ExportRecord
+from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
@@ -38,6 +39,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report import charts
 from ensemble_assets.report.facts import Facts, read_facts
 from ensemble_assets.report.small_pictures import small_pictures
+from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 from ensemble_assets.settings import options
 from ensemble_assets.telemetry.allowed_names import FIELDS, OUTCOMES, REASONS, SOURCES
 from ensemble_assets.telemetry.allowed_values import Scalar, plain_scalar
@@ -73,6 +75,28 @@ def admitted_metadata(facts: Mapping[str, object], pictures: Mapping[str, Any]) 
     drawn = {name: picture for name, picture in pictures.items() if _is_key(name) and isinstance(picture, _PICTURES)}
     dropped = len(given) + len(pictures) - len(passed) - len(drawn)
     return {**passed, **drawn, **({DROPPED: dropped} if dropped else {})}
+
+
+_PLOTTED = (
+    "dagster/row_count", "wall_seconds", "tokens_per_second", "reused", "truncated", "peak_bytes", "fallback_count",
+    "coverage_ratio", "reached_depth", "skipped", "texts_cut", "bytes",
+)  # fmt: skip
+"""Figures that Dagster plots over time, each in a chart of its own. All others stand in one table."""
+
+PROBES = "probes "
+"""Start of the name of a figure that derived probes gave, so that it is no point on the line of real judgements."""
+
+
+def described(record: Record, rows: int, pictures: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a stage's record to Dagster: figures to plot, pictures, and a table with all the rest."""
+    facts: dict[str, Scalar] = {"dagster/row_count": rows, **record.scalars()}
+    facts = {name: round(value, 4) if isinstance(value, float) else value for name, value in facts.items()}
+    passed = admitted_metadata(facts, pictures)
+    start = PROBES if isinstance(record, EvaluationRecord) and not record.judged else ""
+    gated = {f"{ranked} {GATED_MEASURE}": f"{start}{ranked} {GATED_MEASURE}" for ranked in stages.list_names()}
+    names = {name: gated.get(name, name) for name in (*_PLOTTED, *gated, *pictures, DROPPED) if name in passed}
+    rest = [{"fact": name, "value": str(value)} for name, value in passed.items() if name not in names]
+    return {**{shown: passed[name] for name, shown in names.items()}, "facts": table(rest, len(rest))}
 
 
 _PICTURES = (dg.MarkdownMetadataValue, dg.TableMetadataValue, dg.PathMetadataValue, dg.TableSchema)
@@ -133,6 +157,15 @@ def table(rows: Sequence[Mapping[str, Cell]], limit: int = 20) -> dg.MetadataVal
     return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:limit]])
 
 
+def lists_by_measures(means: Mapping[str, Mapping[str, float]]) -> list[dict[str, Cell]]:
+    """Give one row per ranked list, under the title that people know it by, and one column per measure."""
+    titles = {ranked.name: ranked.title for ranked in stages.LISTS}
+    return [
+        {"list": titles.get(name, name), **{measure: round(mean, 4) for measure, mean in measures.items()}}
+        for name, measures in means.items()
+    ]
+
+
 def column_metadata(asset: str, artefact: Artefact) -> dict[str, Any]:
     """Describe the columns of an artefact's main frame; nothing for an artefact of arrays or files alone."""
     frame = next((stage.main_frame for stage in stages.PIPELINE if stage.asset == asset), "")
@@ -174,6 +207,6 @@ def _report_tables(facts: Facts) -> dict[str, dg.MetadataValue]:
         ],
         "toggles": [dict(zip(("option", "value", "layer", "set by"), row, strict=True)) for row in facts.toggles],
         "coverage": [dict(facts.coverage)] if facts.coverage else [],
-        "quality": [{"list": name, **means} for name, means in facts.quality.items()],
+        "quality": lists_by_measures(facts.quality),
     }
     return {name: table(listed) for name, listed in rows.items() if listed or name == "fallback_reasons"}

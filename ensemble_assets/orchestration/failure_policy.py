@@ -1,7 +1,7 @@
 """Decide which failed steps are tried again, from one table of errors.
 
 A stage itself (``compute``) handles batches that do not fit, rows that are not finite and workers that die. The sensor
-``dead_runs`` finds runs whose process is gone, and the instance starts them again (``run_retries``).
+``housekeeping`` finds runs whose process is gone, and the instance starts them again (``run_retries``).
 """
 
 from __future__ import annotations

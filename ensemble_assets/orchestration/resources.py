@@ -5,7 +5,7 @@ The form is generated from the settings models, so it has every option with its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,18 @@ from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
 from ensemble_assets.settings.section import Names, Section
 from ensemble_assets.settings.sources import dotted, nested
+
+_LAUNCHPAD = (
+    "chunks.headings",
+    "enable_rerank", "enable_sparse",
+    "models.ensemble", "models.profile", "models.rerank", "models.sparse", "models.windows",
+    "queries.file", "queries.qrels",
+    "rerank.budget", "rerank.depth",
+)  # fmt: skip
+"""Options that the Launchpad opens with, those that a person is most likely to change for one run.
+
+Dagster sorts all keys by name. Of these the names happen to be in the order of the pipeline, which a test holds.
+"""
 
 
 class SettingsForm(dg.ConfigurableResource[Any]):
@@ -66,15 +78,35 @@ def _form_fields(current: Section, prefix: str = "") -> dict[str, tuple[Any, Any
             fields[name] = (section, Field(default=section(), description=type(value).__doc__))
         else:
             option = options()[prefix + name]
-            words = f"{field.description} Accepted: {option.accepted}. Environment: {option.variable}."
             names = field.annotation == Names
             shown = list(value) if names else value
+            now = ", ".join(value) if names else value
+            words = (
+                f"{field.description} Accepted: {option.accepted}. Environment: {option.variable}. "
+                f"Unless set here: {'(empty)' if now == '' else now}."
+            )
             fields[name] = (list[str] if names else field.annotation, Field(default=shown, description=words))
     return fields
 
 
+def _launchpad_schema(fields: Mapping[str, dg.Field], shown: Collection[str], prefix: str = "") -> dg.Shape:
+    """Make the schema of a form whose scaffold has the ``shown`` options only; all others may be given too."""
+    made: dict[str, dg.Field] = {}
+    for name, field in fields.items():
+        if isinstance(field.config_type, dg.Shape):
+            inner = _launchpad_schema(field.config_type.fields, shown, f"{prefix}{name}.")
+            made[name] = dg.Field(inner, description=field.description)
+        elif prefix + name in shown:
+            made[name] = field
+        else:  # optional without a default: Dagster leaves it out, and the form fills it in
+            made[name] = dg.Field(field.config_type, is_required=False, description=field.description)
+    return dg.Shape(made)  # type: ignore[no-untyped-call]
+
+
 def settings_resource(current: Settings) -> dg.ResourceDefinition:
-    """Make the settings resource of a code location: a form that shows ``current``, checked before a run starts.
+    """Make the settings resource of a code location, checked before a run starts.
+
+    The Launchpad opens with a dozen options, and those that ``current`` has changed; the schema beside it has all.
 
     Dagster's own check knows types and closed lists of words only. Values out of range, unknown models and broken
     custom model files are refused when Dagster plans the run, which is before it is stored or queued.
@@ -89,7 +121,9 @@ def settings_resource(current: Settings) -> dg.ResourceDefinition:
         choose_models(form(**config).resolved().settings.models)
         return dict(config)
 
-    schema = form.to_config_schema()
+    values = flatten(current)
+    changed = (key for key, option in options().items() if values[key] != option.field.default)
+    schema = _launchpad_schema(form.to_fields_dict(), {*_LAUNCHPAD, *changed})
     inner = dg.ResourceDefinition(make, config_schema=schema, description=form.__doc__)
     return inner.configured(checked, config_schema=schema, description=form.__doc__)
 

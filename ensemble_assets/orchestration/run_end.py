@@ -1,8 +1,10 @@
 """Record the root span of a run when the run ends, so that its trace is complete.
 
-The command line does it for its own runs, the sensors below for all others. A second attempt changes nothing.
+The command line does it for its own runs, the sensor ``housekeeping`` for all others. A second attempt changes nothing.
 """
 
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -15,6 +17,10 @@ from ensemble_assets.settings import Resolved, resolve
 PARTITION_TAG = "dagster/partition"
 BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
 """Tags of runs that end their own trace: the daemon may resolve their relative paths otherwise."""
+
+_OVER = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+_LATE_SECONDS = 60.0
+"""Most seconds between the time of an event and its place in the database of a busy machine."""
 
 
 def resolve_run(run: dg.DagsterRun) -> Resolved:
@@ -49,25 +55,16 @@ def _ended_by(run: dg.DagsterRun) -> BaseException | None:
     return KeyboardInterrupt() if run.status == dg.DagsterRunStatus.CANCELED else dg.Failure()
 
 
-def _sensor(status: dg.DagsterRunStatus) -> dg.SensorDefinition:
-    @dg.run_status_sensor(
-        run_status=status,
-        name=f"trace_end_of_{status.value.lower()}_runs",
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Records the root span of the run's trace.",
-    )
-    def end(context: dg.RunStatusSensorContext) -> dg.SkipReason:
-        try:
-            run = context.dagster_run
-            done = end_trace(context.instance, run.run_id, only_known=BY_COMMAND_LINE.items() <= run.tags.items())
-        except SettingsError:
-            return dg.SkipReason("The run's settings are not accepted any more; its trace has no root span.")
-        return dg.SkipReason("Root span recorded." if done else "The trace had ended already.")
+def end_traces(instance: dg.DagsterInstance, since: float) -> tuple[int, float]:
+    """End the traces of all runs that ended after ``since``; return their number, and the time to go on from.
 
-    return end
-
-
-TRACE_SENSORS = tuple(
-    _sensor(status)
-    for status in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-)
+    A minute before ``since`` is looked at again: events that were stored late would be missed otherwise.
+    """
+    over = dg.RunsFilter(statuses=_OVER, updated_after=datetime.fromtimestamp(since - _LATE_SECONDS, UTC))
+    ended = 0
+    for record in instance.get_run_records(over):
+        since = max(since, record.update_timestamp.timestamp())
+        run = record.dagster_run
+        with suppress(SettingsError):  # the run's settings are not accepted any more; its trace has no root span
+            ended += end_trace(instance, run.run_id, only_known=BY_COMMAND_LINE.items() <= run.tags.items())
+    return ended, since

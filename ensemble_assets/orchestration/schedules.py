@@ -45,8 +45,8 @@ def nightly_schedule(
             cron_schedule=options.nightly_cron,
             execution_timezone=options.timezone,
             execution_fn=request_stale,
-            description="Runs collections whose chunks, models or code changed, whose checks failed, or whose last run "
-            "was interrupted.",
+            description="Switch on to run, every night, collections whose chunks, models or code changed, whose checks "
+            "failed, or whose last run was interrupted.",
             default_status=dg.DefaultScheduleStatus.STOPPED,
         )
     except dg.DagsterInvalidDefinitionError:

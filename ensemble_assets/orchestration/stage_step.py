@@ -24,7 +24,7 @@ from ensemble_assets.common.errors import EnsembleError, InputError
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.common.stopping import stop_when_asked
-from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, column_metadata
+from ensemble_assets.orchestration.dagster_metadata import column_metadata, described
 from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE
@@ -39,13 +39,12 @@ Draw = Callable[[Artefact], Pictures]
 def finish(
     run: StageRun, record: Record, rows: int, draw: Draw = lambda artefact: {}
 ) -> dg.MaterializeResult[Artefact]:
-    """Seal the stage's artefact and describe it to Dagster, which plots the figures and ``rows`` over time."""
+    """Seal the stage's artefact and describe it to Dagster, which plots some figures and ``rows`` over time."""
     artefact = run.seal(record)
-    facts = {**artefact.record.scalars(), "dagster/row_count": rows}
     pictures = {**column_metadata(run.asset, artefact), **draw(artefact)}
     return dg.MaterializeResult(
         value=artefact,
-        metadata=admitted_metadata(facts, pictures),
+        metadata=described(artefact.record, rows, pictures),
         data_version=dg.DataVersion(artefact.version),
     )
 
@@ -114,6 +113,10 @@ def stage_step(
         writer.discard()
         raise failure(error) from None
     if run.record is not None:
+        ended = run.record.status if run.record.enabled else "off"
+        context.log.info(f"{stage} of {collection}: {ended}, {run.record.in_words()}")
+        for warning in run.record.warnings:
+            context.log.warning(f"{stage} of {collection}: {warning}")
         progress.stage_finished(collection, run.record)
 
 

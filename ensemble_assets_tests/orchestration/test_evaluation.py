@@ -12,8 +12,11 @@ import polars as pl
 import pytest
 
 from ensemble_assets.artefacts.quality_baseline import QualityBaseline, read_quality_baseline, write_quality_baseline
+from ensemble_assets.artefacts.records import EvaluationRecord
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
+from ensemble_assets.orchestration.dagster_metadata import described
 from ensemble_assets.retrieval.evaluation import MEASURES, evaluate
+from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline
 
 RUNS = ("dense", "sparse", "lexical", "fused", "reranked")
@@ -69,12 +72,25 @@ def test_what_is_stored_is_what_a_direct_measurement_of_the_lists_gives(finished
     assert outcome.artefact("evaluation").record.means["reranked"]["MAP"] == pytest.approx(expected)
 
 
-def test_every_mean_is_a_number_that_the_ui_plots(finished: tuple[Pipeline, Outcome]) -> None:
-    events = finished[1].result.asset_materializations_for_node("evaluation")
-    metadata = events[0].metadata
-    for run in RUNS:
-        for measure in MEASURES:
-            assert isinstance(metadata[f"{run} {measure}"], dg.FloatMetadataValue)
+def test_the_ui_plots_the_gated_measure_of_every_list_and_has_one_table_of_all(
+    finished: tuple[Pipeline, Outcome],
+) -> None:
+    metadata = dict(finished[1].result.asset_materializations_for_node("evaluation")[0].metadata)
+    plotted = {name for name, value in metadata.items() if isinstance(value, dg.FloatMetadataValue)}
+    assert plotted == {"wall_seconds", *(f"{run} {GATED_MEASURE}" for run in RUNS)}
+    rows = [record.data for record in metadata["quality"].records]
+    assert [row["list"] for row in rows] == ["Dense", "Sparse", "BM25", "Fused", "Reranked"]
+    assert all(set(MEASURES) < set(row) for row in rows)
+
+
+def test_figures_of_derived_probes_are_plotted_under_a_name_of_their_own() -> None:
+    means = {"fused": {GATED_MEASURE: 1.0}}
+    by_probes, judged = (
+        described(EvaluationRecord("evaluation", "completed", means=means, judged=judged), 1, {})
+        for judged in (False, True)
+    )
+    assert by_probes[f"probes fused {GATED_MEASURE}"] == judged[f"fused {GATED_MEASURE}"] == 1.0
+    assert f"fused {GATED_MEASURE}" not in by_probes
 
 
 def test_without_a_baseline_the_gate_passes_and_says_how_to_accept_one(finished: tuple[Pipeline, Outcome]) -> None:

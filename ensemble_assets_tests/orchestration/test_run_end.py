@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import dagster as dg
@@ -10,13 +11,12 @@ import pytest
 from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
-from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, TRACE_SENSORS, resolve_run
+from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE, end_traces, resolve_run
+from ensemble_assets.orchestration.sensors.housekeeping import housekeeping
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.telemetry.journal import read_journal
 from ensemble_assets_tests.orchestration.doubles import dense_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories
-
-SUCCESS, FAILURE, _ = TRACE_SENSORS
 
 
 def _run(pipeline: Pipeline, instance: dg.DagsterInstance, computing: Computing, **tags: str) -> dg.DagsterRun:
@@ -30,18 +30,8 @@ def _run(pipeline: Pipeline, instance: dg.DagsterInstance, computing: Computing,
     return run
 
 
-def _hears(sensor: dg.SensorDefinition, instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    event = next(
-        entry.dagster_event
-        for entry in reversed(instance.all_logs(run.run_id))
-        if entry.dagster_event and (entry.dagster_event.is_run_failure or entry.dagster_event.is_job_success)
-    )
-    context = dg.build_run_status_sensor_context(
-        sensor_name=sensor.name, dagster_instance=instance, dagster_run=run, dagster_event=event
-    )
-    answer = sensor(context)
-    assert isinstance(answer, dg.SkipReason)
-    return str(answer.skip_message)
+def _ended(instance: dg.DagsterInstance, since: float = 0.0) -> int:
+    return end_traces(instance, since)[0]
 
 
 def _roots(pipeline: Pipeline, run: dg.DagsterRun) -> list[tuple[str, str]]:
@@ -58,8 +48,9 @@ def test_a_sensor_ends_the_trace_of_a_run_that_nobody_ended(pipeline: Pipeline) 
     with dg.DagsterInstance.ephemeral() as instance:
         run = _run(pipeline, instance, pipeline.computing)
         assert _roots(pipeline, run) == []
-        assert _hears(SUCCESS, instance, run) == "Root span recorded."
-        assert _hears(SUCCESS, instance, run) == "The trace had ended already."
+        ended, since = end_traces(instance, 0.0)
+        assert ended == 1
+        assert end_traces(instance, since) == (0, since), "a trace ends once"
         assert _roots(pipeline, run) == [("active", "")]
 
 
@@ -67,7 +58,7 @@ def test_a_failed_run_ends_with_a_failed_root(pipeline: Pipeline) -> None:
     computing = Computing({**fast_factories(), "dense": dense_double(missing=True)})
     with dg.DagsterInstance.ephemeral() as instance:
         run = _run(pipeline, instance, computing)
-        assert _hears(FAILURE, instance, run) == "Root span recorded."
+        assert _ended(instance) == 1
         assert _roots(pipeline, run) == [("failed", "Failure")]
 
 
@@ -75,9 +66,9 @@ def test_a_run_of_the_command_line_in_another_folder_is_left_alone(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = _run(pipeline, instance, pipeline.computing, **BY_COMMAND_LINE)
+        _run(pipeline, instance, pipeline.computing, **BY_COMMAND_LINE)
         (tmp_path / "output").rename(tmp_path / "elsewhere")
-        assert _hears(SUCCESS, instance, run) == "The trace had ended already."
+        assert _ended(instance) == 0
         assert not (tmp_path / "output").exists()
 
 
@@ -87,7 +78,7 @@ def test_settings_that_are_not_accepted_any_more_do_not_break_the_daemon(
     with dg.DagsterInstance.ephemeral() as instance:
         run = _run(pipeline, instance, pipeline.computing)
         monkeypatch.setenv("EMBEDDER_METRICS_ENABLED", "perhaps")
-        assert "not accepted" in _hears(SUCCESS, instance, run)
+        assert _ended(instance) == 0
     assert _roots(pipeline, run) == []
 
 
@@ -98,6 +89,40 @@ def test_the_settings_of_a_run_are_those_of_its_run_configuration(pipeline: Pipe
     assert settings.rerank.depth == 20
 
 
-def test_the_sensors_run_without_being_switched_on() -> None:
-    assert {sensor.default_status for sensor in TRACE_SENSORS} == {dg.DefaultSensorStatus.RUNNING}
-    assert {sensor.name for sensor in build_definitions().sensors or ()} >= {sensor.name for sensor in TRACE_SENSORS}
+def test_a_run_that_ended_before_the_first_tick_of_the_sensor_but_was_stored_after_it_is_not_missed(
+    pipeline: Pipeline,
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        _run(pipeline, instance, pipeline.computing)
+        assert _ended(instance, since=time.time() + 30) == 1
+        assert _ended(instance, since=time.time() + 3600) == 0
+
+
+def test_housekeeping_runs_without_being_switched_on_adds_folders_and_asks_for_no_run(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert housekeeping.default_status == dg.DefaultSensorStatus.RUNNING
+    monkeypatch.setenv("EMBEDDER_CHUNKED_DIR", str(pipeline.root / "corpora"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = housekeeping(dg.build_sensor_context(instance=instance))
+        assert isinstance(first, dg.SensorResult)
+        assert not first.run_requests
+        (added,) = first.dynamic_partitions_requests or ()
+        assert list(added.partition_keys) == ["notes"]
+        assert "added: notes" in str(first.skip_reason)
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), ["notes"])
+        monkeypatch.setenv("EMBEDDER_CHUNKED_DIR", str(pipeline.root / "nowhere"))
+        again = housekeeping(dg.build_sensor_context(instance=instance, cursor=first.cursor))
+        assert isinstance(again, dg.SensorResult)
+        assert "is not a folder" in str(again.skip_reason), "the other tasks are done all the same"
+
+
+def test_automations_are_few_and_those_that_run_collections_wait_to_be_switched_on() -> None:
+    made = build_definitions()
+    status = {each.name: each.default_status.value for each in [*(made.sensors or ()), *(made.schedules or ())]}
+    assert status == {
+        "corpora": "STOPPED",
+        "nightly_stale": "STOPPED",
+        "incidents": "STOPPED",
+        "housekeeping": "RUNNING",
+    }

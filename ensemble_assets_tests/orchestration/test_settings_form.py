@@ -8,14 +8,19 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from dagster import validate_run_config
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.stages import STAGE
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.resources import settings_form, settings_run_config
 from ensemble_assets.pipeline.stage_run import Progress
 from ensemble_assets.settings import Settings, flatten, options, resolution, resolve
+from ensemble_assets.settings.sources import dotted
 from ensemble_assets_tests.orchestration.pipeline import Pipeline
 
 
@@ -110,3 +115,40 @@ def test_the_form_shows_help_accepted_values_and_variable_of_every_option() -> N
             assert words in field.description  # type: ignore[operator]
         shown = tuple(field.default) if isinstance(field.default, list) else field.default
         assert shown == flatten(Settings())[key]
+
+
+def launchpad_text() -> dict[str, Any]:
+    """The text that the Launchpad opens with, as the server makes it."""
+    made = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE).get_job_snapshot()
+    schema = made.config_schema_snapshot
+    root = schema.get_config_snap(str(made.mode_def_snaps[0].root_config_key))
+    return dict(yaml.safe_load(default_values_yaml_from_type_snap(schema, root))["resources"]["settings"]["config"])
+
+
+def test_the_launchpad_opens_with_a_dozen_options_in_the_order_of_the_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = launchpad_text()
+    assert len(dotted(text)) == 12
+    assert list(text) == ["chunks", "enable_rerank", "enable_sparse", "models", "queries", "rerank"]
+    stages = [name for name in text if name in STAGE]
+    assert stages == [name for name in STAGE if name in stages]
+
+
+def test_the_launchpad_shows_what_this_installation_sets_otherwise_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ensemble.yaml").write_text("fusion: {depth: 50}\nrerank: {depth: 7}\n")
+    text = launchpad_text()
+    assert text["fusion"] == {"depth": 50}
+    assert text["rerank"]["depth"] == 7
+
+
+def test_every_option_can_be_given_in_the_launchpad_also_those_that_it_does_not_open_with() -> None:
+    job = build_definitions().resolve_job_def(RETRIEVAL_BUNDLE)
+    everything = settings_run_config(flatten(Settings()), {})
+    assert validate_run_config(job, everything)
+    with pytest.raises(dg.DagsterInvalidConfigError):
+        validate_run_config(job, settings_run_config({"fusion.method": "magic"}, {}))

@@ -4,7 +4,7 @@ import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import DEVICE_POOL, Materialised, collection_asset
-from ensemble_assets.orchestration.dagster_metadata import bars, histogram, table
+from ensemble_assets.orchestration.dagster_metadata import bars, histogram, lists_by_measures, table
 from ensemble_assets.orchestration.stage_step import Pictures, finish
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import fuse_candidates
@@ -59,7 +59,6 @@ def evaluation(
 
 def _draw_quality(evaluation: Artefact) -> Pictures:
     means = evaluation.record.means
-    rows = [{"run": name, **{m: round(mean, 4) for m, mean in measures.items()}} for name, measures in means.items()]
     gated = [measures[GATED_MEASURE] for measures in means.values()]
     drawn = {GATED_MEASURE: bars(list(means), gated, GATED_MEASURE, "")} if means else {}
-    return {"quality": table(rows), **drawn}
+    return {"quality": table(lists_by_measures(means)), **drawn}

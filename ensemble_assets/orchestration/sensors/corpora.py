@@ -23,7 +23,7 @@ from ensemble_assets.settings import resolve
 @dg.sensor(
     job_name=RETRIEVAL_BUNDLE,
     minimum_interval_seconds=30,
-    description="Adds a partition for every new folder below paths.chunked_dir; runs new and changed collections.",
+    description="Switch on to run collections as their folders are added or changed below paths.chunked_dir.",
 )
 def corpora(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Ask for one run of every collection whose content was neither read last nor asked for last."""

@@ -1,4 +1,4 @@
-"""Sensor ``dead_runs``: mark a run as failed when its process is gone, so that its pool slot and queue place are free.
+"""Mark a run as failed when its process is gone, so that its pool slot and queue place are free.
 
 The code server does this for runs that it started, unless it was killed too: Dagster's default launcher has no health
 check. Runs of other machines and containers are left alone.
@@ -39,21 +39,11 @@ class RunProcess:
             return True
 
 
-@dg.sensor(
-    name="dead_runs",
-    minimum_interval_seconds=15,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Marks runs as failed whose process on this machine is gone, so that they hold nothing up.",
-)
-def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Mark dead runs as failed; ``run_retries`` of the instance starts them again."""
-    ended = end_dead_runs(context.instance)
-    running = "no run is without its process"
-    return dg.SkipReason(f"marked as failed: {', '.join(ended)}" if ended else running)
-
-
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark runs as failed whose process on this machine is gone; return their ids."""
+    """Mark runs as failed whose process on this machine is gone; return their ids.
+
+    ``run_retries`` of the instance starts them again.
+    """
     ended = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_STARTED)):
         run = record.dagster_run

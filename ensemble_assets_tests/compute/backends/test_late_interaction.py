@@ -285,3 +285,4 @@ def test_the_registered_model_gives_what_sentence_transformers_token_embeddings_
     assert got == pytest.approx(expected, abs=2e-3)
     assert got[0] > got[1]
     assert result.record.weight == spec.share
+    assert result.record.backend == "openvino", "a score for each pair is no cut vector, which only torch gives"

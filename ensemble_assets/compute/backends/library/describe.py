@@ -46,8 +46,9 @@ class Described:
 
     @property
     def is_cut(self) -> bool:
-        """Whether its vectors are cut to fewer components than the model gives (Matryoshka)."""
-        return self.spec.kind == "dense" and self.spec.dimension < self.traits.dimension
+        """Whether its vectors are cut to fewer components than the model gives (Matryoshka); a score is no vector."""
+        vectors = self.spec.kind == "dense" and self.spec.pooling != "late_interaction"
+        return vectors and self.spec.dimension < self.traits.dimension
 
 
 def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> Described:

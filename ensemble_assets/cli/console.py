@@ -1,24 +1,122 @@
-"""Summarise runs: as JSON, or as a table with what is worth knowing about each, readable at 80 columns."""
+"""Show a run on the terminal: the progress of its stages, and a summary of it.
+
+Progress is on standard error: a bar on a terminal, a line every few seconds elsewhere. The summary is on standard
+output: JSON, or a table with what is worth knowing about each collection, readable at 80 columns.
+"""
 
 from __future__ import annotations
 
 import shlex
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble_assets.artefacts.records import EvaluationRecord
+from ensemble_assets.artefacts.records import EvaluationRecord, FailedStage
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
-from ensemble_assets.common.stages import LISTS
+from ensemble_assets.common.stages import LISTS, STAGE
+from ensemble_assets.pipeline import stage_run
 from ensemble_assets.pipeline.bundle_export import report_path
 
 _MEASURE = "nDCG@10"
 _PLAIN_WIDTH = 140
 """Characters of a line in a file or pipe: enough for every sentence, so that few are wrapped."""
+_MARKS = {"failed": "[red]failed[/red]", "feature_disabled": "[dim]off[/dim]", "fallback": "[yellow]fallback[/yellow]"}
+
+_LINE_SECONDS = 5.0
+"""Time between two plain lines of one stage: a log of an hour has 720."""
+_WHOLE_RATE = 10
+"""Rows a second from which a fraction says nothing any more."""
+
+
+@dataclass
+class _Running:
+    """The stage that runs now; ``total`` is 0 until its models are loaded and its texts are tokenised."""
+
+    label: str
+    doing: str
+    done: int = 0
+    total: int = 0
+    began: float = field(default_factory=time.monotonic)
+    first_batch: float = 0.0
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def in_words(self) -> str:
+        """Describe how far the stage is, how fast it goes and how long it will take."""
+        now = time.monotonic()
+        if not self.done:
+            return f"{self.doing}, {now - self.began:.0f} s"
+        rate = self.done / max(now - self.first_batch, 1e-3)
+        shown = f"{rate:.0f}" if rate >= _WHOLE_RATE else f"{rate:.1f}"
+        return f"{self.done} of {self.total} rows, {shown} a second, {(self.total - self.done) / rate:.0f} s left"
+
+
+class ConsoleProgress(stage_run.Progress):
+    """Progress of stages that run one after the other. ``records`` has those of the ended ones, by collection."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.records: dict[str, list[Record]] = {}
+        self._console = console or Console(stderr=True, highlight=False)
+        self._running: _Running | None = None
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def stage_started(self, stage: str, collection: str) -> None:
+        """Begin to show a stage."""
+        doing = STAGE[stage].doing if stage in STAGE else "uploading"
+        running = self._running = _Running(f"{collection}  {stage}", doing)
+        if not self._console.is_terminal:
+            self._console.print(f"  {running.label} …", markup=False)
+            threading.Thread(target=self._print_lines, args=(running,), daemon=True).start()
+            return
+        name, how = TextColumn("  {task.description}"), TextColumn("{task.fields[how]}")
+        columns = (name, BarColumn(20), MofNCompleteColumn(), how, TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task(running.label, total=None, how=doing)
+        self._bar.start()
+
+    def stage_advanced(self, done: int, total: int) -> None:
+        """Show how many rows of the running stage are done."""
+        running = self._running
+        if running is None:
+            return
+        running.first_batch = running.first_batch or time.monotonic()
+        running.done, running.total = done, total
+        if self._bar is not None and done:
+            how = running.in_words().partition(" rows, ")[2]
+            self._bar.update(self._task, completed=done, total=total, how=how)
+
+    def stage_waits(self, stage: str, collection: str, holder: str) -> None:
+        """Print who has the device that the stage waits for."""
+        self._console.print(f"  {collection}  {stage} waits: {holder}", style="yellow", markup=False)
+
+    def stage_finished(self, collection: str, record: Record) -> None:
+        """Print how a stage ended, and store its record."""
+        self.close()
+        self.records.setdefault(collection, []).append(record)
+        mark = _MARKS.get(record.status, f"[green]{record.status}[/green]")
+        self._console.print(f"  {collection}  {record.stage}: {mark}  {record.in_words()}")
+        if isinstance(record, FailedStage):
+            self._console.print(f"    {record.reason}", markup=False)
+
+    def close(self) -> None:
+        """End the bar or the lines of the running stage, and show the cursor again."""
+        if self._running is not None:
+            self._running.over.set()
+            self._running = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print_lines(self, running: _Running) -> None:
+        while not running.over.wait(_LINE_SECONDS):
+            self._console.print(f"  {running.label}: {running.in_words()}", markup=False)
 
 
 @dataclass(frozen=True)

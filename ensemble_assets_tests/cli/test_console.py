@@ -11,9 +11,8 @@ from rich.console import Console
 
 from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, EvaluationRecord, FailedStage, RerankRecord
 from ensemble_assets.artefacts.stage_record import ModelFacts
-from ensemble_assets.cli import console_progress
-from ensemble_assets.cli.console_progress import ConsoleProgress
-from ensemble_assets.cli.summary import CollectionOutcome, print_summary
+from ensemble_assets.cli import console as run_console
+from ensemble_assets.cli.console import CollectionOutcome, ConsoleProgress, print_summary
 from ensemble_assets.common.compute_devices import UsedDevices
 
 MODEL = ModelFacts("mini", "org/mini", "1", "f")
@@ -35,7 +34,7 @@ STAGES = [
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ensemble_assets.cli.summary._PLAIN_WIDTH", 80)
+    monkeypatch.setattr("ensemble_assets.cli.console._PLAIN_WIDTH", 80)
 
 
 def test_the_summary_has_results_warnings_and_the_next_command(
@@ -79,7 +78,7 @@ def test_a_list_whose_stage_is_off_has_no_figures(capsys: pytest.CaptureFixture[
 
 
 def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_progress, "_LINE_SECONDS", 0.02)
+    monkeypatch.setattr(run_console, "_LINE_SECONDS", 0.02)
     stream = io.StringIO()
     progress = ConsoleProgress(Console(file=stream, width=120))
     progress.stage_started("dense", "guide")
@@ -93,6 +92,28 @@ def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert running.over.is_set()
     assert "no room" in stream.getvalue()
     assert progress.records["guide"][0].stage == "dense"
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"), [("chunks", "reading files"), ("export", "writing and checking the bundle")]
+)
+def test_a_stage_that_counts_no_rows_says_what_it_does(monkeypatch: pytest.MonkeyPatch, stage: str, words: str) -> None:
+    monkeypatch.setattr(run_console, "_LINE_SECONDS", 0.02)
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=120))
+    progress.stage_started(stage, "guide")
+    _until(stream, f"guide  {stage}: {words}")
+    progress.close()
+
+
+def test_the_end_of_a_stage_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=140))
+    progress.stage_finished("guide", STAGES[1])
+    progress.stage_finished("guide", STAGES[2])
+    said = stream.getvalue()
+    assert "guide  dense: completed  35 chunks and queries, 44.8 s, bf16, 12 reused, 15 cut\n" in said
+    assert "60 judged queries, 0.0 s, nDCG@10: dense 0.618, lexical 0.600, fused 0.647, reranked 0.690\n" in said
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:
