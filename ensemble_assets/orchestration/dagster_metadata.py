@@ -26,10 +26,10 @@ from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
 from ensemble_assets.pipeline.bundle_export import (
-    accepted_figures,
     earlier_figures,
     made_with,
     report_path,
+    with_own_facts,
     write_report,
 )
 from ensemble_assets.pipeline.bundle_inputs import Upstream
@@ -189,8 +189,7 @@ def report_metadata(
     quality = measured_quality(open_store(run.settings), run.collection, artefacts)
     facts = read_facts(bundle, run.telemetry.journal_path, candidates, quality, current)
     record = replace(record, figures=facts.figures, previous=earlier_figures(run), made_with=made_with())
-    accepted = accepted_figures(run.settings, run.collection)
-    facts = replace(facts, previous=record.previous, accepted=accepted, made_with=record.made_with)
+    facts = with_own_facts(facts, bundle, record, run.settings)
     where: dg.MetadataValue
     try:
         where = dg.MetadataValue.path(str(write_report(facts, report_path(bundle))))

@@ -197,8 +197,22 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
     if exported is None:
         return facts
     record: ExportRecord = exported.record
-    accepted = accepted_figures(settings, collection)
-    return replace(facts, previous=record.previous, accepted=accepted, made_with=record.made_with)
+    return with_own_facts(facts, bundle, record, settings)
+
+
+def with_own_facts(facts: Facts, bundle: Path, record: ExportRecord, settings: Settings) -> Facts:
+    """Add what only the installation knows that wrote the bundle: figures before, versions, and its own warnings.
+
+    The manifest of another one may hold any text, so of that the page shows names and numbers only.
+    """
+    manifest = read_manifest(bundle)
+    return replace(
+        facts,
+        previous=record.previous,
+        accepted=accepted_figures(settings, str(manifest["collection"])),
+        made_with=record.made_with,
+        warning_texts=tuple(manifest.get("warnings", ())),
+    )
 
 
 def _artefacts(manifest: Mapping[str, Any], collection: str, settings: Settings) -> dict[str, Artefact]:

@@ -109,6 +109,7 @@ class Facts:
     toggles: tuple[tuple[str, str, str, str], ...] = ()
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: int = 0
+    warning_texts: tuple[str, ...] = ()
     derived: bool = False
     models: tuple[tuple[str, str, str], ...] = ()
     unread: tuple[int, int] = (0, 0)

@@ -22,6 +22,8 @@ _RATIOS = {
     "vs_sla": "Whole run over the plain engine's dense stage",
     "vs_own_dense": "All stages over this run's dense stage",
 }
+_PHONE_COLUMNS = 3
+"""Columns that fit into 390 pixels, whatever is in them."""
 _COVERAGE = {"total": "chunks", "available": "with a sparse vector", "coverage_ratio": "coverage"}
 
 
@@ -32,6 +34,11 @@ class Table:
     caption: str
     names: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
+
+    @property
+    def has_many_columns(self) -> bool:
+        """Whether a phone is too narrow for it, so that each row becomes a list there."""
+        return len(self.names) > _PHONE_COLUMNS
 
     @property
     def numeric(self) -> list[bool]:
@@ -76,7 +83,7 @@ def _figures(facts: Facts) -> dict[str, str]:
         "chunks": shown(facts.chunks) if facts.chunks is not None else "not recorded",
         "stages, total": f"{shown(seconds)} s" if facts.times else "not recorded",
         "fallbacks": shown(sum(count for *_, count in facts.fallbacks)),
-        "warnings in the manifest": shown(facts.warnings),
+        "warnings": shown(facts.warnings),
     }
 
 
@@ -146,7 +153,7 @@ def _quality(facts: Facts) -> Section | None:
     measures = list(dict.fromkeys(name for means in facts.quality.values() for name in means))
     if not measures:
         return None
-    titles = {ranked.name: ranked.title for ranked in stages.LISTS}
+    titles = _titles()
     rows: list[list[Cell]] = [
         [titles[name], *(f"{means[measure]:.4f}" if measure in means else None for measure in measures)]
         for name, means in facts.quality.items()
@@ -156,6 +163,10 @@ def _quality(facts: Facts) -> Section | None:
     chart = bars(f"{first} per list", lengths, (), "")
     text = _QUERIES[facts.derived] + (f" Judged by {facts.judged_by}." if facts.judged_by else "")
     return Section("Quality", text, [chart], [Table("Quality", ("list", *measures), rows)])
+
+
+def _titles() -> dict[str, str]:
+    return {ranked.name: ranked.title for ranked in stages.LISTS}
 
 
 _QUERIES = {
@@ -199,6 +210,11 @@ def _fallbacks(facts: Facts) -> Section | None:
     return Section("Coverage and fallbacks", text, (), tables) if text or tables else None
 
 
+def _warnings(facts: Facts) -> Section | None:
+    rows = [(str(number), warning) for number, warning in enumerate(facts.warning_texts, start=1)]
+    return Section("Warnings", "", (), [Table("As in the manifest", ("", "warning"), rows)]) if rows else None
+
+
 def _language(facts: Facts) -> Section | None:
     texts, sampled = facts.unread
     text = f"{texts:,} of {sampled:,} sampled chunks are in a language that no dense model of this run reads. "
@@ -215,9 +231,12 @@ def _comparison(facts: Facts) -> Section | None:
             continue
         before, accepted = facts.previous.get(name), facts.accepted.get(name)
         if before is not None or accepted is not None:
-            digits = 4 if "@" in name else 2
+            digits = 4 if "@" in name else 0 if name == "chunks" else 2
             change = None if before is None else f"{now - before:+.{digits}f}"
-            rows.append([name, *(None if v is None else f"{v:.{digits}f}" for v in (now, before)), change])
+            ranked, _, figure = name.partition(", ")
+            title = _titles().get(ranked, ranked) if "@" in name else ranked
+            numbers = (None if v is None else f"{v:.{digits}f}" for v in (now, before))
+            rows.append([f"{title}, {figure}" if figure else name, *numbers, change])
             rows[-1].append(None if accepted is None else f"{accepted:.{digits}f}")
     if not rows:
         return None
@@ -247,5 +266,6 @@ def _models(facts: Facts) -> Section | None:
 _TRUNCATED = "A truncated text has more tokens than its model reads; models.windows=2 reads twice as much of a chunk."
 
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
-    _time, _quality, _comparison, _models, _memory, _scores, _moves, _fallbacks, _language, _settings, _made_with
+    _time, _quality, _warnings, _comparison, _models, _memory, _scores, _moves, _fallbacks, _language, _settings,
+    _made_with,
 )  # fmt: skip

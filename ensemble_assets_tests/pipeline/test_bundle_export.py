@@ -98,9 +98,10 @@ def test_the_quality_shown_is_what_an_evaluation_of_the_artefacts_gives(exported
     lists = {name: fused.frame(f"run.{name}").join(ids, on="row") for name in ("dense", "sparse", "lexical")}
     lists |= {"fused": fused.frame("candidates"), "reranked": outcome.artefact("reranked_candidates").frame("reranked")}
     measured = evaluate(lists, outcome.artefact("queries").frame("qrels")).summary
-    assert list(shown) == ["dense", "sparse", "lexical", "fused", "reranked"]
+    titles = dict(zip(("dense", "sparse", "lexical", "fused", "reranked"), shown, strict=True))
+    assert list(shown) == ["Dense", "Sparse", "BM25", "Fused", "Reranked"]
     for run, measure, mean in measured.select("run", "measure", "mean").iter_rows():
-        assert shown[run][measure] == pytest.approx(mean)
+        assert shown[titles[run]][measure] == pytest.approx(mean, abs=5e-5)
 
 
 def test_a_second_run_is_compared_with_the_first_and_with_the_accepted_baseline(
@@ -122,10 +123,10 @@ def test_a_second_run_is_compared_with_the_first_and_with_the_accepted_baseline(
     assert {"chunks", "fused, nDCG@10", "dense, seconds"} <= record.previous.keys()
     for page in (report_path(second.bundle).read_text(encoding="utf-8"), _again(second, capsys)):
         assert "Compared" in _headings(page)
-        (row,) = re.findall(r'<th scope="row">fused, nDCG@10</th>(.*?)</tr>', page, re.DOTALL)
+        (row,) = re.findall(r'<th scope="row">Fused, nDCG@10</th>(.*?)</tr>', page, re.DOTALL)
         now, before, change, accepted = re.findall(r">([^<>]+)</td>", row)
         assert float(before) == float(accepted) == pytest.approx(made.figures["fused, nDCG@10"], abs=1e-4)
-        assert "fused, MAP</th>" not in page, "one measure is enough here; the others are under Quality"
+        assert "Fused, MAP</th>" not in page, "one measure is enough here; the others are under Quality"
         assert float(change) == pytest.approx(float(now) - float(before), abs=2e-4)
 
 

@@ -146,6 +146,14 @@ class Outline(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def test_warnings_are_in_words_where_this_installation_wrote_them_and_a_number_elsewhere(bundle):
+    facts = read_facts(bundle)
+    assert "Warnings" not in _headings(page_of(facts))
+    page = page_of(replace(facts, warning_texts=("3 texts were cut", "a <b> file was left out")))
+    assert "Warnings" in _headings(page)
+    assert {"3 texts were cut", "a <b> file was left out"} <= {text for tag, text in Outline(page).texts if tag == "td"}
+
+
 def _headings(page):
     return [text for tag, text in Outline(page).texts if tag == "h2"]
 
