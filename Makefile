@@ -10,7 +10,7 @@ CHUNKED_DIR ?= $(if $(wildcard corpora),corpora,ensemble_assets/sample)
 PORT ?= 3000
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test lint test-nightly test-kill-points test-operations test-ui test-gpu pictures clean
+.PHONY: help install run ui test lint test-nightly test-kill-points test-operations test-ui test-qdrant test-gpu pictures clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 16
@@ -65,6 +65,9 @@ test-operations: install  ## twelve runs at once, a backfill of twenty, killed d
 test-ui: install  ## the UI in a real browser (needs Chromium; skips where it is not installed)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ui]'
 	$(BIN)/python -m pytest -m ui -rs ensemble_assets_tests/ui
+
+test-qdrant: install  ## uploads to a real Qdrant server (skips where there is no program qdrant on the path)
+	$(BIN)/python -m pytest -rs ensemble_assets_tests/export/read/test_qdrant_real_server.py
 
 test-gpu:  ## the same promises on real CUDA devices; installs nothing, skips where there are none
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu -rs ensemble_assets_tests/gpu

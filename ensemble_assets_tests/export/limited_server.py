@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from qdrant_client import QdrantClient, models
 
@@ -23,11 +23,14 @@ class LimitedServer:
     prefix: str = ""
     faults: list[int] = field(default_factory=list)
     """Status codes of the next answers; 0 answers properly."""
+    raw: bytes = b""
+    """What every answer is, if anything."""
     port: int = 0
     created: dict[str, Any] = field(default_factory=dict)
     indexed: set[str] = field(default_factory=set)
     sizes: list[int] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
     engine: QdrantClient = field(default_factory=lambda: QdrantClient(":memory:"))
 
     @property
@@ -36,6 +39,7 @@ class LimitedServer:
 
     def answer(self, method: str, path: str, raw: bytes, key: str | None) -> tuple[int, Any]:
         self.requests.append(f"{method} {path}")
+        self.keys.add(key)
         if not path.startswith(self.prefix):
             return 404, "no such path"
         if self.faults and (status := self.faults.pop(0)):
@@ -50,7 +54,9 @@ class LimitedServer:
             return 200, {"title": "qdrant - vector search engine", "version": "1.16.0"}
         if parts == ["collections"]:
             return 200, {"collections": []}
-        return self._of_collection(parts[1], f"{method} {'/'.join(parts[2:])}", body, len(raw))
+        if len(parts) == 1 or parts[0] != "collections":
+            return 404, ""
+        return self._of_collection(unquote(parts[1]), f"{method} {'/'.join(parts[2:])}", body, len(raw))
 
     def _of_collection(self, name: str, what: str, body: dict[str, Any], size: int) -> tuple[int, Any]:  # noqa: C901 - one case per request
         engine, filter_of = self.engine, models.Filter.model_validate
@@ -112,7 +118,10 @@ def limited_server(**limits: Any) -> Iterator[LimitedServer]:
             with lock:
                 status, result = server.answer(self.command, path, raw, self.headers.get("api-key"))
             plain = {"result": result, "status": "ok", "time": 0.0} if path != f"{server.prefix}/" else result
-            sent = json.dumps(plain if status == 200 else {"status": {"error": result}, "time": 0.0}).encode()
+            sent = (
+                server.raw
+                or json.dumps(plain if status == 200 else {"status": {"error": result}, "time": 0.0}).encode()
+            )
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(sent)))

@@ -32,7 +32,7 @@ try:
         converted,
         prepare,
     )
-    from ensemble_assets.export.read.qdrant_server import Patience, connect
+    from ensemble_assets.export.read.qdrant_server import Patience, connect, require_collection_name
 except ImportError:
     raise SettingsError("uploading needs qdrant-client: pip install 'ensemble-assets[qdrant]'") from None
 
@@ -81,6 +81,7 @@ def upload_bundle(
     origin = _origin(bundle)
     own = origin.get("qdrant_collection") or _named(bundle)
     name = collection or target_collection(own, primary)
+    require_collection_name(name)
     by_chunk = point_ids == "chunk" or (point_ids == "auto" and name != target_collection(own, primary))
 
     def ids_of() -> Callable[[Point], Any]:

@@ -24,6 +24,9 @@ _KEY_REFUSED = (401, 403)
 _TOO_LARGE = 413
 _LONGEST_WAIT = 30.0
 _PORT, _TLS_PORT = 6333, 443
+_LONGEST_NAME, _NOT_IN_NAMES, _SHOWN = 255, '<>:"/\\|?*', 60
+"""What a server takes as the name of a collection: it makes a folder of that name."""
+
 _MOST_WORDS = 200
 """Characters of the server's own message that are repeated."""
 
@@ -59,6 +62,13 @@ class PatientClient:
             except ResponseHandlingException as error:
                 fault = f"does not answer ({type(error.source).__name__})"
                 remedy = "Check the address and the port, or raise qdrant.timeout"
+                if "SSL" in str(error.source):
+                    remedy = "It may speak http only: check the address"
+            except (ValueError, AssertionError):
+                raise RefusedError(
+                    f"the Qdrant server {self._server} does not answer as Qdrant does. "
+                    "Check the address and the port, which is that of its REST interface"
+                ) from None
             except UnexpectedResponse as error:
                 fault, remedy = _words(error)
                 if error.status_code not in _PASSING:
@@ -89,15 +99,11 @@ def connect(
 
     Without a port, in ``url`` or as ``port``, it is 6333 for http; for https 443, or 6333 where 443 does not answer.
     """
-    if not url:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        try:
-            return QdrantClient(path=path)
-        except RuntimeError:
-            raise SettingsError(
-                f"the embedded storage in {Path(path).name} is in use by another process. Wait for it, or use a server"
-            ) from None
-    patience = patience or Patience()
+    if not url.strip():
+        return _embedded(Path(path))
+    url, api_key, patience = url.strip(), (api_key or "").strip() or None, patience or Patience()
+    if api_key and not (api_key.isascii() and api_key.isprintable()):
+        raise SettingsError("the API key of Qdrant has characters that no key has. Copy it again")
     *probed, last = ports_of(url, port)
     for each in probed:
         client = _client(url, each, api_key, Patience(patience.timeout, retries=0))
@@ -108,6 +114,28 @@ def connect(
                 continue
         return _client(url, each, api_key, patience)
     return _client(url, last, api_key, patience)
+
+
+def _embedded(folder: Path) -> QdrantClient:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return QdrantClient(path=str(folder))
+    except RuntimeError:
+        problem = "is in use by another process. Wait for it, or use a server"
+    except OSError as error:
+        problem = f"cannot be made or opened ({error.strerror}). Give another folder"
+    except (ValueError, KeyError, TypeError):
+        problem = "cannot be read. Give another folder, or remove this one: an upload fills it anew"
+    raise SettingsError(f"the embedded storage in {folder.name} {problem}")
+
+
+def require_collection_name(name: str) -> None:
+    """Refuse a name that no server takes, as a ``SettingsError``."""
+    if not 1 <= len(name) <= _LONGEST_NAME or name in (".", "..") or any(c in _NOT_IN_NAMES or c < " " for c in name):
+        raise SettingsError(
+            f"Qdrant collection {name[:_SHOWN]!r}: a name has 1 to {_LONGEST_NAME} characters and none of "
+            f"{_NOT_IN_NAMES}. Give another one with --collection"
+        )
 
 
 def ports_of(url: str, port: int) -> tuple[int, ...]:

@@ -110,6 +110,48 @@ def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("body", ["<html>hello</html>", '{"result": ', "{}"])
+def test_a_server_that_is_not_qdrants_is_one_sentence(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bundle(tmp_path)
+    with limited_server() as server:
+        monkeypatch.setattr(server, "raw", body.encode())
+        client = connect(server.url, "", None, patience=AT_ONCE)
+        with pytest.raises(RefusedError, match=r"at 127.0.0.1:\d+ does not answer as Qdrant does. Check the address"):
+            upload_bundle(made, client)
+
+
+def test_addresses_and_keys_may_have_blanks_around_and_keys_are_not_shown(tmp_path: Path) -> None:
+    with limited_server(key="secret") as server:
+        client = connect(f" {server.url} ", "", "secret\n", patience=AT_ONCE)
+        assert upload_bundle(bundle(tmp_path), client).sent == 12
+    for key in ("schlüssel", "two\nlines"):
+        with pytest.raises(SettingsError, match="has characters that no key has") as refused:
+            connect("http://127.0.0.1:9", "", key)
+        assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "x" * 300, "a\nb", "what?", " a\\b"])
+def test_a_name_that_no_server_takes_is_refused_before_anything_is_sent(name: str, tmp_path: Path) -> None:
+    with limited_server() as server:
+        client = connect(server.url, "", None, patience=AT_ONCE)
+        with pytest.raises(SettingsError, match=r"Qdrant collection .* a name has 1 to 255 characters"):
+            upload_bundle(bundle(tmp_path), client, name)
+        assert not [request for request in server.requests if "/collections" in request]
+        assert upload_bundle(bundle(tmp_path), client, "日本 docs").collection == "日本 docs"
+        assert server.engine.count("日本 docs").count == 12
+
+
+def test_a_folder_that_is_no_storage_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "meta.json").write_text("{garbage")
+    for name, words in (("file", "File exists"), ("file/x", "Not a directory"), ("damaged", "cannot be read")):
+        with pytest.raises(SettingsError, match=rf"the embedded storage in \w+ .*{words}.*Give another folder"):
+            connect("", str(tmp_path / name), None)
+
+
 def test_the_command_passes_its_options_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = bundle(tmp_path).folder
     with limited_server(faults=[0, 0, 503]) as server:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import random
@@ -18,9 +17,13 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
+
+import qdrant_client
+
 from ensemble_assets.export.write.v40_files import upload_script, write_v40
 from ensemble_assets_tests.export.bundles import PREFIX, Chunk, bundle_of, dense, live_sparse, unit_rows
-from ensemble_assets_tests.export.qdrant_rest import rest_server
+from ensemble_assets_tests.export.limited_server import limited_server
 
 TWICE = {"term_weights": [{"term": "a", "weight": 0.5}, {"term": "a", "weight": 0.5}]}
 CHUNKS = [Chunk("a", {"sparse_features": TWICE}), *(Chunk(f"chunk {i}", {"n": i}) for i in range(1, 7))]
@@ -51,7 +54,6 @@ def test_the_script_holds_names_only() -> None:
 
 
 def test_upload_twice_into_embedded_storage_gives_one_point_a_chunk(tmp_path: Path) -> None:
-    qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     folder = tmp_path / "bundle"
     folder.mkdir()
     models = (dense("mini-1.5b", unit_rows(7, 4)), dense("other", unit_rows(7, 3)))
@@ -74,7 +76,6 @@ def test_upload_twice_into_embedded_storage_gives_one_point_a_chunk(tmp_path: Pa
 
 
 def test_a_chunk_finds_itself_by_its_live_sparse_vector(tmp_path: Path) -> None:
-    qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     folder = tmp_path / "bundle"
     folder.mkdir()
     rows = [{f"token{row}": 1.0, "common": 0.1} for row in range(6)] + [{}]
@@ -90,7 +91,6 @@ def test_a_chunk_finds_itself_by_its_live_sparse_vector(tmp_path: Path) -> None:
 
 
 def test_a_collection_with_other_vectors_is_refused_in_words(tmp_path: Path) -> None:
-    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     for name, width in (("one", 4), ("two", 5)):
         (tmp_path / name).mkdir()
         write_v40(tmp_path / name, bundle_of(CHUNKS, dense("mini", unit_rows(7, width))))
@@ -124,7 +124,7 @@ def many(folder: Path, count: int) -> Path:
 
 def stored(storage: Path, folder: Path) -> None:
     """Expect exactly the points of the bundle, with their payloads and vectors."""
-    client = importlib.import_module("qdrant_client").QdrantClient(path=str(storage))
+    client = qdrant_client.QdrantClient(path=str(storage))
     records = client.scroll("guide_v4_mini", limit=10_000, with_vectors=True)[0]
     client.close()
     expected = [json.loads(line) for line in (folder / f"{PREFIX}_qdrant.jsonl").read_text().splitlines()]
@@ -137,7 +137,6 @@ def stored(storage: Path, folder: Path) -> None:
 
 
 def test_a_killed_upload_is_made_whole_by_running_the_script_again(tmp_path: Path) -> None:
-    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     folder, storage = many(tmp_path / "bundle", 40), tmp_path / "s"
     killed_at(folder, storage, 18)
     done = run(folder, "--path", str(storage))
@@ -146,7 +145,6 @@ def test_a_killed_upload_is_made_whole_by_running_the_script_again(tmp_path: Pat
 
 
 def test_the_legacy_layout_is_one_unnamed_vector_and_a_second_upload_fills_it_as_it_is(tmp_path: Path) -> None:
-    qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     folder, storage = many(tmp_path / "bundle", 5), str(tmp_path / "s")
     for arguments in (["--layout", "legacy"], []):
         done = run(folder, "--path", storage, *arguments)
@@ -187,7 +185,6 @@ def test_every_version_of_the_client_uploads_the_same_also_after_kills(client_py
 
 
 def test_help_needs_no_server(tmp_path: Path) -> None:
-    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     write_v40(tmp_path, bundle_of(CHUNKS))
     shown = run(tmp_path, "--help")
     assert shown.returncode == 0
@@ -206,19 +203,30 @@ BY_URL = (["--url", "http://127.0.0.1:{port}"], {"QDRANT_API_KEY": "k-4711", "QD
 def test_host_port_and_key_reach_the_server_however_they_are_given(
     arguments: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra")
     write_v40(tmp_path, bundle_of(CHUNKS, dense("mini", unit_rows(7, 4)), dense("other", unit_rows(7, 3))))
-    with rest_server() as server:
+    with limited_server() as server:
         filled = {name: value.format(port=server.port) for name, value in environment.items()}
         done = run(tmp_path, *(word.format(port=server.port) for word in arguments), "--batch-size", "3", **filled)
+        records = server.engine.scroll("guide_v4_mini", limit=10, with_vectors=True)[0]
     assert done.returncode == 0, done.stderr
     assert done.stdout == "uploaded 7 points; collection 'guide_v4_mini' holds 7\n"
     assert server.keys == {"k-4711"}
     assert server.requests.count("PUT /collections/guide_v4_mini/points") == 3
-    layout = server.collections["guide_v4_mini"]
+    layout = server.created["guide_v4_mini"]
     assert {name: vector["size"] for name, vector in layout["vectors"].items()} == {"mini": 4, "other": 3}
     assert list(layout["sparse_vectors"]) == ["sparse"]
-    points = server.points["guide_v4_mini"]
-    assert sorted(points) == list(range(7))
-    assert set(points[0]["vector"]) == {"mini", "other", "sparse"}
-    assert points[3]["payload"]["text_preview"] == "chunk 3"
+    assert [record.id for record in records] == list(range(7))
+    assert set(records[0].vector) == {"mini", "other", "sparse"}
+    assert records[3].payload["text_preview"] == "chunk 3"
+
+
+def test_a_refused_key_and_a_server_that_is_away_are_one_sentence(tmp_path: Path) -> None:
+    write_v40(tmp_path, bundle_of(CHUNKS, dense("mini", unit_rows(7, 4))))
+    with limited_server(key="right") as server:
+        refused = run(tmp_path, "--url", server.url, "--api-key", "wrong")
+    assert len([request for request in server.requests if "/collections" in request]) == 1, "it is not tried again"
+    away = run(tmp_path, "--url", "http://127.0.0.1:9", "--retries", "0")
+    for ended, word in ((refused, "401"), (away, "Connection refused")):
+        assert ended.returncode == 1
+        assert word in ended.stderr
+        assert "Traceback" not in ended.stderr
