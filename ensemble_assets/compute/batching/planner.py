@@ -38,7 +38,7 @@ _STEP_UP = 1.05
 """A single row is tried again once it may take this much more memory than when it failed."""
 
 _STRIKES = 8
-"""After the model failed on this many single rows in a row, the shortest row shows whether it works at all."""
+"""After so many single rows in a row failed or did not fit, only the shortest row is tried: it shows if any works."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class BatchPlanner:
     @property
     def waiting_rows(self) -> int:
         """Rows that no device has."""
-        return len(self._fresh) + sum(len(part.rows) for part in self._parts)
+        return sum(len(part.rows) for part in self._waiting())
 
     def loaded(self, base_bytes: int) -> None:
         """Learn the allocator bytes of the loaded model."""
@@ -157,11 +157,10 @@ class BatchPlanner:
         if self.done:
             return Hold.DONE
         self._learn_up_to(self._planned - self._settings.lookahead)
-        checking = self._strikes >= _STRIKES
-        part = self._shortest() if checking else self._next_part(headroom)
+        part = self._take_shortest(headroom) if self._checking else self._next_part(headroom)
         if isinstance(part, Hold):
             return part
-        if checking:
+        if self._checking:
             self._checks.add(self._planned)
         self.tally.out_of_step += self._learned < self._planned - self._settings.lookahead + 1
         longest = int(self._lengths[part.rows[0]])
@@ -194,8 +193,10 @@ class BatchPlanner:
             self.sizes.failed(batch, headroom.cap)
         if batch.size > 1:
             self._split(part, OUT_OF_MEMORY)
-        else:
-            self._retry_single(part, headroom)
+            return
+        self._strikes += 1
+        if not self._retry_single(part, headroom):
+            self._fail(part, OUT_OF_MEMORY, last=number in self._checks)
 
     def model_failed(self, number: int, reason: str) -> None:
         """Record that the model raised on a batch. It is halved until the rows that make it raise stand alone."""
@@ -206,9 +207,7 @@ class BatchPlanner:
             self._split(part, reason)
             return
         self._strikes += 1
-        self._fail(part, reason)
-        if number in self._checks:
-            self._give_up(reason)
+        self._fail(part, reason, last=number in self._checks)
 
     def returned(self, number: int, reason: str) -> bool:
         """Record that a batch's device was lost, and plan its rows again; say if that narrowed down the rows to blame.
@@ -229,9 +228,22 @@ class BatchPlanner:
         return True
 
     def fits_shortest(self, cap_bytes: int) -> bool:
-        """Whether the shortest waiting row is predicted to fit."""
-        rows = np.concatenate([self._fresh, *(part.rows for part in self._parts)])
-        return max(self._base_bytes, self.sizes.need(int(self._lengths[rows].min()))) < cap_bytes
+        """Whether the shortest waiting row is predicted to fit, and has not shown that no row does."""
+        shortest = min(self._waiting(), key=self._shortness)
+        needs = shortest.needs if self._checking else 0
+        return max(self._base_bytes, self.sizes.need(int(self._lengths[shortest.rows[-1]])), needs) < cap_bytes
+
+    @property
+    def _checking(self) -> bool:
+        return self._strikes >= _STRIKES
+
+    def _waiting(self) -> list[_Part]:
+        """List the parts that no device has, the fresh rows last."""
+        return [*self._parts, _Part(self._fresh)] if len(self._fresh) else list(self._parts)
+
+    def _shortness(self, part: _Part) -> tuple[bool, int]:
+        """Order parts by their shortest row; rows that may cost a device come last."""
+        return part.suspected, int(self._lengths[part.rows[-1]])
 
     def _split(self, part: _Part, reason: str) -> None:
         half = len(part.rows) // 2
@@ -241,44 +253,46 @@ class BatchPlanner:
             self._parts.extendleft(reversed(part.cut(half)))
         self._events.emit("mitigation.split", rows=len(part.rows), into=half, reason=reason)
 
-    def _retry_single(self, part: _Part, headroom: Headroom) -> None:
-        """Try a row once more, or as often as other programs give memory back."""
+    def _retry_single(self, part: _Part, headroom: Headroom) -> bool:
+        """Try a row once more, or as often as other programs give memory back; say if it will be tried again."""
         attempts = part.attempts + 1
         needs = max(int(headroom.cap * _STEP_UP) + 1, int(self.sizes.need(int(self._lengths[part.rows[0]]))))
         waits = headroom.others > 0 and needs <= headroom.cap + headroom.others
-        if attempts < (_MOST_ATTEMPTS if waits else _SINGLE_ATTEMPTS):
-            self._parts.appendleft(replace(part, attempts=attempts, needs=needs if waits else 0))
-        else:
-            self._fail(part, OUT_OF_MEMORY)
+        if attempts >= (_MOST_ATTEMPTS if waits else _SINGLE_ATTEMPTS):
+            return False
+        self._parts.appendleft(replace(part, attempts=attempts, needs=needs if waits else 0))
+        return True
 
-    def _fail(self, part: _Part, reason: str) -> None:
-        self._left -= len(part.rows)
-        self.failed.update(dict.fromkeys(part.rows.tolist(), reason))
+    def _fail(self, part: _Part, reason: str, *, last: bool = False) -> None:
+        """Record that a row has failed. If it is the ``last`` that was tried, all waiting rows are given up with it."""
         row = int(part.rows[0])
         self._events.emit("mitigation.row_failed", row=row, longest=int(self._lengths[row]), reason=reason)
+        given_up = self._waiting() if last else []
+        if given_up:
+            self._events.emit("mitigation.gave_up", rows=self.waiting_rows, reason=reason)
+            self._parts.clear()
+            self._fresh = self._fresh[:0]
+        for failed in (part, *given_up):
+            self._left -= len(failed.rows)
+            self.failed.update(dict.fromkeys(failed.rows.tolist(), reason))
 
-    def _give_up(self, reason: str) -> None:
-        """Give up all waiting rows, since the model fails on the shortest one too."""
-        parts = [*self._parts, _Part(self._fresh)] if len(self._fresh) else list(self._parts)
-        self._events.emit("mitigation.gave_up", rows=self.waiting_rows, reason=reason)
-        self._parts.clear()
-        self._fresh = self._fresh[:0]
-        for part in parts:
-            self._left -= len(part.rows)
-            self.failed.update(dict.fromkeys(part.rows.tolist(), reason))
-
-    def _shortest(self) -> _Part | Hold:
-        """Take the shortest waiting row, to see whether the model works on anything."""
-        if len(self._fresh):
-            part, self._fresh = _Part(self._fresh[-1:]), self._fresh[:-1]
-            return part
-        if self._parts:
-            last = self._parts.pop()
-            others, shortest = last.cut(len(last.rows) - 1)
-            if len(others.rows):
-                self._parts.append(others)
-            return shortest
-        return Hold.DRAINED
+    def _take_shortest(self, headroom: Headroom) -> _Part | Hold:
+        """Take the shortest waiting row, to see whether any works, unless others must free memory for it first."""
+        waiting = self._waiting()
+        if not waiting:
+            return Hold.DRAINED
+        index = min(range(len(waiting)), key=lambda at: self._shortness(waiting[at]))
+        part = waiting[index]
+        if headroom.others > 0 and part.needs > headroom.cap:
+            return Hold.MEMORY
+        longer = part.rows[:-1]
+        if index == len(self._parts):
+            self._fresh = longer
+        elif len(longer):
+            self._parts[index] = replace(part, rows=longer)
+        else:
+            del self._parts[index]
+        return replace(part, rows=part.rows[-1:])
 
     def _next_part(self, headroom: Headroom) -> _Part | Hold:
         """Take rows for one batch: rows that came back first, then fresh ones, suspected ones last.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,81 @@ def test_a_row_that_will_not_fit_when_others_are_gone_is_not_waited_for() -> Non
         plan.out_of_memory(assignment.number, SQUEEZED)
         attempts += 1
     assert attempts == 2
+
+
+def attempts_beside_others(plan: BatchPlanner, headroom: Headroom = SQUEEZED) -> int:
+    """Refuse every batch that is planned until none is."""
+    attempts = 0
+    while isinstance(assignment := plan.plan(headroom), Assignment):
+        plan.out_of_memory(assignment.number, headroom)
+        attempts += 1
+    return attempts
+
+
+@pytest.mark.parametrize("lengths", [np.arange(100, 576), np.full(476, 100)], ids=["all different", "all equal"])
+def test_the_shortest_row_shows_that_no_row_fits_beside_others(lengths: NDArray[np.int64]) -> None:
+    """Each of 476 rows was tried once."""
+    plan = planner(lengths, max_rows=1)
+    assert attempts_beside_others(plan) <= 9
+    assert not plan.failed
+    assert plan.plan(SQUEEZED) is Hold.MEMORY
+    assert not plan.fits_shortest(SQUEEZED.cap)
+    assert attempts_beside_others(plan, replace(SQUEEZED, cap=205_000_000)) == 0, "it would need more than that"
+    shortest = planned(plan, replace(SQUEEZED, cap=220_000_000))
+    assert (shortest.batch.size, shortest.batch.longest) == (1, 100)
+    plan.finished(shortest.number, 210_000_000)
+    while not plan.done:
+        plan.finished(planned(plan).number, 1_000_000_000)
+    assert not plan.failed
+
+
+def test_where_the_shortest_row_fits_the_long_ones_alone_wait_for_others() -> None:
+    plan = planner(np.append(np.arange(600, 800), np.arange(10, 30)), max_rows=1)
+    done: list[int] = []
+    while isinstance(assignment := plan.plan(SQUEEZED), Assignment):
+        if assignment.batch.longest >= 600:
+            plan.out_of_memory(assignment.number, SQUEEZED)
+        else:
+            plan.finished(assignment.number, 150_000_000)
+            done.append(assignment.batch.longest)
+    assert sorted(done) == list(range(10, 30))
+    assert plan.waiting_rows == 200
+    assert not plan.failed
+
+
+def test_all_rows_are_given_up_at_once_where_the_shortest_does_not_fit_and_nobody_could_make_room() -> None:
+    log = EventLog()
+    plan = planner(np.arange(100, 576), events=log, max_rows=1)
+    assert attempts_beside_others(plan, replace(SQUEEZED, others=0)) <= 10
+    assert plan.done
+    assert plan.failed == dict.fromkeys(range(476), OUT_OF_MEMORY)
+    assert len(log.named("mitigation.gave_up")) == 1
+
+
+def test_a_row_that_may_cost_a_device_is_not_the_one_that_shows_whether_any_fits() -> None:
+    plan = planner(np.append(np.full(20, 500), [2, 1]), max_rows=2)
+    *long, short = [planned(plan) for _ in range(11)]
+    plan.returned(short.number, WORKER_LOST)
+    plan.returned(planned(plan).number, WORKER_LOST)
+    for assignment in long:
+        plan.out_of_memory(assignment.number, SQUEEZED)
+    tried = []
+    while isinstance(assignment := plan.plan(SQUEEZED), Assignment):
+        plan.out_of_memory(assignment.number, SQUEEZED)
+        tried.append(assignment.batch.longest)
+    assert tried == [500] * 8
+    assert plan.plan(SQUEEZED) is Hold.MEMORY
+
+
+def test_a_run_in_which_nothing_fits_beside_others_ends_with_one_error_and_few_attempts() -> None:
+    """Others leave as much as the weights take, and loading takes the rest."""
+    device = SimulatedDevice(lazy_bytes=150_000_000, others=OtherProcesses(((0.0, 10_230_000_000),)))
+    model, settings = SimulatedModel(MemoryNeeds(1_000_000_000)), WorkerSettings(patience=Patience(memory=30.0))
+    report = simulate(np.arange(2_000, 2_476), model, [device], settings)
+    assert isinstance(report.error, DeviceError)
+    assert report.failed == {}
+    assert 1 <= len(report.trace) <= 25
+    assert len(report.events.named("worker.lost")) == 1
 
 
 RESERVED = {
@@ -421,6 +497,15 @@ def test_a_poison_row_fails_alone_and_no_device_is_given_up(devices: int) -> Non
     assert {batch.device for batch in report.trace if batch.outcome == "finished"} == {
         f"SIM-{number}" for number in range(devices)
     }
+
+
+def test_a_device_that_hangs_now_and_then_survives_a_poison_row() -> None:
+    """Every worker hangs in its sixth batch, and one row costs it the device."""
+    model = SimulatedModel(faults=Faults(hangs_at=5, poison_rows=frozenset({14})))
+    report = simulate(LENGTHS, model, simulated_devices(2), WorkerSettings())
+    assert report.error is None
+    assert report.failed[14] == DEVICE_FAILED
+    assert report.times_done.sum() == len(LENGTHS) - len(report.failed)
 
 
 def test_a_device_that_is_lost_in_every_batch_is_given_up_after_few_starts() -> None:
