@@ -133,7 +133,7 @@ class BatchPlanner:
         self._peaks: dict[int, tuple[Batch, int] | None] = {}
         self._planned = 0
         self._learned = 0
-        self._strikes = 0
+        self._strikes: dict[bool, int] = {}
         self._base_bytes = 0
         self._checks: set[int] = set()
 
@@ -176,7 +176,7 @@ class BatchPlanner:
         assignment, _ = self._running.pop(number)
         self._peaks[number] = (assignment.batch, peak_bytes)
         self._left -= assignment.batch.size
-        self._strikes = 0
+        self._strikes.clear()
         self.tally.batches += 1
         self.tally.tokens += assignment.batch.tokens
 
@@ -194,9 +194,9 @@ class BatchPlanner:
         if batch.size > 1:
             self._split(part, OUT_OF_MEMORY)
             return
-        self._strikes += 1
+        self._strike(OUT_OF_MEMORY)
         if not self._retry_single(part, headroom):
-            self._fail(part, OUT_OF_MEMORY, last=number in self._checks)
+            self._fail(part, OUT_OF_MEMORY, last=self._checking and number in self._checks)
 
     def model_failed(self, number: int, reason: str) -> None:
         """Record that the model raised on a batch. It is halved until the rows that make it raise stand alone."""
@@ -206,8 +206,8 @@ class BatchPlanner:
         if assignment.batch.size > 1:
             self._split(part, reason)
             return
-        self._strikes += 1
-        self._fail(part, reason, last=number in self._checks)
+        self._strike(reason)
+        self._fail(part, reason, last=self._checking and number in self._checks)
 
     def returned(self, number: int, reason: str) -> bool:
         """Record that a batch's device was lost, and plan its rows again; say if that narrowed down the rows to blame.
@@ -233,9 +233,14 @@ class BatchPlanner:
         needs = shortest.needs if self._checking else 0
         return max(self._base_bytes, self.sizes.need(int(self._lengths[shortest.rows[-1]])), needs) < cap_bytes
 
+    def _strike(self, reason: str) -> None:
+        """Count a single row that failed; want of memory and errors of the model say nothing of each other."""
+        for_memory = reason == OUT_OF_MEMORY
+        self._strikes = {for_memory: self._strikes.get(for_memory, 0) + 1}
+
     @property
     def _checking(self) -> bool:
-        return self._strikes >= _STRIKES
+        return max(self._strikes.values(), default=0) >= _STRIKES
 
     def _waiting(self) -> list[_Part]:
         """List the parts that no device has, the fresh rows last."""

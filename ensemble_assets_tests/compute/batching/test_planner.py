@@ -218,6 +218,19 @@ def test_all_rows_are_given_up_at_once_where_the_shortest_does_not_fit_and_nobod
     assert len(log.named("mitigation.gave_up")) == 1
 
 
+def test_a_shortest_row_on_which_the_model_raises_does_not_condemn_the_others() -> None:
+    plan = planner(np.append(np.arange(500, 520), np.arange(1, 50)), max_rows=1)
+    while not plan.done:
+        assignment = planned(plan)
+        if assignment.batch.longest >= 500:
+            plan.out_of_memory(assignment.number, ROOMY)
+        elif assignment.batch.longest == 1:
+            plan.model_failed(assignment.number, "ValueError")
+        else:
+            plan.finished(assignment.number, 1_000_000_000)
+    assert plan.failed == dict.fromkeys(range(20), OUT_OF_MEMORY) | {20: "ValueError"}
+
+
 def test_a_row_that_may_cost_a_device_is_not_the_one_that_shows_whether_any_fits() -> None:
     plan = planner(np.append(np.full(20, 500), [2, 1]), max_rows=2)
     *long, short = [planned(plan) for _ in range(11)]
