@@ -15,13 +15,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 from upath import UPath
 
 from ensemble_assets.artefacts.artefact import INDEX_NAME, Artefact, ArtefactWriter, open_artefact
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.common.machine import digest
+from ensemble_assets.common.machine import digest, process_began
 
 _CURRENT = "current"
 _PUBLISHED = ".published"
@@ -208,7 +207,7 @@ def _remove_dead(home: Path) -> None:
         hidden = path.name.startswith(".")  # a copy that is being downloaded; it has the name of another host's process
         if hidden or len(parts) != 3 or not path.is_dir() or (path / _PUBLISHED).exists():
             continue
-        if not (parts[1].isdigit() and psutil.pid_exists(int(parts[1]))):
+        if not (parts[1].isdigit() and process_began(int(parts[1])) is not None):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Describe the kind of machine, as far as measured times depend on it: processor, cores, library versions.
+"""Describe the kind of machine, as far as measured times depend on it, and look up processes.
 
 No names of machines, users or networks are read.
 """
@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import platform
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_PROC = Path("/proc")
 _LIBRARIES = ("numpy", "openvino", "sentence-transformers", "tokenizers", "torch", "transformers")
 
 
@@ -54,6 +56,46 @@ def library_versions() -> dict[str, str]:
 def digest(facts: Any) -> str:
     """Return BLAKE2b-64 of a JSON value, 16 hex digits."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def process_began(pid: int) -> float | None:
+    """Return when a process began, in seconds since the epoch; None if it has ended, 0 if another user hides it."""
+    try:
+        state, *_, started = _stat(pid)[:20]
+    except OSError:
+        try:
+            os.kill(pid, 0)  # no signal: only whether there is such a process
+        except PermissionError:
+            return 0.0
+        except OSError:
+            return None
+        return 0.0
+    booted = re.search(r"^btime (\d+)", (_PROC / "stat").read_text(), re.MULTILINE)
+    return None if state in "ZX" or booted is None else int(booted[1]) + int(started) / os.sysconf("SC_CLK_TCK")
+
+
+def process_family() -> set[int]:
+    """Return this process and all its descendants."""
+    parents: dict[int, int] = {}
+    for folder in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(folder.name)] = int(_stat(folder.name)[1])
+    family = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 if it has ended."""
+    with suppress(OSError):
+        return int((_PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _stat(pid: int | str) -> list[str]:
+    """Return a process's state, parent and so on (proc(5)): all behind its name, which may hold blanks and brackets."""
+    return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def _cpu_model() -> str:

@@ -64,7 +64,7 @@ def test_replaced_versions_stay_in_their_grace_time(base: str, tmp_path: Path) -
 def test_a_copy_in_use_survives_the_next_writer_and_is_not_downloaded_again(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module.psutil, "pid_exists", lambda pid: False)  # the version's writer has ended
+    monkeypatch.setattr(store_module, "process_began", lambda pid: None)  # the version's writer has ended
     save(artefact_store(base, tmp_path / "here"), 7.0)
     elsewhere = artefact_store(base, tmp_path / "there")
     copy = elsewhere.load("docs", ASSET)

@@ -14,10 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from ensemble_assets.common.errors import DeviceError
-from ensemble_assets.common.machine import usable_cores
+from ensemble_assets.common.machine import process_family, resident_bytes, usable_cores
 from ensemble_assets.compute.devices.device import DeviceSession, MemoryReading
 from ensemble_assets.compute.devices.host_memory import host_memory
 
@@ -36,12 +34,7 @@ def _host_uuid() -> str:
 
 def tree_resident_bytes() -> int:
     """Return the resident bytes of this process and all its descendants."""
-    process = psutil.Process()
-    total = 0
-    for member in (process, *process.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            total += int(member.memory_info().rss)
-    return total
+    return sum(map(resident_bytes, process_family()))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+_PHYSICAL = Path("/proc/meminfo")
 _UNLIMITED = 1 << 60
 """Limits above this are none: cgroup v1 writes a number near 2^63 for no limit."""
 
@@ -42,8 +41,9 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
 
     File cache that the kernel can take back counts as available, as in ``MemAvailable`` of the whole host.
     """
-    physical = psutil.virtual_memory()
-    total, available, limited_by = int(physical.total), int(physical.available), "physical memory"
+    physical = {line.partition(":")[0]: line.split()[1] for line in _lines(_PHYSICAL)}
+    total, available = (int(physical[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limited_by = "physical memory"
     for group, files in _groups(root):
         limit = _number(group / files.limit)
         if limit is None or limit >= _UNLIMITED:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
+from ensemble_assets.common.machine import process_began
 
 LOCK_SUFFIX = ".lock"
 _START_TOLERANCE_SECONDS = 2.0
@@ -51,10 +51,8 @@ class LeaseNote:
 
     def process_lives(self) -> bool:
         """Whether the process that wrote the note still runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_start) < _START_TOLERANCE_SECONDS
-        except psutil.NoSuchProcess:
-            return False
+        began = process_began(self.pid)
+        return began is not None and abs(began - self.process_start) < _START_TOLERANCE_SECONDS
 
 
 def note_of_this_process(uuid: str, device: str, run: str, stage: str, model: str) -> LeaseNote:
@@ -63,7 +61,7 @@ def note_of_this_process(uuid: str, device: str, run: str, stage: str, model: st
         user = getpass.getuser()
     except (KeyError, OSError):  # a container user without a name
         user = str(os.getuid())
-    started = psutil.Process().create_time()
+    started = process_began(os.getpid()) or 0.0
     return LeaseNote(uuid, device, run, stage, model, os.getpid(), started, user, time.time())
 
 

@@ -12,11 +12,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from ensemble_assets.common.defaults import CEILING_BYTES, LEASE_SECONDS
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, SettingsError
@@ -34,6 +32,9 @@ _STEADY_BYTES = 16 << 20
 
 _LEAST_ATTEMPTS = 3
 """Attempts before a lease without waiting time fails. One may collide with the momentary lock of ``list_leases``."""
+
+_ESCAPED = re.compile(r"\\(\d{3})")
+"""A blank in a mount point, as the kernel writes it."""
 
 _NETWORK_FILE_SYSTEMS = re.compile(
     r"nfs\d?|cifs|smb\w*|9p|afs|ceph|lustre|gpfs|beegfs|ocfs2|gfs2|fuse\.(sshfs|.*gluster.*|.*s3.*|.*rclone.*)"
@@ -135,10 +136,20 @@ def prepare_folder(folder: Path, filesystem_of: Callable[[Path], str] | None = N
         )
 
 
+def _mounted() -> list[str]:
+    with suppress(OSError):
+        return Path("/proc/self/mounts").read_text().splitlines()
+    return []
+
+
+def _plain(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 8))
+
+
 def filesystem_type(path: Path) -> str:
     """Name the type of the file system that holds ``path``, as the kernel does; empty if it is unknown."""
     real = path.resolve()
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    mounts = {Path(_ESCAPED.sub(_plain, where)): kind for _, where, kind, *_ in map(str.split, _mounted())}
     return next((mounts[parent] for parent in (real, *real.parents) if parent in mounts), "")
 
 

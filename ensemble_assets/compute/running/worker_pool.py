@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 
-import psutil
-
 from ensemble_assets.common.errors import DeviceError, EnsembleError
 from ensemble_assets.common.events import EventSink
+from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, Finished
 from ensemble_assets.compute.batching.dispatcher import (
@@ -255,7 +254,7 @@ def shares(devices: Sequence[Device], workers: int) -> list[Device]:
 
     A CPU's workers have a share of its cores each, unless the number of threads was set.
     """
-    cores = max(1, len(psutil.Process().cpu_affinity() or [0]) // workers)
+    cores = max(1, usable_cores() // workers)
     shared: list[Device] = []
     for device in devices:
         divided = workers > 1 and isinstance(device, CpuDevice) and not device.threads

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-import psutil
+
+from ensemble_assets.common.machine import process_began
 
 _STARTED = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _CLOCK_SECONDS = 5.0
@@ -30,13 +31,8 @@ class RunProcess:
     @property
     def alive(self) -> bool:
         """Whether the process still runs; a process that began later only has the same number."""
-        try:
-            process = psutil.Process(self.pid)
-            return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= self.seen_at + _CLOCK_SECONDS
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.AccessDenied:
-            return True
+        began = process_began(self.pid)
+        return began is not None and began <= self.seen_at + _CLOCK_SECONDS
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:

@@ -142,7 +142,6 @@ def test_a_system_without_affinity_counts_all_cores_and_one_without_proc_is_a_se
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.delattr(psutil.Process, "cpu_affinity")
     assert CpuDevice().name.endswith(f"CPU, {os.cpu_count()} cores")
     monkeypatch.setattr(cpu, "_STATUS", tmp_path / "status")
     with pytest.raises(DeviceError, match=r"host memory cannot be watched\. Linux"):

@@ -7,14 +7,13 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import psutil
 
+from ensemble_assets.common.machine import process_began, process_family
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
@@ -133,10 +132,11 @@ def leases(bench: Bench) -> dict[str, Any]:
     with bench.lease(Log(), timeout=60.0):
         seconds = time.monotonic() - killed
         left = bench.device.memory().used - bench.used_before
-    with suppress(psutil.NoSuchProcess):
-        psutil.Process(worker).wait(10.0)
+    until = time.monotonic() + 10.0
+    while process_began(worker) is not None and time.monotonic() < until:
+        time.sleep(0.02)
     return {
-        "passed": apart and len(pairs) == 9 and not psutil.pid_exists(worker) and left <= 256 << 20 and seconds < 30,
+        "passed": apart and len(pairs) == 9 and process_began(worker) is None and left <= 256 << 20 and seconds < 30,
         "leases": len(pairs),
         "most_used_when_granted": max(used) - bench.used_before,
         "seconds_until_granted_after_kill": round(seconds, 2),
@@ -165,7 +165,7 @@ def recovery(bench: Bench) -> dict[str, Any]:
 
 def end(bench: Bench) -> dict[str, Any]:
     """No process, no lock and no memory is left."""
-    children = [child.name() for child in psutil.Process().children(recursive=True)]
+    children = sorted(process_family() - {os.getpid()})
     with bench.lease(Log(), timeout=0.0):
         left = bench.device.memory().used - bench.used_before
     folders = list((bench.folder / "work").iterdir())
