@@ -38,7 +38,7 @@ def plan(
 
     Costs come from earlier runs on this machine, else from a calibration of a few seconds. The next run of the same
     content and settings records how far the prediction was off. A named model that cannot run is the error that it is
-    in a run.
+    in a run. Where a run does without one of a profile's models, so does the plan, and says why.
     """
     from rich.console import Console
 
@@ -77,6 +77,8 @@ def _print_plan(planned: CollectionPlan) -> None:
         table.add_row(stage, work, f"{getattr(planned.seconds, stage):.2f}", planned.basis[stage])
     table.add_row("total", "", f"{planned.seconds.total:.2f}", "")
     console.print(table)
+    for sentence in planned.without.values():
+        console.print(f"{sentence}.", markup=False)
     console.print(f"rerank: depth {planned.depth} of {planned.requested_depth}.")
     for name, ratio in planned.ratios.items():
         verdict = "unknown; measure the plain script first: ensemble-assets baseline sla"

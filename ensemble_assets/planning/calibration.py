@@ -79,7 +79,7 @@ def run_stage(stage: str, sample: Sample, settings: Settings, computing: Computi
         return encode_dense(texts, query, choice.dense, context, **computing.factory("dense")).record
     if stage == "sparse":
         metadata, options = sample.chunks["metadata"], {"top_k": settings.sparse.top_k, **computing.factory("sparse")}
-        return encode_sparse(searched, metadata, query, choice.sparse[:1], context, **options).record
+        return encode_sparse(searched, metadata, query, choice.sparse, context, **options).record
     every_chunk = RerankOptions(depth=sample.chunks.height)
     candidates, factory = _pair_every_chunk(sample), computing.factory("rerank")
     result = rerank_candidates(candidates, searched, sample.queries, choice.rerank, context, every_chunk, **factory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,14 +19,23 @@ from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.compute.stages.rerank_depth import rerank_allowance
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.from_settings import files_of
+from ensemble_assets.pipeline.from_settings import choose_models, files_of, require_model
 from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
 from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import baselines_folder
 from ensemble_assets.settings.options import Rerank
 
-Basis = Literal["earlier runs", "calibration", "assumed"]
+Basis = Literal["earlier runs", "calibration", "assumed", "does not run"]
+Models = dict[str, tuple[ModelSpec, ...]]
+"""The models that a run gets results from, by stage."""
+
+_WITHOUT = {
+    "dense": "A run leaves this companion out",
+    "sparse": "A run takes the next sparse model, or terms of the metadata where there is none",
+    "rerank": "A run keeps the fused order",
+}
+"""What a run does without a model that nobody named."""
 
 _NO_LIMIT = 8192
 """Tokens that a plan counts of a text whose limit only the model's files know."""
@@ -47,6 +56,7 @@ class StageCost:
 _ASSUMED = {"fusion": StageCost(0.2, 5e-7), "export": StageCost(0.1, 0.0012)}
 """Costs until a run was seen, from two collections on 2 cores of an AMD EPYC (docs/performance.md): 58,000 and
 1,555,000 query-chunk pairs took 0.2 and 0.9 s, 1,000 and 5,183 chunks 1.3 and 6.5 s."""
+_NOTHING = StageCost(0.0, 0.0)
 
 
 def fit(observations: Sequence[Observation]) -> StageCost:
@@ -89,7 +99,8 @@ class CollectionPlan:
 
     ``work`` has tokens by stage (rerank: to the requested depth), query-chunk pairs (fusion), chunks (export).
     ``seconds`` are wall seconds, with rerank to ``depth``. ``basis`` is the origin of each stage's cost.
-    ``dense_only_seconds`` are the plain script's; None if it was not measured.
+    ``dense_only_seconds`` are the plain script's; None if it was not measured. ``without`` are sentences about models
+    that cannot run, by slug.
     """
 
     collection: str
@@ -102,6 +113,7 @@ class CollectionPlan:
     requested_depth: int
     basis: dict[str, Basis]
     dense_only_seconds: float | None
+    without: dict[str, str] = field(default_factory=dict)
 
     @property
     def ratios(self) -> dict[str, float | None]:
@@ -128,51 +140,65 @@ def plan_collection(
     """
     sample = read_sample(settings, collection)
     content = content_fingerprint(sample.chunks["content_hash"])
-    depth = settings.rerank.depth if settings.enable_rerank else 0
-    work = _count_work(settings, sample, depth)
+    models, without = models_that_run(settings)
+    depth = settings.rerank.depth if models["rerank"] else 0
+    work = _count_work(settings, models, sample, depth)
     costs, basis = dict[str, StageCost](), dict[str, Basis]()
     for stage in TIMED_STAGES:
-        observations = [] if recalibrate and stage in MODEL_STAGES else recall(settings, stage)
-        if not observations and stage in MODEL_STAGES:
+        as_asked = models.get(stage, ()) == models_of(settings, stage)
+        observations = recall(settings, stage) if as_asked and not (recalibrate and stage in MODEL_STAGES) else []
+        if not observations and work[stage] and stage in MODEL_STAGES:
             announce(f"calibrating {stage} …")
             observations = calibrate(stage, sample, settings, computing)
-            remember(settings, {stage: observations})
-        costs[stage] = fit(observations) if observations else _ASSUMED[stage]
+            if as_asked:
+                remember(settings, {stage: observations})
+        costs[stage] = fit(observations) if observations else _ASSUMED.get(stage, _NOTHING)
         seen = {each.origin for each in observations}
         basis[stage] = "earlier runs" if "run" in seen else "calibration" if seen else "assumed"
-    plain = _plain_dense(settings, content)
+        basis[stage] = basis[stage] if work[stage] else "does not run"
+    plain = _plain_dense(settings, models["dense"], content)
     seconds, reached = predict(work, costs, depth, settings.rerank, plain)
     sizes = sample.chunks.height, sample.queries.height
-    return CollectionPlan(collection.name, content, *sizes, work, seconds, reached, depth, basis, plain)
+    return CollectionPlan(collection.name, content, *sizes, work, seconds, reached, depth, basis, plain, without)
 
 
-def _count_work(settings: Settings, sample: Sample, depth: int) -> dict[str, float]:
+def models_that_run(settings: Settings) -> tuple[Models, dict[str, str]]:
+    """Find the models that a run gets results from, and why it does without others, by slug.
+
+    Raises:
+        ModelUnavailableError: if the primary model cannot run: a run ends with that error.
+    """
+    choice, without = choose_models(settings.models), dict[str, str]()
+    require_model(choice.primary, settings)
+
+    def runs(spec: ModelSpec) -> bool:
+        try:
+            require_model(spec, settings)
+        except ModelUnavailableError as error:
+            without[spec.slug] = f"{error}. {_WITHOUT[spec.kind]}"
+        return spec.slug not in without
+
+    sparse = filter(runs, choice.sparse if settings.enable_sparse else ())
+    rerank = filter(runs, (choice.rerank,) if settings.enable_rerank else ())
+    models = {"sparse": tuple(sparse)[:1], "rerank": tuple(rerank)}
+    return {"dense": (choice.primary, *filter(runs, choice.dense[1:])), **models}, without
+
+
+def _count_work(settings: Settings, models: Models, sample: Sample, depth: int) -> dict[str, float]:
     """Count tokens as the models will read them. Pairs are taken to be as long as queries and chunks on average."""
-    (reranker,) = models_of(settings, "rerank")
-    sides = (sample.queries["text"], sample.searched)
-    query, chunk = (token_lengths(texts, reranker, settings).mean() for texts in sides)
-    pair = min(float(query + chunk) + 3, reranker.chunk_tokens or _NO_LIMIT)  # 3 special tokens enclose query and chunk
-    sparse = models_of(settings, "sparse") if settings.enable_sparse else ()
+    pair = 0.0
+    for reranker in models["rerank"]:
+        sides = (sample.queries["text"], sample.searched)
+        query, chunk = (token_lengths(texts, reranker, settings).mean() for texts in sides)
+        specials = 3  # enclose query and chunk
+        pair = min(float(query + chunk) + specials, reranker.chunk_tokens or _NO_LIMIT)
     return {
-        "dense": sum(
-            _encoder_tokens(sample, sample.chunks["text"], spec, settings) for spec in _dense_models(settings)
-        ),
-        "sparse": sum(_encoder_tokens(sample, sample.searched, spec, settings) for spec in sparse),
+        "dense": sum(_encoder_tokens(sample, sample.chunks["text"], spec, settings) for spec in models["dense"]),
+        "sparse": sum(_encoder_tokens(sample, sample.searched, spec, settings) for spec in models["sparse"]),
         "fusion": float(sample.chunks.height * sample.queries.height),
         "rerank": pair * sample.queries.height * min(depth, sample.chunks.height),
         "export": float(sample.chunks.height),
     }
-
-
-def _dense_models(settings: Settings) -> list[ModelSpec]:
-    """List the dense models that a run encodes with: it leaves out companions that it cannot find or may not read."""
-    models = list(models_of(settings, "dense"))
-    for spec in models[1:]:
-        try:
-            files_of(spec, settings)
-        except ModelUnavailableError:
-            models.remove(spec)
-    return models
 
 
 def token_lengths(texts: pl.Series, spec: ModelSpec, settings: Settings) -> NDArray[np.int64]:
@@ -190,10 +216,10 @@ def _encoder_tokens(sample: Sample, chunks: pl.Series, spec: ModelSpec, settings
     return float(np.minimum(np.concatenate(lengths) + 2, spec.chunk_tokens or _NO_LIMIT).sum())
 
 
-def _plain_dense(settings: Settings, content: str) -> float | None:
+def _plain_dense(settings: Settings, dense: Sequence[ModelSpec], content: str) -> float | None:
     from ensemble_assets.compute.devices.cuda import torch_gpus
 
-    models = tuple(files_of(spec, settings).fingerprint for spec in _dense_models(settings))
+    models = tuple(files_of(spec, settings).fingerprint for spec in dense)
     key = baseline_key(this_host(torch_gpus()), content, models)
     baseline = find_baseline(baselines_folder(settings.paths), key)
     return baseline.seconds if baseline else None

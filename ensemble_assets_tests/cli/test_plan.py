@@ -59,3 +59,36 @@ def test_where_there_is_nothing_to_plan_it_says_what_to_give(tmp_path: Path) -> 
     (tmp_path / "corpora").mkdir()
     empty = run("plan", cwd=tmp_path)
     assert (empty.returncode, "--sample" in empty.stderr) == (2, True)
+
+
+LOST = """
+models:
+  - {slug: lost-splade, kind: sparse, source: {path: nowhere/splade}, hf_model_id: owner/lost-splade, dimension: 0,
+     max_tokens: 64, pooling: splade_max, licence: MIT}
+  - {slug: lost-reranker, kind: rerank, source: {path: nowhere/reranker}, hf_model_id: owner/lost-reranker,
+     dimension: 1, max_tokens: 64, pooling: cross_encoder, licence: MIT}
+  - {slug: lost-companion, kind: dense, source: {path: nowhere/encoder}, hf_model_id: owner/lost-companion,
+     dimension: 0, max_tokens: 64, pooling: mean, licence: MIT}
+profile: {dense: [all-minilm-l6-v2, lost-companion], sparse: [lost-splade], rerank: lost-reranker}
+"""
+
+
+@pytest.mark.models
+def test_a_plan_does_without_the_models_that_a_run_does_without_and_says_so(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes", count=8)
+    (tmp_path / "models.yaml").write_text(LOST)
+    options = ("--set", "models.profile=custom", "--set", "models.file=models.yaml")
+    planned = run("plan", "--json", *options, cwd=tmp_path, **PLACES)
+    assert planned.returncode == 0, planned.stderr
+    (said,) = json.loads(planned.stdout)
+    assert set(said["without"]) == {"lost-splade", "lost-reranker", "lost-companion"}
+    gone = "lost-reranker: the folder nowhere/reranker does not exist. Correct the path. A run keeps the fused order"
+    assert said["without"]["lost-reranker"] == gone
+    assert (said["work"]["sparse"], said["work"]["rerank"], said["depth"]) == (0.0, 0.0, 0)
+    assert (said["basis"]["sparse"], said["basis"]["dense"]) == ("does not run", "calibration")
+    finished = run("run", "--json", *options, cwd=tmp_path, **PLACES)
+    assert finished.returncode == 0, finished.stderr
+    manifest = json.loads((tmp_path / "output" / "notes" / "processing_summary.json").read_text())
+    assert manifest["sparse_run"]["fallback_count"] == manifest["chunk_count"] == 8
+    assert manifest["rerank_run"]["fallback_source"] == "load"
+    assert manifest["ensemble_state"]["dropped_models"] == ["lost-companion"]
