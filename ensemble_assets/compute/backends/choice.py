@@ -12,10 +12,17 @@ from typing import Literal
 
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
-from ensemble_assets.compute.backends.factories import openvino_factory, torch_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
-from ensemble_assets.compute.backends.library.describe import DIFFERS, NOT_CONVERTIBLE, Described, describe, refusal
+from ensemble_assets.compute.backends.library.describe import (
+    DIFFERS,
+    NOT_CONVERTIBLE,
+    Described,
+    describe,
+    refusal,
+    torch_factory,
+)
+from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
@@ -80,7 +87,7 @@ def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k:
     if not obstacle:
         reason, settled = ASKED_FOR if by_name else FASTEST, replace(runtime, precision=precision)
         try:
-            return openvino_factory(spec, files, settled, reason, traits, top_k=top_k)
+            return OpenVinoFactory.converted(spec, files, settled, reason, traits, top_k)
         except ModelUnavailableError as error:
             obstacle, detail = NOT_CONVERTIBLE, f"{error}. "
     if by_name:
@@ -94,7 +101,7 @@ def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k:
 def _with_torch(model: Described, files: ModelFiles, runtime: Runtime, reason: str, top_k: int) -> ForwardFactory:
     splade = model.traits.body == "splade_max"
     tiled = splade and not refusal(model, files, "tiled", runtime.cache_folder)
-    return torch_factory(model.spec, files, runtime, reason, model.traits, top_k=top_k, tiled=tiled)
+    return torch_factory(tiled=tiled)(model.spec, files, runtime, reason, model.traits, top_k)
 
 
 def _difference(model: Described, files: ModelFiles, precision: Literal["fp32", "bf16"], runtime: Runtime) -> str:

@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
-from ensemble_assets.common.defaults import TOP_K
-from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime
+from ensemble_assets.common.errors import failure_word
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime, vector_outputs
+from ensemble_assets.compute.backends.late_interaction import SCORES
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.sparse_output import sparse_outputs
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.tokens.token_tables import Batch
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
 
 _WEIGHTS = (".safetensors", ".bin")
+SMALLEST_NORM = 1e-12
+"""A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class ModelFactory:
         runtime: how to run it.
         reason: why this backend runs it.
         traits: how its rows are made and what its modules are.
+        top_k: entries kept of a sparse vector; 0 keeps all.
     """
 
     backend: ClassVar[str]
@@ -36,12 +42,23 @@ class ModelFactory:
     runtime: Runtime = field(default_factory=Runtime)
     reason: str = "reference"
     traits: ModelTraits = field(default_factory=ModelTraits)
+    top_k: int = 0
 
     @property
     def identity(self) -> str:
-        """Slug, fingerprint, pooling, backend and precision; equal only for factories whose outputs are equal."""
-        parts = (self.spec.slug, self.files.fingerprint, self.spec.pooling, self.backend, self.runtime.precision)
-        return ":".join(parts)
+        """Name everything that outputs depend on; equal only for factories whose outputs are equal."""
+        spec = self.spec
+        parts = (spec.slug, self.files.fingerprint, spec.pooling, self.backend, self.runtime.precision)
+        return ":".join(map(str, (*parts, spec.dimension, self.top_k)))
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """Outputs by kind of model."""
+        spec = self.spec
+        if spec.kind == "rerank" or spec.pooling == "late_interaction":
+            return SCORES
+        sparse = spec.kind == "sparse"
+        return sparse_outputs(spec.dimension, self.top_k) if sparse else vector_outputs(spec.dimension, self.traits)
 
     @property
     def width(self) -> int:
@@ -55,6 +72,10 @@ class ModelFactory:
                 with path.open("rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
+    def load(self, device: str) -> Forward:
+        """Load the model onto ``device``."""
+        raise NotImplementedError
+
     def unload(self, forward: Forward) -> None:
         """Release a forward that ``load`` made."""
         forward.release()
@@ -64,22 +85,8 @@ class ModelFactory:
         return replace(self, runtime=replace(self.runtime, precision="fp32"))
 
 
-@dataclass(frozen=True)
-class SparseModelFactory(ModelFactory):
-    """A SPLADE model, whose outputs are those of ``sparse_outputs``.
-
-    Attributes:
-        top_k: entries kept per text; 0 keeps all.
-    """
-
-    top_k: int = TOP_K
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """See ``sparse_outputs``."""
-        return sparse_outputs(self.spec.dimension, self.top_k)
-
-    @property
-    def identity(self) -> str:
-        """The model's identity with ``top_k``."""
-        return f"{super().identity}:{self.top_k}"
+def failure_of_batch(slug: str, error: Exception, batch: Batch, *, out_of_memory: bool) -> Exception:
+    """Make the error that a forward raises instead of a backend's own, whose message may quote its input."""
+    if out_of_memory:
+        return DeviceOutOfMemoryError(f"{slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
+    return ModelFailedError(slug, failure_word(error), batch.size, batch.longest)

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.library.forward import LibraryFactory
-from ensemble_assets.compute.backends.openvino_forwards import OpenVinoDenseFactory
+from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.compute.backends.openvino_graph import Graph
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
@@ -82,8 +82,8 @@ def test_factories_are_told_apart_by_weights_pooling_precision_and_backend(tmp_p
         LibraryFactory(spec, other_files, fp32),
         LibraryFactory(replace(spec, pooling="cls"), files, fp32),
         LibraryFactory(spec, files, bf16),
-        OpenVinoDenseFactory(spec, files, fp32, "asked_for", graph=graph),
-        OpenVinoDenseFactory(spec, files, bf16, "asked_for", graph=graph),
+        OpenVinoFactory(spec, files, fp32, "asked_for", graph=graph),
+        OpenVinoFactory(spec, files, bf16, "asked_for", graph=graph),
     ]
     assert len({factory.identity for factory in factories}) == len(factories)
     assert LibraryFactory(spec, files, replace(fp32, threads=2), "other").identity == factories[0].identity

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ensemble_assets.compute.backends.factories import torch_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
+from ensemble_assets.compute.backends.library.describe import torch_factory
 from ensemble_assets.compute.backends.library.model import load_row_maker
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
@@ -134,4 +134,5 @@ def factory(spec: ModelSpec, files: ModelFiles, precision: Precision) -> Forward
     texts: list[Any] = [("a", "a"), ("a", "a b c")] if spec.kind == "rerank" else ["a", "a b c"]
     maker.rows(texts, "document")
     traits = ModelTraits(tokens="fast", body=spec.pooling, layouts=dict(maker.layouts))
-    return torch_factory(spec, files, Runtime(precision), "reference", traits, top_k=256)
+    factory = torch_factory(tiled=spec.pooling == "splade_max")
+    return factory(spec, files, Runtime(precision), "reference", traits, 256 if spec.kind == "sparse" else 0)

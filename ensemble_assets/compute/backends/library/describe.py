@@ -10,10 +10,11 @@ from typing import Literal
 from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
-from ensemble_assets.compute.backends.factories import openvino_factory, torch_factory
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
+from ensemble_assets.compute.backends.model_factory import ModelFactory
 from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import POOLINGS, ModelSpec, PackageSource
 
@@ -123,9 +124,9 @@ def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: 
 
     traits, probe = probe_model(asked, files)
     runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
-    make = torch_factory if path == "tiled" else openvino_factory
+    make = torch_factory(tiled=True) if path == "tiled" else OpenVinoFactory.converted
     try:
-        forward = make(_complete(asked, traits), files, runtime, "", traits, top_k=0).load("cpu")
+        forward = make(_complete(asked, traits), files, runtime, "", traits).load("cpu")
         word = "" if probe.judge(forward)[0] else DIFFERS
     except ModelUnavailableError:
         word = NOT_CONVERTIBLE
@@ -133,6 +134,17 @@ def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: 
         word = DIFFERS
     cache.put({key: word})
     return word
+
+
+def torch_factory(*, tiled: bool) -> type[ModelFactory]:
+    """Import the factory of the library's modules, or that of SPLADE models with the tiled output layer."""
+    if tiled:
+        from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
+
+        return TiledSparseFactory
+    from ensemble_assets.compute.backends.library.forward import LibraryFactory
+
+    return LibraryFactory
 
 
 def _cache(folder: Path | None) -> JsonCache:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble_assets.common.errors import DeviceError, failure_word
-from ensemble_assets.compute.backends.forward import Forward, OutputSpec, vector_outputs
-from ensemble_assets.compute.backends.late_interaction import SCORES, LateInteractionForward
+from ensemble_assets.common.errors import DeviceError
+from ensemble_assets.compute.backends.forward import Forward
+from ensemble_assets.compute.backends.late_interaction import LateInteractionForward
 from ensemble_assets.compute.backends.library.attention import fit_to_gpu
 from ensemble_assets.compute.backends.library.model import (
     Features,
@@ -22,8 +22,7 @@ from ensemble_assets.compute.backends.library.model import (
     load_library_model,
     split_by_task,
 )
-from ensemble_assets.compute.backends.model_factory import ModelFactory, SparseModelFactory
-from ensemble_assets.compute.backends.sparse_output import sparse_outputs
+from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM, ModelFactory, failure_of_batch
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -32,30 +31,12 @@ from ensemble_assets.models.spec import ModelKind
 Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
 """Makes a forward's outputs from the features that the model leaves."""
 
-_SMALLEST_NORM = 1e-12
-"""A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
-
 
 @dataclass(frozen=True)
 class LibraryFactory(ModelFactory):
     """Makes forwards of sentence-transformers' modules on any device."""
 
     backend = "torch"
-
-    @property
-    def identity(self) -> str:
-        """The model's identity with the modules' name and the width of its vectors."""
-        return f"{super().identity}:library:{self.spec.dimension}"
-
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """Outputs by kind of model."""
-        spec = self.spec
-        if spec.kind == "rerank" or spec.pooling == "late_interaction":
-            return SCORES
-        if spec.kind == "sparse":
-            return sparse_outputs(spec.dimension, 0)
-        return vector_outputs(spec.dimension, self.traits)
 
     def prepare(self) -> None:
         """Import the library too."""
@@ -70,15 +51,14 @@ class LibraryFactory(ModelFactory):
             ModelUnavailableError: if sentence-transformers cannot load the model.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
-        forward = LibraryForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
+        model = load_library_model(self.spec, self.files, self.runtime, device)
+        forward = self._forward(model, device)
         if device.startswith("cuda"):
             forward.warm_up()
         return LateInteractionForward(forward) if self.spec.pooling == "late_interaction" else forward
 
-
-@dataclass(frozen=True)
-class LibrarySparseFactory(SparseModelFactory, LibraryFactory):
-    """Makes forwards of any sparse encoder; its weights are the library's, then pruned."""
+    def _forward(self, model: LibraryModel, device: str) -> LibraryForward:
+        return LibraryForward(model, self, device)
 
 
 class LibraryForward:
@@ -88,7 +68,6 @@ class LibraryForward:
     """
 
     def __init__(self, model: LibraryModel, factory: LibraryFactory, device: str) -> None:
-        self.outputs = factory.outputs
         self.precision = resolve_precision(factory.runtime.precision, device, factory.files.folder)
         self._model = model
         self._factory = factory
@@ -111,7 +90,10 @@ class LibraryForward:
             with torch.inference_mode(), kernels(self._factory.runtime, self._device):
                 return self._outputs_of(table, batch)
         except Exception as error:  # noqa: BLE001  # whatever a model raises, its message may quote the input
-            failure = self._translated(error, batch)
+            slug, full = self._factory.spec.slug, is_out_of_memory(error)
+            failure = failure_of_batch(slug, error, batch, out_of_memory=full)
+            if isinstance(error, torch.AcceleratorError) and not full:
+                failure = DeviceError(f"{slug}: {self._device} failed in a batch. Check the device and run again")
         # outside the handler: the original exception pins the batch's tensors and must not travel along as context
         if isinstance(failure, DeviceOutOfMemoryError) and self._device.startswith("cuda"):
             torch.cuda.empty_cache()
@@ -144,20 +126,12 @@ class LibraryForward:
                 made.setdefault(name, np.zeros((batch.size, *values.shape[1:]), values.dtype))[places] = values
         return made
 
-    def _translated(self, error: Exception, batch: Batch) -> Exception:
-        slug = self._factory.spec.slug
-        if is_out_of_memory(error):
-            return DeviceOutOfMemoryError(f"{slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
-        if isinstance(error, torch.AcceleratorError):
-            return DeviceError(f"{slug}: {self._device} failed while running a batch. Check the device and run again")
-        return ModelFailedError(slug, failure_word(error), batch.size, batch.longest)
-
 
 def _unit_vectors(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
     """Cut to the wanted width, then divide by the norm, in fp32."""
     vectors = features["sentence_embedding"].float()[:, : factory.spec.dimension]
     norms = vectors.norm(dim=1)
-    unit = {"vector": vectors / norms.clamp(min=_SMALLEST_NORM).unsqueeze(1)}
+    unit = {"vector": vectors / norms.clamp(min=SMALLEST_NORM).unsqueeze(1)}
     return unit | {"norm": norms} if "norm" in factory.outputs else unit
 
 
@@ -175,8 +149,7 @@ def _scores(features: Features, factory: LibraryFactory) -> dict[str, torch.Tens
 
 def _weights(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
     """The largest weights of each text, by falling weight."""
-    top_k = factory.top_k if isinstance(factory, SparseModelFactory) else 0
-    return largest_weights(features["sentence_embedding"].float(), top_k)
+    return largest_weights(features["sentence_embedding"].float(), factory.top_k)
 
 
 def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:

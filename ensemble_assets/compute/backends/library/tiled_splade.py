@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.library.forward import LibraryForward, LibrarySparseFactory, largest_weights
-from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, load_library_model
+from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward, largest_weights
+from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
@@ -31,20 +31,11 @@ _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class TiledSparseFactory(LibrarySparseFactory):
-    """Makes SPLADE forwards, with the outputs of ``sparse_outputs``."""
+class TiledSparseFactory(LibraryFactory):
+    """Makes forwards of a masked language model with a plain linear output; another one cannot be loaded."""
 
-    def load(self, device: str) -> TiledSparseForward:
-        """Load onto ``device``.
-
-        Raises:
-            ModelUnavailableError: if the files do not make a masked language model with a plain linear output.
-            DeviceOutOfMemoryError: if the weights do not fit.
-        """
-        forward = TiledSparseForward(load_library_model(self.spec, self.files, self.runtime, device), self, device)
-        if device.startswith("cuda"):
-            forward.warm_up()
-        return forward
+    def _forward(self, model: LibraryModel, device: str) -> LibraryForward:
+        return TiledSparseForward(model, self, device)
 
 
 class TiledSparseForward(LibraryForward):
