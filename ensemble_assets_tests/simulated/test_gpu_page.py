@@ -11,7 +11,7 @@ import pytest
 
 from ensemble_assets.cli.main import commands
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.library.model import load_library_model
+from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.batching.dispatcher import Patience
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings

@@ -81,75 +81,52 @@ class Forward(Protocol):
 
     Calling it runs one batch and returns host arrays named as in ``ForwardFactory.outputs``, row ``k`` belonging to
     ``batch.rows[k]``. It raises ``DeviceOutOfMemoryError`` if the batch does not fit, and never retries by itself.
-
-    Attributes:
-        precision: number format that the model computes in.
     """
 
     @property
     def precision(self) -> str:
         """Number format that the model computes in."""
-        ...
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch."""
-        ...
 
     def release(self) -> None:
         """Free the weights; the forward is of no use afterwards.
 
         Networks are in reference cycles: without this call their memory would stay until a garbage collection.
         """
-        ...
 
 
 class ForwardFactory(Protocol):
-    """Loads a model onto a device, in the process that calls it. Picklable, so that workers can be handed one.
-
-    Attributes:
-        outputs: known before loading, so that the caller can allocate the result arrays.
-        identity: model slug, fingerprint and dtype; the key under which working batch sizes are remembered.
-        width: numbers per token state; 0 if it is unknown.
-        spec: the model, completed from its files.
-        traits: how its rows are made and what its modules are.
-        backend: ``torch`` or ``openvino``.
-        reason: why this backend runs the model, one of ``choice.REASONS``.
-    """
+    """Loads a model onto a device, in the process that calls it. Picklable, so that workers can be handed one."""
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:
-        """Known before loading."""
-        ...
+        """Known before loading, so that the caller can allocate the result arrays."""
 
     @property
     def identity(self) -> str:
-        """Model slug, fingerprint and dtype."""
-        ...
+        """Name of everything that outputs depend on; working batch sizes and rows are remembered under it."""
 
     @property
     def width(self) -> int:
         """Numbers per token state; 0 if it is unknown."""
-        ...
 
     @property
     def spec(self) -> ModelSpec:
         """The model, completed from its files."""
-        ...
 
     @property
     def traits(self) -> ModelTraits:
         """How its rows are made and what its modules are."""
-        ...
 
     @property
     def backend(self) -> str:
         """``torch`` or ``openvino``."""
-        ...
 
     @property
     def reason(self) -> str:
-        """Why this backend runs the model."""
-        ...
+        """Why this backend runs the model, one of ``choice.REASONS``."""
 
     def prepare(self) -> None:
         """Import what ``load`` needs and have the kernel read the weights ahead, without touching a device."""
@@ -161,12 +138,9 @@ class ForwardFactory(Protocol):
         Raises:
             ModelUnavailableError: if files or libraries are missing or do not fit together.
         """
-        ...
 
     def unload(self, forward: Forward) -> None:
         """Take back a forward that ``load`` made: release it, unless the factory keeps it for the next run."""
-        ...
 
     def full_precision(self) -> ForwardFactory | None:
         """Make a factory of the same model in fp32; None if there is none."""
-        ...

@@ -116,7 +116,7 @@ def _body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
     """Load a model's network, and take the output layer of a sparse model or a reranker out of it."""
     import torch
 
-    from ensemble_assets.compute.backends.library.model import load_library_model
+    from ensemble_assets.compute.backends.library.loading import load_library_model
     from ensemble_assets.compute.backends.library.tiled_splade import detach_decoder
 
     model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu").model

@@ -66,7 +66,7 @@ def encoder_input(
 
 
 def _own_rows(chunks: pl.Series, queries: pl.Series, spec: ModelSpec, files: ModelFiles) -> EncoderInput:
-    from ensemble_assets.compute.backends.library.model import load_row_maker
+    from ensemble_assets.compute.backends.library.loading import load_row_maker
 
     if spec.windows > 1:
         raise ModelUnavailableError(

@@ -207,7 +207,7 @@ def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: 
 
 def _own_rows(pairs: _Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
     """Make the rows of all pairs by the model's own preprocessing, uncut chunks beside their queries."""
-    from ensemble_assets.compute.backends.library.model import load_row_maker
+    from ensemble_assets.compute.backends.library.loading import load_row_maker
 
     head = pairs.head
     asked = head.join(pairs.queries.select("public_id", "text"), on="public_id", how="left", maintain_order="left")

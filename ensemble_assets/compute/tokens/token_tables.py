@@ -5,9 +5,9 @@ All of this is work on arrays. ``tokenizer`` makes token bodies from texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,23 +267,28 @@ def with_task(table: TokenTable, task: Literal["document", "query"]) -> TokenTab
     return replace(table, tasks=np.full(len(table), TASKS.index(task), np.uint8))
 
 
-def join_tables(first: TokenTable, second: TokenTable) -> TokenTable:
-    """Append the second table's rows to the first's. Single texts only.
+def join_tables(*tables: TokenTable) -> TokenTable:
+    """Append the rows of tables to each other. Single texts only.
 
     Raises:
         ValueError: if a table holds pairs.
     """
-    if first.second_from is not None or second.second_from is not None:
+    if any(table.second_from is not None for table in tables):
         raise ValueError("pairs are not joined")
-    names = first.arrays.keys() | second.arrays.keys()
+    names = sorted({name for table in tables for name in table.arrays})
+    lost = [table.lost for table in tables if table.lost is not None]
     return TokenTable(
-        np.concatenate([first.ids, second.ids]),
-        np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
-        np.concatenate([first.truncated, second.truncated]),
-        tasks=None if first.tasks is None and second.tasks is None else np.concatenate([_tasks(first), _tasks(second)]),
-        arrays={name: np.concatenate([_array(first, name), _array(second, name)]) for name in sorted(names)},
-        lost=None if first.lost is None or second.lost is None else np.concatenate([first.lost, second.lost]),
+        _joined([table.ids for table in tables], np.int32),
+        np.append(0, np.cumsum(_joined([table.lengths for table in tables], np.int64))),
+        _joined([table.truncated for table in tables], np.bool_),
+        tasks=None if all(table.tasks is None for table in tables) else _joined(map(_tasks, tables), np.uint8),
+        arrays={name: _joined([_array(table, name) for table in tables], np.int32) for name in names},
+        lost=_joined(lost, np.int64) if len(lost) == len(tables) else None,
     )
+
+
+def _joined(parts: Iterable[NDArray[Any]], kind: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, kind), *parts])
 
 
 _ABSENT = {"attention_mask": 1}

@@ -14,7 +14,7 @@ from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, St
 from ensemble_assets.compute.backends import torch_runtime as loading
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.library.model import load_library_model, load_row_maker
+from ensemble_assets.compute.backends.library.loading import load_library_model, load_row_maker
 from ensemble_assets.compute.backends.torch_runtime import exact_medium, kernels
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.models.model_files import locate

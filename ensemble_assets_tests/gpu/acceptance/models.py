@@ -16,7 +16,7 @@ import torch
 
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
 from ensemble_assets.compute.backends.library.describe import torch_factory
-from ensemble_assets.compute.backends.library.model import load_row_maker
+from ensemble_assets.compute.backends.library.loading import load_row_maker
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import FolderSource, ModelKind, ModelSpec

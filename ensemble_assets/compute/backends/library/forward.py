@@ -15,13 +15,8 @@ from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.backends.forward import Forward
 from ensemble_assets.compute.backends.late_interaction import LateInteractionForward
 from ensemble_assets.compute.backends.library.attention import fit_to_gpu
-from ensemble_assets.compute.backends.library.model import (
-    Features,
-    LibraryModel,
-    Task,
-    load_library_model,
-    split_by_task,
-)
+from ensemble_assets.compute.backends.library.loading import load_library_model
+from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, split_by_task
 from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM, ModelFactory, failure_of_batch
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError

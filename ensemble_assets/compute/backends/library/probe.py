@@ -18,8 +18,11 @@ from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, 
 from ensemble_assets.compute.backends.forward import Forward, Precision, Runtime
 from ensemble_assets.compute.backends.library.bodies import body_of
 from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
-from ensemble_assets.compute.backends.library.model import LibraryModel, load_library_model
+from ensemble_assets.compute.backends.library.loading import load_library_model
+from ensemble_assets.compute.backends.library.model import LibraryModel
+from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM
 from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import (
     TASKS,
     Batch,
@@ -89,16 +92,13 @@ class Probe:
 
     def _encoded(self, model: LibraryModel) -> NDArray[np.float32]:
         words: dict[str, Any] = {"batch_size": 4, "show_progress_bar": False}
-        if self.spec.kind == "sparse":
-            words |= {"convert_to_sparse_tensor": False}
+        words |= {"convert_to_sparse_tensor": False} if self.spec.kind == "sparse" else {}
         made = []
-        for task, texts, encode in (
-            ("document", DOCUMENTS, model.model.encode_document),
-            ("query", QUERIES, model.model.encode_query),
-        ):
+        for task, texts in (("document", DOCUMENTS), ("query", QUERIES)):
             own = model.own_prompt(task)
-            asked = {} if own is None else {"prompt": own}
-            made.append(np.asarray(torch.as_tensor(encode(list(texts), **asked, **words)).float().cpu()))
+            encode = getattr(model.model, f"encode_{task}")
+            vectors = encode(list(texts), **({} if own is None else {"prompt": own}), **words)
+            made.append(torch.as_tensor(vectors).float().cpu().numpy())
         return np.concatenate(made)
 
     def judge(self, forward: Forward) -> tuple[bool, float]:
@@ -106,7 +106,9 @@ class Probe:
 
         The distance is the largest difference of a component or weight, or of a score by the scores' spread.
         """
-        results, target = self._run(forward), self._target()
+        results, target = self._run(forward), self.expected
+        if self.spec.kind == "dense":
+            target = target / np.maximum(np.linalg.norm(target, axis=1, keepdims=True), SMALLEST_NORM)
         off = float(np.abs(results - target).max())
         if self.spec.kind == "rerank":
             off /= float(np.ptp(target)) or 1.0
@@ -116,12 +118,6 @@ class Probe:
         products = (results * target).sum(axis=1)
         norms = np.linalg.norm(results, axis=1) * np.linalg.norm(target, axis=1)
         return bool((products >= HALF_COSINE * norms).all()), off
-
-    def _target(self) -> NDArray[np.float32]:
-        if self.spec.kind != "dense":
-            return self.expected
-        norms: NDArray[np.float32] = np.linalg.norm(self.expected, axis=1, keepdims=True)
-        return (self.expected / np.maximum(norms, 1e-12)).astype(np.float32)
 
     def _run(self, forward: Forward) -> NDArray[np.float32]:
         table = self.table
@@ -166,7 +162,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
         similarity=_similarity(model, probe),
         body=body_of(model),
         layouts=dict(model.layouts),
-        tokens="fast" if _fast_tokens_agree(spec, files, model) else "library",
+        tokens="fast" if _fast_tokens_agree(files, model) else "library",
     )
     factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, runtime, traits=traits)
     forward = LibraryForward(model, factory, "cpu")
@@ -192,35 +188,31 @@ def _width(model: LibraryModel) -> int:
     return int(getattr(text, "hidden_size", 0) or 0)
 
 
-def _fast_tokens_agree(spec: ModelSpec, files: ModelFiles, model: LibraryModel) -> bool:
+def _fast_tokens_agree(files: ModelFiles, model: LibraryModel) -> bool:
     """Whether the shared tokeniser makes the rows that the model's own preprocessing makes, cut ones included."""
-    limit = model.max_tokens
+    limit, layouts = model.max_tokens, model.layouts
     if not limit:
         return False
-    documents, queries = [*DOCUMENTS, overlong(limit)], [*QUERIES, overlong(limit)]
+    texts = {"document": (*DOCUMENTS, overlong(limit)), "query": (*QUERIES, overlong(limit))}
     try:
         words = load_vocabulary(files)
-        document_ids = tokenise_bodies(documents, words, limit, model.prompt("document") or "")
-        query_ids = tokenise_bodies(queries, words, limit, model.prompt("query") or "")
-        if spec.kind == "rerank":
-            pairs = np.array([(q, d) for q in range(len(queries)) for d in range(len(documents))], np.int64)
-            fast = pair_table(query_ids, document_ids, pairs, words.template, limit)
-            return _same_rows(fast, model.rows([(queries[q], documents[d]) for q, d in pairs.tolist()], "document"))
-        fast = join_tables(
-            single_table(document_ids, words.template, limit), single_table(query_ids, words.template, limit)
+        ids = {task: tokenise_bodies(texts[task], words, limit, model.prompt(task) or "") for task in TASKS}
+        if model.spec.kind == "rerank":
+            pairs = np.argwhere(np.ones((len(texts["query"]), len(texts["document"]))))
+            fast = pair_table(ids["query"], ids["document"], pairs, words.template, limit)
+            own = model.rows([(texts["query"][q], texts["document"][d]) for q, d in pairs.tolist()], "document")
+            return _same_rows(fast, own, layouts["document"])
+        return all(
+            _same_rows(single_table(ids[task], words.template, limit), model.rows(texts[task], task), layouts[task])
+            for task in TASKS
         )
     except (ModelUnavailableError, StageError, SettingsError, ValueError):
         return False
-    return _same_rows(fast, join_tables(model.rows(documents, "document"), model.rows(queries, "query")))
 
 
-def _same_rows(fast: TokenTable, library: TokenTable) -> bool:
-    if not np.array_equal(fast.offsets, library.offsets) or not np.array_equal(fast.ids, library.ids):
+def _same_rows(fast: TokenTable, library: TokenTable, layout: FeatureLayout) -> bool:
+    if not np.array_equal(fast.offsets, library.offsets):
         return False
-    if library.arrays.keys() - {"token_type_ids"}:
-        return False
-    longest = int(library.lengths.max())
-    columns = np.arange(longest)
-    inside = columns < library.lengths[:, None]
-    types = fast.segments(np.arange(len(fast)), columns)[inside]
-    return np.array_equal(types, library.arrays.get("token_type_ids", np.zeros_like(types)))
+    whole = Batch(np.arange(len(library)), int(library.lengths.max()))
+    made, wanted = (padded_arrays(table, whole, layout) for table in (fast, library))
+    return all(np.array_equal(made[name], wanted[name]) for name in wanted)
