@@ -76,6 +76,20 @@ def vector_outputs(dimension: int, traits: ModelTraits) -> Mapping[str, OutputSp
     return vector | {"norm": OutputSpec((), "float32")} if traits.similarity == "dot" else vector
 
 
+def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
+    """Describe the outputs of a SPLADE forward.
+
+    ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by falling weight,
+    and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0: ``weight``
+    ``[batch, dimension] float32`` and ``active``.
+    """
+    active = {"active": OutputSpec((), "int32")}
+    if top_k == 0:
+        return {"weight": OutputSpec((dimension,), "float32"), **active}
+    width = min(top_k, dimension)
+    return {"index": OutputSpec((width,), "int32"), "weight": OutputSpec((width,), "float32"), **active}
+
+
 class Forward(Protocol):
     """A model on one device, ready to run.
 

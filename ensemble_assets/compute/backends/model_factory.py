@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 from ensemble_assets.common.errors import failure_word
-from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime, vector_outputs
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime, sparse_outputs, vector_outputs
 from ensemble_assets.compute.backends.late_interaction import SCORES
 from ensemble_assets.compute.backends.model_traits import ModelTraits
-from ensemble_assets.compute.backends.sparse_output import sparse_outputs
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch
 from ensemble_assets.models.model_files import ModelFiles

@@ -94,7 +94,7 @@ def _convert(spec: ModelSpec, files: ModelFiles, graph: Graph) -> None:
 
     from ensemble_assets.compute.backends.torch_runtime import quiet_transformers
 
-    network, head = _body(spec, files)
+    network, output_layer = _body(spec, files)
     try:
         with torch.inference_mode(), warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every constant
@@ -104,35 +104,29 @@ def _convert(spec: ModelSpec, files: ModelFiles, graph: Graph) -> None:
             f"{spec.slug}: cannot be converted for OpenVINO ({type(error).__name__})"
         ) from error
     import_openvino().save_model(model, graph.path, compress_to_fp16=False)
-    if head is not None:
-        np.savez(graph.folder / "head.npz", matrix=head[0], bias=head[1])
+    if output_layer is not None:
+        matrix = output_layer.weight.detach().float().numpy()
+        bias = np.zeros(len(matrix), np.float32)
+        if output_layer.bias is not None:
+            bias = output_layer.bias.detach().float().numpy()
+        np.savez(graph.folder / "head.npz", matrix=matrix, bias=bias)
     _refuse_if_different(spec, network, graph)
 
 
-Head = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-def _body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Head | None]:
+def _body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Any]:
     """Load a model's network, and take the output layer of a sparse model or a reranker out of it."""
     import torch
 
     from ensemble_assets.compute.backends.library.loading import load_library_model
     from ensemble_assets.compute.backends.library.tiled_splade import detach_decoder
 
-    model = load_library_model(spec, files, Runtime(precision="fp32"), "cpu").model
-    network = next(model.children()).model
+    network: Any = next(load_library_model(spec, files, Runtime(precision="fp32"), "cpu").model.children()).model
+    layer = None
     if spec.kind == "sparse":
-        return network, _head_of(detach_decoder(network, spec.slug, "cpu"))
-    if spec.kind == "dense":
-        return network, None
-    head, network.classifier = network.classifier, torch.nn.Identity()
-    return network, _head_of(head)
-
-
-def _head_of(layer: Any) -> Head:
-    matrix = layer.weight.detach().float().numpy()
-    bias = np.zeros(len(matrix), np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
-    return matrix, bias
+        layer = detach_decoder(network, spec.slug, "cpu")
+    elif spec.kind == "rerank":
+        layer, network.classifier = network.classifier, torch.nn.Identity()
+    return network, layer
 
 
 def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.int64]]:

@@ -21,12 +21,6 @@ from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
-from ensemble_assets.compute.backends.sparse_output import (
-    SparseMatrix,
-    SparseRow,
-    empty_matrix,
-    positive_entries,
-)
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_input
@@ -45,6 +39,7 @@ from ensemble_assets.compute.stages.sparse_fallback import (
     space_of_model,
     text_rows,
 )
+from ensemble_assets.compute.stages.sparse_rows import SparseMatrix, SparseRow, empty_matrix, positive_entries
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import failed_texts, largest_weights

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.collection.legacy_sparse_vector import usable_terms
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.sparse_output import SparseMatrix, SparseRow, build_matrix
+from ensemble_assets.compute.stages.sparse_rows import SparseMatrix, SparseRow, build_matrix
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.common.machine import this_host
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library import describe as describing
@@ -16,6 +17,7 @@ from ensemble_assets.compute.backends.library.describe import describe, refusal
 from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, Probe, probe_model
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
+from ensemble_assets.compute.batching.batch_outcome import ModelFailedError
 from ensemble_assets.models.model_files import locate, weight_bytes
 from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets_tests.compute.backends.checkpoints import POSITIONS, WIDTH, checkpoint
@@ -73,6 +75,29 @@ def test_a_model_on_which_the_library_itself_fails_is_refused_with_its_limit(tmp
     with pytest.raises(ModelUnavailableError, match=rf"texts of up to {4 * POSITIONS} tokens .* smaller max_tokens"):
         describe(spec, locate(spec), None)
     assert describe(replace(spec, max_tokens=POSITIONS), locate(spec), None).spec.max_tokens == POSITIONS
+
+
+def test_a_model_that_fails_in_batches_alone_is_refused_before_the_first_stage(tmp_path, monkeypatch):
+    def fails(probe, forward):
+        raise ModelFailedError("model", "RuntimeError", 4, 1)
+
+    monkeypatch.setattr(Probe, "judge", fails)
+    with pytest.raises(ModelUnavailableError, match=r"\(RuntimeError\), but not in .* own call. Report this model"):
+        described(tmp_path)
+
+
+def test_descriptions_and_verdicts_are_of_the_files_the_path_the_versions_and_the_processor(tmp_path, monkeypatch):
+    spec = checkpoint(tmp_path / "model", "dense")
+    files = locate(spec)
+    keys = [describing._key(spec, files), describing._key(spec, files, "fp32"), describing._key(spec, files, "bf16")]
+    keys.append(describing._key(spec, replace(files, fingerprint="0" * 16)))
+    keys.append(describing._key(replace(spec, max_tokens=17), files))
+    monkeypatch.setattr(describing, "library_versions", lambda: {"transformers": "another"})
+    keys.append(describing._key(spec, files))
+    monkeypatch.setattr(describing, "this_host", lambda: replace(this_host(), cpu="another"))
+    keys.append(describing._key(spec, files))
+    assert len(set(keys)) == len(keys)
+    assert describing._key(replace(spec, slug="other-name", licence="MIT"), files) == keys[-1]
 
 
 def test_a_description_is_kept_and_read_again_without_loading(tmp_path, monkeypatch):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError
 from ensemble_assets.common.json_cache import JsonCache
@@ -98,15 +99,12 @@ def _complete(spec: ModelSpec, traits: ModelTraits) -> ModelSpec:
 
 @lru_cache(maxsize=32)
 def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> ModelTraits:
-    cache, key = _cache(cache_folder), _key(spec, files)
-    stored = cache.read().get(key)
-    if stored is not None:
-        return ModelTraits.from_json(stored)
-    from ensemble_assets.compute.backends.library.probe import probe_model
+    def probed() -> dict[str, Any]:
+        from ensemble_assets.compute.backends.library.probe import probe_model
 
-    traits, _ = probe_model(spec, files)
-    cache.put({key: traits.as_json()})
-    return traits
+        return probe_model(spec, files)[0].as_json()
+
+    return ModelTraits.from_json(_once(cache_folder, _key(spec, files), probed))
 
 
 def refusal(model: Described, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
@@ -116,24 +114,21 @@ def refusal(model: Described, files: ModelFiles, path: FastPath, cache_folder: P
 
 @lru_cache(maxsize=32)
 def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
-    cache, key = _cache(cache_folder), _key(asked, files, path)
-    stored = cache.read().get(key)
-    if stored is not None:
-        return str(stored)
-    from ensemble_assets.compute.backends.library.probe import probe_model
+    def judged() -> str:
+        from ensemble_assets.compute.backends.library.probe import probe_model
 
-    traits, probe = probe_model(asked, files)
-    runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
-    make = torch_factory(tiled=True) if path == "tiled" else OpenVinoFactory.converted
-    try:
-        forward = make(_complete(asked, traits), files, runtime, "", traits).load("cpu")
-        word = "" if probe.judge(forward)[0] else DIFFERS
-    except ModelUnavailableError:
-        word = NOT_CONVERTIBLE
-    except StageError:
-        word = DIFFERS
-    cache.put({key: word})
-    return word
+        traits, probe = probe_model(asked, files)
+        runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
+        make = torch_factory(tiled=True) if path == "tiled" else OpenVinoFactory.converted
+        try:
+            forward = make(_complete(asked, traits), files, runtime, "", traits).load("cpu")
+            return "" if probe.judge(forward)[0] else DIFFERS
+        except ModelUnavailableError:
+            return NOT_CONVERTIBLE
+        except StageError:
+            return DIFFERS
+
+    return str(_once(cache_folder, _key(asked, files, path), judged))
 
 
 def torch_factory(*, tiled: bool) -> type[ModelFactory]:
@@ -147,8 +142,14 @@ def torch_factory(*, tiled: bool) -> type[ModelFactory]:
     return LibraryFactory
 
 
-def _cache(folder: Path | None) -> JsonCache:
-    return JsonCache(None if folder is None else folder / "models.json", _MOST_ENTRIES)
+def _once(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
+    """Return what the machine's cache has under a key; make it and keep it if there is nothing."""
+    cache = JsonCache(None if folder is None else folder / "models.json", _MOST_ENTRIES)
+    kept = cache.read().get(key)
+    if kept is None:
+        kept = make()
+        cache.put({key: kept})
+    return kept
 
 
 def _key(spec: ModelSpec, files: ModelFiles, path: str = "") -> str:

@@ -155,7 +155,7 @@ def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor
         top_k: weights kept; 0 keeps all.
 
     Returns:
-        The outputs of ``sparse_output.sparse_outputs``.
+        The outputs of ``forward.sparse_outputs``.
     """
     active = (weights > 0).sum(dim=1, dtype=torch.int32)
     if top_k == 0:

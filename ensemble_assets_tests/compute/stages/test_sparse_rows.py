@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble_assets.compute.backends import sparse_output as sparse_rows
-from ensemble_assets.compute.backends.sparse_output import SparseRow, build_matrix, positive_entries
+from ensemble_assets.compute.stages import sparse_rows
 from ensemble_assets.compute.stages.sparse_fallback import PrunedOutputs, fill_missing
+from ensemble_assets.compute.stages.sparse_rows import SparseRow, build_matrix, positive_entries
 
 WIDTH = 12
 VECTOR = st.dictionaries(st.integers(0, WIDTH - 1), st.floats(0.125, 4.0, width=32), max_size=6)

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.backends.forward import OutputSpec
-
 _ROWS_AT_ONCE = 4096
 """Rows converted at once: it bounds the memory of sorting them, and outputs may be memory-mapped."""
 
@@ -58,20 +56,6 @@ class SparseMatrix:
         squares = np.square(self.values, dtype=np.float64)
         norms: NDArray[np.float64] = np.sqrt(np.add.reduceat(squares, starts))
         return norms
-
-
-def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
-    """Describe the outputs of a SPLADE forward.
-
-    ``index`` ``[batch, top_k] int32`` (unused places -1) with ``weight`` ``[batch, top_k] float32``, by falling weight,
-    and ``active`` ``[batch] int32``, the positive weights before pruning. With ``top_k`` 0: ``weight``
-    ``[batch, dimension] float32`` and ``active``.
-    """
-    active = {"active": OutputSpec((), "int32")}
-    if top_k == 0:
-        return {"weight": OutputSpec((dimension,), "float32"), **active}
-    width = min(top_k, dimension)
-    return {"index": OutputSpec((width,), "int32"), "weight": OutputSpec((width,), "float32"), **active}
 
 
 def empty_matrix(rows: int) -> SparseMatrix:
