@@ -37,7 +37,8 @@ from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report import charts
-from ensemble_assets.report.facts import Facts, read_facts
+from ensemble_assets.report.facts import Facts
+from ensemble_assets.report.read_facts import read_facts
 from ensemble_assets.report.small_pictures import small_pictures
 from ensemble_assets.retrieval.quality_verdicts import GATED_MEASURE
 from ensemble_assets.settings import options

@@ -37,8 +37,9 @@ from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.run_costs import LatencyBudget, Predicted, report_ratios
 from ensemble_assets.pipeline.stage_run import StageRun
-from ensemble_assets.report.facts import Facts, quality_figures, read_facts
+from ensemble_assets.report.facts import Facts, quality_figures
 from ensemble_assets.report.page import Section, page_of
+from ensemble_assets.report.read_facts import read_facts
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.options import Qdrant
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from ensemble_assets.common import stages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.report.charts import Bar, Limit, bars, curve, histogram, thinned
-from ensemble_assets.report.facts import Facts, Memory, Stage, read_facts
+from ensemble_assets.report.facts import Facts, Memory, Stage
 from ensemble_assets.report.page import page_of
+from ensemble_assets.report.read_facts import read_facts
 from ensemble_assets.report.small_pictures import small_pictures
 from ensemble_assets.telemetry.exporters import TelemetryOptions
 from ensemble_assets.telemetry.span_record import telemetry_section
