@@ -60,7 +60,7 @@ def overlong(limit: int) -> str:
 
 
 FP32_TOLERANCE = 1e-4
-"""Largest difference of a component of a unit vector, of a sparse weight, or of a score by the scores' spread."""
+"""Largest distance of results in fp32, as ``Probe.judge`` measures it."""
 HALF_COSINE = 0.995
 """Least cosine of two vectors of which one or both are of half precision: half a percent of its direction."""
 LARGE = 2**30
@@ -104,13 +104,16 @@ class Probe:
     def judge(self, forward: Forward) -> tuple[bool, float]:
         """Run a forward in batches of mixed lengths; return whether it gives the library's results, and how far off.
 
-        The distance is the largest difference of a component or weight, or of a score by the scores' spread.
+        The distance is the largest difference of a component, of a weight by the largest one if that is above 1, or of
+        a score by the scores' spread.
         """
         results, target = self._run(forward), self.expected
         if self.spec.kind == "dense":
             target = target / np.maximum(np.linalg.norm(target, axis=1, keepdims=True), SMALLEST_NORM)
         off = float(np.abs(results - target).max())
-        if self.spec.kind == "rerank":
+        if self.spec.kind == "sparse":
+            off /= max(1.0, float(target.max()))
+        elif self.spec.kind == "rerank":
             off /= float(np.ptp(target)) or 1.0
             results, target = (results - results.mean())[None], (target - target.mean())[None]
         if "fp32" == self.precision == forward.precision:
