@@ -45,9 +45,9 @@ DOCUMENTS = (
     "ALL CAPITALS, mixed Case and\ttabs  or   runs of spaces",
     "naïve café — 人工知能 и поиск 🙂 e\u0301",
     _LONG,
-    _LONG * 4,
+    _LONG * 3,
 )
-"""Documents of the probe: short, plain, capitals and white space, other scripts, and of some 55 and 220 tokens.
+"""Documents of the probe: short, plain, capitals and white space, other scripts, and of some 55 and 165 tokens.
 
 Longer than a local attention window, so that padding beyond it shows; twice as long would cost twice as much."""
 QUERIES = ("what is a lease?", "How do SPLADE vectors differ from BM25 weights, and WHY?")
