@@ -110,8 +110,8 @@ _SPECS = (
         max_tokens=32768,
         pooling="last_token",
         licence="CC-BY-NC-4.0",
-        query_prefix="Find the most relevant code snippet given the following query:\n",
-        document_prefix="Candidate code snippet:\n",
+        query_prefix="Find the most relevant answer given the following question:\n",  # its task qa: docs/models.md
+        document_prefix="Candidate answer:\n",
     ),
     ModelSpec(
         slug="bge-m3",
@@ -138,7 +138,7 @@ _SPECS = (
         slug="splade-pp-en-v1",
         kind="sparse",
         hf_model_id="prithivida/Splade_PP_en_v1",
-        source=HubSource("prithivida/Splade_PP_en_v1"),
+        source=HubSource("prithivida/Splade_PP_en_v1", "762be6a7206e2f299182705972a65e5c46e62be2"),
         dimension=30522,
         max_tokens=512,
         pooling="splade_max",

@@ -18,7 +18,7 @@ from ensemble_assets_tests.model_zoo.families.rerank import plain_classifier
 _JINA = {"hidden_size": 1536, "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128}
 _QWEN3 = {"hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
 _XLMR = {"hidden_size": 1024, "num_attention_heads": 16}
-_JINA_PROMPTS = {
+JINA_PROMPTS = {
     "nl2code_query": "Find the most relevant code snippet given the following query:\n",
     "nl2code_document": "Candidate code snippet:\n",
     "qa_query": "Find the most relevant answer given the following question:\n",
@@ -38,7 +38,7 @@ REGISTERED = (
     Layout(
         "jina-code-embeddings-1.5b", "dense", owner="jinaai",
         build=dense(
-            "qwen2", "lasttoken", options=_JINA, prompts=_JINA_PROMPTS, tokenizer={"padding_side": "left"},
+            "qwen2", "lasttoken", options=_JINA, prompts=JINA_PROMPTS, tokenizer={"padding_side": "left"},
             dtype=torch.bfloat16,
         ),
         note="Qwen2, last token, left padding, task prompts, bf16",

@@ -17,6 +17,7 @@ from ensemble_assets.models.registry import MODELS, hub_spec, model_spec
 from ensemble_assets.models.spec import FolderSource, HubSource
 from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings.options import Models
+from ensemble_assets_tests.model_zoo.registered_layouts import JINA_PROMPTS
 
 COMMIT = "c" * 40
 
@@ -219,7 +220,13 @@ def test_registered_hub_models_are_pinned_to_full_commits() -> None:
         for spec in MODELS.values()
         if isinstance(spec.source, HubSource) and len(spec.source.revision) != len(COMMIT)
     ]
-    assert unpinned == ["splade-pp-en-v1"], "docs/models.md names the one whose commit is not known"
+    assert unpinned == []
+
+
+def test_jina_is_asked_for_answers_among_documentation_with_the_prompts_that_its_files_name() -> None:
+    spec = MODELS["jina-code-embeddings-1.5b"]
+    asked = (spec.query_prefix, spec.document_prefix)
+    assert asked == (JINA_PROMPTS["qa_query"], JINA_PROMPTS["qa_document"])
 
 
 @pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "tokenizer_config.json", "template.jinja"])
