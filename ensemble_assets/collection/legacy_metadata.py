@@ -145,9 +145,12 @@ def _modal_hint(metadata: Metadata, facts: _Facts) -> str:
 
 def _document_id(metadata: Metadata, _: _Facts) -> str | None:
     source = metadata.get("source_path") or metadata.get("source_file") or metadata.get("filename")
-    if not source:
-        return None
-    posix = _path(str(source)).as_posix().lower()
+    return _id_of(str(source)) if source else None
+
+
+@lru_cache(maxsize=1 << 12)
+def _id_of(source: str) -> str:
+    posix = _path(source).as_posix().lower()
     return hashlib.md5(posix.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
 
 

@@ -112,7 +112,7 @@ def _unwrapped(value: object) -> object:
 
 def finite_number(value: object) -> int | float | None:
     """Return a finite number of at most 2**53 as plain Python; None for anything else, booleans too."""
-    plain = _unwrapped(value)
+    plain = value if type(value) in (int, float) else _unwrapped(value)  # lists of plain numbers are long
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         return None
     return plain if -_LARGEST <= plain <= _LARGEST else None  # false for NaN and the infinities

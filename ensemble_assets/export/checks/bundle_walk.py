@@ -14,6 +14,7 @@ from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.read.bundle_reader import (
     Bundle,
+    DenseArrays,
     Point,
     list_items,
     parse_object,
@@ -41,6 +42,7 @@ class Row:
     """The records of a bundle about one chunk, one from each of its four files; a gate parses the ones it needs.
 
     A record is None where its file has ended; ``chunk`` is None where no chunks were given or they have ended.
+    ``has_stage_lists`` says that the lists of its sparse vectors are the sparse stage's, and are shortened here.
     """
 
     number: int
@@ -49,6 +51,8 @@ class Row:
     text_item: bytes | None
     sparse_line: bytes | None
     chunk: ChunkRow | None
+    arrays: DenseArrays
+    has_stage_lists: bool = False
 
     @cached_property
     def point(self) -> Point | None:
@@ -59,6 +63,27 @@ class Row:
     def payload(self) -> dict[str, Any]:
         """The point's payload; empty where there is none."""
         return (self.point.payload if self.point else None) or {}
+
+    @cached_property
+    def stored_vectors(self) -> tuple[str, ...]:
+        """The models of the point's vectors, if these are the rows of the bundle's arrays as JSON writes them."""
+        names, primary = (self.payload.get(key) for key in ("dense_vector_names", "primary_vector_name"))
+        if self.point is None or not isinstance(names, list) or not {str}.issuperset(map(type, names)):
+            return ()
+        if names[:1] != [primary]:
+            return ()
+        same = self.arrays.text_of(self.number, tuple(names)) == self.point.vectors_text
+        return tuple(names) if same else ()
+
+    @property
+    def vector_names(self) -> list[str]:
+        """The models of the point's vectors, in order."""
+        return list(self.stored_vectors or (self.point and self.point.vectors) or ())
+
+    @cached_property
+    def own(self) -> dict[str, Any] | None:
+        """The chunk's own metadata; None without a chunk, or where it is no JSON object."""
+        return None if self.chunk is None else parse_object(self.chunk.metadata.encode("utf-8", "surrogatepass"))
 
     @cached_property
     def metadata(self) -> dict[str, Any] | None:
@@ -82,6 +107,7 @@ class Walk:
     def __init__(self, bundle: Bundle, inputs: BundleInputs | None = None) -> None:
         self.bundle = bundle
         self.inputs = inputs
+        self.arrays = DenseArrays(bundle)
         self.rows = 0
         self.problems: list[str] = []
 
@@ -92,7 +118,7 @@ class Walk:
             for number, records in enumerate(zip_longest(*streams, chunks)):
                 line, item, text_item, sparse_line, chunk = records
                 self.rows = number + 1
-                yield Row(number, line, item, text_item, sparse_line, chunk)
+                yield Row(number, line, item, text_item, sparse_line, chunk, self.arrays)
 
     def _records(self, content: str, stack: ExitStack) -> Iterator[bytes]:
         path = self.bundle.path(content)

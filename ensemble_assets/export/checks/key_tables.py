@@ -172,7 +172,10 @@ def mismatches(value: Mapping[str, Any], keys: tuple[Key, ...], *, ordered: bool
     """
     for key in keys:
         if key.name in value:
-            for end in _value_mismatches(value[key.name], key):
+            item = value[key.name]
+            if not key.inside and not key.each and key.kind.holds(item):
+                continue
+            for end in _value_mismatches(item, key):
                 yield f", key {key.name!r}{end}"
         elif key.required:
             yield f": key {key.name!r} is missing"

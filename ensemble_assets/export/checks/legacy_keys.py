@@ -11,7 +11,7 @@ from ensemble_assets.export.checks import key_tables as tables
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown
 from ensemble_assets.export.checks.spelling import spelling_problems
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point, read_object
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, read_object
 from ensemble_assets.export.write.names import MANIFEST_NAME
 
 _POINT_KEYS = ("id", "payload", "vectors")
@@ -38,7 +38,7 @@ class LegacyKeys:
     def see(self, row: Row) -> None:
         """Judge point, metadata, text and sparse record of a row."""
         file, item = self._names.file, f"item {row.number}"
-        self._add(f"{file('qdrant.jsonl')}, line {row.number + 1}", self._point_problems(row.point, row.metadata))
+        self._add(f"{file('qdrant.jsonl')}, line {row.number + 1}", self._point_problems(row))
         self._add(f"{file('metadata.json')}, {item}", self._loader_problems(row.metadata))
         if row.text_item is not None and not isinstance(row.text, str):
             self._add(f"{file('texts.json')}, {item}", [f": expected a string, found {type(row.text).__name__}"])
@@ -68,7 +68,8 @@ class LegacyKeys:
         for end in ends:
             self._findings.add(f"{where}{end}. {EXPORT_AGAIN}")
 
-    def _point_problems(self, point: Point | None, metadata: dict[str, Any] | None) -> Iterator[str]:
+    def _point_problems(self, row: Row) -> Iterator[str]:
+        point = row.point
         if point is None:
             yield ": is no point"
             return
@@ -79,7 +80,7 @@ class LegacyKeys:
         if point.payload is None:
             yield ", key 'payload': expected an object"
             return
-        for end in self._payload_problems(point.payload, list(point.vectors or {}), metadata):
+        for end in self._payload_problems(point.payload, row.vector_names, row.metadata):
             yield f", payload{end}"
 
     def _payload_problems(

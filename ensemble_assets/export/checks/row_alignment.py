@@ -15,8 +15,8 @@ from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.key_tables import PAYLOAD_TAIL
 from ensemble_assets.export.checks.list_files import ListFiles
 from ensemble_assets.export.checks.result import Findings, GateResult, key_shown, shown
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, DenseArrays, Point
-from ensemble_assets.export.write.inputs import LiveSparse, own_metadata
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Point
+from ensemble_assets.export.write.inputs import LiveSparse
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
 _ABSENT = object()
@@ -33,7 +33,7 @@ class RowAlignment:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self._findings = Findings("row_alignment")
-        self._arrays = DenseArrays(walk.bundle)
+        self._arrays = walk.arrays
         self._lists = ListFiles(walk.bundle)
         self._encoded: dict[str, NDArray[Any]] = {}
         if walk.inputs is not None:
@@ -93,19 +93,24 @@ class RowAlignment:
             yield f"the point has id {shown(point.row)}, expected {row.number}"
         yield from _payload_problems(row.number, point.payload, metadata, row.text)
         if row.chunk is not None:
-            yield from _chunk_problems(row.chunk, metadata, row.text)
-        yield from self._vector_problems(row.number, point)
+            yield from _chunk_problems(row, row.chunk, metadata)
+        yield from self._vector_problems(row, point)
         if row.sparse_line is not None:
             yield from _sparse_problems(row.number, point.payload, row.sparse)
         vector = point.payload.get("sparse_vector")
         lists = [vector.get(name) for name in ("indices", "values", "tokens")] if isinstance(vector, dict) else []
         if len({len(entries) if isinstance(entries, list) else -1 for entries in lists}) > 1:
             yield "indices, values and tokens of its sparse_vector are not equally many"
-        if self._sparse is not None:
+        if self._sparse is not None and not row.has_stage_lists:
             yield from _stage_problems(row.number, point.payload, self._sparse)
 
-    def _vector_problems(self, row: int, point: Point) -> Iterator[str]:
-        """Compare a point's vectors with row ``row`` of the bundle's arrays."""
+    def _vector_problems(self, row: Row, point: Point) -> Iterator[str]:
+        """Compare a point's vectors with the row of the bundle's arrays."""
+        if row.stored_vectors:
+            yield from (
+                f"the point has no vector of {name}" for name in self._encoded if name not in row.stored_vectors
+            )
+            return
         if point.vectors is None:
             yield "key 'vectors' is no JSON object"
             return
@@ -115,11 +120,12 @@ class RowAlignment:
             array = self._arrays.vectors(name, primary=name == primary)
             if array is None:
                 continue
-            if row >= len(array):
+            if row.number >= len(array):
                 yield f"{name}: the array has only {len(array)} rows"
-            elif not _same(values, array[row]):
-                yield f"the vector of {name} in the point is not row {row} of its array: rows were shifted or changed"
-            if row % _BLOCK_ROWS == 0:
+            elif not _same(values, array[row.number]):
+                place = f"row {row.number} of its array"
+                yield f"the vector of {name} in the point is not {place}: rows were shifted or changed"
+            if row.number % _BLOCK_ROWS == 0:
                 drop_resident_pages(array)
 
     def _check_arrays(self) -> None:
@@ -158,17 +164,17 @@ def _payload_problems(row: int, payload: dict[str, Any], metadata: dict[str, Any
         if payload.get("full_text_length") != len(text):
             yield f"full_text_length is {shown(payload.get('full_text_length'))}, its text has {len(text)} characters"
     for name, value in metadata.items():
-        if name not in _OF_THE_POINT and not _equal(payload.get(name, _ABSENT), value):
+        if (other := payload.get(name, _ABSENT)) != value and name not in _OF_THE_POINT and not _equal(other, value):
             yield f"payload key {key_shown(name)} is not what the metadata file has"
     if not _equal(payload.get("sparse_vector"), metadata.get("sparse_vector")):
         yield "payload key 'sparse_vector' is not what the metadata file has"
 
 
-def _chunk_problems(chunk: ChunkRow, metadata: dict[str, Any], text: Any) -> Iterator[str]:
-    if text != chunk.text:
+def _chunk_problems(row: Row, chunk: ChunkRow, metadata: dict[str, Any]) -> Iterator[str]:
+    if row.text != chunk.text:
         yield "the exported text is not the chunk's: rows were shifted or changed"
-    for name, value in own_metadata(chunk).items():
-        if name not in _OF_THE_LOADER and not _equal(metadata.get(name, _ABSENT), value):
+    for name, value in (row.own or {}).items():
+        if (other := metadata.get(name, _ABSENT)) != value and name not in _OF_THE_LOADER and not _equal(other, value):
             yield f"metadata key {key_shown(name)} is not what the chunk has"
 
 

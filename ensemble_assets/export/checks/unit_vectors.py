@@ -34,7 +34,7 @@ class VectorsFiniteAndUnit:
         """Judge the vectors of the point and of the sparse record."""
         self._rows = row.number + 1
         points, sparse = self._bundle.names.file("qdrant.jsonl"), self._bundle.names.file("sparse.jsonl")
-        if row.point is not None and not _finite_lists(row.point):
+        if row.point is not None and not row.stored_vectors and not _finite_lists(row.point):
             self._add(f"{points}, line {row.number + 1}: a dense vector holds a number")
         for file, record in ((points, row.payload), (sparse, row.sparse or {})):
             vector = record.get("sparse_vector")

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+"""What ``json.dumps(..., ensure_ascii=False)`` makes anew at every call."""
+
 _EMPTY: dict[str, Any] = {"indices": [], "values": [], "tokens": [], "stats": {}}
 _LARGEST_WEIGHT = 1e15
 """A larger weight, like one that is not finite, is no usable weight."""
@@ -117,7 +120,7 @@ def sparse_record(row: int, vector: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def json_line(record: Any) -> bytes:
     """Write a line of a JSONL file."""
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    return _ENCODE(record).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def json_document(value: Any) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ensemble_assets.collection.legacy_metadata import enrich
 from ensemble_assets.export.checks.bundle_walk import Row
-from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
+from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
 _LARGEST_COUNT = 10**8
@@ -34,9 +34,10 @@ class UnexpectedText:
         metadata, text = self._allowed(row)
         preview = text[:PREVIEW_CHARACTERS] if isinstance(text, str) else None
         point, whole = row.point, None
-        if point is not None and point.payload is not None and point.vectors is not None:
+        vectors = dict.fromkeys(row.stored_vectors) or (point and point.vectors)
+        if point is not None and point.payload is not None and vectors is not None:
             payload = self._without_terms(point.payload, metadata)
-            whole = {"id": point.row, "payload": payload, "vectors": point.vectors, **point.others}
+            whole = {"id": point.row, "payload": payload, "vectors": vectors, **point.others}
         echo = metadata.get("sparse_vector")
         for content, record, value, allowed in (
             ("qdrant.jsonl", row.line, whole, {"payload": {**metadata, "text_preview": preview}}),
@@ -47,15 +48,17 @@ class UnexpectedText:
             if record is not None and value is None:
                 yield content, record
             elif record is not None:
-                yield content, "\n".join(_words(value, allowed)).encode("utf-8", "surrogatepass")
+                words: list[str] = []
+                _add_words(value, allowed, words)
+                yield content, "\n".join(words).encode("utf-8", "surrogatepass")
 
     def _allowed(self, row: Row) -> tuple[dict[str, Any], Any]:
         """Give the metadata and the text that may stand in the row."""
         if self._facts is None:
             return row.metadata or {}, row.text
-        if row.chunk is not None:
+        if row.chunk is not None and row.own is not None:
             with suppress(ValueError, RecursionError):  # metadata that no exporter can write allows nothing
-                return enrich(own_metadata(row.chunk), row.chunk, self._facts).metadata, row.chunk.text
+                return enrich(row.own, row.chunk, self._facts).metadata, row.chunk.text
         return {}, None
 
     def _without_terms(self, record: dict[str, Any] | None, allowed: dict[str, Any]) -> dict[str, Any] | None:
@@ -77,19 +80,20 @@ class UnexpectedText:
         return token in self._vocabulary or (len(token) <= _LONGEST_TOKEN and token.isascii() and token.isalnum())
 
 
-def _words(value: Any, allowed: Any) -> Iterator[str]:
-    """Give the keys, strings and large integers in a JSON value that ``allowed`` does not have in the same place."""
+def _add_words(value: Any, allowed: Any, words: list[str]) -> None:
+    """Add the keys, strings and large integers in a JSON value that ``allowed`` does not have in the same place."""
     if isinstance(value, dict):
         own = allowed if isinstance(allowed, dict) else {}
         for key, item in value.items():
             if key not in own:
-                yield key
-            yield from _words(item, own.get(key))
+                words.append(key)
+            if (other := own.get(key)) != item:  # most values are equal, and nothing is to be said of them
+                _add_words(item, other, words)
     elif isinstance(value, list):
         if value != allowed and not {int, float}.issuperset(map(type, value)):
             for item in value:
-                yield from _words(item, None)
+                _add_words(item, None, words)
     elif isinstance(value, str) and value != allowed:
-        yield value
+        words.append(value)
     elif isinstance(value, int) and abs(value) >= _LARGEST_COUNT and value != allowed:
-        yield str(value)
+        words.append(str(value))

@@ -14,6 +14,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.json_arrays import FLOAT_BLOCK, compact, float_lists
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames
 
@@ -195,6 +197,24 @@ class DenseArrays:
         self.by_model: dict[str, NDArray[Any] | None] = {}
         self.problems: list[str] = []
         self._bundle = bundle
+        self._texts: dict[str, tuple[int, list[bytes]]] = {}
+
+    def text_of(self, row: int, models: tuple[str, ...]) -> bytes:
+        """Give the JSON object of a row's vectors, the primary model first; empty where an array lacks the row."""
+        lists = []
+        for number, model in enumerate(models):
+            array = self.vectors(model, primary=number == 0)
+            if array is None or array.dtype != np.float32 or row >= len(array) or not array.shape[1]:
+                return b""
+            start, texts = self._texts.get(model, (-1, []))
+            if not start <= row < start + len(texts):
+                start = row
+                block = np.asarray(array[start : start + FLOAT_BLOCK], dtype=np.float64, order="C")
+                texts = float_lists(block) if np.isfinite(block).all() else [b""] * len(block)
+                self._texts[model] = start, texts
+                drop_resident_pages(array)
+            lists.append(b"%b: %b" % (compact(model).encode("utf-8", "surrogatepass"), texts[row - start]))
+        return b"{%b}" % b", ".join(lists)
 
     def vectors(self, model: str, *, primary: bool) -> NDArray[Any] | None:
         """Give the array of a model; None if it cannot be read."""

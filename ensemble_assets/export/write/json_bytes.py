@@ -1,7 +1,6 @@
 """Write JSON byte for byte as ``json.dumps(..., ensure_ascii=False)`` does, with a faster library where it agrees.
 
-The fast library spells numbers with an exponent in another way (``1e-5`` for ``1e-05``). Values with such numbers are
-written by ``json``.
+Values with numbers that the fast library spells in another way are written by ``json``.
 """
 
 from __future__ import annotations
@@ -15,18 +14,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.json_arrays import FLOAT_BLOCK, float_lists
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.names import UNIT_TOLERANCE
 
-_PLAIN_FROM = 1e-4
-_PLAIN_BELOW = 1e15
-"""Between these sizes neither library writes an exponent; both limits are checked against ``json`` by the tests."""
-
-_EXPONENT = re.compile(r"[0-9]e[-+][0-9]")
-
-compact = json.JSONEncoder(ensure_ascii=False).encode
-"""One line, default separators, non-ASCII characters as they are."""
+_EXPONENT = re.compile(r"e-[0-9]|e\+[0-9]")
+"""Both begin with letters, for which a search is several times as fast as for any digit before them."""
 
 
 def indented(value: Any, hint: str) -> bytes:
@@ -35,8 +29,8 @@ def indented(value: Any, hint: str) -> bytes:
     ``hint`` holds the compact form of ``value``. It is searched for numbers that the fast library writes in another
     form: with an exponent, not finite. A false alarm costs time only. A lone surrogate is a ``UnicodeEncodeError``.
     """
-    exponent = ("e-" in hint or "e+" in hint) and _EXPONENT.search(hint)
-    if not (exponent or "NaN" in hint or "Infinity" in hint):
+    exponents = _EXPONENT.finditer(hint) if "e-" in hint or "e+" in hint else ()
+    if not (any(hint[match.start() - 1].isdecimal() for match in exponents) or "NaN" in hint or "Infinity" in hint):
         try:
             return orjson.dumps(value, option=orjson.OPT_INDENT_2)
         except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates, deep nesting
@@ -44,35 +38,33 @@ def indented(value: Any, hint: str) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
 
 
-def integer_list(values: NDArray[np.integer[Any]]) -> str:
-    """Encode ``[n]`` integers as ``json.dumps(values.tolist())``."""
-    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
+HERE = orjson.Fragment(b"\0")
+"""Stands in a value where a text is put in. Encoded JSON has no such byte: in a string it is escaped."""
 
 
-def float_list(values: NDArray[np.float64]) -> str:
-    """Encode ``[n] float64``, finite, as ``json.dumps(values.tolist())``."""
-    text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY).decode().replace(",", ", ")
-    size = np.abs(values)
-    unequal = np.flatnonzero(((size < _PLAIN_FROM) & (size > 0)) | (size >= _PLAIN_BELOW))
-    if not len(unequal):
-        return text
-    parts = text[1:-1].split(", ")
-    for position in unequal:
-        parts[position] = repr(float(values[position]))
-    return f"[{', '.join(parts)}]"
+def item_with(value: dict[str, Any], hint: str, inside: bytes) -> bytes:
+    """Encode an item of a list that is a whole file, with ``inside``, as it is to stand there, in the place of HERE.
+
+    ``hint`` is that of ``indented`` for the rest of ``value``.
+    """
+    try:
+        text = indented(value, hint)
+    except TypeError:  # the standard library, which some values need, does not know what HERE is
+        text = indented({name: json.loads(inside) if part is HERE else part for name, part in value.items()}, hint)
+    return text.replace(b"\n", b"\n  ").replace(b"\0", inside)
 
 
-def float_rows(matrix: NDArray[np.float32], what: str, block: int = 512) -> Iterator[str]:
+def float_rows(matrix: NDArray[np.float32], what: str, block: int = FLOAT_BLOCK) -> Iterator[bytes]:
     """Encode every row of ``[n, dim] float32`` as ``json.dumps(row.tolist())``, in order, ``block`` rows at a time.
 
     Mapped pages are given back after every block. A row that is not finite, or whose L2 norm is off 1 by more than
     1e-3, is a ``ContractError`` that names the row and ``what``, the model.
     """
     for start in range(0, len(matrix), block):
-        rows = np.asarray(matrix[start : start + block], dtype=np.float64)
+        rows = np.asarray(matrix[start : start + block], dtype=np.float64, order="C")
         _require_unit(rows, what, start)
         drop_resident_pages(matrix)
-        yield from map(float_list, rows)
+        yield from float_lists(rows)
 
 
 def _require_unit(rows: NDArray[np.float64], what: str, first: int) -> None:

@@ -13,46 +13,53 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
+from ensemble_assets.artefacts.json_arrays import compact, number_texts
 from ensemble_assets.collection.legacy_metadata import Enriched
 from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.write.inputs import LIVE, METADATA, NO_SOURCE, LiveSparse
-from ensemble_assets.export.write.json_bytes import compact, float_list, integer_list
+from ensemble_assets.export.write.inputs import LIVE, LiveSparse
+from ensemble_assets.export.write.json_bytes import indented
+from ensemble_assets.export.write.sparse_entries import Entries, StageEntries
 
 LIVE_WEIGHTING = "splade"
-_ROWS_BETWEEN_RELEASES = 1024
+
+_IN_A_LINE = b'{"indices": [%b], "values": [%b], "tokens": [%b], "stats": %b}'
+_IN_THE_SPARSE_FILE = b'{"id": %d, "sparse_vector": {"indices": [%b], "values": [%b]}, "tokens": [%b], "stats": %b}'
+_IN_AN_ITEM = b'{\n      "indices": %b,\n      "values": %b,\n      "tokens": %b,\n      "stats": %b\n    }'
+"""In the item of a list that is a whole file, whose keys stand two levels in."""
 
 
 @dataclass(frozen=True)
 class SparseVector:
-    """A sparse vector, as the object ``{"indices", "values", "tokens", "stats"}`` and as JSON fragments.
+    """A sparse vector ``{"indices", "values", "tokens", "stats"}``, as the three files write it.
 
-    Three files hold the vector, so its lists are encoded once: from arrays, with the fast encoder for arrays, and not
-    from the lists of the object.
+    Its entries are encoded once, whole blocks of vectors at a time.
     """
 
-    plain: dict[str, Any]
-    indices: str
-    values: str
-    tokens: str
-    stats: str
+    entries: Entries
+    stats: dict[str, Any]
 
     @cached_property
-    def text(self) -> str:
-        """The value of the key ``sparse_vector``."""
-        parts = (self.indices, self.values, self.tokens, self.stats)
-        return '{{"indices": {}, "values": {}, "tokens": {}, "stats": {}}}'.format(*parts)
+    def _stats(self) -> str:
+        return compact(self.stats)
 
-    def record(self, row: int) -> str:
+    @cached_property
+    def text(self) -> bytes:
+        """The value of the key ``sparse_vector`` in a line."""
+        return _IN_A_LINE % (*self.entries.in_lines(), self._stats.encode())
+
+    @cached_property
+    def item(self) -> bytes:
+        """The same in an item of the metadata file."""
+        stats = indented(self.stats, self._stats).replace(b"\n", b"\n      ")
+        return _IN_AN_ITEM % (*self.entries.in_items(), stats)
+
+    def record(self, row: int) -> bytes:
         """Encode the chunk's line in ``_sparse.jsonl``, without the line end."""
-        return (
-            f'{{"id": {row}, "sparse_vector": {{"indices": {self.indices}, "values": {self.values}}}, '
-            f'"tokens": {self.tokens}, "stats": {self.stats}}}'
-        )
+        return _IN_THE_SPARSE_FILE % (row, *self.entries.in_lines(), self._stats.encode())
 
 
-NO_VECTOR = SparseVector({"indices": [], "values": [], "tokens": [], "stats": {}}, "[]", "[]", "[]", "{}")
+NO_VECTOR = SparseVector(Entries([], [], []), {})
 """Stands in ``_sparse.jsonl`` for a chunk without a vector."""
 
 SparseOf = Callable[[int, Enriched], SparseVector | None]
@@ -65,10 +72,15 @@ def sparse_vectors(live: LiveSparse | None) -> SparseOf:
 
 
 def _echo_vector(row: int, enriched: Enriched) -> SparseVector | None:
-    if enriched.echo is None:
+    echo = enriched.echo
+    if echo is None:
         return None
-    plain = enriched.echo.as_json()
-    return SparseVector(plain, *(compact(plain[key]) for key in ("indices", "values", "tokens", "stats")))
+    entries = Entries(
+        [b"%d" % index for index in echo.indices],
+        number_texts(np.array(echo.values, dtype=np.float64)),
+        [compact(token).encode() for token in echo.tokens],
+    )
+    return SparseVector(entries, echo.stats)
 
 
 class _LiveVectors:
@@ -76,7 +88,7 @@ class _LiveVectors:
 
     def __init__(self, live: LiveSparse) -> None:
         self._live = live
-        self._quoted = [compact(token) for token in live.vocabulary]
+        self._stage = StageEntries(live)
 
     def __call__(self, row: int, enriched: Enriched) -> SparseVector | None:
         """Make the vector of a chunk from its row of the stage's output; None for a chunk without a vector.
@@ -86,60 +98,24 @@ class _LiveVectors:
         contradicts itself or the vocabulary is a ``ContractError``.
         """
         live = self._live
-        if row % _ROWS_BETWEEN_RELEASES == 0:
-            for array in (live.indptr, live.indices, live.values):
-                drop_resident_pages(array)
-        span = slice(int(live.indptr[row]), int(live.indptr[row + 1]))
-        indices, values, source = np.asarray(live.indices[span]), np.asarray(live.values[span]), int(live.source[row])
-        _require_sound(live, row, source, indices, values)
-        if not len(indices) and enriched.echo is None:
+        if problem := self._stage.problem(row):
+            raise ContractError(f"sparse vector of chunk row {row}: {problem}. Materialise the sparse vectors again")
+        entries = self._stage.entries(row)
+        if not entries.indices and enriched.echo is None:
             return None
+        source = int(live.source[row])
         features = enriched.metadata.get("sparse_features")
         own = features if isinstance(features, dict) else {}
-        by_model = source == LIVE and len(indices) > 0
-        norm = l2_norm(values)
-        if live.unit and norm > 0:
-            values = values / np.float32(norm)
         stats = {
-            "weight_norm": norm,
-            "unique_terms": len(indices),
+            "weight_norm": l2_norm(np.asarray(live.values[int(live.indptr[row]) : int(live.indptr[row + 1])])),
+            "unique_terms": len(entries.indices),
             "total_terms": own.get("total_terms", 0),
-            "weighting": LIVE_WEIGHTING if by_model else own.get("weighting", "tf-normalized"),
+            "weighting": LIVE_WEIGHTING
+            if source == LIVE and entries.indices
+            else own.get("weighting", "tf-normalized"),
             "source": "live" if source == LIVE else "metadata",
             "model": live.model,
             "index_space": live.index_space,
             "norm": "unit" if live.unit else "as_inferred",
         }
-        plain = {
-            "indices": indices.tolist(),
-            "values": values.tolist(),
-            "tokens": [live.vocabulary[index] for index in indices],
-            "stats": stats,
-        }
-        return SparseVector(
-            plain,
-            indices=integer_list(indices),
-            values=float_list(values.astype(np.float64)),
-            tokens=f"[{', '.join([self._quoted[index] for index in indices])}]",
-            stats=compact(stats),
-        )
-
-
-def _require_sound(
-    live: LiveSparse, row: int, source: int, indices: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
-) -> None:
-    problem = ""
-    if source not in (NO_SOURCE, LIVE, METADATA):
-        problem = f"unknown source code {source}"
-    elif not len(indices):
-        return
-    elif source == NO_SOURCE:
-        problem = "a vector, but no source for it"
-    elif not np.isfinite(values).all():
-        problem = "a value that is not finite"
-    elif int(indices.min()) < 0 or int(indices.max()) >= len(live.vocabulary):
-        problem = f"an index outside the vocabulary of {len(live.vocabulary)} tokens"
-    elif len(np.unique(indices)) < len(indices):
-        problem = "an index twice"
-    if problem:
-        raise ContractError(f"sparse vector of chunk row {row}: {problem}. Materialise the sparse vectors again")
+        return SparseVector(entries, stats)

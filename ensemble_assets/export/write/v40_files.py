@@ -19,13 +19,14 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.json_arrays import compact
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.inputs import LIVE, METADATA, BundleInputs, own_metadata
-from ensemble_assets.export.write.json_bytes import JsonList, compact, float_rows, indented
+from ensemble_assets.export.write.json_bytes import HERE, JsonList, float_rows, item_with
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS, target_collection
-from ensemble_assets.export.write.sparse_section import NO_VECTOR, SparseVector, sparse_vectors
+from ensemble_assets.export.write.sparse_section import NO_VECTOR, sparse_vectors
 from ensemble_assets.export.write.stats import SparseCounts, statistics
 
 _BUFFER_BYTES = 1 << 20
@@ -166,7 +167,7 @@ class _Record(NamedTuple):
 def _write_records(folder: Path, bundle: BundleInputs) -> SparseCounts:
     """Write the four record files; ``ContractError`` if the chunks are not exactly rows 0 to ``count`` - 1."""
     again = "Materialise the chunks and everything that is made of them again"
-    vectors = [(compact(model.slug), float_rows(model.vectors, model.slug)) for model in bundle.dense]
+    vectors = [(compact(model.slug).encode(), float_rows(model.vectors, model.slug)) for model in bundle.dense]
     encoder = _Encoder(bundle)
     row, echoed = -1, 0
     with ExitStack() as stack:
@@ -182,7 +183,7 @@ def _write_records(folder: Path, bundle: BundleInputs) -> SparseCounts:
                     f"{bundle.collection}: expected chunk rows 0 to {bundle.count - 1} in order, found row {chunk.row} "
                     f"at position {row}. {again}"
                 )
-            record = encoder.encode(chunk, ", ".join(f"{name}: {next(lists)}" for name, lists in vectors))
+            record = encoder.encode(chunk, b", ".join([b"%b: %b" % (name, next(lists)) for name, lists in vectors]))
             points.write(record.point)
             sparse.write(record.sparse)
             metadata.add(record.metadata)
@@ -207,7 +208,7 @@ class _Encoder:
         self._sparse_of = sparse_vectors(bundle.sparse)
         self._tail = _payload_tail(bundle)
 
-    def encode(self, chunk: ChunkRow, dense: str) -> _Record:
+    def encode(self, chunk: ChunkRow, dense: bytes) -> _Record:
         """Encode everything that files hold of a chunk; ``ContractError`` if UTF-8 JSON cannot express it."""
         try:
             enriched = enrich(own_metadata(chunk), chunk, self._facts)
@@ -215,13 +216,14 @@ class _Encoder:
             preview = {"text_preview": text[:PREVIEW_CHARACTERS], "full_text_length": len(text)}
             payload = {**metadata, **preview, **self._tail}
             overridden = [value for key, value in metadata.items() if payload[key] is not value]
-            encoded = _with_vector(payload, vector)
+            before, after = _around_vector(payload) if vector is not None else (compact(payload), "")
             if vector is not None:
-                metadata["sparse_vector"] = vector.plain
+                metadata["sparse_vector"] = HERE
             return _Record(
-                point=f'{{"id": {chunk.row}, "payload": {encoded}, "vectors": {{{dense}}}}}\n'.encode(),
-                sparse=f"{(vector or NO_VECTOR).record(chunk.row)}\n".encode(),
-                metadata=indented(metadata, encoded + compact(overridden)).replace(b"\n", b"\n  "),
+                point=b'{"id": %d, "payload": %b%b%b, "vectors": {%b}}\n'
+                % (chunk.row, before.encode(), vector.text if vector else b"", after.encode(), dense),
+                sparse=(vector or NO_VECTOR).record(chunk.row) + b"\n",
+                metadata=item_with(metadata, before + after + compact(overridden), vector.item if vector else b""),
                 text=compact(text).encode(),
                 echoed=enriched.echo is not None,
             )
@@ -256,14 +258,11 @@ def _payload_tail(bundle: BundleInputs) -> dict[str, Any]:
     return tail
 
 
-def _with_vector(payload: dict[str, Any], vector: SparseVector | None) -> str:
-    """Encode the payload with ``sparse_vector`` set: where the key stands, else last."""
-    if vector is None:
-        return compact(payload)
+def _around_vector(payload: dict[str, Any]) -> tuple[str, str]:
+    """Encode the payload up to the value of ``sparse_vector``, where the key stands or else last, and what follows."""
     keys = list(payload)
     place = keys.index("sparse_vector") if "sparse_vector" in payload else len(keys)
     before = compact({key: payload[key] for key in keys[:place]})
     after = compact({key: payload[key] for key in keys[place + 1 :]})
     opening = f"{before[:-1]}, " if place else "{"
-    closing = f", {after[1:]}" if place + 1 < len(keys) else "}"
-    return f'{opening}"sparse_vector": {vector.text}{closing}'
+    return f'{opening}"sparse_vector": ', f", {after[1:]}" if place + 1 < len(keys) else "}"

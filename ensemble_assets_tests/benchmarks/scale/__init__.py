@@ -1,0 +1,1 @@
+"""Cost and memory of the whole pipeline as a collection grows."""
