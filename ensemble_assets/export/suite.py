@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from ensemble_assets.export.checks.row_alignment import RowAlignment
 from ensemble_assets.export.checks.stage_limits import (
     SparseCoverage,
     StageCost,
-    gpu_ceiling,
     latency_budget,
+    memory_ceiling,
     rerank_fallbacks,
 )
 from ensemble_assets.export.checks.stage_lists import StageLists
@@ -29,19 +29,22 @@ from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
 
 DESCRIPTIONS: Mapping[str, str] = {
-    "legacy_keys": "Every v4.0 key has its type and its place in every record, which is written as v4.0 wrote it.",
-    "row_alignment": "Chunks, vectors, sparse rows and points have the same ids in the same order.",
-    "vectors_finite_and_unit": "Dense rows have norm 1; no number is not finite.",
-    "sparse_coverage": "Enough chunks have a sparse vector. Warns below one limit, fails below another.",
-    "no_raw_queries": "No query, no form of one and no long part of one is in anything that the run wrote.",
-    "rerank_fallbacks": "Queries that were not reranked are flagged, counted and explained. Warns if there are any.",
-    "gpu_ceiling": "No stage took more device memory than the ceiling.",
-    "latency_budget": "The run stays within its latency budget, else it warns; both ratios are reported.",
+    "bundle_format": "Programs that read bundles of v4.0 find every key where and as it was; new keys come after them.",
+    "row_alignment": "Texts, vectors, points and ranked lists are about the same chunks in the same order.",
+    "vectors_finite_and_unit": "Every dense vector has length 1, and every number is a number.",
+    "sparse_coverage": "Nearly every chunk has a sparse vector: a warning below one limit, an error below another.",
+    "no_raw_queries": "The text of no query is in anything that the run wrote.",
+    "rerank_fallbacks": "Every query was reranked; those that were not are flagged, counted and explained.",
+    "memory_ceiling": "No stage took more device memory than device.ceiling_gb.",
+    "latency_budget": "The run took at most 1.1 times what a plain script takes; a warning if it took more.",
 }
 """One sentence a gate."""
 
 GATES = tuple(DESCRIPTIONS)
 """Every gate by name, in the order in which results are shown."""
+
+_NOW = {"legacy_keys": "bundle_format"}
+"""Gates that had another name in results that an earlier version stored."""
 
 _ADD_UP = ("places", "bytes_searched")
 """Figures of ``no_raw_queries`` that count the bundle and the files beside it together."""
@@ -90,7 +93,7 @@ def judge_costs(
     """Judge the memory and the seconds of the stages by the limits and the manifest's ``performance_baseline``."""
     baseline = manifest.get("performance_baseline")
     return (
-        gpu_ceiling(costs, limits.ceiling_bytes),
+        memory_ceiling(costs, limits.ceiling_bytes),
         latency_budget(costs, baseline if isinstance(baseline, dict) else {}),
     )
 
@@ -111,7 +114,10 @@ class ExportResults:
         """Read ``as_json``; ``ArtefactError`` for an export of a version that stored no results."""
         if not isinstance(content, Mapping):
             raise ArtefactError(f"the export has no results of its gates: an earlier version made it. {EXPORT_AGAIN}")
-        return cls(dict(content["files"]), tuple(map(GateResult.from_json, content["results"])))
+        results = map(GateResult.from_json, content["results"])
+        return cls(
+            dict(content["files"]), tuple(replace(each, name=_NOW.get(each.name, each.name)) for each in results)
+        )
 
     def reported(self, folder: Path) -> Iterator[GateResult]:
         """Give the results; each as a failure if a file of the bundle is no longer the one that was judged."""
@@ -183,4 +189,4 @@ def public_names_in(bundle: Bundle) -> Iterator[str]:
                 if isinstance(value := (metadata or {}).get(key), str):
                     yield value
     except ArtefactError:
-        return  # legacy_keys says what is wrong with the file
+        return  # bundle_format says what is wrong with the file

@@ -68,7 +68,7 @@ def test_warnings_give_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_what_could_not_be_judged_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, plain(tmp_path).folder)
     skipped = {line.split()[1] for line in out.splitlines() if line.strip().startswith("skipped")}
-    assert skipped == {"sparse_coverage", "no_raw_queries", "rerank_fallbacks", "gpu_ceiling", "latency_budget"}
+    assert skipped == {"sparse_coverage", "no_raw_queries", "rerank_fallbacks", "memory_ceiling", "latency_budget"}
 
 
 def test_a_fault_of_every_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

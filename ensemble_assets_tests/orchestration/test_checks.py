@@ -123,10 +123,10 @@ def test_checks_report_the_exporters_results_unless_the_bundle_changed_since(
     outcome = pipeline.run()
     assert not outcome.succeeded
     checks = evaluations(outcome)
-    for name in ("legacy_keys", "row_alignment", "vectors_finite_and_unit", "sparse_coverage"):
+    for name in ("bundle_format", "row_alignment", "vectors_finite_and_unit", "sparse_coverage"):
         assert not checks[name].passed
         assert "changed since the export" in str(checks[name].description)
-    assert checks["gpu_ceiling"].passed
+    assert checks["memory_ceiling"].passed
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -7,6 +7,7 @@ Chromium, Playwright and Pillow.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -21,6 +22,11 @@ LOAD_MS = 120_000
 MAX_BYTES = 200_000
 REPORT_SIZE = (900, 1500)
 COLLECTION = "pydoc"
+COMMANDS = {
+    "terminal-search": ("search", "can a list be the key of a dictionary?", "--top", "2", "--explain"),
+    "terminal-show": ("show", "q53", "--top", "4"),
+}
+"""Pictures of the terminal: a command with its arguments after the bundle."""
 
 
 def main() -> None:
@@ -34,10 +40,13 @@ def main() -> None:
         if given.run is None:
             run_demo(run / "home", run / "output")
         report(run / "output" / f"{COLLECTION}.report.html", given.folder)
+        terminal(run / "output" / COLLECTION, given.folder)
         with dagster_ui(run / "home", ROOT / "ensemble_assets" / "sample", run / "output") as url:
             with page() as tab:
                 asset_graph(tab, url, given.folder / "asset-graph.png")
                 checks(tab, url, given.folder / "checks.png")
+                launchpad(tab, url, given.folder / "launchpad.png")
+                automations(tab, url, given.folder / "automations.png")
             with page(height=1500) as tab:
                 materialisation(tab, url, given.folder / "materialisation.png")
     for picture in sorted(given.folder.glob("*.png")):
@@ -60,8 +69,42 @@ def report(source: Path, folder: Path) -> None:
             tab.screenshot(path=str(folder / f"report-{mode}.png"))
 
 
+def terminal(bundle: Path, folder: Path) -> None:
+    """What a question and the changes of reranking look like in a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    for name, arguments in COMMANDS.items():
+        command = [sys.executable, "-m", "ensemble_assets.cli", arguments[0], str(bundle), *arguments[1:]]
+        environment = {**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "100"}
+        printed = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+        console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+        typed = " ".join(f'"{word}"' if " " in word else word for word in arguments[1:])
+        console.print(Text(f"$ ensemble-assets {arguments[0]} output/{COLLECTION} {typed}", "bold"))
+        console.print(Text.from_ansi(printed))
+        with page(900, 200) as tab:
+            tab.set_content(console.export_html())
+            tab.screenshot(path=str(folder / f"{name}.png"), full_page=True)
+
+
+def launchpad(tab: Any, url: str, path: Path) -> None:
+    """The Launchpad as it opens: a dozen options in pipeline order."""
+    tab.goto(f"{url}/locations/ensemble_assets/jobs/retrieval_bundle/playground", wait_until="domcontentloaded")
+    tab.locator(".CodeMirror").first.wait_for(timeout=LOAD_MS)
+    tab.wait_for_timeout(4000)
+    tab.screenshot(path=str(path))
+
+
+def automations(tab: Any, url: str, path: Path) -> None:
+    """The four automations; two of them run collections."""
+    tab.goto(f"{url}/automation", wait_until="domcontentloaded")
+    tab.get_by_text("housekeeping").first.wait_for(timeout=LOAD_MS, state="attached")
+    tab.wait_for_timeout(3000)
+    tab.screenshot(path=str(path))
+
+
 def asset_graph(tab: Any, url: str, path: Path) -> None:
-    """The seven assets, as what the bundle is made of."""
+    """The assets, as what the bundle is made of."""
     tab.goto(f"{url}/assets/export_bundle?view=lineage&lineageScope=upstream", wait_until="domcontentloaded")
     tab.get_by_text("export_bundle").first.wait_for(timeout=LOAD_MS, state="attached")
     tab.wait_for_timeout(4000)

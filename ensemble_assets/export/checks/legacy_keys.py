@@ -1,4 +1,4 @@
-"""Gate ``legacy_keys``: every key of v4.0, its type and its place, in every record of every file, and its spelling."""
+"""Gate ``bundle_format``: every key of v4.0, its type and place, in every record of every file, and its spelling."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LegacyKeys:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self._names = walk.bundle.names
-        self._findings = Findings("legacy_keys")
+        self._findings = Findings("bundle_format")
         self._complete = walk.bundle.version == "v4.1"
         self._sparse_on = walk.bundle.is_on("sparse")
         self._without_manifest = not walk.bundle.manifest

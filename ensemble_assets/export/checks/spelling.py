@@ -36,7 +36,7 @@ def spelling_problems(row: Row) -> Iterator[str]:
 
 def _is_plain_point(row: Row, line: bytes, point: Point) -> bool:
     if point.keys != ("id", "payload", "vectors"):
-        return True  # legacy_keys says so
+        return True  # bundle_format says so
     start = reference.json_line({"id": point.row, "payload": point.payload})[:-2] + b', "vectors": '
     return line.startswith(start) and (bool(row.stored_vectors) or not _ODD_IN_VECTORS.search(line, len(start)))
 

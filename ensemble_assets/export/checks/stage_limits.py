@@ -93,7 +93,7 @@ def _stated_coverage(bundle: Bundle) -> Iterator[tuple[str, Any]]:
     try:
         stats = _section(read_object(bundle.path("stats.json")), "sparse_vector_stats")
     except ArtefactError:
-        return  # legacy_keys says so
+        return  # bundle_format says so
     if "live" in stats:
         yield "sparse_vector_stats.live of the statistics", _section(stats, "live").get("sparse_vectors_available")
 
@@ -133,9 +133,9 @@ def rerank_fallbacks(bundle: Bundle) -> GateResult:
     return findings.result(queries=queries, fallbacks=fallbacks)
 
 
-def gpu_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResult:
+def memory_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateResult:
     """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit."""
-    findings = Findings("gpu_ceiling")
+    findings = Findings("memory_ceiling")
     if not any(cost.devices.on_gpu for cost in costs.values()):
         findings.skip("no stage used a GPU; peaks are host memory and have no ceiling here")
     for stage, cost in costs.items():

@@ -76,6 +76,12 @@ def test_an_export_without_results_says_what_to_do(other: object) -> None:
         ExportResults.from_json(other)
 
 
+def test_results_of_an_earlier_version_come_back_under_the_names_of_today(tmp_path: Path) -> None:
+    made = everything(tmp_path / "on")
+    content = json.loads(json.dumps(stored(made).as_json()).replace("bundle_format", "legacy_keys"))
+    assert [result.name for result in ExportResults.from_json(content).results] == list(BUNDLE_GATES)
+
+
 def test_a_result_survives_json() -> None:
     result = GateResult("a", False, "WARN", ("thin",), {"problems": 1, "share": 0.5}, ("a note",))
     assert GateResult.from_json(json.loads(json.dumps(result.as_json()))) == result

@@ -131,7 +131,7 @@ def _swap_lines(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "spoil", "words"),
     [
-        ("qdrant.jsonl", _cut, "gate legacy_keys: .*line 3: is no point"),
+        ("qdrant.jsonl", _cut, "gate bundle_format: .*line 3: is no point"),
         ("qdrant.jsonl", _swap_lines, "line 1, payload: key 'chunk_id' of the chunk's metadata is missing"),
         ("qdrant.jsonl", lambda data: data[:-2], "line 3: is no point"),
         ("sparse.jsonl", _swap_lines, "line in the sparse file has id 1"),
