@@ -101,7 +101,7 @@ class ConsoleProgress(stage_run.Progress):
         self.close()
         self.records.setdefault(collection, []).append(record)
         mark = _MARKS.get(record.status, f"[green]{record.status}[/green]")
-        self._console.print(f"  {collection}  {record.stage}: {mark}  {record.in_words()}")
+        self._console.print(f"  {collection}  {record.stage}: {mark}  {record.in_words()}", soft_wrap=True)
         if isinstance(record, FailedStage):
             self._console.print(f"    {record.reason}", markup=False)
 

@@ -10,7 +10,7 @@ import logging
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ def run_collections(
     No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
     """
     from ensemble_assets.build import build_definitions
-    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, name_origin
+    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, leave_output_on_terminal, name_origin
     from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
     from ensemble_assets.orchestration.resources import settings_run_config
     from ensemble_assets.pipeline.from_settings import choose_models
@@ -110,6 +110,7 @@ def run_collections(
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
         name_origin(instance, RETRIEVAL_BUNDLE)
+        leave_output_on_terminal(instance)
         definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
         config = settings_run_config({key: typed[key] for key in overrides}, sources)
@@ -167,7 +168,8 @@ def _materialise(
 
 def _end_at_once(instance: dg.DagsterInstance, run_id: str, progress: ConsoleProgress) -> None:
     """Say on the terminal and in Dagster that the run was stopped, before the process ends inside a stage."""
-    progress.close()
+    with suppress(Exception):  # the main thread may be closing it too
+        progress.close()
     say_stopped()
     run = instance.get_run_by_id(run_id)
     if run is not None:

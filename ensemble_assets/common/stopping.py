@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 STOPPED = 130
 """Exit code of a stopped command: 128 and the number of SIGINT, as shells have it."""
@@ -53,15 +54,28 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
                 os._exit(STOPPED)  # the kernel frees locks, and workers die with their parent
         os.close(reading)
 
+    hook = sys.unraisablehook
+    sys.unraisablehook = _without_interrupts(hook)
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         over.set()
         signal.set_wakeup_fd(wakeup)
         os.close(writing)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Make a hook that says nothing of an interrupt in a place that cannot hand it on, such as a finaliser."""
+
+    def quiet(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, Exception):
+            hook(unraisable)
+
+    return quiet
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

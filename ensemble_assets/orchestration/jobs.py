@@ -14,6 +14,7 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+from dagster._core.storage.noop_compute_log_manager import NoOpComputeLogManager
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from upath import UPath
 
@@ -103,3 +104,11 @@ def name_origin(instance: dg.DagsterInstance, job: str) -> None:
     origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), job)
     made = partial(instance.create_run_for_job, remote_job_origin=origin)  # running in process cannot pass it on
     instance.create_run_for_job = made  # type: ignore[method-assign]
+
+
+def leave_output_on_terminal(instance: dg.DagsterInstance) -> None:
+    """Make Dagster copy nothing that steps print.
+
+    It has two helper processes a step for that. At Ctrl-C a terminal interrupts them too, and each prints a traceback.
+    """
+    instance.compute_log_manager.capture_logs = NoOpComputeLogManager().capture_logs  # type: ignore[method-assign]

@@ -113,7 +113,7 @@ def test_the_end_of_a_stage_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     progress.stage_finished("guide", STAGES[2])
     said = stream.getvalue()
     assert "guide  dense: completed  35 chunks and queries, 44.8 s, bf16, 12 reused, 15 cut\n" in said
-    assert "60 judged queries, 0.0 s, nDCG@10: dense 0.618, lexical 0.600, fused 0.647, reranked 0.690\n" in said
+    assert "60 judged queries, 0.0 s, nDCG@10: Dense 0.618, BM25 0.600, Fused 0.647, Reranked 0.690\n" in said
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:

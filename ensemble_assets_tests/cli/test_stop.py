@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 
 from ensemble_assets.artefacts.artefact import INDEX_NAME
+from ensemble_assets.common.stopping import _without_interrupts, stop_when_asked
 from ensemble_assets.compute.devices.lease_notes import list_leases
 from ensemble_assets_tests.orchestration.pipeline import TOPICS
 
@@ -68,6 +69,53 @@ def test_a_signal_stops_a_run(asked: str, stage: str, tmp_path: Path) -> None:
     assert arrays <= sealed
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+@pytest.mark.models
+def test_a_terminals_interrupt_shows_one_sentence_and_no_traceback(tmp_path: Path) -> None:
+    """A terminal interrupts every process of its foreground group, the helpers of Dagster too."""
+    write_large_collection(tmp_path / "corpora" / "many")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    arguments = ["run", "--chunked-dir", "corpora", "--output-dir", "out", "--disable-sparse"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ensemble_assets.cli", *arguments],
+        cwd=tmp_path, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "dense …" in line:
+                break
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(SECONDS) == 130
+    assert rest.strip() == MESSAGE
+
+
+def test_an_interrupt_that_a_finaliser_swallows_is_not_printed() -> None:
+    class Finalised:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def __del__(self) -> None:
+            raise self.error
+
+    before = sys.unraisablehook
+    with stop_when_asked(lambda: None):
+        hook = sys.unraisablehook
+        assert hook is not before
+        seen: list[str] = []
+        quiet = _without_interrupts(lambda unraisable: seen.append(unraisable.exc_type.__name__))
+        sys.unraisablehook = quiet
+        Finalised(KeyboardInterrupt())
+        Finalised(dg.DagsterExecutionInterruptedError())
+        Finalised(ValueError())
+        sys.unraisablehook = hook
+    assert seen == ["ValueError"]
+    assert sys.unraisablehook is before
 
 
 def test_native_code_does_not_hold_a_stop_up() -> None:

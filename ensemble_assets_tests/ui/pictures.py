@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,13 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ensemble-assets-") as scratch:
         run = given.run or Path(scratch)
+        corpora = Path(scratch) / "corpora"  # pictures show the path
+        shutil.copytree(ROOT / "ensemble_assets" / "sample" / COLLECTION, corpora / COLLECTION)
         if given.run is None:
             run_demo(run / "home", run / "output")
         report(run / "output" / f"{COLLECTION}.report.html", given.folder)
         terminal(run / "output" / COLLECTION, given.folder)
-        with dagster_ui(run / "home", ROOT / "ensemble_assets" / "sample", run / "output") as url:
+        with dagster_ui(run / "home", corpora, run / "output") as url:
             with page() as tab:
                 asset_graph(tab, url, given.folder / "asset-graph.png")
                 checks(tab, url, given.folder / "checks.png")
