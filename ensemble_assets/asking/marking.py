@@ -6,6 +6,7 @@ import re
 
 import polars as pl
 
+from ensemble_assets.collection.languages import FUNCTION_WORDS
 from ensemble_assets.retrieval.bm25_topk import words
 
 _WORD = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])+")
@@ -13,8 +14,12 @@ _WORD = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u
 
 
 def word_places(text: str, question: str) -> list[tuple[int, int]]:
-    """Find the words of ``text`` that are words of the question, plurals alike; start and end of each."""
-    asked = set(words(pl.Series([question])).explode())
+    """Find the words of ``text`` that are words of the question, plurals alike; start and end of each.
+
+    Single letters and function words, such as "the", count only where the question has no other words.
+    """
+    every = set(words(pl.Series([question])).explode())
+    asked = {word for word in every if word not in FUNCTION_WORDS and (len(word) > 1 or not word.isascii())} or every
     places = [match.span() for match in _WORD.finditer(text)]
     alike = words(pl.Series([text[start:end] for start, end in places], dtype=pl.String))
     return [place for place, word in zip(places, alike, strict=True) if set(word) & asked]

@@ -71,6 +71,8 @@ _FUNCTION_WORDS = {
     }.items()
 }
 """Frequent words of languages in Latin script, without those that are frequent in English too, but for a few."""
+FUNCTION_WORDS = _ENGLISH.union(*_FUNCTION_WORDS.values())
+"""Words that say little of what a text is about."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 
