@@ -20,7 +20,7 @@ say "One chunk changes, and the same command takes seconds"
 import json, pathlib, sys
 path = sorted(pathlib.Path(sys.argv[1]).glob("*_chunks.json"))[0]
 chunks = json.loads(path.read_text())
-chunks[0]["text"] += " This sentence is new."
+chunks[0]["text"] = "This sentence is new. " + chunks[0]["text"]
 path.write_text(json.dumps(chunks))
 PYTHON
 $ENSEMBLE run $RUN --collections pydoc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -126,3 +127,6 @@ def test_automations_are_few_and_those_that_run_collections_wait_to_be_switched_
         "incidents": "STOPPED",
         "housekeeping": "RUNNING",
     }
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (?:sensor|schedule) \| (on|off) \|", page, re.MULTILINE)
+    assert dict(rows) == {name: "on" if state == "RUNNING" else "off" for name, state in status.items()}
