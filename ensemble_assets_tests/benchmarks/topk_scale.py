@@ -203,8 +203,13 @@ def share_of_same_rows(folder: Path, kind: str) -> float:
     return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(ours, plain, strict=True)]))
 
 
-def write_collection(folder: Path, size: int, n_queries: int) -> dict[str, float]:
-    """Synthetic dense and sparse vectors as ``.npy`` files, block by block."""
+def write_collection(
+    folder: Path, size: int, n_queries: int, terms: tuple[int, int] = (TERMS_PER_DOCUMENT, TERMS_PER_QUERY)
+) -> dict[str, float]:
+    """Synthetic dense and sparse vectors as ``.npy`` files, block by block.
+
+    ``terms`` are drawn for a document's and for a query's sparse vector.
+    """
     folder.mkdir()
     generator = np.random.default_rng(0)
     for side, count in (("documents", size), ("queries", n_queries)):
@@ -215,11 +220,13 @@ def write_collection(folder: Path, size: int, n_queries: int) -> dict[str, float
     popularity = 1 / np.arange(1, VOCABULARY + 1) ** TERM_SKEW
     cumulative = np.cumsum(popularity / popularity.sum())
     per_side = {}
-    for side, count, terms in (("documents", size, TERMS_PER_DOCUMENT), ("queries", n_queries, TERMS_PER_QUERY)):
+    for side, count, drawn_terms in (("documents", size, terms[0]), ("queries", n_queries, terms[1])):
         lengths = []
         with (folder / "indices.raw").open("wb") as indices, (folder / "values.raw").open("wb") as values:
             for start in range(0, count, BLOCK):
-                drawn = np.searchsorted(cumulative, generator.random((min(BLOCK, count - start), terms))).astype("i4")
+                drawn = np.searchsorted(cumulative, generator.random((min(BLOCK, count - start), drawn_terms))).astype(
+                    "i4"
+                )
                 drawn.sort(axis=1)
                 new = np.diff(drawn, axis=1, prepend=-1) > 0
                 lengths.append(np.count_nonzero(new, axis=1))

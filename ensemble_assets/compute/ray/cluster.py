@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,15 @@ _ANSWER_SECONDS = 10.0
 
 _ATTEMPTS = 3
 """A shard whose actor died this often is given up: it is then the shard that kills nodes."""
+
+_LOOK_SECONDS = 2.0
+"""Time between two looks for nodes that joined."""
+
+_SLOW = 2.0
+"""A shard is computed a second time after so many times what the others took: they are of equal size."""
+
+Place = tuple[str, int]
+"""A node's id, and the number of one of its GPUs."""
 
 
 cluster_lease = partial(unlocked_lease, devices=())
@@ -89,11 +99,11 @@ class RayRunner(Runner):
         if not shards:
             return
         with _connected(self.address) as ray:
-            crew = _Crew(ray, most=len(shards))
+            crew = _Crew(ray, order, most=len(shards))
             try:
-                yield from crew.work(table, shards, factory, order)
+                yield from crew.work(table, shards, factory)
             finally:
-                for actor in crew.actors:  # so that the cluster has its devices back
+                for actor in crew.actors.values():  # so that the cluster has its devices back
                     ray.kill(actor)
 
 
@@ -139,61 +149,118 @@ def _require_listener(address: str) -> None:
 
 @dataclass
 class _Crew:
-    """The actors of one computation."""
+    """The actors of one computation, by place: one of a node's GPUs, or the node."""
 
     ray: Any
+    order: Order
     most: int
-    actors: list[Any] = field(default_factory=list)
+    actors: dict[Place, Any] = field(default_factory=dict)
+    idle: deque[Place] = field(default_factory=deque)
+    makers: dict[Place, Callable[..., Any]] = field(default_factory=dict)
 
     def work(
-        self, table: TokenTable, shards: list[NDArray[np.int64]], factory: ForwardFactory, order: Order
+        self, table: TokenTable, shards: list[NDArray[np.int64]], factory: ForwardFactory
     ) -> Iterator[tuple[NDArray[np.int64], ShardReport]]:
-        """Hand shards to free actors until all are done. The shard of an actor that died goes to another one."""
-        makers = self._places()
-        self.actors = [make() for make in makers[: self.most]]
-        model = self.ray.put(factory)
-        waiting, attempts = deque(range(len(shards))), dict.fromkeys(range(len(shards)), 0)
-        idle = deque(range(len(self.actors)))
-        busy: dict[Any, tuple[int, int]] = {}
-        while waiting or busy:
-            while waiting and idle:
-                number, actor = waiting.popleft(), idle.popleft()
-                attempts[number] += 1
-                future = self.actors[actor].compute.remote(take_rows(table, shards[number]), model, order)
-                busy[future] = (number, actor)
-            [done], _ = self.ray.wait(list(busy), num_returns=1)
-            number, actor = busy.pop(done)
-            try:
-                report: ShardReport = self.ray.get(done)
-            except self.ray.exceptions.RayError as error:
-                if attempts[number] >= _ATTEMPTS:
-                    raise _lost(order.stage, error) from None
-                self.actors[actor] = makers[actor](elsewhere=True)
-                waiting.append(number)
-            else:
-                yield shards[number], report
-            idle.append(actor)
+        """Hand shards to free actors until all are done; the first report of a shard counts.
+
+        The shard of an actor that died goes to another one. Nodes that join get shards too. A shard that takes much
+        longer than the others did is computed a second time where nobody has anything else to do.
+        """
+        self._recruit()
+        if not self.actors:
+            raise DeviceError("the Ray cluster has neither a GPU nor a processor to offer")
+        model, work = self.ray.put(factory), _Work(len(shards))
+        while work.open:
+            self._recruit()
+            while self.idle and (number := work.next()) is not None:
+                place = self.idle.popleft()
+                future = self.actors[place].compute.remote(take_rows(table, shards[number]), model, self.order)
+                work.began(future, number, place)
+            ended, _ = self.ray.wait(list(work.running), num_returns=1, timeout=_LOOK_SECONDS)
+            for future in ended:
+                number, place = work.ended(future)
+                try:
+                    report: ShardReport = self.ray.get(future)
+                except self.ray.exceptions.RayError as error:
+                    if work.lost(number):
+                        raise _lost(self.order.stage, error) from None
+                    self.actors[place] = self.makers[place](elsewhere=True)
+                else:
+                    if work.reported(number):
+                        yield shards[number], report
+                self.idle.append(place)
+
+    def _recruit(self) -> None:
+        """Start an actor for every place that has none yet: all GPUs, or all nodes with processors if there is none."""
+        places = self._places()
+        for place, maker in places.items():
+            if place not in self.actors and len(self.actors) < self.most:
+                self.makers[place], self.actors[place] = maker, maker()
+                self.idle.append(place)
+
+    def _places(self) -> dict[Place, Callable[..., Any]]:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        with_gpu: dict[Place, Callable[..., Any]] = {}
+        without: dict[Place, Callable[..., Any]] = {}
+        for node in self.ray.nodes():
+            resources, name = node["Resources"], node["NodeID"]
+            # If the node is gone when an actor must be replaced, Ray chooses another one.
+            strategy = partial(NodeAffinitySchedulingStrategy, name)
+            for number in range(int(resources.get("GPU", 0)) if node["Alive"] else 0):
+                with_gpu[name, number] = partial(self._actor, True, strategy)
+            if node["Alive"] and resources.get("CPU", 0) > 0:
+                without[name, 0] = partial(self._actor, False, strategy)
+        return with_gpu or without
 
     def _actor(self, on_gpu: bool, strategy: Callable[..., Any], *, elsewhere: bool = False) -> Any:
         options = {"num_gpus": int(on_gpu), "num_cpus": 0, "scheduling_strategy": strategy(soft=elsewhere)}
         return self.ray.remote(**options)(_Actor).remote()
 
-    def _places(self) -> list[Any]:
-        """Make one maker of an actor per GPU, or per node with processors if there is no GPU."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        places: list[Any] = []
-        for node in nodes:
-            gpus = int(node["Resources"].get("GPU", 0))
-            # If the node is gone when an actor must be replaced, Ray chooses another one.
-            make = partial(self._actor, gpus > 0, partial(NodeAffinitySchedulingStrategy, node["NodeID"]))
-            places += [(gpus > 0, make)] * (gpus or int(node["Resources"].get("CPU", 0) > 0))
-        with_gpu = [make for on_gpu, make in places if on_gpu]
-        makers = with_gpu or [make for _, make in places]
-        if not makers:
-            raise DeviceError("the Ray cluster has neither a GPU nor a processor to offer")
-        return makers
+class _Work:
+    """Which shards wait, which are being computed, where and since when, and which are done."""
+
+    def __init__(self, shards: int) -> None:
+        self.open = set(range(shards))
+        self.running: dict[Any, tuple[int, Place, float]] = {}
+        self._waiting = deque(range(shards))
+        self._losses = dict.fromkeys(range(shards), 0)
+        self._seconds: list[float] = []
+
+    def next(self) -> int | None:
+        """Give the shard to compute next; None while all of them are in good hands."""
+        if self._waiting:
+            return self._waiting.popleft()
+        copies = Counter(number for number, _, _ in self.running.values())
+        alone = [(began, number) for number, _, began in self.running.values() if copies[number] == 1]
+        if not self._seconds or not alone:
+            return None
+        began, number = min(alone)
+        return number if time.monotonic() - began > _SLOW * statistics.median(self._seconds) else None
+
+    def began(self, future: Any, number: int, place: Place) -> None:
+        """Note that a shard is being computed."""
+        self.running[future] = number, place, time.monotonic()
+
+    def ended(self, future: Any) -> tuple[int, Place]:
+        """Note the end of a computation, good or bad."""
+        number, place, began = self.running.pop(future)
+        self._seconds.append(time.monotonic() - began)
+        return number, place
+
+    def reported(self, number: int) -> bool:
+        """Note a shard's report; say whether it is the first."""
+        first = number in self.open
+        self.open.discard(number)
+        return first
+
+    def lost(self, number: int) -> bool:
+        """Note that a shard's actor died; say whether the shard is given up."""
+        self._losses[number] += 1
+        if number in self.open and all(number != other for other, _, _ in self.running.values()):
+            self._waiting.append(number)
+        return number in self.open and self._losses[number] >= _ATTEMPTS
 
 
 def _lost(stage: str, error: Exception) -> DeviceError:

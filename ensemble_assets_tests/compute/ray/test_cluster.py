@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ import pytest
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, StageError
 from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import unlocked_lease
 from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
@@ -77,7 +84,6 @@ def test_a_node_leases_its_devices_and_never_raises(tmp_path: Path, monkeypatch:
 
 
 def test_the_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'ensemble-assets[ray]'")
     runner = RayRunner(options_in(tmp_path), address="127.0.0.1:1")
     with (
         cluster_lease(model="m", stage="dense") as lease,
@@ -89,42 +95,164 @@ def test_the_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
 # With a real cluster
 
 
+@dataclass
+class Nodes:
+    """Nodes on this machine, each with its own folder of locks, as machines have them."""
+
+    made: Any
+    folder: Path
+    nodes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return str(self.made.address)
+
+    def add(self, name: str) -> Path:
+        """Start a node and return its folder of locks, whose name the node's processes find in their environment."""
+        locks = self.folder / name
+        locks.mkdir()
+        variables = {"EMBEDDER_PATHS_LOCK_DIR": str(locks), "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+        self.nodes[name] = self.made.add_node(num_cpus=1, object_store_memory=10**8, env_vars=variables)
+        return locks
+
+    def remove(self, name: str) -> None:
+        self.made.remove_node(self.nodes.pop(name), allow_graceful=False)
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Path]]]:
-    """Two nodes on this machine, each with its own folder of locks, as two machines have them."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray = pytest.importorskip("ray", reason="Ray is an optional extra: pip install 'ensemble-assets[ray]'")
+    import ray
     from ray.cluster_utils import Cluster
 
-    locks = [tmp_path_factory.mktemp(f"locks{number}") for number in range(2)]
-    root = str(Path(__file__).resolve().parents[3])
     head = {"num_cpus": 0, "object_store_memory": 10**8, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    for folder in locks:
-        variables = {"EMBEDDER_PATHS_LOCK_DIR": str(folder), "PYTHONPATH": root}
-        made.add_node(num_cpus=1, object_store_memory=10**8, env_vars=variables)
-    ray.init(address=made.address, log_to_driver=False)
+    nodes = Nodes(Cluster(initialize_head=True, head_node_args=head), tmp_path_factory.mktemp("nodes"))
+    for name in ("first", "second"):
+        nodes.add(name)
+    ray.init(address=nodes.address, log_to_driver=False)
     try:
-        yield str(made.address), locks
+        yield nodes
     finally:
         ray.shutdown()
-        made.shutdown()
+        nodes.made.shutdown()
+
+
+def expected_vectors() -> np.ndarray:
+    with unlocked_lease(model="double", stage="dense") as lease:
+        result = in_process_runner(64)(TABLE, Double(_dense, OUTPUTS, "double"), lease=lease, events=EventLog())
+    return result.outputs["vector"]
+
+
+def node_folder() -> Path:
+    return Path(os.environ["EMBEDDER_PATHS_LOCK_DIR"])
+
+
+def when_told(table: TokenTable, row: int) -> dict[str, np.ndarray]:
+    """Compute a row once the nodes' folder has a file ``go``, and say before that the node is at work."""
+    (node_folder() / "busy").touch()
+    until((node_folder().parent / "go").exists)
+    return _dense(table, row)
+
+
+def never_on_the_second(table: TokenTable, row: int) -> dict[str, np.ndarray]:
+    (node_folder() / "busy").touch()
+    until(lambda: node_folder().name != "second", seconds=600.0)
+    return _dense(table, row)
+
+
+def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_nodes_give_what_this_machine_gives(cluster: tuple[str, list[Path]], tmp_path: Path) -> None:
-    address, locks = cluster
+def test_a_slow_node_holds_nobody_up(cluster: Nodes, tmp_path: Path) -> None:
+    """Its shard is computed a second time elsewhere; in this test it would never end."""
+    runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=1))
+    with cluster_lease(model="double", stage="dense") as lease:
+        result = runner(TABLE, Double(never_on_the_second, OUTPUTS, "double"), lease=lease, events=EventLog())
+    np.testing.assert_array_equal(result.outputs["vector"], expected_vectors())
+    assert (cluster.folder / "second" / "busy").exists(), "the slow node had a shard"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_that_joins_works_and_one_that_dies_loses_nothing(cluster: Nodes, tmp_path: Path) -> None:
+    runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=1))
+    for name in cluster.nodes:
+        (cluster.folder / name / "busy").unlink(missing_ok=True)
+
+    def run() -> np.ndarray:
+        with cluster_lease(model="double", stage="dense") as lease:
+            return runner(TABLE, Double(when_told, OUTPUTS, "double"), lease=lease, events=EventLog()).outputs["vector"]
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        try:
+            until(lambda: all((cluster.folder / name / "busy").exists() for name in ("first", "second")))
+            third = cluster.add("third")
+            until((third / "busy").exists)
+            cluster.remove("second")
+        finally:
+            (cluster.folder / "go").touch()
+        np.testing.assert_array_equal(running.result(300), expected_vectors())
+    cluster.remove("third")
+    (cluster.folder / "second").rename(cluster.folder / "gone")
+    cluster.add("second")
+
+
+_DRIVER = """
+import os, sys
+from pathlib import Path
+from ensemble_assets_tests.compute.ray import test_cluster as cases
+
+class Dying(cases.EventLog):
+    def record(self, event):
+        super().record(event)
+        if [each.name for each in self.events].count("lease.acquired") == 2:  # the first shard's rows are stored
+            os._exit(9)
+
+print(cases.stored_run(sys.argv[1], Path(sys.argv[2]), Dying()))
+"""
+
+
+def stored_run(address: str, folder: Path, events: EventLog) -> TableResult:
+    """Run the table in several stored parts, as a stage does."""
+    runner = TableRunner(RayRunner(options_in(folder), address), folder / "rows", shard_tokens=60)
+    with cluster_lease(model="double", stage="dense") as lease:
+        return runner(TABLE, Double(_dense, OUTPUTS, "double"), lease=lease, events=events)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_driver_that_is_killed_goes_on_where_it_was(cluster: Nodes, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _DRIVER, cluster.address, str(tmp_path)]
+    root = Path(__file__).resolve().parents[3]
+    killed = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True)
+    assert killed.returncode == 9, killed.stderr[-2000:]
+    result = stored_run(cluster.address, tmp_path, EventLog())
+    np.testing.assert_array_equal(result.outputs["vector"], expected_vectors())
+    assert 0 < result.reused_rows < len(TABLE), "the first part was stored, the others were not"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_nodes_give_what_this_machine_gives(cluster: Nodes, tmp_path: Path) -> None:
     factory, events = Double(_dense, OUTPUTS, "double"), EventLog()
     with unlocked_lease(model="double", stage="dense") as lease:
         expected = in_process_runner(64)(TABLE, factory, lease=lease, events=EventLog())
-    runner = TableRunner(RayRunner(options_in(tmp_path), address, shard_rows=3))
+    runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=3))
     with cluster_lease(model="double", stage="dense") as lease:
         found = runner(TABLE, factory, lease=lease, events=events)
     np.testing.assert_array_equal(found.outputs["vector"], expected.outputs["vector"])
     assert (found.failed_rows, found.tokens) == (expected.failed_rows, expected.tokens)
     assert (found.distinct_rows, found.device) == (expected.distinct_rows, UsedDevices("cpu"))
-    assert all(list(folder.glob("*.lock")) for folder in locks), "both nodes took their own lease"
+    assert all(list((cluster.folder / name).glob("*.lock")) for name in cluster.nodes), (
+        "both nodes took their own lease"
+    )
     assert len([event for event in events.events if event.name == "lease.acquired"]) == 3, (
         "nine distinct rows in shards of three, one lease each"
     )
@@ -132,8 +260,8 @@ def test_two_nodes_give_what_this_machine_gives(cluster: tuple[str, list[Path]],
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_errors_of_nodes_arrive_without_their_words(cluster: tuple[str, list[Path]], tmp_path: Path) -> None:
-    runner = TableRunner(RayRunner(options_in(tmp_path), cluster[0]))
+def test_errors_of_nodes_arrive_without_their_words(cluster: Nodes, tmp_path: Path) -> None:
+    runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address))
     with cluster_lease(model="double", stage="dense") as lease:
         with pytest.raises(Exception, match="not here") as missing:
             runner(TABLE, Double(_dense, OUTPUTS, "double", missing=True), lease=lease, events=EventLog())
