@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ class Truth:
         ranked: chunk rows by the model's own similarity, best first, one list per query; empty for rerankers.
         scores: ``[n_queries, n_chunks]`` as ``predict`` gives them; None for encoders.
         logits: the same without the activation.
-        noise: twice the largest difference of the library's logits from those in fp64 and batches of 3: so far may two
-            results in fp32 lie apart. Rotary positions move with the padding on the left.
+        noise: gives twice the largest difference of the library's logits from those in fp64 and batches of 3: so far
+            may two results in fp32 lie apart. Rotary positions move with the padding on the left. It takes as long as
+            all else together, so it is asked for only where scores lie further apart than they usually do.
     """
 
     chunk_vectors: NDArray[np.float32] | None = None
@@ -37,7 +38,7 @@ class Truth:
     ranked: list[list[int]] = field(default_factory=list)
     scores: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
-    noise: float = 0.0
+    noise: Callable[[], float] = float
 
 
 def truth_of(folder: Path, spec: ModelSpec, chunks: Sequence[str], queries: Sequence[str]) -> Truth:
@@ -71,6 +72,9 @@ def _scores(model: Any, chunks: Sequence[str], queries: Sequence[str]) -> Truth:
     shape = (len(queries), len(chunks), -1)
     scores = model.predict(pairs).reshape(shape)
     logits = model.predict(pairs, activation_fn=torch.nn.Identity())
-    precise = model.double().predict(pairs, activation_fn=torch.nn.Identity(), batch_size=3)
-    noise = 2 * float(np.abs(precise - logits).max())
+
+    def noise() -> float:
+        precise = model.double().predict(pairs, activation_fn=torch.nn.Identity(), batch_size=3)
+        return 2 * float(np.abs(precise - logits).max())
+
     return Truth(scores=scores[..., 0], logits=logits.reshape(shape)[..., 0], noise=noise)

@@ -73,7 +73,7 @@ def chunk_texts() -> list[str]:
     """Make the 42 texts: short and long ones, other scripts, capitals, code, repetitions; no two are equal."""
     repeated = ["ice " * 60, "river river harbour. " * 30]
     middling = [_long(words, start) for words, start in ((60, 1), (90, 2), (130, 5), (180, 8), (240, 4))]
-    beyond_window = [_long(words, start) for words, start in ((420, 6), (700, 9), (1100, 11))]
+    beyond_window = [_long(words, start) for words, start in ((300, 6), (420, 9), (700, 11))]
     return [*_SENTENCES, *_SHORT, *_UNICODE, *_UPPER, *_CODE, *repeated, *middling, *beyond_window]
 
 
