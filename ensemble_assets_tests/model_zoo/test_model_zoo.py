@@ -110,6 +110,10 @@ def test_sparse_weights_and_scores_are_held_to_their_tolerances() -> None:
     assert compare(rerank, Outputs([], [], scores=logits), judged).verdict == "equal"
     assert compare(rerank, Outputs([], [], scores=scores), judged).verdict == "equal"
     assert compare(rerank, Outputs([], [], scores=logits + 1e-4), judged).verdict == "wrong"
+    rounded = Outputs([], [], scores=logits + 1e-4)
+    assert compare(rerank, rounded, replace(judged, noise=lambda: 2e-4)).verdict == "equal"
+    unasked = replace(judged, noise=lambda: pytest.fail("takes as long as the rest together"))
+    assert compare(rerank, Outputs([], [], scores=logits), unasked).verdict == "equal"
     unscored = logits.copy()
     unscored[0, 0] = np.nan
     assert compare(rerank, Outputs([], [], scores=unscored), judged).verdict == "wrong"
