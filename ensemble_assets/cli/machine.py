@@ -94,9 +94,10 @@ def _switch(on: bool) -> str:
 
 
 class _Forecast:
-    """What the chosen GPUs have, and what each model would be on the first of them."""
+    """What the chosen GPUs have, and what each model would be on the one with the least memory free."""
 
     def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
+        from ensemble_assets.compute.backends.gpu_forecast import room
         from ensemble_assets.compute.devices.ceiling import Ceiling
         from ensemble_assets.compute.devices.cuda import CudaDevice
 
@@ -104,18 +105,29 @@ class _Forecast:
         self._ceiling = Ceiling(options.ceiling_bytes, options.soft_fraction)
         self._precision = options.precision
         self._gpus = [(gpu, gpu.facts()) for gpu in devices if isinstance(gpu, CudaDevice)]
+        self._tightest = min(
+            (facts for _, facts in self._gpus), key=lambda facts: room(facts, self._ceiling), default=None
+        )
 
     def memory(self) -> list[str]:
         from ensemble_assets.compute.backends.gpu_forecast import about_memory
 
         return [about_memory(gpu, facts, self._ceiling) for gpu, facts in self._gpus]
 
-    def model(self, spec: ModelSpec, files: ModelFiles) -> str:
-        from ensemble_assets.compute.backends.gpu_forecast import about_model
+    def model(self, spec: ModelSpec, files: ModelFiles | None = None) -> str:
+        """Describe a model by its files, or by what the hub says of them."""
+        from ensemble_assets.compute.backends.gpu_forecast import about_files, about_model
+        from ensemble_assets.models import model_files
+        from ensemble_assets.models.spec import HubSource
 
-        if not self._gpus:
+        if self._tightest is None:
             return ""
-        about = about_model(spec, files, self._gpus[0][1], self._ceiling, self._precision)
+        if files is not None:
+            about = about_files(spec, files, self._tightest, self._ceiling, self._precision)
+        else:
+            assert isinstance(spec.source, HubSource)
+            config, stored = model_files.describe_on_hub(spec.source)
+            about = about_model(spec, config, stored, self._tightest, self._ceiling, self._precision)
         return f": {about}" if about else ""
 
 
@@ -161,8 +173,8 @@ def _origin(spec: ModelSpec, settings: Settings, forecast: _Forecast) -> str:
     if on_hub is False:
         what = "safetensors" if only else "weights"
         return f"MISSING: {spec.source.repository} has no {what} on the Hugging Face hub at {spec.source.revision}"
-    unsure = "" if on_hub else "; the hub does not answer now"
-    return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use{unsure}"
+    said = forecast.model(spec) if on_hub else "; the hub does not answer now"
+    return f"from the Hugging Face hub ({spec.source.repository}), fetched on first use{said}"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from ensemble_assets.common.errors import ModelUnavailableError
@@ -107,8 +108,15 @@ def _weights_format(folder: Path) -> WeightsFormat | None:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Size of a model's weight files."""
-    return sum(path.stat().st_size for path in _files(folder) if path.suffix in (".safetensors", ".bin"))
+    """Size of the weight files that are read."""
+    return _weights_of({path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)})
+
+
+def _weights_of(sizes: Mapping[str, int]) -> int:
+    """Add up the sizes of weights by file name: pickled ones beside safetensors are not read."""
+    read = {name: size for name, size in sizes.items() if name.partition("/")[0] not in _OTHER_BACKENDS}
+    safe = sum(size for name, size in read.items() if name.endswith(".safetensors"))
+    return safe or sum(size for name, size in read.items() if Path(name).match("pytorch_model*.bin"))
 
 
 def _from_package(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
@@ -189,6 +197,22 @@ def hub_has_weights(source: HubSource, *, safetensors_only: bool = False) -> boo
     names = _hub_names(source)
     ends = (".safetensors",) if safetensors_only else (".safetensors", ".bin")
     return None if names is None else any(name.endswith(ends) for name in names)
+
+
+def describe_on_hub(source: HubSource) -> tuple[dict[str, Any], int]:
+    """Ask the hub for a repository's configuration and the bytes of its weights; nothing where it does not answer."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        info = HfApi().model_info(
+            source.repository, revision=source.revision, timeout=_HUB_SECONDS, files_metadata=True
+        )
+        with TemporaryDirectory() as folder:  # not the cache, where it would be a part of a snapshot
+            path = hf_hub_download(source.repository, "config.json", revision=source.revision, local_dir=folder)
+            config = read_json(Path(path))
+    except Exception:  # noqa: BLE001  # without a network every library below has errors of its own
+        return {}, 0
+    return config, _weights_of({file.rfilename: file.size or 0 for file in info.siblings or []})
 
 
 def _hub_names(source: HubSource) -> list[str] | None:

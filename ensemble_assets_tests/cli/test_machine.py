@@ -76,13 +76,20 @@ def test_doctor_says_where_the_files_of_every_model_are(
         return cached.folder
 
     monkeypatch.setattr(model_files, "_snapshot", snapshot)
-    monkeypatch.setattr(model_files, "hub_has_weights", lambda source, **_: "Qwen" in source.repository)
+    monkeypatch.setattr(model_files, "hub_has_weights", lambda source, **_: "Splade" not in source.repository)
+    qwen = {"hidden_size": 1024, "intermediate_size": 3072, "num_key_value_heads": 8, "dtype": "bfloat16"}
+    on_hub = {"Qwen/Qwen3-Embedding-0.6B": ({**qwen, "model_type": "qwen3"}, 1_191_586_416)}
+    monkeypatch.setattr(model_files, "describe_on_hub", lambda source: on_hub.get(source.repository, ({}, 0)))
     text = printed(doctor)
     assert (
         f"dense: bge-m3, in the local Hugging Face cache ({cached.folder.name}): fp16, memory-efficient attention"
         in text
     )
-    assert "from the Hugging Face hub (Qwen/Qwen3-Embedding-0.6B), fetched on first use." in text
+    assert (
+        "from the Hugging Face hub (Qwen/Qwen3-Embedding-0.6B), fetched on first use: fp16, memory-efficient attention "
+        "with repeated keys, 1.2 GB of weights; its longest row of 32,768 tokens takes about 0.7 GB and fits."
+    ) in text
+    assert "from the Hugging Face hub (jinaai/jina-code-embeddings-1.5b), fetched on first use." in text
     assert "MISSING: prithivida/Splade_PP_en_v1 has no weights on the Hugging Face hub at" in text
 
 

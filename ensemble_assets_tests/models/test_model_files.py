@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.models import model_files
-from ensemble_assets.models.model_files import hub_has_weights, locate
+from ensemble_assets.models.model_files import describe_on_hub, hub_has_weights, locate
 from ensemble_assets.models.registry import MODELS, hub_spec, model_spec
 from ensemble_assets.models.spec import FolderSource, HubSource
 from ensemble_assets.pipeline.from_settings import choose_models
@@ -212,6 +214,36 @@ def test_one_model_by_both_names_is_named_twice() -> None:
 def test_two_models_with_one_slug_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"a/enc and b/Enc would both be called enc"):
         choose_models(Models(ensemble=("a/enc", "b/Enc")))
+
+
+def test_the_hub_tells_a_models_configuration_and_the_size_of_the_weights_that_would_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pickled weights beside safetensors, and weights for other backends, are not fetched."""
+    sizes = {
+        "model.safetensors": 700,
+        "2_Dense/model.safetensors": 50,
+        "pytorch_model.bin": 701,
+        "onnx/model.onnx": 702,
+    }
+
+    def model_info(api: object, repository: str, **options: object) -> SimpleNamespace:
+        assert options["files_metadata"]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=sizes[name]) for name in sizes])
+
+    def download(repository: str, name: str, *, revision: str, local_dir: str) -> str:
+        (Path(local_dir) / name).write_text('{"hidden_size": 64}')
+        return str(Path(local_dir) / name)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert describe_on_hub(HubSource("owner/enc", COMMIT)) == ({"hidden_size": 64}, 750)
+    del sizes["model.safetensors"], sizes["2_Dense/model.safetensors"]
+    assert describe_on_hub(HubSource("owner/enc", COMMIT)) == ({"hidden_size": 64}, 701)
+
+
+def test_a_hub_that_does_not_answer_tells_nothing() -> None:
+    assert describe_on_hub(HubSource("owner/enc", COMMIT)) == ({}, 0)
 
 
 def test_registered_hub_models_are_pinned_to_full_commits() -> None:

@@ -6,14 +6,14 @@ Read from the model's configuration and from NVML: nothing is loaded, and no CUD
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ensemble_assets.compute.backends.forward import gpu_precision
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cuda import CudaDevice, GpuFacts
-from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.model_files import ModelFiles, weight_bytes
 from ensemble_assets.models.spec import ModelSpec
 
 _CONTEXT_BYTES = 500_000_000
@@ -37,14 +37,22 @@ def room(facts: GpuFacts, ceiling: Ceiling) -> int:
     return min(ceiling.hard_bytes - facts.used, facts.free) - ceiling.margin_bytes - _CONTEXT_BYTES
 
 
-def about_model(spec: ModelSpec, files: ModelFiles, facts: GpuFacts, ceiling: Ceiling, precision: str) -> str:
-    """Describe a model on a GPU; empty where its configuration does not say enough.
-
-    A row's need is an estimate: its states and the widest tensors between two layers, in half precision.
-    """
+def about_files(spec: ModelSpec, files: ModelFiles, facts: GpuFacts, ceiling: Ceiling, precision: str) -> str:
+    """Describe a model whose files are here."""
     config: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         config = json.loads((files.folder / "config.json").read_text())
+    return about_model(spec, config, weight_bytes(files.folder), facts, ceiling, precision)
+
+
+def about_model(
+    spec: ModelSpec, config: Mapping[str, Any], stored: int, facts: GpuFacts, ceiling: Ceiling, precision: str
+) -> str:
+    """Describe a model on a GPU; empty where its configuration does not say enough.
+
+    ``stored`` are the bytes of its weight files. A row's need is an estimate: its states and the widest tensors between
+    two layers, in half precision.
+    """
     hidden, inner = (config.get(name) for name in ("hidden_size", "intermediate_size"))
     if not isinstance(hidden, int) or not isinstance(inner, int):
         return ""
@@ -53,7 +61,8 @@ def about_model(spec: ModelSpec, files: ModelFiles, facts: GpuFacts, ceiling: Ce
         precision = gpu_precision(str(config.get("model_type", "")), has_bf16=has_bf16)
     gated = "num_key_value_heads" in config
     number = 4 if precision == "fp32" else _HALF
-    weights = _weight_bytes(files.folder, str(config.get("dtype") or config.get("torch_dtype")), number)
+    in_half = str(config.get("dtype") or config.get("torch_dtype")) in ("float16", "bfloat16")
+    weights = stored * number // (_HALF if in_half else 4)
     per_token = number * (2 * hidden + (3 if gated else 2) * inner)
     longest = spec.max_tokens or int(config.get("max_position_embeddings", 0))
     left = room(facts, ceiling) - weights
@@ -68,12 +77,6 @@ def _attention(causal: bool, flash: bool) -> str:
     if causal:
         return "flash attention" if flash else "memory-efficient attention with repeated keys"
     return "memory-efficient attention" + (", flash without padding" if flash else "")
-
-
-def _weight_bytes(folder: Path, stored: str, number: int) -> int:
-    files = list(folder.rglob("*.safetensors")) or list(folder.rglob("pytorch_model*.bin"))
-    held = _HALF if stored in ("float16", "bfloat16") else 4
-    return sum(path.stat().st_size for path in files) * number // held
 
 
 def _gb(count: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble_assets.compute.backends.gpu_forecast import about_memory, about_model, room
+from ensemble_assets.compute.backends.gpu_forecast import about_files, about_memory, room
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cuda import GpuFacts, list_cuda_devices
 from ensemble_assets_tests.compute.devices.nvidia import install, two_t4s
@@ -48,7 +48,7 @@ def test_room_is_limited_by_the_ceiling_and_by_the_card() -> None:
 def test_precision_and_kernel_follow_from_the_card(
     tmp_path: Path, name: str, facts: GpuFacts, precision: str, expected: str
 ) -> None:
-    said = about_model(*model(name, tmp_path, small=True), facts, Ceiling(), precision)
+    said = about_files(*model(name, tmp_path, small=True), facts, Ceiling(), precision)
     assert said.startswith(expected)
     assert said.endswith("and fits")
 
@@ -58,13 +58,13 @@ def test_a_row_that_does_not_fit_now_is_said_with_the_length_that_does(tmp_path:
     spec, files = model("qwen3-0.6b", tmp_path, small=True)
     weights = (files.folder / "model.safetensors").stat().st_size
     taken = (256 << 20) + 500_000_000 + weights
-    said = about_model(spec, files, replace(T4, free=taken + 832 * 1_000), Ceiling(), "auto")
+    said = about_files(spec, files, replace(T4, free=taken + 832 * 1_000), Ceiling(), "auto")
     assert said.endswith("rows of more than about 1,000 of its 8,192 tokens do not fit now")
-    said = about_model(spec, files, replace(T4, free=taken + 832 * 8_192), Ceiling(), "auto")
+    said = about_files(spec, files, replace(T4, free=taken + 832 * 8_192), Ceiling(), "auto")
     assert said.endswith("its longest row of 8,192 tokens takes about 0.0 GB and fits")
 
 
 def test_nothing_is_said_of_a_model_whose_configuration_says_nothing(tmp_path: Path) -> None:
     spec, files = model("minilm", tmp_path, small=True)
     (files.folder / "config.json").write_text("{}")
-    assert about_model(spec, files, T4, Ceiling(), "auto") == ""
+    assert about_files(spec, files, T4, Ceiling(), "auto") == ""
