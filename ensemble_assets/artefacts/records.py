@@ -78,6 +78,7 @@ class DenseRecord(StageRecord):
     """The dense stage: models whose vectors are stored, the primary first; dropped companions with a fixed word.
 
     ``unread`` is a ``ForeignTexts`` where most chunks are in a language that no dense model reads, else empty.
+    ``states`` is a ``StatesPlan`` where late interaction is to come.
     """
 
     unit: str = "chunks and queries"
@@ -85,6 +86,7 @@ class DenseRecord(StageRecord):
     layout: tuple[DenseLayout, ...] = ()
     dropped: dict[str, str] = field(default_factory=dict)
     unread: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,13 +123,14 @@ class SparseRecord(StageRecord):
 class UpstreamCosts:
     """Costs of the stages before the fusion, kept in its record because rerank does not read their artefacts.
 
-    ``dense_models`` are fingerprints in order.
+    ``dense_models`` are fingerprints in order. ``states`` is that of the dense stage's record.
     """
 
     dense_seconds: float
     sparse_seconds: float
     dense_models: tuple[str, ...]
     dense_device: UsedDevices
+    states: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,7 @@ class RerankRecord(StageRecord):
         floor_depth: depth that is reached whatever it takes.
         budget_seconds: time that the stage may take; None without a limit, for the fixed word ``budget_reason``.
         fallback_source: where a fallback arose, ``load`` or ``runtime``; None without one.
+        late: model, share, costs and fallbacks of late interaction beside the reranker; None without it.
     """
 
     unit: str = "pairs"
@@ -190,6 +194,7 @@ class RerankRecord(StageRecord):
     budget_seconds: float | None = None
     budget_reason: str | None = None
     fallback_source: str | None = None
+    late: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,11 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
+from ensemble_assets.compute.stages.late_interaction import LateInteraction
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
@@ -75,6 +77,11 @@ class QueryVectors:
 
     dense: Mapping[str, list[float]]
     sparse: Mapping[str, list[Any]] | None
+
+
+def _states(factory: ForwardFactory) -> ForwardFactory:
+    """Have an encoder give the states of its tokens, if they can be compared."""
+    return with_states(factory, "alone") or factory
 
 
 class Searcher:
@@ -167,7 +174,13 @@ class Searcher:
             return None
         run = self.corpus.section("rerank_run", "payload")
         depth = int(run.get("rerank_top_k") or self._settings.rerank.depth)
-        options = RerankOptions(depth=depth, weight=run.get("interpolation_weight"))
+        late = self._late(run.get("late_interaction") or {})
+        options = RerankOptions(
+            depth=depth,
+            weight=run.get("interpolation_weight"),
+            late=late,
+            cross_encoder=late is None or late.spec.slug != spec.slug,
+        )
         asked = pl.DataFrame({"public_id": [_QUESTION], "text": [question]})
         result = rerank_candidates(
             fused, self.corpus.chunks["text"], asked, spec, self._context, options,
@@ -176,6 +189,15 @@ class Searcher:
         for reason in result.queries["reason"].drop_nulls():
             self._note(f"reranking failed ({reason}); the order is that of the fused list")
         return result.reranked
+
+    def _late(self, run: Mapping[str, Any]) -> LateInteraction | None:
+        """Set up late interaction as the bundle's run had it; None where it took no part."""
+        spec = next((spec for spec in self._dense_specs if spec.slug == run.get("model")), None)
+        if spec is None or not run.get("queries"):
+            return None
+        return LateInteraction(
+            spec, self.corpus.chunks["text"], run["share"], make_factory=self._loaded("dense", _states)
+        )
 
     def _hits(self, fused: pl.DataFrame, reranked: pl.DataFrame | None, lists: tuple[str, ...], top: int) -> list[Hit]:
         ranks = fused.select("row", pl.col("rank").alias("fused"), *(pl.col(f"{n}_rank").alias(n) for n in lists))
@@ -192,14 +214,15 @@ class Searcher:
             hits.append(Hit(row["rank"], row["score"], **chunk, ranks=places, rerank_score=row["rerank_score"]))
         return hits
 
-    def _loaded(self, kind: ModelKind) -> Factory:
-        """Make factories whose model stays loaded between questions."""
+    def _loaded(self, kind: ModelKind, change: Callable[[ForwardFactory], ForwardFactory] | None = None) -> Factory:
+        """Make factories whose model stays loaded between questions, changed by ``change``."""
         make = self._factories[kind]
 
         def held(spec: ModelSpec, *rest: Any) -> ForwardFactory:
-            key = (spec.kind, spec.slug, *rest[2:])
+            key = (spec.kind, spec.slug, change, *rest[2:])
             if key not in self._held:
-                self._held[key] = self._stack.enter_context(loaded_once(make(spec, *rest)))
+                factory = make(spec, *rest)
+                self._held[key] = self._stack.enter_context(loaded_once(change(factory) if change else factory))
             return self._held[key]
 
         return held
@@ -235,7 +258,12 @@ class Searcher:
     @cached_property
     def _rerank_spec(self) -> ModelSpec | None:
         run = self.corpus.section("rerank_run")
-        return self._optional(run["model_name"], "rerank") if run.get("executed") and run.get("model_name") else None
+        if not run.get("executed") or not run.get("model_name"):
+            return None
+        late = self._late(self.corpus.section("rerank_run", "payload").get("late_interaction") or {})
+        if late and late.spec.slug == run["model_name"]:  # alone
+            return late.spec
+        return self._optional(run["model_name"], "rerank")
 
     def _optional(self, slug: str, kind: ModelKind) -> ModelSpec | None:
         try:

@@ -85,7 +85,8 @@ RERANKED = _schema(
     fused_rank=pl.UInt32,
     fused_score=pl.Float32,
     rerank_score=pl.Float32,  # the reranker's score; null where it did not score the pair
-    reranked=pl.Boolean,  # whether the reranker scored this pair
+    late_score=pl.Float32,  # late interaction's score beside it; null where it did not score the pair
+    reranked=pl.Boolean,  # whether any of them scored this pair
 )
 """Reranked lists; fused order kept and flagged where rerank is off or failed."""
 

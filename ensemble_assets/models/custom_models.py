@@ -39,6 +39,8 @@ _NUMBERS: Mapping[str, tuple[bool, float, float]] = {
     "windows": (True, 1, 64),
     "weight": (False, 0, 1e9),
     "share": (False, 0, 1),
+    "share_beside_late": (False, 0, 1),
+    "late_share": (False, 0, 1),
 }
 """Numeric fields: whether only whole numbers are accepted, smallest and largest value."""
 _FIELDS = {field.name: field for field in dataclasses.fields(ModelSpec)}

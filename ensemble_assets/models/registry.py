@@ -46,6 +46,7 @@ _SPECS = (
         pooling="mean",
         licence="Apache-2.0",
         english_only=True,
+        late_share=0.35,
     ),
     ModelSpec(
         slug="splade-tiny",
@@ -68,6 +69,7 @@ _SPECS = (
         pooling="cross_encoder",
         licence="CC-BY-SA-4.0",
         share=0.05,
+        share_beside_late=0.0,
         english_only=True,
     ),
     ModelSpec(

@@ -115,7 +115,9 @@ class ModelSpec:
         query_prefix: text before every query.
         document_prefix: text before every chunk.
         weight: weight among several dense models when their scores are combined.
-        share: share of a reranker in the final score, unless ``rerank.weight`` is set.
+        share: share of a reranker in the final score, unless ``rerank.weight`` is set; ``share_beside_late`` beside
+            late interaction, where that was measured; else the same.
+        late_share: share of late interaction over a dense model's token states; 0 where none was measured.
         trust_remote_code: whether code of the repository may run; needs a 40-digit revision.
         english_only: whether it is known to read English and nothing else; a run over other texts warns then.
     """
@@ -135,6 +137,8 @@ class ModelSpec:
     trust_remote_code: bool = False
     windows: int = 1
     english_only: bool = False
+    share_beside_late: float | None = None
+    late_share: float = 0.0
 
     @property
     def chunk_tokens(self) -> int:

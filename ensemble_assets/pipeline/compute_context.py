@@ -161,7 +161,8 @@ def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:
     if run.working_folder is None:
         return TableRunner(runner)
     shard_tokens = run.settings.encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
-    return TableRunner(runner, run.working_folder / "rows", shard_tokens)
+    most_token_bytes = int(run.settings.rerank.states_gb * 1e9)
+    return TableRunner(runner, run.working_folder / "rows", shard_tokens, most_token_bytes)
 
 
 def settings_of(settings: Settings, *, on_cpu: bool) -> WorkerSettings:

@@ -98,6 +98,18 @@ def choose_models(models: Models) -> ModelChoice:
     )
 
 
+def late_model(settings: Settings) -> ModelSpec | None:
+    """Choose the dense model for late interaction beside the reranker, with its share; None where it takes no part.
+
+    The primary model's states are compared, if a share is set or was measured for it. A reranker that is late
+    interaction itself has none beside it.
+    """
+    options, choice = settings.rerank, choose_models(settings.models)
+    share = choice.primary.late_share if options.late_weight < 0 else options.late_weight
+    on = settings.enable_rerank and options.late_interaction and choice.rerank.pooling != "late_interaction"
+    return replace(choice.primary, late_share=share) if on and share > 0 else None
+
+
 def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
     """Refuse one model named twice, and two models that would share files because they have one slug."""
     by_slug: dict[str, ModelSpec] = {}

@@ -162,6 +162,7 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
             "queries_cut_short": record.queries_cut_short,
             "interpolation_weight": record.weight,
             "fallback_reasons": record.fallback_reasons,
+            **({} if record.late is None else {"late_interaction": record.late}),
         },
     )
 

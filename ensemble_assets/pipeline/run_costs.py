@@ -47,6 +47,7 @@ def upstream_costs(dense: Artefact[DenseRecord], sparse: Artefact[SparseRecord])
         sparse_seconds=sparse.record.wall_seconds,
         dense_models=tuple(model.fingerprint for model in dense.record.models),
         dense_device=dense.record.device,
+        states=dense.record.states,
     )
 
 

@@ -6,7 +6,8 @@ Each function reads its settings from the run, writes arrays and frames with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -31,10 +32,14 @@ from ensemble_assets.pipeline.from_settings import (
     collection_chunks,
     collection_queries,
     find_collection,
+    late_model,
     require_named_models,
 )
 from ensemble_assets.pipeline.run_costs import rerank_time
 from ensemble_assets.pipeline.stage_run import StageRun
+
+if TYPE_CHECKING:
+    from ensemble_assets.compute.stages.late_interaction import LateInteraction
 
 
 def read_chunks(run: StageRun) -> ChunksRecord:
@@ -93,14 +98,18 @@ def encode_dense_vectors(
     for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``.
     """
     from ensemble_assets.compute.stages.dense import encode_dense
+    from ensemble_assets.compute.stages.states_plan import StatesWanted
 
     texts = chunks.frame("chunks", columns=["chunk_id", "text"])
+    late, limits, reuse = late_model(run.settings), run.settings.rerank, run.settings.encoding.reuse
+    wanted = StatesWanted(late.slug, limits.depth, int(limits.states_gb * 1e9), reuse) if late else None
     result = encode_dense(
         texts["text"],
         queries.frame("queries", columns=["text"])["text"],
         choose_models(run.settings.models).dense,
         computing.context(run.to_compute),
         chunk_ids=texts["chunk_id"],
+        states=wanted,
         **computing.factory("dense"),
     )
     for model in result.models:
@@ -120,7 +129,9 @@ def encode_dense_vectors(
         )
         for model in result.models
     )
-    return _with_unread(replace(result.record, layout=layout), texts["text"], [model.spec for model in result.models])
+    plans = [asdict(model.states) for model in result.models if model.states]
+    record = replace(result.record, layout=layout, states=plans[0] if plans else None)
+    return _with_unread(record, texts["text"], [model.spec for model in result.models])
 
 
 def _with_unread(record: DenseRecord, chunks: pl.Series, models: Sequence[ModelSpec]) -> DenseRecord:
@@ -191,10 +202,38 @@ def rerank_fused(
         queries.frame("queries", columns=["public_id", "text"]),
         model,
         computing.context(run.to_compute),
-        RerankOptions(run.settings.enable_rerank, options.depth, share, rerank_time(run, chunks, fused)),
+        RerankOptions(
+            run.settings.enable_rerank,
+            options.depth,
+            share,
+            rerank_time(run, chunks, fused),
+            _late_interaction(run, computing, chunks, fused),
+            options.cross_encoder,
+        ),
         clock=run.clock,
         **computing.factory("rerank"),
     )
     run.writer.frame("reranked", result.reranked)
     run.writer.frame("queries", result.queries)
     return result.record
+
+
+def _late_interaction(
+    run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], fused: Artefact[FusionRecord]
+) -> LateInteraction | None:
+    """Set up late interaction as the dense stage has planned for it; None where it takes no part."""
+    from ensemble_assets.compute.stages.late_interaction import LateInteraction
+
+    model = late_model(run.settings)
+    if model is None:
+        return None
+    upstream = fused.record.upstream
+    plan = (upstream.states if upstream else None) or {"states": "again", "reason": ""}
+    return LateInteraction(
+        model,
+        chunks.frame("chunks", columns=["text"])["text"],
+        model.late_share,
+        plan["states"],
+        plan["reason"] if plan["states"] == "off" else "",
+        **computing.factory("dense"),
+    )

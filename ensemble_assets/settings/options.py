@@ -174,6 +174,21 @@ class Rerank(Section):
         "Time that limits a run. sla: 1.1 times the plain script's dense stage. own_dense: 1.1 times this "
         "run's dense stage. off: no limit. See docs/performance.md.",
     )
+    cross_encoder: bool = option(True, "The reranker of models.rerank takes part.")
+    late_interaction: bool = option(
+        False, "Late interaction over the primary dense model's token states takes part, if its share is known."
+    )
+    late_weight: float = option(
+        -1.0,
+        "Share of late interaction in the final score, 0 to 1. Negative: the share in the dense model's definition.",
+        ge=-1.0,
+        le=1.0,
+    )
+    states_gb: float = option(
+        4.0,
+        "Most disk space for token states that the dense stage keeps for late interaction, in 10^9 bytes. 0: none.",
+        ge=0.0,
+    )
     floor: int = option(
         defaults.RERANK_FLOOR, "Fused candidates per query that are scored even if the time is over.", ge=1, le=1000
     )

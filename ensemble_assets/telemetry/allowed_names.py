@@ -37,12 +37,16 @@ REASONS = (
     "worker_lost",
     "no_answer",  # a worker hangs
     "stage_failed",
+    "over_states_gb",  # token states would not fit into rerank.states_gb, and candidates are too many to encode again
+    "no_reuse",  # encoding.reuse is off, and candidates are too many to encode again
+    "no_token_states",  # the model's token states cannot be compared
     "other",
 )
 SOURCES = (
     "live",  # the model itself
     "metadata",  # the chunk's own term weights
     "fused_order",  # the fused list stands in for the reranked one
+    "other_reranker",  # the CrossEncoder stands in for late interaction
     "none",  # nothing stands in
     "cpu",  # the CPU stands in for a GPU
     "load",  # failed while loading

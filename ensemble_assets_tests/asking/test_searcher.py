@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ensemble_assets.asking.marking import passage, word_places
 from ensemble_assets.asking.searcher import Searcher
+from ensemble_assets.compute.backends.choice import dense_factory
+from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
-from ensemble_assets_tests.orchestration.doubles import always, rerank_double
+from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, fast_factories, write_collection
 
 CANARY = "where is the river of zanzibar-canary-4711"
@@ -50,6 +53,36 @@ def test_a_question_gets_the_ranking_of_the_run(pipeline: Pipeline, options: dic
             assert hits[0].ranks[name] == first["rank" if name == "fused" else f"{name}_rank"]
     assert asked.notes == []
     assert asked.ask("  ") == []
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("cross_encoder", [True, False])
+def test_late_interaction_is_exported_and_asked_as_in_the_run(tmp_path: Path, cross_encoder: bool) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    pipeline = Pipeline(tmp_path, Computing({"sparse": sparse_double(), "rerank": rerank_double()}))
+    plain = pipeline.run({"encoding.reuse": False})
+    vectors = plain.artefact("dense_embeddings").array("chunks.all-minilm-l6-v2").copy()
+    outcome = pipeline.run({"rerank.late_interaction": True, "rerank.cross_encoder": cross_encoder})
+    assert outcome.succeeded, outcome.error
+    dense, record = outcome.artefact("dense_embeddings"), outcome.artefact("reranked_candidates").record
+    np.testing.assert_array_equal(dense.array("chunks.all-minilm-l6-v2"), vectors)
+    assert dense.record.states["states"] == record.late["states"] == "kept"
+    assert list(tmp_path.rglob("tokens-*/shard-*/state.npy"))
+    assert (record.late["tokens"], record.late["fallback_reasons"]) == (0, {})
+    (lists,) = outcome.bundle.glob("*_rerank.jsonl")
+    for line in map(json.loads, lists.read_text().splitlines()):
+        assert all(0 <= score <= 1.01 for score in line["late_scores"])
+        assert all((score is not None) == cross_encoder for score in line["rerank_scores"])
+    manifest = json.loads((outcome.bundle / "processing_summary.json").read_text())
+    assert manifest["rerank_run"]["payload"]["late_interaction"]["share"] == 0.35
+    asked = searcher(outcome, pipeline.root, dense=dense_factory)
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    for public_id, text in outcome.artefact("queries").frame("queries").select("public_id", "text").iter_rows():
+        wanted = reranked.filter(reranked["public_id"] == public_id).head(10)
+        hits = asked.ask(text, top=10)
+        assert [hit.chunk_id for hit in hits] == wanted["chunk_id"].to_list()
+        assert [hit.score for hit in hits] == pytest.approx(wanted["score"].to_list(), abs=0.01)
+    assert asked.notes == []
 
 
 def test_a_reranker_that_fails_leaves_the_fused_order_and_says_so(pipeline: Pipeline) -> None:

@@ -96,7 +96,7 @@ def candidates(*rows: tuple[str, int, int, str, float]) -> pl.DataFrame:
 
 def reranked(*rows: tuple[str, int, int, str, float, int, float, float | None]) -> pl.DataFrame:
     """(public id, rank, row, chunk id, score, fused rank, fused score, rerank score)."""
-    filled = [(*row, row[-1] is not None) for row in rows]
+    filled = [(*row, None, row[-1] is not None) for row in rows]
     return pl.DataFrame(filled, schema=dict(RERANKED), orient="row")
 
 

@@ -5,20 +5,43 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from ensemble_assets.common.errors import failure_word
-from ensemble_assets.compute.backends.forward import Forward, OutputSpec, Runtime, sparse_outputs, vector_outputs
+from ensemble_assets.compute.backends.forward import (
+    Forward,
+    ForwardFactory,
+    OutputSpec,
+    Runtime,
+    sparse_outputs,
+    vector_outputs,
+)
 from ensemble_assets.compute.backends.late_interaction import SCORES
 from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.token_states import state_outputs
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch
 from ensemble_assets.models.model_files import ModelFiles
-from ensemble_assets.models.spec import ModelSpec
+from ensemble_assets.models.spec import POOLINGS, ModelSpec
 
 _WEIGHTS = (".safetensors", ".bin")
 SMALLEST_NORM = 1e-12
 """A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
+
+
+States = Literal["", "beside", "alone"]
+
+
+def with_states(factory: ForwardFactory, states: States) -> ForwardFactory | None:
+    """Make a factory of the same encoder that gives its token states; None where they cannot be compared by token.
+
+    They can for one transformer of known width whose texts the shared tokeniser takes apart.
+    """
+    if states == "alone" and factory.outputs.keys() == state_outputs(0).keys():
+        return factory
+    traits = factory.traits
+    fits = traits.body in POOLINGS["dense"] and traits.tokens == "fast" and traits.width > 0
+    return replace(factory, states=states) if fits and isinstance(factory, ModelFactory) else None
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,7 @@ class ModelFactory:
         reason: why this backend runs it.
         traits: how its rows are made and what its modules are.
         top_k: entries kept of a sparse vector; 0 keeps all.
+        states: whether an encoder gives the states of its tokens, ``beside`` its vectors or ``alone``.
     """
 
     backend: ClassVar[str]
@@ -42,6 +66,7 @@ class ModelFactory:
     reason: str = "reference"
     traits: ModelTraits = field(default_factory=ModelTraits)
     top_k: int = 0
+    states: States = field(default="", kw_only=True)
 
     @property
     def identity(self) -> str:
@@ -56,8 +81,10 @@ class ModelFactory:
         spec = self.spec
         if spec.kind == "rerank" or spec.pooling == "late_interaction":
             return SCORES
-        sparse = spec.kind == "sparse"
-        return sparse_outputs(spec.dimension, self.top_k) if sparse else vector_outputs(spec.dimension, self.traits)
+        if spec.kind == "sparse":
+            return sparse_outputs(spec.dimension, self.top_k)
+        vectors = {} if self.states == "alone" else vector_outputs(spec.dimension, self.traits)
+        return {**vectors, **(state_outputs(self.width) if self.states else {})}
 
     @property
     def width(self) -> int:

@@ -19,6 +19,7 @@ from ensemble_assets.compute.backends.late_interaction import LateInteractionFor
 from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM, ModelFactory, failure_of_batch
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.openvino_graph import Graph, graph_for, import_openvino
+from ensemble_assets.compute.backends.token_states import quantise
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -139,7 +140,10 @@ def _finish_of(factory: OpenVinoFactory, head: SparseHead | None) -> Callable[[F
         vectors, norms = _unit(POOLINGS[pooling](states, mask))
         return {"vector": vectors} | ({"norm": norms} if "norm" in factory.outputs else {})
 
-    return unit_vectors
+    if not factory.states:
+        return unit_vectors
+    alone = factory.states == "alone"
+    return lambda states, mask: {**({} if alone else unit_vectors(states, mask)), **quantise(states, mask > 0)}
 
 
 def _unit(vectors: Float) -> tuple[Float, Float]:

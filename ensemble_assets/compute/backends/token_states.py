@@ -46,7 +46,7 @@ def quantise(states: NDArray[np.float32], used: NDArray[np.bool_]) -> dict[str, 
             some *= (np.float32(127) / largest)[:, None]
             np.rint(some, out=some)
             length = np.sqrt(np.einsum("ij,ij->i", some, some))
-            codes[part] = some
+            codes[part] = np.nan_to_num(some, copy=False)
             scales[part] = np.where(largest == 0, np.float32(0), np.float32(1) / length)
     return {STATE: codes, SCALE: scales}
 

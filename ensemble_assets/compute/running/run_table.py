@@ -34,12 +34,14 @@ class TableRunner:
 
     ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. Rows are stored
     after every ``shard_tokens``, so a killed run loses at most this much; None runs all rows at once. A row with
-    outputs of both kinds is computed where those per row are missing; those per token are kept beside them.
+    outputs of both kinds is computed where those per row are missing; those per token are kept beside them. Of outputs
+    per token at most ``most_token_bytes`` stay on disk, as long as the table's own are not more.
     """
 
     runner: Runner
     folder: Path | None = None
     shard_tokens: int | None = None
+    most_token_bytes: int = 4_000_000_000
 
     @contextmanager
     def expecting(self, models: int) -> Iterator[TableRunner]:
@@ -78,6 +80,10 @@ class TableRunner:
             empty = table.lengths[missing] == 0
             failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
             missing = missing[~empty]
+            if by_token.outputs:
+                size = sum(np.prod(s.shape) * np.dtype(s.dtype).itemsize for s in by_token.outputs.values())
+                new = int(size * table.lengths[missing].sum())
+                by_token.make_room(new, self.most_token_bytes, by_token.find(distinct.keys))
             events.emit("batch.planned", rows=len(missing))
             parts = []
             for shard in shards(table.lengths, missing, self.shard_tokens):

@@ -17,11 +17,13 @@ from ensemble_assets.artefacts.stage_record import StageRecord, extend_record, m
 from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
 from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.states_plan import NO_TOKEN_STATES, StatesPlan, StatesWanted
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
@@ -33,7 +35,8 @@ class DenseVectors:
 
     ``chunks`` and ``queries`` are ``[n, dimension] float32``, unit rows in their order. ``truncated`` ``[n_chunks]
     bool`` marks chunks that lost tokens. ``norms`` ``[n_chunks] float32`` are the vectors' lengths before that, for a
-    model whose dot products rank.
+    model whose dot products rank. ``states`` says what was decided about the states of its tokens, if they were asked
+    for.
     """
 
     spec: ModelSpec
@@ -43,6 +46,7 @@ class DenseVectors:
     truncated: NDArray[np.bool_]
     record: StageRecord
     norms: NDArray[np.float32] | None = None
+    states: StatesPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ def encode_dense(
     *,
     chunk_ids: pl.Series | None = None,
     make_factory: FactoryMaker = dense_factory,
+    states: StatesWanted | None = None,
 ) -> DenseResult:
     """Encode chunks and queries with every model, each alone on the leased devices; the first model is the primary one.
 
-    Without ``chunk_ids``, error messages name row numbers.
+    Without ``chunk_ids``, error messages name row numbers. ``states`` names a model whose token states are to be kept
+    beside its vectors, in the row store, if that is planned to be the cheaper way to late interaction.
 
     Raises:
         ModelUnavailableError: if the primary model cannot be loaded.
@@ -77,7 +83,7 @@ def encode_dense(
     with context.expecting(len(specs)) as expecting:
         for spec in specs:
             try:
-                models.append(_encode_one(chunks, queries, spec, expecting, chunk_ids, make_factory))
+                models.append(_encode_one(chunks, queries, spec, expecting, chunk_ids, make_factory, states=states))
             except EnsembleError as error:
                 if not models:
                     raise
@@ -104,6 +110,8 @@ def _encode_one(
     context: ComputeContext,
     chunk_ids: pl.Series | None,
     make_factory: FactoryMaker,
+    *,
+    states: StatesWanted | None,
 ) -> DenseVectors:
     started = context.clock()
     files = context.locate(spec)
@@ -111,6 +119,9 @@ def _encode_one(
     spec = factory.spec
     context.start_workers(factory)
     work = encoder_input(chunks, queries, factory, files, context.tokens)
+    plan = None
+    if states is not None and states.slug == spec.slug:
+        factory, plan = _with_planned_states(factory, work, states)
     try:
         with hold(context, "dense", spec, factory) as model:
             result = model.run(work.table)
@@ -126,7 +137,22 @@ def _encode_one(
     chunk_vectors, lengths = mean_vectors(vectors[:windows], work.windows, of_windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
     record = replace(record, seconds=context.clock() - started, warnings=_ranked_otherwise(factory))
-    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths)
+    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths, plan)
+
+
+def _with_planned_states(
+    factory: ForwardFactory, work: EncoderInput, wanted: StatesWanted
+) -> tuple[ForwardFactory, StatesPlan]:
+    """Decide about the states of an encoder's tokens, and have them computed if they are to be kept."""
+    beside = with_states(factory, "beside")
+    if beside is None:
+        return factory, NO_TOKEN_STATES
+    windows = len(work.windows)
+    chunk_tokens = int(work.table.offsets[windows])
+    query_tokens = int(work.table.offsets[-1]) - chunk_tokens
+    chunks, queries = len(work.windows.first), len(work.table) - windows
+    plan = wanted.plan(chunk_tokens, query_tokens, chunks, queries, factory.width)
+    return (beside if plan.states == "kept" else factory), plan
 
 
 def _ranked_otherwise(factory: ForwardFactory) -> tuple[str, ...]:

@@ -33,6 +33,11 @@ class EncoderInput:
     windows: Windows
     dropped: NDArray[np.int64]
 
+    def rows_of(self, chunk: int) -> tuple[int, int]:
+        """Return the first row of a chunk and the one after its last."""
+        first = int(self.windows.first[chunk])
+        return first, first + int(self.windows.counts[chunk])
+
     def add_counts(self, record: StageRecord) -> StageRecord:
         """Return the record with the numbers of texts, of truncated texts, and of tokens that those lost."""
         truncated, dropped = int((self.dropped > 0).sum()), int(self.dropped.sum())
@@ -40,19 +45,25 @@ class EncoderInput:
 
 
 def encoder_input(
-    chunks: pl.Series, queries: pl.Series, factory: ForwardFactory, files: ModelFiles, cache: TokenCache
+    chunks: pl.Series,
+    queries: pl.Series,
+    factory: ForwardFactory,
+    files: ModelFiles,
+    cache: TokenCache,
+    *,
+    rows: NDArray[np.int64] | None = None,
 ) -> EncoderInput:
-    """Tokenise chunks and queries for a model, or take their ids from the cache.
+    """Tokenise chunks and queries for a model, or take their ids from the cache; of chunks only ``rows`` if given.
 
     The shared tokeniser makes the rows where it is proven right for the model. Other models use their preprocessing,
     and have no windows (``ModelUnavailableError``). A ``max_tokens`` without room beside the special tokens is a
     ``SettingsError``.
     """
     if factory.traits.tokens == "library":
-        return _own_rows(chunks, queries, factory.spec, files)
+        return _own_rows(chunks if rows is None else chunks.gather(rows), queries, factory.spec, files)
     spec, vocabulary = factory.spec, load_vocabulary(files)
     template = vocabulary.template
-    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
+    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", rows=rows)
     query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix or "")
     query_table = single_table(query_bodies, template, spec.max_tokens)  # raises if the limit leaves no room
     room = spec.max_tokens - template.single_specials

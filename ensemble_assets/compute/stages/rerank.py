@@ -1,9 +1,11 @@
-"""Rerank every query's best fused candidates with a CrossEncoder or late interaction.
+"""Rerank every query's best fused candidates with a CrossEncoder, with late interaction, or with both.
 
-The pairs of all queries are one work list. A query's scores depend on its own pairs only. Where time is limited, the
-list is scored in slices by rank, best first (``rerank_depth``). Scores and fused order are mixed by ``rerank_scores``.
+Late interaction comes first: it is the better and, over kept states, the cheaper one (``late_interaction``). The pairs
+of all queries are one work list. A query's scores depend on its own pairs only. Where time is limited, the list is
+scored in slices by rank, best first (``rerank_depth``). Scores and fused order are mixed by ``rerank_scores``.
 
-A query with a pair that could not be scored keeps its fused order: half a scored list cannot be ordered fairly.
+A query with a pair that one of them could not score is ordered by the other alone, and without either keeps its fused
+order: half a scored list cannot be ordered fairly.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.records import RerankRecord
-from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
+from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record, merge_records
 from ensemble_assets.common.defaults import RERANK_DEPTH
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
@@ -26,6 +29,7 @@ from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.batching.table_result import merge_results
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.late_interaction import LateInteraction, late_scores
 from ensemble_assets.compute.stages.rerank_depth import (
     NO_LIMIT,
     Allowance,
@@ -38,13 +42,12 @@ from ensemble_assets.compute.stages.rerank_depth import (
 )
 from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary, tokenise_bodies
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary
 from ensemble_assets.compute.tokens.windows import (
     Windows,
     cut_windows,
     failed_texts,
     largest_logits,
-    select_bodies,
     whole_texts,
 )
 from ensemble_assets.models.model_files import ModelFiles
@@ -59,17 +62,22 @@ class RerankOptions:
 
     A disabled stage keeps the fused order without counting that as a fallback. ``depth`` candidates per query are
     scored. ``weight`` is the reranker's share in the final score; None takes the model's own. The time counts from the
-    stage's call.
+    stage's call. ``late`` is late interaction beside the
+    reranker, if any; with ``cross_encoder`` off it is alone.
     """
 
     enabled: bool = True
     depth: int = RERANK_DEPTH
     weight: float | None = None
     allowance: Allowance = NO_LIMIT
+    late: LateInteraction | None = None
+    cross_encoder: bool = True
 
-    def weight_for(self, spec: ModelSpec) -> float:
-        """Return a reranker's share in the final score."""
-        return spec.share if self.weight is None else self.weight
+    def weight_for(self, spec: ModelSpec, *, beside_late: bool) -> float:
+        """Return a reranker's share in the final score, alone or beside late interaction."""
+        if self.weight is not None:
+            return self.weight
+        return spec.share if spec.share_beside_late is None or not beside_late else spec.share_beside_late
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,10 @@ def rerank_candidates(
     started = clock()
     candidates = conform(candidates, FUSED, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
-    reason = "" if options.enabled else FEATURE_DISABLED
+    reason = "" if options.enabled and options.cross_encoder else FEATURE_DISABLED
+    late = _Late() if options.late is None or not options.enabled else _late(head, queries, options.late, context)
     scored: _Scored | None = None
-    if options.enabled and head.height:
+    if not reason and head.height:
         try:
             limit = TimeLimit(options.allowance, started, clock)
             with context.expecting(1) as expecting:
@@ -145,16 +154,82 @@ def rerank_candidates(
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
             reason = reason_of(error)
-    logits = np.full(candidates.height, np.nan, np.float32)
-    if scored:
-        logits[head["_at"].to_numpy()] = scored.logits
-    with_logits = candidates.with_columns(pl.Series("rerank_score", logits, pl.Float32).fill_nan(None))
-    outcome = _outcome_by_query(with_logits, scored.failed if scored else {}, reason, options.depth)
-    record = _record(outcome, scored, options, spec)
+    columns = {"rerank_score": scored.logits if scored else None, "late_score": late.scores}
+    with_scores = candidates.with_columns(
+        _at_candidates(name, values, head["_at"], candidates.height) for name, values in columns.items()
+    )
+    failed = (scored.failed if scored else {}) | late.failed
+    outcome = _outcome_by_query(with_scores, failed, late.reason or reason, options.depth)
+    weight = options.weight_for(spec, beside_late=late.scores is not None)
+    record = replace(_record(outcome, scored, late, options, spec), weight=weight)
     for why, count in record.fallback_reasons.items():
-        context.events.emit("fallback.rerank", model=spec.slug, reason=why, source="fused_order", count=count)
-    reranked = final_order(with_logits, options.weight_for(spec))
+        context.events.emit("fallback.rerank", model=record.model, reason=why, source="fused_order", count=count)
+    late.tell(context, options.late, outcome)
+    share = options.late.share if options.late and late.scores is not None else 0.0
+    reranked = final_order(with_scores, weight, share)
     return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
+
+
+def _at_candidates(name: str, values: NDArray[np.float32] | None, places: pl.Series, candidates: int) -> pl.Series:
+    """Make a column of scores that are known at some places; null elsewhere, and where one is NaN."""
+    column = np.full(candidates, np.nan, np.float32)
+    if values is not None:
+        column[places.to_numpy()] = values
+    return pl.Series(name, column, pl.Float32).fill_nan(None)
+
+
+# --- late interaction ---
+
+
+@dataclass(frozen=True)
+class _Late:
+    """Outcome of late interaction: scores ``[n_pairs] float32`` or None, and the reason for all queries or for some."""
+
+    scores: NDArray[np.float32] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    record: StageRecord | None = None
+    seconds: float = 0.0
+
+    def tell(self, context: ComputeContext, late: LateInteraction | None, outcome: pl.DataFrame) -> None:
+        """Report queries that late interaction did not score but the reranker did; the others are reported anyway."""
+        reasons = dict.fromkeys(outcome["public_id"], self.reason) if self.reason else self.failed
+        ordered = set(outcome.filter("reranked")["public_id"])
+        counts = Counter(why for query, why in reasons.items() if query in ordered)
+        for why, count in counts.items():
+            assert late is not None
+            context.events.emit(
+                "fallback.rerank", model=late.spec.slug, reason=why, source="other_reranker", count=count
+            )
+
+    def facts(self, late: LateInteraction, queries: int) -> dict[str, Any]:
+        """Give what the stage's record tells of it."""
+        record = self.record
+        reasons = {self.reason: queries} if self.reason else dict(Counter(self.failed.values()))
+        return {
+            "model": late.spec.slug,
+            "share": late.share,
+            "states": late.states,
+            "queries": queries - sum(reasons.values()),
+            "fallback_reasons": reasons,
+            "pairs_scored": record.items if record else 0,
+            "tokens": record.tokens if record else 0,
+            "reused": record.reused if record else 0,
+            "precision": record.precision if record else "none",
+            "seconds": round(self.seconds, 4),
+        }
+
+
+def _late(head: pl.DataFrame, queries: pl.DataFrame, late: LateInteraction, context: ComputeContext) -> _Late:
+    """Score all pairs by late interaction; whatever goes wrong, the reranker can do without."""
+    if late.off or not head.height:
+        return _Late(reason=late.off)
+    started = context.clock()
+    try:
+        scores = late_scores(head, queries, late, context)
+    except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
+        return _Late(reason=reason_of(error), seconds=context.clock() - started)
+    return _Late(scores.scores, scores.failed, "", scores.record, context.clock() - started)
 
 
 # --- scoring pairs ---
@@ -193,7 +268,13 @@ def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: 
     numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
     numbered = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")
     query_of_pair = numbered["_query"].to_numpy().astype(np.int64)
-    chunk_bodies = _chunk_bodies(head, pairs.chunks, vocabulary, spec, context)
+    chunk_bodies = context.tokens.bodies(
+        pairs.chunks,
+        vocabulary,
+        spec.chunk_tokens,
+        spec.document_prefix or "",
+        rows=head["row"].to_numpy().astype(np.int64),
+    )
     windows = _windows(query_bodies.full_lengths[query_of_pair], chunk_bodies, vocabulary, spec)
     return PairWork(
         ranks=head["rank"].to_numpy()[windows.texts],
@@ -214,23 +295,6 @@ def _own_rows(pairs: _Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
     texts = zip(asked["text"], pairs.chunks.gather(head["row"]), strict=True)
     table = load_row_maker(spec, files).rows(list(texts), "document")
     return OwnPairRows(head["rank"].to_numpy(), table, whole_texts(table))
-
-
-def _chunk_bodies(
-    head: pl.DataFrame, chunks: pl.Series, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext
-) -> TokenBodies:
-    """Return the token ids of every pair's chunk, ``[n_pairs]``.
-
-    They are those of all chunks if an encoder with this vocabulary has made them. Else only the candidates' chunks are
-    tokenised.
-    """
-    rows = head["row"].to_numpy().astype(np.int64)
-    cached = context.tokens.cached_bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
-    if cached is not None:
-        return select_bodies(cached, rows)
-    distinct, of_pair = np.unique(rows, return_inverse=True)
-    bodies = tokenise_bodies(chunks.gather(distinct), vocabulary, spec.chunk_tokens, spec.document_prefix or "")
-    return select_bodies(bodies, of_pair.astype(np.int64))
 
 
 def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: Vocabulary, spec: ModelSpec) -> Windows:
@@ -273,31 +337,42 @@ def _by_pair(
 # --- the stage's record ---
 
 
-def _outcome_by_query(with_logits: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
-    """Return ``RerankResult.queries``; ``whole_reason`` holds for every query, unless it is empty."""
-    counted = with_logits.group_by("public_id", maintain_order=True).agg(
+def _outcome_by_query(with_scores: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
+    """Return ``RerankResult.queries``; ``whole_reason`` holds for every query without a score of its own reason."""
+    of_pairs, late = pl.col("rerank_score").count(), pl.col("late_score").count()
+    counted = with_scores.group_by("public_id", maintain_order=True).agg(
         (pl.col("rank") <= depth).sum().cast(pl.UInt32).alias("requested_depth"),
-        pl.col("rerank_score").count().cast(pl.UInt32).alias("reached_depth"),
+        pl.when(of_pairs > 0).then(of_pairs).otherwise(late).cast(pl.UInt32).alias("reached_depth"),
     )
-    reasons = [failed.get(query, whole_reason) or None for query in counted["public_id"]]
-    reason = pl.Series("reason", reasons, pl.String)
+    why = [
+        None if reached or not wanted else failed.get(query, whole_reason) or None
+        for query, wanted, reached in counted.iter_rows()
+    ]
+    reason = pl.Series("reason", why, pl.String)
     return counted.with_columns(reason.is_null().alias("reranked"), reason)
 
 
-def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions, spec: ModelSpec) -> RerankRecord:
+def _record(
+    outcome: pl.DataFrame, scored: _Scored | None, late: _Late, options: RerankOptions, spec: ModelSpec
+) -> RerankRecord:
     done = int(outcome["reranked"].sum())
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
     fell_back = sum(reasons.values())
     status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
     allowance = options.allowance
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
+    parts = [part for part in (scored.record if scored else None, late.record) if part]
+    own = (
+        merge_records("rerank", status, parts) if late.record else parts[0] if parts else StageRecord("rerank", status)
+    )
+    model = spec if options.cross_encoder or options.late is None else options.late.spec
     return extend_record(
-        scored.record if scored else StageRecord("rerank", status),
+        own,
         RerankRecord,
         status=status if options.enabled else "feature_disabled",
         fallback_count=fell_back,
         fallback_reasons=reasons,
-        model=spec.slug,
+        model=model.slug,
         queries=outcome.height,
         query_count=outcome.height,
         queries_reranked=done,
@@ -306,13 +381,13 @@ def _record(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOption
         requested_depth=options.depth,
         reached_depth=_depth_of_all_queries(outcome, scored, options),
         queries_cut_short=outcome.filter(cut_short).height,
-        weight=options.weight_for(spec),
         largest_batch=scored.largest_batch if scored else 0,
         budget=allowance.against,
         floor_depth=allowance.floor,
         budget_seconds=None if allowance.seconds is None else round(allowance.seconds, 4),
         budget_reason=allowance.reason or None,
-        fallback_source=("runtime" if scored else "load") if fell_back else None,
+        fallback_source=("runtime" if scored or late.record else "load") if fell_back else None,
+        late=late.facts(options.late, outcome.height) if options.late and options.enabled else None,
     )
 
 

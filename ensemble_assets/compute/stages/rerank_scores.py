@@ -1,11 +1,11 @@
-"""Mix fused scores and reranker logits to a final order.
+"""Mix fused scores with a reranker's logits and the scores of late interaction to a final order.
 
-    final = (1 - w) * minmax(fused score) + w * minmax(logit)
+    final = (1 - w - l) * minmax(fused score) + w * minmax(logit) + l * minmax(late score)
 
-Both scales are per query: fused scores over all of the query's candidates, logits over the scored pairs. A list of
-equal scores becomes 0.5. A candidate that was not scored counts as the smallest logit, 0 on that scale. It stays below
-all scored candidates: fused scores fall with the rank, so its final score cannot exceed theirs. Ties go by fused rank,
-then by chunk id.
+A query without logits has w = 0, and one without late scores l = 0. The scales are per query: fused scores over all of
+the query's candidates, the others over the scored pairs. A list of equal scores becomes 0.5. A candidate that was not
+scored counts as the smallest, 0 on that scale. Without any score it stays below all scored candidates: fused scores
+fall with the rank, so its final score cannot exceed theirs. Ties go by fused rank, then by chunk id.
 
 CrossEncoder scores alone make some public test sets worse (ArguAna, BM25 reranked by MiniLM: 0.397 to 0.311). Mixed
 scores do not. So the default weight is well below a half.
@@ -19,21 +19,31 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import RERANKED, conform
 
 
-def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
+def final_order(candidates: pl.DataFrame, weight: float, late_share: float = 0.0) -> pl.DataFrame:
     """Rank every query's candidates by the interpolated score, as a ``RERANKED`` frame in the order of ``candidates``.
 
     ``candidates`` is a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
-    pair was not scored. A query without any keeps its fused order and scores. ``weight`` is the reranker's share ``w``;
-    a value outside 0 to 1 is a ``SettingsError``.
+    pair was not scored; and maybe ``late_score``, likewise. A query without any keeps its fused order and scores.
+    ``weight`` is the reranker's share ``w`` and ``late_share`` that of late interaction; shares outside 0 to 1 or of
+    more than 1 together are a ``SettingsError``.
     """
     if not 0.0 <= weight <= 1.0:
         raise SettingsError(f"rerank.weight is {weight}; expected a number from 0 to 1")
-    fused, logit = pl.col("score").cast(pl.Float64), pl.col("rerank_score").cast(pl.Float64)
-    mixed = (1.0 - weight) * _minmax(fused) + weight * _minmax(logit).fill_null(0.0)
+    if not 0.0 <= late_share <= 1.0 - weight:
+        raise SettingsError(f"rerank.late_weight is {late_share}; expected a number from 0 to {1.0 - weight:g}")
+    if "late_score" not in candidates.columns:
+        candidates = candidates.with_columns(pl.lit(None, pl.Float32).alias("late_score"))
+    fused = pl.col("score").cast(pl.Float64)
+    mixed, rest = pl.lit(0.0), pl.lit(1.0)
+    for name, share in (("rerank_score", weight), ("late_score", late_share)):
+        scores = pl.col(name).cast(pl.Float64)
+        own = pl.when(scores.is_not_null().any().over("public_id")).then(share).otherwise(0.0)
+        mixed, rest = mixed + own * _minmax(scores).fill_null(0.0), rest - own
+    is_scored = pl.col("rerank_score").is_not_null() | pl.col("late_score").is_not_null()
     scored = candidates.with_row_index("_at").with_columns(
         pl.col("_at").min().over("public_id").alias("_query"),
-        pl.col("rerank_score").is_not_null().alias("reranked"),
-        pl.when(logit.is_not_null().any().over("public_id")).then(mixed).otherwise(fused).alias("_final"),
+        is_scored.alias("reranked"),
+        pl.when(is_scored.any().over("public_id")).then(rest * _minmax(fused) + mixed).otherwise(fused).alias("_final"),
     )
     # an unscored query's order is its fused rank, whatever its scores say
     by_score = pl.when(pl.col("reranked")).then(-pl.col("_final"))
@@ -49,6 +59,7 @@ def final_order(candidates: pl.DataFrame, weight: float) -> pl.DataFrame:
         pl.col("rank").alias("fused_rank"),
         pl.col("score").alias("fused_score"),
         "rerank_score",
+        "late_score",
         "reranked",
     )
     return conform(final, RERANKED, "reranked candidates")

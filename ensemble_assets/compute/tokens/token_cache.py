@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import StageError
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies
+from ensemble_assets.compute.tokens.windows import select_bodies
 
 _DIGEST = 16
 """Bytes of BLAKE2b per text: enough that two texts with equal digests are equal texts."""
@@ -31,14 +32,30 @@ class TokenCache:
     most_ids: int = 64_000_000
     _columns: dict[tuple[str, str, str], _Column] = field(default_factory=dict)
 
-    def bodies(self, texts: pl.Series, vocabulary: Vocabulary, max_tokens: int, prefix: str = "") -> TokenBodies:
+    def bodies(
+        self,
+        texts: pl.Series,
+        vocabulary: Vocabulary,
+        max_tokens: int,
+        prefix: str = "",
+        *,
+        rows: NDArray[np.int64] | None = None,
+    ) -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, with a cap of at least ``max_tokens``.
 
-        A new column is compared with a similar cached one, and only the rows that differ are tokenised.
+        A new column is compared with a similar cached one, and only the rows that differ are tokenised. Where only the
+        texts at ``rows`` are wanted and the column is not here, only they are tokenised, and not kept.
 
         Raises:
             StageError: if the tokenizer fails on a text.
         """
+        if rows is not None:
+            cached = self.cached_bodies(texts, vocabulary, max_tokens, prefix)
+            if cached is not None:
+                return select_bodies(cached, rows)
+            distinct, places = np.unique(rows, return_inverse=True)
+            bodies = tokenise_bodies(texts.gather(distinct), vocabulary, max_tokens, prefix)
+            return select_bodies(bodies, places.astype(np.int64))
         digests = _digests(texts)
         key = (vocabulary.fingerprint, prefix, _digest_of_column(digests))
         column = self._columns.get(key)

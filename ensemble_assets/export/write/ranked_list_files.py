@@ -29,20 +29,24 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
     """Write one line per query, in query order; a query without candidates has empty lists.
 
     ``{"query_id", "query_hash", "chunk_ids", "point_ids", "ranks", "scores", "fused_ranks", "fused_scores",
-    "rerank_scores", "reranked"}``: lists in rank order, ``rerank_scores`` null where the reranker did not score the
-    pair, ``reranked`` whether it scored any. ``reranked`` is a ``RERANKED`` frame; of ``queries`` only ``public_id``
-    and ``query_hash`` are read. A list of no query, or a score that is not finite, is a ``ContractError``.
+    "rerank_scores", "reranked"}``, and ``"late_scores"`` where late interaction took part: lists in rank order. Scores
+    are null where a pair was not scored; ``reranked`` says whether any was. ``reranked`` is a ``RERANKED`` frame; of
+    ``queries`` only ``public_id`` and ``query_hash`` are read. A list of no query, or a score that is not finite, is a
+    ``ContractError``.
     """
     of_run = queries.select("public_id", "query_hash")
     strangers = reranked.join(of_run, on="public_id", how="anti")
     if strangers.height:
         raise ContractError(f"list of query {strangers['public_id'][0]}: there is no such query in this run")
-    lists = reranked.group_by("public_id", maintain_order=True).agg(_RERANKED_COLUMNS.keys())
+    columns = dict(_RERANKED_COLUMNS)
+    if "late_score" in reranked.columns and not reranked["late_score"].is_null().all():
+        columns["late_score"] = "late_scores"
+    lists = reranked.group_by("public_id", maintain_order=True).agg(columns.keys())
     joined = of_run.join(lists, on="public_id", how="left", maintain_order="left")
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in joined.iter_rows(named=True):
             record = {"query_id": row["public_id"], "query_hash": row["query_hash"]}
-            record |= {name: row[column] or [] for column, name in _RERANKED_COLUMNS.items()}
+            record |= {name: row[column] or [] for column, name in columns.items()}
             record["reranked"] = any(record["reranked"])
             try:
                 file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")

@@ -22,8 +22,10 @@ from ensemble_assets.compute.backends.choice import dense_factory, rerank_factor
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library.describe import describe
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
+from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.compute.backends.openvino_graph import graph_for
+from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
@@ -212,6 +214,7 @@ try:
 except ImportError:
     pass
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
+from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
@@ -238,3 +241,35 @@ def test_openvino_is_imported_in_one_place_only():
     importing = re.compile(r"^\s*(import openvino|from openvino\b)", re.MULTILINE)
     found = [path.name for path in package.rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_token_states_leave_the_vectors_bytes_as_they_are(openvino_runtime, precision):
+    spec, files = complete("all-minilm-l6-v2")
+    factory = dense_factory(spec, files, replace(openvino_runtime, precision=precision))
+    table = tokenise([*TEXTS, *QUERIES], files, 256)
+    plain, beside, alone = (run_here(table, each, 700) for each in (factory, *map_states(factory)))
+    assert plain.by_token is None
+    np.testing.assert_array_equal(beside.outputs["vector"], plain.outputs["vector"])
+    assert alone.outputs == {}
+    rows = np.arange(len(table))
+    for name in (STATE, SCALE):
+        np.testing.assert_array_equal(beside.by_token.read(name, rows), alone.by_token.read(name, rows))
+    assert alone.by_token.lengths.tolist() == table.lengths.tolist()
+
+
+def test_token_states_are_those_of_torch(openvino_runtime):
+    spec, files = complete("all-minilm-l6-v2")
+    table = tokenise([*TEXTS, *QUERIES], files, 256)
+    rows = np.arange(len(table))
+    got = []
+    for runtime in (TORCH, openvino_runtime):
+        states = run_here(table, map_states(dense_factory(spec, files, runtime))[1], 700).by_token
+        got.append(restored(states.read(STATE, rows), states.read(SCALE, rows)))
+    assert (got[0] * got[1]).sum(axis=1).min() > 0.999
+
+
+def map_states(factory):
+    made = [with_states(factory, how) for how in ("beside", "alone")]
+    assert None not in made
+    return made

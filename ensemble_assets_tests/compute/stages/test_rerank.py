@@ -173,8 +173,8 @@ def test_no_candidates_load_no_model(tmp_path):
 
 
 def test_token_ids_of_the_encoders_are_reused(tmp_path, monkeypatch):
-    from ensemble_assets.compute.stages import rerank as module
     from ensemble_assets.compute.stages.dense import encode_dense
+    from ensemble_assets.compute.tokens import token_cache as module
 
     context = ComputeContext()
     encode_dense(CHUNKS, QUERIES["text"], [model_folder(tmp_path / "d")], context, make_factory=dense_maker())

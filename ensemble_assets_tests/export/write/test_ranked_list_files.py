@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,22 @@ def test_one_line_a_query_in_query_order_with_no_text(tmp_path: Path) -> None:
     }
     assert [record["reranked"] for record in records] == [True, False, False]
     assert (records[2]["query_id"], records[2]["chunk_ids"], records[2]["scores"]) == ("q3", [], [])
+
+
+def test_scores_of_late_interaction_are_a_key_more_where_it_took_part(tmp_path: Path) -> None:
+    ranked = lists()
+    assert ranked.reranked is not None
+    late = pl.when(pl.col("chunk_id") == "a").then(0.25).cast(pl.Float32)
+    with_late = ranked.reranked.with_columns(late_score=late)
+    for name, frame in (("with", with_late), ("without", ranked.reranked), ("old", ranked.reranked.drop("late_score"))):
+        write_rerank_jsonl(tmp_path / name, frame, ranked.queries)
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "without").read_bytes()
+    found, plain = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("with", "without")
+    )
+    scores = [record.pop("late_scores") for record in found]
+    assert scores[0] == [None, 0.25]
+    assert found == plain
 
 
 def test_a_list_of_an_unknown_query_is_refused(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> D
     if traits is not None:
         return Described(_complete(spec, traits), traits)
     asked = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
+    asked = replace(asked, share_beside_late=None, late_share=0.0)
     traits = _described(asked, files, cache_folder)
     return Described(_complete(spec, traits), traits, asked)
 

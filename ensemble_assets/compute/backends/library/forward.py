@@ -18,9 +18,10 @@ from ensemble_assets.compute.backends.library.attention import fit_to_gpu
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, split_by_task
 from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM, ModelFactory, failure_of_batch
+from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
-from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable, numbers_of_pieces
 from ensemble_assets.models.spec import ModelKind
 
 Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
@@ -112,14 +113,35 @@ class LibraryForward:
 
     def _outputs_of(self, table: TokenTable, batch: Batch) -> dict[str, NDArray[np.generic]]:
         made: dict[str, NDArray[np.generic]] = {}
+        lengths = table.lengths[batch.rows]
+        starts = np.cumsum(lengths) - lengths
         for task, places in split_by_task(table, batch):
             some = Batch(batch.rows[places], batch.longest)
             features = self._model.features(table, some, task, self._device)
             tensors = self.run(features, task)
             for name, tensor in tensors.items():
                 values = tensor.cpu().numpy()
-                made.setdefault(name, np.zeros((batch.size, *values.shape[1:]), values.dtype))[places] = values
+                if name in (STATE, SCALE):
+                    rows, at = int(lengths.sum()), numbers_of_pieces(starts[places], lengths[places])
+                else:
+                    rows, at = batch.size, places
+                made.setdefault(name, np.zeros((rows, *values.shape[1:]), values.dtype))[at] = values
         return made
+
+
+def _encoded(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+    """Make vectors, token states, or both."""
+    vectors = {} if factory.states == "alone" else _unit_vectors(features, factory)
+    return vectors | (_state_bytes(features) if factory.states else {})
+
+
+def _state_bytes(features: Features) -> dict[str, torch.Tensor]:
+    """Turn states into bytes on the device, as ``token_states.quantise`` does on the host."""
+    states = features["token_embeddings"][features["attention_mask"].bool()].float()
+    largest = states.abs().amax(dim=1, keepdim=True)
+    codes = (states * (127 / largest)).round()
+    scales = torch.where(largest[:, 0] == 0, 0.0, 1 / codes.norm(dim=1))
+    return {STATE: codes.nan_to_num().to(torch.int8), SCALE: scales}
 
 
 def _unit_vectors(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
@@ -166,4 +188,4 @@ def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor
     return {"index": index, "weight": largest, "active": active}
 
 
-_FINISHES: dict[ModelKind, Finish] = {"dense": _unit_vectors, "sparse": _weights, "rerank": _scores}
+_FINISHES: dict[ModelKind, Finish] = {"dense": _encoded, "sparse": _weights, "rerank": _scores}

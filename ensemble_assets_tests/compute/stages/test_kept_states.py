@@ -16,11 +16,12 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_table import in_process_runner
-from ensemble_assets.compute.stages.max_sim import KeptStates
+from ensemble_assets.compute.stages.late_interaction import KeptStates
 from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
 from ensemble_assets.compute.tokens.windows import Windows
 from ensemble_assets_tests.compute.running.doubles import IDS, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
+from ensemble_assets_tests.compute.running.worker_cases import run_on
 
 WIDTH = 16
 OPEN, CLOSE = IDS["[CLS]"], IDS["[SEP]"]
@@ -187,3 +188,24 @@ def test_a_damaged_shard_of_states_is_computed_again(tmp_path):
     again = StatesOfIds()
     assert run(rows, again, tmp_path).by_token.lengths.tolist() == [4, 3]
     assert again.rows == 2
+
+
+def test_states_come_out_of_a_worker_process_as_they_do_here(tmp_path):
+    rows = enclosed([[7, 8], [9], [10, 11, 12], [30, 31, 32, 33]])
+    here = run(rows, StatesOfIds(vectors=True))
+    there, _ = run_on((CpuDevice(),), table_of(rows), StatesOfIds(vectors=True), tmp_path)
+    np.testing.assert_array_equal(there.outputs["vector"], here.outputs["vector"])
+    every = np.arange(len(rows))
+    for name in (STATE, SCALE):
+        np.testing.assert_array_equal(there.by_token.read(name, every), here.by_token.read(name, every))
+
+
+def test_shards_that_are_not_read_make_room_for_new_states(tmp_path):
+    first, second = enclosed([[7, 8]]), enclosed([[9, 10, 11]])
+    runner = replace(in_process_runner(16), folder=tmp_path, shard_tokens=100, most_token_bytes=5 * (WIDTH + 4))
+    for rows in (first, second):
+        runner(table_of(rows), StatesOfIds(), lease=Lease((CpuDevice(),)), events=EventLog())
+    assert len(list(tmp_path.glob("tokens-*/shard-*"))) == 1
+    again = StatesOfIds()
+    result = runner(table_of(second), again, lease=Lease((CpuDevice(),)), events=EventLog())
+    assert (again.rows, result.by_token.lengths.tolist()) == (0, [5])
