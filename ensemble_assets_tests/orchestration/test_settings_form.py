@@ -152,3 +152,23 @@ def test_every_option_can_be_given_in_the_launchpad_also_those_that_it_does_not_
     assert validate_run_config(job, everything)
     with pytest.raises(dg.DagsterInvalidConfigError):
         validate_run_config(job, settings_run_config({"fusion.method": "magic"}, {}))
+
+
+def test_the_terminal_of_the_ui_and_the_log_of_a_run_get_a_sentence_a_stage(
+    pipeline: Pipeline, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dagster.yaml").write_text((Path(__file__).parents[2] / "dagster.yaml").read_text())
+    job = build_definitions(computing=pipeline.computing).resolve_job_def(RETRIEVAL_BUNDLE)
+    config = {name: content for name, content in pipeline.config().items() if name != "loggers"}
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        instance.add_dynamic_partitions(str(COLLECTIONS.name), ["notes"])
+        result = job.execute_in_process(partition_key="notes", instance=instance, run_config=config)
+        entries = instance.all_logs(result.run_id)
+        logged = [entry.user_message for entry in entries]
+        assert "STEP_START" in {entry.dagster_event.event_type_value for entry in entries if entry.dagster_event}
+    captured = capfd.readouterr()
+    printed = captured.out + captured.err
+    for stage in STAGE:
+        (sentence,) = [message for message in logged if message.startswith(f"{stage} of notes: completed, ")]
+        assert sentence in printed
+    assert "STEP_START" not in printed
