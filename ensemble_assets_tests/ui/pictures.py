@@ -110,7 +110,7 @@ def asset_graph(tab: Any, url: str, path: Path) -> None:
     """The assets, as what the bundle is made of."""
     tab.goto(f"{url}/assets/export_bundle?view=lineage&lineageScope=upstream", wait_until="domcontentloaded")
     tab.get_by_text("export_bundle").first.wait_for(timeout=LOAD_MS, state="attached")
-    tab.wait_for_timeout(4000)
+    tab.wait_for_timeout(15_000)  # names come before edges and states
     tab.screenshot(path=str(path))
 
 
