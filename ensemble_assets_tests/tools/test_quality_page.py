@@ -60,8 +60,19 @@ def expected_rows(figures: dict[str, Any]) -> Iterator[str]:
         difference = interval(late["difference"]) if late["difference"] else ""
         means = [late[key] for key in ("fused", "tiny", "late")]
         yield row(name, late["queries"], *means, difference, late["tiny_alone"], late["late_alone"])
+    yield from open_set_rows(figures["open_sets"]["rows"])
     for name, values in figures["published"]["rows"].items():
         yield row(name, *short(values))
+
+
+def open_set_rows(rows: dict[str, Any]) -> Iterator[str]:
+    """The rows of the sets on which late interaction was measured beside the CrossEncoder."""
+    for name, asked in rows.items():
+        passages, queries, fused, *differences = asked.values()
+        bounds = [(each["mean"], *each["interval95"]) for each in differences]
+        yield row(
+            name, passages, queries, fused, *(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in bounds)
+        )
 
 
 def rows_of(page: str) -> list[str]:
