@@ -22,6 +22,10 @@ from ensemble_assets.export.write.names import UNIT_TOLERANCE
 _EXPONENT = re.compile(r"e-[0-9]|e\+[0-9]")
 """Both begin with letters, for which a search is several times as fast as for any digit before them."""
 
+_MANTISSA = re.compile(r"(?:^|[ \[])-?[0-9.]+\Z")
+_LONGEST_MANTISSA = 25
+"""What stands before the exponent of a number. The ids of many chunkers have ``2e-0`` inside."""
+
 
 def indented(value: Any, hint: str) -> bytes:
     """Encode as ``json.dumps(value, indent=2, ensure_ascii=False)`` in UTF-8.
@@ -29,13 +33,17 @@ def indented(value: Any, hint: str) -> bytes:
     ``hint`` holds the compact form of ``value``. It is searched for numbers that the fast library writes in another
     form: with an exponent, not finite. A false alarm costs time only. A lone surrogate is a ``UnicodeEncodeError``.
     """
-    exponents = _EXPONENT.finditer(hint) if "e-" in hint or "e+" in hint else ()
-    if not (any(hint[match.start() - 1].isdecimal() for match in exponents) or "NaN" in hint or "Infinity" in hint):
+    if not (_has_exponent(hint) or "NaN" in hint or "Infinity" in hint):
         try:
             return orjson.dumps(value, option=orjson.OPT_INDENT_2)
         except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates, deep nesting
             pass
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+
+def _has_exponent(hint: str) -> bool:
+    exponents = _EXPONENT.finditer(hint) if "e-" in hint or "e+" in hint else ()
+    return any(_MANTISSA.search(hint, max(0, at.start() - _LONGEST_MANTISSA), at.start()) for at in exponents)
 
 
 HERE = orjson.Fragment(b"\0")

@@ -60,6 +60,23 @@ def test_an_item_has_what_is_put_in_where_it_belongs(value: dict, inside: dict, 
     assert item_with({**whole, "inside": HERE}, hint, text) == expected
 
 
+@pytest.mark.parametrize("text", ["2e-0001", "c92e-4f00", "a e-5", "1.5e+", "x=3e-05"])
+def test_a_text_that_looks_like_an_exponent_does_not_take_the_slow_way(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"id": text, "list": [0.5, text]}
+    expected = json.dumps(value, indent=2).encode()
+    hint = compact(value)
+    monkeypatch.setattr("json.dumps", lambda *_, **__: pytest.fail("took the slow way"))
+    assert indented(value, hint) == expected
+
+
+@pytest.mark.parametrize("number", [1e-7, -1.2345678901234567e-300, 1e22, -5e-324])
+def test_an_exponent_takes_the_slow_way_wherever_it_stands(number: float) -> None:
+    for value in ({"a": number}, {"a": [number, 1]}, {"a": [0, number]}, [{"a": 1, "b": number}]):
+        assert indented(value, compact(value)) == json.dumps(value, indent=2).encode()
+
+
 def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(UnicodeEncodeError):
         indented(["\ud800"], compact(["\ud800"]))
