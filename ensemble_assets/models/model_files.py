@@ -107,6 +107,12 @@ def _weights_format(folder: Path) -> WeightsFormat | None:
     return "pickle" if any(name.startswith("pytorch_model") for name in names) else None
 
 
+def weight_files(folder: Path) -> Iterator[Path]:
+    """Yield the weight files that are read: pickled ones beside safetensors are not."""
+    suffix = ".bin" if _weights_format(folder) == "pickle" else ".safetensors"
+    return (path for path in _files(folder) if path.suffix == suffix)
+
+
 def weight_bytes(folder: Path) -> int:
     """Size of the weight files that are read."""
     return _weights_of({path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)})

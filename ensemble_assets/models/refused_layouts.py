@@ -38,8 +38,8 @@ def refuse_layout(spec: ModelSpec, folder: Path) -> None:
     asked = _CLASSES["dense" if spec.pooling == "late_interaction" else spec.kind]
     modules = read_json(folder / "modules.json")
     first = str(modules[0].get("path", "")) if isinstance(modules, list) and modules else ""
-    config, adapter = (_fields(folder / first / name) for name in ("config.json", "adapter_config.json"))
-    own = _fields(folder / "config_sentence_transformers.json")
+    config, adapter = (json_fields(folder / first / name) for name in ("config.json", "adapter_config.json"))
+    own = json_fields(folder / "config_sentence_transformers.json")
     says = own.get("model_type") or asked
     if adapter:
         base = adapter.get("base_model_name_or_path") or "another model"
@@ -83,6 +83,7 @@ def read_json(path: Path) -> Any:
         return {}
 
 
-def _fields(path: Path) -> dict[str, Any]:
+def json_fields(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file; an empty one where there is none."""
     content = read_json(path)
     return content if isinstance(content, dict) else {}

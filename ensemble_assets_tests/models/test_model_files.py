@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.models import model_files
-from ensemble_assets.models.model_files import describe_on_hub, hub_has_weights, locate
+from ensemble_assets.models.model_files import describe_on_hub, hub_has_weights, locate, weight_bytes
 from ensemble_assets.models.registry import MODELS, hub_spec, model_spec
 from ensemble_assets.models.spec import FolderSource, HubSource
 from ensemble_assets.pipeline.from_settings import choose_models
@@ -163,6 +163,13 @@ def test_pickled_weights_are_asked_for_only_where_there_is_nothing_else(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert locate(hub_spec("owner/enc", "dense")).weights == "pickle"
     assert asked == [False, True]
+
+
+def test_only_weights_that_are_read_count(tmp_path: Path) -> None:
+    write(tmp_path, **{"pytorch_model.bin": "weights"})
+    assert weight_bytes(tmp_path) == 7
+    write(tmp_path, **{"model.safetensors": "w", "2_Dense/model.safetensors": "x"})
+    assert weight_bytes(tmp_path) == 2
 
 
 @pytest.mark.parametrize("cached", [True, False])

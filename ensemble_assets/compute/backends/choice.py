@@ -1,4 +1,4 @@
-"""Choose the backend of a model: torch, the reference, or OpenVINO on a CPU. One function for each kind of model.
+"""Choose the backend of a model: torch, the reference, or OpenVINO on a CPU.
 
 A model that OpenVINO cannot run is run by torch, and the reason is recorded. onnxruntime is not offered: it is slower
 than OpenVINO in fp32, and its int8 moves the vectors (``docs/decisions/0006``).
@@ -37,47 +37,29 @@ REASONS = (FASTEST, REFERENCE, ASKED_FOR, NOT_INSTALLED, NOT_CONVERTIBLE, PRECIS
 """Words that are recorded as the reason for a backend."""
 
 
-def dense_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """Make a factory for an encoder; see ``choose_factory``."""
-    return choose_factory(describe(spec, files, runtime.cache_folder), files, runtime)
-
-
-def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: int = TOP_K) -> ForwardFactory:
-    """Make a factory for a sparse encoder; see ``choose_factory``."""
-    return choose_factory(describe(spec, files, runtime.cache_folder), files, runtime, top_k)
-
-
-def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """Make a factory for a CrossEncoder, or for late interaction; see ``choose_factory``.
-
-    Raises:
-        ModelUnavailableError: if the model does not suit late interaction.
-    """
-    if spec.pooling == "late_interaction":
-        refuse_unsuitable(spec, files)
-    model = describe(spec, files, runtime.cache_folder)
-    if spec.pooling != "late_interaction":
-        return choose_factory(model, files, runtime)
-    if model.traits.body is None:
-        raise ModelUnavailableError(
-            f"{spec.slug}: late interaction needs an encoder that is one transformer. Choose another model"
-        )
-    late = replace(model.spec, pooling="late_interaction", dimension=1)
-    return choose_factory(Described(late, model.traits), files, runtime)
-
-
-def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k: int = 0) -> ForwardFactory:
+def choose_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: int = 0) -> ForwardFactory:
     """Make the factory of the backend that ``runtime`` names, or of torch if that backend cannot run the model.
 
     Args:
-        model: complete spec and traits.
+        spec: a model of any kind.
         files: where its weights are.
         runtime: ``backend`` ``auto`` means OpenVINO where it is installed; it must be ``torch`` for a GPU.
         top_k: entries kept of a sparse vector; 0 keeps all.
 
     Raises:
+        ModelUnavailableError: if the model cannot run, or does not suit late interaction.
         SettingsError: if ``backend`` is ``openvino`` and OpenVINO cannot run the model.
     """
+    late = spec.pooling == "late_interaction"
+    if late:
+        refuse_unsuitable(spec, files)
+    model = describe(spec, files, runtime.cache_folder)
+    if late and model.traits.body is None:
+        raise ModelUnavailableError(
+            f"{spec.slug}: late interaction needs an encoder that is one transformer. Choose another model"
+        )
+    if late:
+        model = replace(model, spec=replace(model.spec, pooling=spec.pooling, dimension=1))
     spec, traits = model.spec, model.traits
     if runtime.backend == "torch" or runtime.cache_folder is None:
         return _with_torch(model, files, runtime, REFERENCE, top_k)
@@ -96,6 +78,14 @@ def choose_factory(model: Described, files: ModelFiles, runtime: Runtime, top_k:
             "Set encoding.backend=auto"
         )
     return _with_torch(model, files, runtime, obstacle, top_k)
+
+
+dense_factory = rerank_factory = choose_factory
+
+
+def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: int = TOP_K) -> ForwardFactory:
+    """Make a factory for a sparse encoder; see ``choose_factory``."""
+    return choose_factory(spec, files, runtime, top_k)
 
 
 def _with_torch(model: Described, files: ModelFiles, runtime: Runtime, reason: str, top_k: int) -> ForwardFactory:

@@ -5,15 +5,14 @@ Read from the model's configuration and from NVML: nothing is loaded, and no CUD
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from ensemble_assets.compute.backends.forward import gpu_precision
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.cuda import CudaDevice, GpuFacts
 from ensemble_assets.models.model_files import ModelFiles, weight_bytes
+from ensemble_assets.models.refused_layouts import json_fields
 from ensemble_assets.models.spec import ModelSpec
 
 _CONTEXT_BYTES = 500_000_000
@@ -39,9 +38,7 @@ def room(facts: GpuFacts, ceiling: Ceiling) -> int:
 
 def about_files(spec: ModelSpec, files: ModelFiles, facts: GpuFacts, ceiling: Ceiling, precision: str) -> str:
     """Describe a model whose files are here."""
-    config: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        config = json.loads((files.folder / "config.json").read_text())
+    config = json_fields(files.folder / "config.json")
     return about_model(spec, config, weight_bytes(files.folder), facts, ceiling, precision)
 
 

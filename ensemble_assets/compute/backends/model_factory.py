@@ -21,10 +21,9 @@ from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.token_states import state_outputs
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch
-from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.model_files import ModelFiles, weight_files
 from ensemble_assets.models.spec import POOLINGS, ModelSpec
 
-_WEIGHTS = (".safetensors", ".bin")
 SMALLEST_NORM = 1e-12
 """A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
 
@@ -93,10 +92,9 @@ class ModelFactory:
 
     def prepare(self) -> None:
         """Have the kernel read the weights into its cache; whoever unpickled this has imported its backend."""
-        for path in self.files.folder.rglob("*"):
-            if path.suffix in _WEIGHTS and path.is_file():
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        for path in weight_files(self.files.folder):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def load(self, device: str) -> Forward:
         """Load the model onto ``device``."""

@@ -31,6 +31,9 @@ from ensemble_assets.models.spec import ModelSpec
 _FORMAT = 2
 """Raise it when the content of graphs changes: older graphs are then converted again."""
 
+ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
+"""Inputs that a graph may have."""
+
 _TOLERANCE = 2e-3
 """Largest difference of float32 states from torch's, relative to the largest. A wrong graph differs by far more."""
 
@@ -51,7 +54,7 @@ class Graph:
     @property
     def inputs(self) -> list[str]:
         """Names of the graph's inputs, in order."""
-        return [name for name in _ARGUMENTS if name in self.layout.arrays]
+        return [name for name in ARGUMENTS if name in self.layout.arrays]
 
     @property
     def path(self) -> Path:
@@ -138,9 +141,6 @@ def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> dict[str, NDArra
     types = mask * (np.arange(shape[1]) > shape[1] // 3)
     values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: values[name] for name in graph.inputs}
-
-
-_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _traced(network: Any, graph: Graph) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from transformers.utils import logging
 
 from ensemble_assets.compute.backends.forward import Precision, Runtime, gpu_precision
+from ensemble_assets.models.refused_layouts import json_fields
 
 _MEMORY_RAN_OUT = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 
@@ -27,9 +27,7 @@ def resolve_precision(precision: Precision, device: str, folder: Path) -> Precis
         return precision
     if not device.startswith("cuda"):
         return "fp32"
-    model_type = ""
-    with suppress(OSError, ValueError):
-        model_type = str(json.loads((folder / "config.json").read_text()).get("model_type"))
+    model_type = str(json_fields(folder / "config.json").get("model_type"))
     with torch.cuda.device(device):
         # the default counts emulation, which Turing has and which is slow
         return gpu_precision(model_type, has_bf16=torch.cuda.is_bf16_supported(including_emulation=False))

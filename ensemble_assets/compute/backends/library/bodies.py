@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ensemble_assets.compute.backends.library.model import LibraryModel
+from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS
 from ensemble_assets.models.spec import Pooling
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
@@ -16,8 +17,6 @@ _ABSOLUTE_POSITIONS = {
 }
 """Architectures that OpenVINO is trusted with. Rotary positions gave NaN in padded rows, and some crash in bf16."""
 
-_PLAIN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-
 
 def body_of(model: LibraryModel) -> Pooling | None:
     """The pooling word of a model that is one transformer and nothing else; None for any other.
@@ -25,7 +24,7 @@ def body_of(model: LibraryModel) -> Pooling | None:
     Fast backends compute the transformer's states and pool themselves, so every module must be known to them.
     """
     layouts = model.layouts.values()
-    if any(layout.left or layout.bag or not layout.arrays.keys() <= _PLAIN_INPUTS for layout in layouts):
+    if any(layout.left or layout.bag or not layout.arrays.keys() <= set(ARGUMENTS) for layout in layouts):
         return None
     modules = list(model.model.children())
     names = [type(module).__name__ for module in modules]
