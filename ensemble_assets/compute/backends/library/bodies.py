@@ -31,17 +31,14 @@ def body_of(model: LibraryModel) -> Pooling | None:
     if names[0] not in ("Transformer", "MLMTransformer"):
         return None
     if modules[0].model.config.model_type not in _ABSOLUTE_POSITIONS:
-        return _tiled_splade(model, modules, names)
+        # the tiled head runs the library's network, of any architecture
+        return _sparse(model, modules, names) if model.spec.kind == "sparse" else None
     return {"dense": _dense, "sparse": _sparse, "rerank": _rerank}[model.spec.kind](model, modules, names)
 
 
-def _tiled_splade(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    """A masked language model of any architecture may have the tiled head, which runs the library's network."""
-    return _sparse(model, modules, names) if model.spec.kind == "sparse" else None
-
-
 def _dense(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    if names[1:] not in (["Pooling"], ["Pooling", "Normalize"]) or model.truncate_dim is not None:
+    cut = getattr(model.model, "truncate_dim", None) is not None
+    if cut or names[1:] not in (["Pooling"], ["Pooling", "Normalize"]):
         return None
     pooling = modules[1]
     mode = pooling.pooling_mode if isinstance(pooling.pooling_mode, str) else None

@@ -50,12 +50,6 @@ class LibraryModel:
         limit = self.model.max_seq_length
         return int(limit) if limit is not None and np.isfinite(limit) else 0
 
-    @property
-    def truncate_dim(self) -> int | None:
-        """Width to which vectors are cut (Matryoshka), or None."""
-        width = getattr(self.model, "truncate_dim", None)
-        return None if width is None else int(width)
-
     def own_prompt(self, task: str) -> str | None:
         """The spec's text in front of a task's texts; None where the model's files decide."""
         return self.spec.query_prefix if task == "query" else self.spec.document_prefix
