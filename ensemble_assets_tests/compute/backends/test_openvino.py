@@ -20,6 +20,7 @@ from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.compute.backends.library import describe as describing
 from ensemble_assets.compute.backends.library.describe import describe
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.model_factory import with_states
@@ -34,6 +35,7 @@ from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_b
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.models.spec import ModelSpec
+from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise
@@ -130,6 +132,16 @@ def test_without_openvino_torch_computes(monkeypatch, openvino_runtime):
     assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
     with pytest.raises(SettingsError, match=r"encoding.backend is openvino.*openvino_not_installed.*=auto"):
         dense_factory(spec, files, openvino_runtime)
+
+
+def test_late_interaction_over_another_model_does_not_take_a_graph_that_the_probe_refuses(
+    monkeypatch, tmp_path, openvino_runtime
+):
+    encoder = checkpoint(tmp_path / "model", "dense")
+    spec = replace(encoder, kind="rerank", pooling="late_interaction", dimension=1)
+    monkeypatch.setattr(describing, "_refusal", lambda *asked: "differs_from_library")
+    factory = rerank_factory(spec, locate(spec), replace(openvino_runtime, backend="auto"))
+    assert (factory.backend, factory.reason) == ("torch", "differs_from_library")
 
 
 def test_a_model_that_cannot_be_converted_is_run_by_torch(monkeypatch, tmp_path, openvino_runtime):
