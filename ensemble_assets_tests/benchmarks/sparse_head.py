@@ -53,7 +53,8 @@ def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> Non
     with torch.inference_mode():
         for row in order:
             batch = Batch(np.array([row]), int(table.lengths[row]))
-            features = forward._model.features(table, batch, "document", "cpu")
+            inputs = forward._model.inputs(table, batch, "document")
+            features = forward._model.features(inputs, "document", "cpu")
             states.append(forward._transformer(features)["token_embeddings"][0].numpy())
     lengths = table.lengths[order]
     np.savez(

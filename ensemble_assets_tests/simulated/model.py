@@ -57,6 +57,7 @@ class Speed:
         steady: busy seconds after which the clocks fall.
         fallen: factor of a batch's time from then on.
         refusal: seconds until a batch that does not fit is refused.
+        host: seconds of the host between two batches, unless the second one was prepared while the first ran.
     """
 
     tokens_per_second: float = 50_000.0
@@ -67,6 +68,7 @@ class Speed:
     steady: float = float("inf")
     fallen: float = 1.0
     refusal: float = 0.0
+    host: float = 0.0
 
     def seconds(self, batch: Batch) -> float:
         """Time of a batch."""

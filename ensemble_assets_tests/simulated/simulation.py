@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -30,7 +31,7 @@ from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
 from ensemble_assets.compute.running.worker_process import LOAD_AGAIN_SECONDS
-from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, WorkerSettings, look_further
 from ensemble_assets_tests.simulated.device import SimulatedDevice, SimulatedSession
 from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel, is_padded
 
@@ -121,6 +122,7 @@ def simulate(
     devices: Sequence[SimulatedDevice],
     settings: WorkerSettings,
     memory: KnownSizes | None = None,
+    in_flight: int = IN_FLIGHT,
 ) -> SimulationReport:
     """Take rows of the given lengths through a model on simulated devices.
 
@@ -130,8 +132,9 @@ def simulate(
         devices: their clock is replaced by the virtual one.
         settings: the ceiling, how batches are planned, how long to wait.
         memory: what earlier runs learned about batch sizes.
+        in_flight: batches that a worker has at once.
     """
-    return _Simulation(lengths, model, devices, settings, memory).run()
+    return _Simulation(lengths, model, devices, settings, memory, in_flight).run()
 
 
 @dataclass
@@ -143,6 +146,7 @@ class _Machine:
     forward: SimulatedForward
     seen_outside: int = 0
     assignment: Assignment | None = None
+    prepared: deque[Assignment] = field(default_factory=deque)
     phases: Iterator[float] | None = None
     begin: float = 0.0
 
@@ -165,6 +169,7 @@ class _Simulation:
         devices: Sequence[SimulatedDevice],
         settings: WorkerSettings,
         memory: KnownSizes | None,
+        in_flight: int,
     ) -> None:
         self._clock = VirtualClock()
         self._lengths = lengths
@@ -176,9 +181,10 @@ class _Simulation:
         self._queue: list[tuple[float, int, str, str, int]] = []
         self.report = SimulationReport(np.zeros(len(lengths), np.int64))
         rows = np.arange(len(lengths))
-        self._planner = BatchPlanner(lengths, rows, settings.batches, self.report.events, memory)
+        batches = look_further(settings.batches) if in_flight > 1 else settings.batches
+        self._planner = BatchPlanner(lengths, rows, batches, self.report.events, memory)
         names = [device.uuid for device in devices]
-        self._dispatcher = Dispatcher(self._planner, names, self.report.events, settings.patience)
+        self._dispatcher = Dispatcher(self._planner, names, self.report.events, settings.patience, in_flight)
         self._machines: dict[str, _Machine] = {}
         self._opened_at: dict[str, float] = {}
         self._devices = {device.uuid: replace(device, clock=self._clock) for device in devices}
@@ -277,16 +283,29 @@ class _Simulation:
             self._step(name, machine)
 
     def _begin(self, name: str, assignment: Assignment) -> None:
+        """Begin a batch; one that comes while the device computes is prepared meanwhile."""
         machine = self._machines[name]
+        if machine.assignment is not None:
+            machine.prepared.append(assignment)
+        else:
+            self._compute(name, machine, assignment, self._model.speed.host)
+
+    def _compute(self, name: str, machine: _Machine, assignment: Assignment, pause: float) -> None:
         machine.tick()
         machine.guard.before_batch()
         machine.session.begin_peak()
         machine.assignment, machine.begin = assignment, self._clock.now
         machine.phases = machine.forward.phases(assignment.batch, is_padded(self._lengths, assignment.batch))
-        self._push(self._clock.now, "step", name, assignment.number)
+        machine.begin += pause
+        self._push(machine.begin, "step", name, assignment.number)
 
     def _step(self, name: str, machine: _Machine) -> None:
         """Let a batch go on to its next change of memory, or to its end."""
+        self._advance_batch(name, machine)
+        if name in self._machines and machine.assignment is None and machine.prepared:
+            self._compute(name, machine, machine.prepared.popleft(), 0.0)
+
+    def _advance_batch(self, name: str, machine: _Machine) -> None:
         assert machine.phases is not None
         assert machine.assignment is not None
         number = machine.assignment.number

@@ -17,7 +17,7 @@ from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, look_further
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.settings import Settings, options
@@ -94,7 +94,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
     assert ceiling.margin_bytes == 256 << 20
     assert WorkerSettings().sampler_seconds == 0.05
     assert Patience().memory == 120.0
-    assert PlannerSettings().lookahead == 4
+    assert look_further(PlannerSettings()).lookahead == 8
     assert SizeSettings().growth == 2.0
     assert SizeSettings().share == 1 / 40
     for said in (
@@ -103,7 +103,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
         "(256 MiB)",
         "every 50 ms",
         "two minutes",
-        "every fourth batch",
+        "every eighth batch",
         "a fortieth",
     ):
         assert said in PROSE, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -109,6 +109,31 @@ class Forward(Protocol):
 
         Networks are in reference cycles: without this call their memory would stay until a garbage collection.
         """
+
+
+class Launched(Protocol):
+    """A batch that a device computes."""
+
+    def done(self) -> bool:
+        """Whether ``result`` would return at once."""
+        ...
+
+    def result(self) -> Mapping[str, NDArray[np.generic]]:
+        """Wait for the outputs; errors are those of a forward's call."""
+        ...
+
+
+@runtime_checkable
+class StagedForward(Protocol):
+    """A forward whose call can be made in parts, so that a device need not wait for the host between two batches."""
+
+    def stage(self, table: TokenTable, batch: Batch) -> Any:
+        """Make the batch's inputs on the host, in any thread."""
+        ...
+
+    def launch(self, staged: Any) -> Launched:
+        """Have the device compute, without waiting for it; errors are those of a forward's call."""
+        ...
 
 
 class ForwardFactory(Protocol):

@@ -1,13 +1,15 @@
 """Decide which device gets the next batch, which one waits for memory, and which one is given up.
 
-There is one queue: a device that is free gets its next batch, so no device holds batches that another could run. The
-decisions are pure logic, with time as an argument.
+There is one queue. A device may have two batches: one that it computes, and one that its worker prepares meanwhile.
+When few rows are left, it gets its next batch only when it is free, so that devices end together. The decisions are
+pure logic, with time as an argument.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.common.events import EventSink
@@ -72,18 +74,31 @@ Action = Run | Measure | Stop | Start
 
 @dataclass
 class _Lane:
-    """The state of one device's worker; ``permanent`` are bytes of other programs that did not come back in time."""
+    """The state of one device's worker; ``permanent`` are bytes of other programs that did not come back in time.
+
+    It computes the first of ``running`` since a time that is None until the next decision. A batch that must be
+    ``alone`` waits here until the others are done.
+    """
 
     headroom: Headroom
     permanent: int = 0
-    running: Assignment | None = None
-    running_since: float = 0.0
+    running: deque[Assignment] = field(default_factory=deque)
+    running_since: float | None = None
+    alone: Assignment | None = None
     waiting_since: float | None = None
     measured_at: float = 0.0
 
     def sees(self, headroom: Headroom) -> Headroom:
         """Leave out the memory of other programs that did not come back in time."""
         return replace(headroom, others=max(0, headroom.others - self.permanent))
+
+    def not_begun(self) -> list[Assignment]:
+        """Return the batches behind the first one."""
+        return [*list(self.running)[1:], *([self.alone] if self.alone else [])]
+
+    def ends_by(self, limit: float) -> float:
+        """Say when the first batch has taken ``limit`` seconds."""
+        return (self.running_since or 0.0) + limit
 
 
 @dataclass
@@ -97,13 +112,20 @@ class _Losses:
 class Dispatcher:
     """Feeds devices, given by name, with planned batches until all rows are done or no device is left.
 
-    ``largest_batch`` counts the rows of the largest batch that worked.
+    A device has up to ``in_flight`` batches, and reports their outcomes in order. ``largest_batch`` counts the rows of
+    the largest batch that worked.
     """
 
     def __init__(
-        self, planner: BatchPlanner, devices: Sequence[str], events: EventSink, patience: Patience | None = None
+        self,
+        planner: BatchPlanner,
+        devices: Sequence[str],
+        events: EventSink,
+        patience: Patience | None = None,
+        in_flight: int = 1,
     ) -> None:
         self.planner = planner
+        self._in_flight = in_flight
         self._patience = patience or Patience()
         self._events = events
         self.largest_batch = 0
@@ -149,9 +171,9 @@ class Dispatcher:
     def outcome(self, device: str, outcome: Outcome) -> None:
         """Record the end of a device's batch; the device is still usable."""
         lane = self._lanes[device]
-        assert lane.running is not None
-        assert lane.running.number == outcome.number
-        batch, lane.running = lane.running.batch, None
+        assert lane.running
+        assert lane.running[0].number == outcome.number
+        batch, lane.running_since = lane.running.popleft().batch, None
         lane.headroom = lane.sees(outcome.headroom)
         match outcome:
             case Finished():
@@ -174,7 +196,9 @@ class Dispatcher:
                 self.planner.model_failed(outcome.number, outcome.reason)
 
     def lost(self, device: str, reason: str, detail: str) -> None:
-        """Record that a device's worker is gone. Its batch is handed out again, and it is started again if that helps.
+        """Record that a device's worker is gone. Its batches are planned again, and it is started again if that helps.
+
+        Only the first batch may be to blame: the device had not begun another one, or would have reported the first.
 
         ``reason`` is a fixed word for the event: a constant of this module, ``out_of_memory`` or a ``failure_word``.
         ``detail`` says it in a few words and numbers, for the error if no other device is left.
@@ -184,9 +208,13 @@ class Dispatcher:
         self._ends[device] = detail
         self._events.emit("worker.lost", device=device, reason=reason)
         narrowed = False
-        if lane is not None and lane.running is not None:
-            self._events.emit("mitigation.reassigned", device=device, rows=lane.running.batch.size)
-            narrowed = self.planner.returned(lane.running.number, reason)
+        if lane is not None and lane.running:
+            rows = sum(assignment.batch.size for assignment in lane.running)
+            self._events.emit("mitigation.reassigned", device=device, rows=rows)
+        for assignment in reversed(lane.not_begun() if lane else []):
+            self.planner.withdrawn(assignment.number)
+        if lane is not None and lane.running:
+            narrowed = self.planner.returned(lane.running[0].number, reason)
         # a worker that cannot open its device or load its model would fail again; one that was killed need not
         if reason == WORKER_LOST or (lane is not None and reason in (DEVICE_FAILED, NO_ANSWER)):
             losses = self._losses.setdefault(device, _Losses())
@@ -199,19 +227,25 @@ class Dispatcher:
     def decide(self, now: float) -> list[Action]:
         """Decide what to do at ``now``, in seconds that never go back."""
         limit = self._patience.batch
-        hung = [name for name, lane in self._lanes.items() if lane.running and now >= lane.running_since + limit]
+        for lane in self._lanes.values():
+            if lane.running and lane.running_since is None:
+                lane.running_since = now
+        hung = [name for name, lane in self._lanes.items() if lane.running and now >= lane.ends_by(limit)]
         for device in hung:
             self.lost(device, NO_ANSWER, f"no answer for {limit:.0f} s")
         starts: list[Action] = [] if self.planner.done else [Start(device) for device in self._starts]
         self._starts.clear()
-        # After the hung devices, whose batches are handed out again here.
-        fed = [self._feed(device, lane, now) for device, lane in list(self._lanes.items()) if lane.running is None]
+        # After the hung devices, whose batches are handed out again here. A first batch for each before any second one.
+        fed: list[Action | None] = []
+        for busy in range(self._in_flight):
+            lanes = [(device, lane) for device, lane in self._lanes.items() if len(lane.running) == busy]
+            fed += [self._feed_behind(*each) if busy else self._feed(*each, now) for each in lanes]
         return [*map(Stop, hung), *starts, *(action for action in fed if action is not None)]
 
     def wakeup(self) -> float | None:
         """Say when to decide again although nothing happened; None if only an event can change the decision."""
-        times = [lane.running_since + self._patience.batch for lane in self._lanes.values() if lane.running is not None]
-        waiting = [lane for lane in self._lanes.values() if lane.running is None and lane.waiting_since is not None]
+        times = [lane.ends_by(self._patience.batch) for lane in self._lanes.values() if lane.running]
+        waiting = [lane for lane in self._lanes.values() if not lane.running and lane.waiting_since is not None]
         times += [lane.measured_at + self._patience.measure for lane in waiting]
         return min(times, default=None)
 
@@ -228,10 +262,31 @@ class Dispatcher:
             )
         return StageError(f"{left} rows are left and no worker ({ends}). Look at the first cause and run again")
 
-    def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
+    def _feed_behind(self, device: str, lane: _Lane) -> Action | None:
+        """Plan the batch that the worker prepares while its device computes, if there are rows enough for all devices.
+
+        A batch without room for it is planned when the device is free, since its memory is measured then.
+        """
+        last = lane.running[-1]
+        if last.alone or lane.alone:
+            return None
+        if len(self._lanes) > 1 and self.planner.waiting_rows <= len(self._lanes) * last.batch.size:
+            return None
         plan = self.planner.plan(lane.headroom)
+        if not isinstance(plan, Assignment):
+            return None
+        if plan.alone:
+            lane.alone = plan
+            return None
+        lane.running.append(plan)
+        return Run(device, plan)
+
+    def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
+        plan = lane.alone or self.planner.plan(lane.headroom)
+        lane.alone = None
         if isinstance(plan, Assignment):
-            lane.running, lane.running_since, lane.waiting_since = plan, now, None
+            lane.running.append(plan)
+            lane.running_since, lane.waiting_since = now, None
             return Run(device, plan)
         if plan is not Hold.MEMORY:
             lane.waiting_since = None

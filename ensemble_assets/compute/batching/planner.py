@@ -51,11 +51,15 @@ class PlannerSettings:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One batch to run; ``number`` counts them in the order of planning."""
+    """One batch to run; ``number`` counts them in the order of planning.
+
+    ``alone`` says that no other batch may be with the device: a device was lost with these rows.
+    """
 
     number: int
     batch: Batch
     predicted_bytes: int | None
+    alone: bool = False
 
 
 class Hold(Enum):
@@ -166,7 +170,7 @@ class BatchPlanner:
         longest = int(self._lengths[part.rows[0]])
         batch = Batch(part.rows, longest)
         predicted = int(self.sizes.model.predict(batch.tokens, longest)) if self.sizes.model.fitted else None
-        assignment = Assignment(self._planned, batch, predicted)
+        assignment = Assignment(self._planned, batch, predicted, alone=part.losses > 0)
         self._planned += 1
         self._running[assignment.number] = (assignment, part)
         return assignment
@@ -208,6 +212,12 @@ class BatchPlanner:
             return
         self._strike(reason)
         self._fail(part, reason, last=self._checking and number in self._checks)
+
+    def withdrawn(self, number: int) -> None:
+        """Record that a batch did not begin before its device was lost, and plan its rows again."""
+        _, part = self._running.pop(number)
+        self._peaks[number] = None
+        self._parts.appendleft(part)
 
     def returned(self, number: int, reason: str) -> bool:
         """Record that a batch's device was lost, and plan its rows again; say if that narrowed down the rows to blame.

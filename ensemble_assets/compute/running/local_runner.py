@@ -24,7 +24,7 @@ from ensemble_assets.compute.running.in_process import run_in_process
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.running.worker_handle import WorkerSupply
 from ensemble_assets.compute.running.worker_pool import WorkerPool, shares
-from ensemble_assets.compute.running.worker_settings import WorkerSettings, widen_batches
+from ensemble_assets.compute.running.worker_settings import WorkerSettings, look_further, widen_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 
@@ -137,7 +137,8 @@ class LocalRunner(Runner):
         started = time.perf_counter()
         rows = np.arange(len(table)) if again is None else again
         history, kinds = SizeHistory(self.settings.size_history), "+".join(lease.kinds)
-        batches = self.settings.batches if self.pool else widen_batches(self.settings.batches, factory.width)
+        batches = self.settings.batches
+        batches = look_further(batches) if self.pool else widen_batches(batches, factory.width)
         planner = BatchPlanner(table.lengths, rows, batches, events, history.recall(factory.identity, kinds))
         if self.pool is not None:
             done = self.pool.run(table, planner, factory, events)

@@ -36,7 +36,7 @@ from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running import worker_process as messages
 from ensemble_assets.compute.running.shared_folder import create_outputs, save_table, work_folder
 from ensemble_assets.compute.running.worker_handle import WorkerHandle, WorkerSupply
-from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, PassResult, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 _FAREWELL_SECONDS = 5.0
@@ -88,7 +88,7 @@ class WorkerPool:
         with work_folder(self._settings.work_folder) as folder:
             save_table(folder, table)
             outputs = create_outputs(folder, factory.outputs, table)
-            dispatcher = Dispatcher(planner, list(self._orders), events, self._settings.patience)
+            dispatcher = Dispatcher(planner, list(self._orders), events, self._settings.patience, IN_FLIGHT)
             self._tables += 1
             current = _Pass(factory, messages.Work(self._tables, folder, dict(factory.outputs), factory), dispatcher)
             try:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
@@ -26,11 +28,14 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device, DeviceSession
-from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays
+from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays, RunningBatch, StagedBatch
 from ensemble_assets.compute.running.shared_folder import load_table, open_outputs
 
 LOAD_AGAIN_SECONDS = 0.5
 """Pause before weights that did not fit are loaded again."""
+
+_LOOK_SECONDS = 0.001
+"""Period of looks at a device that computes: short beside a batch, and a look takes some microseconds."""
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -164,19 +169,82 @@ def _serve(connection: Connection[Any, Any]) -> None:
     with PeakSampler(guard, order.sampler_seconds) as sampler:
         guard.measure()
         model = _LoadedModel(order, session)
-        runner: BatchRunner | None = None
-        while not isinstance(request := _receive(connection), Leave):
-            if isinstance(request, Work):
-                runner = None
-                runner, answer = _begin(request, model, session, guard)
-                connection.send(answer)
-            elif isinstance(request, Assignment) and runner is not None:
-                connection.send(runner.run(request.number, request.batch))
-            else:
-                connection.send(Measured(guard.measure()))
-        runner = None
+        _Desk(connection, model, session, guard).serve()
         model.unload()  # the next lease waits for this memory
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
+
+
+class _Desk:
+    """Answers requests in their order.
+
+    While the device computes a batch, a thread makes the inputs of the next one, which is launched before the first
+    one's results are fetched.
+    """
+
+    def __init__(
+        self, connection: Connection[Any, Any], model: _LoadedModel, session: DeviceSession, guard: MemoryGuard
+    ) -> None:
+        self._connection = connection
+        self._model = model
+        self._session = session
+        self._guard = guard
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._runner: BatchRunner | None = None
+        self._running: RunningBatch | None = None
+
+    def serve(self) -> None:
+        """Serve requests until the parent asks to leave."""
+        threading.Thread(target=self._read, name="stager", daemon=True).start()
+        while not isinstance(request := self._next(), Leave):
+            if isinstance(request, StagedBatch):
+                self._launch(request)
+                continue
+            self._finish()
+            if isinstance(request, BaseException):
+                raise request
+            if isinstance(request, Work):
+                self._runner = None
+                self._runner, answer = _begin(request, self._model, self._session, self._guard)
+                self._connection.send(answer)
+            else:
+                self._connection.send(Measured(self._guard.measure()))
+        self._finish()
+        self._runner = None
+
+    def _read(self) -> None:
+        """Read requests, and make the inputs of batches; an error is for the other thread to raise."""
+        request: Any = None
+        while not isinstance(request, Leave | BaseException):
+            try:
+                request = _receive(self._connection)
+                if isinstance(request, Assignment) and self._runner is not None:
+                    request = self._runner.stage(request.number, request.batch)
+            except BaseException as error:  # noqa: BLE001
+                request = error
+            self._inbox.put(request)
+
+    def _next(self) -> Any:
+        """Wait for a request; fetch the running batch's results as soon as they are there."""
+        while self._running is not None:
+            with suppress(Empty):
+                return self._inbox.get(timeout=_LOOK_SECONDS)
+            if self._running.done():
+                self._finish()
+        return self._inbox.get()
+
+    def _launch(self, staged: StagedBatch) -> None:
+        assert self._runner is not None
+        launched = self._runner.launch(staged)
+        self._finish()
+        self._running = launched
+        if launched.done():  # a host computes while it launches
+            self._finish()
+
+    def _finish(self) -> None:
+        """Report the batch that the device computes, if there is one."""
+        if self._running is not None and self._runner is not None:
+            running, self._running = self._running, None
+            self._connection.send(self._runner.finish(running))
 
 
 def _begin(

@@ -21,9 +21,18 @@ _USUAL_WIDTH = 384
 """Width of the token states for which ``BATCH_TOKENS`` was measured."""
 
 
+IN_FLIGHT = 2
+"""Batches that a worker has at once: one that the device computes, and one that a thread of the worker prepares."""
+
+
 def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
     """Plan batches of at most ``batch_tokens`` padded tokens, however much memory there is."""
     return PlannerSettings(SizeSettings(batch_tokens, max_tokens=batch_tokens, max_rows=_CPU_BATCH_ROWS))
+
+
+def look_further(settings: PlannerSettings) -> PlannerSettings:
+    """Plan batches for workers: outcomes come later by the batches that are in flight."""
+    return replace(settings, lookahead=IN_FLIGHT * settings.lookahead)
 
 
 def widen_batches(settings: PlannerSettings, width: int) -> PlannerSettings:

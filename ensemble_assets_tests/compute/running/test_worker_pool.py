@@ -24,6 +24,7 @@ from ensemble_assets_tests.compute.running.worker_cases import (
     ActingLog,
     FitsOnOne,
     HostMemoryModel,
+    Overlapping,
     Together,
     Unloadable,
     assert_nothing_is_left,
@@ -99,15 +100,15 @@ def test_no_device_is_idle_while_rows_wait_also_beside_a_slow_one(tmp_path, toge
         actions = decide(self, now)
         for action in actions:
             if isinstance(action, Run):
-                assert action.device not in running
-                running[action.device] = action.assignment.number
+                running.setdefault(action.device, []).append(action.assignment.number)
+                assert len(running[action.device]) <= 2
                 given[action.device] += 1
-        if joined - set(running):
+        if joined - {device for device, numbers in running.items() if numbers}:
             assert self.planner.waiting_rows == 0
         return actions
 
     def logged_outcome(self, device, what):
-        assert running.pop(device) == what.number
+        assert running[device].pop(0) == what.number
         outcome(self, device, what)
 
     def logged_join(self, device, *facts):
@@ -123,6 +124,41 @@ def test_no_device_is_idle_while_rows_wait_also_beside_a_slow_one(tmp_path, toge
     assert sum(given.values()) == len(log.named("batch.done"))
     assert set(given) == {"SIM-0", "SIM-1", "SIM-2"}
     assert given["SIM-1"] < given.total() / 3
+
+
+@pytest.mark.parametrize("last", ["stage", "launch"])
+def test_the_next_batch_is_prepared_and_launched_before_this_one_is_done(tmp_path, last):
+    """A batch ends only when the next one has been staged, or launched: else the worker would be lost."""
+    log = ActingLog()
+    model = Overlapping(last=last)
+    result, _ = run_on(simulated(1), TABLE, model, tmp_path, log, patience=Patience(batch=20.0))
+    np.testing.assert_array_equal(result.outputs["vector"], EXPECTED)
+    assert len(log.named("batch.done")) > 10
+    assert not log.named("worker.lost")
+
+
+def test_failures_of_two_batches_in_flight_are_told_apart(tmp_path):
+    longest = np.argsort(-TABLE.lengths, kind="stable").tolist()
+    model = Overlapping(raises_on=frozenset(longest[3:5]), refuses_from=200, last="")
+    result, log = run_on(simulated(1), TABLE, model, tmp_path)
+    assert result.failed_rows == dict.fromkeys(sorted(longest[3:5]), "ValueError")
+    others = np.delete(np.arange(len(TABLE)), longest[3:5])
+    np.testing.assert_array_equal(result.outputs["vector"][others], EXPECTED[others])
+    assert log.named("mitigation.oom")
+
+
+def test_a_batch_behind_the_one_that_costs_a_worker_is_not_to_blame(tmp_path):
+    """Rows go alone once a worker was lost with them, so that the guilty row fails and its neighbours do not."""
+    longest = np.argsort(-TABLE.lengths, kind="stable").tolist()
+    batches = PlannerSettings(SizeSettings(initial_tokens=60, max_tokens=60, max_rows=1))
+    guilty = longest[2]
+    model = Overlapping(poison=frozenset({guilty}), last="")
+    log = ActingLog()
+    result, _ = run_on(simulated(1), TABLE, model, tmp_path, log, batches=batches)
+    assert result.failed_rows == {guilty: "device_failed"}
+    others = np.delete(np.arange(len(TABLE)), guilty)
+    np.testing.assert_array_equal(result.outputs["vector"][others], EXPECTED[others])
+    assert len(log.named("worker.started")) == 3
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ensemble_assets.common.errors import InputError, ModelUnavailableError
+from ensemble_assets.common.errors import DeviceError, InputError, ModelUnavailableError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
@@ -134,6 +135,78 @@ class HostMemoryModel(PlainFactory):
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
         np.ones(batch.tokens * self.bytes_per_token, np.uint8).sum()
         return {"vector": np.stack([expected_vector(table, int(row)) for row in batch.rows])}
+
+
+@dataclass(frozen=True)
+class Overlapping(PlainFactory):
+    """Computes in a thread, as a GPU computes beside its host; a batch ends only when the next one has come so far.
+
+    Attributes:
+        last: ``stage`` or ``launch``, what the next batch must have seen; empty for nothing.
+        raises_on: rows on which computing raises.
+        refuses_from: padded tokens from which a launch does not fit.
+        poison: rows on which the device is lost.
+    """
+
+    last: str = "stage"
+    raises_on: frozenset[int] = frozenset()
+    refuses_from: int = 1 << 60
+    poison: frozenset[int] = frozenset()
+    outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"vector": OutputSpec((4,), "float32")})
+    identity: str = "overlapping"
+
+    def load(self, device: str) -> _OverlappingForward:
+        return _OverlappingForward(self)
+
+
+class _OverlappingForward:
+    """Counts rows as they are staged and launched; see ``StagedForward``."""
+
+    precision = "fp32"
+
+    def __init__(self, model: Overlapping) -> None:
+        self.model = model
+        self.seen = {"stage": 0, "launch": 0}
+        self.pool = ThreadPoolExecutor(1)
+
+    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
+        raise AssertionError("it is called in parts")
+
+    def release(self) -> None:
+        self.pool.shutdown()
+
+    def stage(self, table: TokenTable, batch: Batch) -> tuple[TokenTable, Batch]:
+        self.seen["stage"] += batch.size
+        return table, batch
+
+    def launch(self, staged: tuple[TokenTable, Batch]) -> _OverlappingBatch:
+        table, batch = staged
+        if batch.tokens >= self.model.refuses_from:
+            raise DeviceOutOfMemoryError("too large")
+        self.seen["launch"] += batch.size
+        wanted = min(len(table), self.seen["launch"] + 1) if self.model.last else 0
+        return _OverlappingBatch(self.pool.submit(self._compute, table, batch, wanted))
+
+    def _compute(self, table: TokenTable, batch: Batch, wanted: int) -> Mapping[str, np.ndarray]:
+        while wanted and self.seen[self.model.last] < wanted:
+            time.sleep(0.001)
+        rows = batch.rows.tolist()
+        if self.model.raises_on.intersection(rows):
+            raise ValueError(SECRET)
+        if self.model.poison.intersection(rows):
+            raise DeviceError("lost")
+        return {"vector": np.stack([expected_vector(table, row) for row in rows])}
+
+
+@dataclass(frozen=True)
+class _OverlappingBatch:
+    future: Future[Mapping[str, np.ndarray]]
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def result(self) -> Mapping[str, np.ndarray]:
+        return self.future.result()
 
 
 @dataclass(frozen=True)

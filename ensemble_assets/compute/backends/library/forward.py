@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from ensemble_assets.models.spec import ModelKind
 
 Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
 """Makes a forward's outputs from the features that the model leaves."""
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,53 @@ class LibraryFactory(ModelFactory):
         return LibraryForward(model, self, device)
 
 
+@dataclass(frozen=True)
+class StagedInputs:
+    """The host tensors of a batch, by task, with the places of the task's rows in the batch; ``lengths`` in tokens."""
+
+    batch: Batch
+    lengths: NDArray[np.int64]
+    parts: Sequence[tuple[Task, NDArray[np.int64], Mapping[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class LaunchedBatch:
+    """A batch whose outputs are on their way into host tensors; they are there when ``event`` has happened."""
+
+    forward: LibraryForward
+    staged: StagedInputs
+    parts: Sequence[tuple[NDArray[np.int64], Mapping[str, torch.Tensor]]]
+    event: Any
+
+    def done(self) -> bool:
+        """Whether all outputs are there; an error of the device is raised by ``result``."""
+        with suppress(RuntimeError):
+            return self.event is None or bool(self.event.query())
+        return True
+
+    def result(self) -> Mapping[str, NDArray[np.generic]]:
+        """Wait for the outputs of all tasks, and bring them into the order of the batch."""
+        return self.forward.translated(self.staged.batch, self._outputs)
+
+    def _outputs(self) -> dict[str, NDArray[np.generic]]:
+        if self.event is not None:
+            self.event.synchronize()
+        if len(self.parts) == 1:  # one task: the rows are in order
+            return {name: tensor.numpy() for name, tensor in self.parts[0][1].items()}
+        made: dict[str, NDArray[np.generic]] = {}
+        lengths = self.staged.lengths
+        starts = np.cumsum(lengths) - lengths
+        for places, tensors in self.parts:
+            for name, tensor in tensors.items():
+                values = tensor.numpy()
+                if name in (STATE, SCALE):
+                    rows, at = int(lengths.sum()), numbers_of_pieces(starts[places], lengths[places])
+                else:
+                    rows, at = len(lengths), places
+                made.setdefault(name, np.zeros((rows, *values.shape[1:]), values.dtype))[at] = values
+        return made
+
+
 class LibraryForward:
     """A model on a device, for batches of rows.
 
@@ -82,9 +131,20 @@ class LibraryForward:
             DeviceError: if the device itself failed.
             ModelFailedError: for anything else the model raises; carries no text.
         """
+        return self.launch(self.stage(table, batch)).result()
+
+    def stage(self, table: TokenTable, batch: Batch) -> StagedInputs:
+        """Pad the rows of each task; for a GPU into memory that it can copy from by itself."""
+        return self.translated(batch, lambda: self._staged(table, batch))
+
+    def launch(self, staged: StagedInputs) -> LaunchedBatch:
+        """Copy the inputs, compute, and copy the outputs back: a GPU does all of that after this has returned."""
+        return self.translated(staged.batch, lambda: self._launched(staged))
+
+    def translated(self, batch: Batch, call: Callable[[], _Made]) -> _Made:
+        """Call; errors are those of ``__call__``."""
         try:
-            with torch.inference_mode(), kernels(self._factory.runtime, self._device):
-                return self._outputs_of(table, batch)
+            return call()
         except Exception as error:  # noqa: BLE001  # whatever a model raises, its message may quote the input
             slug, full = self._factory.spec.slug, is_out_of_memory(error)
             failure = failure_of_batch(slug, error, batch, out_of_memory=full)
@@ -111,22 +171,27 @@ class LibraryForward:
         """Drop the weights at once; the forward is of no use afterwards."""
         self._model.model.to(device="meta")
 
-    def _outputs_of(self, table: TokenTable, batch: Batch) -> dict[str, NDArray[np.generic]]:
-        made: dict[str, NDArray[np.generic]] = {}
-        lengths = table.lengths[batch.rows]
-        starts = np.cumsum(lengths) - lengths
+    def _staged(self, table: TokenTable, batch: Batch) -> StagedInputs:
+        pin = self._device.startswith("cuda")
+        parts = []
         for task, places in split_by_task(table, batch):
-            some = Batch(batch.rows[places], batch.longest)
-            features = self._model.features(table, some, task, self._device)
-            tensors = self.run(features, task)
-            for name, tensor in tensors.items():
-                values = tensor.cpu().numpy()
-                if name in (STATE, SCALE):
-                    rows, at = int(lengths.sum()), numbers_of_pieces(starts[places], lengths[places])
-                else:
-                    rows, at = batch.size, places
-                made.setdefault(name, np.zeros((rows, *values.shape[1:]), values.dtype))[at] = values
-        return made
+            inputs = self._model.inputs(table, Batch(batch.rows[places], batch.longest), task)
+            if pin:
+                inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+            parts.append((task, places, inputs))
+        return StagedInputs(batch, table.lengths[batch.rows], parts)
+
+    def _launched(self, staged: StagedInputs) -> LaunchedBatch:
+        parts = []
+        for task, places, inputs in staged.parts:
+            with torch.inference_mode(), kernels(self._factory.runtime, self._device):
+                outputs = self.run(self._model.features(inputs, task, self._device), task)
+            parts.append((places, {name: value.to("cpu", non_blocking=True) for name, value in outputs.items()}))
+        event: Any = None
+        if self._device.startswith("cuda"):
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        return LaunchedBatch(self, staged, parts, event)
 
 
 def _encoded(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:

@@ -94,12 +94,15 @@ class LibraryModel:
             raise StageError(f"{self.spec.slug}: its own preprocessing fails on one of {len(texts)} texts ({name})")
         return with_task(join_tables(*blocks), task)
 
-    def features(self, table: TokenTable, batch: Batch, task: Task, device: str) -> Features:
-        """Pad the batch's rows, which are all of one task, and move them to the device."""
-        layout = self.layouts[task]
-        arrays = padded_arrays(table, batch, layout)
-        tensors = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-        return {**tensors, **layout.constants}
+    def inputs(self, table: TokenTable, batch: Batch, task: Task) -> dict[str, torch.Tensor]:
+        """Pad the batch's rows, which are all of one task, on the host."""
+        arrays = padded_arrays(table, batch, self.layouts[task])
+        return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+    def features(self, inputs: Mapping[str, torch.Tensor], task: Task, device: str) -> Features:
+        """Move inputs to the device, without waiting where they are pinned, beside what is the same for every batch."""
+        tensors = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+        return {**tensors, **self.layouts[task].constants}
 
     def run(self, features: Features, task: Task) -> Features:
         """Run the modules; returns the features with ``sentence_embedding`` or ``scores`` among them."""

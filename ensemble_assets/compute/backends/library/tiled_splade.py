@@ -9,16 +9,18 @@ vocabulary at a time, on a CPU by ``splade_head``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward, largest_weights
+from ensemble_assets.compute.backends.library.forward import (
+    LibraryFactory,
+    LibraryForward,
+    StagedInputs,
+    largest_weights,
+)
 from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -48,11 +50,11 @@ class TiledSparseForward(LibraryForward):
         self._decoder = detach_decoder(self._transformer.model, factory.spec.slug, device)
         self._head = None if device.startswith("cuda") else self._host_head(factory)
 
-    def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
-        """Run one batch of a table; see ``LibraryForward``."""
+    def stage(self, table: TokenTable, batch: Batch) -> StagedInputs:
+        """Make the inputs of one batch of a table; see ``LibraryForward``."""
         if self._head is not None:
             self._head.expect_tokens(int(table.offsets[-1]))
-        return super().__call__(table, batch)
+        return super().stage(table, batch)
 
     def run(self, features: Features, task: Task) -> dict[str, torch.Tensor]:
         """Compute the weights and keep the largest, on the device."""
