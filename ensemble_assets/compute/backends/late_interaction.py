@@ -5,7 +5,8 @@ it. The score is the average over the query's tokens. This is ColBERT's score (K
 arXiv 2004.12832) with the mean of squares in place of the sum. Nothing is trained for it: any encoder's states will do.
 ``docs/decisions/0013`` has the measurements and the reason for squares.
 
-The forward takes the same pairs as a CrossEncoder. ``library.forward`` and ``openvino_forwards`` make the states.
+The forward takes the same pairs as a CrossEncoder. ``library.forward`` and ``openvino_forwards`` make the states, which
+``library.late_states`` compares on a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,22 +73,33 @@ def refuse_unsuitable(spec: ModelSpec, files: ModelFiles) -> None:
         )
 
 
-class StateCache:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an array's values."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=_Sized)
+"""The states of a text as a forward has them: an array of the host or of a device."""
+
+
+class StateCache(Generic[Kept]):
     """The states of the most recently used texts, up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._states: OrderedDict[bytes, States] = OrderedDict()
+        self._states: OrderedDict[bytes, Kept] = OrderedDict()
 
-    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, States]:
+    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
         """Return the states that are here, and mark them as just used."""
         cached = {key: self._states[key] for key in keys if key in self._states}
         for key in cached:
             self._states.move_to_end(key)
         return cached
 
-    def add(self, states: Mapping[bytes, States]) -> None:
+    def add(self, states: Mapping[bytes, Kept]) -> None:
         """Add states, and drop the least recently used where there are too many bytes."""
         for key, value in states.items():
             self._states[key] = value
@@ -101,8 +114,8 @@ class StateCache:
         self._bytes = 0
 
 
-class LateInteractionForward:
-    """Scores pairs on the host. Every text of a batch is encoded once, and not again while its states are cached.
+class LateInteraction(Generic[Kept]):
+    """Scores pairs. Every text of a batch is encoded once, and not again while its states are cached.
 
     Args:
         encoder: gives ``STATES``.
@@ -114,7 +127,7 @@ class LateInteractionForward:
     def __init__(self, encoder: Forward, cache_bytes: int = CACHE_BYTES) -> None:
         self.precision = encoder.precision
         self._encoder = encoder
-        self._cache = StateCache(cache_bytes)
+        self._cache: StateCache[Kept] = StateCache(cache_bytes)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch.
@@ -137,18 +150,27 @@ class LateInteractionForward:
             new = self._encoded(texts)
             states |= new
             self._cache.add(new)
-        scores = [similarity(states[query], states[chunk]) for query, chunk in keys]
-        return {"logit": np.array(scores, np.float32)}
+        return {"logit": self._scores([(states[query], states[chunk]) for query, chunk in keys])}
 
     def release(self) -> None:
         """Drop weights and states; the forward is of no use afterwards."""
         self._cache.clear()
         self._encoder.release()
 
+    def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, Kept]:
+        raise NotImplementedError
+
+    def _scores(self, pairs: Sequence[tuple[Kept, Kept]]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+
+class LateInteractionForward(LateInteraction[States]):
+    """Scores pairs on the host."""
+
     def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, States]:
         if not texts:
             return {}
-        table = _table(list(texts.values()))
+        table = ids_table(list(texts.values()))
         lengths = table.lengths
         padded = self._encoder(table, Batch(np.arange(len(table)), int(lengths.max())))["states"]
         # copies: a view would keep the whole padded batch
@@ -157,8 +179,12 @@ class LateInteractionForward:
             for row, (key, length) in enumerate(zip(texts, lengths.tolist(), strict=True))
         }
 
+    def _scores(self, pairs: Sequence[tuple[States, States]]) -> NDArray[np.float32]:
+        return np.array([similarity(*pair) for pair in pairs], np.float32)
 
-def _table(texts: Sequence[Ids]) -> TokenTable:
+
+def ids_table(texts: Sequence[Ids]) -> TokenTable:
+    """Make a table of texts' ids."""
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) for text in texts], out=offsets[1:])
     return TokenTable(np.concatenate(texts), offsets, np.zeros(len(texts), np.bool_))

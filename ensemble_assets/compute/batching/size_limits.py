@@ -21,9 +21,6 @@ _DRIFT = 1.2
 _FIRST_PART = 8
 """The first batches hold this part of the largest one: they run on all devices at once, and may all fail."""
 
-_AT_ONCE = 4
-"""Batches of a new size that may be lost together, one on each device."""
-
 _MOST_FAILURES = 8
 """Failures that are remembered: the last ones, so that the bound follows a changed machine."""
 
@@ -48,6 +45,7 @@ class SizeSettings:
         saturation_tokens: but it may always hold this many, so that devices stay busy.
         redo_allowance: share of all tokens that may be computed again. After a failure, larger sizes than have worked
             are tried only within it.
+        at_once: batches of a new size that may be lost together: those that are in flight on four devices.
     """
 
     initial_tokens: int = BATCH_TOKENS
@@ -57,6 +55,7 @@ class SizeSettings:
     max_tokens: int | None = None
     max_rows: int | None = None
     redo_allowance: float = 0.03
+    at_once: int = 4
 
 
 class Failure(NamedTuple):
@@ -185,9 +184,9 @@ class SizeLimits:
         return min(_DRIFT, max(1.0, self._affordable(redone_tokens, probe) / worked))
 
     def _affordable(self, redone_tokens: int, probe: bool) -> float:
-        """The largest batch that may be lost. One probe runs at a time, other batches run on every device."""
+        """The largest batch that may be lost. One probe runs at a time, others are in flight on every device."""
         left = self._settings.redo_allowance * self._total - redone_tokens
-        return left if probe else left / _AT_ONCE
+        return left if probe else left / self._settings.at_once
 
     def worked(self, batch: Batch, peak_bytes: int) -> None:
         """Learn from a batch that fitted."""

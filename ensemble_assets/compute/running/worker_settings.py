@@ -31,8 +31,9 @@ def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
 
 
 def look_further(settings: PlannerSettings) -> PlannerSettings:
-    """Plan batches for workers: outcomes come later by the batches that are in flight."""
-    return replace(settings, lookahead=IN_FLIGHT * settings.lookahead)
+    """Plan batches for workers: outcomes come later, and more are lost together, by the batches that are in flight."""
+    sizes = replace(settings.sizes, at_once=IN_FLIGHT * settings.sizes.at_once)
+    return PlannerSettings(sizes, IN_FLIGHT * settings.lookahead)
 
 
 def widen_batches(settings: PlannerSettings, width: int) -> PlannerSettings:

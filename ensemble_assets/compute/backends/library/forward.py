@@ -29,6 +29,9 @@ Finish = Callable[[Features, "LibraryFactory"], dict[str, torch.Tensor]]
 
 _Made = TypeVar("_Made")
 
+_ROWS_AT_ONCE = 256
+"""Texts whose largest weights are looked for together: their keys take 62 MB for 30,522 entries."""
+
 
 @dataclass(frozen=True)
 class LibraryFactory(ModelFactory):
@@ -53,7 +56,13 @@ class LibraryFactory(ModelFactory):
         forward = self._forward(model, device)
         if device.startswith("cuda"):
             forward.warm_up()
-        return LateInteractionForward(forward) if self.spec.pooling == "late_interaction" else forward
+        if self.spec.pooling != "late_interaction":
+            return forward
+        if not device.startswith("cuda"):
+            return LateInteractionForward(forward)
+        from ensemble_assets.compute.backends.library.late_states import DeviceLateInteraction  # it imports this module
+
+        return DeviceLateInteraction(forward)
 
     def _forward(self, model: LibraryModel, device: str) -> LibraryForward:
         return LibraryForward(model, self, device)
@@ -140,6 +149,21 @@ class LibraryForward:
     def launch(self, staged: StagedInputs) -> LaunchedBatch:
         """Copy the inputs, compute, and copy the outputs back: a GPU does all of that after this has returned."""
         return self.translated(staged.batch, lambda: self._launched(staged))
+
+    def on_device(self, table: TokenTable, batch: Batch) -> dict[str, torch.Tensor]:
+        """Run one batch of one task and leave its outputs where they are; errors are those of ``__call__``."""
+        staged = self.stage(table, batch)
+        ((task, _, inputs),) = staged.parts
+        return self.computed(batch, lambda: self.run(self._model.features(inputs, task, self._device), task))
+
+    def computed(self, batch: Batch, call: Callable[[], _Made]) -> _Made:
+        """Call with the settings that models run with; errors are those of ``__call__``."""
+
+        def inference() -> _Made:
+            with torch.inference_mode(), kernels(self._factory.runtime, self._device):
+                return call()
+
+        return self.translated(batch, inference)
 
     def translated(self, batch: Batch, call: Callable[[], _Made]) -> _Made:
         """Call; errors are those of ``__call__``."""
@@ -235,7 +259,7 @@ def _weights(features: Features, factory: LibraryFactory) -> dict[str, torch.Ten
 
 
 def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor]:
-    """Keep the largest weights of each text.
+    """Keep the largest weights of each text; of equal ones, those with the lowest index, as on every backend.
 
     Args:
         weights: ``[batch, dimension] float32``, not negative.
@@ -247,10 +271,23 @@ def largest_weights(weights: torch.Tensor, top_k: int) -> dict[str, torch.Tensor
     active = (weights > 0).sum(dim=1, dtype=torch.int32)
     if top_k == 0:
         return {"weight": weights, "active": active}
-    largest, index = torch.topk(weights, min(top_k, weights.shape[1]), dim=1)
+    index = torch.cat([_places_of_largest(some, top_k) for some in torch.split(weights, _ROWS_AT_ONCE)])
+    largest = weights.gather(1, index)
     # a NaN keeps its index (it compares false here too), so that the finite check sees it
     index = torch.where(largest == 0, -1, index).to(torch.int32)
     return {"index": index, "weight": largest, "active": active}
+
+
+def _places_of_largest(weights: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Places of the largest weights of each text, by falling weight, then by rising place; a NaN counts as largest.
+
+    Floats that are not negative are in the order of their bits. Below the bits stands the place, so that no two keys
+    are equal: a device orders equal ones as it likes.
+    """
+    last = weights.shape[1] - 1
+    bits = weights.abs().contiguous().view(torch.int32).to(torch.int64)
+    keys = (bits << 32) | torch.arange(last, -1, -1, device=weights.device)
+    return last - (torch.topk(keys, min(top_k, last + 1), dim=1).values & 0xFFFFFFFF)
 
 
 _FINISHES: dict[ModelKind, Finish] = {"dense": _encoded, "sparse": _weights, "rerank": _scores}

@@ -25,8 +25,8 @@ from ensemble_assets.compute.backends.library.model import Features, LibraryMode
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
-_TILE = (16384, 4096)
-"""Tokens and vocabulary entries of one tile: 128 MiB of fp16."""
+_TILE = (8192, 4096)
+"""Tokens and vocabulary entries of one tile: 128 MiB of fp32."""
 
 _PROBE_TOKENS = 8
 """Tokens on which ``detach_decoder`` compares outputs."""
@@ -85,7 +85,7 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
 
     Args:
         states: ``[batch, tokens, hidden]``, every position a token of its text.
-        matrix: ``[vocabulary, hidden]``, of the same type.
+        matrix: ``[vocabulary, hidden]``, of the same type. Products are added up in float32, whatever it is.
         bias: ``[vocabulary]``.
     """
     batch, longest, _ = states.shape
@@ -95,9 +95,19 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
     for row in range(0, batch, step):
         some = states[row : row + step].flatten(0, 1)
         for left in range(0, len(matrix), width):
-            logits = torch.nn.functional.linear(some, matrix[left : left + width])
+            logits = _products(some, matrix[left : left + width])
             largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
     return largest if bias is None else largest.add_(bias.float())
+
+
+def _products(states: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Multiply ``[tokens, hidden]`` by ``[entries, hidden]``, to ``[tokens, entries] float32`` that was never rounded.
+
+    Rounded to half, logits tie by the dozen, and a text's largest weights are others than on a CPU.
+    """
+    if states.is_cuda and states.dtype != torch.float32:
+        return torch.mm(states, matrix.T, out_dtype=torch.float32)
+    return torch.nn.functional.linear(states.float(), matrix.float())
 
 
 def detach_decoder(network: torch.nn.Module, slug: str, device: str) -> torch.nn.Linear:
