@@ -21,8 +21,8 @@ nightly = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="thousands of runs: set HYPOTHESIS_PROFILE=nightly"
 )
 
-RAMP = 100
-"""Batches after which sizes have been found, also where the first ones did not fit."""
+RAMP = 150
+"""Batches after which sizes have been found, also where the first ones did not fit: every eighth tries a larger one."""
 
 
 def run(world: World) -> SimulationReport:
