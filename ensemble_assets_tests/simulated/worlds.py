@@ -183,7 +183,7 @@ def steady_worlds(draw: st.DrawFn) -> World:
     mean = draw(st.sampled_from([64, 256, 512]))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     spread = draw(st.floats(0.0, 0.6))
-    rows = np.clip(random.lognormal(np.log(mean), spread, per_batch * 150), 4, 4 * mean).astype(np.int64)
+    rows = np.clip(random.lognormal(np.log(mean), spread, per_batch * 225), 4, 4 * mean).astype(np.int64)
     split = np.array([draw(st.floats(0.01, 1.0)) for _ in range(3)])
     token, square, row = split / split.sum() * (room - weights) / (per_batch * mean)
     needs = MemoryNeeds(weights, token, square / mean, row * mean, draw(st.floats(0.0, 0.03)))
