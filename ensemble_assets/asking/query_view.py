@@ -10,7 +10,7 @@ import polars as pl
 from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, whole_text
 from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.export.write.ranked_list_files import write_trec_run
+from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_trec_run
 from ensemble_assets.report.page import Cell, Section, Table
 
 _GAIN = "nDCG@10"
@@ -87,7 +87,7 @@ class QueryViews:
         """Write the final lists as a TREC run with the ids of the queries file, for its owner alone."""
         own = self._reranked.join(self._own_ids, on="public_id", maintain_order="left")
         path.touch(mode=0o600)
-        write_trec_run(path, own.with_columns(public_id="query_id"), "ensemble-reranked")
+        write_trec_run(path, own.with_columns(public_id="query_id"), RUN_TAGS[1])
 
     def changes(self) -> list[QueryChange]:
         """List all queries, those that gained most first."""

@@ -10,6 +10,7 @@ from typing import Any
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.defaults import CEILING_BYTES, COVERAGE_ERROR, COVERAGE_WARN
 from ensemble_assets.common.errors import ArtefactError, ContractError
+from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.export.checks.bundle_walk import RowGate, Walk
 from ensemble_assets.export.checks.legacy_keys import LegacyKeys
 from ensemble_assets.export.checks.result import Findings, GateResult
@@ -27,6 +28,8 @@ from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicN
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle, parse_object
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
+from ensemble_assets.export.write.ranked_list_files import RUN_TAGS
+from ensemble_assets.export.write.v40_files import upload_script
 
 DESCRIPTIONS: Mapping[str, str] = {
     "bundle_format": "Programs that read bundles of v4.0 find every key where and as it was; new keys come after them.",
@@ -78,7 +81,7 @@ def judge_bundle(
         RowAlignment(walk),
         VectorsFiniteAndUnit(walk),
         SparseCoverage(walk, limits.sparse_coverage_warn, limits.sparse_coverage_error),
-        NoRawQueries(walk, queries, places, public),
+        NoRawQueries(walk, queries, places, public, script=upload_script(inputs) if inputs else ""),
     )
     lists = StageLists(inputs.sparse) if inputs and inputs.sparse else None
     for row in map(lists.shorten, walk) if lists else walk:
@@ -170,9 +173,13 @@ def with_places(
     return findings.result(**numbers)
 
 
+_ALWAYS = (*RUN_TAGS, " ".join(first_stage_lists()))
+"""Names in every bundle: the last columns of run files, and the lists that are fused, which the manifest lists."""
+
+
 def public_names(inputs: BundleInputs) -> Iterator[str]:
     """Give the names that may stand anywhere: the collection, its models, its chunks' ids and files."""
-    yield from (inputs.collection, inputs.facts.name, inputs.facts.alias, *inputs.names.all())
+    yield from (inputs.collection, inputs.facts.name, inputs.facts.alias, *inputs.names.all(), *_ALWAYS)
     for model in inputs.dense:
         yield from (model.slug, model.hf_model_id)
     for chunk in inputs.rows():
@@ -182,7 +189,12 @@ def public_names(inputs: BundleInputs) -> Iterator[str]:
 
 def public_names_in(bundle: Bundle) -> Iterator[str]:
     """Give these names as far as the bundle itself has them: its folder, its collection, its chunks' ids and files."""
-    yield from (bundle.folder.resolve().name, str(bundle.manifest.get("collection", "")), *bundle.names.all())
+    yield from (
+        bundle.folder.resolve().name,
+        str(bundle.manifest.get("collection", "")),
+        *bundle.names.all(),
+        *RUN_TAGS,
+    )
     try:
         for metadata in map(parse_object, list_items(bundle.path("metadata.json"))):
             for key in ("chunk_id", "source_path", "source_file"):

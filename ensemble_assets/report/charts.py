@@ -102,7 +102,7 @@ def bars(title: str, rows: Sequence[Bar], limits: Sequence[Limit], unit: str, wi
             + _text(width - 4, y + 16, f"{shown(bar.length)} {unit}", "end")
         )
     words = [f"{bar.label} {shown(bar.length)} {unit}" for bar in rows]
-    words += [f"{limit.label} at {shown(limit.at)} {unit}" for limit in limits]
+    words += [f"{limit.label} is a line at {shown(limit.at)} {unit}" for limit in limits]
     return Chart(title, "; ".join(words), width, bottom + 8, "".join(parts))
 
 
@@ -160,7 +160,7 @@ def curve(
         _text(4, 12, unit, "start", "small"),
     ]
     words = [f"highest {shown(float(values.max()))} {unit} over {shown(span)} seconds"]
-    words += [f"{limit.label} at {shown(limit.at)} {unit}" for limit in limits]
+    words += [f"{limit.label} is a line at {shown(limit.at)} {unit}" for limit in limits]
     return Chart(title, "; ".join(words), WIDTH, height, "".join(parts))
 
 

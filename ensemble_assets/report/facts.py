@@ -115,7 +115,11 @@ class Facts:
     def limit(self) -> tuple[str, float] | None:
         """Name and seconds of the most that the run may take; None without a reference."""
         seconds, name = self.reference
-        return (f"{name} {100 * (self.limit_ratio - 1):+.0f} %", seconds * self.limit_ratio) if seconds else None
+        return (
+            (f"the limit of {100 * (self.limit_ratio - 1):.0f} % over {name}", seconds * self.limit_ratio)
+            if seconds
+            else None
+        )
 
     def ceiling(self, device: str) -> float | None:
         """Find the memory ceiling of a device in bytes. GPUs without a recorded one have the default."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import dagster as dg
-import pytest
 from dagster._core.definitions.automation_tick_evaluation_context import build_run_requests_with_backfill_policies
 from dagster._core.definitions.events import AssetKeyPartitionKey
 
@@ -23,26 +19,12 @@ KEYS = [key for made in ALL_CHECKS for key in made.check_keys]
 NAMES = ["broken", "more", "notes"]
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    overrides = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
-    (tmp_path / "home").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), overrides=overrides) as made:
-        yield made
-
-
-def test_a_backfill_with_a_broken_collection(
-    pipeline: Pipeline, stored: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable, place in {
-        "CHUNKED_DIR": "corpora", "OUTPUT_DIR": "output", "PATHS_CACHE_DIR": "cache", "KEY_FILE": "key"
-    }.items():  # fmt: skip
-        monkeypatch.setenv(f"EMBEDDER_{variable}", str(pipeline.root / place))
-    write_collection(pipeline.root / "corpora" / "more", count=6)
-    write_collection(pipeline.root / "corpora" / "broken", count=6)
-    (pipeline.root / "corpora" / "broken" / "more_chunks.json").write_text('[{"text": ]')
+def test_a_backfill_with_a_broken_collection(configured: Pipeline, stored: dg.DagsterInstance) -> None:
+    write_collection(configured.root / "corpora" / "more", count=6)
+    write_collection(configured.root / "corpora" / "broken", count=6)
+    (configured.root / "corpora" / "broken" / "more_chunks.json").write_text('[{"text": ]')
     stored.add_dynamic_partitions(str(COLLECTIONS.name), NAMES)
-    definitions = build_definitions(computing=pipeline.computing)
+    definitions = build_definitions(computing=configured.computing)
     graph = definitions.resolve_asset_graph()
     job = definitions.resolve_job_def(RETRIEVAL_BUNDLE)
     selected = job.asset_layer.selected_asset_keys
@@ -51,7 +33,7 @@ def test_a_backfill_with_a_broken_collection(
     for request in build_run_requests_with_backfill_policies(wanted, graph, stored):
         job.execute_in_process(
             partition_key=request.partition_key, tags=dict(request.tags), instance=stored,
-            run_config=pipeline.config(), raise_on_error=False,
+            run_config=configured.config(), raise_on_error=False,
         )  # fmt: skip
 
     runs = stored.get_runs()
@@ -63,5 +45,5 @@ def test_a_backfill_with_a_broken_collection(
     assert len(infos) == 2 * len(KEYS)
     assert {info.latest_execution_status.value for info in infos} == {"SUCCEEDED"}
     assert failed_checks(stored, KEYS, ["more", "notes"]) == {}
-    asked = tick_of(NIGHTLY, stored, pipeline)
+    asked = tick_of(NIGHTLY, stored, configured)
     assert [request.partition_key for request in asked] == ["broken"]  # type: ignore[union-attr]

@@ -32,26 +32,6 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance on disk, as schedules need one."""
-    overrides = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
-    (tmp_path / "home").mkdir()
-    with dg.DagsterInstance.local_temp(str(tmp_path / "home"), overrides=overrides) as made:
-        yield made
-
-
-@pytest.fixture
-def configured(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """The places of the pipeline in the environment, where sensors and schedules look."""
-    for variable, place in {
-        "CHUNKED_DIR": "corpora", "OUTPUT_DIR": "output", "PATHS_CACHE_DIR": "cache", "KEY_FILE": "key"
-    }.items():  # fmt: skip
-        monkeypatch.setenv(f"EMBEDDER_{variable}", str(pipeline.root / place))
-    monkeypatch.setenv("EMBEDDER_OPERATIONS_SETTLE_SECONDS", "0")
-    return pipeline
-
-
 class Ticks:
     """The sensor ``corpora``, tick after tick, as the daemon drives it."""
 

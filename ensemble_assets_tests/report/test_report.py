@@ -241,7 +241,7 @@ def test_the_figures_are_those_of_the_bundle(whole):
         "0.7200",
         "75%",
         "3 of 4 queries",
-        "dense-only baseline +10 %",
+        "the limit of 10 % over dense-only baseline",
         "ceiling 12 GB",
         "this run's dense stage: 1.32",
     ):
@@ -283,7 +283,7 @@ def test_without_a_stored_baseline_the_page_says_what_it_compares_with(bundle):
     (bundle / "processing_summary.json").write_text(json.dumps(manifest))
     page = _page_of_bundle(bundle)
     assert "No stored baseline" in page
-    assert "this run's dense stage +10 %" in html.unescape(page)
+    assert "the limit of 10 % over this run's dense stage" in html.unescape(page)
     assert "dense-only baseline" not in page
 
 

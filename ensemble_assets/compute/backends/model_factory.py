@@ -92,6 +92,8 @@ class ModelFactory:
 
     def prepare(self) -> None:
         """Have the kernel read the weights into its cache; whoever unpickled this has imported its backend."""
+        if not hasattr(os, "posix_fadvise"):
+            return  # as on macOS, where loading is as slow as it is
         for path in weight_files(self.files.folder):
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

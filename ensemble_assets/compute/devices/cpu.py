@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import platform
 import resource
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ class CpuDevice:
 
     def open(self) -> DeviceSession:
         """Return a session; a host needs no opening."""
-        return CpuSession()
+        return CpuSession() if watches_memory() else UnwatchedCpuSession()
 
 
 class CpuSession:
@@ -139,10 +140,44 @@ class CpuSession:
             trim(0)
 
 
+UNWATCHED = (
+    "This system has no /proc, as macOS: of the host's memory only its size and the most that a process ever had are "
+    "known, and the kernel limits nothing. Batches are planned as everywhere."
+)
+
+
+def watches_memory() -> bool:
+    """Return whether the kernel tells what memory a process has, of which kind, and had at most."""
+    return _STATUS.is_file()
+
+
+class UnwatchedCpuSession:
+    """Host memory of one process where there is no ``/proc``: the most that it ever had resident."""
+
+    def memory(self) -> MemoryReading:
+        """Read the most that this process had, and the memory of the host."""
+        return MemoryReading(used=self.reserved_bytes(), free=host_memory().available)
+
+    def reserved_bytes(self) -> int:
+        """Return the most that this process had; it never falls."""
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+    peak_bytes = reserved_bytes
+
+    def limit_allocations(self, cap_bytes: int | None) -> None:
+        """Do nothing: macOS accepts limits of data and does not hold them."""
+
+    def begin_peak(self) -> None:
+        """Do nothing: it cannot be reset."""
+
+    def release_cache(self) -> None:
+        """Do nothing: the C library there keeps to itself what it has."""
+
+
 def _status(name: str) -> int:
     """Read a field of ``/proc/self/status`` in bytes; ``DeviceError`` if the kernel does not have it."""
-    with suppress(FileNotFoundError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith(name + ":"):
-                return int(line.split()[1]) * 1024
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
     raise DeviceError(f"{_STATUS} has no {name}, so host memory cannot be watched. Linux 4.7 or later is needed")

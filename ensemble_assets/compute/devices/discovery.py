@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ensemble_assets.common.errors import DeviceError
-from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.cpu import UNWATCHED, CpuDevice, watches_memory
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.host_memory import host_memory
@@ -41,6 +41,7 @@ def discover_devices(
     host = CpuDevice(threads)
     memory = host_memory()
     about_host = f"Host: {host.name}, {_gb(memory.total)} of memory ({memory.limited_by})."
+    about_host += "" if watches_memory() else f" {UNWATCHED}"
     try:
         gpus = tuple(list_gpus())
     except DeviceError as error:

@@ -5,6 +5,7 @@ Reads ``/proc`` and the cgroup file systems, versions 1 and 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,10 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
     File cache that the kernel can take back counts as available, as in ``MemAvailable`` of the whole host.
     """
     physical = {line.partition(":")[0]: line.split()[1] for line in _lines(_PHYSICAL)}
-    total, available = (int(physical[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    if physical:
+        total, available = (int(physical[name]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    else:  # no /proc, as on macOS
+        total = available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limited_by = "physical memory"
     for group, files in _groups(root):
         limit = _number(group / files.limit)

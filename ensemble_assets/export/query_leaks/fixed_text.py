@@ -14,6 +14,7 @@ from functools import cache
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 
+from ensemble_assets.export.query_leaks.page_text import SEAM, Page
 from ensemble_assets.export.query_leaks.query_forms import canonical
 
 _WITHOUT = {"sample", "training"}
@@ -38,13 +39,10 @@ _LEVELS = 4
 _LINE = re.compile(r"(<[^<>]*>|\n)")
 """Tags and line ends: what lies between them is written at once."""
 
-_SENTENCE = re.compile(r"((?<=[.;]) )")
+_SENTENCE = re.compile(r"((?<=[.;:]) )")
 
 _LONGEST_LINE = 2000
 """Longer lines are JSON records, not sentences."""
-
-SEAM = "\n_____\n"
-"""Stands between two pieces of a text, so that no match spans both."""
 
 _JSON_STRING = re.compile(r'("(?:[^"\\\n]|\\.)*")')
 _JSON_REST = re.compile(
@@ -161,7 +159,8 @@ def _texts(folder: Traversable) -> Iterator[str]:
         elif path.name.endswith(".py"):
             yield from _of_source(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         elif path.name.endswith((".py.txt", ".j2")):
-            yield _PLACEHOLDER.sub(_OPEN, path.read_text(encoding="utf-8"))
+            text = _PLACEHOLDER.sub(_OPEN, path.read_text(encoding="utf-8"))
+            yield from (text, *(Page(text).values if path.name.endswith(".j2") else ()))
 
 
 def _of_source(nodes: Iterable[ast.AST]) -> Iterator[str]:

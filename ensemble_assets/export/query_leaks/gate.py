@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
-from ensemble_assets.export.query_leaks.fixed_text import SEAM
+from ensemble_assets.export.query_leaks.page_text import SEAM, Page
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.query_leaks.query_search import QuerySearch
 from ensemble_assets.export.query_leaks.unexpected_text import UnexpectedText
@@ -52,6 +52,12 @@ def file_place(path: Path, name: str = "") -> Place:
     return Place(name or path.name, lambda overlap: _read(path, overlap), path.suffix in {".json", ".jsonl"})
 
 
+def page_place(path: Path) -> Place:
+    """Make a place of an HTML page."""
+    page = Page(path.read_text(encoding="utf-8"))
+    return text_place(path.name, ["".join(page.texts), *page.values])
+
+
 def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: False) -> Iterator[Place]:
     """Make places of the files below a folder, apart from those that ``without`` accepts, and of all files' names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -77,14 +83,23 @@ def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: Pu
 
 
 class NoRawQueries:
-    """The gate over a bundle, and over the ``places`` beside it."""
+    """The gate over a bundle, and over the ``places`` beside it.
+
+    An upload script that is equal to ``script`` is not searched.
+    """
 
     def __init__(
-        self, walk: Walk, queries: Sequence[Query], places: Callable[[], Iterable[Place]], public: PublicNames
+        self,
+        walk: Walk,
+        queries: Sequence[Query],
+        places: Callable[[], Iterable[Place]],
+        public: PublicNames,
+        script: str = "",
     ) -> None:
         self._bundle = walk.bundle
         self._places = places
         self._unexpected = UnexpectedText(walk.inputs)
+        self._script = script
         self._leaks = _Leaks(queries, public)
         self._waiting = {content: bytearray() for content in RECORD_FILES}
         self._last: dict[str, bytes] = {}
@@ -106,6 +121,9 @@ class NoRawQueries:
         for content in RECORD_FILES:
             self._flush(content)
         records = {self._bundle.path(content) for content in RECORD_FILES}
+        script = self._bundle.path("upload_script.py")
+        if self._script and script.is_file() and script.read_text(encoding="utf-8") == self._script:
+            records.add(script)
         self._leaks.search_places(
             folder_places(self._bundle.folder, lambda path: path in records or path.suffix in _NUMBERS_ONLY)
         )

@@ -19,9 +19,9 @@ GRAM_WORDS = 6
 _GRAM_CHARACTERS = 12
 """The same for scripts without blanks between words, in characters."""
 
-_STRONG_WORDS = 3
+_STRONG_WORDS, _STRONG_LETTERS = 3, 2
 _STRONG_BYTES = 16
-"""A query with fewer words and fewer bytes cannot be told from ordinary words."""
+"""A query with fewer words, or fewer of letters, and fewer bytes cannot be told from ordinary words and figures."""
 
 _STRONG_DIGITS, _LONG_NUMBER = 8, 3
 """A query of numbers alone needs as many digits as a telephone number or date, and one number of three: coordinates and
@@ -66,7 +66,10 @@ def is_strong(whole: str) -> bool:
     """Return whether a query in canonical form says enough to be told from ordinary words and figures."""
     if not any(map(str.isalpha, whole)):
         return sum(map(str.isdigit, whole)) >= _STRONG_DIGITS and max(map(len, whole.split())) >= _LONG_NUMBER
-    return len(whole.split()) >= _STRONG_WORDS or len(whole.encode()) >= _STRONG_BYTES or _unspaced(whole)
+    words = whole.split()
+    if len(words) >= _STRONG_WORDS and sum(any(map(str.isalpha, word)) for word in words) >= _STRONG_LETTERS:
+        return True
+    return len(whole.encode()) >= _STRONG_BYTES or _unspaced(whole)
 
 
 def forms_of(text: str) -> Iterator[str]:

@@ -23,8 +23,8 @@ _OWN_WORDS = 3
 class QuerySearch:
     """One automaton over all queries.
 
-    A query is weak if it says too little to be told from ordinary words: under three words and under 16 bytes. Weak
-    queries are compared with whole JSON strings only (``weak_in``).
+    A query is weak if it says too little to be told from ordinary words: under three words (two of letters) and 16
+    bytes. Weak queries are compared with whole JSON strings only (``weak_in``).
 
     Args:
         queries: what to look for.

@@ -12,6 +12,7 @@ from typing import Any
 
 from ensemble_assets.collection.legacy_metadata import enrich
 from ensemble_assets.export.checks.bundle_walk import Row
+from ensemble_assets.export.query_leaks.page_text import SEAM
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.names import PREVIEW_CHARACTERS
 
@@ -85,8 +86,8 @@ def _add_words(value: Any, allowed: Any, words: list[str]) -> None:
     if isinstance(value, dict):
         own = allowed if isinstance(allowed, dict) else {}
         for key, item in value.items():
-            if key not in own:
-                words.append(key)
+            if key not in own:  # an identifier is no word of a query, so that none is made of two of them
+                words.append(f"{SEAM}{key}{SEAM}" if "_" in key else key)
             if (other := own.get(key)) != item:  # most values are equal, and nothing is to be said of them
                 _add_words(item, other, words)
     elif isinstance(value, list):

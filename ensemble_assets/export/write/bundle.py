@@ -12,7 +12,7 @@ from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
 from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
-from ensemble_assets.export.write.ranked_list_files import write_rerank_jsonl, write_trec_run
+from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_rerank_jsonl, write_trec_run
 from ensemble_assets.export.write.v40_files import Written, write_array, write_v40
 
 
@@ -55,12 +55,12 @@ def write_bundle(
     with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
         written = write_v40(folder, bundle)
         if lists is not None:
-            write_trec_run(folder / names.file("fused.trec"), lists.fused, "ensemble-fused")
+            write_trec_run(folder / names.file("fused.trec"), lists.fused, RUN_TAGS[0])
             for name, norms in bundle.norms.items():
                 write_array(folder / name, norms)
         if lists is not None and lists.reranked is not None:
             write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
-            write_trec_run(folder / names.file("reranked.trec"), lists.reranked, "ensemble-reranked")
+            write_trec_run(folder / names.file("reranked.trec"), lists.reranked, RUN_TAGS[1])
         text = manifest_text(build_manifest(manifest(written)))
         for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)):
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

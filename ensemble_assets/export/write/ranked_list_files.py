@@ -54,6 +54,10 @@ def write_rerank_jsonl(path: Path, reranked: pl.DataFrame, queries: pl.DataFrame
                 raise ContractError(f"reranked list of query {row['public_id']}: a score is not finite") from None
 
 
+RUN_TAGS = ("ensemble-fused", "ensemble-reranked")
+"""The last column of the run files."""
+
+
 def write_trec_run(path: Path, lists: pl.DataFrame, tag: str) -> None:
     """Write a TREC run file: ``query Q0 chunk rank score tag``, separated by single spaces.
 

@@ -5,7 +5,6 @@ The exporter judged the bundle. Seconds, memory and the files beside it are know
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import STAGE, TIMED_STAGES
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.checks.stage_limits import StageCost
-from ensemble_assets.export.query_leaks.gate import Place, file_place, text_place
+from ensemble_assets.export.query_leaks.gate import Place, file_place, page_place, text_place
 from ensemble_assets.export.query_leaks.query_forms import canonical
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import ExportResults, judge_costs, public_names, with_places
@@ -73,7 +72,7 @@ def _places(bundle: Path, artefacts: Mapping[str, Artefact]) -> Iterator[Place]:
             yield file_place(path, f"telemetry {path.name}")
     report = report_path(bundle)
     if report.is_file():
-        yield text_place(report.name, [html.unescape(report.read_text(encoding="utf-8"))])
+        yield page_place(report)
     for name, artefact in artefacts.items():
         stage = STAGE[name]
         yield file_place(artefact.folder / INDEX_NAME, f"facts of {stage.asset}")

@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
+from ensemble_assets.common import machine
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.compute.devices import cpu
-from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices import host_memory as host_memory_module
+from ensemble_assets.compute.devices.cpu import UNWATCHED, CpuDevice
+from ensemble_assets.compute.devices.discovery import discover_devices
 from ensemble_assets.compute.devices.host_memory import host_memory
 
 MB = 1_000_000
@@ -138,11 +142,27 @@ def test_threads_reach_workers_by_the_libraries_own_variables() -> None:
     assert CpuDevice().environment() == {}
 
 
-def test_a_system_without_affinity_counts_all_cores_and_one_without_proc_is_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_system_without_affinity_and_proc_is_used_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert CpuDevice().name.endswith(f"CPU, {os.cpu_count()} cores")
+    assert UNWATCHED not in discover_devices(list_gpus=tuple).sentences[0]
     monkeypatch.setattr(cpu, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(host_memory_module, "_PHYSICAL", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    physical = host_memory(tmp_path)
+    assert (physical.available, CpuDevice().memory().used) == (physical.total, 0)
+    assert physical.total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert discover_devices(list_gpus=tuple).sentences[0].endswith(UNWATCHED)
+    session = CpuDevice().open()
+    session.begin_peak()
+    held = np.ones(40_000_000)
+    used = session.memory().used
+    assert used > held.nbytes
+    del held
+    session.limit_allocations(1)
+    session.release_cache()
+    assert session.peak_bytes() >= used, "what was seen counts, also when it is gone"
+    assert np.ones(1_000_000).nbytes == 8_000_000, "nothing is limited"
+    (tmp_path / "status").write_text("Name: x\n")
     with pytest.raises(DeviceError, match=r"host memory cannot be watched\. Linux"):
         CpuDevice().open().memory()

@@ -1,0 +1,50 @@
+"""Take the texts and values of an HTML page apart."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+SEAM = "\n_____\n"
+"""Stands between two pieces of a text, so that no match spans both."""
+
+
+class Page(HTMLParser):
+    """Gathers what a page says: texts, tags and values of attributes. A match spans inline tags and no others."""
+
+    _INLINE = frozenset({"a", "abbr", "b", "code", "em", "i", "mark", "small", "span", "strong", "sub", "sup", "tspan"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.values: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take the tag and the values, apart from the texts."""
+        self.handle_endtag(tag)
+        self.values += [tag, *(part for attribute in attrs for part in attribute if part)]
+
+    def handle_endtag(self, tag: str) -> None:
+        """Part the texts, unless the tag stands inside a line."""
+        self.texts.append(" " if tag in self._INLINE else SEAM)
+
+    def handle_data(self, data: str) -> None:
+        """Take a text or a style."""
+        self.texts.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        """Take a comment."""
+        self.texts.append(data)
+
+    def handle_decl(self, decl: str) -> None:
+        """Take a declaration."""
+        self.values.append(decl)
+
+    def handle_pi(self, data: str) -> None:
+        """Take an instruction."""
+        self.values.append(data)
+
+    def unknown_decl(self, data: str) -> None:
+        """Take a declaration of a kind that there is not."""
+        self.values.append(data)
