@@ -92,6 +92,8 @@ def test_broken_input_is_exit_code_1_and_names_file_and_place(tmp_path: Path) ->
         (["run", "--set", "rerank.depth=zero"], "expected a whole number"),
         (["run", "--profile", "huge"], "expected one of embedded"),
         (["run", "--no-such-flag"], "No such option"),
+        (["run", "nowhere"], "nowhere: is not a folder"),
+        (["run", "here", "--chunked-dir", "there"], "give here or there"),
         (["walk"], "No such command"),
     ],
 )
