@@ -139,7 +139,8 @@ def test_weights_that_the_settings_refuse_are_refused_by_doctor_plan_and_sensor_
         words = [f"models.ensemble={asked['models.ensemble']}", f"models.safetensors_only={only}"]
         said = printed(doctor, "--set", words[0], "--set", words[1])
         assert ("pickled, MISSING: pickled: has no *.safetensors" in said) is only
-        assert [spec.slug for spec in planner._dense_models(settings)] == ["all-minilm-l6-v2", "pickled"][: 2 - only]
+        planned = planner.models_that_run(settings)[0]["dense"]
+        assert [spec.slug for spec in planned] == ["all-minilm-l6-v2", "pickled"][: 2 - only]
         assert ("pickled" in wanted_now(settings, {}).models["dense_embeddings"]) is only  # without a fingerprint
 
 

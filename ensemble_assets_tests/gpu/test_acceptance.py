@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_the_page_is_made_from_the_stored_run() -> None:
     assert report["passed"]
     shown = (ROOT / "docs" / "gpu.md").read_text().split("<!-- acceptance -->\n")[1].split("<!-- end -->")[0]
     assert shown == page(report)
+
+
+def test_a_library_that_lacks_what_is_called_is_not_accepted() -> None:
+    """sentence-transformers has ``preprocess`` since 5.4. Before, all models failed but those with a fast path."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (library,) = [need for text in project["dependencies"] if (need := Requirement(text)).name == FORWARD]
+    assert not library.specifier.contains("5.3.0")
+    assert library.specifier.contains("5.4.0")
 
 
 def test_a_card_is_never_kept_longer_than_eight_minutes() -> None:

@@ -92,7 +92,7 @@ def test_growth_between_two_readings_is_not_taken_for_another_process() -> None:
     guard = MemoryGuard(session, CEILING)  # type: ignore[arg-type]
     quiet = guard.measure()
     session.grow = 4 * GB
-    assert guard.measure() == replace(quiet, used=quiet.used + 4 * GB)
+    assert guard.measure() == replace(quiet, used=quiet.used + 4 * GB, peak=quiet.peak + 4 * GB)
 
 
 class FailingSession:
