@@ -81,7 +81,8 @@ def graph_for(spec: ModelSpec, files: ModelFiles, layout: FeatureLayout, cache_f
         ImportError: if OpenVINO is not installed.
     """
     version = import_openvino().__version__.split("-")[0]
-    folder = cache_folder / "openvino" / f"{spec.slug}-{spec.kind}-{files.fingerprint}-{version}-{_FORMAT}"
+    # without the slug: late interaction over an encoder takes the encoder's graph
+    folder = cache_folder / "openvino" / f"{spec.kind}-{files.fingerprint}-{version}-{_FORMAT}"
     graph = Graph(folder, layout)
     if not graph.path.is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -134,6 +134,11 @@ def test_without_openvino_torch_computes(monkeypatch, openvino_runtime):
         dense_factory(spec, files, openvino_runtime)
 
 
+def test_late_interaction_takes_the_graph_of_its_encoder(openvino_runtime):
+    late = rerank_factory(*complete("minilm-late-interaction"), openvino_runtime)
+    assert late.graph == dense_factory(*complete("all-minilm-l6-v2"), openvino_runtime).graph
+
+
 def test_late_interaction_over_another_model_does_not_take_a_graph_that_the_probe_refuses(
     monkeypatch, tmp_path, openvino_runtime
 ):
