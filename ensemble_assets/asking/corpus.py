@@ -13,17 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.fast_json import parse_object, parse_value
 from ensemble_assets.collection.chunks import heading_of
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.export.read.bundle_reader import (
-    Bundle,
-    list_items,
-    open_vectors,
-    parse_object,
-    parse_value,
-    read_object,
-    records,
-)
+from ensemble_assets.export.read.bundle_reader import Bundle, list_items, open_vectors, read_object, records
 from ensemble_assets.retrieval.sparse_topk import SparseRows
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ensemble_assets.artefacts.fast_json import parse_object
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.defaults import CEILING_BYTES, COVERAGE_ERROR, COVERAGE_WARN
 from ensemble_assets.common.errors import ArtefactError, ContractError
@@ -26,7 +27,7 @@ from ensemble_assets.export.checks.stage_lists import StageLists
 from ensemble_assets.export.checks.unit_vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicNames, no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle, parse_object
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS
 from ensemble_assets.export.write.v40_files import upload_script

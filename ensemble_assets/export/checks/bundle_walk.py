@@ -9,18 +9,11 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from ensemble_assets.artefacts.fast_json import parse_object, parse_value
 from ensemble_assets.collection.legacy_metadata import ChunkRow
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.export.checks.result import GateResult
-from ensemble_assets.export.read.bundle_reader import (
-    Bundle,
-    DenseArrays,
-    Point,
-    list_items,
-    parse_object,
-    parse_point,
-    parse_value,
-)
+from ensemble_assets.export.read.bundle_reader import Bundle, DenseArrays, Point, list_items, parse_point
 from ensemble_assets.export.write.inputs import BundleInputs
 
 RECORD_FILES = ("qdrant.jsonl", "metadata.json", "texts.json", "sparse.jsonl")

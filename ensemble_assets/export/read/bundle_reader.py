@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.json_arrays import FLOAT_BLOCK, compact, float_lists
+from ensemble_assets.artefacts.fast_json import FLOAT_BLOCK, compact, float_lists, parse_object
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames
@@ -26,9 +25,6 @@ _POINT_KEYS = ("id", "payload", "vectors")
 _VECTORS_KEY = b', "vectors": {'
 _BLOCK_BYTES = 1 << 18
 _ITEM_BORDER = re.compile(rb",\n  (?! )")
-_DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG_NUMBER = b"0" * 19
-"""An integer of fewer digits fits into 64 bits."""
 
 _EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
     "telemetry": dict,
@@ -237,36 +233,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if content is None:
         raise ArtefactError(f"{path.name}: expected a JSON object. {EXPORT_AGAIN}")
     return content
-
-
-def parse_object(text: bytes) -> dict[str, Any] | None:
-    """Parse a JSON object; None for anything else."""
-    value = parse_value(text)
-    return value if isinstance(value, dict) else None
-
-
-def parse_value(text: bytes) -> Any:
-    """Parse a JSON value; None for text that is no JSON.
-
-    The fast library refuses some texts that ``json`` reads (NaN, deep nesting) and rounds integers beyond 64 bits.
-    """
-    if not _may_hold_large_integer(text):
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
-            pass
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _may_hold_large_integer(text: bytes) -> bool:
-    """Search for a run of 19 digits outside a fraction. A regular expression takes ten times as long on vectors."""
-    plain = text.translate(_DIGITS_AS_ZERO)
-    start = plain.find(_LONG_NUMBER)
-    while start >= 0:
-        if plain[max(0, start - 1) : start] not in (b".", b"0"):
-            return True
-        start = plain.find(_LONG_NUMBER, start + 1)
-    return False

@@ -13,8 +13,9 @@ from typing import Any
 
 from qdrant_client import models
 
+from ensemble_assets.artefacts.fast_json import parse_value
 from ensemble_assets.common.errors import ContractError
-from ensemble_assets.export.read.bundle_reader import Bundle, Point, list_items, parse_value, points
+from ensemble_assets.export.read.bundle_reader import Bundle, Point, list_items, points
 
 SPARSE_NAME = "sparse"
 TEXT = "text"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.fast_json import parse_object
 from ensemble_assets.collection.legacy_metadata import ChunkRow, CollectionFacts
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.names import DEFAULT_PREFIX, BundleNames
@@ -188,7 +188,7 @@ def chunk_rows(chunks: pl.LazyFrame, slice_bytes: int = 16 << 20) -> Callable[[]
 
 def own_metadata(chunk: ChunkRow) -> dict[str, Any]:
     """Read the chunk's own metadata; ``ValueError`` if it is no JSON object."""
-    own = json.loads(chunk.metadata)
-    if not isinstance(own, dict):
+    own = parse_object(chunk.metadata.encode("utf-8", "surrogatepass"))
+    if own is None:
         raise ValueError("metadata is no JSON object")
     return own

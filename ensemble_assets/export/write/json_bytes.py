@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.json_arrays import FLOAT_BLOCK, float_lists
+from ensemble_assets.artefacts.fast_json import FLOAT_BLOCK, float_lists
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.names import UNIT_TOLERANCE

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ensemble_assets.artefacts.json_arrays import compact
+from ensemble_assets.artefacts.fast_json import compact
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.common.stages import TIMED_STAGES
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.json_arrays import compact, number_texts
+from ensemble_assets.artefacts.fast_json import compact, number_texts
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.export.write.inputs import LIVE, METADATA, NO_SOURCE, LiveSparse

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble_assets.artefacts.json_arrays import compact, number_texts
+from ensemble_assets.artefacts.fast_json import compact, number_texts
 from ensemble_assets.collection.legacy_metadata import Enriched
 from ensemble_assets.collection.legacy_sparse_vector import l2_norm
 from ensemble_assets.common.errors import ContractError

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.artefacts.json_arrays import compact
+from ensemble_assets.artefacts.fast_json import compact
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
 from ensemble_assets.common.errors import ContractError

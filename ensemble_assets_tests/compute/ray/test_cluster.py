@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, StageError
 from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import unlocked_lease
 from ensemble_assets.compute.devices.leases import lease_devices
@@ -26,7 +29,10 @@ from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
 from ensemble_assets.compute.ray.node import NodeOptions, Order, compute_shard
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
+from ensemble_assets.compute.stages.context import ComputeContext
+from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import TokenTable
+from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.sources import process_environment
 from ensemble_assets_tests.orchestration.doubles import Double, OutputSpec, _dense
 
@@ -236,6 +242,29 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(cluster: Nodes, tmp_path: 
     result = stored_run(cluster.address, tmp_path, EventLog())
     np.testing.assert_array_equal(result.outputs["vector"], expected_vectors())
     assert 0 < result.reused_rows < len(TABLE), "the first part was stored, the others were not"
+
+
+@pytest.mark.nightly
+@pytest.mark.models
+@pytest.mark.timeout(1800)
+def test_two_nodes_encode_to_the_bytes_of_one(cluster: Nodes, tmp_path: Path, record_property) -> None:
+    """Shards and batches do not depend on the number of nodes, so the vectors do not either."""
+    texts = pl.Series([text[:700] for text in list(topics.values())[:60]])
+
+    def encoded() -> tuple[bytes, float]:
+        runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=10))
+        context = ComputeContext(lease=cluster_lease, runner=runner, runtime=Runtime(threads=1))
+        started = time.perf_counter()
+        (model,) = encode_dense(texts, texts[:1], [MODELS["all-minilm-l6-v2"]], context).models
+        return model.chunks.tobytes(), time.perf_counter() - started
+
+    on_two, seconds_on_two = encoded()
+    cluster.remove("second")
+    on_one, seconds_on_one = encoded()
+    (cluster.folder / "second").rename(cluster.folder / "removed")
+    cluster.add("second")
+    assert on_two == on_one
+    record_property("seconds on one node over those on two", round(seconds_on_one / seconds_on_two, 2))
 
 
 @pytest.mark.slow

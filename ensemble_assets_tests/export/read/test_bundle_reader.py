@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from ensemble_assets.artefacts.fast_json import parse_value
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.export.read.bundle_reader import list_items, open_bundle, parse_value
+from ensemble_assets.export.read.bundle_reader import list_items, open_bundle
 from ensemble_assets_tests.export.strategies import values
 
 

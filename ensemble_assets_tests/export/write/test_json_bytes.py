@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ensemble_assets.artefacts.json_arrays import compact, float_lists, number_texts
+from ensemble_assets.artefacts.fast_json import compact, float_lists, number_texts
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.json_bytes import HERE, JsonList, float_rows, indented, item_with
 from ensemble_assets_tests.export.strategies import metadata, values
