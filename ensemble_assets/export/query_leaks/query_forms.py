@@ -93,7 +93,7 @@ def _bounded(form: str) -> str:
 
 
 def _unspaced(word: str) -> bool:
-    return is_unspaced(word[0])
+    return not word[0].isascii() and is_unspaced(word[0])  # nearly every word is told by the first
 
 
 def views_of(text: str) -> Iterator[str]:
