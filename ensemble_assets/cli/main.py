@@ -7,6 +7,8 @@ Command modules import heavy libraries inside their functions, so that ``--help`
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 import click
@@ -41,12 +43,20 @@ for command in _COMMANDS:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; ``arguments`` stands in for the command line in tests."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may not know the letters of a folder's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with stop_when_asked(say_stopped):
         code = _run(arguments)
     sys.exit(code)
 
 
 def _run(arguments: list[str] | None) -> int:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        click.echo("Error: the folder that this was started in is gone. Go to another one", err=True)
+        return 2
     try:
         return commands.main(arguments, standalone_mode=False) or 0
     except click.ClickException as error:

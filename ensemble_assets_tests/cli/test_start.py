@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from ensemble_assets_tests.export.checks.bundles import plain
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 
+ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = ("torch", "transformers", "sentence_transformers")
 """They take two seconds to import."""
 
@@ -46,6 +48,31 @@ def test_commands_that_run_nothing_start_without_dagster_and_torch(command: str,
 @pytest.mark.parametrize("arguments", [("--help",), ("run", "--help"), ("plan", "--help")])
 def test_help_starts_without_heavy_libraries(arguments: tuple[str, ...], tmp_path: Path) -> None:
     assert not modules_after(*arguments, cwd=tmp_path) & {*HEAVY, "numpy", "polars", "rich.console"}
+
+
+def test_a_terminal_that_does_not_know_the_letters_of_a_name_shows_their_numbers(tmp_path: Path) -> None:
+    program = PROGRAM + "from rich.console import Console; Console().print('文档')"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", program, "leases"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ascii_only, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == r"\u6587\u6863"
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    gone = "import os, sys; os.rmdir(os.getcwd()); from ensemble_assets.cli.main import main; main(['leases'])"
+    (tmp_path / "gone").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    finished = subprocess.run(
+        [sys.executable, "-c", gone],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "gone",
+        env=environment,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == "Error: the folder that this was started in is gone. Go to another one\n"
 
 
 @pytest.mark.models
