@@ -53,6 +53,14 @@ SQUEEZED: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
 }
+FAULTS: dict[str, Callable[[bytes], bytes]] = {
+    "item": bytes,
+    "bytes": lambda content: content + b"\xff",
+    "cut": lambda content: content + b'{"',
+    "UTF-16": lambda content: content.decode().encode("utf-16"),
+    "twice": lambda content: gzip.compress(gzip.compress(content)),
+    "archive": lambda content: b"PK\x03\x04" + content,
+}
 BESIDE = {
     "queries.jsonl": b'{"id": 1, "text": "x"}',
     "qrels/dev.tsv": b"1\t0\td\t1\n",
@@ -67,7 +75,7 @@ FEWER = max(30, settings().max_examples // 3)
 @given(
     kind=st.sampled_from(sorted(FORMATS)),
     files=st.lists(
-        st.tuples(RECORDS, st.sampled_from(sorted(SQUEEZED)), st.sampled_from(["", "item", "bytes", "cut"])),
+        st.tuples(RECORDS, st.sampled_from(sorted(SQUEEZED)), st.sampled_from(["", "", *FAULTS])),
         min_size=1,
         max_size=5,
     ),
@@ -82,7 +90,7 @@ def test_what_is_read_skipped_and_refused_adds_up(
     sound = broken = 0
     for number, (records, squeezed, fault) in enumerate(files):
         content = write([*records, bad] if fault == "item" else records)
-        content += b"\xff" if fault == "bytes" else b'{"' if fault == "cut" else b""
+        content = FAULTS.get(fault, bytes)(content)
         path = folder / f"f{number}{ending}{squeezed}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(SQUEEZED[squeezed](content))
