@@ -130,6 +130,11 @@ def test_tables_as_other_programs_write_them_say_the_same(tmp_path: Path, name: 
     assert dict(tally.counts) == {}
 
 
+def test_a_nul_near_the_beginning_makes_no_other_encoding_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("q\0001\tfirst one\n")
+    assert read(tmp_path / "q.tsv")[0] == [("q\x001", "first one")]
+
+
 def test_a_phrase_in_quotes_keeps_them_and_quotes_that_do_not_close_are_refused(tmp_path: Path) -> None:
     (tmp_path / "q.tsv").write_text('q1\t"exact phrase"\n')
     assert read(tmp_path / "q.tsv")[0][0][:2] == ("q1", '"exact phrase"')

@@ -117,7 +117,7 @@ def _require_text(head: bytes, source: str) -> None:
     for magic, problem, remedy in _OTHERS:
         if head.startswith(magic):
             raise InputError(f"{source}, byte 0", problem, remedy)
-    if len(head) >= _LEAST_HEAD and 0 in head[:2] and head[:2] != b"\0\0":
+    if len(head) >= _LEAST_HEAD and any(head[:_LEAST_HEAD]) and not (any(head[:4:2]) and any(head[1:4:2])):
         raise InputError(f"{source}, byte 0", *_UTF16)
 
 
