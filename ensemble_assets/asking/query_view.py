@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -11,7 +12,9 @@ from ensemble_assets.artefacts.store import ArtefactStore
 from ensemble_assets.collection.chunk_text import WHOLE_TEXT_COLUMNS, whole_text
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_trec_run
-from ensemble_assets.report.page import Cell, Section, Table
+
+if TYPE_CHECKING:
+    from ensemble_assets.report.page import Cell, Section, Table
 
 _GAIN = "nDCG@10"
 _SHOWN, _CHARACTERS = 10, 200
@@ -113,6 +116,8 @@ class QueryViews:
 
 def query_sections(views: QueryViews, top: int = 10) -> list[Section]:
     """Make the report's part on the ten queries that gained most and the ten that lost most, with texts."""
+    from ensemble_assets.report.page import Section  # here, since show needs no page
+
     changes = views.changes()
     gained, lost = [each for each in changes if each.change > 0], [each for each in changes[::-1] if each.change < 0]
     return [
@@ -123,6 +128,8 @@ def query_sections(views: QueryViews, top: int = 10) -> list[Section]:
 
 
 def _table(views: QueryViews, query: QueryChange, top: int) -> Table:
+    from ensemble_assets.report.page import Table
+
     rows: list[list[Cell]] = []
     for each in views.candidates(query.public_id, top):
         text = " ".join(each.text.split())[:_CHARACTERS]

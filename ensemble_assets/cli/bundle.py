@@ -37,16 +37,17 @@ def validate(
 
     Exit code 0: nothing worse than warnings. 1: problems. 2: BUNDLE or OTHER is no bundle, or a file is missing.
     """
+    opened, settings = _open(bundle), resolve().settings
+    other = _open(against) if against is not None else None
+    missing = [path.name for path in search if not path.exists()]
+    if missing:
+        raise SettingsError(f"--search {missing[0]}: there is no such file or folder")
     from ensemble_assets.export.checks.stage_limits import costs_of
     from ensemble_assets.export.checks.v40_parity import v40_parity
     from ensemble_assets.export.suite import judge_bundle, judge_costs, public_names_in
     from ensemble_assets.pipeline.bundle_inputs import limits_of
 
-    opened, limits = _open(bundle), limits_of(resolve().settings)
-    other = _open(against) if against is not None else None
-    missing = [path.name for path in search if not path.exists()]
-    if missing:
-        raise SettingsError(f"--search {missing[0]}: there is no such file or folder")
+    limits = limits_of(settings)
     results = [
         *judge_bundle(
             opened,
@@ -123,10 +124,14 @@ def report(bundle: Path, output: Path | None, with_queries: bool) -> int:
     The page is one file that opens from disk and needs no network. Exit code 2: BUNDLE has no readable manifest, or
     FILE cannot be written.
     """
+    from ensemble_assets.export.read.bundle_reader import read_manifest
+
+    settings, more = resolve().settings, []
+    with wrong_name_is_usage_error():
+        read_manifest(bundle)  # a mistake is said before a second of imports
     from ensemble_assets.pipeline.bundle_export import facts_of_bundle, report_path, write_report
     from ensemble_assets.pipeline.from_settings import open_store
 
-    settings, more = resolve().settings, []
     path = output or report_path(bundle)
     with wrong_name_is_usage_error():
         facts = facts_of_bundle(bundle, settings)
@@ -165,18 +170,18 @@ def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
     A second upload changes nothing. An interrupted upload continues where it stopped. The options qdrant.* of the
     configuration hold here too. Exit code 1: the server does not answer, or refuses.
     """
+    if given["url"] and given["path"]:
+        raise SettingsError("--url and --path: give one of them, a server or a folder")
+    opened, resolved = _open(bundle), resolve()
     from ensemble_assets.export.read.qdrant import describe
     from ensemble_assets.pipeline import bundle_export
 
-    if given["url"] and given["path"]:
-        raise SettingsError("--url and --path: give one of them, a server or a folder")
-    resolved = resolve()
     options = resolved.settings.qdrant.model_copy(
         update={name: value for name, value in given.items() if value is not None}
         | ({"url": ""} if given["path"] else {})
     )
     key = api_key or resolved.environment.get("QDRANT_API_KEY")
-    uploaded = bundle_export.upload(_open(bundle), options, bundle.resolve().parent, key, _show_progress)
+    uploaded = bundle_export.upload(opened, options, bundle.resolve().parent, key, _show_progress)
     click.echo(describe(uploaded))
     return 0
 

@@ -9,6 +9,7 @@ import click
 
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.settings.chosen_models import choose_models
 
 _PATH = click.Path(path_type=Path)
 _USUAL_TOKENS = 512
@@ -31,16 +32,17 @@ def chunk(
     They are cut at headings, and where a section is longer than the primary dense model reads, between paragraphs or
     sentences. A row of a CSV file is a chunk. Running it again replaces the chunks.
     """
-    from ensemble_assets.collection.readers.formats import documents_in
-    from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
-    from ensemble_assets.documents.cutting import Cutting, cut_folder
-    from ensemble_assets.documents.sections import READERS
-    from ensemble_assets.pipeline.from_settings import choose_models, files_of, tokens_of_chunks
-
     if not folder.is_dir():
         raise SettingsError(f"{folder}: there is no such folder")
     settings = args.resolve_flags(flags, assignments)
     primary = choose_models(settings.models).primary
+    # imported after the checks: a mistake is said before a second of imports
+    from ensemble_assets.collection.readers.formats import documents_in
+    from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+    from ensemble_assets.documents.cutting import Cutting, cut_folder
+    from ensemble_assets.documents.sections import READERS
+    from ensemble_assets.pipeline.from_settings import files_of, tokens_of_chunks
+
     vocabulary = load_vocabulary(files_of(primary, settings))
 
     def count(text: str) -> int:

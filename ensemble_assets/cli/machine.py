@@ -57,7 +57,7 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     end with the error that stands beside a model.
     """
     from ensemble_assets.compute.devices.discovery import discover_devices
-    from ensemble_assets.pipeline.from_settings import named_models
+    from ensemble_assets.settings.chosen_models import named_models
 
     settings, environment = args.resolve_flags(flags, assignments), resolve().environment
     named = named_models(settings)
@@ -132,7 +132,7 @@ class _Forecast:
 
 
 def _describe_models(settings: Settings, cannot_run: Mapping[ModelSpec, str], forecast: _Forecast) -> list[str]:
-    from ensemble_assets.pipeline.from_settings import choose_models
+    from ensemble_assets.settings.chosen_models import choose_models
 
     choice = choose_models(settings.models)
     specs: list[ModelSpec] = [*choice.dense, *choice.sparse, choice.rerank]

@@ -35,7 +35,6 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    from ensemble_assets.cli.console import ConsoleProgress
     from ensemble_assets.cli.run import run_collections
     from ensemble_assets.pipeline.from_settings import open_store
 
@@ -46,7 +45,7 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
             f"{collection}: has no ranked lists in {overrides.get('paths.output_dir', 'the output folder')}. "
             "Give the folder of a bundle, or a collection's name and --output-dir, and run it first"
         )
-    (outcome,) = run_collections((collection,), overrides, sources, ConsoleProgress(), ("evaluation",))
+    (outcome,) = run_collections((collection,), overrides, sources, ("evaluation",))
     evaluation = store.load(collection, "evaluation") if not outcome.error else None
     if json_output:
         click.echo(json.dumps(_evaluation_json(outcome, evaluation), indent=2))
@@ -227,7 +226,7 @@ def _measured(settings: Settings, collection: str, chunks: pl.DataFrame, repeats
     from ensemble_assets.compute.devices.discovery import discover_devices
     from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
     from ensemble_assets.compute.stages.plain_baseline import capped, measure_baseline
-    from ensemble_assets.pipeline.from_settings import choose_models
+    from ensemble_assets.settings.chosen_models import choose_models
 
     options = settings.device
     with (

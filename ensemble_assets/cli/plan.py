@@ -11,6 +11,7 @@ import click
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.stage_times import LIMIT_RATIO
 from ensemble_assets.common.stages import TIMED_STAGES
+from ensemble_assets.settings.chosen_models import choose_models
 
 if TYPE_CHECKING:
     from ensemble_assets.planning.planner import CollectionPlan
@@ -40,6 +41,10 @@ def plan(
     content and settings records how far the prediction was off. A named model that cannot run is the error that it is
     in a run. Where a run does without one of a profile's models, so does the plan, and says why.
     """
+    settings = args.resolve_flags(flags, assignments, sample=sample)
+    choose_models(settings.models)
+    chosen = args.choose_collections(settings, args.split_names(collections))
+    # imported after the checks: a mistake is said before a second of imports
     from rich.console import Console
 
     from ensemble_assets.pipeline.compute_context import Computing
@@ -47,11 +52,10 @@ def plan(
     from ensemble_assets.planning.history import store_plan
     from ensemble_assets.planning.planner import plan_collection
 
-    settings = args.resolve_flags(flags, assignments, sample=sample)
     require_named_models(settings)
     announce = partial(Console(stderr=True, highlight=False).print, style="dim")
     plans = []
-    for collection in args.choose_collections(settings, args.split_names(collections)):
+    for collection in chosen:
         planned = plan_collection(settings, collection, Computing(), recalibrate=recalibrate, announce=announce)
         plans.append(planned.as_json())
         store_plan(settings, plans[-1])

@@ -22,6 +22,7 @@ from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
 from ensemble_assets.settings import Resolved, Settings, flatten, resolve
+from ensemble_assets.settings.chosen_models import choose_models
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -77,10 +78,10 @@ def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
 def _run_and_show(
     names: tuple[str, ...], flags: dict[str, Any], assignments: tuple[str, ...], json_output: bool
 ) -> int:
-    from ensemble_assets.cli.console import ConsoleProgress, as_json, print_summary
-
     overrides, sources = args.option_overrides(flags, assignments)
-    outcomes = run_collections(names, overrides, sources, ConsoleProgress())
+    outcomes = run_collections(names, overrides, sources)
+    from ensemble_assets.cli.console import as_json, print_summary
+
     if json_output:
         click.echo(json.dumps(as_json(outcomes), indent=2))
     else:
@@ -92,19 +93,12 @@ def run_collections(
     names: Sequence[str],
     overrides: Mapping[str, Any],
     sources: Mapping[str, str],
-    progress: ConsoleProgress,
     assets: tuple[str, ...] = (),
 ) -> list[CollectionOutcome]:
     """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
 
     No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
     """
-    from ensemble_assets.build import build_definitions
-    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, leave_output_on_terminal, name_origin
-    from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
-    from ensemble_assets.orchestration.resources import settings_run_config
-    from ensemble_assets.pipeline.from_settings import choose_models
-
     resolved = resolve(overrides, override_sources=sources)
     choose_models(resolved.settings.models)
     outcomes: list[CollectionOutcome] = []
@@ -114,6 +108,14 @@ def run_collections(
         args.require_output(resolved.settings)
         outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]
+    # imported after the checks: a mistake is said before a second of imports
+    from ensemble_assets.build import build_definitions
+    from ensemble_assets.cli.console import ConsoleProgress
+    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, leave_output_on_terminal, name_origin
+    from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
+    from ensemble_assets.orchestration.resources import settings_run_config
+
+    progress = ConsoleProgress()
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
         name_origin(instance, RETRIEVAL_BUNDLE)

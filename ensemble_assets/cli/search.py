@@ -40,9 +40,7 @@ def search(
 
     Uses the models that made the bundle. Nothing of a question is written anywhere.
     """
-    from rich.console import Console
-
-    from ensemble_assets.asking.searcher import Searcher
+    from ensemble_assets.export.read.bundle_reader import open_bundle
     from ensemble_assets.export.write.names import collection_folder
 
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)
@@ -50,6 +48,11 @@ def search(
     named = Path(target)
     folder = named if named.is_dir() else Path(settings.paths.output_dir) / collection_folder(collection)
     with args.wrong_name_is_usage_error():
+        open_bundle(folder)  # a mistake is said before a second of imports
+        from rich.console import Console
+
+        from ensemble_assets.asking.searcher import Searcher
+
         searcher = Searcher(folder, settings)
     console = Console(highlight=False)
     try:

@@ -39,8 +39,6 @@ def show(
     TARGET is a collection that was run, or its bundle's folder. Texts come from the artefacts on this machine. A
     bundle has public query ids only; the file of --run-file lies outside of it and has those of your queries file.
     """
-    from rich.console import Console
-
     from ensemble_assets.asking.query_view import QueryViews
     from ensemble_assets.pipeline.from_settings import open_store
 
@@ -51,6 +49,8 @@ def show(
     if run_file is not None:
         _write_run(views, run_file, Path(settings.paths.output_dir))
         return 0
+    from rich.console import Console
+
     console = Console(highlight=False)
     if query_id is None:
         _list_changes(console, views)

@@ -12,8 +12,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, create_model
 
-from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.settings import Resolved, Settings, flatten, options, resolve
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.section import Names, Section
 from ensemble_assets.settings.sources import dotted, nested
 

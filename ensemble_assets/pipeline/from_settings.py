@@ -1,10 +1,10 @@
-"""Make what the settings name: the artefact store, the models, a collection's inputs, and a run's telemetry."""
+"""Make what the settings name: the artefact store, the models' files, a collection's inputs, and a run's telemetry."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -16,16 +16,14 @@ from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.collection.readers.fields import Fields
 from ensemble_assets.collection.readers.input_files import ReadLimits
 from ensemble_assets.collection.readers.read_report import ReadReport
-from ensemble_assets.common.errors import SettingsError
-from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.registry import PROFILES
-from ensemble_assets.models.spec import ModelKind, ModelSpec
+from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import choose_models, named_models
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
-from ensemble_assets.settings.options import Models
-from ensemble_assets.telemetry.exporters import TelemetryOptions
-from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+
+if TYPE_CHECKING:
+    from ensemble_assets.telemetry.run_telemetry import RunTelemetry
 
 UNLIMITED_TOKENS = 1_000_000
 """Tokens of a chunk for a model without a limit, such as static embeddings; no record may be as long."""
@@ -42,6 +40,9 @@ def run_telemetry(run_id: str, collection: str, settings: Settings, environment:
 
     ``OTEL_*`` variables of ``environment`` name further exporters.
     """
+    from ensemble_assets.telemetry.exporters import TelemetryOptions
+    from ensemble_assets.telemetry.run_telemetry import RunTelemetry
+
     metrics = settings.metrics
     options = TelemetryOptions(
         journal_folder=journal_folder(Path(settings.paths.output_dir)),
@@ -52,77 +53,6 @@ def run_telemetry(run_id: str, collection: str, settings: Settings, environment:
         namespace=metrics.namespace,
     )
     return RunTelemetry(run_id, collection, options=options)
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """The models of one run; the first dense one is the primary."""
-
-    dense: tuple[ModelSpec, ...]
-    sparse: tuple[ModelSpec, ...]
-    rerank: ModelSpec
-
-    @property
-    def primary(self) -> ModelSpec:
-        """The dense model that names the bundle's vectors."""
-        return self.dense[0]
-
-
-def choose_models(models: Models) -> ModelChoice:
-    """Choose the models: those of the profile, unless the settings name others. Nothing is loaded.
-
-    An unknown model, a model of the wrong kind and one named twice are a ``SettingsError``.
-    """
-    if models.profile != "custom":
-        catalogue = ModelCatalogue({}, PROFILES[models.profile])
-    elif models.file:
-        catalogue = read_catalogue(Path(models.file))
-    else:
-        raise SettingsError("profile custom needs models.file: a YAML file, see docs/models.md")
-    profile = catalogue.profile
-
-    def spec_of(slug: str, kind: ModelKind) -> ModelSpec:
-        spec = catalogue.spec(slug, kind)
-        return replace(spec, windows=models.windows or spec.windows)
-
-    def specs(named: tuple[str, ...], usual: tuple[str, ...], kind: ModelKind) -> tuple[ModelSpec, ...]:
-        chosen = tuple(spec_of(slug, kind) for slug in (named or usual))
-        _refuse_equal_slugs(chosen, kind)
-        return chosen
-
-    reranker = spec_of(models.rerank or profile.rerank, "rerank")
-    return ModelChoice(
-        dense=specs(models.ensemble, profile.dense, "dense"),
-        sparse=specs(models.sparse, profile.sparse, "sparse"),
-        rerank=replace(reranker, max_tokens=models.rerank_tokens or reranker.max_tokens),
-    )
-
-
-def late_model(settings: Settings) -> ModelSpec | None:
-    """Choose the dense model for late interaction beside the reranker, with its share; None where it takes no part.
-
-    The primary model's states are compared, if a share is set or was measured for it. A reranker that is late
-    interaction itself has none beside it.
-    """
-    options, choice = settings.rerank, choose_models(settings.models)
-    share = choice.primary.late_share if options.late_weight < 0 else options.late_weight
-    on = settings.enable_rerank and options.late_interaction and choice.rerank.pooling != "late_interaction"
-    return replace(choice.primary, late_share=share) if on and share > 0 else None
-
-
-def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
-    """Refuse one model named twice, and two models that would share files because they have one slug."""
-    by_slug: dict[str, ModelSpec] = {}
-    for spec in specs:
-        other = by_slug.setdefault(spec.slug, spec)
-        if other is spec:
-            continue
-        if other.source == spec.source:
-            raise SettingsError(f"the {kind} model {spec.slug} is named twice. Name it once")
-        raise SettingsError(
-            f"the {kind} models {other.hf_model_id} and {spec.hf_model_id} would both be called {spec.slug} in files "
-            "and telemetry. Give one of them another slug in a models file (profile custom)"
-        )
 
 
 def find_collection(settings: Settings, name: str) -> Collection:
@@ -148,14 +78,6 @@ def require_named_models(settings: Settings) -> None:
     """
     for spec in named_models(settings):
         require_model(spec, settings)
-
-
-def named_models(settings: Settings) -> tuple[ModelSpec, ...]:
-    """List the models that the options name, and that a run does not do without."""
-    models, choice = settings.models, choose_models(settings.models)
-    named = choice.dense[:1] if models.ensemble else ()  # companions are left to the dense stage
-    named += choice.sparse[:1] if models.sparse and settings.enable_sparse else ()
-    return named + ((choice.rerank,) if models.rerank and settings.enable_rerank else ())
 
 
 def require_model(spec: ModelSpec, settings: Settings) -> None:

@@ -14,10 +14,10 @@ from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
 from ensemble_assets.export.write.v40_files import Written
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.dense_run import COMBINATION
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.telemetry.span_record import telemetry_section
 
 _DENSE_FACTS = (

@@ -28,15 +28,14 @@ from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.first_stage import SPARSE_PARTS, searched_texts
 from ensemble_assets.pipeline.from_settings import (
-    choose_models,
     collection_chunks,
     collection_queries,
     find_collection,
-    late_model,
     require_named_models,
 )
 from ensemble_assets.pipeline.run_costs import rerank_time
 from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.settings.chosen_models import choose_models, late_model
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.stages.late_interaction import LateInteraction

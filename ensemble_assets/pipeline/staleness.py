@@ -14,8 +14,9 @@ from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageReco
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets_read_by
 from ensemble_assets.models.spec import HubSource, ModelSpec, PackageSource, PackedSource
-from ensemble_assets.pipeline.from_settings import choose_models, files_of
+from ensemble_assets.pipeline.from_settings import files_of
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.default_paths import cache_folder
 
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}

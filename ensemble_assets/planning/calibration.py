@@ -18,10 +18,11 @@ from ensemble_assets.collection.folders import Collection
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.from_settings import choose_models, collection_chunks, collection_queries
+from ensemble_assets.pipeline.from_settings import collection_chunks, collection_queries
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.planning.history import Observation
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import choose_models
 
 _SIZES = (8, 64)
 """Chunks of the two measurements. The embedded models take about a second for the larger one on two cores."""

@@ -17,9 +17,9 @@ from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.bundle_inputs import Upstream
-from ensemble_assets.pipeline.from_settings import choose_models
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.default_paths import cache_folder
 
 TOLERANCE = 0.25

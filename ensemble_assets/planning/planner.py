@@ -19,10 +19,11 @@ from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.compute.stages.rerank_depth import rerank_allowance
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.from_settings import choose_models, files_of, require_model
+from ensemble_assets.pipeline.from_settings import files_of, require_model
 from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
 from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.default_paths import baselines_folder
 from ensemble_assets.settings.options import Rerank
 

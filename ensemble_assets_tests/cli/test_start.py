@@ -29,13 +29,13 @@ print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)
 """
 
 
-def modules_after(*arguments: str, cwd: Path) -> set[str]:
+def modules_after(*arguments: str, cwd: Path, expected: int = 0) -> set[str]:
     """Run a command in a process of its own, and list the modules that it imported."""
     finished = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
     code, modules = json.loads(finished.stderr.splitlines()[-1])
-    assert code == 0, finished.stdout + finished.stderr
+    assert code == expected, finished.stdout + finished.stderr
     return set(modules)
 
 
@@ -73,6 +73,28 @@ def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     )
     assert finished.returncode == 2
     assert finished.stderr == "Error: the folder that this was started in is gone. Go to another one\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--profile", "nope"),
+        ("run", "--set", "models.dens=bge-m3"),
+        ("run", "--ensemble-models", "bge-m4"),
+        ("run", "--chunked-dir", "nowhere"),
+        ("plan", "--profile", "nope"),
+        ("plan", "--chunked-dir", "nowhere"),
+        ("chunk", "nowhere", "--into", "notes"),
+        ("doctor", "--profile", "nope"),
+        ("search", "nowhere", "a question"),
+        ("validate", "nowhere"),
+        ("report", "nowhere"),
+        ("upload", "nowhere"),
+    ],
+)
+def test_a_mistake_is_said_before_heavy_libraries_are_imported(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    imported = modules_after(*arguments, cwd=tmp_path, expected=2)
+    assert not imported & {*HEAVY, "polars", "rich.console", "opentelemetry.sdk", "fsspec"}
 
 
 @pytest.mark.models

@@ -17,7 +17,7 @@ from ensemble_assets.models import model_files
 from ensemble_assets.models.model_files import describe_on_hub, hub_has_weights, locate, weight_bytes
 from ensemble_assets.models.registry import MODELS, hub_spec, model_spec
 from ensemble_assets.models.spec import FolderSource, HubSource
-from ensemble_assets.pipeline.from_settings import choose_models
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.options import Models
 from ensemble_assets_tests.model_zoo.registered_layouts import JINA_PROMPTS
 

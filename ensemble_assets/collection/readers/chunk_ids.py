@@ -7,13 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.collection.readers.json_values import replace_surrogates
 from ensemble_assets.collection.readers.read_report import MAX_PLACES, Tally, record_place
 from ensemble_assets.common.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_ID_CHARACTERS = 512
 """Longer ids are refused, or replaced where the format does not demand an id."""
@@ -62,6 +63,8 @@ def with_unique_ids(frame: pl.DataFrame, tally: Tally, *, refuse: bool = False) 
     Repeated identical records of given ids are dropped. Other repeated ids get ``#2``, ``#3``, ... With ``refuse`` a
     given id with two contents is an ``InputError`` that names all such places.
     """
+    import polars as pl  # here, so that a folder's formats are recognised without it
+
     numbered = frame.with_row_index("n")
     repeated = numbered.filter(pl.col("chunk_id").is_duplicated())
     repeated = repeated.select("n", "chunk_id", "given", "source", "position", "text_sha1", "metadata")

@@ -14,8 +14,6 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-import polars as pl
-
 from ensemble_assets.collection.readers.chunk_ids import place_id
 from ensemble_assets.collection.readers.fields import OTHER_TEXT_FIELDS, Fields, id_of, metadata_of, without_nulls
 from ensemble_assets.collection.readers.file_text import read_lines
@@ -158,6 +156,8 @@ def parquet_rows(file: InputFile, wanted: tuple[str, ...] = ()) -> Iterator[dict
     Raises:
         InputError: if the file is damaged, has none of the ``wanted`` columns, or holds binary values.
     """
+    import polars as pl  # here, so that a folder's formats are recognised without it
+
     _require_content(file)
     start = 0
     while True:

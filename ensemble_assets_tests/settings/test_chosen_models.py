@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ensemble_assets.models.registry import MODELS
-from ensemble_assets.pipeline.from_settings import choose_models
+from ensemble_assets.settings.chosen_models import choose_models
 from ensemble_assets.settings.options import Models
 
 
