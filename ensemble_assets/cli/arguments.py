@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,6 +153,20 @@ def wrong_name_is_usage_error() -> Iterator[None]:
         yield
     except (ArtefactError, InputError) as error:
         raise SettingsError(str(error)) from None
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import much without the garbage collector, which would look through all modules again and again in vain.
+
+    It takes a sixth of the time of Dagster's imports. What was imported stays out of later collections too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def require_output(settings: Settings) -> None:

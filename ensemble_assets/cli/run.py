@@ -101,21 +101,21 @@ def run_collections(
     """
     resolved = resolve(overrides, override_sources=sources)
     choose_models(resolved.settings.models)
-    outcomes: list[CollectionOutcome] = []
+    whole = not (names or assets)
     if not assets:
         args.require_files(resolved.settings)
         chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
         args.require_output(resolved.settings)
-        outcomes = [] if names else _left_out(resolved.settings)
         names = [collection.name for collection in chosen]
     # imported after the checks: a mistake is said before a second of imports
-    from ensemble_assets.build import build_definitions
-    from ensemble_assets.cli.console import ConsoleProgress
-    from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, leave_output_on_terminal, name_origin
-    from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
-    from ensemble_assets.orchestration.resources import settings_run_config
+    with args.importing():
+        from ensemble_assets.build import build_definitions
+        from ensemble_assets.cli.console import ConsoleProgress
+        from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE, leave_output_on_terminal, name_origin
+        from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
+        from ensemble_assets.orchestration.resources import settings_run_config
 
-    progress = ConsoleProgress()
+    outcomes, progress = _left_out(resolved.settings) if whole else [], ConsoleProgress()
     with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
         name_origin(instance, RETRIEVAL_BUNDLE)

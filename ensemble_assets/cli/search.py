@@ -49,10 +49,10 @@ def search(
     folder = named if named.is_dir() else Path(settings.paths.output_dir) / collection_folder(collection)
     with args.wrong_name_is_usage_error():
         open_bundle(folder)  # a mistake is said before a second of imports
-        from rich.console import Console
+        with args.importing():
+            from rich.console import Console
 
-        from ensemble_assets.asking.searcher import Searcher
-
+            from ensemble_assets.asking.searcher import Searcher
         searcher = Searcher(folder, settings)
     console = Console(highlight=False)
     try:

@@ -39,6 +39,12 @@ def this_host(accelerators: tuple[str, ...] = ()) -> Host:
     return Host(_cpu_model(), usable_cores(), accelerators)
 
 
+def instruction_sets() -> str:
+    """Name the processor with all its instruction sets; where the system does not list them, as far as Python knows."""
+    lines = _processor_lines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + _cpu_model()
+
+
 def usable_cores() -> int:
     """Count the cores that this process may use; without affinity, as on macOS, all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -98,10 +104,13 @@ def _stat(pid: int | str) -> list[str]:
     return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
-def _cpu_model() -> str:
+def _processor_lines() -> list[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return []
+
+
+def _cpu_model() -> str:
+    names = (line.partition(":")[2].strip() for line in _processor_lines() if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()

@@ -107,3 +107,4 @@ def test_a_default_run_with_converted_models_imports_no_library_of_networks(tmp_
 
     run("first")  # converts the models, where this machine has not
     assert not run("second") & set(NETWORKS)
+    assert not run("second") & {*NETWORKS, "openvino", "numba"}, "nothing is new, so nothing is computed"

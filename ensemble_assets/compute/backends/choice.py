@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from ensemble_assets.common.defaults import TOP_K
@@ -64,8 +65,10 @@ def choose_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
     if runtime.backend == "torch" or runtime.cache_folder is None:
         return _with_torch(model, files, runtime, REFERENCE, top_k)
     by_name = runtime.backend == "openvino"
-    precision = settled_precision(runtime.precision)
-    obstacle, detail = _obstacle(runtime.precision) or _difference(model, files, precision, runtime), ""
+    obstacle, detail = _obstacle(runtime), ""
+    if not obstacle:
+        precision = settled_precision(runtime.precision, runtime.cache_folder)
+        obstacle = _difference(model, files, precision, runtime)
     if not obstacle:
         reason, settled = ASKED_FOR if by_name else FASTEST, replace(runtime, precision=precision)
         try:
@@ -101,13 +104,15 @@ def _difference(model: Described, files: ModelFiles, precision: Literal["fp32", 
     return refusal(model, files, precision, runtime.cache_folder)
 
 
-def _obstacle(precision: Precision) -> str:
+def _obstacle(runtime: Runtime) -> str:
     """Return why OpenVINO cannot run here in a precision; empty if it can."""
     if importlib.util.find_spec("openvino") is None:
         return NOT_INSTALLED
-    return PRECISION if precision == "fp16" or (precision == "bf16" and not has_bf16()) else ""
+    precision = runtime.precision
+    lacks = precision == "fp16" or (precision == "bf16" and not has_bf16(runtime.cache_folder))
+    return PRECISION if lacks else ""
 
 
-def settled_precision(precision: Precision) -> Literal["fp32", "bf16"]:
+def settled_precision(precision: Precision, cache_folder: Path | None) -> Literal["fp32", "bf16"]:
     """Return the precision that OpenVINO computes in: ``auto`` becomes bf16 if the CPU has it, else fp32."""
-    return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16()) else "fp32"
+    return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16(cache_folder)) else "fp32"

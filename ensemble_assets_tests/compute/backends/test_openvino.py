@@ -33,8 +33,9 @@ from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets.models.spec import ModelSpec
+from ensemble_assets.settings import Settings
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
@@ -45,6 +46,7 @@ if importlib.util.find_spec("openvino") is None:  # importing it here would repo
 pytestmark = pytest.mark.models
 
 TORCH = Runtime(precision="fp32", threads=1)
+EMBEDDED = PROFILES["embedded"]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,19 @@ def test_the_stage_records_the_backend_and_why(openvino_runtime, backend, precis
     assert record.backend_reason in backends.REASONS
 
 
+MAKERS = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
+
+
+@pytest.mark.parametrize("slug", [*EMBEDDED.dense, *EMBEDDED.sparse, EMBEDDED.rerank, "minilm-late-interaction"])
+def test_every_embedded_model_takes_openvino_by_default(slug, cache):
+    options = Settings()
+    runtime = Runtime(options.device.precision, 1, options.encoding.backend, cache)
+    spec, files = complete(slug)
+    factory = MAKERS[spec.kind](spec, files, runtime)
+    assert (factory.backend, factory.reason) == ("openvino", "fastest_on_this_cpu")
+    assert factory.load("cpu").precision == backends.settled_precision("auto", cache)
+
+
 def test_a_precision_that_openvino_lacks_is_computed_by_torch(openvino_runtime):
     runtime = replace(openvino_runtime, backend="auto", precision="fp16")
     factory = dense_factory(*complete("all-minilm-l6-v2"), runtime)
@@ -129,6 +144,9 @@ def test_without_openvino_torch_computes(monkeypatch, openvino_runtime):
     spec, files = complete("all-minilm-l6-v2")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     factory = dense_factory(spec, files, replace(openvino_runtime, backend="auto"))
+    assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
+    monkeypatch.setattr(backends, "has_bf16", None)  # asks the library that is not there
+    factory = dense_factory(spec, files, replace(openvino_runtime, backend="auto", precision="auto"))
     assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
     with pytest.raises(SettingsError, match=r"encoding.backend is openvino.*openvino_not_installed.*=auto"):
         dense_factory(spec, files, openvino_runtime)
@@ -234,7 +252,7 @@ from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.models.model_files import locate
-from ensemble_assets.models.registry import MODELS
+from ensemble_assets.models.registry import MODELS, PROFILES
 spec = MODELS["ensemble-reranker-tiny"]
 files = locate(spec)
 layout = SHIPPED[(files.fingerprint, spec.pooling)].layouts["document"]

@@ -1,0 +1,1 @@
+"""Measure where the seconds of a small run go."""
