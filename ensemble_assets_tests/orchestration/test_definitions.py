@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,27 @@ def test_importing_the_definitions_imports_no_heavy_library() -> None:
     code = f"import ensemble_assets.definitions, sys; print([m for m in {HEAVY} if m in sys.modules])"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert finished.stdout.strip() == "[]"
+
+
+OPENED = """
+import importlib, sys
+from ensemble_assets.build import PRELOADED
+for name in PRELOADED:
+    importlib.import_module(name)
+preloaded = set(sys.modules)
+import dagster as dg
+with dg.DagsterInstance.get():
+    print(len([name for name in set(sys.modules) - preloaded if name.startswith(("sqlalchemy", "alembic"))]))
+"""
+
+
+def test_the_process_of_a_step_has_the_libraries_of_the_database_before_it_is_forked(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    finished = subprocess.run(
+        [sys.executable, "-c", OPENED], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert int(finished.stdout) < 20, "the dialect of SQLite alone, of some 180"
 
 
 def test_the_definitions_are_loadable() -> None:
