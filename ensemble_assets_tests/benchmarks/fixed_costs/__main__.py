@@ -110,7 +110,7 @@ def write_sample(folder: Path, chunks: int) -> None:
 
 def environment(work: Path) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("EMBEDDER_")}
-    paths = {"EMBEDDER_KEY_FILE": str(work / "key"), "EMBEDDER_CACHE_DIR": str(work / "cache")}
+    paths = {"EMBEDDER_KEY_FILE": str(work / "key"), "EMBEDDER_PATHS_CACHE_DIR": str(work / "cache")}
     return {**inherited, **paths, "PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"}
 
 
