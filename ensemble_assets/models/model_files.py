@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -306,10 +307,15 @@ def _files(folder: Path) -> Iterator[Path]:
 def _fingerprint(folder: Path) -> str:
     """Hash names and contents. Pickled weights beside safetensors are not read, so they do not count."""
     pickled = _weights_format(folder) == "pickle"
+    read = [path for path in _files(folder) if pickled or path.suffix != ".bin"]
+    return _hashed(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in read))
+
+
+@lru_cache(maxsize=64)
+def _hashed(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files once for a process, as long as neither their sizes nor their times change: a search asks each time."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in _files(folder):
-        if path.suffix == ".bin" and not pickled:
-            continue
+    for path, _size, _changed in files:
         digest.update(path.relative_to(folder).as_posix().encode())
         content_name = _hash_in_cache(path)
         if content_name:

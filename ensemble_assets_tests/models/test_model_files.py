@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -274,6 +275,17 @@ def test_the_fingerprint_changes_with_every_file_that_is_read(tmp_path: Path, na
     before = locate(model_spec(str(tmp_path), "dense")).fingerprint
     write(tmp_path, **{name: '{"changed": 1}'})
     assert locate(model_spec(str(tmp_path), "dense")).fingerprint != before
+
+
+def test_weights_are_hashed_once_for_a_process_until_their_time_changes(tmp_path: Path) -> None:
+    weights, spec = tmp_path / "model.safetensors", model_spec(str(tmp_path), "dense")
+    write(tmp_path, **{"config.json": "{}", "model.safetensors": "old"})
+    before, stat = locate(spec).fingerprint, weights.stat()
+    weights.write_text("new")
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert locate(spec).fingerprint == before  # as long as size and time are equal, nothing is read
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+    assert locate(spec).fingerprint != before
 
 
 @pytest.mark.parametrize("name", ["README.md", "onnx/model.json", "pytorch_model.bin", "figure.png"])

@@ -1,4 +1,6 @@
-"""``python -m ensemble_assets.training.open_sets``: both rerankers of a run over open sets, at many shares, as JSON.
+"""``python -m ensemble_assets_tests.benchmarks.open_sets``: both rerankers of a run over open sets, at many shares.
+
+Prints JSON.
 
 Of every set at most 3,000 passages and 400 questions are drawn by hashes of their ids (``collections.sample``), so the
 set's name is the seed and everybody draws the same. Where the CrossEncoder was trained on other questions of a set, its
@@ -27,11 +29,10 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.late_interaction import LateInteraction
+from ensemble_assets.compute.stages.late_interaction import LateInteraction, StatesWanted
 from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.rerank_scores import final_order
 from ensemble_assets.compute.stages.sparse import encode_sparse
-from ensemble_assets.compute.stages.states_plan import StatesWanted
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
 from ensemble_assets.retrieval.dense_run import dense_run
@@ -159,7 +160,9 @@ def _figures(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the sets that are given; returns 0, or 1 where something cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m ensemble_assets.training.open_sets", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ensemble_assets_tests.benchmarks.open_sets", description=main.__doc__
+    )
     parser.add_argument("folders", type=Path, nargs="+", help="sets in BEIR layout")
     parser.add_argument("--split", default="train", help="judgements that are read (default: %(default)s)")
     parser.add_argument("--untrained", nargs="*", default=["medquad"], help="sets that the CrossEncoder never saw")
