@@ -25,6 +25,7 @@ SECONDS = 20.0
 NATIVE = """
 import hashlib, os, signal, sys, threading
 from ensemble_assets.common.stopping import stop_when_asked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored
 with stop_when_asked(lambda: print("stopped", flush=True)):
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute without a Python instruction

@@ -31,18 +31,24 @@ FORWARD = "sentence-transformers"
 
 WITH_MODELS = {"agreement", "kernels"}
 
-REFUSE = """
+WITHOUT = """
 import sys
 
 
-class Refused:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent}:
-            raise ModuleNotFoundError(f"{{name}} is not on that machine", name=name)
+        return None if name.partition(".")[0] in {absent} else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
 
-sys.meta_path.insert(0, Refused())
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
+"""Libraries ask whether an optional package can be found: to them it must look absent, not broken."""
 
 
 def required(*names: str) -> set[str]:
@@ -65,7 +71,7 @@ def run(folder: Path, *arguments: str, names: tuple[str, ...] = (*NEEDED, FORWAR
     absent = {module for module, owners in modules.items() if not allowed & set(map(canonicalize_name, owners))}
     assert {"polars", "dagster", "platformdirs", "psutil"} <= absent
     (folder / "absent").mkdir()
-    (folder / "absent" / "sitecustomize.py").write_text(REFUSE.format(absent=absent - {"ensemble_assets"}))
+    (folder / "absent" / "sitecustomize.py").write_text(WITHOUT.format(absent=absent - {"ensemble_assets"}))
     command = [sys.executable, "-m", "ensemble_assets_tests.gpu.acceptance", "--device", "simulated"]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "absent"), str(ROOT)]), "HF_HUB_OFFLINE": "1",

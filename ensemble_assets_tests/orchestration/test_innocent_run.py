@@ -20,6 +20,8 @@ from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeli
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS_OF_WORDS = (3, 5)
+EVERY = pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.nightly)])
+"""A tenth of the queries in every suite, all of them (160,000, minutes) in the nightly one."""
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +56,23 @@ def runs_of_words(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(" ".join(run) for run in (*words, *runs)))
 
 
-def test_any_words_of_any_text_that_the_program_writes_may_be_a_query(ran: tuple[Outcome, Settings]) -> None:
+@EVERY
+def test_any_words_of_any_text_that_the_program_writes_may_be_a_query(
+    ran: tuple[Outcome, Settings], every: int
+) -> None:
     constants, templates = _fixed_texts()
     queries = runs_of_words([*constants, *(template.longest for template in templates)])
     assert len(queries) > 100_000
-    result = judged(ran, queries)
+    result = judged(ran, queries[::every])
     assert result.passed, result.problems
     assert int(result.numbers["places"]) > 20
 
 
-def test_any_words_of_the_documentation_may_be_a_query(ran: tuple[Outcome, Settings]) -> None:
+@EVERY
+def test_any_words_of_the_documentation_may_be_a_query(ran: tuple[Outcome, Settings], every: int) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
-    result = judged(ran, runs_of_words(lines))
+    result = judged(ran, runs_of_words(lines)[::every])
     assert result.passed, result.problems
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets.report.facts import read_facts
 from ensemble_assets.report.page import page_of
+from ensemble_assets.report.read_facts import read_facts
 from ensemble_assets_tests.report.test_report import bundle, whole
 from ensemble_assets_tests.ui.browser import chromium, page
 

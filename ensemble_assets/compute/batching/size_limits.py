@@ -184,9 +184,9 @@ class SizeLimits:
         return min(_DRIFT, max(1.0, self._affordable(redone_tokens, probe) / worked))
 
     def _affordable(self, redone_tokens: int, probe: bool) -> float:
-        """The largest batch that may be lost. One probe runs at a time, others are in flight on every device."""
+        """The largest batch that may be lost. One probe runs at a time, and others are in flight on every device."""
         left = self._settings.redo_allowance * self._total - redone_tokens
-        return left if probe else left / self._settings.at_once
+        return left if probe else left / (self._settings.at_once + 1)
 
     def worked(self, batch: Batch, peak_bytes: int) -> None:
         """Learn from a batch that fitted."""
