@@ -53,7 +53,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint  ## linters, types, import contracts and the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not nightly and not gpu and not ui and not operations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not nightly and not gpu and not ui and not operations"
 
 test-nightly: install  ## thousands of simulated runs and odd inputs, three versions of qdrant-client, one hundred killed runs
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "nightly"
