@@ -49,7 +49,8 @@ def run_in_process(
                 dispatcher.joined(device.uuid, session.peak_bytes(), guard.measure())
                 for action in dispatcher.actions(time.monotonic, _sleep_until):
                     if isinstance(action, Run):
-                        outcome = runner.run(action.assignment.number, action.assignment.batch)
+                        staged = runner.stage(action.assignment.number, action.assignment.batch)
+                        outcome = runner.finish(runner.launch(staged))
                         dispatcher.outcome(device.uuid, outcome)
                         if isinstance(outcome, Finished):
                             not_finite += outcome.not_finite

@@ -6,22 +6,21 @@ Memory is measured before and after, outputs are checked and stored by row. ``ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, failure_word
-from ensemble_assets.compute.backends.forward import Forward, Launched, OutputSpec, StagedForward
+from ensemble_assets.compute.backends.forward import Forward, OutputSpec, StagedForward
 from ensemble_assets.compute.batching import batch_outcome as outcomes
 from ensemble_assets.compute.devices.ceiling import MemoryGuard
 from ensemble_assets.compute.devices.device import DeviceSession
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
 Outputs = Mapping[str, NDArray[Any]]
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -45,55 +44,54 @@ class OutputArrays:
         return [int(row) for row in rows[~finite]]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A batch without outputs: it did not fit, or the model failed for a reason."""
-
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class StagedBatch:
-    """A batch whose inputs are made."""
-
-    number: int
-    batch: Batch
-    inputs: Any
-
-
-@dataclass(frozen=True)
+@dataclass
 class RunningBatch:
-    """A batch that the device computes, or that has failed already; ``peak_bytes`` are of the allocator."""
+    """A batch on its way. A step runs in its ``with`` block, which keeps a failure of the batch and ends the step.
+
+    Attributes:
+        made: of the last step: inputs, then outputs or ``Launched``; nothing after a failure, so that memory is free.
+        failed: whether there will be no outputs.
+        reason: why the model failed; None if the batch did not fit.
+        started: when it was launched, a ``perf_counter``.
+        peak_bytes: the allocator's peak after the launch.
+    """
 
     number: int
     batch: Batch
-    started: float
-    peak_bytes: int
-    launched: Launched | _Failure
+    made: Any = None
+    failed: bool = False
+    reason: str | None = None
+    started: float = 0.0
+    peak_bytes: int = 0
 
     def done(self) -> bool:
         """Whether finishing it takes no waiting."""
-        return isinstance(self.launched, _Failure) or self.launched.done()
+        return self.failed or isinstance(self.made, Mapping) or bool(self.made.done())
 
+    def __enter__(self) -> RunningBatch:
+        return self
 
-@dataclass(frozen=True)
-class _AtOnce:
-    """Outputs of a forward that is called as a whole."""
-
-    outputs: Outputs
-
-    def done(self) -> bool:
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> bool:
+        """Keep an error of the batch as a word without text; that of a lost device goes on."""
+        match error:
+            case outcomes.DeviceOutOfMemoryError() | MemoryError():
+                pass
+            case outcomes.ModelFailedError():
+                self.reason = error.reason
+            case Exception() if not isinstance(error, DeviceError):  # the stage decides what a row's failure means
+                self.reason = failure_word(error)
+            case _:
+                return False
+        self.made, self.failed = None, True
         return True
-
-    def result(self) -> Outputs:
-        return self.outputs
 
 
 class BatchRunner:
     """A model on an opened device, the rows it reads and the arrays it writes.
 
     A batch is staged, launched and finished. The next one may be staged in another thread, and launched before this one
-    is finished. ``run`` does all three.
+    is finished. Every step raises ``DeviceError`` if the device itself is lost, and calls the model by itself: few
+    calls stand between a stage and its model.
     """
 
     def __init__(
@@ -102,58 +100,46 @@ class BatchRunner:
         self._session = session
         self._guard = guard
         self._forward = forward
+        self._staged = forward if isinstance(forward, StagedForward) else None
         self._table = table
         self._outputs = outputs
         self._free_since = 0.0
 
-    def run(self, number: int, batch: Batch) -> outcomes.Outcome:
-        """Run one batch and store its outputs; ``DeviceError`` if the device itself is lost."""
-        return self.finish(self.launch(self.stage(number, batch)))
-
-    def stage(self, number: int, batch: Batch) -> StagedBatch:
+    def stage(self, number: int, batch: Batch) -> RunningBatch:
         """Make a batch's inputs on the host, in any thread."""
-        forward = self._forward
-        inputs = _attempt(lambda: forward.stage(self._table, batch)) if isinstance(forward, StagedForward) else None
-        return StagedBatch(number, batch, inputs)
+        running = RunningBatch(number, batch)
+        if self._staged is not None:
+            with running:
+                running.made = self._staged.stage(self._table, batch)
+        return running
 
-    def launch(self, staged: StagedBatch) -> RunningBatch:
-        """Have the device compute a batch; ``DeviceError`` if the device itself is lost."""
+    def launch(self, running: RunningBatch) -> RunningBatch:
+        """Have the device compute a staged batch; a forward that has no parts is called as a whole."""
         self._guard.before_batch()
         self._session.begin_peak()
-        started = time.perf_counter()
-        launched = staged.inputs if isinstance(staged.inputs, _Failure) else _attempt(lambda: self._begun(staged))
-        return RunningBatch(staged.number, staged.batch, started, self._session.peak_bytes(), launched)
+        running.started = time.perf_counter()
+        if not running.failed:
+            with running:
+                if self._staged is not None:
+                    running.made = self._staged.launch(running.made)
+                else:
+                    running.made = self._forward(self._table, running.batch)
+        running.peak_bytes = self._session.peak_bytes()
+        return running
 
     def finish(self, running: RunningBatch) -> outcomes.Outcome:
-        """Wait for a batch and store its outputs; ``DeviceError`` if the device itself is lost."""
-        launched, number = running.launched, running.number
-        results = launched if isinstance(launched, _Failure) else _attempt(launched.result)
+        """Wait for a batch and store its outputs."""
+        if self._staged is not None and not running.failed:
+            with running:
+                running.made = running.made.result()
         started, self._free_since = max(running.started, self._free_since), time.perf_counter()
-        if isinstance(results, _Failure):
+        number, results, running.made = running.number, running.made, None
+        if running.failed:
             at_failure = self._guard.measure()
-            self._session.release_cache()  # after the except block: a traceback would pin the batch's tensors
-            if results.reason is None:
+            self._session.release_cache()  # after the with block: a traceback would pin the batch's tensors
+            if running.reason is None:
                 return outcomes.DidNotFit(number, at_failure, self._guard.measure())
-            return outcomes.ModelFailed(number, results.reason, self._guard.measure())
+            return outcomes.ModelFailed(number, running.reason, self._guard.measure())
         not_finite = self._outputs.store(self._table, running.batch.rows, results)
         seconds = time.perf_counter() - started
         return outcomes.Finished(number, running.peak_bytes, seconds, self._guard.measure(), tuple(not_finite))
-
-    def _begun(self, staged: StagedBatch) -> Launched:
-        if isinstance(self._forward, StagedForward):
-            return self._forward.launch(staged.inputs)
-        return _AtOnce(self._forward(self._table, staged.batch))
-
-
-def _attempt(call: Callable[[], _Made]) -> _Made | _Failure:
-    """Call, and return the failure of the batch if there is one; ``DeviceError`` if the device itself is lost."""
-    try:
-        return call()
-    except (outcomes.DeviceOutOfMemoryError, MemoryError):
-        return _Failure()
-    except DeviceError:
-        raise
-    except outcomes.ModelFailedError as error:
-        return _Failure(error.reason)
-    except Exception as error:  # noqa: BLE001  # a row's failure is recorded and the stage decides what it means
-        return _Failure(failure_word(error))

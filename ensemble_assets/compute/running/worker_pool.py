@@ -183,12 +183,12 @@ class WorkerPool:
         if message.loaded:
             self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
                               reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
+        if self._supply is not None:
+            self._supply.start(current.factory)  # the next model's workers, while this one computes
         if message.number != current.work.number:  # it was still loading when the others had done an earlier table
             return
         current.precision = message.precision
         current.dispatcher.joined(worker.name, message.base_bytes, message.headroom)
-        if self._supply is not None and not current.dispatcher.expected:
-            self._supply.start(current.factory)  # the next model's workers, while this one computes
 
     def _fail(self, worker: WorkerHandle, current: _Pass, message: messages.Failed) -> None:
         """Give up the device if the device failed; end the stage if the model did."""

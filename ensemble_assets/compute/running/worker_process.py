@@ -28,7 +28,7 @@ from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryErro
 from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device, DeviceSession
-from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays, RunningBatch, StagedBatch
+from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays, RunningBatch
 from ensemble_assets.compute.running.shared_folder import load_table, open_outputs
 
 LOAD_AGAIN_SECONDS = 0.5
@@ -196,7 +196,7 @@ class _Desk:
         """Serve requests until the parent asks to leave."""
         threading.Thread(target=self._read, name="stager", daemon=True).start()
         while not isinstance(request := self._next(), Leave):
-            if isinstance(request, StagedBatch):
+            if isinstance(request, RunningBatch):
                 self._launch(request)
                 continue
             self._finish()
@@ -232,7 +232,7 @@ class _Desk:
                 self._finish()
         return self._inbox.get()
 
-    def _launch(self, staged: StagedBatch) -> None:
+    def _launch(self, staged: RunningBatch) -> None:
         assert self._runner is not None
         launched = self._runner.launch(staged)
         self._finish()

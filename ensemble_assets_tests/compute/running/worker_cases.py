@@ -26,7 +26,7 @@ from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets_tests.compute.running.doubles import table_of
+from ensemble_assets_tests.compute.running.doubles import DoubleFactory, DoubleForward, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 from ensemble_assets_tests.simulated.device import OPEN_SESSIONS, SimulatedDevice
 from ensemble_assets_tests.simulated.model import SimulatedForward, SimulatedModel, expected_vector
@@ -119,6 +119,19 @@ class Unloadable(SimulatedModel):
             "end of file": EOFError(SECRET),
             "no memory": DeviceOutOfMemoryError("its weights do not fit"),
         }[self.error]
+
+
+@dataclass(frozen=True)
+class LoadsAfter(DoubleFactory):
+    """Loads on one device only when a file is there."""
+
+    file: Path = Path()
+    on: str = ""
+
+    def load(self, device: str) -> DoubleForward:
+        while device.endswith(self.on) and not self.file.exists():
+            time.sleep(0.002)
+        return super().load(device)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from ensemble_assets_tests.compute.running.doubles import (
 )
 from ensemble_assets_tests.compute.running.worker_cases import (
     ActingLog,
+    LoadsAfter,
     Unloadable,
     fixed_batches,
     is_running,
@@ -76,23 +77,26 @@ def children() -> set[int]:
 
 def test_dense_models_start_their_workers_once_and_the_next_ones_while_they_compute(tmp_path, context):
     specs = [model_folder(tmp_path / name) for name in ("first", "second")]
-    alive: dict[int, set[int]] = {}
+    alive: list[set[int]] = []
+    done = tmp_path / "done"
 
     def act(log, name, facts):
-        if name == "batch.done":  # how many leases there were, and the workers that exist
-            alive.setdefault(len(log.named("lease.acquired")) // 2, set()).update(children())
+        if name == "batch.done" and len(log.named("lease.acquired")) == len(DEVICES):  # the first model's
+            alive.append(children())
+            done.touch()
 
     before, context.events.act = children(), act
 
-    def maker(spec, files, runtime):
-        return DoubleFactory(VECTOR, faults(nan="nan"), identity=spec.slug, spec=spec)
+    def maker(spec, files, runtime):  # one device loads when the other has computed, so that its answer is a late one
+        return LoadsAfter(VECTOR, faults(nan="nan"), identity=spec.slug, spec=spec, file=done, on="SIM-1")
 
     result = encode_dense(CHUNKS, QUERIES["text"], specs, context, make_factory=maker)
     assert len(result.models) == 2
     assert result.record.precision_redone == 4  # a chunk and a query of each model: shards went from fp16 to fp32
     assert starts(context.events) == once("first", "second")
     of_second = {int(event.facts["pid"]) for event in context.events.named("worker.started")[2:]}
-    assert of_second <= alive[1], "the second model's processes were there while the first one computed"
+    assert alive
+    assert all(of_second <= pids for pids in alive), "they were there whenever the first model's batches ended"
     assert children() == before
 
 
