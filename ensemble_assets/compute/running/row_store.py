@@ -236,15 +236,16 @@ class RowStore:
 
     def make_room(self, size: int, limit: int, used: Places) -> None:
         """Remove shards without a row of ``used``, those that were read longest ago first, until ``size`` bytes fit."""
-        sizes = {n: sum(a.nbytes for a in shard.outputs.values()) for n, shard in enumerate(self._shards) if shard.path}
+        stored = {n: shard.path for n, shard in enumerate(self._shards) if shard.path is not None}
+        sizes = {n: sum(array.nbytes for array in self._shards[n].outputs.values()) for n in stored}
         free = limit - size - sum(sizes.values())
-        unused = sizes.keys() - set(used.shard.tolist())
-        for number in sorted(unused, key=lambda n: (self._shards[n].path / _FACTS).stat().st_mtime):  # type: ignore[operator]
+        unused = stored.keys() - set(used.shard.tolist())
+        for number in sorted(unused, key=lambda n: (stored[n] / _FACTS).stat().st_mtime):
             if free >= 0:
                 return
             free += sizes[number]
             shard = self._shards[number]
-            shutil.rmtree(shard.path, ignore_errors=True)  # type: ignore[arg-type]
+            shutil.rmtree(stored[number], ignore_errors=True)
             self._shards[number] = replace(shard, index=shard.index.clear(), outputs={}, path=None)
 
     def precision(self, places: Places) -> str:

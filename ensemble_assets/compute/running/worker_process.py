@@ -219,7 +219,7 @@ class _Desk:
                 request = _receive(self._connection)
                 if isinstance(request, Assignment) and self._runner is not None:
                     request = self._runner.stage(request.number, request.batch)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001  # this thread hands on whatever ends it
                 request = error
             self._inbox.put(request)
 
