@@ -25,8 +25,8 @@ from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
-from ensemble_assets.compute.stages.late_interaction import LateInteraction
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue

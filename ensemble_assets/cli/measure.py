@@ -105,7 +105,7 @@ def fit_fusion(
     collection's own qrels judge are refused: quality is reported on those. Later runs read the weights with
     fusion.weights_file.
     """
-    from ensemble_assets.compute.stages.rerank_scores import final_order
+    from ensemble_assets.compute.stages.rerank.scores import final_order
     from ensemble_assets.pipeline.from_settings import open_store
     from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_share, fit_weights, write_weights
     from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse

@@ -31,7 +31,7 @@ from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import baselines_folder
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.stages.rerank_depth import Allowance
+    from ensemble_assets.compute.stages.rerank.depth import Allowance
 
 _BUDGET = ("requested_depth", "reached_depth", "queries_cut_short", "floor_depth", "budget_seconds", "budget_reason")
 _PLACES = 4
@@ -56,7 +56,7 @@ def rerank_time(run: StageRun, chunks: Artefact[ChunksRecord], fused: Artefact[F
 
     The export is taken to be as fast per chunk as this collection's last one; without one it counts as nothing.
     """
-    from ensemble_assets.compute.stages.rerank_depth import Allowance, rerank_allowance
+    from ensemble_assets.compute.stages.rerank.depth import Allowance, rerank_allowance
 
     options, upstream = run.settings.rerank, fused.record.upstream
     if upstream is None:  # an earlier version made the fused candidates

@@ -38,7 +38,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings.chosen_models import choose_models, late_model
 
 if TYPE_CHECKING:
-    from ensemble_assets.compute.stages.late_interaction import LateInteraction
+    from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 
 
 def read_chunks(run: StageRun) -> ChunksRecord:
@@ -97,7 +97,7 @@ def encode_dense_vectors(
     for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``.
     """
     from ensemble_assets.compute.stages.dense import encode_dense
-    from ensemble_assets.compute.stages.late_interaction import StatesWanted
+    from ensemble_assets.compute.stages.rerank.late_interaction import StatesWanted
 
     texts = chunks.frame("chunks", columns=["chunk_id", "text"])
     late, limits, reuse = late_model(run.settings), run.settings.rerank, run.settings.encoding.reuse
@@ -189,7 +189,7 @@ def rerank_fused(
 
     Where the reranker did not run, the fused order is kept and flagged.
     """
-    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+    from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 
     options, model = run.settings.rerank, choose_models(run.settings.models).rerank
     fitted = fused.record.fitted
@@ -221,7 +221,7 @@ def _late_interaction(
     run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], fused: Artefact[FusionRecord]
 ) -> LateInteraction | None:
     """Set up late interaction as the dense stage has planned for it; None where it takes no part."""
-    from ensemble_assets.compute.stages.late_interaction import LateInteraction
+    from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 
     model = late_model(run.settings)
     if model is None:

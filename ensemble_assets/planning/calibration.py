@@ -70,7 +70,7 @@ def calibrate(stage: str, sample: Sample, settings: Settings, computing: Computi
 def run_stage(stage: str, sample: Sample, settings: Settings, computing: Computing) -> StageRecord:
     """Run a stage on all chunks of a sample: encoders with one query, rerank with a few queries per chunk."""
     from ensemble_assets.compute.stages.dense import encode_dense
-    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+    from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
     from ensemble_assets.compute.stages.sparse import encode_sparse
 
     choice = choose_models(settings.models)

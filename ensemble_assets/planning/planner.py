@@ -16,7 +16,7 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.machine import this_host
 from ensemble_assets.common.stage_times import BUDGET_SHARE, StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
-from ensemble_assets.compute.stages.rerank_depth import rerank_allowance
+from ensemble_assets.compute.stages.rerank.depth import rerank_allowance
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.from_settings import files_of, require_model

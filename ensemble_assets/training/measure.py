@@ -21,8 +21,8 @@ from ensemble_assets.common.errors import StageError
 from ensemble_assets.common.frame_schemas import CANDIDATES, QRELS, RUN
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.stages.rerank.scores import final_order
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.token_tables import pair_table
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.retrieval.evaluation import evaluate

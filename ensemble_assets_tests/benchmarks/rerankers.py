@@ -20,7 +20,7 @@ import polars as pl
 from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.stages.context import ComputeContext
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.models.spec import FolderSource, ModelSpec
 from ensemble_assets.settings.default_paths import cache_folder

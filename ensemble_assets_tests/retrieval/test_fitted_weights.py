@@ -10,7 +10,7 @@ import pytest
 
 from ensemble_assets.common.errors import ArtefactError, SettingsError
 from ensemble_assets.common.frame_schemas import QRELS, RUN
-from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.stages.rerank.scores import final_order
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets.retrieval.fitted_weights import fit_share, fit_weights
 from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse

@@ -177,7 +177,7 @@ def ours_sparse(work: Path) -> dict[str, Any]:
 
 def ours_rerank(work: Path) -> dict[str, Any]:
     """The rerank stage on the pipeline's candidates, and how its scores agree with the plain ones."""
-    from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+    from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 
     sample, context = texts_of(work), _context(work)
     candidates = pl.read_parquet(work / "made" / "candidates.parquet")
@@ -232,7 +232,7 @@ PIECES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def _context(work: Path) -> Any:
     """Imports first, so that they are not counted."""
-    import ensemble_assets.compute.stages.rerank  # noqa: F401 - with it everything that the three stages import
+    import ensemble_assets.compute.stages.rerank.stage  # noqa: F401 - with it everything that the three stages import
 
     return Computing().context(ComputeRun(settings_for(work), "benchmark", EventLog()))
 

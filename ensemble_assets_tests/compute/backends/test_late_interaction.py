@@ -27,7 +27,7 @@ from ensemble_assets.compute.backends.late_interaction import (
 )
 from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.stages.context import ComputeContext
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate

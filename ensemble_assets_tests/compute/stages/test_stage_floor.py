@@ -29,7 +29,7 @@ from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets.models.spec import ModelSpec

@@ -27,7 +27,7 @@ from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank import rerank_candidates
+from ensemble_assets.compute.stages.rerank.stage import rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets_tests.compute.running.doubles import WORDS, dense_maker, model_folder, rerank_maker, sparse_maker
 from ensemble_assets_tests.compute.running.worker_cases import fixed_batches, simulated

@@ -12,7 +12,7 @@ from ensemble_assets.common.errors import StageError
 from ensemble_assets.common.frame_schemas import CANDIDATES
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank import RerankResult, rerank_candidates
+from ensemble_assets.compute.stages.rerank.stage import RerankResult, rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary

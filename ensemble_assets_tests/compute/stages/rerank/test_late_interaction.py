@@ -18,14 +18,21 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.late_interaction import LateInteraction, StatesWanted, expected_candidates
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, StatesWanted, expected_candidates
+from ensemble_assets.compute.stages.rerank.scores import final_order
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, plain
 from ensemble_assets_tests.compute.running.doubles import dense_maker, faults, model_folder, rerank_maker
-from ensemble_assets_tests.compute.stages.test_rerank import CHUNKS, LISTS, QUERIES, candidates, fused_order, logit
+from ensemble_assets_tests.compute.stages.rerank.test_stage import (
+    CHUNKS,
+    LISTS,
+    QUERIES,
+    candidates,
+    fused_order,
+    logit,
+)
 
 FP32 = Runtime("fp32", threads=1)
 SHARE = 0.4

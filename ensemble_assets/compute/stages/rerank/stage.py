@@ -29,8 +29,7 @@ from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.batching.table_result import merge_results
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.held_model import hold
-from ensemble_assets.compute.stages.late_interaction import LateInteraction, late_scores
-from ensemble_assets.compute.stages.rerank_depth import (
+from ensemble_assets.compute.stages.rerank.depth import (
     NO_LIMIT,
     Allowance,
     OwnPairRows,
@@ -40,7 +39,8 @@ from ensemble_assets.compute.stages.rerank_depth import (
     TimeLimit,
     score_slices,
 )
-from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, late_scores
+from ensemble_assets.compute.stages.rerank.scores import final_order
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary
 from ensemble_assets.compute.tokens.windows import (

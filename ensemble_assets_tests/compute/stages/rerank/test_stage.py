@@ -13,8 +13,8 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.frame_schemas import CANDIDATES, RERANKED
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
-from ensemble_assets.compute.stages.rerank import RerankOptions, rerank_candidates
-from ensemble_assets.compute.stages.rerank_depth import Allowance
+from ensemble_assets.compute.stages.rerank.depth import Allowance
+from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.spec import FolderSource

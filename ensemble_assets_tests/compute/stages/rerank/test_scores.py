@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import CANDIDATES, RERANKED
-from ensemble_assets.compute.stages.rerank_scores import final_order
+from ensemble_assets.compute.stages.rerank.scores import final_order
 
 SCORE = st.floats(-4, 4, width=16).map(float)
 QUERY = st.lists(st.tuples(SCORE, SCORE), min_size=1, max_size=7)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stage_times import StageSeconds
-from ensemble_assets.compute.stages.rerank_depth import (
+from ensemble_assets.compute.stages.rerank.depth import (
     GROWTH,
     NO_LIMIT,
     Allowance,

@@ -1,0 +1,1 @@
+"""The rerank stage: a CrossEncoder, late interaction, or both, over the fused candidates."""

@@ -1,0 +1,1 @@
+"""Test ensemble_assets.compute.stages.rerank."""
