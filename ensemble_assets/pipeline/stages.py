@@ -97,7 +97,7 @@ def encode_dense_vectors(
     for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``.
     """
     from ensemble_assets.compute.stages.dense import encode_dense
-    from ensemble_assets.compute.stages.rerank.late_interaction import StatesWanted
+    from ensemble_assets.compute.stages.states_plan import StatesWanted
 
     texts = chunks.frame("chunks", columns=["chunk_id", "text"])
     late, limits, reuse = late_model(run.settings), run.settings.rerank, run.settings.encoding.reuse

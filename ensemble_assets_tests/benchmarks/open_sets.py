@@ -29,10 +29,11 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, StatesWanted
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 from ensemble_assets.compute.stages.rerank.scores import final_order
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import encode_sparse
+from ensemble_assets.compute.stages.states_plan import StatesWanted
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
 from ensemble_assets.retrieval.dense_run import dense_run

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError
 from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.batching.assignment import Assignment, Tally
 from ensemble_assets.compute.batching.batch_outcome import (
     DeviceOutOfMemoryError,
     DidNotFit,
@@ -26,7 +27,7 @@ from ensemble_assets.compute.batching.batch_outcome import (
     ModelFailedError,
 )
 from ensemble_assets.compute.batching.dispatcher import DEVICE_FAILED, Dispatcher, Measure, Run, Start
-from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Tally
+from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.batching.size_limits import KnownSizes
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import MemoryGuard

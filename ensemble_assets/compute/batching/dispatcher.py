@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.common.events import EventSink
+from ensemble_assets.compute.batching.assignment import Assignment, Hold
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished, Outcome
-from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold
+from ensemble_assets.compute.batching.planner import BatchPlanner
 from ensemble_assets.compute.devices.ceiling import Headroom
 
 WORKER_LOST = "worker_lost"  # the process died

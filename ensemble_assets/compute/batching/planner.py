@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.events import EventSink
+from ensemble_assets.compute.batching.assignment import Assignment, Hold, Part, Tally
 from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeLimits, SizeSettings
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import Headroom
@@ -49,67 +49,6 @@ class PlannerSettings:
     lookahead: int = 4
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """One batch to run; ``number`` counts them in the order of planning.
-
-    ``alone`` says that no other batch may be with the device: a device was lost with these rows.
-    """
-
-    number: int
-    batch: Batch
-    predicted_bytes: int | None
-    alone: bool = False
-
-
-class Hold(Enum):
-    """A reason why there is no batch for a device now."""
-
-    MEMORY = "other processes hold the memory that the next batch needs"
-    DRAINED = "all remaining batches are with other devices"
-    DONE = "all rows are done"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Rows, longest first, of a batch that was split or whose device was lost.
-
-    A single row that did not fit (``attempts`` times) is tried again when the allocator can hold ``needs`` bytes.
-    ``losses`` counts lost devices, up to 2: then one of the rows may be to blame.
-    """
-
-    rows: NDArray[np.int64]
-    attempts: int = 0
-    needs: int = 0
-    losses: int = 0
-
-    @property
-    def suspected(self) -> bool:
-        """Whether one of the rows may be the reason for lost devices."""
-        return self.losses > 1
-
-    def cut(self, at: int) -> tuple[_Part, _Part]:
-        """Divide the rows into the first ``at`` and the rest."""
-        return _Part(self.rows[:at], losses=self.losses), _Part(self.rows[at:], losses=self.losses)
-
-
-@dataclass
-class Tally:
-    """Counts of batches and of padded tokens.
-
-    ``redone_tokens`` are of batches that did not fit or on which the model raised, ``lost_tokens`` of those whose
-    device was lost. ``out_of_step`` counts batches planned without an outcome that was due; if 0, the devices' order
-    changed nothing.
-    """
-
-    batches: int = 0
-    tokens: int = 0
-    redone_tokens: int = 0
-    lost_tokens: int = 0
-    out_of_memory: int = 0
-    out_of_step: int = 0
-
-
 class BatchPlanner:
     """Hands out every row exactly once, in batches that fit.
 
@@ -132,8 +71,8 @@ class BatchPlanner:
         self.tally = Tally()
         self.failed: dict[int, str] = {}
         self._left = len(rows)
-        self._parts: deque[_Part] = deque()
-        self._running: dict[int, tuple[Assignment, _Part]] = {}
+        self._parts: deque[Part] = deque()
+        self._running: dict[int, tuple[Assignment, Part]] = {}
         self._peaks: dict[int, tuple[Batch, int] | None] = {}
         self._planned = 0
         self._learned = 0
@@ -252,15 +191,15 @@ class BatchPlanner:
     def _checking(self) -> bool:
         return max(self._strikes.values(), default=0) >= _STRIKES
 
-    def _waiting(self) -> list[_Part]:
+    def _waiting(self) -> list[Part]:
         """List the parts that no device has, the fresh rows last."""
-        return [*self._parts, _Part(self._fresh)] if len(self._fresh) else list(self._parts)
+        return [*self._parts, Part(self._fresh)] if len(self._fresh) else list(self._parts)
 
-    def _shortness(self, part: _Part) -> tuple[bool, int]:
+    def _shortness(self, part: Part) -> tuple[bool, int]:
         """Order parts by their shortest row; rows that may cost a device come last."""
         return part.suspected, int(self._lengths[part.rows[-1]])
 
-    def _split(self, part: _Part, reason: str) -> None:
+    def _split(self, part: Part, reason: str) -> None:
         half = len(part.rows) // 2
         if part.suspected:
             self._parts.extend(part.cut(half))
@@ -268,7 +207,7 @@ class BatchPlanner:
             self._parts.extendleft(reversed(part.cut(half)))
         self._events.emit("mitigation.split", rows=len(part.rows), into=half, reason=reason)
 
-    def _retry_single(self, part: _Part, headroom: Headroom) -> bool:
+    def _retry_single(self, part: Part, headroom: Headroom) -> bool:
         """Try a row once more, or as often as other programs give memory back; say if it will be tried again."""
         attempts = part.attempts + 1
         needs = max(int(headroom.cap * _STEP_UP) + 1, int(self.sizes.need(int(self._lengths[part.rows[0]]))))
@@ -278,7 +217,7 @@ class BatchPlanner:
         self._parts.appendleft(replace(part, attempts=attempts, needs=needs if waits else 0))
         return True
 
-    def _fail(self, part: _Part, reason: str, *, last: bool = False) -> None:
+    def _fail(self, part: Part, reason: str, *, last: bool = False) -> None:
         """Record that a row has failed. If it is the ``last`` that was tried, all waiting rows are given up with it."""
         row = int(part.rows[0])
         self._events.emit("mitigation.row_failed", row=row, longest=int(self._lengths[row]), reason=reason)
@@ -291,7 +230,7 @@ class BatchPlanner:
             self._left -= len(failed.rows)
             self.failed.update(dict.fromkeys(failed.rows.tolist(), reason))
 
-    def _take_shortest(self, headroom: Headroom) -> _Part | Hold:
+    def _take_shortest(self, headroom: Headroom) -> Part | Hold:
         """Take the shortest waiting row, to see whether any works, unless others must free memory for it first."""
         waiting = self._waiting()
         if not waiting:
@@ -309,7 +248,7 @@ class BatchPlanner:
             del self._parts[index]
         return replace(part, rows=part.rows[-1:])
 
-    def _next_part(self, headroom: Headroom) -> _Part | Hold:
+    def _next_part(self, headroom: Headroom) -> Part | Hold:
         """Take rows for one batch: rows that came back first, then fresh ones, suspected ones last.
 
         The rest of a large part stays.
@@ -328,7 +267,7 @@ class BatchPlanner:
                 return now
         rows = self._fitting(self._fresh, headroom, 0) if len(self._fresh) else 0
         if rows:
-            part, self._fresh = _Part(self._fresh[:rows]), self._fresh[rows:]
+            part, self._fresh = Part(self._fresh[:rows]), self._fresh[rows:]
             return part
         return Hold.MEMORY if self.waiting_rows else Hold.DRAINED
 

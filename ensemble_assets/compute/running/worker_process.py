@@ -24,8 +24,8 @@ from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
 from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
+from ensemble_assets.compute.batching.assignment import Assignment
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
-from ensemble_assets.compute.batching.planner import Assignment
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.device import Device, DeviceSession
 from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays, RunningBatch

@@ -23,7 +23,7 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
 from ensemble_assets.compute.stages.held_model import hold
-from ensemble_assets.compute.stages.rerank.late_interaction import NO_TOKEN_STATES, StatesPlan, StatesWanted
+from ensemble_assets.compute.stages.states_plan import NO_TOKEN_STATES, StatesPlan, StatesWanted
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec

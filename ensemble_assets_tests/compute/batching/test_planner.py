@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, StageError
 from ensemble_assets.common.events import EventLog
+from ensemble_assets.compute.batching.assignment import Assignment, Hold
 from ensemble_assets.compute.batching.batch_outcome import DidNotFit, Finished
 from ensemble_assets.compute.batching.dispatcher import (
     DEVICE_FAILED,
@@ -25,7 +26,7 @@ from ensemble_assets.compute.batching.dispatcher import (
     Start,
     Stop,
 )
-from ensemble_assets.compute.batching.planner import Assignment, BatchPlanner, Hold, PlannerSettings
+from ensemble_assets.compute.batching.planner import BatchPlanner, PlannerSettings
 from ensemble_assets.compute.batching.size_limits import KnownSizes, SizeSettings
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,7 @@ from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.held_model import HeldModel
-from ensemble_assets.compute.tokens.token_tables import (
-    Template,
-    TokenBodies,
-    TokenTable,
-    pair_lengths,
-    pair_table,
-    take_rows,
-)
-from ensemble_assets.compute.tokens.windows import Windows
+from ensemble_assets.compute.stages.rerank.pairs import PairRows
 
 Against = Literal["sla", "own_dense", "off"]
 
@@ -81,86 +73,6 @@ class TimeLimit:
     allowance: Allowance
     started: float
     clock: Callable[[], float]
-
-
-@dataclass(frozen=True)
-class PairWork:
-    """All pairs as tokens, one row for each window of a pair's chunk.
-
-    ``ranks`` ``[n] uint32`` are the ranks of the windows' pairs. ``rows`` ``[n, 2] int64`` are rows of ``queries`` and
-    of ``windows.bodies``. ``max_tokens`` of a row include special tokens.
-    """
-
-    ranks: NDArray[np.uint32]
-    rows: NDArray[np.int64]
-    queries: TokenBodies
-    windows: Windows
-    template: Template
-    max_tokens: int
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Make the token table of some windows, in the given order."""
-        return pair_table(self.queries, self.windows.bodies, self.rows[chosen], self.template, self.max_tokens)
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count the tokens that the table of some windows would have if nothing were cut."""
-        rows = self.rows[chosen]
-        texts = self.queries.full_lengths[rows[:, 0]] + self.windows.bodies.full_lengths[rows[:, 1]]
-        return int(texts.sum()) + len(chosen) * self.template.pair_specials
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row, ``[n] int64``."""
-        return pair_lengths(self.queries, self.windows.bodies, self.rows, self.template, self.max_tokens)
-
-
-class PairRows(Protocol):
-    """The rows of all pairs, from which a slice's token table is made."""
-
-    @property
-    def ranks(self) -> NDArray[np.uint32]:
-        """Rank of the pair that a row belongs to, ``[n] uint32``."""
-        ...
-
-    @property
-    def windows(self) -> Windows:
-        """The rows of each pair."""
-        ...
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row, ``[n] int64``."""
-        ...
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Make the token table of some rows, in the given order."""
-        ...
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count the tokens that the table of some rows would have if nothing were cut."""
-        ...
-
-
-@dataclass(frozen=True)
-class OwnPairRows:
-    """Rows that the model's own preprocessing made, one for each pair; see ``PairRows``."""
-
-    ranks: NDArray[np.uint32]
-    rows: TokenTable
-    windows: Windows
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Select some rows."""
-        return take_rows(self.rows, chosen)
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count tokens as if nothing were cut."""
-        return int((self.rows.lengths + self.rows.tokens_lost)[chosen].sum())
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row."""
-        return self.rows.lengths
 
 
 @dataclass

@@ -2,17 +2,13 @@
 
 The dense stage has kept the states in the row store, or the texts of the distinct candidates are encoded here. Either
 way the row store is asked for the same rows, so the scores are the same: a row that is there is not computed.
-
-Keeping costs a share of encoding every text. Encoding again costs the texts of all distinct candidates. Whichever is
-cheaper is taken, unless it is too much: states that do not fit onto the disk as planned, or so many candidates that
-late interaction would not be worth its time. Nothing here depends on how fast the machine was today, so a run's order
-does not either.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,89 +18,16 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.model_factory import with_states
-from ensemble_assets.compute.backends.token_states import SCALE, SCALE_BYTES, STATE, restored
+from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.batching.table_result import NOT_FINITE, TokenOutputs
-from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, record_of
+from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_input
 from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.rerank.pairs import number_queries
 from ensemble_assets.compute.tokens.token_tables import Template, numbers_of_pieces
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import Windows
 from ensemble_assets.models.spec import ModelSpec
-
-KEEPING_SHARE = 0.04
-"""Time to turn a token's states into bytes and store them, as a share of encoding it (``docs/decisions/0025``)."""
-
-MOST_AGAIN = 0.05
-"""Largest share of the dense stage's tokens that is encoded again: what late interaction may cost by default."""
-
-States = Literal["kept", "again", "off"]
-Reason = Literal["cheaper", "few_candidates", "over_states_gb", "no_reuse", "no_token_states"]
-
-
-@dataclass(frozen=True)
-class StatesPlan:
-    """The decision, its reason, and what it was made from.
-
-    Attributes:
-        states: ``kept`` by the dense stage, made ``again`` for the candidates, or ``off``: no late interaction.
-        tokens: of all chunks and queries.
-        tokens_again: tokens that encoding the candidates again is expected to take.
-        bytes: of the states of all tokens.
-    """
-
-    states: States
-    reason: Reason
-    tokens: int = 0
-    tokens_again: int = 0
-    bytes: int = 0
-
-
-NO_TOKEN_STATES = StatesPlan("off", "no_token_states")
-
-
-@dataclass(frozen=True)
-class StatesWanted:
-    """Late interaction that is to come.
-
-    Attributes:
-        slug: of the dense model whose states are compared.
-        depth: candidates per query.
-        most_bytes: of states on disk.
-        stored: whether rows are stored at all.
-    """
-
-    slug: str
-    depth: int
-    most_bytes: int
-    stored: bool = True
-
-    def plan(self, chunk_tokens: int, query_tokens: int, chunks: int, queries: int, width: int) -> StatesPlan:
-        """Decide for so many texts and tokens, with states of ``width`` components."""
-        share = expected_candidates(chunks, queries, self.depth) / max(1, chunks)
-        again, tokens = int(share * chunk_tokens) + query_tokens, chunk_tokens + query_tokens
-        size = tokens * (width + SCALE_BYTES)
-
-        def planned(states: States, reason: Reason) -> StatesPlan:
-            return StatesPlan(states, reason, tokens, again, size)
-
-        affordable: States = "again" if again <= MOST_AGAIN * tokens else "off"
-        if again <= KEEPING_SHARE * tokens:
-            return planned("again", "few_candidates")
-        if not self.stored:
-            return planned(affordable, "no_reuse")
-        if size > self.most_bytes:
-            return planned(affordable, "over_states_gb")
-        return planned("kept", "cheaper")
-
-
-def expected_candidates(chunks: int, queries: int, depth: int) -> float:
-    """Expect so many distinct chunks among the candidates, if every chunk were as likely as any other.
-
-    Real queries share more of their candidates: SciFact's 300 queries have 3,119 where 3,580 are expected.
-    """
-    missed = 1 - min(depth, chunks) / max(1, chunks)
-    return chunks * (1 - missed**queries)
 
 
 @dataclass(frozen=True)
@@ -129,11 +52,58 @@ class LateInteraction:
 
 @dataclass(frozen=True)
 class LateScores:
-    """Scores of pairs: ``[n_pairs] float32``, NaN for every pair of a query in ``failed``, which says why."""
+    """Scores of pairs: ``[n_pairs] float32``, NaN for every pair of a query in ``failed``, which says why.
 
-    scores: NDArray[np.float32]
-    failed: dict[str, str]
-    record: StageRecord
+    Without any scores ``reason`` says why, a fixed word. ``seconds`` are the whole part's.
+    """
+
+    scores: NDArray[np.float32] | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    record: StageRecord | None = None
+    seconds: float = 0.0
+
+    def report(self, context: ComputeContext, late: LateInteraction | None, outcome: pl.DataFrame) -> None:
+        """Report queries that late interaction did not score but the reranker did; the others are reported anyway."""
+        reasons = dict.fromkeys(outcome["public_id"], self.reason) if self.reason else self.failed
+        ordered = set(outcome.filter("reranked")["public_id"])
+        counts = Counter(why for query, why in reasons.items() if query in ordered)
+        for why, count in counts.items():
+            assert late is not None
+            context.events.emit(
+                "fallback.rerank", model=late.spec.slug, reason=why, source="other_reranker", count=count
+            )
+
+    def facts(self, late: LateInteraction, queries: int) -> dict[str, Any]:
+        """Give the facts about late interaction that the stage's record has."""
+        record = self.record
+        reasons = {self.reason: queries} if self.reason else dict(Counter(self.failed.values()))
+        return {
+            "model": late.spec.slug,
+            "share": late.share,
+            "states": late.states,
+            "queries": queries - sum(reasons.values()),
+            "fallback_reasons": reasons,
+            "pairs_scored": record.items if record else 0,
+            "tokens": record.tokens if record else 0,
+            "reused": record.reused if record else 0,
+            "precision": record.precision if record else "none",
+            "seconds": round(self.seconds, 4),
+        }
+
+
+def try_late_scores(
+    head: pl.DataFrame, queries: pl.DataFrame, late: LateInteraction, context: ComputeContext
+) -> LateScores:
+    """Score all pairs by late interaction; whatever goes wrong, the reranker can do without."""
+    if late.off or not head.height:
+        return LateScores(reason=late.off)
+    started = context.clock()
+    try:
+        scores = late_scores(head, queries, late, context)
+    except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
+        return LateScores(reason=reason_of(error), seconds=context.clock() - started)
+    return replace(scores, seconds=context.clock() - started)
 
 
 def late_scores(
@@ -151,15 +121,13 @@ def late_scores(
             f"{late.spec.slug}: late interaction needs an encoder that is one transformer. Choose another model"
         )
     chunk_rows, chunk_of = np.unique(head["row"].to_numpy().astype(np.int64), return_inverse=True)
-    asked = queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
-    numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
-    query_of = head.join(numbers, on="public_id", how="left", maintain_order="left")["_query"].to_numpy()
-    work = encoder_input(late.chunks, asked["text"], factory, files, context.tokens, rows=chunk_rows)
+    texts, query_of = number_queries(head, queries)
+    work = encoder_input(late.chunks, texts, factory, files, context.tokens, rows=chunk_rows)
     with hold(context, "rerank", factory.spec, factory) as model:
         result = model.run(work.table)
     assert result.by_token is not None
     states = KeptStates(result.by_token, work.windows, load_vocabulary(files).template)
-    scores = states.scores(query_of.astype(np.int64), chunk_of.astype(np.int64))
+    scores = states.scores(query_of, chunk_of.astype(np.int64))
     failed: dict[str, str] = {}
     for pair in np.flatnonzero(~np.isfinite(scores)).tolist():
         rows = [*range(*work.rows_of(int(chunk_of[pair]))), len(work.windows) + int(query_of[pair])]
@@ -167,7 +135,7 @@ def late_scores(
         failed.setdefault(head["public_id"][pair], reason)
     scores[head["public_id"].is_in(list(failed)).to_numpy()] = np.nan
     record = work.add_counts(record_of("rerank", "completed", factory.spec, files, factory, result))
-    return LateScores(scores, failed, replace(record, items=int(np.isfinite(scores).sum())))
+    return LateScores(scores, failed, record=replace(record, items=int(np.isfinite(scores).sum())))
 
 
 @dataclass(frozen=True)

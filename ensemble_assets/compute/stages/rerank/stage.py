@@ -2,7 +2,7 @@
 
 Late interaction comes first: it is the better and, over kept states, the cheaper one (``late_interaction``). The pairs
 of all queries are one work list. A query's scores depend on its own pairs only. Where time is limited, the list is
-scored in slices by rank, best first (``rerank_depth``). Scores and fused order are mixed by ``rerank_scores``.
+scored in slices by rank, best first (``depth``). Scores and fused order are mixed by ``scores``.
 
 A query with a pair that one of them could not score is ordered by the other alone, and without either keeps its fused
 order: half a scored list cannot be ordered fairly.
@@ -13,8 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -32,25 +31,15 @@ from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.stages.rerank.depth import (
     NO_LIMIT,
     Allowance,
-    OwnPairRows,
-    PairRows,
-    PairWork,
     SliceResults,
     TimeLimit,
     score_slices,
 )
-from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, late_scores
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, LateScores, try_late_scores
+from ensemble_assets.compute.stages.rerank.pairs import PairRows, Pairs, own_rows, tokenised_rows
 from ensemble_assets.compute.stages.rerank.scores import final_order
-from ensemble_assets.compute.tokens.token_tables import TokenBodies
-from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary
-from ensemble_assets.compute.tokens.windows import (
-    Windows,
-    cut_windows,
-    failed_texts,
-    largest_logits,
-    whole_texts,
-)
-from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+from ensemble_assets.compute.tokens.windows import failed_texts, largest_logits
 from ensemble_assets.models.spec import ModelSpec
 
 FEATURE_DISABLED = "feature_disabled"
@@ -98,15 +87,6 @@ class RerankResult:
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Candidates to be scored: a row of ``head`` per pair, with ``_at``, its place among all candidates."""
-
-    head: pl.DataFrame
-    chunks: pl.Series
-    queries: pl.DataFrame
-
-
-@dataclass(frozen=True)
 class _Scored:
     """Scores of pairs: ``logits`` ``[n_pairs] float32``, NaN where there is none, down to rank ``reached``.
 
@@ -143,13 +123,15 @@ def rerank_candidates(
     candidates = conform(candidates, FUSED, "fused candidates")
     head = candidates.with_row_index("_at").filter(pl.col("rank") <= options.depth)
     reason = "" if options.enabled and options.cross_encoder else FEATURE_DISABLED
-    late = _Late() if options.late is None or not options.enabled else _late(head, queries, options.late, context)
+    late = LateScores()
+    if options.late is not None and options.enabled:
+        late = try_late_scores(head, queries, options.late, context)
     scored: _Scored | None = None
     if not reason and head.height:
         try:
             limit = TimeLimit(options.allowance, started, clock)
             with context.expecting(1) as expecting:
-                scored = _score(_Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
+                scored = _score(Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
@@ -164,7 +146,7 @@ def rerank_candidates(
     record = replace(_record(outcome, scored, late, options, spec), weight=weight)
     for why, count in record.fallback_reasons.items():
         context.events.emit("fallback.rerank", model=record.model, reason=why, source="fused_order", count=count)
-    late.tell(context, options.late, outcome)
+    late.report(context, options.late, outcome)
     share = options.late.share if options.late and late.scores is not None else 0.0
     reranked = final_order(with_scores, weight, share)
     return RerankResult(reranked, outcome, replace(record, seconds=clock() - started))
@@ -178,140 +160,22 @@ def _at_candidates(name: str, values: NDArray[np.float32] | None, places: pl.Ser
     return pl.Series(name, column, pl.Float32).fill_nan(None)
 
 
-# --- late interaction ---
-
-
-@dataclass(frozen=True)
-class _Late:
-    """Outcome of late interaction: scores ``[n_pairs] float32`` or None, and the reason for all queries or for some."""
-
-    scores: NDArray[np.float32] | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-    reason: str = ""
-    record: StageRecord | None = None
-    seconds: float = 0.0
-
-    def tell(self, context: ComputeContext, late: LateInteraction | None, outcome: pl.DataFrame) -> None:
-        """Report queries that late interaction did not score but the reranker did; the others are reported anyway."""
-        reasons = dict.fromkeys(outcome["public_id"], self.reason) if self.reason else self.failed
-        ordered = set(outcome.filter("reranked")["public_id"])
-        counts = Counter(why for query, why in reasons.items() if query in ordered)
-        for why, count in counts.items():
-            assert late is not None
-            context.events.emit(
-                "fallback.rerank", model=late.spec.slug, reason=why, source="other_reranker", count=count
-            )
-
-    def facts(self, late: LateInteraction, queries: int) -> dict[str, Any]:
-        """Give what the stage's record tells of it."""
-        record = self.record
-        reasons = {self.reason: queries} if self.reason else dict(Counter(self.failed.values()))
-        return {
-            "model": late.spec.slug,
-            "share": late.share,
-            "states": late.states,
-            "queries": queries - sum(reasons.values()),
-            "fallback_reasons": reasons,
-            "pairs_scored": record.items if record else 0,
-            "tokens": record.tokens if record else 0,
-            "reused": record.reused if record else 0,
-            "precision": record.precision if record else "none",
-            "seconds": round(self.seconds, 4),
-        }
-
-
-def _late(head: pl.DataFrame, queries: pl.DataFrame, late: LateInteraction, context: ComputeContext) -> _Late:
-    """Score all pairs by late interaction; whatever goes wrong, the reranker can do without."""
-    if late.off or not head.height:
-        return _Late(reason=late.off)
-    started = context.clock()
-    try:
-        scores = late_scores(head, queries, late, context)
-    except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
-        return _Late(reason=reason_of(error), seconds=context.clock() - started)
-    return _Late(scores.scores, scores.failed, "", scores.record, context.clock() - started)
-
-
-# --- scoring pairs ---
-#
-# A chunk that is too long for the model is cut into windows. The model scores a row for each window of a pair:
-#
-#     pairs, the rows of ``head``        q1 c4        q1 c7         q2 c4
-#     windows, and the pair of each      w0 of 0      w1, w2 of 1   w3 of 2      Windows.texts = 0 1 1 2
-#     rows of the model's table          q1+w0        q1+w1, q1+w2  q2+w3        PairWork.rows: (query, window)
-#     a pair's logit                     l0           max(l1, l2)   l3           largest_logits
-
-
 def _score(
-    pairs: _Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limit: TimeLimit
+    pairs: Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limit: TimeLimit
 ) -> _Scored:
     files = context.locate(spec)
     factory = make_factory(spec, files, context.runtime)
     spec = factory.spec
     context.start_workers(factory)
     if factory.traits.tokens == "library":
-        work: PairRows = _own_rows(pairs, spec, files)
+        work: PairRows = own_rows(pairs, spec, files)
     else:
-        work = _tokenised(pairs, load_vocabulary(files), spec, context)
+        work = tokenised_rows(pairs, load_vocabulary(files), spec, context)
     with hold(context, "rerank", spec, factory) as held:
         slices = score_slices(work, held, limit)
     result = merge_results(slices.results)
     record = record_of("rerank", "completed", spec, files, factory, result)
     return _by_pair(pairs.head, work, slices, record, result.largest_batch)
-
-
-def _tokenised(pairs: _Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext) -> PairWork:
-    """Tokenise the texts of all pairs and cut their chunks into windows."""
-    head = pairs.head
-    asked = pairs.queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
-    query_bodies = context.tokens.bodies(asked["text"], vocabulary, spec.max_tokens, spec.query_prefix or "")
-    numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
-    numbered = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")
-    query_of_pair = numbered["_query"].to_numpy().astype(np.int64)
-    chunk_bodies = context.tokens.bodies(
-        pairs.chunks,
-        vocabulary,
-        spec.chunk_tokens,
-        spec.document_prefix or "",
-        rows=head["row"].to_numpy().astype(np.int64),
-    )
-    windows = _windows(query_bodies.full_lengths[query_of_pair], chunk_bodies, vocabulary, spec)
-    return PairWork(
-        ranks=head["rank"].to_numpy()[windows.texts],
-        rows=np.stack([query_of_pair[windows.texts], np.arange(len(windows))], axis=1),
-        queries=query_bodies,
-        windows=windows,
-        template=vocabulary.template,
-        max_tokens=spec.max_tokens,
-    )
-
-
-def _own_rows(pairs: _Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
-    """Make the rows of all pairs by the model's own preprocessing, uncut chunks beside their queries."""
-    from ensemble_assets.compute.backends.library.loading import load_row_maker
-
-    head = pairs.head
-    asked = head.join(pairs.queries.select("public_id", "text"), on="public_id", how="left", maintain_order="left")
-    texts = zip(asked["text"], pairs.chunks.gather(head["row"]), strict=True)
-    table = load_row_maker(spec, files).rows(list(texts), "document")
-    return OwnPairRows(head["rank"].to_numpy(), table, whole_texts(table))
-
-
-def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: Vocabulary, spec: ModelSpec) -> Windows:
-    """Cut every pair's chunk into windows that fit beside the pair's query, of ``query_tokens`` ``[n_pairs] int64``.
-
-    A query counts as at most half of the room, so that long queries leave room for a window. With one window the chunk
-    stays whole, and both texts of a pair are cut where they do not fit together.
-
-    For late interaction a chunk is cut alike beside every query, so that it is encoded once for all of them. Queries
-    count as at most a quarter of the room; a longer query cuts the chunk further.
-    """
-    room = spec.max_tokens - vocabulary.template.pair_specials
-    if spec.pooling == "late_interaction":
-        return cut_windows(chunks, room - min(int(query_tokens.max()), room // 4), spec.windows)
-    if spec.windows == 1:
-        return Windows(chunks, np.arange(len(chunks)), np.zeros(len(chunks), np.int64))
-    return cut_windows(chunks, room - np.minimum(query_tokens, room // 2), spec.windows)
 
 
 def _by_pair(
@@ -353,7 +217,7 @@ def _outcome_by_query(with_scores: pl.DataFrame, failed: dict[str, str], whole_r
 
 
 def _record(
-    outcome: pl.DataFrame, scored: _Scored | None, late: _Late, options: RerankOptions, spec: ModelSpec
+    outcome: pl.DataFrame, scored: _Scored | None, late: LateScores, options: RerankOptions, spec: ModelSpec
 ) -> RerankRecord:
     done = int(outcome["reranked"].sum())
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}

@@ -18,9 +18,10 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, StatesWanted, expected_candidates
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 from ensemble_assets.compute.stages.rerank.scores import final_order
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.states_plan import StatesWanted, expected_candidates
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, plain
