@@ -85,7 +85,8 @@ class Rerank(Section):
     )
     late_weight: float = option(
         -1.0,
-        "Share of late interaction in the final score, 0 to 1. Negative: the share in the dense model's definition.",
+        "Share of late interaction in the part of the final score that the reranker leaves, 0 to 1. Negative: that of "
+        "the dense model's definition.",
         ge=-1.0,
         le=1.0,
     )

@@ -1,8 +1,9 @@
 """Mix fused scores with a reranker's logits and the scores of late interaction to a final order.
 
-    final = (1 - w - l) * minmax(fused score) + w * minmax(logit) + l * minmax(late score)
+    final = w * minmax(logit) + (1 - w) * (l * minmax(late score) + (1 - l) * minmax(fused score))
 
-A query without logits has w = 0, and one without late scores l = 0. The scales are per query: fused scores over all of
+So l is late interaction's share of the part that the reranker leaves, and any two shares go together. A query without
+logits has w = 0, and one without late scores l = 0. The scales are per query: fused scores over all of
 the query's candidates, the others over the scored pairs. A list of equal scores becomes 0.5. A candidate that was not
 scored counts as the smallest, 0 on that scale. Without any score it stays below all scored candidates: fused scores
 fall with the rank, so its final score cannot exceed theirs. Ties go by fused rank, then by chunk id.
@@ -24,20 +25,19 @@ def final_order(candidates: pl.DataFrame, weight: float, late_share: float = 0.0
 
     ``candidates`` is a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
     pair was not scored; and maybe ``late_score``, likewise. A query without any keeps its fused order and scores.
-    ``weight`` is the reranker's share ``w`` and ``late_share`` that of late interaction; shares outside 0 to 1 or of
-    more than 1 together are a ``SettingsError``.
+    ``weight`` is the reranker's share ``w`` and ``late_share`` the share ``l`` of late interaction. Raises
+    ``SettingsError`` for a share outside 0 to 1.
     """
-    if not 0.0 <= weight <= 1.0:
-        raise SettingsError(f"rerank.weight is {weight}; expected a number from 0 to 1")
-    if not 0.0 <= late_share <= 1.0 - weight:
-        raise SettingsError(f"rerank.late_weight is {late_share}; expected a number from 0 to {1.0 - weight:g}")
+    for option, share in (("weight", weight), ("late_weight", late_share)):
+        if not 0.0 <= share <= 1.0:
+            raise SettingsError(f"rerank.{option} is {share}; expected a number from 0 to 1")
     if "late_score" not in candidates.columns:
         candidates = candidates.with_columns(pl.lit(None, pl.Float32).alias("late_score"))
     fused = pl.col("score").cast(pl.Float64)
     mixed, rest = pl.lit(0.0), pl.lit(1.0)
     for name, share in (("rerank_score", weight), ("late_score", late_share)):
         scores = pl.col(name).cast(pl.Float64)
-        own = pl.when(scores.is_not_null().any().over("public_id")).then(share).otherwise(0.0)
+        own = rest * pl.when(scores.is_not_null().any().over("public_id")).then(share).otherwise(0.0)
         mixed, rest = mixed + own * _minmax(scores).fill_null(0.0), rest - own
     is_scored = pl.col("rerank_score").is_not_null() | pl.col("late_score").is_not_null()
     scored = candidates.with_row_index("_at").with_columns(

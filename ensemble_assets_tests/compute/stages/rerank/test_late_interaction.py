@@ -102,7 +102,7 @@ def test_both_score_every_candidate_and_mix_with_the_fused_order(encoder, rerank
             got = np.array([part[row]["late_score"] for row in rows])
             fused = np.array([1.0 / (at + 2) for at in range(len(rows))])
             scaled = [(each - each.min()) / (each.max() - each.min()) for each in (fused, logits, got)]
-            expected = (1 - 0.1 - SHARE) * scaled[0] + 0.1 * scaled[1] + SHARE * scaled[2]
+            expected = 0.1 * scaled[1] + 0.9 * ((1 - SHARE) * scaled[0] + SHARE * scaled[2])
             np.testing.assert_allclose([part[row]["score"] for row in rows], expected, atol=1e-6)
     record = result.record
     assert (record.status, record.weight, record.fallback_count) == ("completed", 0.1, 0)
@@ -198,11 +198,21 @@ def test_a_switched_off_stage_computes_neither(encoder, reranker):
     assert (result.record.status, result.record.late) == ("feature_disabled", None)
 
 
-@pytest.mark.parametrize(("weight", "late_share"), [(0.7, 0.4), (0.0, -0.1), (0.0, 1.1)])
-def test_shares_are_at_most_one_together(weight, late_share):
+@pytest.mark.parametrize(
+    ("option", "shares"), [("late_weight", (0.0, -0.1)), ("late_weight", (0.0, 1.1)), ("weight", (1.1, 0.0))]
+)
+def test_shares_are_from_0_to_1(option, shares):
     frame = candidates().with_columns(pl.lit(1.0, pl.Float32).alias("rerank_score"))
-    with pytest.raises(SettingsError, match=r"rerank.late_weight is -?\d.\d; expected a number from 0 to"):
-        final_order(frame, weight, late_share)
+    with pytest.raises(SettingsError, match=rf"rerank.{option} is -?\d.\d; expected a number from 0 to 1"):
+        final_order(frame, *shares)
+
+
+def test_late_interaction_has_its_share_of_the_part_that_the_reranker_leaves():
+    frame = candidates().with_columns(
+        (pl.col("row") * 0.7).cast(pl.Float32).alias("rerank_score"),
+        (pl.col("row") % 3).cast(pl.Float32).alias("late_score"),
+    )
+    assert final_order(frame, 1.0, 0.35).equals(final_order(frame, 1.0, 0.0))
 
 
 @pytest.mark.parametrize(
