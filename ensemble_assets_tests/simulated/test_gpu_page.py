@@ -17,7 +17,7 @@ from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.devices.discovery import discover_devices
-from ensemble_assets.compute.running.worker_settings import WorkerSettings, look_further
+from ensemble_assets.compute.running.worker_settings import SLICE_BYTES, WorkerSettings, look_further
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.settings import Settings, options
@@ -97,6 +97,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
     assert look_further(PlannerSettings()).lookahead == 8
     assert SizeSettings().growth == 2.0
     assert SizeSettings().share == 1 / 40
+    assert SLICE_BYTES == 16_000_000
     for said in (
         "above 12 GB",
         "(90 %",
@@ -105,6 +106,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
         "two minutes",
         "every eighth batch",
         "a fortieth",
+        "slices of 16 MB",
     ):
         assert said in PROSE, said
 

@@ -50,16 +50,16 @@ class DistinctRows:
     group: NDArray[np.int64]
 
     @classmethod
-    def from_table(cls, table: TokenTable, secret: bytes = b"") -> DistinctRows:
-        """Hash every row and group equal ones."""
-        keys = row_keys(table, secret)
+    def of(cls, keys: Keys) -> DistinctRows:
+        """Group equal rows."""
         _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         return cls(keys, first, group)
 
     def spread(self, reasons: Mapping[int, str]) -> dict[int, str]:
-        """Give every row the reason of the first row that equals it; rows without a reason are left out."""
-        sources = self.first[self.group].tolist()
-        return {row: reasons[source] for row, source in enumerate(sources) if source in reasons}
+        """Give every row the reason of the row that equals it; rows without a reason are left out."""
+        by_group = {int(self.group[row]): reason for row, reason in reasons.items()}
+        groups = self.group.tolist() if by_group else []
+        return {row: by_group[group] for row, group in enumerate(groups) if group in by_group}
 
 
 def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int | None) -> Iterator[NDArray[np.int64]]:

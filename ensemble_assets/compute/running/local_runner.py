@@ -38,6 +38,11 @@ class Runner(Protocol):
     reloads: bool
     """Whether every run loads the model anew, so that fewer and larger runs are faster."""
 
+    @property
+    def in_workers(self) -> bool:
+        """Whether other processes of this machine compute, so that this one can tokenise meanwhile."""
+        return False
+
     def expecting(self, models: int) -> AbstractContextManager[Runner]:
         """Return a runner for a stage that will hold ``models``, one after another."""
         return nullcontext(self)
@@ -89,6 +94,11 @@ class LocalRunner(Runner):
     def _here(self) -> bool:
         """Whether models are loaded in this process."""
         return self.settings.workers_per_device == 0
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether worker processes compute."""
+        return not self._here
 
     @contextmanager
     def expecting(self, models: int) -> Iterator[LocalRunner]:

@@ -180,6 +180,11 @@ class RowStore:
         for path in sorted(folder.glob("shard-*")) if folder is not None else []:
             self._open_shard(path)
 
+    @property
+    def shards(self) -> int:
+        """Shards so far: those that are added have higher numbers."""
+        return len(self._shards)
+
     def find(self, keys: Keys) -> Places:
         """Look up the places of the rows with these keys."""
         if not self._shards:

@@ -7,9 +7,9 @@ pooling, pruning, backend, precision and kind of device. ``row_store`` keeps the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import NO_TOKENS, TableResult, merge_results
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.equal_rows import DistinctRows, shards
+from ensemble_assets.compute.running.equal_rows import DistinctRows, Keys, row_keys, shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
 from ensemble_assets.compute.running.row_store import RowStore, drop_others, open_store, secret_of, store_name
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
+
+TableSlice = tuple[NDArray[np.int64], TokenTable]
+"""The numbers of some rows in a stage's table, ``[n] int64``, and a table of these rows."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class TableRunner:
 
     def __call__(
         self,
-        table: TokenTable,
+        table: TokenTable | Iterable[TableSlice],
         factory: ForwardFactory,
         *,
         lease: Lease,
@@ -67,51 +70,60 @@ class TableRunner:
         """Return the outputs of every row; errors are those of ``Runner``.
 
         The shards do not depend on how many rows are stored already. On a CPU, a run that goes on after a kill gives
-        the same bytes as a run that was never killed. ``rows`` are numbers for events, if ``table`` is a part of the
-        stage's.
+        the same bytes as a run that was never killed. A table may come in slices: each is run before the next one is
+        asked for. ``rows`` are numbers for events, if ``table`` is a part of the stage's.
         """
         started = time.perf_counter()
         events = events if rows is None else PartEvents(events, rows)
-        distinct = DistinctRows.from_table(table, secret_of(self.folder) if self.folder is not None else b"")
+        slices = [(np.arange(len(table)), table)] if isinstance(table, TokenTable) else table
+        secret = secret_of(self.folder) if self.folder is not None else b""
+        all_numbers, all_keys, failed, parts = [], [], _FailedRows(), []
         with self._stores(factory, lease) as (store, by_token):
             main = store if store.outputs else by_token
-            stored = main.find(distinct.keys[distinct.first]).stored
-            missing = np.sort(distinct.first[~stored])
-            empty = table.lengths[missing] == 0
-            failed = dict.fromkeys(missing[empty].tolist(), NO_TOKENS)
-            missing = missing[~empty]
-            if by_token.outputs:
-                size = sum(np.prod(s.shape) * np.dtype(s.dtype).itemsize for s in by_token.outputs.values())
-                new = int(size * table.lengths[missing].sum())
-                by_token.make_room(new, self.most_token_bytes, by_token.find(distinct.keys))
-            events.emit("batch.planned", rows=len(missing))
-            parts = []
-            for shard in shards(table.lengths, missing, self.shard_tokens):
-                whole = np.array_equal(shard, np.arange(len(table)))  # then nothing needs to be copied
-                shard_table = table if whole else take_rows(table, shard)
-                part = self.runner(shard_table, factory, lease=lease, events=PartEvents(events, shard))
-                good = np.setdiff1d(np.arange(len(shard)), list(part.failed_rows))
-                outputs = dict(part.outputs)
-                if part.failed_rows:  # else copies would be as large as all outputs
-                    places_of = {name: spec.places(shard_table, good) for name, spec in factory.outputs.items()}
-                    outputs = {name: values[places_of[name]] for name, values in outputs.items()}
-                keys = distinct.keys[shard[good]]
+            shards_before = main.shards
+            for numbers, piece in slices:
+                distinct = DistinctRows.of(row_keys(piece, secret))
+                all_numbers.append(numbers)
+                all_keys.append(distinct.keys)
+                stored = main.find(distinct.keys[distinct.first]).stored
+                missing = failed.others(np.sort(distinct.first[~stored]), distinct.keys)
+                empty = missing[piece.lengths[missing] == 0]
+                failed.add(dict.fromkeys(empty.tolist(), NO_TOKENS), numbers, distinct.keys)
+                missing = missing[piece.lengths[missing] > 0]
                 if by_token.outputs:
-                    by_token.add(keys, outputs, part.precision, shard_table.lengths[good])
-                if store.outputs:
-                    store.add(keys, outputs, part.precision)
-                failed |= {int(shard[row]): reason for row, reason in part.failed_rows.items()}
-                parts.append(replace(part, outputs={}))  # the store has them
+                    size = sum(np.prod(s.shape) * np.dtype(s.dtype).itemsize for s in by_token.outputs.values())
+                    new = int(size * piece.lengths[missing].sum())
+                    by_token.make_room(new, self.most_token_bytes, by_token.find(distinct.keys))
+                events.emit("batch.planned", rows=len(missing))
+                for shard in shards(piece.lengths, missing, self.shard_tokens):
+                    whole = np.array_equal(shard, np.arange(len(piece)))  # then nothing needs to be copied
+                    shard_table = piece if whole else take_rows(piece, shard)
+                    part = self.runner(shard_table, factory, lease=lease, events=PartEvents(events, numbers[shard]))
+                    good = np.setdiff1d(np.arange(len(shard)), list(part.failed_rows))
+                    outputs = dict(part.outputs)
+                    if part.failed_rows:  # else copies would be as large as all outputs
+                        places_of = {name: spec.places(shard_table, good) for name, spec in factory.outputs.items()}
+                        outputs = {name: values[places_of[name]] for name, values in outputs.items()}
+                    keys = distinct.keys[shard[good]]
+                    if by_token.outputs:
+                        by_token.add(keys, outputs, part.precision, shard_table.lengths[good])
+                    if store.outputs:
+                        store.add(keys, outputs, part.precision)
+                    failed.add(part.failed_rows, numbers[shard], distinct.keys[shard])
+                    parts.append(replace(part, outputs={}))  # the store has them
+            if len(all_keys) != 1:
+                in_order = np.argsort(np.concatenate([np.empty(0, np.int64), *all_numbers]))
+                distinct = DistinctRows.of(np.concatenate([np.empty((0, 2), np.uint64), *all_keys])[in_order])
             places = main.find(distinct.keys)
             return replace(
                 merge_results(parts),
                 outputs=store.read(places) if store.outputs else {},
                 by_token=by_token.tokens(by_token.find(distinct.keys)) if by_token.outputs else None,
-                failed_rows=distinct.spread(failed),
+                failed_rows=distinct.spread(failed.reasons),
                 seconds=time.perf_counter() - started,
                 distinct_rows=len(distinct.first),
                 precision=main.precision(places),
-                reused_rows=int(stored[distinct.group].sum()),
+                reused_rows=int((places.stored & (places.shard < shards_before)).sum()),
             )
 
     @contextmanager
@@ -128,6 +140,23 @@ class TableRunner:
                         drop_others(folder)
                 stores.append(stack.enter_context(open_store(folder, outputs)))
             yield stores[0], stores[1]
+
+
+@dataclass
+class _FailedRows:
+    """The reasons of rows that failed, by their number in the whole table, and the keys of these rows."""
+
+    reasons: dict[int, str] = field(default_factory=dict)
+    _keys: set[bytes] = field(default_factory=set)
+
+    def add(self, reasons: Mapping[int, str], numbers: NDArray[np.int64], keys: Keys) -> None:
+        """Add rows of a part of the table, whose rows have these numbers and keys."""
+        self.reasons.update((int(numbers[row]), reason) for row, reason in reasons.items())
+        self._keys.update(keys[row].tobytes() for row in reasons)
+
+    def others(self, rows: NDArray[np.int64], keys: Keys) -> NDArray[np.int64]:
+        """Leave out the rows that equal one that failed: it was in a slice before theirs."""
+        return rows[[keys[row].tobytes() not in self._keys for row in rows.tolist()]] if self._keys else rows
 
 
 def in_process_runner(batch_tokens: int = BATCH_TOKENS) -> TableRunner:

@@ -24,6 +24,12 @@ _USUAL_WIDTH = 384
 IN_FLIGHT = 2
 """Batches that a worker has at once: one that the device computes, and one that a thread of the worker prepares."""
 
+SLICE_BYTES = 16_000_000
+"""Bytes of text of a slice: 4 to 5 million tokens, which take one core six to eight seconds.
+
+A worker that was started ahead imports its libraries meanwhile, so smaller slices would let few begin sooner. At the
+end of each one devices wait for each other."""
+
 
 def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:
     """Plan batches of at most ``batch_tokens`` padded tokens, however much memory there is."""

@@ -48,6 +48,11 @@ class ComputeContext:
         with self.runner.expecting(models) as runner:
             yield replace(self, runner=runner)
 
+    @property
+    def in_workers(self) -> bool:
+        """Whether other processes of this machine compute; see ``Runner``."""
+        return self.runner.runner.in_workers
+
     def start_workers(self, factory: ForwardFactory) -> None:
         """Have the next model's workers import their libraries while this process does something else."""
         self.runner.runner.start(factory)

@@ -21,7 +21,7 @@ from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.stages.encoder_input import EncoderInput, encoder_input
+from ensemble_assets.compute.stages.encoder_input import EncoderInput, EncoderTexts
 from ensemble_assets.compute.stages.held_model import hold
 from ensemble_assets.compute.stages.states_plan import NO_TOKEN_STATES, StatesPlan, StatesWanted
 from ensemble_assets.compute.tokens.windows import mean_vectors
@@ -118,18 +118,20 @@ def _encode_one(
     factory = make_factory(spec, files, context.runtime)
     spec = factory.spec
     context.start_workers(factory)
-    work = encoder_input(chunks, queries, factory, files, context.tokens)
-    plan = None
+    texts = EncoderTexts(chunks, queries, factory, files, context.tokens)
+    plan, streamed = None, context.in_workers
     if states is not None and states.slug == spec.slug:
-        factory, plan = _with_planned_states(factory, work, states)
+        factory, plan = _with_planned_states(factory, texts.input, states)
+        streamed = False  # the plan has counted all tokens
     try:
-        with hold(context, "dense", spec, factory) as model:
-            result = model.run(work.table)
+        with texts.tables(streamed=streamed) as tables, hold(context, "dense", spec, factory) as model:
+            result = model.run(tables)
     except DeviceOutOfMemoryError:
         raise MemoryBudgetError(
             f"dense: the weights of {spec.slug} do not fit into the memory they may use. "
             "Raise the memory ceiling, use half precision, or choose a smaller model"
         ) from None
+    work = texts.input
     _refuse_failures(result, work, spec, chunk_ids)
     vectors, norms = result.outputs["vector"], result.outputs.get("norm")
     windows = len(work.windows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,16 @@ from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.run_table import TableRunner
+from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 from ensemble_assets.models.spec import ModelSpec
 
 
 class _Run(Protocol):
-    def __call__(self, table: TokenTable, *, rows: NDArray[np.int64] | None = None) -> TableResult:
+    def __call__(
+        self, table: TokenTable | Iterable[TableSlice], *, rows: NDArray[np.int64] | None = None
+    ) -> TableResult:
         """Run every row of ``table``; see ``TableRunner``."""
         ...
 

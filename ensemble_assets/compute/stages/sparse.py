@@ -23,7 +23,7 @@ from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of, record_of
-from ensemble_assets.compute.stages.encoder_input import encoder_input
+from ensemble_assets.compute.stages.encoder_input import EncoderTexts
 from ensemble_assets.compute.stages.held_model import HeldModel, hold_devices
 from ensemble_assets.compute.stages.sparse_fallback import (
     LIVE,
@@ -192,12 +192,12 @@ def _run_model(
     factory = make_factory(spec, files, context.runtime, top_k)
     spec = factory.spec
     context.start_workers(factory)
-    work = encoder_input(chunks, queries, factory, files, context.tokens)
-    table, windows = work.table, work.windows
-    n = len(windows)  # rows of the table: first the chunks' windows, then the queries
-    with hold_devices(context, "sparse", spec) as devices:
+    texts = EncoderTexts(chunks, queries, factory, files, context.tokens)
+    with texts.tables(streamed=context.in_workers) as tables, hold_devices(context, "sparse", spec) as devices:
         with devices.model(factory) as model:
-            result = model.run(table)
+            result = model.run(tables)
+        table, windows = texts.input.table, texts.input.windows
+        n = len(windows)  # rows of the table: first the chunks' windows, then the queries
         failed = dict(result.failed_rows)
         if len(table) and len(failed) == len(table):
             raise ModelFailedError(spec.slug, Counter(failed.values()).most_common(1)[0][0], len(table), 0)
@@ -216,7 +216,7 @@ def _run_model(
         spec.dimension,
         PrunedOutputs(*largest_weights(index[:n], weight[:n], windows), failed_texts(failed_windows, windows), {}),
         PrunedOutputs(index[n:], weight[n:], failed_queries, full),
-        work.add_counts(record_of("sparse", "completed", spec, files, factory, result)),
+        texts.input.add_counts(record_of("sparse", "completed", spec, files, factory, result)),
         queries_pruned=len(pruned_queries) - len(full),
     )
 

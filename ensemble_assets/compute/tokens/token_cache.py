@@ -6,6 +6,7 @@ They are kept in memory only: token ids are the text in another form.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,10 +63,45 @@ class TokenCache:
         if column is None or column.bodies.cap < max_tokens:
             similar = self._similar_column(digests, vocabulary, max_tokens, prefix)
             column = _Column(digests, _new_bodies(texts, digests, similar, vocabulary, max_tokens, prefix))
-            self._columns.pop(key, None)  # so that the column becomes the newest
-            self._columns[key] = column
-            self._drop_oldest()
+            self._keep(key, column)
         return column.bodies
+
+    def slices(
+        self,
+        texts: pl.Series,
+        vocabulary: Vocabulary,
+        max_tokens: int,
+        prefix: str,
+        slices: Sequence[NDArray[np.int64]],
+    ) -> Iterator[TokenBodies]:
+        """Yield the bodies of some rows after another, as soon as these are tokenised; together all of the texts.
+
+        The column is kept, as by ``bodies``, once the last slice is made.
+        """
+        digests = _digests(texts)
+        key = vocabulary.fingerprint, prefix, _digest_of_column(digests)
+        if key in self._columns or self._similar_column(digests, vocabulary, max_tokens, prefix) is not None:
+            bodies = self.bodies(texts, vocabulary, max_tokens, prefix)
+            yield from (select_bodies(bodies, rows) for rows in slices)
+            return
+        starts, lengths = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+        ids: list[NDArray[np.int32]] = []
+        for at, rows in enumerate(slices):
+            try:
+                part = tokenise_bodies(texts.gather(rows), vocabulary, max_tokens, prefix)
+            except StageError:
+                tokenise_bodies(texts, vocabulary, max_tokens, prefix)  # fails too, and names the row of the column
+                raise
+            starts[rows], lengths[rows] = part.starts + sum(map(len, ids)), part.full_lengths
+            ids.append(part.ids)
+            if at == len(slices) - 1:
+                self._keep(key, _Column(digests, TokenBodies(np.concatenate(ids), starts, lengths, max_tokens)))
+            yield part
+
+    def _keep(self, key: tuple[str, str, str], column: _Column) -> None:
+        self._columns.pop(key, None)  # so that the column becomes the newest
+        self._columns[key] = column
+        self._drop_oldest()
 
     def cached_bodies(
         self, texts: pl.Series, vocabulary: Vocabulary, max_tokens: int, prefix: str = ""

@@ -12,7 +12,7 @@ from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cuda import CudaDevice
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.equal_rows import DistinctRows
+from ensemble_assets.compute.running.equal_rows import DistinctRows, row_keys
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 from ensemble_assets_tests.compute.running.doubles import (
@@ -63,7 +63,7 @@ def test_every_distinct_row_is_computed_once_and_lands_at_its_number(rows, budge
 
 
 def first_equal_rows(table: TokenTable) -> list[int]:
-    distinct = DistinctRows.from_table(table)
+    distinct = DistinctRows.of(row_keys(table))
     return distinct.first[distinct.group].tolist()
 
 

@@ -1,4 +1,4 @@
-"""The sections with real models: facts of the card, the ceiling, agreement, kernels, throughput.
+"""The sections with real models but one: facts of the card, the ceiling, agreement, kernels.
 
 Without a card, memory and time are simulated, and the models are small ones on the CPU.
 """
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
-from ensemble_assets.compute.running.equal_rows import shards
-from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, WorkerSettings
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.gpu.acceptance.bench import GB, Bench, Log, answer, random_table
 from ensemble_assets_tests.simulated.device import SimulatedDevice
@@ -26,15 +25,6 @@ from ensemble_assets_tests.simulated.simulation import SimulationReport, simulat
 
 LIMITS = {"fp32": (1e-4, 0.999_99), "fp16": (1.5e-3, 0.9995), "bf16": (1e-2, 0.9995)}
 """Largest difference of a component of a unit vector from fp32 on the CPU, and smallest cosine."""
-
-_T4 = {"start": 8.0, "load": 12.0, "shape": 0.0, "steady": 5.0, "fallen": 24 / 16, "host": 0.02}
-_LARGE = {"start": 7.0, "load": 6.0, "shape": 0.06, "steady": float("inf"), "fallen": 1.0, "host": 0.02}
-"""Seconds of interpreter, libraries and context, of loading 1.2 GB, of planning attention for a new shape, and of the
-host between two batches (padding, copies, the parent's plan); a T4 falls from 24 to 16 TFLOPS at 70 W. Estimates from
-public measurements: nothing was measured on these cards."""
-
-_SHARD_TOKENS = 1 << 24
-"""Tokens that a worker on a GPU computes before its rows are stored."""
 
 
 def facts(bench: Bench) -> dict[str, Any]:
@@ -303,76 +293,3 @@ def _restored() -> Iterator[None]:
         yield
     finally:
         sdpa_attention.use_gqa_in_sdpa = before
-
-
-def throughput(bench: Bench) -> dict[str, Any]:
-    """Tokens a second, and seconds split into start and load, busy, and gaps."""
-    if bench.simulated:
-        return _throughput_simulated()
-    from ensemble_assets_tests.gpu.acceptance.models import SHAPES, factory, model
-
-    results: dict[str, Any] = {}
-    for name in ("minilm", "xlmr-large", "qwen3-0.6b", "qwen2-1.5b"):
-        lengths = np.clip(np.random.default_rng(5).lognormal(5.2, 0.6, 9_000), 5, 500).astype(np.int64)
-        log, tokens = Log(), int(lengths.sum())
-        made = factory(*model(name, bench.folder, small=False), "auto")
-        result = bench.run(random_table(lengths), made, bench.used_before + 12 * GB, log)
-        busy = sum(float(str(event.facts["seconds"])) for event in log.named("batch.done"))
-        computing = log.named("batch.done")[-1].at - log.named("worker.ready")[0].at
-        results[name] = {
-            "precision": result.precision,
-            "tokens_per_second": round(tokens / computing),
-            "teraflops": round(tokens * SHAPES[name].megaflops / computing / 1e6, 1),
-            "start_and_load": round(log.named("worker.ready")[0].at - log.named("worker.started")[0].at, 2),
-            "busy": round(busy, 2),
-            "gaps": round(computing - busy, 2),
-            "redone_rows": result.precision_redone,
-        }
-    return {"passed": all(result["tokens_per_second"] > 0 for result in results.values()), **results}
-
-
-def _throughput_simulated() -> dict[str, Any]:
-    """A model of 0.6 B weights on T4s and a large card: one worker for all shards, or one for each."""
-    cards = {"1 x T4": (1, 17_000.0, _T4), "2 x T4": (2, 17_000.0, _T4), "1 large card": (1, 430_000.0, _LARGE)}
-    results: dict[str, Any] = {}
-    for chunks in (3_096, 100_000):
-        lengths = np.clip(np.random.default_rng(6).lognormal(5.2, 0.6, chunks), 5, 2_000).astype(np.int64)
-        for card, (count, speed, seconds) in cards.items():
-            parts = list(shards(lengths, np.arange(chunks), _SHARD_TOKENS))
-            starting = seconds["start"] + seconds["load"]
-            figures = {}
-            for in_flight in (1, IN_FLIGHT):
-                reports = _shard_reports([lengths[part] for part in parts], count, speed, seconds, in_flight)
-                figures[in_flight] = sum(report.seconds for report in reports) + starting
-            finished = [batch for report in reports for batch in report.trace if batch.outcome == "finished"]
-            busy = sum(batch.end - batch.begin for batch in finished) / count
-            kept = figures[IN_FLIGHT]
-            apart = kept + (len(parts) - 1) * starting
-            results[f"{chunks:,} chunks, {card}"] = {
-                "seconds": round(kept, 1),
-                "start": seconds["start"],
-                "load": seconds["load"],
-                "busy": round(busy, 1),
-                "gaps": round(kept - busy - starting, 1),
-                "one_batch_in_flight": round(figures[1], 1),
-                "one_worker_per_shard": round(apart, 1),
-                "ratio": round(kept / apart, 3),
-                "shards": len(parts),
-            }
-    one, two = (results[f"100,000 chunks, {card}"]["seconds"] for card in ("1 x T4", "2 x T4"))
-    return {"passed": one / two >= 1.9, "gain_of_the_second_t4": round(one / two, 3), **results}
-
-
-def _shard_reports(
-    shards_lengths: list[NDArray[np.int64]], count: int, speed: float, seconds: dict[str, float], in_flight: int
-) -> list[SimulationReport]:
-    """Run shards one after another on workers that are loaded already, with the sizes that the shard before found."""
-    model = SimulatedModel(
-        MemoryNeeds(1_200_000_000, 90_000.0), Speed(speed, 0.015, **{**seconds, "start": 0.0, "load": 0.0})
-    )
-    devices = [SimulatedDevice(f"SIM-{number}") for number in range(count)]
-    reports: list[SimulationReport] = []
-    for lengths in shards_lengths:
-        sizes = reports[-1].sizes if reports else None
-        reports.append(simulate(lengths, model, devices, WorkerSettings(), sizes, in_flight))
-    return reports

@@ -20,6 +20,7 @@ from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets_tests.gpu.acceptance import numerics
 from ensemble_assets_tests.gpu.acceptance.bench import GB, Bench, Log, Section, answer, random_table, wrong_rows
+from ensemble_assets_tests.gpu.acceptance.throughput import throughput
 from ensemble_assets_tests.simulated.device import OtherProcesses, SimulatedDevice
 from ensemble_assets_tests.simulated.model import MemoryNeeds, SimulatedModel, Speed
 from ensemble_assets_tests.simulated.simulation import SimulationReport, simulate
@@ -207,6 +208,6 @@ SECTIONS: dict[str, Section] = {
     "recovery": Section(recovery, 90.0),
     "agreement": Section(numerics.agreement, 120.0),
     "kernels": Section(numerics.kernels, 60.0),
-    "throughput": Section(numerics.throughput, 150.0),
+    "throughput": Section(throughput, 150.0),
     "end": Section(end, 30.0),
 }
