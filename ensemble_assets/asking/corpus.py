@@ -5,6 +5,7 @@ Everything comes from the files of the bundle, so one that was copied here witho
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from ensemble_assets.collection.chunks import heading_of
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.read.bundle_reader import Bundle, list_items, open_vectors, read_object, records
 from ensemble_assets.retrieval.sparse_topk import SparseRows
+
+_SOURCES = ("source", "source_path", "source_file", "document_name")
 
 
 @dataclass(frozen=True)
@@ -63,29 +66,29 @@ class Corpus:
 
     def sparse(self, dimension: int) -> SparseRows:
         """Read the sparse vectors of all chunks."""
-        rows = [_sparse_row(record) for record in records(self.bundle.path("sparse.jsonl"))]
-        indptr = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum([len(indices) for indices, _ in rows], out=indptr[1:])
-        indices = np.concatenate([np.asarray(each, np.int32) for each, _ in rows] or [np.empty(0, np.int32)])
-        values = np.concatenate([np.asarray(each, np.float32) for _, each in rows] or [np.empty(0, np.float32)])
-        return SparseRows(indptr, indices.astype(np.int32), values.astype(np.float32), dimension)
+        indptr, indices, values = array("q", [0]), array("i"), array("f")
+        for record in records(self.bundle.path("sparse.jsonl")):
+            vector = (record or {}).get("sparse_vector")
+            if isinstance(vector, dict):
+                indices.extend(vector.get("indices") or ())
+                values.extend(vector.get("values") or ())
+            indptr.append(len(indices))
+        return SparseRows(
+            np.array(indptr, np.int64), np.array(indices, np.int32), np.array(values, np.float32), dimension
+        )
 
 
 def read_corpus(bundle: Bundle) -> Corpus:
     """Read the chunks of a bundle; a damaged file is an ``ArtefactError``."""
     texts = [parse_value(item) for item in list_items(bundle.path("texts.json"))]
-    metadata = [parse_object(item) or {} for item in list_items(bundle.path("metadata.json"))]
-    if len(texts) != len(metadata) or not all(isinstance(text, str) for text in texts):
+    shown = [
+        (_first(each, ("chunk_id",)) or str(row), heading_of(each), _first(each, _SOURCES))
+        for row, each in enumerate(parse_object(item) or {} for item in list_items(bundle.path("metadata.json")))
+    ]
+    if len(texts) != len(shown) or not all(isinstance(text, str) for text in texts):
         raise ArtefactError(f"{bundle.folder.name}: texts and metadata do not fit together. Export the bundle again")
-    chunks = pl.DataFrame(
-        {
-            "chunk_id": [_first(each, ("chunk_id",)) or str(row) for row, each in enumerate(metadata)],
-            "heading": [heading_of(each) for each in metadata],
-            "source": [_first(each, ("source", "source_path", "source_file", "document_name")) for each in metadata],
-            "text": texts,
-        },
-        schema=dict.fromkeys(("chunk_id", "heading", "source", "text"), pl.String),
-    )
+    schema = dict.fromkeys(("chunk_id", "heading", "source"), pl.String)
+    chunks = pl.DataFrame(shown, schema=schema, orient="row").with_columns(pl.Series("text", texts, pl.String))
     return Corpus(bundle, _unique_ids(chunks), _dense_models(bundle), bundle.manifest)
 
 
@@ -107,9 +110,3 @@ def _unique_ids(chunks: pl.DataFrame) -> pl.DataFrame:
     repeat = pl.int_range(pl.len()).over("chunk_id")
     name = pl.when(repeat > 0).then(pl.format("{}#{}", "chunk_id", repeat + 1)).otherwise("chunk_id")
     return chunks.with_columns(name.alias("chunk_id"))
-
-
-def _sparse_row(record: dict[str, Any] | None) -> tuple[list[int], list[float]]:
-    vector = (record or {}).get("sparse_vector")
-    vector = vector if isinstance(vector, dict) else {}
-    return vector.get("indices") or [], vector.get("values") or []

@@ -6,8 +6,8 @@ wait for a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,11 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.asking.corpus import Corpus, read_corpus
+from ensemble_assets.asking.held_models import Factory, HeldModels
 from ensemble_assets.common.errors import EnsembleError, SettingsError
-from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.stages import first_stage_lists
-from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.backends.model_factory import with_states
-from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
 from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
@@ -32,21 +29,17 @@ from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
 from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.models.spec import ModelKind, ModelSpec
-from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.first_stage import FusionRule
-from ensemble_assets.pipeline.stage_run import ComputeRun
-from ensemble_assets.retrieval.bm25_topk import lexical_topk
+from ensemble_assets.pipeline.first_stage import TEXTS_IN_MEMORY, FusionRule
+from ensemble_assets.retrieval.bm25_topk import LexicalIndex
 from ensemble_assets.retrieval.dense_run import dense_run
 from ensemble_assets.retrieval.dense_topk import DenseModel
 from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 from ensemble_assets.retrieval.ranked_lists import run_from_topk
-from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets.retrieval.sparse_topk import SparseIndex, SparseRows
 from ensemble_assets.settings import Settings
 
 _QUESTION = "question"
 _NO_TEXTS = pl.Series([], dtype=pl.String)
-
-Factory = Callable[..., ForwardFactory]
 
 
 @dataclass(frozen=True)
@@ -90,18 +83,12 @@ class Searcher:
     def __init__(self, bundle: Path, settings: Settings, factories: Mapping[ModelKind, Factory] | None = None) -> None:
         self.corpus: Corpus = read_corpus(open_bundle(bundle))
         self.notes: list[str] = []
-        device = CpuDevice(threads=settings.device.threads)
-        here = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"engine": "local"})})
-        self._context = Computing(devices=[device]).context(ComputeRun(here, "", EventLog()))
         self._settings = settings
-        usual: dict[ModelKind, Factory] = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}
-        self._factories: Mapping[ModelKind, Factory] = usual | dict(factories or {})
-        self._held: dict[tuple[Any, ...], ForwardFactory] = {}
-        self._stack = ExitStack()
+        self._models = HeldModels(settings, factories)
 
     def close(self) -> None:
         """Free the models."""
-        self._stack.close()
+        self._models.close()
 
     def ask(self, question: str, top: int = 10) -> list[Hit]:
         """Find the ``top`` best passages for a question; none for a blank one."""
@@ -136,8 +123,8 @@ class Searcher:
         return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
 
     def _encode_dense(self, queries: pl.Series) -> Sequence[DenseVectors]:
-        make = self._loaded("dense")
-        return encode_dense(_NO_TEXTS, queries, self._dense_specs, self._context, make_factory=make).models
+        make = self._models.factory("dense")
+        return encode_dense(_NO_TEXTS, queries, self._dense_specs, self._models.context, make_factory=make).models
 
     def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
         encoded = self._encode_sparse(queries)
@@ -145,28 +132,28 @@ class Searcher:
             return None
         matrix = encoded.queries
         of_question = SparseRows(matrix.indptr, matrix.indices, matrix.values, len(encoded.words))
-        if self._sparse_rows is None:
-            self._sparse_rows = self.corpus.sparse(len(encoded.words))
-        return run_from_topk(sparse_topk(self._sparse_rows, of_question, self._depth), [_QUESTION])
+        if self._sparse_index is None:
+            self._sparse_index = SparseIndex(self.corpus.sparse(len(encoded.words)))
+        return run_from_topk(self._sparse_index.topk(of_question, self._depth), [_QUESTION])
 
     def _encode_sparse(self, queries: pl.Series) -> SparseResult | None:
         spec, space = self._sparse_spec, self.corpus.section("sparse_run", "payload").get("index_space")
         if spec is None:
             return None
         encoded = encode_sparse(
-            _NO_TEXTS, _NO_TEXTS, queries, [spec], self._context, make_factory=self._loaded("sparse")
+            _NO_TEXTS, _NO_TEXTS, queries, [spec], self._models.context, make_factory=self._models.factory("sparse")
         )
         if encoded.index_space != space:
             self._note("sparse: the bundle's vectors are not of this model, so this list is left out")
             return None
         return encoded
 
-    _sparse_rows: SparseRows | None = None
+    _sparse_index: SparseIndex | None = None
 
     def _lexical(self, queries: pl.Series) -> pl.DataFrame | None:
         if "lexical" not in self.corpus.section("fusion_run").get("lists", ()):
             return None
-        return run_from_topk(lexical_topk([self.corpus.chunks["text"]], queries, self._depth), [_QUESTION])
+        return run_from_topk(self._lexical_index.topk(queries, self._depth), [_QUESTION])
 
     def _reranked(self, fused: pl.DataFrame, question: str) -> pl.DataFrame | None:
         spec = self._rerank_spec
@@ -183,8 +170,8 @@ class Searcher:
         )
         asked = pl.DataFrame({"public_id": [_QUESTION], "text": [question]})
         result = rerank_candidates(
-            fused, self.corpus.chunks["text"], asked, spec, self._context, options,
-            make_factory=self._loaded("rerank"),
+            fused, self.corpus.chunks["text"], asked, spec, self._models.context, options,
+            make_factory=self._models.factory("rerank"),
         )  # fmt: skip
         for reason in result.queries["reason"].drop_nulls():
             self._note(f"reranking failed ({reason}); the order is that of the fused list")
@@ -196,7 +183,7 @@ class Searcher:
         if spec is None or not run.get("queries"):
             return None
         return LateInteraction(
-            spec, self.corpus.chunks["text"], run["share"], make_factory=self._loaded("dense", _states)
+            spec, self.corpus.chunks["text"], run["share"], make_factory=self._models.factory("dense", _states)
         )
 
     def _hits(self, fused: pl.DataFrame, reranked: pl.DataFrame | None, lists: tuple[str, ...], top: int) -> list[Hit]:
@@ -214,19 +201,6 @@ class Searcher:
             hits.append(Hit(row["rank"], row["score"], **chunk, ranks=places, rerank_score=row["rerank_score"]))
         return hits
 
-    def _loaded(self, kind: ModelKind, change: Callable[[ForwardFactory], ForwardFactory] | None = None) -> Factory:
-        """Make factories whose model stays loaded between questions, changed by ``change``."""
-        make = self._factories[kind]
-
-        def held(spec: ModelSpec, *rest: Any) -> ForwardFactory:
-            key = (spec.kind, spec.slug, change, *rest[2:])
-            if key not in self._held:
-                factory = make(spec, *rest)
-                self._held[key] = self._stack.enter_context(loaded_once(change(factory) if change else factory))
-            return self._held[key]
-
-        return held
-
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
@@ -241,6 +215,10 @@ class Searcher:
         method = METHODS.get(str(run.get("method")), METHODS[options.method])()
         share, lexical = run.get("dense_share", options.dense_weight), run.get("lexical_share", 0.0)
         return FusionRule(method, float(share), float(lexical), {})
+
+    @cached_property
+    def _lexical_index(self) -> LexicalIndex:
+        return LexicalIndex(some["text"] for some in self.corpus.chunks.iter_slices(TEXTS_IN_MEMORY))
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ensemble_assets.settings.options import Fusion
 SPARSE_PARTS = ("indptr", "indices", "values")
 """Names of the arrays of one CSR matrix."""
 
-_TEXTS_IN_MEMORY = 20_000
+TEXTS_IN_MEMORY = 20_000
 """Chunks whose words BM25 holds at once: about 40 MB of texts of 2 kB."""
 
 
@@ -127,7 +127,7 @@ def _bm25(searched: Searched) -> pl.DataFrame | None:
     if not searched.has_sparse or not searched.rule.lexical_share:
         return None
     texts = searched.queries.frame("queries", columns=["text"])["text"]
-    topk = lexical_topk(searched_slices(searched.chunks, _TEXTS_IN_MEMORY), texts, searched.depth)
+    topk = lexical_topk(searched_slices(searched.chunks, TEXTS_IN_MEMORY), texts, searched.depth)
     return run_from_topk(topk, searched.public_ids)
 
 

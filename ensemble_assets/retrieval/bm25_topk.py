@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.collection.languages import UNSPACED
-from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets.retrieval.sparse_topk import SparseIndex, SparseRows, sparse_topk
 from ensemble_assets.retrieval.topk import TopK
 
 K1, B = 0.9, 0.4
@@ -44,6 +44,36 @@ def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRo
     """
     query_words = _counted(words(queries))
     terms = query_words.select(pl.col("word").unique().sort()).with_row_index("term")
+    matches, length = _matches(chunks, terms)
+    documents = _weighed(matches, length, len(terms))
+    numbered = query_words.join(terms, on="word", how="left", maintain_order="left")
+    query_terms = (numbered[name].to_numpy() for name in ("row", "term", "count"))
+    return documents, _rows(len(queries), len(terms), *query_terms)
+
+
+class LexicalIndex:
+    """BM25 posting lists of every word of a collection, made once for questions that come one after the other.
+
+    They take the memory of all its words. Scores are those of ``lexical_topk``, to the bit: terms have the same order.
+    """
+
+    def __init__(self, chunks: Iterable[pl.Series]) -> None:
+        counted, length = _matches(chunks)
+        self._terms = counted.select(pl.col("word").unique().sort()).with_row_index("term")
+        numbered = counted.join(self._terms, on="word").sort("row", "term")
+        self._index = SparseIndex(_weighed(numbered, length, len(self._terms)))
+
+    def topk(self, queries: pl.Series, k: int) -> TopK:
+        """Find the k chunks with the highest BM25 score for every query; see ``lexical_topk``."""
+        asked = _counted(words(queries), self._terms)
+        query_terms = (asked[name].to_numpy() for name in ("row", "term", "count"))
+        return self._index.topk(_rows(len(queries), len(self._terms), *query_terms), k)
+
+
+def _matches(
+    chunks: Iterable[pl.Series], terms: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """Count the words of all chunks, see ``_counted``, and give the chunks' lengths in words."""
     counts: list[pl.DataFrame] = []
     lengths: list[NDArray[np.float64]] = []
     first = 0
@@ -52,16 +82,19 @@ def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRo
         counts.append(_counted(split, terms, first))
         lengths.append(split.list.len().to_numpy().astype(np.float64))
         first += len(texts)
-    length = np.concatenate(lengths) if lengths else np.empty(0)
-    matches = pl.concat(counts) if counts else _counted(words(queries.clear()), terms)
+    if not counts:
+        return _counted(words(pl.Series([], dtype=pl.String)), terms), np.empty(0)
+    return pl.concat(counts), np.concatenate(lengths)
+
+
+def _weighed(matches: pl.DataFrame, length: NDArray[np.float64], terms: int) -> SparseRows:
+    """Weigh counted terms by BM25; ``length`` ``[n_chunks]`` is in words."""
     row, term, count = (matches[name].to_numpy() for name in ("row", "term", "count"))
-    frequency = np.bincount(term, minlength=len(terms))
+    frequency = np.bincount(term, minlength=terms)
     idf = np.log1p((len(length) - frequency + 0.5) / (frequency + 0.5))
     norm = 1.0 - B + B * length / max(1.0, float(length.mean()) if len(length) else 1.0)
     weights = idf[term] * count * (K1 + 1.0) / (count + K1 * norm[row])
-    numbered = query_words.join(terms, on="word", how="left", maintain_order="left")
-    query_terms = (numbered[name].to_numpy() for name in ("row", "term", "count"))
-    return _rows(len(length), len(terms), row, term, weights), _rows(len(queries), len(terms), *query_terms)
+    return _rows(len(length), terms, row, term, weights)
 
 
 def words(texts: pl.Series) -> pl.Series:

@@ -60,27 +60,46 @@ def sparse_topk(documents: SparseRows, queries: SparseRows, k: int, *, tile_byte
         MemoryBudgetError: if ``tile_bytes`` does not hold the longest document.
     """
     _check_layout(documents, "documents")
-    _check_layout(queries, "queries")
-    if documents.dimension != queries.dimension:
-        raise ArtefactError(
-            f"sparse documents have {documents.dimension} terms and queries {queries.dimension}. "
-            "Encode both with the same model"
-        )
+    _check_queries(queries, documents.dimension)
     check_depth(k, len(documents))
     k = min(k, max(len(documents), 1))
     terms = _sorted_by_term(queries)
     best = BestSoFar(len(queries), k)
     for start, stop in _tiles(documents, k, tile_bytes):
-        postings = _postings(documents, start, stop)
-        for query in range(len(terms)):
-            row = slice(terms.indptr[query], terms.indptr[query + 1])
-            if row.start < row.stop:
-                # A float64 vector makes scipy multiply and add in float64.
-                scores = postings[:, terms.indices[row]] @ terms.values[row].astype(np.float64)
-                _offer(best, query, scores.astype(np.float32), start)
+        _search(_postings(documents, start, stop), terms, best, start)
         drop_resident_pages(documents.indices)
         drop_resident_pages(documents.values)
     return best.result()
+
+
+class SparseIndex:
+    """The posting lists of all documents, made once for searches that come one after the other."""
+
+    def __init__(self, documents: SparseRows, *, tile_bytes: int = DEFAULT_TILE_BYTES) -> None:
+        _check_layout(documents, "documents")
+        self._documents, self._dimension = len(documents), documents.dimension
+        tiles = _tiles(documents, 1, tile_bytes)
+        self._tiles = [(start, _postings(documents, start, stop)) for start, stop in tiles]
+
+    def topk(self, queries: SparseRows, k: int) -> TopK:
+        """Find the k documents with the highest positive dot product for every query; see ``sparse_topk``."""
+        _check_queries(queries, self._dimension)
+        check_depth(k, self._documents)
+        terms = _sorted_by_term(queries)
+        best = BestSoFar(len(queries), min(k, max(self._documents, 1)))
+        for start, postings in self._tiles:
+            _search(postings, terms, best, start)
+        return best.result()
+
+
+def _search(postings: Any, queries: SparseRows, best: BestSoFar, start: int) -> None:
+    """Offer the rows of a tile that may be among the best of every query, whose terms ascend."""
+    for query in range(len(queries)):
+        row = slice(queries.indptr[query], queries.indptr[query + 1])
+        if row.start < row.stop:
+            # A float64 vector makes scipy multiply and add in float64.
+            scores = postings[:, queries.indices[row]] @ queries.values[row].astype(np.float64)
+            _offer(best, query, scores.astype(np.float32), start)
 
 
 def _offer(best: BestSoFar, query: int, scores: NDArray[np.float32], start: int) -> None:
@@ -103,6 +122,14 @@ def _postings(documents: SparseRows, start: int, stop: int) -> Any:
     indptr = (documents.indptr[start : stop + 1] - first).astype(np.int32)
     shape = (stop - start, documents.dimension)
     return scipy.sparse.csr_array((values, indices, indptr), shape=shape).tocsc()
+
+
+def _check_queries(queries: SparseRows, dimension: int) -> None:
+    _check_layout(queries, "queries")
+    if dimension != queries.dimension:
+        raise ArtefactError(
+            f"sparse documents have {dimension} terms and queries {queries.dimension}. Encode both with the same model"
+        )
 
 
 def _sorted_by_term(queries: SparseRows) -> SparseRows:

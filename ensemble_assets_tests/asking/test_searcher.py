@@ -105,6 +105,50 @@ def test_nothing_of_a_question_is_written(pipeline: Pipeline, monkeypatch: pytes
     assert [path for path in files if b"canary" in path.read_bytes() or "canary" in path.name] == []
 
 
+@pytest.mark.models
+def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    pipeline = Pipeline(tmp_path, Computing())
+    outcome = pipeline.run({})
+    assert outcome.succeeded, outcome.error
+    asked = Searcher(outcome.bundle, resolve({"paths.cache_dir": str(tmp_path / "cache")}).settings)
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    for public_id, text in outcome.artefact("queries").frame("queries").select("public_id", "text").iter_rows():
+        wanted = reranked.filter(reranked["public_id"] == public_id)
+        hits = asked.ask(text, top=wanted.height)
+        assert [hit.chunk_id for hit in hits] == wanted["chunk_id"].to_list()
+        assert [hit.score for hit in hits] == pytest.approx(wanted["score"].to_list(), abs=1e-4)
+        scores = [score for score in wanted["rerank_score"] if score is not None]
+        assert [hit.rerank_score for hit in hits if hit.rerank_score is not None] == pytest.approx(scores, abs=1e-3)
+    asked.close()
+
+
+def test_a_second_question_loads_searches_and_writes_nothing_anew(pipeline: Pipeline) -> None:
+    outcome = pipeline.run()
+    calls: dict[str, Any] = fast_factories()
+    loads: list[str] = []
+    for kind, make in calls.items():
+        calls[kind] = _counting(make, kind, loads)
+    asked = searcher(outcome, pipeline.root, **calls)
+    asked.ask("where is the river")
+    before, shape = list(loads), {path: path.stat().st_mtime_ns for path in pipeline.root.rglob("*")}
+    assert set(before) == {"dense", "sparse", "rerank"}
+    (outcome.bundle / "ultimate_embeddings_v4_sparse.jsonl").unlink()
+    (outcome.bundle / "ultimate_embeddings_v4_texts.json").unlink()
+    assert asked.ask("which engine was seen")
+    assert loads == before
+    after = {path: path.stat().st_mtime_ns for path in pipeline.root.rglob("*") if path != outcome.bundle}
+    assert after == {path: at for path, at in shape.items() if path in after}
+
+
+def _counting(make: Any, kind: str, loads: list[str]) -> Any:
+    def counted(*arguments: Any) -> Any:
+        loads.append(kind)
+        return make(*arguments)
+
+    return counted
+
+
 def test_chunks_without_an_id_are_told_apart(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes", count=4)
     path = tmp_path / "corpora" / "notes" / "notes_chunks.json"

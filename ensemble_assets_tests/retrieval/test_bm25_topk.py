@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.asking.marking import word_places
-from ensemble_assets.retrieval.bm25_topk import K1, B, bm25_rows, lexical_topk, words
+from ensemble_assets.retrieval.bm25_topk import K1, B, LexicalIndex, bm25_rows, lexical_topk, words
 from ensemble_assets.retrieval.topk import NO_ROW
 
 WORDS = st.sampled_from(["river", "Rivers", "engine", "berries", "glass", "boxes", "über", "2024", "the", "THE"])
@@ -165,3 +165,14 @@ def test_pairs_agree_with_a_plain_walk_over_the_characters(text: str) -> None:
         run += character if character.isalnum() or character == "\u0e32" else ""
     found = words(pl.Series([text])).to_list()[0]
     assert [w for w in found if not w.isascii()] == [w for w in expected if not w.isascii()]
+
+
+@given(TEXTS, TEXTS, st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_an_index_of_all_words_gives_the_same_bits(chunks, queries, size):
+    slices = [pl.Series(chunks[i : i + size], dtype=pl.String) for i in range(0, len(chunks), size)]
+    asked = pl.Series(queries, dtype=pl.String)
+    index, once = LexicalIndex(iter(slices)).topk(asked, 3), lexical_topk(slices, asked, 3)
+    np.testing.assert_array_equal(index.rows, once.rows)
+    np.testing.assert_array_equal(index.scores, once.scores)
+    assert LexicalIndex([]).topk(asked, 3).filled.tolist() == [0] * len(queries)

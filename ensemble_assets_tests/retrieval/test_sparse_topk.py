@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError, StageError
-from ensemble_assets.retrieval.sparse_topk import SparseRows, sparse_topk
+from ensemble_assets.retrieval.sparse_topk import SparseIndex, SparseRows, sparse_topk
 from ensemble_assets_tests.retrieval.resident import resident_bytes
 
 LARGEST_TILE = 1 << 20
@@ -76,8 +76,10 @@ any_weight = st.floats(0, 3, width=32)
 @given(searches(quarters) | searches(any_weight))
 def test_tiled_search_equals_multiplying_every_pair_at_any_tile_size(search):
     documents, queries, dimension, k, tile_bytes = search
-    found = sparse_topk(sparse_rows(documents, dimension), sparse_rows(queries, dimension), k, tile_bytes=tile_bytes)
-    assert as_lists(found) == reference(documents, queries, k)
+    rows, asked = sparse_rows(documents, dimension), sparse_rows(queries, dimension)
+    expected = reference(documents, queries, k)
+    assert as_lists(sparse_topk(rows, asked, k, tile_bytes=tile_bytes)) == expected
+    assert as_lists(SparseIndex(rows, tile_bytes=tile_bytes).topk(asked, k)) == expected
 
 
 def random_rows(n, dimension, per_row, seed):

@@ -218,7 +218,7 @@ class VocabularySpace:
     @property
     def words(self) -> Sequence[str]:
         """Token string by index."""
-        return self.vocabulary.words()
+        return self.vocabulary.words
 
     def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return word pieces, without unknown and special tokens."""

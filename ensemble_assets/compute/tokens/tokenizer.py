@@ -11,7 +11,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,12 +51,13 @@ class Vocabulary:
     not_words: tuple[int, ...]
     tokenizer: Tokenizer = field(compare=False, repr=False)
 
-    def words(self) -> list[str]:
-        """Return the token string of every id, ``""`` where an id is not used."""
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The token string of every id, ``""`` where an id is not used."""
         words = [""] * self.size
         for word, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
             words[index] = word
-        return words
+        return tuple(words)
 
 
 @lru_cache(maxsize=8)

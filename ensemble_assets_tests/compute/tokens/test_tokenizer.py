@@ -89,7 +89,7 @@ def test_order_of_keys_in_the_file_does_not_matter(tmp_path):
 def test_special_and_unknown_tokens_are_known_as_no_words(tmp_path):
     known = load_vocabulary(locate(model_folder(tmp_path / "bert")))
     assert known.not_words == tuple(IDS[word] for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
-    assert known.words()[IDS["storm"]] == "storm"
+    assert known.words[IDS["storm"]] == "storm"
     assert known.size == len(IDS)
 
 

@@ -1,0 +1,153 @@
+"""Run a few rows on a model that stays loaded: for questions, of whose time planning and measuring would take most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_assets.common.events import EventSink
+from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
+from ensemble_assets.compute.backends.late_interaction import CACHE_BYTES, StateCache
+from ensemble_assets.compute.batching.table_result import TableResult, TokenOutputs
+from ensemble_assets.compute.devices.device import used_devices
+from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.run_batch import OutputArrays
+from ensemble_assets.compute.running.run_table import TableRunner
+from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+
+@dataclass(frozen=True)
+class AtOnceRunner(TableRunner):
+    """Runs tables of a few rows, with factories whose models stay loaded.
+
+    The first table of a model is run as every table of a stage is: loading is what takes memory. So is a table where
+    anything is unusual: an empty row, a batch that fails, an output that is not finite.
+
+    Attributes:
+        loaded: models that have run once, by identity and outputs.
+        states: outputs per token of recent rows, which are candidates of one question after another.
+    """
+
+    loaded: set[tuple[str, ...]] = field(default_factory=set)
+    states: StateCache[_TokensOfRow] = field(default_factory=lambda: StateCache(CACHE_BYTES))
+
+    def __call__(
+        self,
+        table: TokenTable,
+        factory: ForwardFactory,
+        *,
+        lease: Lease,
+        events: EventSink,
+        rows: NDArray[np.int64] | None = None,
+    ) -> TableResult:
+        """Return the outputs of every row; see ``TableRunner``."""
+        model = (factory.identity, *factory.outputs)
+        result = self._at_once(table, factory, lease) if model in self.loaded and table.lengths.all() else None
+        if result is None:
+            result = super().__call__(table, factory, lease=lease, events=events, rows=rows)
+            self.loaded.add(model)
+        if result.by_token is not None:
+            self._remember(table, factory, result.by_token)
+        return result
+
+    def _at_once(self, table: TokenTable, factory: ForwardFactory, lease: Lease) -> TableResult | None:
+        """Run the rows; None where the usual way has to say what is wrong with them."""
+        arrays = OutputArrays(
+            factory.outputs, {name: np.zeros(spec.size(table), spec.dtype) for name, spec in factory.outputs.items()}
+        )
+        forward = factory.load(lease.devices[0].torch_device)
+        missing = self._recall(table, factory, arrays)
+        try:
+            for batch in _batches(table.lengths, missing, factory.width):
+                if arrays.store(table, batch.rows, forward(table, batch)):
+                    return None
+        except Exception:  # noqa: BLE001  # the usual way tells a lack of memory from a failure, and finds the row
+            return None
+        by_token = {name: arrays.arrays[name] for name in _per_token(factory.outputs)}
+        return TableResult(
+            outputs={name: values for name, values in arrays.arrays.items() if name not in by_token},
+            tokens=int(table.lengths[missing].sum()),
+            distinct_rows=len(missing),
+            device=used_devices(lease.devices),
+            precision=forward.precision,
+            reused_rows=len(table) - len(missing),
+            by_token=_TokensInMemory(table, by_token) if by_token else None,
+        )
+
+    def _recall(self, table: TokenTable, factory: ForwardFactory, arrays: OutputArrays) -> NDArray[np.int64]:
+        """Write what is remembered of the rows, and return the numbers of the others."""
+        every = np.arange(len(table))
+        if len(_per_token(factory.outputs)) < len(factory.outputs):  # a vector would be missing beside the states
+            return every
+        keys = _keys(table, factory)
+        states = self.states.lookup(keys)
+        for row, key in enumerate(keys):
+            for name, values in states[key].outputs.items() if key in states else ():
+                arrays.arrays[name][_span(table, row)] = values
+        return every[[key not in states for key in keys]]
+
+    def _remember(self, table: TokenTable, factory: ForwardFactory, by_token: TokenOutputs) -> None:
+        keys, names = _keys(table, factory), _per_token(factory.outputs)
+        new = set(keys) - self.states.lookup(keys).keys()
+        self.states.add(
+            {
+                key: _TokensOfRow({name: by_token.read(name, np.array([row])).copy() for name in names})
+                for row, key in enumerate(keys)
+                if key in new and by_token.lengths[row]
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _TokensOfRow:
+    outputs: Mapping[str, NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class _TokensInMemory:
+    """Outputs per token of all rows of a table; see ``TokenOutputs``."""
+
+    table: TokenTable
+    outputs: Mapping[str, NDArray[Any]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.table.lengths
+
+    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        values: NDArray[Any] = self.outputs[name][self.table.token_numbers(rows)]
+        return values
+
+
+def _per_token(outputs: Mapping[str, OutputSpec]) -> list[str]:
+    return [name for name, spec in outputs.items() if spec.per_token]
+
+
+def _span(table: TokenTable, row: int) -> slice:
+    return slice(int(table.offsets[row]), int(table.offsets[row + 1]))
+
+
+def _keys(table: TokenTable, factory: ForwardFactory) -> list[bytes]:
+    """Give a key of every row's ids; only models whose rows are ids alone give outputs per token."""
+    model = factory.identity.encode() + b"\0"
+    return [model + table.ids[_span(table, row)].tobytes() for row in range(len(table))]
+
+
+def _batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], width: int) -> Iterator[Batch]:
+    """Cut rows, longest first, into batches of a CPU's size."""
+    most = widen_batches(cpu_batches(), width).sizes.max_tokens or 0
+    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    while len(ordered):
+        longest = int(lengths[ordered[0]])
+        size = max(1, most // longest)
+        yield Batch(ordered[:size], longest)
+        ordered = ordered[size:]
