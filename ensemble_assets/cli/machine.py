@@ -21,10 +21,12 @@ from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import (
     artefact_base,
     cache_folder,
+    dagster_home,
     incidents_folder,
     journal_folder,
     key_file,
     lock_folder,
+    other_key_files,
 )
 
 if TYPE_CHECKING:
@@ -237,4 +239,7 @@ def _places(settings: Settings) -> Iterator[Place]:
     yield Place(
         "key", key_file(paths), "the key of public query ids; later runs give other ids, and baselines do not fit"
     )
+    for number, path in enumerate(other_key_files(paths)):
+        yield Place(f"other-key{number or ''}", path, "the same, of runs with another DAGSTER_HOME, such as make run")
+    yield Place("instance", dagster_home(), "Dagster's runs and their logs, and maybe a key; stays", shared=True)
     yield Place("locks", lock_folder(paths), "device locks of all users, a few bytes; stays", shared=True)

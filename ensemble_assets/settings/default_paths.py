@@ -14,13 +14,33 @@ _APP = "ensemble-assets"
 ARTIFACTS_FOLDER = ".artifacts"
 """Folder of artefacts and journals, beside the bundles."""
 
+_CHECKOUT_HOME = Path(".dagster_home")
+"""The instance that ``make run`` and ``make ui`` make in a checkout."""
+
 
 def key_file(paths: Paths) -> Path:
     """Return the file of the query hash key: as set, else beside the Dagster instance, else in the user's folder."""
     if paths.key_file:
         return Path(paths.key_file)
     home = process_environment().get("DAGSTER_HOME")
-    return Path(home) / "ensemble_assets.key" if home else Path(platformdirs.user_data_dir(_APP)) / "query.key"
+    return _key_beside(Path(home)) if home else Path(platformdirs.user_data_dir(_APP)) / "query.key"
+
+
+def other_key_files(paths: Paths) -> list[Path]:
+    """List the keys of runs with another ``DAGSTER_HOME``, such as those of ``make run``, that are on this machine."""
+    places = [_key_beside(home) for home in (dagster_home(), _CHECKOUT_HOME)]
+    places.append(Path(platformdirs.user_data_dir(_APP)) / "query.key")
+    distinct = dict.fromkeys(path.absolute() for path in places if path.is_file())
+    return [path for path in distinct if path != key_file(paths).absolute()]
+
+
+def _key_beside(home: Path) -> Path:
+    return home / "ensemble_assets.key"
+
+
+def dagster_home() -> Path:
+    """Return the folder of the Dagster instance: ``DAGSTER_HOME``, else the one of a checkout."""
+    return Path(process_environment().get("DAGSTER_HOME") or _CHECKOUT_HOME)
 
 
 def lock_folder(paths: Paths) -> Path:

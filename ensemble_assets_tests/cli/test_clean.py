@@ -35,7 +35,7 @@ def test_clean_lists_and_removes_nothing(written: Path, capsys: pytest.CaptureFi
     before = files(written)
     code, out, _ = clean(capsys, "--output-dir", str(written / "out"))
     assert code == 0
-    for name in ("cache", "artifacts", "journals", "qdrant", "incidents", "key", "locks"):
+    for name in ("cache", "artifacts", "journals", "qdrant", "incidents", "key", "instance", "locks"):
         assert any(line.startswith(name) for line in out.splitlines())
     assert "0.2 MB" in out
     assert files(written) == before
@@ -47,7 +47,27 @@ def test_clean_removes_what_is_named(written: Path, capsys: pytest.CaptureFixtur
     assert files(written) == {"out/guide/x_texts.json", "out/guide.report.html", "key"}
 
 
-@pytest.mark.parametrize("name", ["locks", "bundles"])
+@pytest.mark.parametrize("home", ["", ".dagster_home"])
+def test_clean_lists_the_keys_of_runs_with_and_without_an_instance(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``make run`` has its key in the checkout's instance, a plain run in the user's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMBEDDER_KEY_FILE", raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    keys = [tmp_path / ".dagster_home" / "ensemble_assets.key", tmp_path / "data" / "ensemble-assets" / "query.key"]
+    for key in keys:
+        key.parent.mkdir(parents=True)
+        key.write_bytes(b"k" * 32)
+    listed = clean(capsys)[1]
+    lines = [line for line in listed.splitlines() if line.startswith(("key", "other-key"))]
+    assert {Path(line.split()[-1]).absolute() for line in lines} == set(keys)
+    assert clean(capsys, "other-key", "--yes")[0] == 0
+    assert [key.exists() for key in keys] == ([True, False] if home else [False, True])
+
+
+@pytest.mark.parametrize("name", ["locks", "instance", "bundles"])
 def test_clean_refuses_what_is_not_its_own(name: str, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = clean(capsys, name, "--yes")
     assert code == 2
