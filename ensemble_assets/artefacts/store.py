@@ -18,11 +18,11 @@ from pathlib import Path
 from upath import UPath
 
 from ensemble_assets.artefacts.artefact import INDEX_NAME, Artefact, ArtefactWriter, open_artefact
+from ensemble_assets.artefacts.published import CURRENT
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.machine import digest, process_began
 
-_CURRENT = "current"
 _PUBLISHED = ".published"
 """Marks a version folder that is whole. A remote one holds the time of its publication, in seconds since the epoch."""
 
@@ -75,7 +75,7 @@ class ArtefactStore:
         name, local, home = artefact.folder.name, artefact.folder.parent, self._home(collection, asset)
         if self._remote is None:
             (artefact.folder / _PUBLISHED).touch()
-            with atomic_write(local / _CURRENT) as stream:
+            with atomic_write(local / CURRENT) as stream:
                 stream.write(name.encode())
             self._sweep_local(local, name)
             return
@@ -83,7 +83,7 @@ class ArtefactStore:
         for path in sorted(artefact.folder.iterdir(), key=lambda p: p.name == INDEX_NAME):  # the index last
             (home / name / path.name).write_bytes(path.read_bytes())
         (home / name / _PUBLISHED).write_text(repr(time.time()), encoding="utf-8")
-        (home / _CURRENT).write_text(name, encoding="utf-8")
+        (home / CURRENT).write_text(name, encoding="utf-8")
         (artefact.folder / _PUBLISHED).touch()
         self._sweep_local(local, name)
         with suppress(OSError):  # a base that forbids deletion keeps its versions; the run has succeeded
@@ -120,7 +120,7 @@ class ArtefactStore:
 
     def exists(self, collection: str, asset: str) -> bool:
         """Return whether a version was published."""
-        return (self._home(collection, asset) / _CURRENT).exists()
+        return (self._home(collection, asset) / CURRENT).exists()
 
     def _home(self, collection: str, asset: str) -> UPath:
         """Return the folder that holds ``current`` and the published versions."""
@@ -129,7 +129,7 @@ class ArtefactStore:
 
     def _current(self, collection: str, asset: str) -> str:
         try:
-            return (self._home(collection, asset) / _CURRENT).read_text(encoding="utf-8").strip()
+            return (self._home(collection, asset) / CURRENT).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise ArtefactError(
                 f"{asset} of collection {collection} was never materialised here. "

@@ -140,6 +140,18 @@ def locate_target(
     return target, overrides, sources
 
 
+def require_run(settings: Settings, collection: str) -> None:
+    """Refuse a collection that was not run, before anything heavy is imported."""
+    from ensemble_assets.artefacts.published import may_be_published
+    from ensemble_assets.settings.default_paths import artefact_base
+
+    if not may_be_published(artefact_base(settings.paths), collection, "reranked_candidates"):
+        raise SettingsError(
+            f"{collection}: was not run into {settings.paths.output_dir}. "
+            "Give the folder of a bundle, or a collection's name and --output-dir, and run it first"
+        )
+
+
 _WHERE_CHUNKS_ARE = (
     "Give --chunked-dir the folder that has one folder per collection, each with *_chunks.json, corpus.jsonl, JSONL or "
     "Parquet files (documents become chunks with ensemble-assets chunk)"

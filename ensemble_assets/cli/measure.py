@@ -35,16 +35,16 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     Materialises the asset evaluation and runs its gates. Exit code 1 if it fails, or a gate of severity error does.
     """
-    from ensemble_assets.cli.run import run_collections
-    from ensemble_assets.pipeline.from_settings import open_store
-
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)
-    store = open_store(resolve(overrides, override_sources=sources).settings)
-    if not store.exists(collection, "reranked_candidates"):
-        raise SettingsError(
-            f"{collection}: has no ranked lists in {overrides.get('paths.output_dir', 'the output folder')}. "
-            "Give the folder of a bundle, or a collection's name and --output-dir, and run it first"
-        )
+    settings = resolve(overrides, override_sources=sources).settings
+    args.require_run(settings, collection)
+    with args.importing():
+        from ensemble_assets.cli.run import run_collections
+        from ensemble_assets.pipeline.from_settings import open_store
+
+    store = open_store(settings)
+    with args.wrong_name_is_usage_error():
+        store.load(collection, "reranked_candidates")
     (outcome,) = run_collections((collection,), overrides, sources, ("evaluation",))
     evaluation = store.load(collection, "evaluation") if not outcome.error else None
     if json_output:
@@ -105,13 +105,15 @@ def fit_fusion(
     collection's own qrels judge are refused: quality is reported on those. Later runs read the weights with
     fusion.weights_file.
     """
-    from ensemble_assets.compute.stages.rerank.scores import final_order
-    from ensemble_assets.pipeline.from_settings import open_store
-    from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_share, fit_weights, write_weights
-    from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
-
     collection, overrides, sources = args.locate_target(target, output_dir, assignments, method=method)
     settings = resolve(overrides, override_sources=sources).settings
+    args.require_run(settings, collection)
+    with args.importing():
+        from ensemble_assets.compute.stages.rerank.scores import final_order
+        from ensemble_assets.pipeline.from_settings import open_store
+        from ensemble_assets.retrieval.fitted_weights import FusionWeights, fit_share, fit_weights, write_weights
+        from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
+
     store = open_store(settings)
     queries, fused = store.load(collection, "queries"), store.load(collection, "fused_candidates")
     chunks = store.load(collection, "chunks").frame("chunks", columns=["chunk_id"])
@@ -200,12 +202,14 @@ def sla(
     seconds for this machine. Leases the devices meanwhile and keeps below their ceiling. Later runs are compared with
     it (vs_sla, see docs/performance.md). Needs a quiet machine.
     """
-    from ensemble_assets.artefacts.latency_baseline import store_baseline
-    from ensemble_assets.pipeline.from_settings import collection_chunks
-
     settings = args.resolve_flags(flags, assignments, sample=sample)
+    collections = args.choose_collections(settings, (collection,) if collection else ())
+    with args.importing():
+        from ensemble_assets.artefacts.latency_baseline import store_baseline
+        from ensemble_assets.pipeline.from_settings import collection_chunks
+
     stored: list[dict[str, Any]] = []
-    for chosen in args.choose_collections(settings, (collection,) if collection else ()):
+    for chosen in collections:
         if not json_output:
             click.echo(f"{chosen.name}: measuring the plain script …", err=True)
         chunks = collection_chunks(settings, chosen)[0]
@@ -261,12 +265,14 @@ def accept(target: str, output_dir: str | None, assignments: tuple[str, ...]) ->
     Writes one small text file, <checks.baselines_dir>/<collection>.quality.json, to be committed and reviewed: means,
     nDCG@10 of every query by its public id, and the models, settings and versions that it comes from.
     """
-    from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
-    from ensemble_assets.pipeline.from_settings import open_store
-    from ensemble_assets.pipeline.quality_facts import accepted_baseline
-
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)
     settings = resolve(overrides, override_sources=sources).settings
+    args.require_run(settings, collection)
+    with args.importing():
+        from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
+        from ensemble_assets.pipeline.from_settings import open_store
+        from ensemble_assets.pipeline.quality_facts import accepted_baseline
+
     accepted_at = datetime.now().astimezone().isoformat(timespec="seconds")
     quality = accepted_baseline(open_store(settings), collection, accepted_at)
     path = write_quality_baseline(Path(settings.checks.baselines_dir), quality)

@@ -39,12 +39,14 @@ def show(
     TARGET is a collection that was run, or its bundle's folder. Texts come from the artefacts on this machine. A
     bundle has public query ids only; the file of --run-file lies outside of it and has those of your queries file.
     """
-    from ensemble_assets.asking.query_view import QueryViews
-    from ensemble_assets.pipeline.from_settings import open_store
-
     collection, overrides, sources = args.locate_target(target, output_dir, assignments)
+    settings = resolve(overrides, override_sources=sources).settings
+    args.require_run(settings, collection)
+    with args.importing():
+        from ensemble_assets.asking.query_view import QueryViews
+        from ensemble_assets.pipeline.from_settings import open_store
+
     with args.wrong_name_is_usage_error():
-        settings = resolve(overrides, override_sources=sources).settings
         views = QueryViews(open_store(settings), collection)
     if run_file is not None:
         _write_run(views, run_file, Path(settings.paths.output_dir))

@@ -65,7 +65,7 @@ def test_show_lists_queries_and_shows_one(outcome: Outcome, capsys: pytest.Captu
     assert (code, "has no query nobody. It has " in problem) == (2, True)
     code, _, problem = say(capsys, "show", "nowhere", "--output-dir", outcome.bundle.parent)
     assert code == 2
-    assert "nowhere was never materialised here. Run the collection first" in problem
+    assert "nowhere: was not run into" in problem
 
 
 def test_show_lists_gains_and_losses_apart(

@@ -90,6 +90,11 @@ def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
         ("validate", "nowhere"),
         ("report", "nowhere"),
         ("upload", "nowhere"),
+        ("show", "nowhere"),
+        ("evaluate", "nowhere"),
+        ("fit-fusion", "nowhere", "--qrels", "train.tsv"),
+        ("baseline", "accept", "nowhere"),
+        ("baseline", "sla", "nowhere"),
     ],
 )
 def test_a_mistake_is_said_before_heavy_libraries_are_imported(arguments: tuple[str, ...], tmp_path: Path) -> None:
