@@ -168,6 +168,7 @@ def _materialise(
                 asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             )
             if _was_stopped(result):
+                _say_canceled(instance, run_id)
                 raise click.Abort
             return result
         finally:
@@ -180,8 +181,15 @@ def _end_at_once(instance: dg.DagsterInstance, run_id: str, progress: ConsolePro
     with suppress(Exception):  # the main thread may be closing it too
         progress.close()
     say_stopped()
+    _say_canceled(instance, run_id)
+
+
+def _say_canceled(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Have Dagster call the run canceled, also one that it calls failed: it was stopped between two stages."""
+    import dagster as dg
+
     run = instance.get_run_by_id(run_id)
-    if run is not None:
+    if run is not None and run.status != dg.DagsterRunStatus.CANCELED:
         instance.report_run_canceled(run)
 
 

@@ -10,23 +10,48 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 STOPPED = 130
 """Exit code of a stopped command: 128 and the number of SIGINT, as shells have it."""
 
-_UNWINDING_SECONDS = 1.5
+_UNWINDING_SECONDS = 1.0
 """Time for a run to remove its unfinished files by itself; a person waits two seconds at most. What is left behind
 has hidden names, and the next run removes it."""
+
+_LAST_WORDS_SECONDS = 0.6
+"""Time for what is said at the end, such as a line in Dagster's database, which may be locked."""
 
 _ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@dataclass
+class _Stop:
+    """Shared by nested blocks: ``deadline`` of the process by ``monotonic``, None while nobody asked it to stop."""
+
+    deadline: float | None = None
+    was_said: bool = False
+
+    def seconds_left(self) -> float:
+        """Seconds until the end, from the first question on."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + _UNWINDING_SECONDS
+        return max(0.0, self.deadline - time.monotonic())
+
+
+_stop = _Stop()
+
+
 def say_stopped() -> None:
-    """Say on standard error that the command was stopped."""
+    """Say on standard error that the command was stopped, once."""
+    if _stop.was_said:
+        return
+    _stop.was_said = True
     with suppress(OSError):  # the terminal is closed
         sys.stderr.write("Stopped; finished work is kept, run the same command to go on\n")
         sys.stderr.flush()
@@ -36,21 +61,25 @@ def say_stopped() -> None:
 def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
     """Turn SIGTERM and a closed terminal into an interrupt, and end the process if that does not end the block soon.
 
-    Only for the main thread. The innermost block applies. ``at_the_end`` is called before the process is ended.
+    Only for the main thread. The innermost block applies; the time that it left goes on in the one around it.
+    ``at_the_end`` is called before the process is ended.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = {number: signal.getsignal(number) for number in _ASKED}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    if wakeup < 0:
+        _stop.deadline, _stop.was_said = None, False
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     over = threading.Event()
 
     def watch() -> None:
         while received := os.read(reading, 1):
-            if received[0] in _ASKED and not over.wait(_UNWINDING_SECONDS):
-                with suppress(Exception):  # nothing may keep the process alive
-                    at_the_end()
+            if received[0] in _ASKED and not over.wait(_stop.seconds_left()):
+                last_words = threading.Thread(target=at_the_end, daemon=True)
+                last_words.start()
+                last_words.join(_LAST_WORDS_SECONDS)
                 os._exit(STOPPED)  # the kernel frees locks, and workers die with their parent
         os.close(reading)
 
@@ -66,6 +95,17 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
         os.close(writing)
         for number, handler in before.items():
             signal.signal(number, handler)
+        if wakeup >= 0 and _stop.deadline is not None:
+            os.write(wakeup, bytes([signal.SIGINT]))
+
+
+def end_if_asked() -> None:
+    """End the process at once if somebody asked it to stop: what libraries do at its end may take seconds."""
+    if _stop.deadline is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(STOPPED)
 
 
 def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], None]:

@@ -16,7 +16,7 @@ import pytest
 from ensemble_assets.artefacts.artefact import INDEX_NAME
 from ensemble_assets.common.stopping import _without_interrupts, stop_when_asked
 from ensemble_assets.compute.devices.lease_notes import list_leases
-from ensemble_assets_tests.orchestration.pipeline import TOPICS
+from ensemble_assets_tests.orchestration.pipeline import TOPICS, write_collection
 
 MESSAGE = "Stopped; finished work is kept, run the same command to go on"
 SECONDS = 20.0
@@ -29,6 +29,50 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts backg
 with stop_when_asked(lambda: print("stopped", flush=True)):
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # a minute without a Python instruction
+"""
+
+SIGNAL_AFTER_A_STEP = """
+import signal, sys
+import dagster as dg
+from ensemble_assets.cli.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+handle = dg.DagsterInstance.handle_new_event
+def heard(self, event, **words):
+    handle(self, event, **words)
+    step = event.dagster_event
+    if step is not None and (step.event_type_value, step.step_key) == ("STEP_SUCCESS", "chunks"):
+        signal.raise_signal(signal.SIGTERM)
+dg.DagsterInstance.handle_new_event = heard
+main()
+"""
+IMPORTING = """
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ensemble_assets.cli.plan":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from ensemble_assets.cli.__main__ import main
+main()
+"""
+EXITING = """
+import atexit, signal, time
+from ensemble_assets.common.stopping import end_if_asked, stop_when_asked
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(time.sleep, 60)
+def nested():
+    with stop_when_asked(lambda: None):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+with stop_when_asked(lambda: print("outer", flush=True)):
+    nested()
+    {then}
+end_if_asked()
 """
 
 
@@ -127,3 +171,33 @@ def test_native_code_does_not_hold_a_stop_up() -> None:
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == "stopped\n"
         assert process.wait(SECONDS) == 130
+
+
+def test_a_run_that_is_stopped_between_two_stages_is_canceled_in_dagster(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    arguments = ["run", "--chunked-dir", "corpora", "--output-dir", "out"]
+    finished = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_A_STEP, *arguments],
+        cwd=tmp_path, env={**os.environ, "DAGSTER_HOME": str(home)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (finished.returncode, finished.stderr.count(MESSAGE)) == (130, 1), finished.stderr
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+def test_a_command_that_is_stopped_while_it_starts_says_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IMPORTING, "leases"]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr.strip()) == (130, MESSAGE)
+
+
+@pytest.mark.parametrize(("then", "said"), [("pass", ""), ("time.sleep(60)", "outer\n")])
+def test_what_follows_a_stopped_block_and_the_end_of_the_process_take_no_longer(then: str, said: str) -> None:
+    begun = time.monotonic()
+    command = [sys.executable, "-c", EXITING.format(then=then)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (finished.returncode, finished.stdout) == (130, said), finished.stderr
+    assert time.monotonic() - begun < SECONDS
