@@ -68,24 +68,30 @@ class Outputs:
 
 
 def run_product(
-    layout: Layout, folder: Path, snapshot: Path, *, companion: str = "", settings: Sequence[str] = ()
-) -> Outputs:
-    """Run one model over the zoo's collection.
+    layouts: Sequence[Layout],
+    folder: Path,
+    snapshots: Sequence[Path],
+    *,
+    companion: str = "",
+    settings: Sequence[str] = (),
+) -> list[Outputs]:
+    """Run models over the zoo's collection in one run, and return the outputs of each.
 
     Args:
-        layout: the model; stages after its own are switched off, and so is the sparse stage for rerankers.
+        layouts: dense models, one sparse model, one reranker; without the last two their stages are switched off.
         folder: an empty folder for this run; the machine's caches are kept in a folder beside it.
-        snapshot: where the model's files lie.
-        companion: for sparse models and rerankers, the dense model to go with; empty: the profile's.
-        settings: further ``KEY=VALUE`` assignments.
+        snapshots: where the files of each model lie.
+        companion: where no model is dense, the dense model to go with; empty: the profile's.
+        settings: further ``KEY=VALUE`` assignments; one of ``models.profile`` chooses the models.
     """
     write_collection(folder / "corpora" / COLLECTION)
-    kind = layout.kind
-    chosen = [*_choice(layout, folder, snapshot), *([f"models.ensemble={companion}"] if companion else [])]
+    kinds = {layout.kind for layout in layouts}
+    chosen = [f"models.ensemble={companion}"] if companion else []
+    if not any(each.startswith("models.profile=") for each in settings):
+        chosen += _choice(layouts, folder, snapshots)
     assignments = [*_EVERYTHING, f"paths.key_file={folder / 'key'}", *chosen, *settings]
     assignments.append(f"paths.cache_dir={folder.parent / 'machine'}")
-    switches = ["--disable-rerank"] if kind != "rerank" else []
-    switches += ["--disable-sparse"] if kind != "sparse" else []
+    switches = [f"--disable-{kind}" for kind in ("rerank", "sparse") if kind not in kinds]
     arguments = ["run", "--chunked-dir", str(folder / "corpora"), "--output-dir", str(folder / "out"), "--json"]
     started = time.perf_counter()
     code, printed, complaint = _command([*arguments, *switches, *(p for a in assignments for p in ("--set", a))])
@@ -93,20 +99,26 @@ def run_product(
     base = folder / "out" / ".artifacts" / COLLECTION
     message = _message(code, printed, complaint)
     try:
-        chunks = _current(base, "chunks")
-        outputs = _READERS[kind](base, chunks)
+        queries = _current(base, "queries").frame("queries")["text"].to_list()
+        dense = [layout.key for layout in layouts if layout.kind == "dense"]
+        read = [_READERS[each.kind](base, dense.index(each.key) if each.kind == "dense" else 0) for each in layouts]
     except Exception as error:  # noqa: BLE001  # a run that failed left no artefact; its message says why
         message = message or f"exit code {code}, and no artefact ({error})"
-        return Outputs(chunk_texts(), list(QUERIES), message=message, exit_code=code, seconds=seconds)
-    queries = _current(base, "queries").frame("queries")["text"].to_list()
-    lost = outputs.pop("lost", "")
-    return Outputs(**outputs, queries=queries, message=message or lost, exit_code=code, seconds=seconds)
+        failed = Outputs(chunk_texts(), list(QUERIES), message=message, exit_code=code, seconds=seconds)
+        return [failed] * len(layouts)
+    common: dict[str, Any] = {"queries": queries, "exit_code": code, "seconds": seconds}
+    messages = [message or outputs.pop("lost", "") for outputs in read]
+    return [Outputs(**outputs, **common, message=text) for outputs, text in zip(read, messages, strict=True)]
 
 
-def _choice(layout: Layout, folder: Path, snapshot: Path) -> list[str]:
-    """Name the model: by its id, by the path of its folder, or by an entry in a models file."""
+def _choice(layouts: Sequence[Layout], folder: Path, snapshots: Sequence[Path]) -> list[str]:
+    """Name the models: by their ids, by the paths of their folders, or one by an entry in a models file."""
+    layout = layouts[0]
     if layout.entry is None:
-        return [_FLAGS[layout.kind].format(snapshot if layout.local else layout.hub_id)]
+        named: dict[str, list[str]] = {}
+        for each, snapshot in zip(layouts, snapshots, strict=True):
+            named.setdefault(each.kind, []).append(str(snapshot) if each.local else each.hub_id)
+        return [_FLAGS[kind].format(",".join(names)) for kind, names in named.items()]
     source = {"repository": layout.hub_id}
     facts = {"kind": layout.kind, "source": source, "hf_model_id": layout.hub_id, "licence": "MIT"}
     model = {"slug": layout.name, **facts, **layout.entry}
@@ -147,11 +159,11 @@ def _message(code: int, printed: str, complaint: str) -> str:
     return lines[-1] if lines else f"exit code {code} without a message"
 
 
-def _read_dense(base: Path, chunks: Artefact) -> dict[str, Any]:
+def _read_dense(base: Path, number: int) -> dict[str, Any]:
     dense = _current(base, "dense_embeddings")
-    slug = dense.record.layout[0].slug
+    slug = dense.record.layout[number].slug
     return {
-        "chunks": chunks.frame("chunks", columns=["text"])["text"].to_list(),
+        "chunks": _current(base, "chunks").frame("chunks", columns=["text"])["text"].to_list(),
         "chunk_vectors": np.array(dense.array(f"chunks.{slug}")),
         "query_vectors": np.array(dense.array(f"queries.{slug}")),
         "ranked": _ranked(base),
@@ -169,13 +181,13 @@ def _ranked(base: Path) -> list[list[int]]:
     return [lists.filter(pl.col("public_id") == one)["row"].to_list() for one in ids]
 
 
-def _read_sparse(base: Path, chunks: Artefact) -> dict[str, Any]:
+def _read_sparse(base: Path, number: int) -> dict[str, Any]:
     sparse = _current(base, "sparse_vectors")
     dimension = sparse.record.dimension
     live = np.array(sparse.array("source")) == 1
     reasons = sparse.record.fallback_reasons | sparse.record.unusable
     return {
-        "chunks": _whole(chunks),
+        "chunks": _whole(base),
         "chunk_vectors": _from_rows(sparse, "chunks", dimension) * live[:, None],
         "query_vectors": _from_rows(sparse, "queries", dimension),
         "lost": "" if live.any() else f"fell back: {reasons}",
@@ -191,10 +203,10 @@ def _from_rows(artefact: Artefact, side: str, dimension: int) -> NDArray[np.floa
     return unfolded
 
 
-def _read_rerank(base: Path, chunks: Artefact) -> dict[str, Any]:
+def _read_rerank(base: Path, number: int) -> dict[str, Any]:
     artefact = _current(base, "reranked_candidates")
     frame, ids = artefact.frame("reranked"), _current(base, "queries").frame("queries")["public_id"].to_list()
-    texts = _whole(chunks)
+    texts = _whole(base)
     scores = np.full((len(ids), len(texts)), np.nan, np.float32)
     for public_id, row, score in frame.select("public_id", "row", "rerank_score").iter_rows():
         scores[ids.index(public_id), row] = np.nan if score is None else score
@@ -202,8 +214,10 @@ def _read_rerank(base: Path, chunks: Artefact) -> dict[str, Any]:
     return {"chunks": texts, "scores": scores, "lost": lost}
 
 
-def _whole(chunks: Artefact) -> list[str]:
-    return chunks.frame("chunks", columns=[*WHOLE_TEXT_COLUMNS]).select(whole_text())["text"].to_list()
+def _whole(base: Path) -> list[str]:
+    return (
+        _current(base, "chunks").frame("chunks", columns=[*WHOLE_TEXT_COLUMNS]).select(whole_text())["text"].to_list()
+    )
 
 
 _READERS = {"dense": _read_dense, "sparse": _read_sparse, "rerank": _read_rerank}

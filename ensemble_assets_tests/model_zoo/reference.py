@@ -26,8 +26,9 @@ class Truth:
         chunk_vectors: ``[n_chunks, dimension] float32``, as the library gives them; None for rerankers.
         query_vectors: the same of the queries.
         ranked: chunk rows by the model's own similarity, best first, one list per query; empty for rerankers.
-        scores: ``[n_queries, n_chunks]`` as ``predict`` gives them; None for encoders.
-        logits: the same without the activation.
+        logits: ``[n_queries, n_chunks]`` as ``predict`` gives them without the activation; None for encoders.
+        scores: gives the same with the activation. That takes as long again, so it is asked for only where the logits
+            are not the product's scores.
         noise: gives twice the largest difference of the library's logits from those in fp64 and batches of 3: so far
             may two results in fp32 lie apart. Rotary positions move with the padding on the left. It takes as long as
             all else together, so it is asked for only where scores lie further apart than they usually do.
@@ -36,8 +37,8 @@ class Truth:
     chunk_vectors: NDArray[np.float32] | None = None
     query_vectors: NDArray[np.float32] | None = None
     ranked: list[list[int]] = field(default_factory=list)
-    scores: NDArray[np.float32] | None = None
     logits: NDArray[np.float32] | None = None
+    scores: Callable[[], NDArray[np.float32]] | None = None
     noise: Callable[[], float] = float
 
 
@@ -70,11 +71,14 @@ def _vectors(model: Any, spec: ModelSpec, chunks: Sequence[str], queries: Sequen
 def _scores(model: Any, chunks: Sequence[str], queries: Sequence[str]) -> Truth:
     pairs = [(query, chunk) for query in queries for chunk in chunks]
     shape = (len(queries), len(chunks), -1)
-    scores = model.predict(pairs).reshape(shape)
     logits = model.predict(pairs, activation_fn=torch.nn.Identity())
 
     def noise() -> float:
         precise = model.double().predict(pairs, activation_fn=torch.nn.Identity(), batch_size=3)
         return 2 * float(np.abs(precise - logits).max())
 
-    return Truth(scores=scores[..., 0], logits=logits.reshape(shape)[..., 0], noise=noise)
+    def scores() -> NDArray[np.float32]:
+        activated: NDArray[np.float32] = model.float().predict(pairs).reshape(shape)[..., 0]
+        return activated
+
+    return Truth(logits=logits.reshape(shape)[..., 0], scores=scores, noise=noise)

@@ -18,34 +18,48 @@ from ensemble_assets_tests.model_zoo.cache import hub_cache, publish, snapshot_f
 from ensemble_assets_tests.model_zoo.compare import FP32, HALF, Comparison, compare
 from ensemble_assets_tests.model_zoo.families.layout import Layout
 from ensemble_assets_tests.model_zoo.layouts import BY_KEY, COMPANION
-from ensemble_assets_tests.model_zoo.product import run_product
+from ensemble_assets_tests.model_zoo.product import Outputs, run_product
 from ensemble_assets_tests.model_zoo.reference import truth_of
 
 
 def run_layout(layout: Layout, root: Path, precision: str = "fp32") -> Comparison:
-    """Publish one layout, run it through the product, and compare with the library.
+    """Run one layout alone; see ``run_together``."""
+    return run_together([layout], root, precision)[0]
+
+
+def run_together(layouts: Sequence[Layout], root: Path, precision: str = "fp32", profile: str = "") -> list[Comparison]:
+    """Publish layouts, run them through the product in one run, and compare each with the library.
 
     Args:
-        layout: what to run.
+        layouts: dense ones, and at most one sparse one and one reranker. Where their run fails, each runs alone, so
+            that every layout has a verdict of its own.
         root: holds the hub cache and the machine's caches for all layouts, and a folder per run, which is removed.
         precision: of the product's run.
+        profile: chooses the layouts; empty: they are named.
     """
     hub = root / "hub"
-    folder = root / "runs" / layout.key.replace("/", "-")
+    folder = root / "runs" / layouts[0].key.replace("/", "-")
+    settings = [f"device.precision={precision}", *([f"models.profile={profile}"] if profile else [])]
     with hub_cache(hub):
-        publish(layout, hub)
-        companion = "" if layout.kind == "dense" else publish(COMPANION, hub)
+        for layout in layouts:
+            publish(layout, hub)
+        companion = "" if any(layout.kind == "dense" for layout in layouts) else publish(COMPANION, hub)
         shutil.rmtree(folder, ignore_errors=True)
-        settings = (f"device.precision={precision}",)
-        snapshot = snapshot_folder(layout, hub)
-        outputs = run_product(layout, folder, snapshot, companion=companion, settings=settings)
-        try:
-            truth = truth_of(snapshot, model_spec(layout.hub_id, layout.kind), outputs.chunks, outputs.queries)
-        except Exception as error:  # noqa: BLE001  # a model that the library cannot run: the product must refuse it
-            truth, note = None, f" [library: {type(error).__name__}: {error}]"
-        else:
-            note = ""
-    shutil.rmtree(folder, ignore_errors=True)
+        snapshots = [snapshot_folder(layout, hub) for layout in layouts]
+        made = run_product(layouts, folder, snapshots, companion=companion, settings=settings)
+        shutil.rmtree(folder, ignore_errors=True)
+        if len(layouts) > 1 and any(outputs.message for outputs in made):
+            return [run_layout(layout, root, precision) for layout in layouts]
+        return [_compared(*each, precision) for each in zip(layouts, snapshots, made, strict=True)]
+
+
+def _compared(layout: Layout, snapshot: Path, outputs: Outputs, precision: str) -> Comparison:
+    try:
+        truth = truth_of(snapshot, model_spec(layout.hub_id, layout.kind), outputs.chunks, outputs.queries)
+    except Exception as error:  # noqa: BLE001  # a model that the library cannot run: the product must refuse it
+        truth, note = None, f" [library: {type(error).__name__}: {error}]"
+    else:
+        note = ""
     comparison = compare(layout, outputs, truth, FP32 if precision == "fp32" else HALF)
     return Comparison(**{**asdict(comparison), "detail": comparison.detail + note})
 
