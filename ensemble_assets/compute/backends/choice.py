@@ -21,7 +21,6 @@ from ensemble_assets.compute.backends.library.describe import (
     Described,
     describe,
     refusal,
-    torch_factory,
 )
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.compute.backends.openvino_graph import has_bf16
@@ -92,9 +91,11 @@ def sparse_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
 
 def _with_torch(model: Described, files: ModelFiles, runtime: Runtime, reason: str, top_k: int) -> ForwardFactory:
+    from ensemble_assets.compute.backends.library.forward import LibraryFactory
+
     splade = model.traits.body == "splade_max"
     tiled = splade and not refusal(model, files, "tiled", runtime.cache_folder)
-    return torch_factory(tiled=tiled)(model.spec, files, runtime, reason, model.traits, top_k)
+    return LibraryFactory(model.spec, files, runtime, reason, model.traits, top_k, tiled=tiled)
 
 
 def _difference(model: Described, files: ModelFiles, precision: Literal["fp32", "bf16"], runtime: Runtime) -> str:

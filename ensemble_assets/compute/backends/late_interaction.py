@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,6 @@ CACHE_BYTES = 768 * 2**20
 
 SCORES: Mapping[str, OutputSpec] = MappingProxyType({"logit": OutputSpec((), "float32")})
 """Outputs of a late-interaction forward: a score per pair, under the name of a CrossEncoder's output."""
-
-STATES: Mapping[str, OutputSpec] = MappingProxyType({"states": OutputSpec((), "float16")})
-"""Outputs of its encoder: ``[batch, longest, width]``, vectors of length 1. Their shape varies by batch."""
 
 Ids = NDArray[np.int32]
 States = NDArray[np.float16]
@@ -73,33 +70,22 @@ def refuse_unsuitable(spec: ModelSpec, files: ModelFiles) -> None:
         )
 
 
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int:
-        """Bytes of an array's values."""
-        ...
-
-
-Kept = TypeVar("Kept", bound=_Sized)
-"""The states of a text as a forward has them: an array of the host or of a device."""
-
-
-class StateCache(Generic[Kept]):
-    """The states of the most recently used texts, up to a number of bytes."""
+class StateCache:
+    """The states of the most recently used texts, up to a number of bytes: arrays of the host or of a device."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._states: OrderedDict[bytes, Kept] = OrderedDict()
+        self._states: OrderedDict[bytes, Any] = OrderedDict()
 
-    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, Kept]:
+    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, Any]:
         """Return the states that are here, and mark them as just used."""
         cached = {key: self._states[key] for key in keys if key in self._states}
         for key in cached:
             self._states.move_to_end(key)
         return cached
 
-    def add(self, states: Mapping[bytes, Kept]) -> None:
+    def add(self, states: Mapping[bytes, Any]) -> None:
         """Add states, and drop the least recently used where there are too many bytes."""
         for key, value in states.items():
             self._states[key] = value
@@ -114,11 +100,11 @@ class StateCache(Generic[Kept]):
         self._bytes = 0
 
 
-class LateInteraction(Generic[Kept]):
+class LateInteraction:
     """Scores pairs. Every text of a batch is encoded once, and not again while its states are cached.
 
     Args:
-        encoder: gives ``STATES``.
+        encoder: gives ``states`` ``[batch, longest, width] float16``, vectors of length 1.
         cache_bytes: see ``CACHE_BYTES``.
     """
 
@@ -127,7 +113,7 @@ class LateInteraction(Generic[Kept]):
     def __init__(self, encoder: Forward, cache_bytes: int = CACHE_BYTES) -> None:
         self.precision = encoder.precision
         self._encoder = encoder
-        self._cache: StateCache[Kept] = StateCache(cache_bytes)
+        self._cache: StateCache = StateCache(cache_bytes)
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, NDArray[np.generic]]:
         """Run one batch.
@@ -157,34 +143,28 @@ class LateInteraction(Generic[Kept]):
         self._cache.clear()
         self._encoder.release()
 
-    def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, Kept]:
-        raise NotImplementedError
-
-    def _scores(self, pairs: Sequence[tuple[Kept, Kept]]) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-
-class LateInteractionForward(LateInteraction[States]):
-    """Scores pairs on the host."""
-
-    def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, States]:
+    def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, Any]:
         if not texts:
             return {}
-        table = ids_table(list(texts.values()))
-        lengths = table.lengths
-        padded = self._encoder(table, Batch(np.arange(len(table)), int(lengths.max())))["states"]
-        # copies: a view would keep the whole padded batch
-        return {
-            key: padded[row, :length].astype(np.float16)
-            for row, (key, length) in enumerate(zip(texts, lengths.tolist(), strict=True))
-        }
+        offsets = np.append(0, np.cumsum([len(ids) for ids in texts.values()]))
+        table = TokenTable(np.concatenate(list(texts.values())), offsets, np.zeros(len(texts), np.bool_))
+        batch = Batch(np.arange(len(table)), int(table.lengths.max()))
+        return dict(zip(texts, self._states(table, batch), strict=True))
 
-    def _scores(self, pairs: Sequence[tuple[States, States]]) -> NDArray[np.float32]:
+    def _states(self, table: TokenTable, batch: Batch) -> list[Any]:
+        """Encode all rows; copies of their states, since views would keep the whole padded batch."""
+        raise NotImplementedError
+
+    def _scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+
+class LateInteractionForward(LateInteraction):
+    """Scores pairs on the host."""
+
+    def _states(self, table: TokenTable, batch: Batch) -> list[Any]:
+        padded = self._encoder(table, batch)["states"]
+        return [padded[row, :length].astype(np.float16) for row, length in enumerate(table.lengths.tolist())]
+
+    def _scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float32]:
         return np.array([similarity(*pair) for pair in pairs], np.float32)
-
-
-def ids_table(texts: Sequence[Ids]) -> TokenTable:
-    """Make a table of texts' ids."""
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) for text in texts], out=offsets[1:])
-    return TokenTable(np.concatenate(texts), offsets, np.zeros(len(texts), np.bool_))

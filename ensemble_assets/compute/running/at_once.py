@@ -34,7 +34,7 @@ class AtOnceRunner(TableRunner):
     """
 
     loaded: set[tuple[str, ...]] = field(default_factory=set)
-    states: StateCache[_TokensOfRow] = field(default_factory=lambda: StateCache(CACHE_BYTES))
+    states: StateCache = field(default_factory=lambda: StateCache(CACHE_BYTES))
 
     def __call__(
         self,

@@ -16,7 +16,6 @@ from ensemble_assets.compute.backends.library import probe as probing
 from ensemble_assets.compute.backends.library.describe import describe, refusal
 from ensemble_assets.compute.backends.library.probe import FP32_TOLERANCE, Probe, probe_model
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
-from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
 from ensemble_assets.compute.batching.batch_outcome import ModelFailedError
 from ensemble_assets.models.model_files import locate, weight_bytes
 from ensemble_assets.models.registry import MODELS, PROFILES
@@ -115,7 +114,7 @@ def test_a_fast_path_that_differs_from_the_library_is_not_taken(tmp_path, monkey
     monkeypatch.setattr(Probe, "judge", lambda self, forward: (agrees, 0.0))
     assert refusal(model, locate(spec), "tiled", None) == ("" if agrees else "differs_from_library")
     factory = sparse_factory(spec, locate(spec), Runtime("fp32"))
-    assert isinstance(factory, TiledSparseFactory) == agrees
+    assert factory.tiled == agrees
 
 
 def test_a_verdict_on_a_fast_path_is_kept(tmp_path, monkeypatch):

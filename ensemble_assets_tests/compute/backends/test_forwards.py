@@ -10,7 +10,7 @@ from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library import tiled_splade
-from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
+from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch, plain
@@ -121,7 +121,7 @@ def test_an_architecture_that_changes_its_logits_afterwards_is_refused(made, mon
 
     monkeypatch.setattr(transformers.BertForMaskedLM, "forward", scaled)
     with pytest.raises(ModelUnavailableError, match="more than a linear layer"):
-        TiledSparseFactory(spec, locate(spec), RUNTIME).load("cpu")
+        LibraryFactory(spec, locate(spec), RUNTIME, tiled=True).load("cpu")
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])

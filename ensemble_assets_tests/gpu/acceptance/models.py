@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
-from ensemble_assets.compute.backends.library.describe import torch_factory
+from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.backends.library.loading import load_row_maker
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.models.model_files import ModelFiles
@@ -134,5 +134,6 @@ def factory(spec: ModelSpec, files: ModelFiles, precision: Precision) -> Forward
     texts: list[Any] = [("a", "a"), ("a", "a b c")] if spec.kind == "rerank" else ["a", "a b c"]
     maker.rows(texts, "document")
     traits = ModelTraits(tokens="fast", body=spec.pooling, layouts=dict(maker.layouts))
-    factory = torch_factory(tiled=spec.pooling == "splade_max")
-    return factory(spec, files, Runtime(precision), "reference", traits, 256 if spec.kind == "sparse" else 0)
+    splade = spec.kind == "sparse"
+    top_k = 256 if splade else 0
+    return LibraryFactory(spec, files, Runtime(precision), "reference", traits, top_k, tiled=splade)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ensemble_assets.compute.backends.library.model import LibraryModel
 from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS
+from ensemble_assets.compute.tokens.token_tables import TASKS
 from ensemble_assets.models.spec import Pooling
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
@@ -26,35 +25,19 @@ def body_of(model: LibraryModel) -> Pooling | None:
     layouts = model.layouts.values()
     if any(layout.left or layout.bag or not layout.arrays.keys() <= set(ARGUMENTS) for layout in layouts):
         return None
-    modules = list(model.model.children())
-    names = [type(module).__name__ for module in modules]
-    if names[0] not in ("Transformer", "MLMTransformer"):
+    first, *rest = model.model.children()
+    modules = [type(module).__name__ for module in rest]
+    if type(first).__name__ not in ("Transformer", "MLMTransformer"):
         return None
-    if modules[0].model.config.model_type not in _ABSOLUTE_POSITIONS:
-        # the tiled head runs the library's network, of any architecture
-        return _sparse(model, modules, names) if model.spec.kind == "sparse" else None
-    return {"dense": _dense, "sparse": _sparse, "rerank": _rerank}[model.spec.kind](model, modules, names)
-
-
-def _dense(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    cut = getattr(model.model, "truncate_dim", None) is not None
-    if cut or names[1:] not in (["Pooling"], ["Pooling", "Normalize"]):
-        return None
-    pooling = modules[1]
-    mode = pooling.pooling_mode if isinstance(pooling.pooling_mode, str) else None
-    if not pooling.include_prompt and any(model.prompt(task) for task in ("query", "document")):
-        return None
-    return _POOLINGS.get(mode or "")
-
-
-def _sparse(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    if names[1:] != ["SpladePooling"] or getattr(model.model, "max_active_dims", None) is not None:
-        return None
-    pooling = modules[1]
-    plain = pooling.pooling_strategy == "max" and pooling.activation_function == "relu"
-    return "splade_max" if plain else None
-
-
-def _rerank(model: LibraryModel, modules: list[Any], names: list[str]) -> Pooling | None:
-    head = getattr(modules[0].model, "classifier", None)
-    return "cross_encoder" if len(modules) == 1 and isinstance(head, torch.nn.Linear) else None
+    if model.spec.kind == "sparse":  # of any architecture: the tiled head runs the library's network
+        plain = modules == ["SpladePooling"] and getattr(model.model, "max_active_dims", None) is None
+        plain = plain and (rest[0].pooling_strategy, rest[0].activation_function) == ("max", "relu")
+        return "splade_max" if plain else None
+    body: Pooling | None = None
+    if model.spec.kind == "rerank":
+        linear = isinstance(getattr(first.model, "classifier", None), torch.nn.Linear)
+        body = "cross_encoder" if linear and not modules else None
+    elif modules in (["Pooling"], ["Pooling", "Normalize"]) and getattr(model.model, "truncate_dim", None) is None:
+        whole = rest[0].include_prompt or not any(model.prompt(task) for task in TASKS)
+        body = _POOLINGS.get(str(rest[0].pooling_mode)) if whole else None
+    return body if first.model.config.model_type in _ABSOLUTE_POSITIONS else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,6 @@ from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, library_versions, this_host
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
-from ensemble_assets.compute.backends.model_factory import ModelFactory
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.models.model_files import ModelFiles
@@ -116,11 +115,12 @@ def refusal(model: Described, files: ModelFiles, path: FastPath, cache_folder: P
 @lru_cache(maxsize=32)
 def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
     def judged() -> str:
+        from ensemble_assets.compute.backends.library.forward import LibraryFactory
         from ensemble_assets.compute.backends.library.probe import probe_model
 
         traits, probe = probe_model(asked, files)
         runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
-        make = torch_factory(tiled=True) if path == "tiled" else OpenVinoFactory.converted
+        make = partial(LibraryFactory, tiled=True) if path == "tiled" else OpenVinoFactory.converted
         try:
             forward = make(_complete(asked, traits), files, runtime, "", traits).load("cpu")
             return "" if probe.judge(forward)[0] else DIFFERS
@@ -130,17 +130,6 @@ def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: 
             return DIFFERS
 
     return str(_once(cache_folder, _key(asked, files, path), judged))
-
-
-def torch_factory(*, tiled: bool) -> type[ModelFactory]:
-    """Import the factory of the library's modules, or that of SPLADE models with the tiled output layer."""
-    if tiled:
-        from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseFactory
-
-        return TiledSparseFactory
-    from ensemble_assets.compute.backends.library.forward import LibraryFactory
-
-    return LibraryFactory
 
 
 def _once(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,9 +35,11 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class LibraryFactory(ModelFactory):
-    """Makes forwards of sentence-transformers' modules on any device."""
+    """Makes forwards of sentence-transformers' modules on any device; ``tiled``: with SPLADE's output layer apart."""
 
     backend = "torch"
+
+    tiled: bool = field(default=False, kw_only=True)
 
     def prepare(self) -> None:
         """Import the library too."""
@@ -52,20 +54,18 @@ class LibraryFactory(ModelFactory):
             ModelUnavailableError: if sentence-transformers cannot load the model.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
+        # they import this module
+        from ensemble_assets.compute.backends.library.late_states import DeviceLateInteraction
+        from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseForward
+
         model = load_library_model(self.spec, self.files, self.runtime, device)
-        forward = self._forward(model, device)
-        if device.startswith("cuda"):
+        forward = (TiledSparseForward if self.tiled else LibraryForward)(model, self, device)
+        on_gpu = device.startswith("cuda")
+        if on_gpu:
             forward.warm_up()
         if self.spec.pooling != "late_interaction":
             return forward
-        if not device.startswith("cuda"):
-            return LateInteractionForward(forward)
-        from ensemble_assets.compute.backends.library.late_states import DeviceLateInteraction  # it imports this module
-
-        return DeviceLateInteraction(forward)
-
-    def _forward(self, model: LibraryModel, device: str) -> LibraryForward:
-        return LibraryForward(model, self, device)
+        return DeviceLateInteraction(forward) if on_gpu else LateInteractionForward(forward)
 
 
 @dataclass(frozen=True)

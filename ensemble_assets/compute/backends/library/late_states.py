@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
-from ensemble_assets.compute.backends.late_interaction import CACHE_BYTES, Ids, LateInteraction, ids_table
+from ensemble_assets.compute.backends.late_interaction import CACHE_BYTES, LateInteraction
 from ensemble_assets.compute.backends.library.forward import LibraryForward
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -18,7 +19,7 @@ _COMPARED_BYTES = 64 << 20
 """Most bytes of padded states and cosines of pairs that are compared at once: little beside a batch's own memory."""
 
 
-class DeviceLateInteraction(LateInteraction[torch.Tensor]):
+class DeviceLateInteraction(LateInteraction):
     """Scores pairs where the encoder's states are. Cached states stay there too, and count as the model's memory."""
 
     def __init__(self, encoder: LibraryForward, cache_bytes: int = CACHE_BYTES) -> None:
@@ -33,14 +34,9 @@ class DeviceLateInteraction(LateInteraction[torch.Tensor]):
             self._cache.clear()
             raise
 
-    def _encoded(self, texts: Mapping[bytes, Ids]) -> dict[bytes, torch.Tensor]:
-        if not texts:
-            return {}
-        table = ids_table(list(texts.values()))
-        lengths = table.lengths.tolist()
-        states = self._library.on_device(table, Batch(np.arange(len(table)), max(lengths)))["states"]
-        # copies: a view would keep the whole padded batch
-        return {key: states[row, :length].clone() for row, (key, length) in enumerate(zip(texts, lengths, strict=True))}
+    def _states(self, table: TokenTable, batch: Batch) -> list[Any]:
+        states = self._library.on_device(table, batch)["states"]
+        return [states[row, :length].clone() for row, length in enumerate(table.lengths.tolist())]
 
     def _scores(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> NDArray[np.float32]:
         longest = [max(len(pair[side]) for pair in pairs) for side in (0, 1)]

@@ -9,7 +9,6 @@ vocabulary at a time, on a CPU by ``splade_head``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,18 +31,10 @@ _PROBE_TOKENS = 8
 """Tokens on which ``detach_decoder`` compares outputs."""
 
 
-@dataclass(frozen=True)
-class TiledSparseFactory(LibraryFactory):
-    """Makes forwards of a masked language model with a plain linear output; another one cannot be loaded."""
-
-    def _forward(self, model: LibraryModel, device: str) -> LibraryForward:
-        return TiledSparseForward(model, self, device)
-
-
 class TiledSparseForward(LibraryForward):
-    """A masked language model whose last linear layer is applied apart."""
+    """A masked language model whose last linear layer is applied apart; ``ModelUnavailableError`` for another one."""
 
-    def __init__(self, model: LibraryModel, factory: TiledSparseFactory, device: str) -> None:
+    def __init__(self, model: LibraryModel, factory: LibraryFactory, device: str) -> None:
         super().__init__(model, factory, device)
         self._top_k = factory.top_k
         self._transformer: Any = next(model.model.children())
@@ -74,7 +65,7 @@ class TiledSparseForward(LibraryForward):
         self._head = None
         self._decoder.to(device="meta")
 
-    def _host_head(self, factory: TiledSparseFactory) -> SparseHead:
+    def _host_head(self, factory: LibraryFactory) -> SparseHead:
         matrix = self._decoder.weight.float().numpy()
         bias = None if self._decoder.bias is None else self._decoder.bias.float().numpy()
         return SparseHead(matrix, bias, factory.top_k, factory.runtime.threads, factory.runtime.cache_folder)
