@@ -110,6 +110,7 @@ def _convert(spec: ModelSpec, files: ModelFiles, graph: Graph) -> None:
             warnings.simplefilter("ignore")  # tracing is deprecated, and warns of every constant
             model = _traced(network, graph)
     except Exception as error:
+        # the network's own code runs here, traced: it raises what it likes, and torch's modules run such a model
         raise ModelUnavailableError(
             f"{spec.slug}: cannot be converted for OpenVINO ({type(error).__name__})"
         ) from error
@@ -133,18 +134,18 @@ def _body(spec: ModelSpec, files: ModelFiles) -> tuple[Any, Any]:
     network: Any = next(load_library_model(spec, files, Runtime(precision="fp32"), "cpu").model.children()).model
     layer = None
     if spec.kind == "sparse":
-        layer = detach_decoder(network, spec.slug, "cpu")
+        layer = detach_decoder(network, spec.slug)
     elif spec.kind == "rerank":
         layer, network.classifier = network.classifier, torch.nn.Identity()
     return network, layer
 
 
-def _inputs(graph: Graph, shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.int64]]:
-    """Make random rows, later ones shorter."""
-    random = np.random.default_rng(seed)
+def _inputs(graph: Graph, network: Any, shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Make random rows of the network's first words, later ones shorter."""
+    random, words = np.random.default_rng(seed), min(100, network.get_input_embeddings().num_embeddings)
     lengths = np.maximum(2, shape[1] - 3 * np.arange(shape[0]))
     mask = (np.arange(shape[1]) < lengths[:, None]).astype(np.int64)
-    ids = np.where(mask, random.integers(3, 100, shape), graph.layout.arrays["input_ids"])
+    ids = np.where(mask, random.integers(min(3, words - 1), words, shape), graph.layout.arrays["input_ids"])
     types = mask * (np.arange(shape[1]) > shape[1] // 3)
     values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: values[name] for name in graph.inputs}
@@ -167,7 +168,7 @@ def _traced(network: Any, graph: Graph) -> Any:
             states: torch.Tensor = self.network(**dict(zip(graph.inputs, tensors, strict=True)))[0]
             return states
 
-    example = tuple(torch.from_numpy(values) for values in _inputs(graph, (2, 7), seed=0).values())
+    example = tuple(torch.from_numpy(values) for values in _inputs(graph, network, (2, 7), seed=0).values())
     decoder = decoders.TorchScriptPythonDecoder(Body(), example_input=example)
     frontend = openvino.frontend.FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
@@ -185,7 +186,7 @@ def _refuse_if_different(spec: ModelSpec, network: Any, graph: Graph) -> None:
 
     compiled = import_openvino().Core().compile_model(str(graph.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for seed, shape in enumerate(((1, 5), (3, 19))):
-        inputs = _inputs(graph, shape, seed)
+        inputs = _inputs(graph, network, shape, seed)
         words = {name: torch.from_numpy(values) for name, values in inputs.items()}
         with torch.inference_mode():
             expected = network(**words)[0].float().numpy()

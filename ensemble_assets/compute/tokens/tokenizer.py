@@ -85,7 +85,7 @@ def _load_tokenizer(files: ModelFiles) -> Tokenizer:
         loaded = AutoTokenizer.from_pretrained(str(files.folder), local_files_only=True, trust_remote_code=False)
         return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:
-        # the tokenizers library raises bare Exception for a file it cannot read
+        # the tokenizers library raises bare Exception for a file it cannot read, and nothing narrower
         raise ModelUnavailableError(
             f"{files.folder.name}: no usable tokenizer among the model's files ({type(error).__name__}). "
             "Choose a model or revision with a tokenizer.json"

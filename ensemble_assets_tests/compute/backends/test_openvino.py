@@ -36,7 +36,7 @@ from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, PROFILES
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.settings import Settings
-from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
+from ensemble_assets_tests.compute.backends.checkpoints import CONFIGS, checkpoint
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise
@@ -70,6 +70,12 @@ def both(slug: str, maker, runtime: Runtime, table, *more) -> tuple[dict, dict]:
     spec, files = complete(slug)
     one, other = (run_here(table, maker(spec, files, how, *more), 700) for how in (TORCH, runtime))
     return one.outputs, other.outputs
+
+
+def test_a_network_of_fewer_than_a_hundred_words_is_converted(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS["bert"], "vocab_size", 40)
+    spec = checkpoint(tmp_path / "model", "dense")
+    assert graph_for(spec, locate(spec), LAYOUT, tmp_path).path.is_file()
 
 
 def test_dense_vectors_are_those_of_torch(openvino_runtime):

@@ -144,11 +144,33 @@ class LibraryForward:
 
     def stage(self, table: TokenTable, batch: Batch) -> StagedInputs:
         """Pad the rows of each task; for a GPU into memory that it can copy from by itself."""
-        return self.translated(batch, lambda: self._staged(table, batch))
+
+        def staged() -> StagedInputs:
+            parts = []
+            for task, places in split_by_task(table, batch):
+                inputs = self._model.inputs(table, Batch(batch.rows[places], batch.longest), task)
+                if self._device.startswith("cuda"):
+                    inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+                parts.append((task, places, inputs))
+            return StagedInputs(batch, table.lengths[batch.rows], parts)
+
+        return self.translated(batch, staged)
 
     def launch(self, staged: StagedInputs) -> LaunchedBatch:
         """Copy the inputs, compute, and copy the outputs back: a GPU does all of that after this has returned."""
-        return self.translated(staged.batch, lambda: self._launched(staged))
+
+        def launched() -> LaunchedBatch:
+            parts = []
+            for task, places, inputs in staged.parts:
+                outputs = self.run(self._model.features(inputs, task, self._device), task)
+                parts.append((places, {name: value.to("cpu", non_blocking=True) for name, value in outputs.items()}))
+            event: Any = None
+            if self._device.startswith("cuda"):
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
+            return LaunchedBatch(self, staged, parts, event)
+
+        return self.computed(staged.batch, launched)
 
     def on_device(self, table: TokenTable, batch: Batch) -> dict[str, torch.Tensor]:
         """Run one batch of one task and leave its outputs where they are; errors are those of ``__call__``."""
@@ -194,28 +216,6 @@ class LibraryForward:
     def release(self) -> None:
         """Drop the weights at once; the forward is of no use afterwards."""
         self._model.model.to(device="meta")
-
-    def _staged(self, table: TokenTable, batch: Batch) -> StagedInputs:
-        pin = self._device.startswith("cuda")
-        parts = []
-        for task, places in split_by_task(table, batch):
-            inputs = self._model.inputs(table, Batch(batch.rows[places], batch.longest), task)
-            if pin:
-                inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-            parts.append((task, places, inputs))
-        return StagedInputs(batch, table.lengths[batch.rows], parts)
-
-    def _launched(self, staged: StagedInputs) -> LaunchedBatch:
-        parts = []
-        for task, places, inputs in staged.parts:
-            with torch.inference_mode(), kernels(self._factory.runtime, self._device):
-                outputs = self.run(self._model.features(inputs, task, self._device), task)
-            parts.append((places, {name: value.to("cpu", non_blocking=True) for name, value in outputs.items()}))
-        event: Any = None
-        if self._device.startswith("cuda"):
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        return LaunchedBatch(self, staged, parts, event)
 
 
 def _encoded(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:

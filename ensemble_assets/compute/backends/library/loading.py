@@ -63,6 +63,7 @@ def load_library_model(
         with quiet_transformers(), _networks_loaded(empty) as missing:
             model: Any = getattr(sentence_transformers, _CLASSES[spec.kind])(str(files.folder), **options)
     except Exception as error:
+        # the files of a user's choice decide which classes of three libraries are made, and these raise what they like
         if is_out_of_memory(error):
             raise DeviceOutOfMemoryError(f"{spec.slug}: its weights do not fit on {device}") from None
         if "trust_remote_code" in str(error) and not spec.trust_remote_code:

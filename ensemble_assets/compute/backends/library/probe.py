@@ -152,6 +152,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
     except (ModelUnavailableError, MemoryError):
         raise
     except Exception as error:
+        # networks of any architecture run here for the first time, and their code raises what it likes
         raise ModelUnavailableError(
             f"{spec.slug}: sentence-transformers' own call fails on texts of up to {model.max_tokens or 700} tokens "
             f"({type(error).__name__}: {error}). Choose another model, or set a smaller max_tokens in a models file"
