@@ -119,15 +119,20 @@ class SparseHead:
         )
         rows = np.flatnonzero(spans[:, 1] > 0)
         self._tokens_seen += int(spans[:, 1].sum())
-        with self._blas.limit(limits=self._threads, user_api="blas"):
-            if self._screen is None:
+        if self._screen is None:
+            with self._blas.limit(limits=self._threads, user_api="blas"):
                 self._screen = self._make_screen(states, spans[rows])
-            if self._screen is not None:
-                self._encode_screened(self._screen, states, spans, out)
-                rows = np.flatnonzero(out.ends)  # the texts that the screen leaves to plain products
-            for row in rows.tolist():
-                first, count = spans[row].tolist()
-                self._encode_by_products(states[first : first + count], row, out)
+        if self._screen is not None:
+            self._encode_screened(self._screen, states, spans, out)
+            rows = np.flatnonzero(out.ends)  # the texts that the screen leaves to plain products
+
+        def encode_text(row: int) -> None:
+            first, count = spans[row].tolist()
+            self._encode_by_products(states[first : first + count], row, out)
+
+        # a thread for each text: the threads of one product wait for each other, and busily, where cores are shared
+        with self._blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(encode_text, rows.tolist()))
         active = {"active": out.active}
         return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
 
