@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from ensemble_assets.compute.batching.dispatcher import DEVICE_BUSY, DEVICE_FAILED, NO_ANSWER
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
 from ensemble_assets_tests.simulated.simulation import SimulationReport, simulate
-from ensemble_assets_tests.simulated.worlds import World, steady_worlds, troubled_steady_worlds, worlds
+from ensemble_assets_tests.simulated.worlds import World, steady_worlds, troubled_steady_worlds, unequal_worlds, worlds
 
 nightly = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="thousands of runs: set HYPOTHESIS_PROFILE=nightly"
@@ -29,7 +29,7 @@ def run(world: World) -> SimulationReport:
     return simulate(world.lengths, world.model, world.devices, world.settings)
 
 
-def check_any_world(world: World) -> None:
+def check_any_world(world: World) -> SimulationReport:
     report = run(world)  # raises if it does not end
     hard_limit_is_never_crossed(world, report)
     it_ends_soon(world, report)
@@ -37,6 +37,7 @@ def check_any_world(world: World) -> None:
     rows_fail_only_for_a_reason(world, report)
     errors_are_justified(world, report)
     devices_do_not_idle_beside_work(world, report)
+    return report
 
 
 def hard_limit_is_never_crossed(world: World, report: SimulationReport) -> None:
@@ -82,7 +83,7 @@ def errors_are_justified(world: World, report: SimulationReport) -> None:
     ends = losses_since_the_last_finished_batch(report)
     assert set(ends) == {device.uuid for device in world.devices}
     for name, reasons in ends.items():
-        device = world.devices[int(name.removeprefix("SIM-"))]
+        (device,) = (device for device in world.devices if device.uuid == name)
         others = device.others.changes
         faults = world.model.faults
         if reasons[-1] == DEVICE_BUSY:
@@ -116,6 +117,8 @@ def event_time_floor(report: SimulationReport) -> float:
 def devices_do_not_idle_beside_work(world: World, report: SimulationReport) -> None:
     """While rows wait that no device has, a device is idle only if it is lost or waits for others' memory."""
     if any(device.others.changes or device.late_growth for device in world.devices) or report.error is not None:
+        return
+    if len({device.total_bytes for device in world.devices}) > 1:  # a small device is idle beside rows that need more
         return
     finished_in_order = sorted(report.trace, key=lambda batch: batch.begin)
     last_begin = finished_in_order[-1].begin if finished_in_order else 0.0
@@ -165,6 +168,19 @@ def check_troubled_world(world: World) -> None:
     assert report.tally.redone_tokens <= 0.05 * report.tally.tokens
 
 
+def check_unequal_world(world: World) -> None:
+    """A row that fits on the largest device is done, whichever device got it first."""
+    report = check_any_world(world)
+    most = max(map(world.room_on, world.devices))
+    assert all(world.needs_alone(row) > 0.97 * most for row in report.failed)
+
+
+@settings(max_examples=60)
+@given(unequal_worlds())
+def test_a_row_fails_for_want_of_memory_only_if_no_device_of_the_lease_has_it(world: World) -> None:
+    check_unequal_world(world)
+
+
 @settings(max_examples=250)
 @given(worlds())
 def test_any_world_keeps_the_hard_limit_does_every_row_once_and_ends(world: World) -> None:
@@ -190,6 +206,15 @@ def test_at_most_5_percent_is_redone_where_sizes_fail_or_chance_strikes(world: W
 @given(worlds())
 def test_ten_thousand_worlds(world: World) -> None:
     check_any_world(world)
+
+
+@nightly
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+@settings(max_examples=1_000)
+@given(unequal_worlds())
+def test_one_thousand_unequal_worlds(world: World) -> None:
+    check_unequal_world(world)
 
 
 @nightly

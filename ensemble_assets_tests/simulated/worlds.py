@@ -35,9 +35,12 @@ class World:
     @property
     def room(self) -> int:
         """Bytes for the weights and a batch on the worst device, when everybody else holds the most."""
-        ceiling = self.ceiling
-        plannable = min(ceiling.soft_bytes, ceiling.hard_bytes - ceiling.margin_bytes)
-        return plannable - max(_taken(device) for device in self.devices)
+        return min(map(self.room_on, self.devices))
+
+    def room_on(self, device: SimulatedDevice) -> int:
+        """Bytes for the weights and a batch on a device, when everybody else holds the most."""
+        ceiling = self.ceiling.within(device.total_bytes)
+        return min(ceiling.soft_bytes, ceiling.hard_bytes - ceiling.margin_bytes) - _taken(device)
 
     def needs_alone(self, row: int) -> float:
         """Bytes that a single row takes at most, weights included."""
@@ -145,8 +148,14 @@ def worlds(draw: st.DrawFn) -> World:
     needs = MemoryNeeds(weights, token, square / longest, row * longest, draw(st.floats(0.0, 0.05)), unpadded)
     plain = SimulatedDevice(total_bytes=total, context_bytes=context, lazy_bytes=lazy)
     device = draw(real_devices(plain, ceiling.margin_bytes)) if real else plain
+    smallest = draw(st.sampled_from([1.0, 1.0, 0.4]))  # devices are of one size, or of several
     devices = tuple(
-        replace(device, uuid=f"SIM-{index}", others=draw(other_programs(hard)))
+        replace(
+            device,
+            uuid=f"SIM-{index}",
+            others=draw(other_programs(hard)),
+            total_bytes=total if smallest == 1.0 else max(1_000 * MB, int(total * draw(st.floats(smallest, 1.0)))),
+        )
         for index in range(draw(st.integers(1, 3)))
     )
     sizes = SizeSettings(
@@ -169,6 +178,21 @@ def worlds(draw: st.DrawFn) -> World:
         )
     model = SimulatedModel(needs, speed, draw(faults()), draw(st.integers(0, 999)))
     return World(rows, model, devices, settings)
+
+
+@st.composite
+def unequal_worlds(draw: st.DrawFn) -> World:
+    """Cards of several sizes, and nothing that goes wrong but rows that do not fit."""
+    world = draw(worlds())
+    devices = draw(
+        st.permutations([replace(device, others=OtherProcesses(), late_growth=()) for device in world.devices])
+    )
+    small = replace(
+        devices[0], uuid="SIM-S", total_bytes=max(1_000 * MB, int(devices[0].total_bytes * draw(st.floats(0.3, 0.9))))
+    )
+    first = draw(st.booleans())
+    model = replace(world.model, faults=Faults())
+    return replace(world, devices=(small, *devices) if first else (*devices, small), model=model)
 
 
 @st.composite

@@ -28,7 +28,7 @@ class Hold(Enum):
     """A reason why there is no batch for a device now."""
 
     MEMORY = "other processes hold the memory that the next batch needs"
-    DRAINED = "all remaining batches are with other devices"
+    DRAINED = "all remaining batches are with other devices, or only those can hold them"
     DONE = "all rows are done"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from ensemble_assets.common.errors import DeviceError, EnsembleError, StageError
 from ensemble_assets.common.events import EventSink
@@ -192,6 +193,7 @@ class Dispatcher:
                     used_bytes=outcome.headroom.used,
                 )
             case DidNotFit():
+                self.planner.elsewhere_bytes = self._elsewhere(device)
                 self.planner.out_of_memory(outcome.number, lane.sees(outcome.at_failure))
             case _:
                 self.planner.model_failed(outcome.number, outcome.reason)
@@ -263,6 +265,15 @@ class Dispatcher:
             )
         return StageError(f"{left} rows are left and no worker ({ends}). Look at the first cause and run again")
 
+    def _plan(self, device: str, lane: _Lane) -> Assignment | Hold:
+        self.planner.elsewhere_bytes = self._elsewhere(device)
+        return self.planner.plan(lane.headroom)
+
+    def _elsewhere(self, device: str) -> float:
+        """Return what another device could hold if other programs went; anything, while a worker is loading."""
+        others = [lane.headroom for name, lane in self._lanes.items() if name != device]
+        return inf if self._expected else max((room.cap + room.others for room in others), default=0)
+
     def _feed_behind(self, device: str, lane: _Lane) -> Action | None:
         """Plan the batch that the worker prepares while its device computes, if there are rows enough for all devices.
 
@@ -273,7 +284,7 @@ class Dispatcher:
             return None
         if len(self._lanes) > 1 and self.planner.waiting_rows <= len(self._lanes) * last.batch.size:
             return None
-        plan = self.planner.plan(lane.headroom)
+        plan = self._plan(device, lane)
         if not isinstance(plan, Assignment):
             return None
         if plan.alone:
@@ -283,7 +294,7 @@ class Dispatcher:
         return Run(device, plan)
 
     def _feed(self, device: str, lane: _Lane, now: float) -> Action | None:
-        plan = lane.alone or self.planner.plan(lane.headroom)
+        plan = lane.alone or self._plan(device, lane)
         lane.alone = None
         if isinstance(plan, Assignment):
             lane.running.append(plan)

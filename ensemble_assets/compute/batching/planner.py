@@ -15,6 +15,7 @@ waits for a late outcome; ``Tally.out_of_step`` counts them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -53,6 +54,8 @@ class BatchPlanner:
     """Hands out every row exactly once, in batches that fit.
 
     ``lengths`` ``[n] int64`` are the tokens of every row of the table; ``rows`` ``[m] int64`` are to run, each once.
+    ``elsewhere_bytes`` is the most that an allocator on another device could hold, were other programs gone: rows that
+    need so much are left to that device.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class BatchPlanner:
         self._strikes: dict[bool, int] = {}
         self._base_bytes = 0
         self._checks: set[int] = set()
+        self.elsewhere_bytes = 0.0
 
     @property
     def done(self) -> bool:
@@ -137,7 +141,6 @@ class BatchPlanner:
         if batch.size > 1:
             self._split(part, OUT_OF_MEMORY)
             return
-        self._strike(OUT_OF_MEMORY)
         if not self._retry_single(part, headroom):
             self._fail(part, OUT_OF_MEMORY, last=self._checking and number in self._checks)
 
@@ -208,13 +211,16 @@ class BatchPlanner:
         self._events.emit("mitigation.split", rows=len(part.rows), into=half, reason=reason)
 
     def _retry_single(self, part: Part, headroom: Headroom) -> bool:
-        """Try a row once more, or as often as other programs give memory back; say if it will be tried again."""
+        """Try a row once more, or wherever it may have more memory than before; say if it will be tried again."""
         attempts = part.attempts + 1
-        needs = max(int(headroom.cap * _STEP_UP) + 1, int(self.sizes.need(int(self._lengths[part.rows[0]]))))
-        waits = headroom.others > 0 and needs <= headroom.cap + headroom.others
-        if attempts >= (_MOST_ATTEMPTS if waits else _SINGLE_ATTEMPTS):
+        hold = self._hold(part.rows[0], int(headroom.cap * _STEP_UP) + 1, headroom)
+        had_more = 0 < part.needs < headroom.cap  # than at its last attempt, so that this one may be chance again
+        if hold is not Hold.DRAINED:
+            self._strike(OUT_OF_MEMORY)
+        if attempts >= (_MOST_ATTEMPTS if hold or had_more else _SINGLE_ATTEMPTS):
             return False
-        self._parts.appendleft(replace(part, attempts=attempts, needs=needs if waits else 0))
+        least = int(headroom.cap * _STEP_UP) + 1 if hold else headroom.cap  # no smaller device gets it next
+        self._parts.appendleft(replace(part, attempts=attempts, needs=least if hold or self.elsewhere_bytes else 0))
         return True
 
     def _fail(self, part: Part, reason: str, *, last: bool = False) -> None:
@@ -239,6 +245,8 @@ class BatchPlanner:
         part = waiting[index]
         if headroom.others > 0 and part.needs > headroom.cap:
             return Hold.MEMORY
+        if self._hold(part.rows[-1], part.needs, headroom) is Hold.DRAINED:
+            return Hold.DRAINED
         longer = part.rows[:-1]
         if index == len(self._parts):
             self._fresh = longer
@@ -251,32 +259,50 @@ class BatchPlanner:
     def _next_part(self, headroom: Headroom) -> Part | Hold:
         """Take rows for one batch: rows that came back first, then fresh ones, suspected ones last.
 
-        The rest of a large part stays.
+        The rest of a large part stays, and so do fresh rows that only another device can hold.
         """
+        why = Hold.DRAINED
         for index, part in enumerate(self._parts):
             if part.suspected and len(self._fresh):
                 continue
-            rows = self._fitting(part.rows, headroom, part.needs)
-            if rows:
-                del self._parts[index]
-                if rows == len(part.rows):
-                    return part
-                now, later = part.cut(rows)
-                self._parts.insert(index, later)
-                self._events.emit("mitigation.resized", rows=len(part.rows), into=rows)
-                return now
-        rows = self._fitting(self._fresh, headroom, 0) if len(self._fresh) else 0
-        if rows:
-            part, self._fresh = Part(self._fresh[:rows]), self._fresh[rows:]
-            return part
-        return Hold.MEMORY if self.waiting_rows else Hold.DRAINED
+            if hold := self._hold(part.rows[0], part.needs, headroom):
+                why = hold if hold is Hold.MEMORY else why
+                continue
+            rows = self._fitting(part.rows, headroom)
+            del self._parts[index]
+            if rows == len(part.rows):
+                return part
+            now, later = part.cut(rows)
+            self._parts.insert(index, later)
+            self._events.emit("mitigation.resized", rows=len(part.rows), into=rows)
+            return now
+        at = bisect_left(self._fresh, True, key=lambda row: self._hold(row, 0, headroom) is not Hold.DRAINED)
+        if at == len(self._fresh):
+            return why
+        if hold := self._hold(self._fresh[at], 0, headroom):
+            return hold
+        rows = at + self._fitting(self._fresh[at:], headroom)
+        part, self._fresh = Part(self._fresh[at:rows]), np.delete(self._fresh, slice(at, rows))
+        return part
 
-    def _fitting(self, rows: NDArray[np.int64], headroom: Headroom, needs: int) -> int:
-        """Count the rows, longest first, that make a batch now. 0 if other programs must free memory first."""
+    def _hold(self, row: np.int64, refused: int, headroom: Headroom) -> Hold | None:
+        """Say why a row is not tried now: it waits for other programs, or is left to a larger device.
+
+        It needs ``refused`` bytes at least, and what is predicted. A prediction may be wrong, so the largest device
+        tries every row. A single row cannot be split: it may go to the hard limit.
+        """
+        here = headroom.cap + headroom.others
+        predicted = self.sizes.need(int(self._lengths[row]))
+        if here < self.elsewhere_bytes:
+            predicted = min(predicted, self.elsewhere_bytes)
+        least = max(refused, int(predicted))
+        if headroom.cap < least <= here:
+            return Hold.MEMORY
+        return Hold.DRAINED if here < least <= self.elsewhere_bytes else None
+
+    def _fitting(self, rows: NDArray[np.int64], headroom: Headroom) -> int:
+        """Count the rows, longest first, that make a batch now: at least one."""
         longest = int(self._lengths[rows[0]])
-        least = max(needs, int(self.sizes.need(longest)))  # a single row cannot be split: it may go to the hard limit
-        if headroom.others > 0 and headroom.cap < least <= headroom.cap + headroom.others:
-            return 0
         # One batch in ``lookahead`` tries a larger size. Its outcome is known before the next one is planned.
         probe = self._planned % self._settings.lookahead == 0
         tokens = self.sizes.allowed_tokens(longest, headroom.available, self.tally.redone_tokens, probe)

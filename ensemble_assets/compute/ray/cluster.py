@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.table_result import TableResult, merge_results
 from ensemble_assets.compute.devices.lease import Lease, unlocked_lease
-from ensemble_assets.compute.ray.node import NodeOptions, Order, ShardReport, compute_shard
+from ensemble_assets.compute.ray.node import Node, NodeOptions, Order, ShardReport
 from ensemble_assets.compute.running.equal_rows import shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import Runner
@@ -35,6 +35,9 @@ _ANSWER_SECONDS = 10.0
 
 _ATTEMPTS = 3
 """A shard whose actor died this often is given up: it is then the shard that kills nodes."""
+
+_FAREWELL_SECONDS = 15.0
+"""Time for all actors to give their devices back: their own workers have five seconds to report and ten to die."""
 
 _LOOK_SECONDS = 2.0
 """Time between two looks for nodes that joined."""
@@ -55,13 +58,27 @@ class RayRunner(Runner):
     """A ``Runner`` on the nodes of a cluster, in shards of at most ``shard_rows`` rows.
 
     ``address`` is ``auto`` for the cluster that this machine belongs to, ``local`` for a private one on this machine,
-    or the address of a cluster.
+    or the address of a cluster. ``crew`` has the actors of a lease, which keep their devices and their model.
     """
 
     options: NodeOptions
     address: str = "auto"
     shard_rows: int = 50_000
-    reloads = True
+    crew: _Crew | None = None
+    round_trips = True
+
+    @contextmanager
+    def holding(self, lease: Lease, events: EventSink) -> Iterator[RayRunner]:
+        """Keep the nodes' devices and their model for all runs of a lease. No cluster is a ``DeviceError``."""
+        if lease.devices:
+            raise DeviceError("the Ray runner needs a lease of the cluster")
+        with _connected(self.address) as ray:
+            crew = _Crew(ray, Order(lease.purpose.model, lease.purpose.stage, self.options))
+            try:
+                yield replace(self, crew=crew)
+                crew.say_goodbye(events)
+            finally:
+                crew.end(list(crew.actors))  # so that the cluster has its devices back
 
     def __call__(self, table: TokenTable, factory: ForwardFactory, *, lease: Lease, events: EventSink) -> TableResult:
         """Run every row of ``table``; see ``Runner``.
@@ -69,15 +86,15 @@ class RayRunner(Runner):
         No cluster, and nodes that keep dying, are a ``DeviceError``. An error on a node is raised as it is if it may be
         shown, else as a ``StageError`` with the name of its class.
         """
-        if lease.devices:
-            raise DeviceError("the Ray runner needs a lease of the cluster")
+        if self.crew is None:
+            with self.holding(lease, events) as held:
+                return held(table, factory, lease=lease, events=events)
         started = time.perf_counter()
-        order = Order(lease.purpose.model, lease.purpose.stage, self.options)
         outputs = {name: np.zeros(spec.size(table), spec.dtype) for name, spec in factory.outputs.items()}
         failed: dict[int, str] = {}
         parts = []
         shard_list = split(table.lengths, self.shard_rows)
-        for shard, report in self._compute(table, shard_list, factory, order):
+        for shard, report in self.crew.work(table, shard_list, factory) if shard_list else ():
             shard_events = PartEvents(events, shard)
             for event in report.events:
                 shard_events.emit(event.name, **event.facts)
@@ -91,20 +108,6 @@ class RayRunner(Runner):
             parts.append(replace(result, outputs={}))
         seconds = time.perf_counter() - started
         return replace(merge_results(parts), outputs=outputs, failed_rows=failed, seconds=seconds)
-
-    def _compute(
-        self, table: TokenTable, shards: list[NDArray[np.int64]], factory: ForwardFactory, order: Order
-    ) -> Iterator[tuple[NDArray[np.int64], ShardReport]]:
-        """Yield every shard and its report, in the order in which they end."""
-        if not shards:
-            return
-        with _connected(self.address) as ray:
-            crew = _Crew(ray, order, most=len(shards))
-            try:
-                yield from crew.work(table, shards, factory)
-            finally:
-                for actor in crew.actors.values():  # so that the cluster has its devices back
-                    ray.kill(actor)
 
 
 def split(lengths: NDArray[np.int64], shard_rows: int) -> list[NDArray[np.int64]]:
@@ -149,11 +152,11 @@ def _require_listener(address: str) -> None:
 
 @dataclass
 class _Crew:
-    """The actors of one computation, by place: one of a node's GPUs, or the node."""
+    """The actors of one lease, by place: one of a node's GPUs, or the node."""
 
     ray: Any
     order: Order
-    most: int
+    most: int = 0
     actors: dict[Place, Any] = field(default_factory=dict)
     idle: deque[Place] = field(default_factory=deque)
     makers: dict[Place, Callable[..., Any]] = field(default_factory=dict)
@@ -166,6 +169,7 @@ class _Crew:
         The shard of an actor that died goes to another one. Nodes that join get shards too. A shard that takes much
         longer than the others did is computed a second time where nobody has anything else to do.
         """
+        self.most = len(shards)
         self._recruit()
         if not self.actors:
             raise DeviceError("the Ray cluster has neither a GPU nor a processor to offer")
@@ -189,6 +193,24 @@ class _Crew:
                     if work.reported(number):
                         yield shards[number], report
                 self.idle.append(place)
+        self.end([place for _, place, _ in work.running.values()])  # whose shards others had done before
+
+    def say_goodbye(self, events: EventSink) -> None:
+        """Have all actors give their devices back, and record what they still have to report."""
+        partings = [actor.close.remote() for actor in self.actors.values()]
+        if not partings:
+            return
+        ended, _ = self.ray.wait(partings, num_returns=len(partings), timeout=_FAREWELL_SECONDS)
+        for parting in ended:
+            with suppress(self.ray.exceptions.RayError):
+                for event in self.ray.get(parting):
+                    events.emit(event.name, **event.facts)
+
+    def end(self, places: list[Place]) -> None:
+        """Kill the actors of some places."""
+        for place in places:
+            self.ray.kill(self.actors.pop(place))
+        self.idle = deque(place for place in self.idle if place in self.actors)
 
     def _recruit(self) -> None:
         """Start an actor for every place that has none yet: all GPUs, or all nodes with processors if there is none."""
@@ -215,7 +237,7 @@ class _Crew:
 
     def _actor(self, on_gpu: bool, strategy: Callable[..., Any], *, elsewhere: bool = False) -> Any:
         options = {"num_gpus": int(on_gpu), "num_cpus": 0, "scheduling_strategy": strategy(soft=elsewhere)}
-        return self.ray.remote(**options)(_Actor).remote()
+        return self.ray.remote(**options)(Node).remote()
 
 
 class _Work:
@@ -268,11 +290,3 @@ def _lost(stage: str, error: Exception) -> DeviceError:
         f"{stage}: a shard's node or process on the Ray cluster was lost {_ATTEMPTS} times ({type(error).__name__}). "
         "See 'ray status' and the logs of the nodes; a node may lack memory"
     )
-
-
-class _Actor:
-    """A process that Ray keeps on a node; it holds its GPU as long as it lives."""
-
-    def compute(self, table: TokenTable, factory: ForwardFactory, order: Order) -> ShardReport:
-        """Compute one shard."""
-        return compute_shard(table, factory, order)

@@ -1,12 +1,14 @@
-"""Compute a shard on a node of a Ray cluster: lease the devices that Ray gave this process, run the rows, report.
+"""Compute shards on a node of a Ray cluster: lease the devices that Ray gave this process, run the rows, report.
 
-Ray is not imported here, so a test can call ``compute_shard`` as an actor does.
+Ray is not imported here, so a test can use a ``Node`` as Ray does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
@@ -45,7 +47,7 @@ class NodeOptions:
 
 @dataclass(frozen=True)
 class Order:
-    """The purpose and the options of a shard's computation."""
+    """The purpose and the options of computing shards."""
 
     model: str
     stage: str
@@ -65,34 +67,68 @@ class ShardReport:
     word: str = ""
 
 
-def compute_shard(table: TokenTable, factory: ForwardFactory, order: Order) -> ShardReport:
-    """Lease this process's devices and run the shard on them. Never raises: errors are in the report."""
-    events = EventLog()
-    try:
-        result = _compute(table, factory, order, events)
-    except (EnsembleError, DeviceOutOfMemoryError) as error:
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        return ShardReport(events=tuple(events.events), error=error)
-    except Exception as error:  # noqa: BLE001 - reported to the driver, which raises it as a stage error
-        return ShardReport(events=tuple(events.events), word=failure_word(error))
-    return ShardReport(result, tuple(events.events))
+class Node:
+    """A process on a node, which keeps its devices and its model from one shard to the next.
 
+    After an error it has neither, and the next shard takes them anew.
+    """
 
-def _compute(table: TokenTable, factory: ForwardFactory, order: Order, events: EventLog) -> TableResult:
-    options, environment = order.options, order.options.environment()
-    # Ray names the GPUs that it gave this process in the usual variable.
-    devices = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"), threads=options.threads).chosen
-    with lease_devices(
-        order.model,
-        order.stage,
-        lock_folder=Path(environment.get(LOCK_DIR_VARIABLE) or options.lock_folder),
-        events=events,
-        devices=devices,
-        timeout=options.lease_timeout,
-        run=options.run,
-        gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
-    ) as lease:
-        return LocalRunner(_settings(options, devices))(table, factory, lease=lease, events=events)
+    def __init__(self) -> None:
+        self._log = EventLog()
+        self._kept = ExitStack()
+        self._identity = ""
+        self._run: Callable[[TokenTable], TableResult] | None = None
+
+    def compute(self, table: TokenTable, factory: ForwardFactory, order: Order) -> ShardReport:
+        """Run a shard on the devices that Ray gave this process. Never raises: errors are in the report."""
+        try:
+            result = self._runner(factory, order)(table)
+        except (EnsembleError, DeviceOutOfMemoryError) as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            return ShardReport(events=self.close(), error=error)
+        except Exception as error:  # noqa: BLE001 - reported to the driver, which raises it as a stage error
+            return ShardReport(events=self.close(), word=failure_word(error))
+        return ShardReport(result, self._events())
+
+    def close(self) -> tuple[Event, ...]:
+        """Give the devices back, and return the events since the last report."""
+        self._release()
+        return self._events()
+
+    def _release(self) -> None:
+        self._run = None
+        self._kept.close()
+
+    def _events(self) -> tuple[Event, ...]:
+        events, self._log.events = tuple(self._log.events), []
+        return events
+
+    def _runner(self, factory: ForwardFactory, order: Order) -> Callable[[TokenTable], TableResult]:
+        """Lease the devices and hold the model, unless this is so already. Every shard brings its own copy of it."""
+        if self._run is not None and self._identity == factory.identity:
+            return self._run
+        self._release()
+        options, environment = order.options, order.options.environment()
+        # Ray names the GPUs that it gave this process in the usual variable.
+        devices = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"), threads=options.threads).chosen
+        keep = self._kept.enter_context
+        lease = keep(
+            lease_devices(
+                order.model,
+                order.stage,
+                lock_folder=Path(environment.get(LOCK_DIR_VARIABLE) or options.lock_folder),
+                events=self._log,
+                devices=devices,
+                timeout=options.lease_timeout,
+                run=options.run,
+                gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
+            )
+        )
+        runner = keep(LocalRunner(_settings(options, devices)).holding(lease, self._log))
+        model = keep(runner.loaded(factory))
+        self._identity = factory.identity
+        self._run = partial(runner, factory=model, lease=lease, events=self._log)
+        return self._run
 
 
 def _settings(options: NodeOptions, devices: tuple[Device, ...]) -> WorkerSettings:

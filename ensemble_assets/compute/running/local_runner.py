@@ -35,8 +35,8 @@ class Runner(Protocol):
     ``loaded`` around the runs of one model. The defaults keep nothing between them.
     """
 
-    reloads: bool
-    """Whether every run loads the model anew, so that fewer and larger runs are faster."""
+    round_trips: bool
+    """Whether every run goes through the nodes of a cluster, so that fewer and larger runs are faster."""
 
     @property
     def in_workers(self) -> bool:
@@ -88,7 +88,7 @@ class LocalRunner(Runner):
     devices: tuple[Device, ...] = ()
     supply: WorkerSupply | None = None
     pool: WorkerPool | None = None
-    reloads = False
+    round_trips = False
 
     @property
     def _here(self) -> bool:

@@ -33,13 +33,13 @@ class _Run(Protocol):
 class HeldModel:
     """A model on leased devices, until the block of ``hold`` ends.
 
-    ``run`` takes a table and, if it is a part of the stage's table, the numbers of its rows for events. ``reloads``
-    says whether the model is loaded anew for every run, so that fewer and larger runs are faster.
+    ``run`` takes a table and, if it is a part of the stage's table, the numbers of its rows for events. ``round_trips``
+    says whether every run goes through the nodes of a cluster, so that fewer and larger runs are faster.
     """
 
     run: _Run
     events: EventSink
-    reloads: bool
+    round_trips: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class HeldDevices:
         with runner.loaded(factory) as model:
             # A partial and not a method: one call less between a stage and its model.
             run = partial(self.runner, factory=model, lease=self.lease, events=self.events)
-            yield HeldModel(run, self.events, runner.reloads)
+            yield HeldModel(run, self.events, runner.round_trips)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.lease import unlocked_lease
 from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
-from ensemble_assets.compute.ray.node import NodeOptions, Order, compute_shard
+from ensemble_assets.compute.ray.node import Node, NodeOptions, Order
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.stages.context import ComputeContext
@@ -34,6 +35,7 @@ from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.sources import process_environment
+from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory
 from ensemble_assets_tests.orchestration.doubles import Double, OutputSpec, _dense
 
 OUTPUTS = {"vector": OutputSpec((64,), np.float32)}
@@ -78,15 +80,52 @@ def test_shards_hold_every_row_once_the_longest_first() -> None:
 def test_a_node_leases_its_devices_and_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EMBEDDER_PATHS_LOCK_DIR", raising=False)
     order = Order("double", "dense", options_in(tmp_path))
-    report = compute_shard(TABLE, Double(_dense, OUTPUTS, "double"), order)
+    node = Node()
+    report = node.compute(TABLE, Double(_dense, OUTPUTS, "double"), order)
     assert report.result is not None
-    assert {"lease.acquired", "lease.released"} <= {event.name for event in report.events}
+    assert "lease.acquired" in {event.name for event in report.events}
+    assert "lease.released" in {event.name for event in node.close()}
     impatient = dataclasses.replace(order, options=dataclasses.replace(order.options, lease_timeout=0.0))
     with lease_devices("other", "dense", lock_folder=tmp_path / "locks", events=EventLog()):
-        taken = compute_shard(TABLE, Double(_dense, OUTPUTS, "double"), impatient)
+        taken = node.compute(TABLE, Double(_dense, OUTPUTS, "double"), impatient)
     assert isinstance(taken.error, LeaseTimeoutError)
-    missing = compute_shard(TABLE, Double(_dense, OUTPUTS, "double", missing=True), order)
+    missing = node.compute(TABLE, Double(_dense, OUTPUTS, "double", missing=True), order)
     assert type(missing.error).__name__ == "ModelUnavailableError"
+    assert "lease.released" in {event.name for event in missing.events}, "after an error it keeps nothing"
+    assert node.compute(TABLE, Double(_dense, OUTPUTS, "double"), order).result is not None
+    node.close()
+
+
+@dataclass(frozen=True)
+class Counted(DoubleFactory):
+    """Leaves a file for each time that it is loaded; ``folder`` None is that of the node's locks."""
+
+    folder: Path | None = None
+
+    def load(self, device: str) -> Any:
+        (self.folder or node_folder()).joinpath(f"loaded-{os.getpid()}-{time.monotonic_ns()}").touch()
+        return super().load(device)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_node_loads_a_model_once_for_all_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Every shard comes with its own copy of the factory, as Ray sends it."""
+    monkeypatch.delenv("EMBEDDER_PATHS_LOCK_DIR", raising=False)
+    settings = WorkerSettings(cpu_batches(64), workers_per_device=workers)
+    order = Order("double", "dense", dataclasses.replace(options_in(tmp_path), on_cpu=settings, on_gpu=settings))
+    node, names = Node(), []
+    for identity in ("first", "first", "first", "second"):
+        factory = Counted(VECTOR, identity=identity, folder=tmp_path)
+        report = node.compute(table_of([3, 9, 40, 17]), pickle.loads(pickle.dumps(factory)), order)
+        assert report.result is not None
+        assert not report.result.failed_rows
+        names += [event.name for event in report.events]
+    names += [event.name for event in node.close()]
+    assert len(list(tmp_path.glob("loaded-*"))) == 2, "the last shard was of another model"
+    assert [names.count(name) for name in ("lease.acquired", "lease.released")] == [2, 2]
+    assert names.count("worker.started") == 2 * workers
 
 
 def test_the_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -285,9 +324,22 @@ def test_two_nodes_give_what_this_machine_gives(cluster: Nodes, tmp_path: Path) 
     assert all(list((cluster.folder / name).glob("*.lock")) for name in cluster.nodes), (
         "both nodes took their own lease"
     )
-    assert len([event for event in events.events if event.name == "lease.acquired"]) == 3, (
-        "nine distinct rows in shards of three, one lease each"
-    )
+    acquired = len(events.named("lease.acquired"))
+    assert 1 <= acquired <= 2, "nine distinct rows in shards of three, and a lease of each node for all of its shards"
+    assert len(events.named("lease.released")) == acquired
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nodes_load_a_model_once_for_all_runs_of_a_stage(cluster: Nodes, tmp_path: Path) -> None:
+    runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=2), tmp_path / "rows", 60)
+    events = EventLog()
+    with cluster_lease(model="double", stage="dense") as lease, runner.holding(lease, events) as held:
+        for table in (TABLE, table_of([6, 7, 8])):  # several shards each
+            assert held(table, Counted(VECTOR), lease=lease, events=events).outputs["vector"].any()
+    loaded = [len(list((cluster.folder / name).glob("loaded-*"))) for name in cluster.nodes]
+    assert all(count <= 1 for count in loaded)
+    assert sum(loaded) == len(events.named("lease.acquired")) == len(events.named("lease.released"))
 
 
 @pytest.mark.slow

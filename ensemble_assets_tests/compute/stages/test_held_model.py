@@ -73,7 +73,7 @@ def test_several_runs_share_one_lease_and_one_loaded_model_and_give_what_one_run
     context = ComputeContext(lease=leases)
     with hold(context, "rerank", spec, factory) as held:
         first, second = held.run(TABLE), held.run(TABLE)
-        assert not held.reloads
+        assert not held.round_trips
         assert factory.made.released == 0, "nobody but the holder releases"  # type: ignore[attr-defined]
     assert (leases.taken, leases.given, len(journal.loaded)) == (1, 1, 1)
     assert factory.made.released == 1  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def test_on_other_devices_workers_keep_the_model_and_nothing_is_loaded_here(spec
     factory = DoubleFactory(LOGIT, journal=journal)
     workers = TableRunner(LocalRunner(WorkerSettings(workers_per_device=1)))
     with hold(ComputeContext(runner=workers), "rerank", spec, factory) as held:
-        assert not held.reloads
+        assert not held.round_trips
         assert held.run.keywords["factory"] is factory
     assert journal.loaded == []
 

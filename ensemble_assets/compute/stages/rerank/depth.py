@@ -97,7 +97,7 @@ def score_slices(work: PairRows, held: HeldModel, limit: TimeLimit) -> SliceResu
     requested, events = int(work.ranks.max()), held.events
     tokens_to = np.cumsum(np.bincount(work.ranks, weights=work.lengths, minlength=requested + 1))
     # where every slice loads the model, that costs more than a too long slice, so make only two
-    growth = float("inf") if held.reloads else GROWTH
+    growth = float("inf") if held.round_trips else GROWTH
     governor = Governor(allowance, requested, tokens_to.astype(np.float64), limit.started, growth, clock)
     if allowance.seconds is not None:
         events.emit(
