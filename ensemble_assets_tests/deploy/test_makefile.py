@@ -1,4 +1,4 @@
-"""``make install`` installs the torch that was asked for, also after another one was installed."""
+"""``make install`` installs the torch that was asked for; ``make test-gpu`` installs nothing."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def test_another_torch_is_installed_and_the_same_is_not(tmp_path: Path) -> None:
     assert again[0].endswith("--force-reinstall torch")
     assert install("TORCH=torch") == []
     assert install() == [], "what was asked for stays"
+
+
+def test_the_tests_of_a_gpu_install_nothing(tmp_path: Path) -> None:
+    """A machine with a card may have no network: they run with the Python that is there."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> asked\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    command = ["make", "test-gpu", f"PYTHON={python}"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / "asked").read_text().splitlines() == ["-m pytest -m gpu -rs ensemble_assets_tests/gpu"]
+    assert not (tmp_path / ".venv").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -105,11 +106,16 @@ def test_the_page_is_made_from_the_stored_run() -> None:
 
 
 def test_a_library_that_lacks_what_is_called_is_not_accepted() -> None:
-    """sentence-transformers has ``preprocess`` since 5.4. Before, all models failed but those with a fast path."""
+    """sentence-transformers has ``preprocess`` since 5.4; before, all models failed but those with a fast path.
+
+    torch has ``AcceleratorError`` since 2.8; before, looking for it raised another error for every one of a model.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (library,) = [need for text in project["dependencies"] if (need := Requirement(text)).name == FORWARD]
-    assert not library.specifier.contains("5.3.0")
-    assert library.specifier.contains("5.4.0")
+    needs = {need.name: need.specifier for need in map(Requirement, project["dependencies"])}
+    for library, lacks, has in ((FORWARD, "5.3.0", "5.4.0"), ("torch", "2.7.1", "2.8.0")):
+        assert not needs[library].contains(lacks)
+        assert needs[library].contains(has)
+    assert issubclass(torch.AcceleratorError, RuntimeError)
 
 
 def test_a_card_is_never_kept_longer_than_eight_minutes() -> None:
