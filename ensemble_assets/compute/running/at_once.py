@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ensemble_assets.compute.batching.table_result import TableResult, TokenOutp
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_batch import OutputArrays
-from ensemble_assets.compute.running.run_table import TableRunner
+from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 
@@ -38,14 +38,16 @@ class AtOnceRunner(TableRunner):
 
     def __call__(
         self,
-        table: TokenTable,
+        table: TokenTable | Iterable[TableSlice],
         factory: ForwardFactory,
         *,
         lease: Lease,
         events: EventSink,
         rows: NDArray[np.int64] | None = None,
     ) -> TableResult:
-        """Return the outputs of every row; see ``TableRunner``."""
+        """Return the outputs of every row; see ``TableRunner``. Slices are not a few rows."""
+        if not isinstance(table, TokenTable):
+            return super().__call__(table, factory, lease=lease, events=events, rows=rows)
         model = (factory.identity, *factory.outputs)
         result = self._at_once(table, factory, lease) if model in self.loaded and table.lengths.all() else None
         if result is None:
