@@ -14,7 +14,7 @@ from pathlib import Path
 from ensemble_assets_tests.model_zoo.compare import Comparison
 from ensemble_assets_tests.model_zoo.families.layout import Layout
 from ensemble_assets_tests.model_zoo.layouts import LAYOUTS
-from ensemble_assets_tests.model_zoo.runs import run_many
+from ensemble_assets_tests.model_zoo.runs import rows_of, run_many
 
 
 def chosen_layouts(patterns: Sequence[str]) -> list[Layout]:
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="a kind, or kind/name, or the start of one")
     parser.add_argument("--json", type=Path, help="also write the comparisons to this file, one JSON object a line")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16", "auto"))
+    parser.add_argument("--together", action="store_true", help="models share runs; where one fails, each runs alone")
     parser.add_argument("--root", type=Path, help="keep models and caches in this folder; else they are removed")
     arguments = parser.parse_args()
     layouts = chosen_layouts(arguments.only)
@@ -35,7 +36,8 @@ def main() -> int:
     comparisons: list[Comparison] = []
     if arguments.json:
         arguments.json.write_text("")
-    for comparison in run_many(layouts, root, arguments.precision):
+    rows = rows_of(layouts) if arguments.together else [[layout] for layout in layouts]
+    for comparison in run_many(rows, root, arguments.precision):
         comparisons.append(comparison)
         mark = " " if comparison.as_expected else "!"
         line = f"{mark} {comparison.key:38} {comparison.verdict:10} {comparison.seconds:5.1f} s  {comparison.detail}"

@@ -64,23 +64,41 @@ def _compared(layout: Layout, snapshot: Path, outputs: Outputs, precision: str) 
     return Comparison(**{**asdict(comparison), "detail": comparison.detail + note})
 
 
-def run_many(layouts: Sequence[Layout], root: Path, precision: str = "fp32") -> Iterator[Comparison]:
-    """Run layouts one after another in a process of their own, which is replaced when a model kills it."""
-    waiting = list(layouts)
+def rows_of(layouts: Sequence[Layout]) -> list[list[Layout]]:
+    """Put layouts into rows that share a run: at most four dense ones, a sparse one and a reranker.
+
+    What is refused, chosen in another way than by its id, or compared by its order, is alone.
+    """
+    shared: dict[str, list[Layout]] = {"dense": [], "sparse": [], "rerank": []}
+    alone = []
+    for layout in layouts:
+        plain = layout.expected == "equal" and not (layout.entry or layout.local or layout.ranking or layout.owner)
+        (shared[layout.kind] if plain else alone).append(layout)
+    dense, sparse, rerank = shared.values()
+    rows = max(-(-len(dense) // 4), len(sparse), len(rerank))
+    return [[*dense[row::rows], *sparse[row::rows], *rerank[row::rows]] for row in range(rows)] + [[x] for x in alone]
+
+
+def run_many(rows: Sequence[Sequence[Layout]], root: Path, precision: str = "fp32") -> Iterator[Comparison]:
+    """Run rows of layouts in a process of their own, which is replaced when a model kills it; see ``run_together``."""
+    waiting = [[layout.key for layout in row] for row in rows]
     while waiting:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as pool:
             while waiting:
-                layout = waiting.pop(0)
+                keys = waiting.pop(0)
                 try:
-                    yield pool.submit(_run_key, layout.key, root, precision).result()
+                    yield from pool.submit(_run_keys, keys, root, precision).result()
                 except BrokenProcessPool:
-                    yield Comparison(layout.key, "crashed", layout.expected, "the process died")
+                    if len(keys) == 1:
+                        yield Comparison(keys[0], "crashed", BY_KEY[keys[0]].expected, "the process died")
+                    else:
+                        waiting[:0] = [[key] for key in keys]
                     break
 
 
-def _run_key(key: str, root: Path, precision: str) -> Comparison:
-    """Run a layout by its key: builders cannot be sent to another process."""
-    return run_layout(BY_KEY[key], root, precision)
+def _run_keys(keys: Sequence[str], root: Path, precision: str) -> list[Comparison]:
+    """Run layouts by their keys: builders cannot be sent to another process."""
+    return run_together([BY_KEY[key] for key in keys], root, precision)
 
 
 def _quiet() -> None:

@@ -15,7 +15,7 @@ from ensemble_assets_tests.model_zoo.layouts import BY_KEY, LAYOUTS
 from ensemble_assets_tests.model_zoo.product import Outputs
 from ensemble_assets_tests.model_zoo.reference import Truth
 from ensemble_assets_tests.model_zoo.registered_layouts import REGISTERED
-from ensemble_assets_tests.model_zoo.runs import run_layout, run_together
+from ensemble_assets_tests.model_zoo.runs import rows_of, run_layout, run_together
 from ensemble_assets_tests.model_zoo.texts import QUERIES, chunk_texts
 
 TOGETHER = (
@@ -78,6 +78,16 @@ def test_the_zoo_is_as_large_as_it_says_and_its_names_are_its_own() -> None:
     assert (len(set(chunk_texts())), len(set(QUERIES))) == (42, 8)
     assert len(set(IN_EVERY_RUN)) == 20
     assert set(IN_EVERY_RUN) <= BY_KEY.keys()
+
+
+def test_layouts_that_share_runs_are_each_in_one_of_them() -> None:
+    rows = rows_of(LAYOUTS)
+    assert sorted(layout.key for row in rows for layout in row) == sorted(BY_KEY)
+    for row in rows:
+        kinds = [layout.kind for layout in row]
+        assert max(kinds.count("sparse"), kinds.count("rerank")) <= 1
+        assert kinds.count("dense") <= 4
+        assert len(row) == 1 or not any(x.entry or x.local or x.ranking or x.expected != "equal" for x in row)
 
 
 def _rows(seed: int) -> np.ndarray:
