@@ -40,11 +40,7 @@ class SettingsForm(dg.ConfigurableResource[Any]):
 
     @cached_property
     def _resolved(self) -> Resolved:
-        lower = resolve()
-        below = flatten(lower.settings)
-        return lower.with_overrides(
-            {key: value for key, value in form_values(self.model_dump()).items() if value != below[key]}, self.sources
-        )
+        return _resolved_with(self.model_dump(), self.sources)
 
     def resolved(self) -> Resolved:
         """Return all settings with provenance. Values changed in the run configuration win over the lower layers.
@@ -59,6 +55,15 @@ def form_values(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options' values by dotted key, from a form's content or a run configuration."""
     values = {key: value for key, value in dotted(content).items() if key in options()}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _resolved_with(content: Mapping[str, Any], sources: Mapping[str, str]) -> Resolved:
+    """Resolve the settings of this process with a form's content on top."""
+    lower = resolve()
+    below = flatten(lower.settings)
+    return lower.with_overrides(
+        {key: value for key, value in form_values(content).items() if value != below[key]}, sources
+    )
 
 
 def settings_form(current: Settings) -> type[SettingsForm]:
@@ -117,8 +122,11 @@ def settings_resource(current: Settings) -> dg.ResourceDefinition:
         return form(**context.resource_config)
 
     def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the configuration unchanged, or raise ``SettingsError``."""
-        choose_models(form(**config).resolved().settings.models)
+        """Return the configuration unchanged, or raise ``SettingsError``. Dagster asks three times a run.
+
+        A form is not made for it: Dagster derives the schema of all options anew for each.
+        """
+        choose_models(_resolved_with(config, config.get("sources") or {}).settings.models)
         return dict(config)
 
     values = flatten(current)

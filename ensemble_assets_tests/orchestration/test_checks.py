@@ -10,14 +10,16 @@ import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
-from ensemble_assets.export.query_leaks.query_forms import Query
+from ensemble_assets.export.query_leaks.query_forms import Query, canonical
 from ensemble_assets.export.suite import DESCRIPTIONS, GATES
 from ensemble_assets.orchestration.checks import ALL_CHECKS, bundle, check_inputs
-from ensemble_assets.orchestration.checks.check_inputs import bundle_results
+from ensemble_assets.orchestration.checks.check_inputs import _is_one_word, bundle_results
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.settings import Settings
@@ -159,3 +161,9 @@ def test_the_bundle_goes_to_qdrant_where_that_is_configured(pipeline: Pipeline, 
         client = qdrant_client.QdrantClient(path=str(storage))
         assert client.count(record.collection_in_qdrant).count == len(outcome.points()) == record.items
         client.close()
+
+
+@given(st.text(st.sampled_from("ab1#½ﬁ_- .é"), max_size=6) | st.text(max_size=6))
+def test_what_counts_as_one_word_of_a_vocabulary_is_one_word_to_the_search_for_queries(value: str) -> None:
+    if _is_one_word(value):
+        assert len(canonical(value).split()) == 1

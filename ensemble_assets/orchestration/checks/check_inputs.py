@@ -89,5 +89,11 @@ def _frame_places(asset: str, artefact: Artefact) -> Iterator[Place]:
             frame = artefact.frame(name, columns=strings) if strings else pl.DataFrame()
             values = [value for column in strings for value in frame[column].unique().drop_nulls().to_list()]
             if name == "vocabulary":  # a word list; a query of several words would still be none of its words
-                values = [value for value in values if len(canonical(value).split()) > 1]
+                values = [value for value in values if not _is_one_word(value) and len(canonical(value).split()) > 1]
             yield text_place(f"{name} of {asset}", [_WORD_BREAK.join([*schema, *values])])
+
+
+def _is_one_word(value: str) -> bool:
+    """Whether letters and figures follow a mark of a piece, as in nearly all of a vocabulary's tens of thousands."""
+    piece = value.lstrip("#")
+    return piece.isascii() and piece.isalnum()
