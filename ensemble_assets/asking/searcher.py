@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import polars as pl
@@ -18,6 +19,7 @@ import polars as pl
 from ensemble_assets.asking.corpus import Corpus, read_corpus
 from ensemble_assets.asking.held_models import Factory, HeldModels
 from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.backends.model_factory import with_states
@@ -40,6 +42,13 @@ from ensemble_assets.settings import Settings
 
 _QUESTION = "question"
 _NO_TEXTS = pl.Series([], dtype=pl.String)
+
+_MOST_PREPARED = 4_000
+"""Passages whose states are made ahead: about as many as are kept (``backends.late_interaction.CACHE_BYTES``)."""
+
+_PREPARED_AT_ONCE = 2
+_TURN_SECONDS = 0.005
+"""Passages that a question waits for at most, and how often the thread looks whether it is over."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +94,51 @@ class Searcher:
         self.notes: list[str] = []
         self._settings = settings
         self._models = HeldModels(settings, factories)
+        self._turn, self._waits, self._closed = Lock(), Event(), Event()
 
     def close(self) -> None:
-        """Free the models."""
-        self._models.close()
+        """Free the models, and end ``prepare``."""
+        self._closed.set()
+        with self._turn:
+            self._models.close()
 
     def ask(self, question: str, top: int = 10) -> list[Hit]:
         """Find the ``top`` best passages for a question; none for a blank one."""
         if not question.strip() or self.corpus.chunks.is_empty():
             return []
+        self._waits.set()
+        with self._turn:
+            self._waits.clear()
+            return self._ask(question, top)
+
+    def prepare(self) -> None:
+        """Make the states of all passages' tokens ahead, if the bundle's reranker compares these.
+
+        For a thread, while a person reads an answer. A question that comes meanwhile waits for a passage or two.
+        """
+        chunks = self.corpus.chunks
+        if not self._compares_states or chunks.height > _MOST_PREPARED:
+            return
+        for start in range(0, chunks.height, _PREPARED_AT_ONCE):
+            ids = chunks["chunk_id"].slice(start, _PREPARED_AT_ONCE)
+            candidates = pl.DataFrame(
+                {
+                    "public_id": [_QUESTION] * len(ids),
+                    "rank": range(1, len(ids) + 1),
+                    "row": range(start, start + len(ids)),
+                    "chunk_id": ids,
+                    "score": [0.0] * len(ids),
+                },
+                schema=dict(FUSED),
+            )
+            while self._waits.is_set():
+                self._closed.wait(_TURN_SECONDS)
+            with self._turn:
+                if self._closed.is_set():
+                    return
+                self._reranked(candidates, _QUESTION)
+
+    def _ask(self, question: str, top: int) -> list[Hit]:
         queries = pl.Series([question])
         runs = {name: run for name in first_stage_lists() if (run := self._search(name, queries)) is not None}
         ids = self.corpus.chunks["chunk_id"]
@@ -176,6 +221,12 @@ class Searcher:
         for reason in result.queries["reason"].drop_nulls():
             self._note(f"reranking failed ({reason}); the order is that of the fused list")
         return result.reranked
+
+    @property
+    def _compares_states(self) -> bool:
+        spec = self._rerank_spec
+        late = self._late(self.corpus.section("rerank_run", "payload").get("late_interaction") or {})
+        return late is not None or (spec is not None and spec.pooling == "late_interaction")
 
     def _late(self, run: Mapping[str, Any]) -> LateInteraction | None:
         """Set up late interaction as the bundle's run had it; None where it took no part."""

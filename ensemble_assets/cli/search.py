@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
@@ -56,8 +57,10 @@ def search(
         searcher = Searcher(folder, settings)
     console = Console(highlight=False)
     try:
-        for asked in [question] if question is not None else _asked():
+        for number, asked in enumerate([question] if question is not None else _asked()):
             _answer(console, searcher, asked, top, explain, json_output)
+            if question is None and number == 0:  # more questions may follow, and their answer is read first
+                Thread(target=searcher.prepare, daemon=True).start()
     finally:
         searcher.close()
     return 0

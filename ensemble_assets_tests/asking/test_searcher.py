@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from ensemble_assets.asking.marking import passage, word_places
 from ensemble_assets.asking.searcher import Searcher
 from ensemble_assets.compute.backends.choice import dense_factory
+from ensemble_assets.compute.backends.late_interaction import LateInteractionForward
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
@@ -121,6 +123,39 @@ def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path) -> None
         scores = [score for score in wanted["rerank_score"] if score is not None]
         assert [hit.rerank_score for hit in hits if hit.rerank_score is not None] == pytest.approx(scores, abs=1e-3)
     asked.close()
+
+
+@pytest.mark.models
+def test_passages_are_prepared_while_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger embedded reranker then encodes nothing but the next question."""
+    write_collection(tmp_path / "corpora" / "notes")
+    pipeline = Pipeline(tmp_path, Computing({"dense": fast_factories()["dense"], "sparse": sparse_double()}))
+    outcome = pipeline.run({"models.rerank": "minilm-late-interaction", "rerank.depth": 3})
+    assert outcome.succeeded, outcome.error
+    factories = fast_factories()
+    del factories["rerank"]
+    asked = Searcher(outcome.bundle, resolve({"paths.cache_dir": str(tmp_path / "cache")}).settings, factories)
+    encoded: list[int] = []
+    encode = LateInteractionForward._encoded
+
+    def counted(self: LateInteractionForward, texts: Any) -> Any:
+        encoded.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(LateInteractionForward, "_encoded", counted)
+    asked.ask("where is the river")
+    thread = Thread(target=asked.prepare)
+    thread.start()
+    during = asked.ask("which engine was seen")
+    thread.join()
+    assert asked.corpus.chunks.height <= sum(encoded) <= asked.corpus.chunks.height + 3, "and the questions"
+    encoded.clear()
+    assert asked.ask("who plays the violin")
+    assert sum(encoded) == 1
+    assert [hit.chunk_id for hit in asked.ask("which engine was seen")] == [hit.chunk_id for hit in during]
+    asked.close()
+    asked.prepare()  # after the end it does nothing
+    assert (sum(encoded), asked.notes) == (1, [])
 
 
 def test_a_second_question_loads_searches_and_writes_nothing_anew(pipeline: Pipeline) -> None:
