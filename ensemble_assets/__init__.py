@@ -33,7 +33,8 @@ def encode_query(bundle: str | PathLike[str], question: str) -> QueryVectors:
     """Encode a question with the models of a bundle, to search a database that the bundle was uploaded into.
 
     ``dense`` has a unit vector for every dense model by its name, ``sparse`` the ``indices`` and ``values`` of the
-    sparse one, or is None. docs/qdrant.md has an example. The bundle stays open as with ``search``.
+    sparse one, or is None. ``tokens`` has a unit vector for every token, or is None where the bundle has no token
+    vectors. docs/qdrant.md has examples. The bundle stays open as with ``search``.
     """
     from ensemble_assets.asking.last_asked import searcher_of
 

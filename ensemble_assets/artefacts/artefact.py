@@ -159,6 +159,14 @@ class ArtefactWriter:
         """Store an array as ``<name>.npy``; object arrays are refused."""
         np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
 
+    def new_array(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        """Make ``<name>.npy`` and map it, to be filled piece by piece."""
+        path = self.folder / f"{name}.npy"
+        if 0 in shape:  # nothing to map
+            np.save(path, np.empty(shape, dtype))
+            return np.empty(shape, dtype)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
     def frame(self, name: str, values: pl.DataFrame) -> None:
         """Store a frame as ``<name>.parquet``."""
         try:

@@ -78,7 +78,7 @@ class DenseRecord(StageRecord):
     """The dense stage: models whose vectors are stored, the primary first; dropped companions with a fixed word.
 
     ``unread`` is a ``ForeignTexts`` where most chunks are in a language that no dense model reads, else empty.
-    ``states`` is a ``StatesPlan`` where late interaction is to come.
+    ``states`` is a ``StatesPlan`` where late interaction is to come. ``token_vectors`` describes those to be exported.
     """
 
     unit: str = "chunks and queries"
@@ -87,6 +87,7 @@ class DenseRecord(StageRecord):
     dropped: dict[str, str] = field(default_factory=dict)
     unread: dict[str, Any] = field(default_factory=dict)
     states: dict[str, Any] | None = None
+    token_vectors: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

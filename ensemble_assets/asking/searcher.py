@@ -75,15 +75,22 @@ class QueryVectors:
     Attributes:
         dense: a unit vector by the name of its model, the primary one first.
         sparse: ``indices`` and ``values`` of its terms; None where the bundle has no sparse model.
+        tokens: a unit vector of the primary model for each of its tokens; None where the bundle has no token vectors.
     """
 
     dense: Mapping[str, list[float]]
     sparse: Mapping[str, list[Any]] | None
+    tokens: list[list[float]] | None = None
 
 
 def _states(factory: ForwardFactory) -> ForwardFactory:
     """Have an encoder give the states of its tokens, if they can be compared."""
     return with_states(factory, "alone") or factory
+
+
+def _with_tokens(factory: ForwardFactory) -> ForwardFactory:
+    """Have an encoder give the states of its tokens beside its vectors, if they can be compared."""
+    return with_states(factory, "beside") or factory
 
 
 class Searcher:
@@ -152,9 +159,12 @@ class Searcher:
         queries = pl.Series([question])
         sparse = self._encode_sparse(queries)
         row = None if sparse is None else sparse.queries.row(0)
+        of_tokens = str(self.corpus.section("dense_run", "token_vectors").get("model", ""))
+        dense = self._encode_dense(queries, of_tokens)
         return QueryVectors(
-            {model.spec.slug: model.queries[0].tolist() for model in self._encode_dense(queries)},
+            {model.spec.slug: model.queries[0].tolist() for model in dense},
             None if row is None else {"indices": row.indices.tolist(), "values": row.values.tolist()},
+            next((model.tokens.of_query(0).tolist() for model in dense if model.tokens is not None), None),
         )
 
     def _search(self, name: str, queries: pl.Series) -> pl.DataFrame | None:
@@ -167,9 +177,16 @@ class Searcher:
             models.append(DenseModel(model.spec.slug, array.vectors, model.queries, array.norms, model.spec.weight))
         return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
 
-    def _encode_dense(self, queries: pl.Series) -> Sequence[DenseVectors]:
-        make = self._models.factory("dense")
-        return encode_dense(_NO_TEXTS, queries, self._dense_specs, self._models.context, make_factory=make).models
+    def _encode_dense(self, queries: pl.Series, token_vectors: str = "") -> Sequence[DenseVectors]:
+        plain, beside = self._models.factory("dense"), self._models.factory("dense", _with_tokens)
+
+        def make(spec: ModelSpec, *rest: Any) -> ForwardFactory:
+            return (beside if spec.slug == token_vectors else plain)(spec, *rest)
+
+        context = self._models.context
+        return encode_dense(
+            _NO_TEXTS, queries, self._dense_specs, context, make_factory=make, token_vectors=token_vectors
+        ).models
 
     def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
         encoded = self._encode_sparse(queries)

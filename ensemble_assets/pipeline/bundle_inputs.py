@@ -21,7 +21,14 @@ from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import Limits
 from ensemble_assets.export.write.bundle import RankedLists
-from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, DeviceFacts, LiveSparse, chunk_rows
+from ensemble_assets.export.write.inputs import (
+    BundleInputs,
+    DenseModel,
+    DeviceFacts,
+    LiveSparse,
+    chunk_rows,
+)
+from ensemble_assets.export.write.token_vectors import TokenVectors
 from ensemble_assets.settings import Settings, flatten
 from ensemble_assets.telemetry.allowed_names import SPANS
 from ensemble_assets.telemetry.metrics import METRICS
@@ -79,6 +86,9 @@ def bundle_inputs(upstream: Upstream, collection: str, settings: Settings, clock
         if upstream.sparse.has("chunks.indptr")
         else None,
         index=settings.export.faiss_index,
+        tokens=TokenVectors(dense.array("token_vectors"), dense.array("token_offsets"))
+        if settings.export.token_vectors
+        else None,
     )
 
 

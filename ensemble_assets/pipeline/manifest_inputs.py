@@ -69,11 +69,12 @@ def manifest_inputs(
 
 
 def _comparison(record: DenseRecord) -> dict[str, Any]:
-    """Say how dense vectors were compared, where not by the cosines of one model, and that texts cannot be read."""
+    """Say how dense vectors were compared, where not by the cosines of one model, and what else only some runs have."""
     dot = {model.slug: model.similarity for model in record.layout if model.similarity != "cosine"}
     several = {"combination": COMBINATION.name} if len(record.layout) > 1 else {}
     unread = {"unread": record.unread} if record.unread else {}
-    return several | ({"similarity": dot} if dot else {}) | unread
+    tokens = {"token_vectors": record.token_vectors} if record.token_vectors else {}
+    return several | ({"similarity": dot} if dot else {}) | unread | tokens
 
 
 def _ensemble_state(upstream: Upstream) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from ensemble_assets.artefacts.artefact import Artefact
@@ -38,6 +39,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings.chosen_models import choose_models, late_model
 
 if TYPE_CHECKING:
+    from ensemble_assets.compute.stages.kept_states import KeptStates
     from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 
 
@@ -94,7 +96,8 @@ def encode_dense_vectors(
     """Encode chunks and queries with every dense model.
 
     Writes ``chunks.<model>`` ``[n_chunks, dim]`` and ``queries.<model>`` ``[n_queries, dim]``, float32 unit rows, and
-    for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``.
+    for models whose dot products rank ``norms.<model>`` ``[n_chunks] float32``. Where they are to be exported, the
+    primary model's ``token_vectors`` ``[tokens, width] int8`` and ``token_offsets`` ``[n_chunks + 1] int64``.
     """
     from ensemble_assets.compute.stages.dense import encode_dense
     from ensemble_assets.compute.stages.states_plan import StatesWanted
@@ -102,13 +105,15 @@ def encode_dense_vectors(
     texts = chunks.frame("chunks", columns=["chunk_id", "text"])
     late, limits, reuse = late_model(run.settings), run.settings.rerank, run.settings.encoding.reuse
     wanted = StatesWanted(late.slug, limits.depth, int(limits.states_gb * 1e9), reuse) if late else None
+    specs = choose_models(run.settings.models).dense
     result = encode_dense(
         texts["text"],
         queries.frame("queries", columns=["text"])["text"],
-        choose_models(run.settings.models).dense,
+        specs,
         computing.context(run.to_compute),
         chunk_ids=texts["chunk_id"],
         states=wanted,
+        token_vectors=specs[0].slug if run.settings.export.token_vectors else "",
         **computing.factory("dense"),
     )
     for model in result.models:
@@ -129,8 +134,28 @@ def encode_dense_vectors(
         for model in result.models
     )
     plans = [asdict(model.states) for model in result.models if model.states]
-    record = replace(result.record, layout=layout, states=plans[0] if plans else None)
+    tokens = [_write_tokens(run, model.spec.slug, model.tokens) for model in result.models if model.tokens]
+    states, of_tokens = plans[0] if plans else None, tokens[0] if tokens else None
+    record = replace(result.record, layout=layout, states=states, token_vectors=of_tokens)
     return _with_unread(record, texts["text"], [model.spec for model in result.models])
+
+
+_TOKENS_AT_ONCE = 65_536
+"""Tokens copied at a time: 25 MB of a width of 384."""
+
+
+def _write_tokens(run: StageRun, slug: str, tokens: KeptStates) -> dict[str, Any]:
+    """Write the vectors of the chunks' tokens, as many chunks at a time as make a piece, and describe them."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens.sizes())])
+    run.writer.array("token_offsets", offsets)
+    vectors = run.writer.new_array("token_vectors", (int(offsets[-1]), tokens.width), "int8")
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _TOKENS_AT_ONCE, side="right")) - 1)
+        vectors[offsets[first] : offsets[last]] = tokens.of_chunks(first, last)
+        first = last
+    without = int((np.diff(offsets) == 0).sum())
+    return {"model": slug, "width": tokens.width, "tokens": int(offsets[-1]), "chunks_without": without}
 
 
 def _with_unread(record: DenseRecord, chunks: pl.Series, models: Sequence[ModelSpec]) -> DenseRecord:

@@ -160,6 +160,11 @@ class Export(Section):
         "Kind of the faiss index. flat: exact, as in version 4.0. fp16, int8: numbers of two bytes or one. hnsw: a "
         "graph, quick and nearly exact. All but flat are made in memory.",
     )
+    token_vectors: bool = option(
+        False,
+        "The primary dense model's vectors of single tokens, for late interaction in a database: docs/qdrant.md. A "
+        "byte for each component.",
+    )
 
 
 class Qdrant(Section):

@@ -46,7 +46,7 @@ def upload(*more: str) -> None:
 
 
 def test_the_example_runs_and_finds(bundle: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (command,) = re.findall(
         r"^ensemble-assets upload output/notes (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
     )

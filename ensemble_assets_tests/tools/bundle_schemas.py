@@ -155,6 +155,7 @@ def _ratio(description: str) -> Kind:
     return kind({"type": "number", "minimum": 0, "description": description})
 
 
+_TOKEN_VECTORS = (Key("model", TEXT), Key("width", COUNT), Key("tokens", COUNT), Key("chunks_without", COUNT))
 BASELINE = (
     optional(
         "dense_only_seconds",
@@ -245,6 +246,7 @@ DENSE = (
     optional("similarity", each({"const": "dot"})),
     optional("combination", word("zscore")),
     Key("unread", OBJECT, required=False, inside=(Key("texts", COUNT), Key("of", COUNT), Key("writing", TEXT))),
+    Key("token_vectors", OBJECT, required=False, inside=_TOKEN_VECTORS),
 )
 SPARSE = (
     Key("enabled", word(True)),

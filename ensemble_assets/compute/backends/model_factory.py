@@ -36,7 +36,8 @@ def with_states(factory: ForwardFactory, states: States) -> ForwardFactory | Non
 
     They can for one transformer of known width whose texts the shared tokeniser takes apart.
     """
-    if states == "alone" and factory.outputs.keys() == state_outputs(0).keys():
+    wanted, given = state_outputs(0).keys(), factory.outputs.keys()
+    if given == wanted if states == "alone" else given > wanted:
         return factory
     traits = factory.traits
     fits = traits.body in POOLINGS["dense"] and traits.tokens == "fast" and traits.width > 0

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, extend_record, merge_records
-from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, StageError
+from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, ModelUnavailableError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
-from ensemble_assets.compute.batching.table_result import TableResult
+from ensemble_assets.compute.batching.table_result import TableResult, merge_results
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import EncoderInput, EncoderTexts
 from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.stages.states_plan import NO_TOKEN_STATES, StatesPlan, StatesWanted
+from ensemble_assets.compute.tokens.token_tables import Template
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.compute.tokens.windows import mean_vectors
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
@@ -35,8 +38,8 @@ class DenseVectors:
 
     ``chunks`` and ``queries`` are ``[n, dimension] float32``, unit rows in their order. ``truncated`` ``[n_chunks]
     bool`` marks chunks that lost tokens. ``norms`` ``[n_chunks] float32`` are the vectors' lengths before that, for a
-    model whose dot products rank. ``states`` says what was decided about the states of its tokens, if they were asked
-    for.
+    model whose dot products rank. ``states`` says what was decided about the states of its tokens for late interaction,
+    ``tokens`` are these states where they are to be exported.
     """
 
     spec: ModelSpec
@@ -47,6 +50,7 @@ class DenseVectors:
     record: StageRecord
     norms: NDArray[np.float32] | None = None
     states: StatesPlan | None = None
+    tokens: KeptStates | None = None
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,16 @@ def encode_dense(
     chunk_ids: pl.Series | None = None,
     make_factory: FactoryMaker = dense_factory,
     states: StatesWanted | None = None,
+    token_vectors: str = "",
 ) -> DenseResult:
     """Encode chunks and queries with every model, each alone on the leased devices; the first model is the primary one.
 
     Without ``chunk_ids``, error messages name row numbers. ``states`` names a model whose token states are to be kept
-    beside its vectors, in the row store, if that is planned to be the cheaper way to late interaction.
+    beside its vectors, in the row store, if that is planned to be the cheaper way to late interaction. The result of
+    model ``token_vectors`` has its token states in any case.
 
     Raises:
-        ModelUnavailableError: if the primary model cannot be loaded.
+        ModelUnavailableError: if the primary model cannot be loaded, or has no token states and they are asked for.
         StageError: if the primary model fails on a text; names the chunk and its length.
         MemoryBudgetError: if the primary model, or one chunk in it, does not fit into memory.
     """
@@ -83,7 +89,13 @@ def encode_dense(
     with context.expecting(len(specs)) as expecting:
         for spec in specs:
             try:
-                models.append(_encode_one(chunks, queries, spec, expecting, chunk_ids, make_factory, states=states))
+                with_tokens = spec.slug == token_vectors
+                models.append(
+                    _encode_one(
+                        chunks, queries, spec, expecting, chunk_ids, make_factory,
+                        states=states, with_tokens=with_tokens,
+                    )
+                )  # fmt: skip
             except EnsembleError as error:
                 if not models:
                     raise
@@ -112,6 +124,7 @@ def _encode_one(
     make_factory: FactoryMaker,
     *,
     states: StatesWanted | None,
+    with_tokens: bool,
 ) -> DenseVectors:
     started = context.clock()
     files = context.locate(spec)
@@ -123,9 +136,14 @@ def _encode_one(
     if states is not None and states.slug == spec.slug:
         factory, plan = _with_planned_states(factory, texts.input, states)
         streamed = False  # the plan has counted all tokens
+    tokens = None
+    if with_tokens:
+        factory, streamed = _with_token_states(factory), False
     try:
         with texts.tables(streamed=streamed) as tables, hold(context, "dense", spec, factory) as model:
             result = model.run(tables)
+        if with_tokens:
+            result, tokens = _complete_tokens(result, texts.input, context, factory, load_vocabulary(files).template)
     except DeviceOutOfMemoryError:
         raise MemoryBudgetError(
             f"dense: the weights of {spec.slug} do not fit into the memory they may use. "
@@ -139,7 +157,8 @@ def _encode_one(
     chunk_vectors, lengths = mean_vectors(vectors[:windows], work.windows, of_windows)
     record = work.add_counts(record_of("dense", "completed", spec, files, factory, result))
     record = replace(record, seconds=context.clock() - started, warnings=_ranked_otherwise(factory))
-    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], work.windows.dropped > 0, record, lengths, plan)
+    cut = work.windows.dropped > 0
+    return DenseVectors(spec, files, chunk_vectors, vectors[windows:], cut, record, lengths, plan, tokens)
 
 
 def _with_planned_states(
@@ -155,6 +174,33 @@ def _with_planned_states(
     chunks, queries = len(work.windows.first), len(work.table) - windows
     plan = wanted.plan(chunk_tokens, query_tokens, chunks, queries, factory.width)
     return (beside if plan.states == "kept" else factory), plan
+
+
+def _with_token_states(factory: ForwardFactory) -> ForwardFactory:
+    """Have an encoder give its token states beside its vectors; ``ModelUnavailableError`` if it has none."""
+    beside = with_states(factory, "beside")
+    if beside is None:
+        raise ModelUnavailableError(
+            f"{factory.spec.slug}: token vectors need an encoder that is one transformer. "
+            "Choose another model, or set export.token_vectors=false"
+        )
+    return beside
+
+
+def _complete_tokens(
+    result: TableResult, work: EncoderInput, context: ComputeContext, factory: ForwardFactory, template: Template
+) -> tuple[TableResult, KeptStates]:
+    """Give the states of all tokens; an earlier run may have stored a row's vector without them, which is run again."""
+    states, alone = result.by_token, with_states(factory, "alone")
+    assert states is not None
+    if alone is not None and ((states.lengths == 0) & (work.table.lengths > 0)).any():
+        with hold(context, "dense", factory.spec, alone) as model:
+            again = model.run(work.table)
+        costs = merge_results([again, result])
+        failed = {**again.failed_rows, **result.failed_rows}
+        result = replace(costs, outputs=result.outputs, failed_rows=failed, reused_rows=result.reused_rows)
+        states = again.by_token or states
+    return result, KeptStates(states, work.windows, template)
 
 
 def _ranked_otherwise(factory: ForwardFactory) -> tuple[str, ...]:

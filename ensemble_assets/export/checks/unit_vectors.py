@@ -1,4 +1,7 @@
-"""Gate ``vectors_finite_and_unit``: dense rows have an L2 norm of 1, and no number anywhere is not finite."""
+"""Gate ``vectors_finite_and_unit``: dense rows have an L2 norm of 1, and no number anywhere is not finite.
+
+Vectors of single tokens are bytes and have any length but 0.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,14 @@ from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors
+from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors, token_vectors
 from ensemble_assets.export.write.names import UNIT_TOLERANCE
+from ensemble_assets.export.write.token_vectors import TOKEN_FILES, token_problems
 
 _BLOCK_BYTES = 16 << 20
 """Vectors held as float64 at a time."""
 
+_TOKENS_AT_ONCE = 65_536
 _MARKS = (b"NaN", b"Infinity", b"null")
 _REMEDY = "Materialise the vectors again, then export"
 
@@ -56,6 +61,7 @@ class VectorsFiniteAndUnit:
                 findings.add(str(error))
         for path in sorted(bundle.folder.glob(f"{bundle.names.prefix}_*norms.npy")):
             _check_norms(path, self._rows, findings)
+        _check_tokens(bundle, self._rows, findings)
         if not (bundle.folder / bundle.names.vectors()).is_file():
             findings.add(f"{bundle.names.vectors()}: is missing. {EXPORT_AGAIN}")
         return findings.result(arrays=len(arrays), largest_norm_error=worst)
@@ -101,6 +107,24 @@ def _check_norms(path: Path, rows: int, findings: Findings) -> None:
         return
     for row in np.flatnonzero(~(np.isfinite(norms) & (norms >= 0))).tolist():
         findings.add(f"{path.name}, row {row}: {norms[row]}; expected a finite number of at least 0. {_REMEDY}")
+
+
+def _check_tokens(bundle: Bundle, rows: int, findings: Findings) -> None:
+    """Expect whole numbers for the tokens of every row, and no token without a direction; nothing without the files."""
+    try:
+        tokens = token_vectors(bundle)
+    except ArtefactError as error:
+        findings.add(str(error))
+        return
+    if tokens is None:
+        return
+    for problem in token_problems(tokens, rows):
+        findings.add(f"{problem}. {EXPORT_AGAIN}")
+    for start in range(0, len(tokens.vectors), _TOKENS_AT_ONCE):
+        block = tokens.vectors[start : start + _TOKENS_AT_ONCE]
+        for row in np.flatnonzero(~block.any(axis=-1)).tolist():
+            findings.add(f"{bundle.names.file(TOKEN_FILES[0])}, row {start + row}: has norm 0. {_REMEDY}")
+        drop_resident_pages(tokens.vectors)
 
 
 def _finite_lists(point: Point) -> bool:

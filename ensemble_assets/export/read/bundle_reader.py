@@ -17,6 +17,7 @@ from ensemble_assets.artefacts.fast_json import FLOAT_BLOCK, compact, float_list
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames
+from ensemble_assets.export.write.token_vectors import TOKEN_FILES, TokenVectors
 
 EXPORT_AGAIN = "Export the bundle again"
 
@@ -184,6 +185,18 @@ def open_vectors(path: Path) -> NDArray[Any]:
     if mapped.ndim != 2:
         raise ArtefactError(f"{path.name}: expected two dimensions, found {mapped.ndim}. {EXPORT_AGAIN}")
     return mapped
+
+
+def token_vectors(bundle: Bundle) -> TokenVectors | None:
+    """Map the vectors of the chunks' tokens; None if the bundle has none, ``ArtefactError`` if they cannot be read."""
+    vectors, offsets = map(bundle.path, TOKEN_FILES)
+    if not (vectors.is_file() or offsets.is_file()):
+        return None
+    mapped = open_vectors(vectors)
+    try:
+        return TokenVectors(mapped, np.load(offsets, allow_pickle=False))
+    except (OSError, ValueError):
+        raise ArtefactError(f"{offsets.name}: cannot be read as an array. {EXPORT_AGAIN}") from None
 
 
 class DenseArrays:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ensemble_assets.common.defaults import QDRANT_POINTS, QDRANT_REQUEST_MB
 from ensemble_assets.common.errors import ContractError, SettingsError
-from ensemble_assets.export.read.bundle_reader import Bundle, Point, points, read_object
+from ensemble_assets.export.read.bundle_reader import Bundle, Point, points, read_object, token_vectors
 from ensemble_assets.export.write.names import target_collection
 
 try:
@@ -27,6 +27,7 @@ try:
         DIGEST,
         ORIGIN_KEYS,
         SPARSE_NAME,
+        TOKENS_NAME,
         NewCollection,
         batches,
         converted,
@@ -87,7 +88,8 @@ def upload_bundle(
     def ids_of() -> Callable[[Point], Any]:
         return chunk_ids(own) if by_chunk else row_ids()
 
-    layout = prepare(client, name, {primary: widths[primary], **widths}, new or NewCollection())
+    sizes = {primary: widths[primary], **widths}
+    layout = prepare(client, name, sizes, new or NewCollection(), token_vectors(bundle))
     require_own(client, name, map(ids_of(), filter(None, points(bundle))), origin)
     probe: Any = None
     ids: set[Any] = set()
@@ -163,9 +165,12 @@ def _search_for(client: Any, name: str, probe: Any, primary: str) -> tuple[str, 
     alone = models.Filter(must=[models.HasIdCondition(has_id=[probe.id])])
     vectors = probe.vector if isinstance(probe.vector, dict) else {"": probe.vector}
     for kind, query in vectors.items():
+        candidates = None
+        if kind == TOKENS_NAME:  # they order the candidates of another list: comparing all chunks takes minutes
+            candidates = models.Prefetch(query=vectors[primary], using=primary, limit=_DEPTH, params=exact)
         best, own = (
             client.query_points(
-                name, query=query, using=kind or None, limit=1, search_params=exact, query_filter=only
+                name, query, kind or None, candidates, limit=1, search_params=exact, query_filter=only
             ).points
             for only in (None, alone)
         )

@@ -11,13 +11,16 @@ from datetime import datetime
 from itertools import repeat
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from qdrant_client import models
 
 from ensemble_assets.artefacts.fast_json import parse_value
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.read.bundle_reader import Bundle, Point, list_items, points
+from ensemble_assets.export.write.token_vectors import TokenVectors
 
-SPARSE_NAME = "sparse"
+SPARSE_NAME, TOKENS_NAME = "sparse", "tokens"
 TEXT = "text"
 """Payload key of a chunk's text, where it is asked for."""
 DIGEST = "upload_digest"
@@ -29,10 +32,14 @@ _CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp"})
 
 @dataclass(frozen=True)
 class Layout:
-    """Vectors that a collection has, whether they are unnamed, and what payloads have beside the bundle's own keys."""
+    """Vectors that a collection has, whether they are unnamed, and what payloads have beside the bundle's own keys.
+
+    With ``tokens`` a point has the vectors of its chunk's tokens too, unless the collection has one unnamed vector.
+    """
 
     sizes: Mapping[str, int]
     unnamed: bool
+    tokens: TokenVectors | None = None
     text: bool = False
     echo: bool = True
 
@@ -42,9 +49,16 @@ class Layout:
         if self.unnamed:
             return {"": dense[next(iter(self.sizes))]}
         weights = sparse_weights((point.payload or {}).get("sparse_vector"))
-        if not weights:
-            return dense
-        return {**dense, SPARSE_NAME: models.SparseVector(indices=list(weights), values=list(weights.values()))}
+        sparse = models.SparseVector(indices=list(weights), values=list(weights.values()))
+        tokens = self.tokens_of(point)
+        more = {TOKENS_NAME: tokens.tolist()} if len(tokens) else {}
+        return {**dense, **({SPARSE_NAME: sparse} if weights else {}), **more}
+
+    def tokens_of(self, point: Point) -> NDArray[np.int8]:
+        """Give the vectors of a chunk's tokens, whose length Qdrant makes 1: ``[tokens, width]``."""
+        if self.tokens is None or self.unnamed:
+            return np.empty((0, 0), np.int8)
+        return self.tokens.vectors[slice(*self.tokens.offsets[point.row : point.row + 2])]
 
     def payload(self, point: Point, text: str) -> dict[str, Any]:
         """Give a point's payload, with ``upload_digest``; the sparse vector stays where the collection has none."""
@@ -53,7 +67,8 @@ class Layout:
             own.pop("sparse_vector", None)
         if self.text:
             own[TEXT] = text
-        return own | {DIGEST: digest(point, () if own == point.payload else (sorted(own), own.get(TEXT)))}
+        shown = () if own == point.payload else (sorted(own), own.get(TEXT))
+        return own | {DIGEST: digest(point, shown, self.tokens_of(point).tobytes())}
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,19 @@ class NewCollection:
     text: bool = False
     echo: bool = True
 
-    def create(self, client: Any, name: str, sizes: Mapping[str, int]) -> None:
-        """Create the collection with its indexes."""
+    def create(self, client: Any, name: str, sizes: Mapping[str, int], tokens: int = 0) -> None:
+        """Create the collection with its indexes; vectors of single tokens are ``tokens`` wide."""
         disk = self.on_disk or None
         vectors = {n: models.VectorParams(size=size, distance=_COSINE, on_disk=disk) for n, size in sizes.items()}
+        if tokens:
+            vectors[TOKENS_NAME] = models.VectorParams(
+                size=tokens,
+                distance=_COSINE,
+                on_disk=disk,
+                multivector_config=_MAX_SIM,
+                hnsw_config=models.HnswConfigDiff(m=0),  # they order candidates and find none: no index
+                datatype=models.Datatype.FLOAT16,  # half the memory; they are bytes
+            )
         sparse = {SPARSE_NAME: models.SparseVectorParams(index=models.SparseIndexParams(on_disk=disk))}
         hnsw = models.HnswConfigDiff(m=self.hnsw_m or None, ef_construct=self.hnsw_ef or None, on_disk=disk)
         client.create_collection(
@@ -93,6 +117,8 @@ class NewCollection:
 
 
 _COSINE = models.Distance.COSINE
+_NONE = models.VectorParams(size=1, distance=_COSINE)
+_MAX_SIM = models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM)
 _QUANTIZATION = {
     "none": None,
     "scalar": models.ScalarQuantization(
@@ -105,12 +131,15 @@ ORIGIN_KEYS = ("qdrant_collection", "collection_alias")
 """Payload keys that say of which collection a point is. A server in strict mode filters by indexed keys only."""
 
 
-def prepare(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection) -> Layout:
+def prepare(
+    client: Any, name: str, sizes: Mapping[str, int], new: NewCollection, tokens: TokenVectors | None = None
+) -> Layout:
     """Create the collection, or find out how the one there holds these vectors.
 
     ``sizes`` has the primary model first. Other vectors there are a ``ContractError``.
     """
-    layout = replace(_layout_there(client, name, sizes, new), text=new.text, echo=new.echo)
+    width = tokens.vectors.shape[1] if tokens is not None and not new.legacy else 0
+    layout = replace(_layout_there(client, name, sizes, new, width), text=new.text, echo=new.echo, tokens=tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Payload indexes have no effect", UserWarning)  # nor are they needed there
         for index in (*ORIGIN_KEYS, *new.indexes):
@@ -119,11 +148,11 @@ def prepare(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection
     return layout
 
 
-def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection) -> Layout:
+def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection, width: int) -> Layout:
     primary = next(iter(sizes.values()))
     legacy = new.legacy
     if not client.collection_exists(name):
-        new.create(client, name, sizes)
+        new.create(client, name, sizes, width)
         return Layout(sizes, legacy)
     params = client.get_collection(name).config.params
     all_there = [params.vectors] if isinstance(params.vectors, models.VectorParams) else (params.vectors or {}).values()
@@ -139,14 +168,24 @@ def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewColl
         there: Any = {"": params.vectors.size}
     else:
         there = {n: vector.size for n, vector in (params.vectors or {}).items()}
+        if width and params.vectors.get(TOKENS_NAME, _NONE).multivector_config != _MAX_SIM:
+            raise ContractError(
+                f"Qdrant collection {name!r} exists without the multivector {TOKENS_NAME!r} for the bundle's token "
+                "vectors. Name another one with --collection, or export without export.token_vectors"
+            )
     sparse_there = sorted(params.sparse_vectors or {})
-    if legacy or any(there.get(n) != size for n, size in sizes.items()) or SPARSE_NAME not in sparse_there:
-        expected = f"one unnamed vector of {primary}" if legacy else f"{dict(sizes)} and sparse {SPARSE_NAME!r}"
+    wanted = {**sizes, **({TOKENS_NAME: width} if width else {})}
+    if legacy or any(there.get(n) != size for n, size in wanted.items()) or SPARSE_NAME not in sparse_there:
+        expected = f"one unnamed vector of {primary}" if legacy else f"{wanted} and sparse {SPARSE_NAME!r}"
         raise ContractError(
             f"Qdrant collection {name!r} exists with other vectors: expected {expected}, found {there} and sparse "
             f"{sparse_there}. Name another one with --collection"
         )
     return Layout(sizes, unnamed=False)
+
+
+_NUMBER_BYTES = 8
+"""Most bytes of a token vector's component in a request, as in ``-127.0, ``."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +216,7 @@ def converted(bundle: Bundle, layout: Layout, ids: Callable[[Point], Any]) -> It
         struct = models.PointStruct(id=ids(point), vector=vectors.get("", vectors), payload=payload)
         # a sparse vector is in the bundle's payload too, as text of about the same length
         size = len(json.dumps(payload)) + len(json.dumps(point.payload)) + len(point.vectors_text)
+        size += _NUMBER_BYTES * layout.tokens_of(point).size
         yield Prepared(struct, size, f"chunk {point.row} ({point.payload.get('chunk_id')})")
 
 
@@ -199,10 +239,10 @@ def batches(prepared: Iterable[Prepared], most_points: int, most_bytes: int) -> 
         yield batch
 
 
-def digest(point: Point, shown: object = ()) -> str:
+def digest(point: Point, shown: object = (), tokens: bytes = b"") -> str:
     """Hash the content of a point without its time stamps, and what its payload shows of it if that is not all."""
     content = {key: value for key, value in (point.payload or {}).items() if key not in _CLOCKS}
-    more = json.dumps(shown).encode() if shown else b""
+    more = (json.dumps(shown).encode() if shown else b"") + tokens
     return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text + more, digest_size=16).hexdigest()
 
 

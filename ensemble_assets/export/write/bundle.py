@@ -54,6 +54,8 @@ def write_bundle(
     target = output / collection_folder(bundle.collection)
     with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
         written = write_v40(folder, bundle)
+        for name, array in bundle.token_arrays.items():
+            write_array(folder / name, array)
         if lists is not None:
             write_trec_run(folder / names.file("fused.trec"), lists.fused, RUN_TAGS[0])
             for name, norms in bundle.norms.items():

@@ -14,6 +14,7 @@ from ensemble_assets.artefacts.fast_json import parse_object
 from ensemble_assets.collection.legacy_metadata import ChunkRow, CollectionFacts
 from ensemble_assets.common.errors import ContractError
 from ensemble_assets.export.write.names import DEFAULT_PREFIX, BundleNames
+from ensemble_assets.export.write.token_vectors import TOKEN_FILES, TokenVectors, token_problems
 
 NO_SOURCE, LIVE, METADATA = 0, 1, 2
 """Where a chunk's sparse vector comes from, as ``LiveSparse.source`` codes it."""
@@ -82,6 +83,7 @@ class BundleInputs:
         devices: ``gpu_config`` of the statistics, beside ``performance``, their ``processing_performance``.
         sparse: the live vectors; None when the sparse stage is off.
         index: kind of the faiss index.
+        tokens: vectors of the primary model's tokens, if they are to be exported.
     """
 
     collection: str
@@ -97,6 +99,7 @@ class BundleInputs:
     performance: Mapping[str, Any] = field(default_factory=dict)
     sparse: LiveSparse | None = None
     index: str = "flat"
+    tokens: TokenVectors | None = None
 
     @property
     def names(self) -> BundleNames:
@@ -113,6 +116,14 @@ class BundleInputs:
         """The norms by file name, of the models that have some."""
         names = {model.slug: None if model is self.primary else model.slug for model in self.dense}
         return {self.names.norms(names[m.slug]): m.norms for m in self.dense if m.norms is not None}
+
+    @property
+    def token_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the tokens' vectors by file name; none where they are not exported."""
+        if self.tokens is None:
+            return {}
+        vectors, offsets = (self.names.file(content) for content in TOKEN_FILES)
+        return {vectors: self.tokens.vectors, offsets: self.tokens.offsets}
 
     @property
     def facts(self) -> CollectionFacts:
@@ -146,6 +157,8 @@ class BundleInputs:
         for file, norms in self.norms.items():
             if norms.shape != (self.count,) or norms.dtype != np.float32:
                 yield f"{file}: expected {self.count} numbers of float32, found {list(norms.shape)} {norms.dtype}"
+        if self.tokens is not None:
+            yield from token_problems(self.tokens, self.count)
 
 
 def _sparse_problems(sparse: LiveSparse, count: int) -> list[str]:

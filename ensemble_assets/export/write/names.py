@@ -34,8 +34,10 @@ _ENDINGS = (
     "_fused.trec",
     "_reranked.trec",
     "_processing_summary.json",
+    "_token_vectors.npy",
+    "_token_offsets.npy",
 )
-"""Endings of a bundle's files; the last four came with v4.1, one more name of the manifest among them."""
+"""Endings of a bundle's files; the last six came with v4.1, one more name of the manifest among them."""
 
 
 def collection_folder(collection: str) -> str:

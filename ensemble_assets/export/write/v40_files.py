@@ -33,6 +33,7 @@ _BUFFER_BYTES = 1 << 20
 _INDEX_HEADER = struct.Struct("<4siqqq?iQ")
 _TEMPLATE = "upload_script.py.txt"
 _PLACEHOLDER = re.compile("@([A-Z_]+)@")
+_FOR_TOKENS = re.compile("@IF_TOKENS@\n(.*?)@END@\n", re.DOTALL)
 _COPY_BYTES = 8 << 20
 """An array is copied in pieces of this size, so that a mapped one does not fill the memory."""
 
@@ -150,7 +151,10 @@ def upload_script(bundle: BundleInputs) -> str:
         "COLLECTION": target_collection(bundle.facts.name, bundle.primary.slug),
         "POINTS_FILE": bundle.names.file("qdrant.jsonl"),
         "VECTORS": {model.slug: int(model.vectors.shape[1]) for model in bundle.dense},
+        "TOKEN_WIDTH": bundle.tokens.vectors.shape[1] if bundle.tokens else 0,
+        "TOKEN_FILES": list(bundle.token_arrays),
     }
+    template = _FOR_TOKENS.sub(r"\1" if bundle.tokens else "", template)
     return _PLACEHOLDER.sub(lambda match: json.dumps(facts[match[1]], ensure_ascii=False), template)
 
 

@@ -18,15 +18,13 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.model_factory import with_states
-from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
-from ensemble_assets.compute.batching.table_result import NOT_FINITE, TokenOutputs
+from ensemble_assets.compute.batching.table_result import NOT_FINITE
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
 from ensemble_assets.compute.stages.encoder_input import encoder_input
 from ensemble_assets.compute.stages.held_model import hold
+from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.stages.rerank.pairs import number_queries
-from ensemble_assets.compute.tokens.token_tables import Template, numbers_of_pieces
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
-from ensemble_assets.compute.tokens.windows import Windows
 from ensemble_assets.models.spec import ModelSpec
 
 
@@ -136,65 +134,3 @@ def late_scores(
     scores[head["public_id"].is_in(list(failed)).to_numpy()] = np.nan
     record = work.add_counts(record_of("rerank", "completed", factory.spec, files, factory, result))
     return LateScores(scores, failed, record=replace(record, items=int(np.isfinite(scores).sum())))
-
-
-@dataclass(frozen=True)
-class KeptStates:
-    """The states of one encoder's input: a row per window of every chunk, then a row per query (``EncoderInput``).
-
-    For every query there is one product with all its chunks' tokens. The score is that of
-    ``backends.late_interaction``: for every token of the query the largest cosine with a token of the chunk, negative
-    ones as 0, squared, and averaged. Special tokens do not count. A chunk that was encoded in windows has the tokens of
-    all of them.
-    """
-
-    states: TokenOutputs
-    windows: Windows
-    template: Template
-
-    def scores(self, queries: NDArray[np.int64], chunks: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Compute the scores of pairs, ``[n_pairs] float32``; NaN where a text has no states, or some are not finite.
-
-        ``queries`` and ``chunks`` are numbers in the encoder's input, ``[n_pairs]`` each.
-        """
-        scores = np.full(len(queries), np.nan, np.float32)
-        order = np.argsort(queries, kind="stable")
-        starts = np.flatnonzero(np.diff(queries[order], prepend=-1))
-        for pairs in np.split(order, starts[1:]) if len(order) else ():
-            scores[pairs] = self._of_query(int(queries[pairs[0]]), chunks[pairs])
-        return scores
-
-    def _of_query(self, query: int, chunks: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Compare one query with some chunks, ``[n_chunks] float32``."""
-        counts = self.windows.counts[chunks]
-        rows = numbers_of_pieces(self.windows.first[chunks], counts)
-        lengths = self.states.lengths[rows]
-        query_rows = np.array([len(self.windows) + query])
-        whole = np.minimum.reduceat(lengths, np.cumsum(counts) - counts) > 0
-        if not whole.any() or not self.states.lengths[query_rows[0]]:
-            return np.full(len(chunks), np.nan, np.float32)
-        asked = restored(*self._inner(query_rows))
-        codes, scales = self._inner(rows[np.repeat(whole, counts)])
-        # tokens of every chunk, without special ones
-        inner = np.maximum(lengths - self.template.single_specials, 0)
-        sizes = np.add.reduceat(inner, np.cumsum(counts) - counts)[whole]
-        scores = np.zeros(len(sizes), np.float32)
-        filled = sizes > 0
-        if filled.any() and len(asked):
-            starts = (np.cumsum(sizes) - sizes)[filled]
-            cosines = (
-                asked @ codes.astype(np.float32).T
-            ) * scales  # scaling products is a pass less than scaling states
-            best = np.maximum(np.maximum.reduceat(cosines, starts, axis=1), 0.0)
-            scores[filled] = np.mean(best * best, axis=0, dtype=np.float32)
-        result = np.full(len(chunks), np.nan, np.float32)
-        result[whole] = scores
-        return result
-
-    def _inner(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        """Read bytes and scales of some rows' tokens, without special ones: ``[tokens, width]`` and ``[tokens]``."""
-        lengths = self.states.lengths[rows]
-        before, specials = len(self.template.single_before), self.template.single_specials
-        starts = np.cumsum(lengths) - lengths + before
-        inner = numbers_of_pieces(starts, np.maximum(lengths - specials, 0))
-        return self.states.read(STATE, rows)[inner], self.states.read(SCALE, rows)[inner]

@@ -16,7 +16,7 @@ from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_table import in_process_runner
-from ensemble_assets.compute.stages.rerank.late_interaction import KeptStates
+from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
 from ensemble_assets.compute.tokens.windows import Windows
 from ensemble_assets_tests.compute.running.doubles import IDS, table_of
