@@ -16,7 +16,7 @@ from ensemble_assets.pipeline.stage_run import Progress
 from ensemble_assets.settings import resolve
 
 PRELOADED = ["ensemble_assets.definitions", "dagster._core.storage.sqlite_storage"]
-"""Modules that are imported once a run, before its steps' processes are forked.
+"""Modules to import once a run, before the processes of its steps are forked.
 
 Dagster names the definitions by itself, but imports its storage in every process: half a second of each step. A name
 that another version lacks is passed over.
@@ -29,7 +29,7 @@ _STEP_PROCESSES = {"max_concurrent": 1, "start_method": {"forkserver": {"preload
 def build_definitions(*, progress: Progress | None = None, computing: Computing | None = None) -> dg.Definitions:
     """Define assets, checks, jobs, schedules, sensors and resources.
 
-    The command line passes a ``progress``, tests a ``computing`` with other model factories.
+    The command line hands in its ``progress``. Tests hand in a ``computing`` with other model factories.
     """
     current = resolve().settings
     assets = [*ALL_ASSETS, *SERVING_ASSETS]

@@ -1,1 +1,1 @@
-"""Read and write what a stage leaves on disk: artefacts, their records, the two baselines."""
+"""Read and write the files that a stage leaves on disk: artefacts, their records, the two baselines."""

@@ -29,7 +29,7 @@ class ChunksRecord(Record):
         content: hash of the chunks' content in order, 32 hex digits; "" where an earlier version did not record it.
         source_fingerprint: content hash of the collection's files, 32 hex digits.
         searched: ``whole`` or ``exported``; None where an earlier version did not record it.
-        report: counts of what was left out or changed on reading, by reason.
+        report: counts of records that reading left out or changed, by reason.
     """
 
     unit: str = "chunks"
@@ -142,7 +142,7 @@ class FusionRecord(StageRecord):
         depth: most chunks per query and list.
         dense_share: weight of the dense list against the sparse one, 0 to 1.
         lexical_share: weight of the BM25 list, 0 to 1; 0 without it.
-        lexical_words: what BM25 took for a word; empty without it.
+        lexical_words: the rules by which BM25 finds words; empty without it.
         fitted: judgements that the weights were fitted on; empty where they were set.
         upstream: None where an earlier version did not record it.
     """

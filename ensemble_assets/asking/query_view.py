@@ -1,4 +1,4 @@
-"""Show what reranking did to the queries of a run: read from the artefacts of its stages, which have the texts."""
+"""Show how reranking changed the lists of a run. The texts are read from the artefacts of its stages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class QueryChange:
-    """A query and what reranking changed: nDCG@10 with judgements, else the ranks that its first five moved."""
+    """A query and its change by reranking: of nDCG@10 with judgements, else the ranks that its first five moved."""
 
     public_id: str
     text: str
@@ -93,7 +93,7 @@ class QueryViews:
         write_trec_run(path, own.with_columns(public_id="query_id"), RUN_TAGS[1])
 
     def changes(self) -> list[QueryChange]:
-        """List all queries, those that gained most first."""
+        """List all queries, the one with the largest gain first."""
         gains, measure = self._gains()
         joined = self._queries.join(gains, on="public_id").sort("change", descending=True, maintain_order=True)
         return [QueryChange(**row, measure=measure) for row in joined.iter_rows(named=True)]

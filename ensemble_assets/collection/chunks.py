@@ -98,7 +98,7 @@ def read_chunks(
 def _add_file(
     builder: _Builder, chosen: InputFormat, file: InputFile, limits: ReadLimits, *, skip_broken: bool
 ) -> InputError | None:
-    """Add the records of a file, one at a time in memory; return what makes the file unusable.
+    """Add the records of a file, one at a time in memory; return the error that makes the file unusable.
 
     With ``skip_broken`` nothing of such a file stays.
     """
@@ -178,12 +178,12 @@ class _Builder:
             self._close_slice()
 
     def mark(self) -> tuple[int, Tally]:
-        """Remember what was added so far."""
+        """Return a mark, to forget all later records with ``go_back``."""
         self._close_slice()
         return len(self.slices), copy.deepcopy(self.tally)
 
     def go_back(self, mark: tuple[int, Tally]) -> None:
-        """Forget what was added since."""
+        """Forget all records that were added after the mark."""
         self.columns = _empty_columns()
         del self.slices[mark[0] :]
         vars(self.tally).update(vars(mark[1]))
@@ -238,7 +238,7 @@ class _Builder:
         return None
 
     def _judged_count(self, record: RawRecord) -> int | None:
-        """Give the count that version 4.0 compared: 0 for a missing one, and none at all for what is no number."""
+        """Give the count that version 4.0 compared: 0 for a missing one, and None for a value that is no number."""
         if self.min_tokens != LEGACY_MIN_TOKENS or record.given_id is not None:
             return None
         if "token_count" not in record.metadata:

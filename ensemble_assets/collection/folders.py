@@ -31,7 +31,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The collections below ``paths.chunked_dir``, and errors of other folders by their own name.
+    """The collections below ``paths.chunked_dir``, and the errors of other folders, by folder name.
 
     ``refused`` are folders with chunk files, ``uncut`` folders with documents or archives only.
     """
@@ -42,7 +42,7 @@ class Discovered:
 
 
 def safe_name(text: str) -> str:
-    """Replace all but letters and digits of any language, ``-`` and ``_`` by ``_``; of ASCII, as version 4.0 did."""
+    """Replace every character but letters, digits, ``-`` and ``_`` by ``_``: in ASCII as version 4.0 did."""
     return "".join(c if c.isalnum() or c in "-_" or unicodedata.category(c)[0] == "M" else "_" for c in text)
 
 
@@ -82,7 +82,7 @@ def require_name(key: str) -> None:
 def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], dict[str, InputError]]:
     """Return the folder name by collection name, and an error for every other folder, by its name.
 
-    If several folders get the same name, the folder that is called so has it. If none is, none has it.
+    Where several folders would get one name, it is given to the folder of exactly this name, or to none.
     """
     by_name: dict[str, list[str]] = {}
     refused: dict[str, InputError] = {}

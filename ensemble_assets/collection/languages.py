@@ -33,10 +33,11 @@ _LEAST_WORDS = 10
 """Words of a text in Latin script whose language is asked for: names and headings have fewer."""
 
 _LEAST_HITS, _LEAST_SHARE = 3, 0.05
-"""Function words that a text must have to be taken for a language: a tenth of what running text has of these lists."""
+"""Function words that a text must have to be taken for a language: running text has ten times this share of such
+words."""
 
 _LEAST_ACCENTED, _OTHER = 0.1, "another language"
-"""Words with an accent, of which a text in a language without a list of words must have one in ten."""
+"""Least share of words with an accent in a text that counts as another language, for languages without a list."""
 
 _SCRIPTS = {
     "ARABIC": "Arabic", "ARMENIAN": "Armenian", "BENGALI": "Bengali", "CJK": "Chinese or Japanese",
@@ -45,7 +46,7 @@ _SCRIPTS = {
     "KANNADA": "Kannada", "KATAKANA": "Chinese or Japanese", "KHMER": "Khmer", "LAO": "Lao", "MALAYALAM": "Malayalam",
     "MYANMAR": "Burmese", "SINHALA": "Sinhala", "TAMIL": "Tamil", "TELUGU": "Telugu", "THAI": "Thai",
 }  # fmt: skip
-"""First word of a letter's Unicode name -> what a person calls the writing."""
+"""Names of scripts for people, by the first word of their letters' Unicode names."""
 
 _ENGLISH_WORDS = "the of and to in is that for with as are this be by it from or an was which can not if on at"
 _ENGLISH = frozenset(_ENGLISH_WORDS.split())
@@ -70,9 +71,9 @@ _FUNCTION_WORDS = {
         "Vietnamese": "và của là không các được trong cho một có này",
     }.items()
 }
-"""Frequent words of languages in Latin script, without those that are frequent in English too, but for a few."""
+"""Frequent words of languages in Latin script. Few of them are frequent in English too."""
 FUNCTION_WORDS = _ENGLISH.union(*_FUNCTION_WORDS.values())
-"""Words that say little of what a text is about."""
+"""Words that say little about a text's subject."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 

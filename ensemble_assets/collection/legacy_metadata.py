@@ -85,7 +85,7 @@ class _Facts(NamedTuple):
 _Rule = Callable[[Metadata, _Facts], Any]
 
 _When = Literal["always", "if absent", "if empty"]
-"""Whether a rule applies whatever the chunk has, only if it lacks the key, or also if its value is empty."""
+"""When a rule applies: always, where the chunk lacks the key, or also where its value is empty."""
 
 
 _LOWEST_COUNT = -(10**300)
@@ -127,7 +127,7 @@ def _keywords(metadata: Metadata, _: _Facts) -> list[str]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a list, or in a text or object, as version 4.0 looped over them (a text: its characters)."""
+    """Yield the strings that version 4.0 looped over: of a list, of an object's keys, or of a text's characters."""
     return (item for item in value if isinstance(item, str)) if isinstance(value, (list, str, dict)) else iter(())
 
 

@@ -114,7 +114,7 @@ def _grade(field: str, where: str) -> int:
 def same_ids(
     judgements: pl.DataFrame, query_ids: pl.Series, chunk_ids: pl.Series, source: str, tally: Tally
 ) -> pl.DataFrame:
-    """Replace ids that are there in another Unicode form, or as a whole number without ``.0``, and count them.
+    """Replace ids that the collection has in another Unicode form, or as a whole number without ``.0``; count them.
 
     File names of macOS and tables of numbers make such ids. An id that fits two ids stays as it is.
     """

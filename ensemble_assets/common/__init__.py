@@ -1,1 +1,1 @@
-"""Hold what every package needs: errors, events, schemas, atomic files, facts about the machine."""
+"""Hold the parts that every package needs: errors, events, schemas, atomic files, facts about the machine."""

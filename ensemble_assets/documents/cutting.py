@@ -1,4 +1,4 @@
-"""Cut a folder of documents into chunk records that fit into what the primary dense model reads."""
+"""Cut a folder of documents into chunk records that the primary dense model can read whole."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def write_incident(folder: Path, incident: dict[str, Any]) -> Path:
 
 
 def post(webhook: str, incident: dict[str, Any], seconds: float = 10.0) -> str | None:
-    """Send the record as JSON; return what went wrong, in words without the address, or None."""
+    """Send the record as JSON; return the fault in words without the address, or None."""
     if urlsplit(webhook).scheme not in ("http", "https"):
         return "is not an address that begins with http:// or https://"
     body = json.dumps({"text": in_words(incident), "incident": incident}).encode()

@@ -24,7 +24,7 @@ _LAUNCHPAD = (
     "queries.file", "queries.qrels",
     "rerank.budget", "rerank.depth",
 )  # fmt: skip
-"""Options that the Launchpad opens with, those that a person is most likely to change for one run.
+"""Options that the Launchpad opens with: the ones that a person is most likely to change for one run.
 
 Dagster sorts all keys by name. Of these the names happen to be in the order of the pipeline, which a test holds.
 """
@@ -111,7 +111,8 @@ def _launchpad_schema(fields: Mapping[str, dg.Field], shown: Collection[str], pr
 def settings_resource(current: Settings) -> dg.ResourceDefinition:
     """Make the settings resource of a code location, checked before a run starts.
 
-    The Launchpad opens with a dozen options, and those that ``current`` has changed; the schema beside it has all.
+    The Launchpad opens with a dozen options, and with the options that ``current`` has changed; the schema beside it
+    has all.
 
     Dagster's own check knows types and closed lists of words only. Values out of range, unknown models and broken
     custom model files are refused when Dagster plans the run, which is before it is stored or queued.

@@ -166,7 +166,7 @@ def earlier_figures(run: StageRun) -> dict[str, float]:
 
 
 def made_with() -> dict[str, str]:
-    """Say on what the bundle is made: processor, cores, and the versions on which results and times depend."""
+    """Give the processor, its cores, and the versions of libraries on which results and times depend."""
     host = this_host()
     return {
         "processor": host.cpu, "cores": str(host.cores), "ensemble-assets": __version__, **library_versions()
@@ -202,7 +202,7 @@ def facts_of_bundle(bundle: Path, settings: Settings) -> Facts:
 
 
 def with_own_facts(facts: Facts, bundle: Path, record: ExportRecord, settings: Settings) -> Facts:
-    """Add what only the installation knows that wrote the bundle: figures before, versions, and its own warnings.
+    """Add facts that only the installation knows that wrote the bundle: earlier figures, versions, its own warnings.
 
     The manifest of another one may hold any text, so of that the page shows names and numbers only.
     """

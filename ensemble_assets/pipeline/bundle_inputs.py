@@ -124,7 +124,7 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def own_names(settings: Settings) -> tuple[str, ...]:
-    """List the operator's texts among the settings, such as models' names, and what telemetry calls things."""
+    """List the operator's texts among the settings, such as models' names, and the names that telemetry uses."""
     values = flatten(settings).values()
     texts = (str(text) for value in values for text in (value if isinstance(value, tuple) else (value,)))
     return (*texts, *SPANS, *(f"{settings.metrics.namespace}_{name}" for name in METRICS))

@@ -1,4 +1,4 @@
-"""Make what the settings name: the artefact store, the models' files, a collection's inputs, and a run's telemetry."""
+"""Open the things that the settings name: artefact store, models' files, a collection's inputs, a run's telemetry."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run_telemetry(run_id: str, collection: str, settings: Settings, environment:
 
 
 def find_collection(settings: Settings, name: str) -> Collection:
-    """Find the collection of a partition key; ``InputError`` with those that exist if it is not there."""
+    """Find the collection of a partition key; a missing one is an ``InputError`` that names the others."""
     return choose(discover(Path(settings.paths.chunked_dir)), [name])[0]
 
 
@@ -81,10 +81,10 @@ def require_named_models(settings: Settings) -> None:
 
 
 def require_model(spec: ModelSpec, settings: Settings) -> None:
-    """Find and describe one model; what is missing of a hub model is downloaded.
+    """Find and describe one model. Missing files of a hub model are downloaded.
 
     Raises:
-        ModelUnavailableError: naming the model, what is wrong with it and what to do.
+        ModelUnavailableError: names the model, its fault and the remedy.
     """
     from ensemble_assets.compute.backends.library.describe import describe
 

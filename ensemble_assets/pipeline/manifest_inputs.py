@@ -69,7 +69,7 @@ def manifest_inputs(
 
 
 def _comparison(record: DenseRecord) -> dict[str, Any]:
-    """Say how dense vectors were compared, where not by the cosines of one model, and what else only some runs have."""
+    """Give the facts that only some runs have: comparisons but by one model's cosines, unread texts, token vectors."""
     dot = {model.slug: model.similarity for model in record.layout if model.similarity != "cosine"}
     several = {"combination": COMBINATION.name} if len(record.layout) > 1 else {}
     unread = {"unread": record.unread} if record.unread else {}

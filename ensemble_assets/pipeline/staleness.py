@@ -64,7 +64,7 @@ class Wanted:
 
 
 def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
-    """Describe what the settings of this process ask for. Nothing is downloaded."""
+    """Describe the run that the settings of this process ask for. Nothing is downloaded."""
     chosen = choose_models(settings.models)
     by_stage = {"dense": chosen.dense, "sparse": chosen.sparse, "rerank": (chosen.rerank,)}
     specs = {STAGE[stage].asset: models for stage, models in by_stage.items()}

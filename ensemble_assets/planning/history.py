@@ -1,4 +1,4 @@
-"""Keep what runs cost and what was predicted for them, in two small JSON files of this machine.
+"""Keep the costs of runs and the predictions for them, in two small JSON files of this machine.
 
 Plans are fitted to the costs. A finished run is compared with its plan.
 """
@@ -46,7 +46,7 @@ def models_of(settings: Settings, stage: str) -> tuple[ModelSpec, ...]:
 
 
 def stage_key(settings: Settings, stage: str) -> str:
-    """Name what a cost depends on: machine, libraries, stage, models, device and encoding options."""
+    """Name all that a cost depends on: machine, libraries, stage, models, device and encoding options."""
     options = {**settings.device.model_dump(), **settings.encoding.model_dump(), "reuse": False}
     slugs = [spec.slug for spec in models_of(settings, stage)]
     return f"{stage}-{digest([this_host().fingerprint, library_versions(), stage, slugs, options])}"
@@ -72,7 +72,7 @@ def remember(settings: Settings, observations: Mapping[str, Sequence[Observation
 
 
 def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
-    """Store what every stage of a finished run cost, except stages that were off, fell back or reused results."""
+    """Store the cost of every stage of a finished run, except stages that were off, fell back or reused results."""
     chunks, fusion = float(upstream.chunks.record.items), upstream.fusion.record
     costs = {"fusion": (fusion.queries * chunks, fusion.wall_seconds), "export": (chunks, export_seconds)}
     for stage in MODEL_STAGES:
@@ -132,7 +132,7 @@ def _plans(settings: Settings) -> JsonCache:
 
 
 def _plan_key(settings: Settings, content: str) -> str:
-    """Name the content and everything in the settings that changes what a run costs."""
+    """Name the content and all settings that change the cost of a run."""
     values = settings.model_dump()
     sections = {name: values[name] for name in ("models", "device", "encoding", "rerank", "sparse", "fusion")}
     return digest([this_host().fingerprint, content, sections, settings.enable_sparse, settings.enable_rerank])

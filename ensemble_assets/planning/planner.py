@@ -1,4 +1,4 @@
-"""Predict a run before it starts: count its work, and multiply by what the work cost on this machine."""
+"""Predict a run before it starts: count its work, and multiply it by the cost of such work on this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WITHOUT = {
     "sparse": "A run takes the next sparse model, or terms of the metadata where there is none",
     "rerank": "A run keeps the fused order",
 }
-"""What a run does without a model that nobody named."""
+"""The way in which a run does without a model that nobody named."""
 
 _NO_LIMIT = 8192
 """Tokens that a plan counts of a text whose limit only the model's files know."""

@@ -249,7 +249,7 @@ def _edges(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
 
 
 def _extent(values: Sequence[float]) -> float:
-    """Find what an axis must reach: the largest value, or 1 if all are too small to be seen."""
+    """Find the value that an axis must reach: the largest value, or 1 if all are too small to be seen."""
     largest = max(values, default=0.0)
     return largest if largest > _SMALLEST else 1.0
 

@@ -1,4 +1,4 @@
-"""Hold what the report shows; derive the times of the run, its limit, and the figures by which runs are compared."""
+"""Hold the facts that the report shows; derive the run's times, its limit, and the figures that compare runs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Facts:
 
     @property
     def figures(self) -> dict[str, float]:
-        """What is compared between runs: quality of every list, and seconds of stages that took nothing over."""
+        """Figures that compare runs: quality of every list, and seconds of stages that took nothing over."""
         seconds = {
             f"{stage.name}, seconds": stage.seconds
             for stage in self.stages

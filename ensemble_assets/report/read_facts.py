@@ -1,4 +1,4 @@
-"""Read what the report shows from a bundle: known keys of the manifest, numbers of the ranked lists, the journal.
+"""Read the report's facts from a bundle: known keys of the manifest, numbers of the ranked lists, the journal.
 
 Every part may be missing (v4.0 bundles, old manifests, stages that were off) and is then left out. Strings are shown
 only if they are fixed words or plain names: an old manifest may hold a query in an unexpected place.

@@ -20,7 +20,7 @@ K1, B = 0.9, 0.4
 """BM25's parameters at the values that Anserini uses for passages."""
 
 WORDS = ("stemmed words", "pairs of characters in scripts without blanks")
-"""What counts as a word, for the record of a run."""
+"""The rules of words, for the record of a run."""
 
 _WORD = rf"[{UNSPACED}]+|[\p{{L}}\p{{N}}--[{UNSPACED}]][\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]*"
 """A run of a script without blanks, or a word with its marks, which are vowels in the scripts of India."""

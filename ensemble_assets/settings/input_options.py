@@ -51,7 +51,7 @@ class Chunks(Section):
 
 
 class Collections(Section):
-    """What a collection is called in its points. Tables are lists of ``PATTERN=VALUE``; the first that fits counts."""
+    """Names of a collection in its points. Tables are lists of ``PATTERN=VALUE``; the first that fits counts."""
 
     naming: Literal["folder", "legacy"] = option(
         "folder",

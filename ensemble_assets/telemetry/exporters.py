@@ -1,4 +1,4 @@
-"""Send what one process of a run reports: the journal, and spans and metrics over OTLP. None can fail a run.
+"""Send the reports of one process of a run: the journal, and spans and metrics over OTLP. None can fail a run.
 
 OTLP is a reader of finished span records and added-up measurements. Its exporters read the standard
 ``OTEL_EXPORTER_OTLP_*`` variables themselves; their packages are an optional extra, imported if an endpoint is set.
@@ -183,7 +183,10 @@ class ProcessTelemetry:
             self._metrics.values.add(measurements)
 
     def flush(self) -> None:
-        """Send what waits. A receiver that does not take it costs ``timeout_seconds`` at most, once in a run."""
+        """Send spans and measurements that wait.
+
+        A receiver that does not take them costs ``timeout_seconds`` at most, once in a run.
+        """
         began = time.monotonic()
         if self._spans is not None:
             self.contained("otlp_traces", self._spans.send)

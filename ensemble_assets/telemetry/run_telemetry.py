@@ -1,4 +1,4 @@
-"""Report what a run's stages do through one object, ``RunTelemetry``.
+"""Report the work of a run's stages through one object, ``RunTelemetry``.
 
     telemetry = RunTelemetry(run_id, collection="docling", options=options)
     with telemetry.stage("dense", items=738) as span:

@@ -91,7 +91,7 @@ class SpanStart:
 
 @dataclass(frozen=True)
 class SpanRecord(SpanStart):
-    """A span that ended, or as much of it as happened. The last three fields are empty unless it is a stage's.
+    """A span that ended, or the part of it that happened. Only the span of a stage has the last three fields.
 
     Attributes:
         status: ``active``, ``skipped``, ``failed`` or ``unfinished`` (its process died).
@@ -114,9 +114,11 @@ class SpanRecord(SpanStart):
 
 
 def stage_measurements(record: SpanRecord) -> Iterator[Measurement]:
-    """Measure a stage that ended: latency and failure always, amounts on success alone; nothing if it was skipped.
+    """Measure a stage that ended: its latency and failure, and its amounts if it succeeded.
 
-    A peak per device, which an event reported, wins over the stage's own.
+    A skipped stage gives nothing.
+
+    Where events reported the peak of each device, the stage's own peak is left out.
     """
     if record.status not in ("active", "failed"):
         return

@@ -22,7 +22,7 @@ class Fields:
     """The fields of a record.
 
     Attributes:
-        text: fields that are joined by a blank line to the text; empty: ``text``, or one of ``OTHER_TEXT_FIELDS``.
+        text: fields that make the text, joined by a blank line; empty: ``text``, or one of ``OTHER_TEXT_FIELDS``.
         id: field of the id; empty: the format's own names.
         title: field that is put before the text; empty: ``title`` of a corpus, none elsewhere.
         metadata: fields beside the text that are kept; empty: all.
@@ -36,7 +36,7 @@ class Fields:
     keep_flat: bool = True
 
     def take_text(self, item: dict[str, Any], where: str, place: tuple[str, int], tally: Tally, title: str = "") -> str:
-        """Take the text out of a record; a title stays. ``InputError`` if there is none, naming what is there."""
+        """Take the text out of a record; a title stays. ``InputError`` if there is none, naming the others."""
         names = [name for name in self.text if name in item]
         if not self.text:
             names = [name for name in ("text", *OTHER_TEXT_FIELDS) if name in item][:1]
@@ -77,7 +77,7 @@ def metadata_of(value: object, where: str, place: tuple[str, int], tally: Tally)
 
 
 def id_of(value: object, key: str, where: str) -> str:
-    """Read an id: text, or a number, a whole one without its ``.0``."""
+    """Read an id: a text, or a number. A whole number loses its ``.0``."""
     number = as_id(value)
     if isinstance(number, str) and number.strip():
         return number

@@ -1,4 +1,4 @@
-"""Open an input file and read it as text. Its first bytes say what it is: names may lie, and copies be cut off."""
+"""Open an input file and read it as text. Its first bytes tell its kind: names may lie, and copies be cut off."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHERS = (
     (b"%PDF-", "is a PDF file", "Save it as text; see docs/inputs.md for documents"),
     (b"SQLite format 3\0", "is an SQLite database", "Write its rows as JSONL"),
 )
-"""First bytes of files that are no text, what they say, and what to do."""
+"""First bytes of files that are no text, with the problem that they show and its remedy."""
 
 _HEAD_BYTES = 16
 _LEAST_HEAD = 4
@@ -187,4 +187,4 @@ def decode(data: bytes, source: str, offset: int = 0) -> str:
 
 
 UNREADABLE = (OSError, EOFError, zlib.error, *((zstandard.ZstdError,) if zstandard else ()))
-"""What reading a file may raise; all but the first by a compressed file that is cut off or damaged."""
+"""Exceptions of reading a file. All but the first come from a compressed file that is cut off or damaged."""

@@ -7,6 +7,7 @@ would double every chunk. The option ``chunks.format`` chooses one of them. A ``
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ensemble_assets.collection.readers.input_files import (
     files_below,
     find_files,
 )
-from ensemble_assets.collection.readers.keyed_records import read_beir_file, read_jsonl_file, read_parquet_file
+from ensemble_assets.collection.readers.keyed_records import read_beir_file, read_keyed_file
 from ensemble_assets.collection.readers.layouts import Role, named, plain_name
 from ensemble_assets.collection.readers.legacy_chunk_files import has_text_key, read_chunk_file
 from ensemble_assets.collection.readers.read_report import RawRecord, Tally
@@ -32,7 +33,7 @@ Reader = Callable[[InputFile, ReadLimits, Tally], Iterator[RawRecord]]
 
 @dataclass(frozen=True)
 class InputFormat:
-    """A format of chunk files, which ``read`` yields the records of.
+    """A format of chunk files; ``read`` yields their records.
 
     ``pattern`` fits its file names (case-sensitive, in any sub-folder). A file whose name only fits ``also`` is of this
     format if it looks like it inside.
@@ -47,8 +48,8 @@ FORMATS: Mapping[str, InputFormat] = MappingProxyType(
     {
         "chunk_files": InputFormat(f"*{CHUNK_FILE_ENDING}", read_chunk_file, also="*.json"),
         "beir": InputFormat("corpus.jsonl", read_beir_file),  # and what layouts.named() takes for a corpus
-        "jsonl": InputFormat("*.jsonl", read_jsonl_file),
-        "parquet": InputFormat("*.parquet", read_parquet_file),
+        "jsonl": InputFormat("*.jsonl", read_keyed_file),
+        "parquet": InputFormat("*.parquet", read_keyed_file),
     }
 )
 """The formats by name, as in option ``chunks.format``. A file has the first format whose pattern matches its name."""
@@ -92,7 +93,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
-    """Return whether a folder has a chunk file, in itself or (``deep``) below. Only files named otherwise are opened.
+    """Return whether a folder has a chunk file, in itself or (``deep``) below.
+
+    A file is opened only if its name does not tell its content.
 
     A folder that cannot be listed counts as one with a chunk file: reading the collection then reports the fault.
     """
@@ -108,38 +111,23 @@ def holds_chunk_files(folder: Path, *, deep: bool = True) -> bool:
 
 _DOCUMENTS = (".md", ".markdown", ".txt", ".rst", ".html", ".htm", ".csv", ".tsv", ".pdf", ".docx")
 
-_NOT_READ = (
-    *(".zip", ".tar", ".tgz", ".gz", ".zst", ".7z", ".rar", ".bz2", ".xz"),
-    *(
-        ".json",
-        ".xml",
-        ".yaml",
-        ".yml",
-        ".xlsx",
-        ".xls",
-        ".ods",
-        ".db",
-        ".sqlite",
-        ".arrow",
-        ".feather",
-        ".avro",
-        ".orc",
-    ),
+_NOT_READ = re.compile(
+    r"\.(zip|tar|tgz|gz|zst|7z|rar|bz2|xz|json|xml|ya?ml|xlsx?|ods|db|sqlite|arrow|feather|avro|orc)", re.IGNORECASE
 )
-"""Endings of files in which texts are brought and that are not read, or not under these names."""
+"""Endings of files that often hold texts, and that are not read, or not under such names."""
 
 _UNCUT = "Documents must be cut into chunks first: ensemble-assets chunk FOLDER --into corpora/NAME; see docs/inputs.md"
 
 
 def documents_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the documents that are not cut into chunks, as ``files_below`` does; no queries and judgements."""
+    """Yield the documents that are yet to be cut into chunks, as ``files_below`` does; no queries and judgements."""
     for relative, path in files_below(folder):
         if path.suffix.lower() in _DOCUMENTS and named(relative).role is Role.UNKNOWN:
             yield relative, path
 
 
 def documents_in(folder: Path, without: Container[str] = ()) -> str:
-    """Count these documents by their endings: ``12 .md, 3 .txt``; empty without any. Endings ``without`` are not."""
+    """Count these documents by ending, as in ``12 .md, 3 .txt``, except the endings ``without``. Empty if none are."""
     return _by_ending(path for _, path in documents_below(folder) if path.suffix.lower() not in without)
 
 
@@ -149,10 +137,10 @@ def _by_ending(paths: Iterable[Path]) -> str:
 
 
 def why_no_chunks(folder: Path) -> tuple[str, str] | None:
-    """Say what a folder without chunk files has instead, and what to do; None where that is nothing of the kind."""
+    """Count the documents or archives in a folder without chunk files, and give advice; None if it has neither."""
     if count := documents_in(folder):
         return f"has no chunk files, but {count}", _UNCUT
-    others = (path for _, path in files_below(folder) if path.suffix.lower() in _NOT_READ)
+    others = (path for _, path in files_below(folder) if _NOT_READ.fullmatch(path.suffix))
     if count := _by_ending(path for path in others if not _matches(path.name, (*NOT_CHUNKS, *EXPORTED, *SUMMARIES))):
         return f"has no chunk files, but {count}", f"{_NAMED_SO}; archives have to be unpacked"
     return None

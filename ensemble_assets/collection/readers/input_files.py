@@ -18,7 +18,7 @@ from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
 
 CHUNK_FILE_ENDING = "_chunks.json"
-"""Of the names of version 4.0's chunk files."""
+"""Ending of the names of version 4.0's chunk files."""
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 """The first bytes of a file of macOS attributes."""
@@ -26,15 +26,15 @@ _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Most bytes that one read may bring into memory, more is an error; and the fields of a record.
+    """Limits and rules of reading. A record or file above its limit is an error.
 
     Attributes:
-        record_bytes: of one record: a JSON line, or a chunk's text and metadata in UTF-8.
-        file_bytes: of one file that can only be read whole (``*_chunks.json``).
+        record_bytes: most bytes of one record: of a JSON line, or of a chunk's text and metadata in UTF-8.
+        file_bytes: most bytes of one file that can only be read whole (``*_chunks.json``).
         fields: which fields are text, title, id and metadata.
         refuse_repeated_ids: whether an id with two contents is an error; it gets ``#2`` otherwise.
         prepend_headings: whether a text begins with the headings of its chunk.
-        remedy: what to do about a record above the limit.
+        remedy: advice about a record above the limit.
     """
 
     record_bytes: int = 64_000_000
@@ -88,14 +88,14 @@ def files_below(folder: Path, *, deep: bool = True, unlisted: list[str] | None =
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """List a folder, sorted; ``OSError`` also where its entries may be listed and not looked at."""
+    """List a folder, sorted; ``OSError`` also where its entries may be listed but not opened."""
     entries = sorted(folder.iterdir())
     os.stat(f"{folder}/.")  # pathlib leaves the dot out
     return entries
 
 
 def holds_macos_attributes(path: Path) -> bool:
-    """Return whether a file is what macOS writes beside ``x`` as ``._x`` where a file system has no attributes."""
+    """Return whether a file holds the macOS attributes of its neighbour: ``._x`` those of ``x``."""
     if not path.name.startswith("._"):
         return False
     try:

@@ -28,40 +28,39 @@ _ROWS_AT_ONCE = 16384
 """Rows of a Parquet file in memory at one time."""
 
 
-def read_jsonl_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """Read the records of a plain JSONL file, in line order.
+def read_keyed_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
+    """Read the records of a JSONL or Parquet file, in their order. A null cell of a table counts as a missing key.
+
+    Times in a table become ISO 8601 text, durations become seconds, decimals become text. ``metadata`` may be a struct
+    or JSON there.
 
     Raises:
         InputError: for lines that are not JSON, not an object, or have a key of the wrong type; names file and line.
+            For a table that is damaged, has no text column, or has binary values.
     """
-    yield from _of_lines(file, limits, tally, ID_KEYS)
+    yield from _records(file, limits, tally, ID_KEYS)
 
 
 def read_beir_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """Read the records of a corpus, JSONL or Parquet: the text is title, blank, text, and ``_id`` comes first.
-
-    Raises:
-        InputError: as the reader of the format.
-    """
-    if file.path.suffix.lower() == ".parquet":
-        yield from _of_parquet(file, limits, tally, BEIR_ID_KEYS, "title")
-    else:
-        yield from _of_lines(file, limits, tally, BEIR_ID_KEYS, "title")
+    """Read the records of a corpus, as ``read_keyed_file``: the text is title, blank, text, and ``_id`` comes first."""
+    yield from _records(file, limits, tally, BEIR_ID_KEYS, "title")
 
 
-def _of_lines(
+def _records(
     file: InputFile, limits: ReadLimits, tally: Tally, id_keys: tuple[str, ...], title: str = ""
 ) -> Iterator[RawRecord]:
-    reader, lines = JsonReader(), 0
+    is_table, reader, read = file.path.suffix.lower() == ".parquet", JsonReader(), 0
 
-    def record(numbered: tuple[int, str]) -> RawRecord:
-        nonlocal lines
-        lines += 1
-        item = _object(numbered, file, reader, tally)
+    def record(numbered: tuple[int, Any]) -> RawRecord:
+        nonlocal read
+        read += 1
+        item = numbered[1] if is_table else _object(numbered, file, reader, tally)
         return keyed_record(item, file.source, numbered[0], tally, id_keys, fields=limits.fields, title=title)
 
-    yield from all_usable(read_lines(file, limits), record)
-    if not lines:
+    columns = limits.fields.text or ("text", *OTHER_TEXT_FIELDS)
+    rows: Iterator[tuple[int, Any]] = enumerate(parquet_rows(file, columns)) if is_table else read_lines(file, limits)
+    yield from all_usable(rows, record)
+    if not read:
         tally.note("empty_file", file.source)
 
 
@@ -123,31 +122,6 @@ def keyed_record(
     conflicts = sum(1 for key, value in beside.items() if key in given and given[key] != value)
     tally.note("metadata_conflict", source, position, conflicts)
     return RawRecord(text, {**beside, **given}, source, position, given_id)
-
-
-def read_parquet_file(file: InputFile, limits: ReadLimits, tally: Tally) -> Iterator[RawRecord]:
-    """Read the records of a Parquet file, in row order. A null cell counts as a missing key.
-
-    Times become ISO 8601 text, durations become seconds, decimals become text. ``metadata`` may be a struct or JSON. A
-    damaged file, one without a text column, and binary values are an ``InputError``.
-    """
-    yield from _of_parquet(file, limits, tally, ID_KEYS)
-
-
-def _of_parquet(
-    file: InputFile, limits: ReadLimits, tally: Tally, id_keys: tuple[str, ...], title: str = ""
-) -> Iterator[RawRecord]:
-    rows = 0
-
-    def record(numbered: tuple[int, dict[str, Any]]) -> RawRecord:
-        nonlocal rows
-        rows += 1
-        return keyed_record(numbered[1], file.source, numbered[0], tally, id_keys, fields=limits.fields, title=title)
-
-    wanted = limits.fields.text or ("text", *OTHER_TEXT_FIELDS)
-    yield from all_usable(enumerate(parquet_rows(file, wanted)), record)
-    if not rows:
-        tally.note("empty_file", file.source)
 
 
 def parquet_rows(file: InputFile, wanted: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:

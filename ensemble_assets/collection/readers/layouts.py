@@ -27,7 +27,7 @@ _JUDGEMENTS, _QUERIES, _CORPUS = {"qrels", "qrel"}, {"queries", "topics"}, "corp
 
 
 class Role(Enum):
-    """What the name of a file says it holds."""
+    """Content of a file, as its name tells."""
 
     CORPUS = "corpus"
     QUERIES = "queries"
@@ -37,7 +37,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Named:
-    """What a path says of a file: its role, and the split of the data set or "".
+    """Facts that the path of a file tells: its role, and the split of the data set or "".
 
     ``table`` is the path without shard number, to group shards.
     """

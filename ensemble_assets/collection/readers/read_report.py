@@ -182,7 +182,7 @@ _Made = TypeVar("_Made")
 
 
 def all_usable(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterator[_Made]:
-    """Make something of every item of a file, and raise one error that names what cannot be used, at most twenty."""
+    """Make an object of every item of a file; one error names the items that cannot be used, at most twenty."""
     errors: list[InputError] = []
     for item in items:
         try:

@@ -98,7 +98,7 @@ def unquoted(fields: list[str]) -> list[str]:
 
 
 def places_of(header: list[str], names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Find the columns of a header by the names that each may have; those that are not there are left out."""
+    """Find the columns of a header by the names that each may have; missing columns are left out."""
     lowered = [_column(field) for field in header]
     places = {key: [lowered.index(name) for name in among if name in lowered] for key, among in names.items()}
     return {key: at[0] for key, at in places.items() if at}

@@ -1,4 +1,4 @@
-"""The sparse head in plain numpy: exact on every CPU, and the judge of the compiled screen.
+"""Compute the sparse head in plain numpy: exactly, on every CPU. Tests compare the compiled screen with it.
 
 A float32 matrix product gives every logit up to a rounding error whose bound is known. Only logits that may be positive
 and the largest of their term are computed again in float64. So both paths of the head give the same bits: the largest

@@ -1,6 +1,6 @@
-"""Hold what the dense, sparse and rerank stages compute with: devices, a runner, precision, events, tokens.
+"""Hold the tools of the dense, sparse and rerank stages: devices, a runner, precision, events, tokens.
 
-Stages look nothing up by themselves, so ``pipeline.compute_context`` and tests hand in what they need.
+Stages look nothing up by themselves, so ``pipeline.compute_context`` and tests hand in these tools.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class DenseVectors:
 
     ``chunks`` and ``queries`` are ``[n, dimension] float32``, unit rows in their order. ``truncated`` ``[n_chunks]
     bool`` marks chunks that lost tokens. ``norms`` ``[n_chunks] float32`` are the vectors' lengths before that, for a
-    model whose dot products rank. ``states`` says what was decided about the states of its tokens for late interaction,
+    model whose dot products rank. ``states`` is the plan for the states of its tokens, which late interaction compares.
     ``tokens`` are these states where they are to be exported.
     """
 

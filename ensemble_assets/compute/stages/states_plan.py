@@ -17,7 +17,7 @@ KEEPING_SHARE = 0.04
 """Time to turn a token's states into bytes and store them, as a share of encoding it (``docs/decisions/0025``)."""
 
 MOST_AGAIN = 0.05
-"""Largest share of the dense stage's tokens that is encoded again: what late interaction may cost by default."""
+"""Largest share of the dense stage's tokens that is encoded again: late interaction costs no more by default."""
 
 States = Literal["kept", "again", "off"]
 Reason = Literal["cheaper", "few_candidates", "over_states_gb", "no_reuse", "no_token_states"]
@@ -25,7 +25,7 @@ Reason = Literal["cheaper", "few_candidates", "over_states_gb", "no_reuse", "no_
 
 @dataclass(frozen=True)
 class StatesPlan:
-    """The decision, its reason, and what it was made from.
+    """The decision, its reason, and the figures that it was made from.
 
     Attributes:
         states: ``kept`` by the dense stage, made ``again`` for the candidates, or ``off``: no late interaction.

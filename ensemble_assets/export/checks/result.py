@@ -23,10 +23,10 @@ class GateResult:
 
     Attributes:
         severity: of the worst problem; ``ERROR`` where there is none.
-        problems: the first 20 kinds of sentences: record, key, what was expected, what to do. Sentences that differ in
-            numbers only are one kind. They quote no text of a file.
+        problems: the first 20 kinds of sentences: record, key, expectation, remedy. Sentences that differ in numbers
+            only are one kind. They quote no text of a file.
         numbers: figures; ``problems`` counts all problems.
-        notes: what was left out and why.
+        notes: parts that were not judged, and why.
         skipped: whether there was nothing to judge; ``passed`` is set then.
     """
 
@@ -101,7 +101,7 @@ class Findings:
         self._notes += [sentence for sentence in other.notes if sentence not in self._notes]
 
     def note(self, sentence: str) -> None:
-        """Add what was left out, and why."""
+        """Add that a part was not judged, and why."""
         if sentence not in self._notes:
             self._notes.append(sentence)
 

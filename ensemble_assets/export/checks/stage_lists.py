@@ -1,7 +1,7 @@
 """Shorten a row's sparse vectors that are, byte by byte, those of the sparse stage, so that no gate reads them again.
 
 The lists stand in three files. Their text is made once from the stage's arrays and compared where it stands. Where all
-three files have it, each list keeps its first entry only: what the gates say of the rest is then known.
+three files have it, each list keeps its first entry only: the gates' findings about the rest are then known.
 """
 
 from __future__ import annotations

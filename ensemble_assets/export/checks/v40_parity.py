@@ -1,7 +1,7 @@
-"""Judge that, without what v4.1 adds, a bundle is the v4.0 bundle of the same chunks and vectors.
+"""Judge that a bundle, without the additions of v4.1, is the v4.0 bundle of the same chunks and vectors.
 
-Two bundles are compared record by record, and the judged one with what ``v40_reference`` makes of its metadata, texts
-and arrays. Time stamps may differ.
+Two bundles are compared record by record. The judged one is also compared with the records that ``v40_reference`` makes
+of its metadata, texts and arrays. Time stamps may differ.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
-"""What ``json.dumps(..., ensure_ascii=False)`` makes anew at every call."""
+"""The encoder that ``json.dumps(..., ensure_ascii=False)`` makes anew at every call."""
 
 _EMPTY: dict[str, Any] = {"indices": [], "values": [], "tokens": [], "stats": {}}
 _LARGEST_WEIGHT = 1e15

@@ -37,7 +37,7 @@ _LEVELS = 4
 """Sentences inside sentences: a warning that quotes a reason and a place needs three."""
 
 _LINE = re.compile(r"(<[^<>]*>|\n)")
-"""Tags and line ends: what lies between them is written at once."""
+"""Tags and line ends: text between them is written at once."""
 
 _SENTENCE = re.compile(r"((?<=[.;:]) )")
 
@@ -48,7 +48,7 @@ _JSON_STRING = re.compile(r'("(?:[^"\\\n]|\\.)*")')
 _JSON_REST = re.compile(
     r"[\s\[\]{}:,]*(?:(?:-?\d{1,7}(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\s*(?:[\]},][\s\[\]{}:,]*|$))*"
 )
-"""What stands between two strings of JSON text."""
+"""Text between two strings of JSON."""
 
 
 def without_fixed(text: str, is_fixed: Callable[[str], bool]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def page_place(path: Path) -> Place:
 
 
 def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: False) -> Iterator[Place]:
-    """Make places of the files below a folder, apart from those that ``without`` accepts, and of all files' names."""
+    """Make places of the files below a folder, except the files that ``without`` accepts, and of all files' names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     yield text_place(f"file names in {folder.name}", [path.relative_to(folder).as_posix() for path in files])
     for path in files:

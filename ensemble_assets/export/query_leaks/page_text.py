@@ -9,7 +9,7 @@ SEAM = "\n_____\n"
 
 
 class Page(HTMLParser):
-    """Gathers what a page says: texts, tags and values of attributes. A match spans inline tags and no others."""
+    """Gathers the words of a page: texts, tags and values of attributes. A match spans inline tags and no others."""
 
     _INLINE = frozenset({"a", "abbr", "b", "code", "em", "i", "mark", "small", "span", "strong", "sub", "sup", "tspan"})
 

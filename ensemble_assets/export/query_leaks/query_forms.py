@@ -1,4 +1,4 @@
-"""Make the forms of a query that count as the query, and undo the escapes of what was written.
+"""Make the forms of a query that count as the query, and undo the escapes of a written text.
 
 Both sides are brought into one canonical form: case folded, words joined by single blanks, nothing else.
 """
@@ -46,7 +46,7 @@ class Query:
     """A query to look for.
 
     Attributes:
-        label: what messages call it: its public id.
+        label: its name in messages: its public id.
         text: never shown.
     """
 

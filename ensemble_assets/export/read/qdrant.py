@@ -114,7 +114,7 @@ def upload_bundle(
 
 
 def _origin(bundle: Bundle) -> dict[str, str]:
-    """Give what the payloads say about where they come from; bundles that older programs wrote may say nothing."""
+    """Give the origin that the payloads state; bundles that older programs wrote may say nothing."""
     first = next(points(bundle), None)
     payload = (first.payload if first else None) or {}
     return {key: str(payload[key]) for key in ORIGIN_KEYS if payload.get(key)}

@@ -32,7 +32,7 @@ _CLOCKS = frozenset({"kaggle_export_timestamp", "kaggle_processing_timestamp"})
 
 @dataclass(frozen=True)
 class Layout:
-    """Vectors that a collection has, whether they are unnamed, and what payloads have beside the bundle's own keys.
+    """Vectors that a collection has, whether they are unnamed, and the keys that its payloads gain.
 
     With ``tokens`` a point has the vectors of its chunk's tokens too, unless the collection has one unnamed vector.
     """
@@ -128,7 +128,7 @@ _QUANTIZATION = {
 }
 
 ORIGIN_KEYS = ("qdrant_collection", "collection_alias")
-"""Payload keys that say of which collection a point is. A server in strict mode filters by indexed keys only."""
+"""Payload keys that name the collection of a point. A server in strict mode filters by indexed keys only."""
 
 
 def prepare(
@@ -240,7 +240,7 @@ def batches(prepared: Iterable[Prepared], most_points: int, most_bytes: int) -> 
 
 
 def digest(point: Point, shown: object = (), tokens: bytes = b"") -> str:
-    """Hash the content of a point without its time stamps, and what its payload shows of it if that is not all."""
+    """Hash the content of a point without its time stamps, and the choice of its payload's keys if that is not all."""
     content = {key: value for key, value in (point.payload or {}).items() if key not in _CLOCKS}
     more = (json.dumps(shown).encode() if shown else b"") + tokens
     return hashlib.blake2b(json.dumps(content).encode() + point.vectors_text + more, digest_size=16).hexdigest()

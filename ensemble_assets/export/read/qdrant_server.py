@@ -25,7 +25,7 @@ _TOO_LARGE = 413
 _LONGEST_WAIT = 30.0
 _PORT, _TLS_PORT = 6333, 443
 _LONGEST_NAME, _NOT_IN_NAMES, _SHOWN = 255, '<>:"/\\|?*', 60
-"""What a server takes as the name of a collection: it makes a folder of that name."""
+"""Limits of the name of a collection: a server makes a folder of that name."""
 
 _MOST_WORDS = 200
 """Characters of the server's own message that are repeated."""

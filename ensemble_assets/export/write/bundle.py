@@ -43,8 +43,8 @@ def write_bundle(
 ) -> ExportedBundle:
     """Write ``<output>/<collection>/``, replacing the bundle that is there in one step.
 
-    Files of other people in that folder stay. Files of an earlier bundle with the same prefix go, also those that this
-    bundle does not have: a companion that is gone, lists of a stage that is now off.
+    Files of other people in that folder stay. Files of an earlier bundle with the same prefix go, even if this bundle
+    lacks them: vectors of a companion that is gone, lists of a stage that is now off.
 
     ``manifest`` makes the manifest's inputs from the result of writing. ``lists`` are None when both stages are off,
     whose bundle is a v4.0 one. ``judge`` sees the finished folder before the swap; its ``ContractError`` keeps the old

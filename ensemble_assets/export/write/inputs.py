@@ -138,7 +138,7 @@ class BundleInputs:
         )
 
     def require_aligned(self) -> None:
-        """Check that every array has one row per chunk and its type; ``ContractError`` names those that do not."""
+        """Check that every array has one row per chunk and its type; ``ContractError`` names the others."""
         problems = [*self._dense_problems(), *(_sparse_problems(self.sparse, self.count) if self.sparse else ())]
         if problems:
             raise ContractError(f"{self.collection}: {'; '.join(problems)}. Materialise these assets again, together")

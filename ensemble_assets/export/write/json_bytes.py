@@ -24,7 +24,7 @@ _EXPONENT = re.compile(r"e-[0-9]|e\+[0-9]")
 
 _MANTISSA = re.compile(r"(?:^|[ \[])-?[0-9.]+\Z")
 _LONGEST_MANTISSA = 25
-"""What stands before the exponent of a number. The ids of many chunkers have ``2e-0`` inside."""
+"""The text before the exponent of a number. The ids of many chunkers have ``2e-0`` inside."""
 
 
 def indented(value: Any, hint: str) -> bytes:

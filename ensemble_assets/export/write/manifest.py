@@ -82,7 +82,7 @@ class ManifestInputs:
 
 
 def build_manifest(run: ManifestInputs) -> dict[str, Any]:
-    """Make the manifest's object, keys in the contract's order; what only some runs have comes last.
+    """Make the manifest's object, keys in the contract's order; sections of some runs only come last.
 
     Absolute paths in any text are cut to their last part: manifests travel, folders of this machine do not. A stage
     that is on without its run, or off with one, and telemetry outside of the contract are a ``ContractError``.

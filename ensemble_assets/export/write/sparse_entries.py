@@ -35,7 +35,7 @@ class Entries(NamedTuple):
 
 
 class StageEntries:
-    """The entries of the sparse stage's vectors, and what is wrong with them; asked for in row order."""
+    """The entries of the sparse stage's vectors, and their faults; asked for in row order."""
 
     def __init__(self, live: LiveSparse) -> None:
         self._live = live
@@ -89,7 +89,7 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _problems(
     live: LiveSparse, first: int, ends: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32]
 ) -> dict[int, str]:
-    """Say what is wrong with a block of rows, by row; the first problem of a row counts."""
+    """Word the faults of a block of rows, by row; the first problem of a row counts."""
     sizes = np.diff(ends)
     source = np.asarray(live.source[first : first + len(sizes)])
     row_of = np.repeat(np.arange(len(sizes)), sizes)

@@ -26,7 +26,7 @@ class TokenVectors:
 
 
 def token_problems(tokens: TokenVectors, count: int) -> Iterator[str]:
-    """Say in what the arrays differ from those of ``count`` chunks."""
+    """Word the faults of the arrays, which are to be those of ``count`` chunks."""
     vectors, offsets = tokens.vectors, tokens.offsets
     if vectors.ndim != 2 or vectors.dtype != np.int8:
         yield f"token vectors: expected rows of int8, found {list(vectors.shape)} {vectors.dtype}"

@@ -263,7 +263,7 @@ def _payload_tail(bundle: BundleInputs) -> dict[str, Any]:
 
 
 def _around_vector(payload: dict[str, Any]) -> tuple[str, str]:
-    """Encode the payload up to the value of ``sparse_vector``, where the key stands or else last, and what follows."""
+    """Encode the payload in two parts, before and after the value of ``sparse_vector``; a missing key goes last."""
     keys = list(payload)
     place = keys.index("sparse_vector") if "sparse_vector" in payload else len(keys)
     before = compact({key: payload[key] for key in keys[:place]})

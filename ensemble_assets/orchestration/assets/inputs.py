@@ -10,7 +10,7 @@ from ensemble_assets.pipeline.stages import read_chunks, read_queries
 
 @collection_asset("chunks", group="inputs", kinds={"polars", "parquet"}, code_version="4")
 def chunks(run: StageRun) -> Materialised:
-    """The collection's chunks as its files have them, in order. A report says what was left out or changed."""
+    """The collection's chunks as its files have them, in order. A report counts records left out or changed."""
     record = read_chunks(run)
     return finish(run, record, record.items, _draw_chunks)
 

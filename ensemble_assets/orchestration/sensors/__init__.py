@@ -1,4 +1,4 @@
-"""Sensors: changed corpora, failed runs, and what goes on by itself."""
+"""Sensors: changed corpora, failed runs, and housekeeping."""
 
 import dagster as dg
 

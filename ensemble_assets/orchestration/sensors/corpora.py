@@ -1,6 +1,6 @@
 """Sensor ``corpora``: add a partition for every folder below the corpora root, and run new and changed collections.
 
-``pipeline/changed_collections.py`` decides what counts as a change.
+``pipeline/changed_collections.py`` decides whether a folder has changed.
 """
 
 import json

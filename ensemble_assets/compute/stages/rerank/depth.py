@@ -1,7 +1,7 @@
 """Score pairs in slices by rank, all queries' best candidates first, as deep as the latency budget allows.
 
 ``rerank_allowance`` says how long rerank may take, ``score_slices`` runs the slices, and ``Governor`` decides how deep
-each one goes. Rerank comes last and can stop anywhere, so it gets what the stages before it left.
+each one goes. Rerank comes last and can stop anywhere, so it gets the time that the stages before it left.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NO_LIMIT = Allowance()
 def rerank_allowance(
     against: Against, share: float, floor: int, spent: StageSeconds, plain_dense: float | None
 ) -> Allowance:
-    """Compute what is left for rerank: ``(1 + share) * reference - spent``.
+    """Compute the time that is left for rerank: ``(1 + share) * reference - spent``.
 
     For ``sla`` the reference is ``plain_dense``, the stored baseline (None: no limit), and every other stage counts as
     spent. For ``own_dense`` it is this run's dense stage, and dense, sparse and fusion count as spent.

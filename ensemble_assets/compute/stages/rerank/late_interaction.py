@@ -36,7 +36,7 @@ class LateInteraction:
         spec: the dense model whose token states are compared.
         chunks: every chunk's text, as the dense stage reads it.
         share: of its scores in the final score.
-        states: what was planned about them, ``kept``, ``again`` or ``off``; empty where nothing was.
+        states: the plan for them, ``kept``, ``again`` or ``off``; empty without one.
         off: why it was planned away, a fixed word; empty where it was not.
     """
 

@@ -169,8 +169,8 @@ def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: V
     A query counts as at most half of the room, so that long queries leave room for a window. With one window the chunk
     stays whole, and both texts of a pair are cut where they do not fit together.
 
-    For late interaction a chunk is cut alike beside every query, so that it is encoded once for all of them. Queries
-    count as at most a quarter of the room; a longer query cuts the chunk further.
+    For late interaction a chunk is cut in the same places beside every query, so that it is encoded once for all.
+    Queries count as at most a quarter of the room; a longer query cuts the chunk further.
     """
     room = spec.max_tokens - vocabulary.template.pair_specials
     if spec.pooling == "late_interaction":

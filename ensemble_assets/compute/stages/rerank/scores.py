@@ -24,8 +24,8 @@ def final_order(candidates: pl.DataFrame, weight: float, late_share: float = 0.0
     """Rank every query's candidates by the interpolated score, as a ``RERANKED`` frame in the order of ``candidates``.
 
     ``candidates`` is a ``CANDIDATES`` frame with one more column ``rerank_score`` (Float32): the logit, null where the
-    pair was not scored; and maybe ``late_score``, likewise. A query without any keeps its fused order and scores.
-    ``weight`` is the reranker's share ``w`` and ``late_share`` the share ``l`` of late interaction. Raises
+    pair was not scored; and maybe ``late_score``, of the same kind. A query without any keeps its fused order and
+    scores. ``weight`` is the reranker's share ``w`` and ``late_share`` the share ``l`` of late interaction. Raises
     ``SettingsError`` for a share outside 0 to 1.
     """
     for option, share in (("weight", weight), ("late_weight", late_share)):
