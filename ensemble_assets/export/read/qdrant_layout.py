@@ -136,9 +136,13 @@ def prepare(
 ) -> Layout:
     """Create the collection, or find out how the one there holds these vectors.
 
-    ``sizes`` has the primary model first. Other vectors there are a ``ContractError``.
+    ``sizes`` has the primary model first. Other vectors there are a ``ContractError``, and a chunk with more token
+    vectors than a server takes.
     """
-    width = tokens.vectors.shape[1] if tokens is not None and not new.legacy else 0
+    width = 0
+    if tokens is not None and not new.legacy:
+        width = tokens.vectors.shape[1]
+        _require_room(tokens)
     layout = replace(_layout_there(client, name, sizes, new, width), text=new.text, echo=new.echo, tokens=tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Payload indexes have no effect", UserWarning)  # nor are they needed there
@@ -146,6 +150,16 @@ def prepare(
             key, _, kind = index.partition(":")
             client.create_payload_index(name, key, models.PayloadSchemaType(kind or "keyword"), wait=True)
     return layout
+
+
+def _require_room(tokens: TokenVectors) -> None:
+    counts, width = np.diff(tokens.offsets), tokens.vectors.shape[1]
+    row = int(np.argmax(counts)) if len(counts) else 0
+    if len(counts) and counts[row] * width >= _MOST_NUMBERS:
+        raise ContractError(
+            f"chunk {row} has {counts[row]} token vectors of {width} numbers, and Qdrant takes less than "
+            f"{_MOST_NUMBERS:,} numbers. Cut chunks shorter, or export without export.token_vectors"
+        )
 
 
 def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewCollection, width: int) -> Layout:
@@ -183,6 +197,9 @@ def _layout_there(client: Any, name: str, sizes: Mapping[str, int], new: NewColl
         )
     return Layout(sizes, unnamed=False)
 
+
+_MOST_NUMBERS = 1 << 20
+"""Numbers of one multivector from which a server refuses it."""
 
 _NUMBER_BYTES = 8
 """Most bytes of a token vector's component in a request, as in ``-127.0, ``."""

@@ -108,6 +108,20 @@ def test_one_unnamed_vector_has_no_place_for_them(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
 
 
+def test_more_than_a_server_takes_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    many = TokenVectors(
+        np.ones((7 + (1 << 20) // 512, 512), np.int8), np.array([0, *range(2, 8), 7 + (1 << 20) // 512])
+    )
+    folder = bundle(tmp_path, tokens=many)
+    client = qdrant_client.QdrantClient(":memory:")
+    with pytest.raises(ContractError, match=r"chunk 6 has 2048 token vectors of 512 numbers.*less than 1,048,576"):
+        upload_bundle(open_bundle(folder), client)
+    assert not client.collection_exists(NAME)
+    ran = run(folder, "--path", str(tmp_path / "storage"))
+    assert ran.returncode == 1
+    assert "more than Qdrant takes" in ran.stderr
+
+
 def zero(vectors: np.ndarray, offsets: np.ndarray) -> str:
     vectors[4] = 0
     return "row 4: has norm 0"
