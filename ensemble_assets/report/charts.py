@@ -240,7 +240,7 @@ def _polyline(x: NDArray[np.float64], y: NDArray[np.float64], decimals: int) -> 
 
 
 def _edges(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Choose bar edges, and how far inside its edges the numbers lie that name a bar (whole numbers: half)."""
+    """Choose the edges of bars, and the distance from an edge to the number that names its bar."""
     low, high = float(values.min()), float(values.max())
     if np.array_equal(values, np.round(values)) and high - low <= 2 * _BINS:
         return np.arange(low - 0.5, high + 1.0, 1.0), 0.5

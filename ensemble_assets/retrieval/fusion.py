@@ -2,7 +2,7 @@
 
 ``METHODS`` is the table of fusion methods; each says what one list contributes to a chunk's fused score, which is the
 weighted sum of the contributions. Every contribution is at least 0 and grows with the list's own order. A list without
-the chunk contributes 0, so a chunk is never better off for missing from a list.
+the chunk contributes 0, so a chunk never gains by missing from a list.
 """
 
 from __future__ import annotations

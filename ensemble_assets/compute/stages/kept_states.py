@@ -57,9 +57,8 @@ class KeptStates:
         filled = sizes > 0
         if filled.any() and len(asked):
             starts = (np.cumsum(sizes) - sizes)[filled]
-            cosines = (
-                asked @ codes.astype(np.float32).T
-            ) * scales  # scaling products is a pass less than scaling states
+            # scaling the products takes one pass less than scaling the states
+            cosines = (asked @ codes.astype(np.float32).T) * scales
             best = np.maximum(np.maximum.reduceat(cosines, starts, axis=1), 0.0)
             scores[filled] = np.mean(best * best, axis=0, dtype=np.float32)
         result = np.full(len(chunks), np.nan, np.float32)

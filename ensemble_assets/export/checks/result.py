@@ -83,7 +83,7 @@ class Findings:
         self._severity: Severity = "WARN"
 
     def add(self, sentence: str, severity: Severity = "ERROR", *, first: bool = False) -> None:
-        """Add a problem; ``first`` for one that explains those before it."""
+        """Add a problem; with ``first`` it explains the earlier ones and is shown before them."""
         self._count += 1
         if severity == "ERROR":
             self._severity = "ERROR"

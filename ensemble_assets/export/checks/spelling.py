@@ -15,10 +15,10 @@ from ensemble_assets.export.checks.bundle_walk import Row
 from ensemble_assets.export.read.bundle_reader import Point
 
 _EXPONENT = re.compile(rb"e-?[0-9]+,?\n")
-"""A number that ends in the fast library's exponent, or a text in an item that looks so: a false alarm costs time."""
+"""A number with the fast library's exponent at the end of a line. A text may look so: such a false alarm costs time."""
 
 _ODD_IN_VECTORS = re.compile(rb"[\[ ]-?(?:0\.0000|[0-9.]+(?:E|e(?![-+][0-9]{2})))")
-"""Vectors have unit length, so that ``json`` writes none of their numbers so."""
+"""Spellings that ``json`` does not use for the numbers of vectors, which have unit length."""
 
 
 def spelling_problems(row: Row) -> Iterator[str]:

@@ -15,7 +15,7 @@ ALL_ASSETS = (
     evaluation,
     export_bundle,
 )
-"""In pipeline order."""
+"""The assets in pipeline order."""
 
 SERVING_ASSETS = (qdrant_collection,)
 """Assets that hand a bundle to another system. The default job leaves them out."""

@@ -4,8 +4,8 @@ Late interaction comes first: it is the better and, over kept states, the cheape
 of all queries are one work list. A query's scores depend on its own pairs only. Where time is limited, the list is
 scored in slices by rank, best first (``depth``). Scores and fused order are mixed by ``scores``.
 
-A query with a pair that one of them could not score is ordered by the other alone, and without either keeps its fused
-order: half a scored list cannot be ordered fairly.
+If one of them could not score a pair of a query, the other alone orders that query. Without either it keeps its fused
+order, because half a scored list cannot be ordered fairly.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class RerankOptions:
 
     A disabled stage keeps the fused order without counting that as a fallback. ``depth`` candidates per query are
     scored. ``weight`` is the reranker's share in the final score; None takes the model's own. The time counts from the
-    stage's call. ``late`` is late interaction beside the
-    reranker, if any; with ``cross_encoder`` off it is alone.
+    stage's call. ``late`` is late interaction beside the reranker, if any; with ``cross_encoder`` off it is alone.
     """
 
     enabled: bool = True
@@ -202,7 +201,7 @@ def _by_pair(
 
 
 def _outcome_by_query(with_scores: pl.DataFrame, failed: dict[str, str], whole_reason: str, depth: int) -> pl.DataFrame:
-    """Return ``RerankResult.queries``; ``whole_reason`` holds for every query without a score of its own reason."""
+    """Return ``RerankResult.queries``; ``whole_reason`` is for queries without a reason of their own."""
     of_pairs, late = pl.col("rerank_score").count(), pl.col("late_score").count()
     counted = with_scores.group_by("public_id", maintain_order=True).agg(
         (pl.col("rank") <= depth).sum().cast(pl.UInt32).alias("requested_depth"),
