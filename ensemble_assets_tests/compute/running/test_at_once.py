@@ -21,7 +21,7 @@ from ensemble_assets_tests.compute.running.doubles import (
     run_here,
     table_of,
 )
-from ensemble_assets_tests.compute.stages.test_kept_states import StatesOfIds, enclosed
+from ensemble_assets_tests.compute.stages.rerank.test_kept_states import StatesOfIds, enclosed
 
 FIRST = table_of([[2, 7, 3]])
 ROWS = [[2, 9, 10, 11, 3], [2, 8, 3], [2, 9, 10, 11, 3], [2, *range(5, 40), 3]]
