@@ -28,16 +28,16 @@ from ensemble_assets.compute.stages.held_model import HeldModel, hold_devices
 from ensemble_assets.compute.stages.sparse_fallback import (
     LIVE,
     STAND_IN,
-    CollectionSpace,
     PrunedOutputs,
     Rarity,
     SourcedVectors,
     TermSpace,
-    VocabularySpace,
+    collection_space,
     fill_missing,
     metadata_rows,
     space_of_model,
     text_rows,
+    vocabulary_space,
 )
 from ensemble_assets.compute.stages.sparse_rows import SparseMatrix, SparseRow, empty_matrix, positive_entries
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
@@ -123,7 +123,7 @@ def encode_sparse(
         run.queries, lambda rows, _: text_rows(queries.gather(list(rows)).to_list(), run.space)
     )
     _report_fallbacks(run.slug, chunk_vectors, context)
-    words = tuple(run.space.words)
+    words = run.space.words
     words += ("",) * (run.dimension - len(words))  # models have more outputs than their tokenizer has tokens
     record = _record(run, chunk_vectors, query_vectors, context.clock() - started)
     record = replace(record, top_k=top_k, dimension=len(words), unusable=unusable)
@@ -246,11 +246,11 @@ def _without_model(
     space: TermSpace | None = None
     for spec in specs:
         try:
-            space = VocabularySpace(load_vocabulary(context.locate(spec)))
+            space = vocabulary_space(load_vocabulary(context.locate(spec)))
             break
         except EnsembleError:
             continue
-    space = space or CollectionSpace.from_metadata(metadata.to_list())
+    space = space or collection_space(metadata.to_list())
     n = len(metadata)
     record = StageRecord("sparse", "fallback", items=n + n_queries)
     outputs = PrunedOutputs.missing(n, reason), PrunedOutputs.missing(n_queries, reason)

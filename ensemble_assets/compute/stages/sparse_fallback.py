@@ -30,7 +30,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,107 +181,54 @@ class Rarity:
         return math.log(1.0 + (self.total - count + 0.5) / (count + 0.5))
 
 
-class TermSpace(Protocol):
-    """An index space that words can be mapped into."""
-
-    @property
-    def name(self) -> str:
-        """Name for records; vectors of two runs are comparable if it is the same."""
-        ...
-
-    @property
-    def words(self) -> Sequence[str]:
-        """Token string by index."""
-        ...
-
-    def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the indices of every term; none where it has no place in the space."""
-        ...
-
-    def split(self, text: str) -> list[str]:
-        """Split a text into terms."""
-        ...
-
-
 @dataclass(frozen=True)
-class VocabularySpace:
-    """A model's vocabulary: the index space of its live vectors."""
+class TermSpace:
+    """An index space that words can be mapped into.
 
-    vocabulary: Vocabulary
-
-    @property
-    def name(self) -> str:
-        """Changes exactly when ids change their meaning."""
-        return f"vocabulary-{self.vocabulary.fingerprint}"
-
-    @property
-    def words(self) -> Sequence[str]:
-        """Token string by index."""
-        return self.vocabulary.words
-
-    def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return word pieces, without unknown and special tokens."""
-        bodies = tokenise_bodies(terms, self.vocabulary, _MOST_TOKENS)
-        pieces = np.split(bodies.ids, bodies.starts[1:]) if len(bodies) else []
-        return [piece[~np.isin(piece, self.vocabulary.not_words)] for piece in pieces]
-
-    def split(self, text: str) -> list[str]:
-        """Return the text itself: the tokenizer knows best where to cut."""
-        return [text]
-
-
-@dataclass(frozen=True)
-class CollectionSpace:
-    """The collection's own terms in sorted order, for when there is not even a tokenizer.
-
-    Every index has a word and there are no collisions. The price: an index has a meaning in this collection only.
-    """
-
-    words: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Not comparable between collections."""
-        return "terms-of-this-collection"
-
-    @classmethod
-    def from_metadata(cls, metadata: Sequence[str | None]) -> CollectionSpace:
-        """Collect all terms of the chunks' metadata, in lower case."""
-        return cls(tuple(sorted({term.lower() for text in metadata for term, _ in metadata_terms(text)})))
-
-    def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the index of the whole term in lower case, if the collection has it."""
-        numbers = {word: number for number, word in enumerate(self.words)}
-        matches = (numbers.get(term.lower()) for term in terms)
-        return [np.array([] if number is None else [number], np.int32) for number in matches]
-
-    def split(self, text: str) -> list[str]:
-        """Return runs of letters, digits and underscores."""
-        return _WORD.findall(text)
-
-
-@dataclass(frozen=True)
-class NumberedSpace:
-    """Directions without words, as a sparse autoencoder has them: no term can be mapped into it.
-
-    ``name`` is the model's: its directions mean something in no other model.
+    Attributes:
+        name: for records; vectors of two runs are comparable if it is the same.
+        words: token string by index.
+        indices: gives the indices of every term; none where it has no place in the space.
+        split: splits a text into terms.
     """
 
     name: str
-    dimension: int
+    words: tuple[str, ...]
+    indices: Callable[[Sequence[str]], list[NDArray[np.int32]]]
+    split: Callable[[str], list[str]]
 
-    @property
-    def words(self) -> Sequence[str]:
-        """Return the number of every direction as its word."""
-        return [str(number) for number in range(self.dimension)]
 
-    def indices(self, terms: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return no index for any term."""
-        return [np.empty(0, np.int32) for _ in terms]
+def vocabulary_space(vocabulary: Vocabulary) -> TermSpace:
+    """Make the index space of a model's live vectors. Its name changes exactly when ids change their meaning."""
 
-    def split(self, text: str) -> list[str]:
-        """Return no terms."""
-        return []
+    def indices(terms: Sequence[str]) -> list[NDArray[np.int32]]:
+        bodies = tokenise_bodies(terms, vocabulary, _MOST_TOKENS)
+        pieces = np.split(bodies.ids, bodies.starts[1:]) if len(bodies) else []
+        return [piece[~np.isin(piece, vocabulary.not_words)] for piece in pieces]
+
+    # a text is one term: the tokenizer knows best where to cut
+    return TermSpace(f"vocabulary-{vocabulary.fingerprint}", vocabulary.words, indices, lambda text: [text])
+
+
+def collection_space(metadata: Sequence[str | None]) -> TermSpace:
+    """Make a space of the terms of the chunks' metadata, lower case and sorted, for when there is no tokenizer.
+
+    Every index has a word and there are no collisions. The price: an index has a meaning in this collection only.
+    """
+    words = tuple(sorted({term.lower() for text in metadata for term, _ in metadata_terms(text)}))
+    numbers = {word: number for number, word in enumerate(words)}
+
+    def indices(terms: Sequence[str]) -> list[NDArray[np.int32]]:
+        matches = (numbers.get(term.lower()) for term in terms)
+        return [np.array([] if number is None else [number], np.int32) for number in matches]
+
+    return TermSpace("terms-of-this-collection", words, indices, _WORD.findall)
+
+
+def _numbered_space(name: str, dimension: int) -> TermSpace:
+    """Make a space of directions without words, as a sparse autoencoder has them: no term can be mapped into it."""
+    words = tuple(map(str, range(dimension)))
+    return TermSpace(name, words, lambda terms: [np.empty(0, np.int32) for _ in terms], lambda text: [])
 
 
 def space_of_model(spec: ModelSpec, files: ModelFiles) -> TermSpace:
@@ -295,5 +241,5 @@ def space_of_model(spec: ModelSpec, files: ModelFiles) -> TermSpace:
         with suppress(ModelUnavailableError):
             vocabulary = load_vocabulary(replace(files, folder=folder))
             if vocabulary.size <= spec.dimension <= vocabulary.size + _UNUSED_IDS:
-                return VocabularySpace(vocabulary)
-    return NumberedSpace(f"directions-of-{spec.slug}-{files.fingerprint}", spec.dimension)
+                return vocabulary_space(vocabulary)
+    return _numbered_space(f"directions-of-{spec.slug}-{files.fingerprint}", spec.dimension)

@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_assets.compute.stages.sparse_fallback import (
-    CollectionSpace,
     Rarity,
-    VocabularySpace,
+    TermSpace,
+    collection_space,
     metadata_rows,
     metadata_terms,
     text_rows,
+    vocabulary_space,
 )
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary, load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.running.doubles import IDS, model_folder, tokenizer
 
@@ -35,8 +36,13 @@ def metadata(terms: dict[str, float]) -> str:
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory) -> VocabularySpace:
-    return VocabularySpace(load_vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m"))))
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    return load_vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m")))
+
+
+@pytest.fixture(scope="module")
+def space(vocabulary: Vocabulary) -> TermSpace:
+    return vocabulary_space(vocabulary)
 
 
 def reference_row(terms: dict[str, float], collection: list[dict[str, float]], norm: float) -> dict[int, float]:
@@ -107,7 +113,7 @@ def test_a_query_that_falls_back_is_its_own_words_with_weight_one(space):
 
 def test_without_a_tokenizer_the_collections_own_terms_are_the_space():
     texts = [metadata({"Storm": 2.0, "wind": 1.0}), metadata({"alpha": 1.0}), None]
-    space = CollectionSpace.from_metadata(texts)
+    space = collection_space(texts)
     assert space.words == ("alpha", "storm", "wind")
     rows = metadata_rows(texts, space, Rarity.from_metadata(texts), 1.0)
     assert [row.indices.tolist() for row in rows] == [[1, 2], [0], []]
@@ -115,6 +121,6 @@ def test_without_a_tokenizer_the_collections_own_terms_are_the_space():
     assert query.indices.tolist() == [0, 2]
 
 
-def test_the_space_is_named_after_the_vocabulary(space):
-    assert space.name == f"vocabulary-{space.vocabulary.fingerprint}"
-    assert CollectionSpace(()).name != space.name
+def test_the_space_is_named_after_the_vocabulary(space, vocabulary):
+    assert space.name == f"vocabulary-{vocabulary.fingerprint}"
+    assert collection_space([]).name != space.name

@@ -4,14 +4,14 @@ A chunk that is too long for the model is cut into windows. The model scores a r
 
     pairs, the rows of ``head``        q1 c4        q1 c7         q2 c4
     windows, and the pair of each      w0 of 0      w1, w2 of 1   w3 of 2      Windows.texts = 0 1 1 2
-    rows of the model's table          q1+w0        q1+w1, q1+w2  q2+w3        PairWork.rows: (query, window)
+    rows of the model's table          q1+w0        q1+w1, q1+w2  q2+w3        (query, window)
     a pair's logit                     l0           max(l1, l2)   l3           largest_logits
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.tokens.token_tables import (
-    Template,
     TokenBodies,
     TokenTable,
     pair_lengths,
@@ -41,84 +40,23 @@ class Pairs:
     queries: pl.DataFrame
 
 
-class PairRows(Protocol):
-    """The rows of all pairs, from which a slice's token table is made."""
-
-    @property
-    def ranks(self) -> NDArray[np.uint32]:
-        """Rank of the pair that a row belongs to, ``[n] uint32``."""
-        ...
-
-    @property
-    def windows(self) -> Windows:
-        """The rows of each pair."""
-        ...
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row, ``[n] int64``."""
-        ...
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Make the token table of some rows, in the given order."""
-        ...
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count the tokens that the table of some rows would have if nothing were cut."""
-        ...
-
-
 @dataclass(frozen=True)
-class PairWork:
-    """All pairs as tokens, one row for each window of a pair's chunk.
+class PairRows:
+    """The rows of all pairs, from which a slice's token table is made.
 
-    ``ranks`` ``[n] uint32`` are the ranks of the windows' pairs. ``rows`` ``[n, 2] int64`` are rows of ``queries`` and
-    of ``windows.bodies``. ``max_tokens`` of a row include special tokens.
+    Attributes:
+        ranks: of the pair that a row belongs to, ``[n] uint32``.
+        windows: the rows of each pair.
+        lengths: tokens of every row, ``[n] int64``.
+        table: makes the token table of some rows, in the given order.
+        uncut_tokens: counts the tokens that the table of some rows would have if nothing were cut.
     """
 
     ranks: NDArray[np.uint32]
-    rows: NDArray[np.int64]
-    queries: TokenBodies
     windows: Windows
-    template: Template
-    max_tokens: int
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Make the token table of some windows, in the given order."""
-        return pair_table(self.queries, self.windows.bodies, self.rows[chosen], self.template, self.max_tokens)
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count the tokens that the table of some windows would have if nothing were cut."""
-        rows = self.rows[chosen]
-        texts = self.queries.full_lengths[rows[:, 0]] + self.windows.bodies.full_lengths[rows[:, 1]]
-        return int(texts.sum()) + len(chosen) * self.template.pair_specials
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row, ``[n] int64``."""
-        return pair_lengths(self.queries, self.windows.bodies, self.rows, self.template, self.max_tokens)
-
-
-@dataclass(frozen=True)
-class OwnPairRows:
-    """Rows that the model's own preprocessing made, one for each pair; see ``PairRows``."""
-
-    ranks: NDArray[np.uint32]
-    rows: TokenTable
-    windows: Windows
-
-    def table(self, chosen: NDArray[np.int64]) -> TokenTable:
-        """Select some rows."""
-        return take_rows(self.rows, chosen)
-
-    def uncut_tokens(self, chosen: NDArray[np.int64]) -> int:
-        """Count tokens as if nothing were cut."""
-        return int((self.rows.lengths + self.rows.tokens_lost)[chosen].sum())
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row."""
-        return self.rows.lengths
+    lengths: NDArray[np.int64]
+    table: Callable[[NDArray[np.int64]], TokenTable]
+    uncut_tokens: Callable[[NDArray[np.int64]], int]
 
 
 def number_queries(head: pl.DataFrame, queries: pl.DataFrame) -> tuple[pl.Series, NDArray[np.int64]]:
@@ -129,8 +67,8 @@ def number_queries(head: pl.DataFrame, queries: pl.DataFrame) -> tuple[pl.Series
     return asked["text"], numbered["_query"].to_numpy().astype(np.int64)
 
 
-def tokenised_rows(pairs: Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext) -> PairWork:
-    """Tokenise the texts of all pairs and cut their chunks into windows."""
+def tokenised_rows(pairs: Pairs, vocabulary: Vocabulary, spec: ModelSpec, context: ComputeContext) -> PairRows:
+    """Tokenise the texts of all pairs and cut their chunks into windows: a row for each window of a pair's chunk."""
     head = pairs.head
     texts, query_of_pair = number_queries(head, pairs.queries)
     query_bodies = context.tokens.bodies(texts, vocabulary, spec.max_tokens, spec.query_prefix or "")
@@ -142,17 +80,24 @@ def tokenised_rows(pairs: Pairs, vocabulary: Vocabulary, spec: ModelSpec, contex
         rows=head["row"].to_numpy().astype(np.int64),
     )
     windows = _windows(query_bodies.full_lengths[query_of_pair], chunk_bodies, vocabulary, spec)
-    return PairWork(
+    template, limit = vocabulary.template, spec.max_tokens
+    rows = np.stack([query_of_pair[windows.texts], np.arange(len(windows))], axis=1)  # of queries and of windows
+
+    def uncut_tokens(chosen: NDArray[np.int64]) -> int:
+        of_queries, of_windows = rows[chosen].T
+        both = query_bodies.full_lengths[of_queries] + windows.bodies.full_lengths[of_windows]
+        return int(both.sum()) + len(chosen) * template.pair_specials
+
+    return PairRows(
         ranks=head["rank"].to_numpy()[windows.texts],
-        rows=np.stack([query_of_pair[windows.texts], np.arange(len(windows))], axis=1),
-        queries=query_bodies,
         windows=windows,
-        template=vocabulary.template,
-        max_tokens=spec.max_tokens,
+        lengths=pair_lengths(query_bodies, windows.bodies, rows, template, limit),
+        table=lambda chosen: pair_table(query_bodies, windows.bodies, rows[chosen], template, limit),
+        uncut_tokens=uncut_tokens,
     )
 
 
-def own_rows(pairs: Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
+def own_rows(pairs: Pairs, spec: ModelSpec, files: ModelFiles) -> PairRows:
     """Make the rows of all pairs by the model's own preprocessing, uncut chunks beside their queries."""
     from ensemble_assets.compute.backends.library.loading import load_row_maker
 
@@ -160,7 +105,14 @@ def own_rows(pairs: Pairs, spec: ModelSpec, files: ModelFiles) -> OwnPairRows:
     asked = head.join(pairs.queries.select("public_id", "text"), on="public_id", how="left", maintain_order="left")
     texts = zip(asked["text"], pairs.chunks.gather(head["row"]), strict=True)
     table = load_row_maker(spec, files).rows(list(texts), "document")
-    return OwnPairRows(head["rank"].to_numpy(), table, whole_texts(table))
+    uncut = table.lengths + table.tokens_lost
+    return PairRows(
+        ranks=head["rank"].to_numpy(),
+        windows=whole_texts(table),
+        lengths=table.lengths,
+        table=lambda chosen: take_rows(table, chosen),
+        uncut_tokens=lambda chosen: int(uncut[chosen].sum()),
+    )
 
 
 def _windows(query_tokens: NDArray[np.int64], chunks: TokenBodies, vocabulary: Vocabulary, spec: ModelSpec) -> Windows:

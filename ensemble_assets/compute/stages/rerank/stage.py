@@ -167,7 +167,7 @@ def _score(
     spec = factory.spec
     context.start_workers(factory)
     if factory.traits.tokens == "library":
-        work: PairRows = own_rows(pairs, spec, files)
+        work = own_rows(pairs, spec, files)
     else:
         work = tokenised_rows(pairs, load_vocabulary(files), spec, context)
     with hold(context, "rerank", spec, factory) as held:
