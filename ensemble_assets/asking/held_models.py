@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from ensemble_assets.asking.at_once import AtOnceRunner
 from ensemble_assets.common.events import Value
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.devices.cpu import CpuDevice
-from ensemble_assets.compute.running.at_once import AtOnceRunner
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.tokens.passage_tokens import PassageTokens

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ensemble_assets.asking.at_once import AtOnceRunner
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.at_once import AtOnceRunner
 from ensemble_assets.compute.running.loaded_once import loaded_once
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets_tests.compute.running.doubles import (
