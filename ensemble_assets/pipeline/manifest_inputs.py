@@ -46,7 +46,7 @@ def manifest_inputs(
         performance_baseline=budget.section(),
         ensemble_state=_ensemble_state(upstream),
         dense_run={name: dense[name] for name in _DENSE_FACTS}
-        | _comparison(upstream.dense.record)
+        | dense_extras(upstream.dense.record, with_tokens=run.settings.export.token_vectors)
         | {
             "total_embeddings_generated": upstream.chunks.record.items,
             "models_executed": [model.slug for model in upstream.dense.record.layout],
@@ -68,12 +68,12 @@ def manifest_inputs(
     )
 
 
-def _comparison(record: DenseRecord) -> dict[str, Any]:
+def dense_extras(record: DenseRecord, *, with_tokens: bool) -> dict[str, Any]:
     """Give the facts that only some runs have: comparisons but by one model's cosines, unread texts, token vectors."""
     dot = {model.slug: model.similarity for model in record.layout if model.similarity != "cosine"}
     several = {"combination": COMBINATION.name} if len(record.layout) > 1 else {}
     unread = {"unread": record.unread} if record.unread else {}
-    tokens = {"token_vectors": record.token_vectors} if record.token_vectors else {}
+    tokens = {"token_vectors": record.token_vectors} if with_tokens and record.token_vectors else {}
     return several | ({"similarity": dot} if dot else {}) | unread | tokens
 
 

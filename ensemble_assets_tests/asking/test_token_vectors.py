@@ -15,12 +15,14 @@ pytest.importorskip("qdrant_client", reason="qdrant-client is an optional extra"
 
 from qdrant_client import QdrantClient
 
+from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.asking import last_asked
 from ensemble_assets.asking.searcher import Searcher
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.export.read.bundle_reader import open_bundle, token_vectors
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.manifest_inputs import dense_extras
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.asking.test_qdrant_page import NAME, PAGE, upload
 from ensemble_assets_tests.export.checks.schemas import problems
@@ -132,3 +134,11 @@ def test_vectors_of_a_run_that_did_not_ask_cannot_be_exported(tmp_path: Path) ->
     settings = resolve({"export.token_vectors": True}, environment={}).settings
     with pytest.raises(ArtefactError, match=r"token_vectors\.npy.*Materialise the asset again"):
         bundle_inputs(Upstream.load(outcome.store, "notes"), "notes", settings, "2026-01-01T00:00:00")
+
+
+def test_vectors_that_are_made_and_not_exported_are_not_in_the_manifest() -> None:
+    """A later export of the same vectors may not ask for them."""
+    facts = {"model": MODEL, "width": 384, "tokens": 9, "chunks_without": 0}
+    record = DenseRecord("dense", "completed", token_vectors=facts)
+    assert dense_extras(record, with_tokens=True) == {"token_vectors": facts}
+    assert dense_extras(record, with_tokens=False) == {}
