@@ -10,7 +10,7 @@ import logging
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,11 +116,13 @@ def run_collections(
         from ensemble_assets.orchestration.resources import settings_run_config
 
     outcomes, progress = _left_out(resolved.settings) if whole else [], ConsoleProgress()
-    with _dagster_instance(resolved.environment.get("DAGSTER_HOME")) as instance:
+    with ExitStack() as stack:
+        with args.importing():  # Dagster imports its storage when an instance is opened
+            instance = stack.enter_context(_dagster_instance(resolved.environment.get("DAGSTER_HOME")))
+            definitions = build_definitions(progress=progress)
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
         name_origin(instance, RETRIEVAL_BUNDLE)
         leave_output_on_terminal(instance)
-        definitions = build_definitions(progress=progress)
         typed = flatten(resolved.settings)
         config = settings_run_config({key: typed[key] for key in overrides}, sources)
         config["loggers"] = {"console": {"config": {"log_level": "CRITICAL"}}}

@@ -76,6 +76,15 @@ def test_fingerprint_ignores_truncation_and_padding_and_sees_behaviour(tmp_path)
     assert fingerprints[0] == load_vocabulary(plain).fingerprint == fingerprints[1] != fingerprints[2]
 
 
+def test_models_with_equal_files_share_a_vocabulary(tmp_path):
+    for name in ("one", "two", "cased"):
+        model_folder(tmp_path / name)
+    tokenizer(lowercase=False).save(str(tmp_path / "cased" / "tokenizer.json"))
+    one, two, cased = (load_vocabulary(ModelFiles(tmp_path / name, "local", name)) for name in ("one", "two", "cased"))
+    assert one is two
+    assert one != cased
+
+
 def test_order_of_keys_in_the_file_does_not_matter(tmp_path):
     model_folder(tmp_path / "one")
     model_folder(tmp_path / "two")
