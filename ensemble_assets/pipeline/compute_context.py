@@ -89,6 +89,7 @@ class Computing:
             runner = LocalRunner(settings_of(run.settings, on_cpu=on_cpu), tuple(devices))
             backend = run.settings.encoding.backend if on_cpu else "torch"
             runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
+            runtime = replace(runtime, packed=options.packed_rows and not on_cpu)
         return ComputeContext(
             lease=partial(_without_waiting, run.clock, lease),
             runner=_reusing(run, runner, on_cpu=on_cpu),

@@ -119,6 +119,9 @@ class Device(Section):
     threads: int = option(0, "CPU threads. 0: all cores that this process may use.", ge=0)
     host_budget_gb: float = option(4.0, "Most host memory for one table of a collection, in 10^9 bytes.", ge=0.1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "Number format of weights and activations.")
+    packed_rows: bool = option(
+        False, "Whether GPUs compute BERT-like encoders without padding, where attention takes rows of any length."
+    )
 
     @property
     def ceiling_bytes(self) -> int:

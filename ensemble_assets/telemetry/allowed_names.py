@@ -61,6 +61,7 @@ ERROR_TYPES = (
 )
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_PACKINGS = ("off", "packed", "architecture", "precision", "capability", "torch")
 _KINDS = "|".join(get_args(DeviceKind))
 _ONE_DEVICE = rf"({_KINDS}|cpu-[0-9a-f]{{16}}|(cuda|sim):\d{{1,3}}|(GPU|MIG|SIM)-({_UUID}|\d{{1,3}}))(#\d{{1,3}})?"
 
@@ -148,6 +149,7 @@ FIELDS: MappingProxyType[str, Field] = MappingProxyType(
         "reserve_bytes": count("memory in use outside the allocator once the model is loaded, bytes"),
         # choices
         "precision": shape("number format, or several", "`fp32`, `bf16`, `fp16`, `int8`, `none`", _FORMATS),
+        "packing": word("whether rows have no padding, or what they lack for it", _PACKINGS),
         "method": word("fusion method", ("rrf", "minmax", "dbsf", "zscore")),
     }
 )
@@ -204,7 +206,9 @@ EVENTS: MappingProxyType[str, EventSpec] = MappingProxyType(
         "lease.acquired": _event("lease", "a device was leased", "device stage model wait_seconds"),
         "lease.released": _event("lease", "a device was given back", "device stage model held_seconds"),
         "worker.started": _event("run", "a worker process was started for a device", "device pid"),
-        "worker.ready": _event("run", "a worker has loaded its model", "device base_bytes reserve_bytes precision"),
+        "worker.ready": _event(
+            "run", "a worker has loaded its model", "device base_bytes reserve_bytes precision packing"
+        ),
         "worker.lost": _event("mitigation", "a worker died; it is started again or the others go on", "device reason"),
         "worker.stuck": _event("mitigation", "a worker could not be ended; its lease stays", "device pid"),
         "batch.planned": _event("progress", "rows that are not stored yet are to be computed", "rows"),

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
+from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.compute.devices import cuda
+from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.stage_run import ComputeRun
+from ensemble_assets.settings.options import Settings
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection
 from ensemble_assets_tests.orchestration.test_memory_limits import MB, heavy
 from ensemble_assets_tests.simulated.device import SimulatedDevice
@@ -59,3 +63,11 @@ def test_the_manifest_names_device_memory_and_rerank_finds_its_baseline(
         budgeted = pipeline.run({"encoding.reuse": reuse}).manifest()["performance_baseline"]
         assert budgeted["measured"]["accelerators"] == list(NAMES)
         assert budgeted["budget"]["budget_seconds"] > 0
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_rows_are_packed_on_gpus_only_and_only_if_asked_for(tmp_path: Path, asked: bool) -> None:
+    settings = Settings(device={"packed_rows": asked}, paths={"cache_dir": str(tmp_path)})
+    run = ComputeRun(settings, "run", EventLog())
+    for device, packed in ((SimulatedDevice(UUID), asked), (CpuDevice(), False)):
+        assert Computing(devices=[device]).context(run).runtime.packed is packed

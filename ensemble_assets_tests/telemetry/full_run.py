@@ -17,7 +17,7 @@ MODEL, REVISION, COLLECTION = "all-minilm-l6-v2", "0.1.0", "docling"
 DECLARED = declare(collection=(COLLECTION,), model=(MODEL,), revision=(REVISION,))
 _WORDS = (
     MODEL, REVISION, COLLECTION, RUN_ID, "cpu", "dense", "active", "out_of_memory", "metadata", "sla", "fp32",
-    "completed", "rrf", "ValueError", "journal",
+    "completed", "rrf", "ValueError", "journal", "packed",
 )  # fmt: skip
 _OWN = {"run_id", "collection", "stage", "status", "latency_seconds", "dropped_attributes"}
 

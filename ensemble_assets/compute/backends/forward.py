@@ -42,12 +42,14 @@ class Runtime:
         threads: CPU threads of one forward; 0 leaves the backend's own choice.
         backend: ``torch`` is the reference; ``auto`` takes OpenVINO on a CPU where it is installed.
         cache_folder: converted models are kept below it; None keeps none, so that only torch can be used.
+        packed: whether torch computes rows without padding where it can; see ``library.packed_rows``.
     """
 
     precision: Precision = "auto"
     threads: int = 0
     backend: BackendName = "torch"
     cache_folder: Path | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,20 @@ class Forward(Protocol):
         """
 
 
+def packing_of(forward: Forward) -> str:
+    """Return ``packed`` if a forward computes no padding, what does not allow it, or ``off`` if nobody asked."""
+    return str(getattr(forward, "packing", "off"))
+
+
 class Launched(Protocol):
     """A batch that a device computes."""
 
     def done(self) -> bool:
         """Whether ``result`` would return at once."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until it would, in any thread; an error of the device may be raised."""
         ...
 
     def result(self) -> Mapping[str, NDArray[np.generic]]:

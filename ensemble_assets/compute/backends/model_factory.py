@@ -73,7 +73,8 @@ class ModelFactory:
         """Name everything that outputs depend on; equal only for factories whose outputs are equal."""
         spec = self.spec
         parts = (spec.slug, self.files.fingerprint, spec.pooling, self.backend, self.runtime.precision)
-        return ":".join(map(str, (*parts, spec.dimension, self.top_k)))
+        packed = ("packed",) if self.runtime.packed else ()
+        return ":".join(map(str, (*parts, spec.dimension, self.top_k, *packed)))
 
     @property
     def outputs(self) -> Mapping[str, OutputSpec]:

@@ -55,7 +55,8 @@ class BatchPlanner:
 
     ``lengths`` ``[n] int64`` are the tokens of every row of the table; ``rows`` ``[m] int64`` are to run, each once.
     ``elsewhere_bytes`` is the most that an allocator on another device could hold, were other programs gone: rows that
-    need so much are left to that device.
+    need so much are left to that device. ``packed`` says that no device computes padding, so that batches are counted
+    without it.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class BatchPlanner:
         self._base_bytes = 0
         self._checks: set[int] = set()
         self.elsewhere_bytes = 0.0
+        self.packed = False
 
     @property
     def done(self) -> bool:
@@ -111,7 +113,7 @@ class BatchPlanner:
             self._checks.add(self._planned)
         self.tally.out_of_step += self._learned < self._planned - self._settings.lookahead + 1
         longest = int(self._lengths[part.rows[0]])
-        batch = Batch(part.rows, longest)
+        batch = Batch(part.rows, longest, int(self._lengths[part.rows].sum()) if self.packed else 0)
         predicted = int(self.sizes.model.predict(batch.tokens, longest)) if self.sizes.model.fitted else None
         assignment = Assignment(self._planned, batch, predicted, alone=part.losses > 0)
         self._planned += 1
@@ -306,7 +308,10 @@ class BatchPlanner:
         # One batch in ``lookahead`` tries a larger size. Its outcome is known before the next one is planned.
         probe = self._planned % self._settings.lookahead == 0
         tokens = self.sizes.allowed_tokens(longest, headroom.available, self.tally.redone_tokens, probe)
-        return min(len(rows), self._settings.sizes.max_rows or len(rows), max(1, int(tokens // longest)))
+        most = min(len(rows), self._settings.sizes.max_rows or len(rows))
+        if self.packed:
+            return max(1, int(np.searchsorted(np.cumsum(self._lengths[rows[:most]]), tokens, side="right")))
+        return min(most, max(1, int(tokens // longest)))
 
     def _learn_up_to(self, number: int) -> None:
         """Learn from the batches up to ``number``, in order, as far as they have ended."""

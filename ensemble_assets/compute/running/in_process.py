@@ -8,7 +8,7 @@ import numpy as np
 
 from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.events import EventSink
-from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.forward import ForwardFactory, packing_of
 from ensemble_assets.compute.batching.batch_outcome import Finished
 from ensemble_assets.compute.batching.dispatcher import Dispatcher, Measure, Run
 from ensemble_assets.compute.batching.planner import BatchPlanner
@@ -47,6 +47,7 @@ def run_in_process(
                 session.begin_peak()
                 guard.settle()
                 dispatcher.joined(device.uuid, session.peak_bytes(), guard.measure())
+                planner.packed = packing_of(forward) == "packed"
                 for action in dispatcher.actions(time.monotonic, _sleep_until):
                     if isinstance(action, Run):
                         staged = runner.stage(action.assignment.number, action.assignment.batch)

@@ -53,6 +53,7 @@ class _Pass:
     loading_ends: dict[str, float] = field(default_factory=dict)
     not_finite: list[int] = field(default_factory=list)
     precision: str = "none"
+    packings: set[str] = field(default_factory=set)
     does_not_fit: DeviceOutOfMemoryError | None = None
 
 
@@ -182,12 +183,15 @@ class WorkerPool:
     def _joined(self, worker: WorkerHandle, current: _Pass, message: messages.Ready) -> None:
         if message.loaded:
             self._events.emit("worker.ready", device=worker.name, base_bytes=message.base_bytes,
-                              reserve_bytes=message.reserve_bytes, precision=message.precision)  # fmt: skip
+                              reserve_bytes=message.reserve_bytes, precision=message.precision,
+                              packing=message.packing)  # fmt: skip
         if self._supply is not None:
             self._supply.start(current.factory)  # the next model's workers, while this one computes
         if message.number != current.work.number:  # it was still loading when the others had done an earlier table
             return
         current.precision = message.precision
+        current.packings.add(message.packing)
+        current.dispatcher.planner.packed = current.packings == {"packed"}
         current.dispatcher.joined(worker.name, message.base_bytes, message.headroom)
 
     def _fail(self, worker: WorkerHandle, current: _Pass, message: messages.Failed) -> None:

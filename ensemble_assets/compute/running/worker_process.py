@@ -14,16 +14,17 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
-from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, Launched, OutputSpec, packing_of
 from ensemble_assets.compute.batching.assignment import Assignment
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
@@ -33,9 +34,6 @@ from ensemble_assets.compute.running.shared_folder import load_table, open_outpu
 
 LOAD_AGAIN_SECONDS = 0.5
 """Pause before weights that did not fit are loaded again."""
-
-_LOOK_SECONDS = 0.001
-"""Period of looks at a device that computes: short beside a batch, and a look takes some microseconds."""
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -90,6 +88,7 @@ class Ready:
     reserve_bytes: int
     headroom: Headroom
     precision: str
+    packing: str
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,18 @@ def _serve(connection: Connection[Any, Any]) -> None:
     connection.send(Farewell(guard.peak_used, tuple(sampler.timeline.points)))
 
 
+@dataclass(frozen=True)
+class _Computed:
+    """Notice that the device has computed a batch, whose results may have been fetched already."""
+
+    batch: RunningBatch
+
+
 class _Desk:
     """Answers requests in their order.
 
     While the device computes a batch, a thread makes the inputs of the next one, which is launched before the first
-    one's results are fetched.
+    one's results are fetched. Another thread waits for the device, so that requests and results come into one inbox.
     """
 
     def __init__(
@@ -191,6 +197,7 @@ class _Desk:
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._runner: BatchRunner | None = None
         self._running: RunningBatch | None = None
+        self._waiter = ThreadPoolExecutor(1)
 
     def serve(self) -> None:
         """Serve requests until the parent asks to leave."""
@@ -225,12 +232,10 @@ class _Desk:
 
     def _next(self) -> Any:
         """Wait for a request; fetch the running batch's results as soon as they are there."""
-        while self._running is not None:
-            with suppress(Empty):
-                return self._inbox.get(timeout=_LOOK_SECONDS)
-            if self._running.done():
+        while isinstance(message := self._inbox.get(), _Computed):
+            if message.batch is self._running:
                 self._finish()
-        return self._inbox.get()
+        return message
 
     def _launch(self, staged: RunningBatch) -> None:
         assert self._runner is not None
@@ -239,6 +244,13 @@ class _Desk:
         self._running = launched
         if launched.done():  # a host computes while it launches
             self._finish()
+        else:
+            self._waiter.submit(self._wait, launched, launched.made)
+
+    def _wait(self, batch: RunningBatch, made: Launched) -> None:
+        with suppress(Exception):  # the same error comes when the results are fetched
+            made.wait()
+        self._inbox.put(_Computed(batch))
 
     def _finish(self) -> None:
         """Report the batch that the device computes, if there is one."""
@@ -257,7 +269,8 @@ def _begin(
         return None, TableGone(work.number)
     session.begin_peak()
     loaded = work.factory is not None
-    ready = Ready(work.number, loaded, session.peak_bytes(), guard.settle(), guard.measure(), forward.precision)
+    facts = forward.precision, packing_of(forward)
+    ready = Ready(work.number, loaded, session.peak_bytes(), guard.settle(), guard.measure(), *facts)
     return BatchRunner(session, guard, forward, table, OutputArrays(work.outputs, arrays)), ready
 
 

@@ -79,10 +79,12 @@ class Batch:
     Attributes:
         rows: ``[size] int64`` row numbers in the token table.
         longest: tokens of the longest row.
+        packed_tokens: tokens of all rows, where a device computes no padding; else 0.
     """
 
     rows: NDArray[np.int64]
     longest: int
+    packed_tokens: int = 0
 
     @property
     def size(self) -> int:
@@ -91,8 +93,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Padded tokens: the size of what the device computes and holds."""
-        return self.size * self.longest
+        """Padded tokens, unless rows are packed: the size of what the device computes and holds."""
+        return self.packed_tokens or self.size * self.longest
 
 
 @dataclass(frozen=True)

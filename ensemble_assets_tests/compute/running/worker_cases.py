@@ -214,9 +214,15 @@ class _OverlappingForward:
 @dataclass(frozen=True)
 class _OverlappingBatch:
     future: Future[Mapping[str, np.ndarray]]
+    looks: list[bool] = field(default_factory=list)
 
     def done(self) -> bool:
-        return self.future.done()
+        self.looks.append(self.future.done())
+        assert len(self.looks) == 1, "a worker waits, and does not look again and again"
+        return self.looks[0]
+
+    def wait(self) -> None:
+        self.future.exception()
 
     def result(self) -> Mapping[str, np.ndarray]:
         return self.future.result()

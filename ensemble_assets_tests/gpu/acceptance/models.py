@@ -128,7 +128,7 @@ def _write_pooling(folder: Path, width: int, pooling: str) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": width, **flags}))
 
 
-def factory(spec: ModelSpec, files: ModelFiles, precision: Precision) -> ForwardFactory:
+def factory(spec: ModelSpec, files: ModelFiles, precision: Precision, *, packed: bool = False) -> ForwardFactory:
     """The factory that a run on a GPU would use."""
     maker = load_row_maker(spec, files)
     texts: list[Any] = [("a", "a"), ("a", "a b c")] if spec.kind == "rerank" else ["a", "a b c"]
@@ -136,4 +136,4 @@ def factory(spec: ModelSpec, files: ModelFiles, precision: Precision) -> Forward
     traits = ModelTraits(tokens="fast", body=spec.pooling, layouts=dict(maker.layouts))
     splade = spec.kind == "sparse"
     top_k = 256 if splade else 0
-    return LibraryFactory(spec, files, Runtime(precision), "reference", traits, top_k, tiled=splade)
+    return LibraryFactory(spec, files, Runtime(precision, packed=packed), "reference", traits, top_k, tiled=splade)

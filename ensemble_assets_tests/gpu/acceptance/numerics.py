@@ -133,12 +133,17 @@ def agreement(bench: Bench) -> dict[str, Any]:
 
 
 def agree(device: str, folder: Path, *, small: bool) -> dict[str, Any]:
-    """Compare every kind of model in every precision of the device with fp32 on the CPU."""
-    from ensemble_assets_tests.gpu.acceptance.models import SHAPES, factory, model
+    """Compare every kind of model in every precision of the device with fp32 on the CPU, and packed with padded rows.
+
+    Rows that the device does not pack are not compared; ``packing`` says why.
+    """
+    from ensemble_assets.compute.backends.forward import packing_of
+    from ensemble_assets_tests.gpu.acceptance.models import GROUPED, SHAPES, factory, model
 
     precisions = ("fp32", "bf16") if device == "cpu" else ("fp32", "fp16", "bf16")
     table = random_table(np.array([5, 9, 9, 33, 64, 64, 17, 128]), seed=4)
     results: dict[str, Any] = {}
+    packing: dict[str, str] = {}
     for name in SHAPES:
         spec, files = model(name, folder, small=small, device=device)
         with _loaded(factory(spec, files, "fp32"), "cpu") as forward:
@@ -153,8 +158,15 @@ def agree(device: str, folder: Path, *, small: bool) -> dict[str, Any]:
                 "alone": _distance(alone, together),
                 "in_pairs": _distance(pairs, together),
             }
+            if name in GROUPED:
+                continue
+            with _loaded(factory(spec, files, precision, packed=True), device) as forward:
+                packing[f"{name} {precision}"] = packing_of(forward)
+                if packing_of(forward) == "packed":
+                    packed = _computed(forward, table, [range(len(table))])
+                    results[f"{name} {precision}"]["packed"] = _distance(packed, together)
     passed = all(_within(key.split()[1], distances) for key, distances in results.items())
-    return {"passed": passed, **results}
+    return {"passed": passed, **results, "packing": packing}
 
 
 @contextmanager

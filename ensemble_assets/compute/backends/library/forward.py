@@ -17,6 +17,7 @@ from ensemble_assets.compute.backends.late_interaction import LateInteractionFor
 from ensemble_assets.compute.backends.library.attention import fit_to_gpu
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, split_by_task
+from ensemble_assets.compute.backends.library.packed_rows import Packing, pack_rows
 from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM, ModelFactory, failure_of_batch
 from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
@@ -92,13 +93,17 @@ class LaunchedBatch:
             return self.event is None or bool(self.event.query())
         return True
 
+    def wait(self) -> None:
+        """Wait for the event."""
+        if self.event is not None:
+            self.event.synchronize()
+
     def result(self) -> Mapping[str, NDArray[np.generic]]:
         """Wait for the outputs of all tasks, and bring them into the order of the batch."""
         return self.forward.translated(self.staged.batch, self._outputs)
 
     def _outputs(self) -> dict[str, NDArray[np.generic]]:
-        if self.event is not None:
-            self.event.synchronize()
+        self.wait()
         if len(self.parts) == 1:  # one task: the rows are in order
             return {name: tensor.numpy() for name, tensor in self.parts[0][1].items()}
         made: dict[str, NDArray[np.generic]] = {}
@@ -129,6 +134,7 @@ class LibraryForward:
         late = factory.spec.pooling == "late_interaction"
         self._finish = _unit_states if late else _FINISHES[factory.spec.kind]
         model.layouts.update(factory.traits.layouts)
+        self.packing: Packing = pack_rows(model, device) if factory.runtime.packed else "off"
         if device.startswith("cuda"):
             fit_to_gpu(model, torch.cuda.get_device_capability(device))
 
@@ -166,7 +172,7 @@ class LibraryForward:
                 parts.append((places, {name: value.to("cpu", non_blocking=True) for name, value in outputs.items()}))
             event: Any = None
             if self._device.startswith("cuda"):
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # else who waits keeps a core busy
                 event.record()
             return LaunchedBatch(self, staged, parts, event)
 
