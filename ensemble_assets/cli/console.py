@@ -1,7 +1,7 @@
 """Show a run on the terminal: the progress of its stages, and a summary of it.
 
 Progress is on standard error: a bar on a terminal, a line every few seconds elsewhere. The summary is on standard
-output: JSON, or a table with what is worth knowing about each collection, readable at 80 columns.
+output: JSON, or a table with remarks about each collection, readable at 80 columns.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def plain_or_terminal(width: int) -> Console:
 
 
 def print_summary(outcomes: list[CollectionOutcome]) -> None:
-    """Print how each collection's run went, what to know about it, and what to do next."""
+    """Print the result of each collection's run, remarks about it, and the next command."""
     console = plain_or_terminal(_PLAIN_WIDTH)
     for outcome in outcomes:
         title = f"{outcome.collection}: {'done' if outcome.succeeded else 'FAILED'}"
@@ -200,7 +200,7 @@ def _cells(record: Record) -> list[str]:
 
 
 def _to_know(outcome: CollectionOutcome) -> Iterator[str]:
-    """Give sentences on what was cut, fell back, waited or is off, with the remedy where there is one."""
+    """Give sentences on texts that were cut, fallbacks, waits and stages that are off, with remedies."""
     for record in outcome.stages:
         yield from record.warnings
         if isinstance(record, StageRecord):

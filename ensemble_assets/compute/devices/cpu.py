@@ -147,7 +147,7 @@ UNWATCHED = (
 
 
 def watches_memory() -> bool:
-    """Return whether the kernel tells what memory a process has, of which kind, and had at most."""
+    """Return whether the kernel tells the memory of a process by kind, and its peak."""
     return _STATUS.is_file()
 
 

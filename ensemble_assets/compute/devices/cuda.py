@@ -33,7 +33,7 @@ def _nvml() -> Iterator[Any]:
 
 
 def _memory(nvml: Any, handle: Any) -> MemoryReading:
-    """Read a device's memory, without what the driver reserves: that is never free, and no program holds it.
+    """Read a device's memory, without the part that the driver reserves: that is never free, and no program holds it.
 
     A reading may fail once and is tried again; if it fails again and again, it is a ``DeviceError``.
     """
@@ -59,7 +59,7 @@ def _reading(nvml: Any, handle: Any) -> MemoryReading:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """What NVML says of a GPU: driver, compute capability, bytes in use, free and kept by the driver."""
+    """Facts that NVML tells about a GPU: driver, compute capability, bytes in use, free and kept by the driver."""
 
     driver: str
     capability: tuple[int, int]
@@ -100,7 +100,7 @@ class CudaDevice:
             return _memory(nvml, nvml.nvmlDeviceGetHandleByUUID(self.uuid))
 
     def facts(self) -> GpuFacts:
-        """Ask NVML for what ``doctor`` says of this GPU."""
+        """Ask NVML for the facts that ``doctor`` shows about this GPU."""
         with _nvml() as nvml:
             handle = nvml.nvmlDeviceGetHandleByUUID(self.uuid)
             major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)

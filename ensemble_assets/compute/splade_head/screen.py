@@ -109,7 +109,7 @@ def _balanced(covariance: NDArray[np.float64], matrix: NDArray[np.float32]) -> N
     """Return the rotation and scaling A of the states, ``[H, H]``, by falling share of the logits' variance.
 
     In the new coordinates states and terms have the same diagonal covariance, as in balanced truncation (Moore, 1981).
-    So what the first few coordinates leave out is small on both sides.
+    So the part that the first few coordinates leave out is small on both sides.
     """
     hidden = len(covariance)
     size = float(np.trace(covariance)) / hidden or 1.0

@@ -21,7 +21,7 @@ _GRAM_CHARACTERS = 12
 
 _STRONG_WORDS, _STRONG_LETTERS = 3, 2
 _STRONG_BYTES = 16
-"""A query with fewer words, or fewer of letters, and fewer bytes cannot be told from ordinary words and figures."""
+"""A query with fewer words, or fewer words of letters, and fewer bytes looks like ordinary words and figures."""
 
 _STRONG_DIGITS, _LONG_NUMBER = 8, 3
 """A query of numbers alone needs as many digits as a telephone number or date, and one number of three: coordinates and
