@@ -59,6 +59,7 @@ def test_every_layout_alone_gives_what_the_library_gives(key: str, root: Path) -
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(3600)  # 336 pairs through a network that is 1,024 wide, here and in the library
 def test_all_five_models_of_the_large_profile_give_what_the_library_gives_in_one_run(root: Path) -> None:
     comparisons = run_together(REGISTERED, root, profile="kaggle-t4x2")
     print(*(f"{each.key}: {each.detail}" for each in comparisons), sep="\n")
