@@ -103,11 +103,11 @@ def randomisation_test(differences: NDArray[np.float64], *, seed: int = 0, resam
     patterns. Otherwise patterns are drawn, and it is (hits + 1) / (resamples + 1). It is 1 if fewer than two queries
     differ.
     """
-    from scipy.stats import permutation_test  # takes most of a second to import
-
     changed = differences[differences != 0]
     if len(changed) < 2:
         return 1.0
+    from scipy.stats import permutation_test  # takes most of a second to import, so only where something differs
+
     test = permutation_test(
         (changed, np.zeros_like(changed)),
         lambda current, baseline, axis: np.abs(np.mean(current - baseline, axis=axis)),
@@ -133,11 +133,13 @@ def bootstrap_interval(
 
     Queries are drawn with replacement. A single value is both ends; without values both are NaN.
     """
-    from scipy.stats import bootstrap
-
     if len(values) < 2:
         only = float(values[0]) if len(values) else float("nan")
         return only, only
+    if not values.any():  # as where nothing was reranked: every sample's mean is 0
+        return 0.0, 0.0
+    from scipy.stats import bootstrap
+
     interval = bootstrap(
         (values,),
         np.mean,

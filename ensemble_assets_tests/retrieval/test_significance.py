@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -121,3 +123,15 @@ def test_memory_does_not_grow_with_the_number_of_queries_times_draws():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 999 * 20_000 * 8
+
+
+def test_where_nothing_differs_the_answer_is_scipys_without_its_import():
+    zeros = np.zeros(7)
+    scipys = scipy.stats.bootstrap((zeros,), np.mean, method="percentile", n_resamples=99, rng=0).confidence_interval
+    assert bootstrap_interval(zeros) == (scipys.low, scipys.high) == (0.0, 0.0)
+    program = (
+        "import sys, numpy; from ensemble_assets.retrieval.quality_verdicts import *\n"
+        "assert (bootstrap_interval(numpy.zeros(7)), randomisation_test(numpy.zeros(7))) == ((0.0, 0.0), 1.0)\n"
+        "assert 'scipy.stats' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
