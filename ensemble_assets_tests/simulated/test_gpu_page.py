@@ -106,7 +106,7 @@ def test_the_numbers_of_the_page_are_the_defaults() -> None:
         "two minutes",
         "every eighth batch",
         "a fortieth",
-        "slices of 16 MB",
+        "first slice has 16 MB",
     ):
         assert said in PROSE, said
 

@@ -1,4 +1,4 @@
-"""Find equal rows of a token table, and cut rows into shards.
+"""Find equal rows of a token table, and cut rows into shards and slices.
 
 Every row is hashed once. The digest is also the key under which ``row_store`` keeps the row's outputs.
 """
@@ -79,3 +79,11 @@ def shards(weights: NDArray[np.int64], rows: NDArray[np.int64], limit: int | Non
         stop = int(np.searchsorted(reached, done + limit)) + 1
         yield ordered[start:stop]
         start, done = stop, int(reached[min(stop, len(ordered)) - 1])
+
+
+def growing_slices(weights: NDArray[np.int64], first: int) -> list[NDArray[np.int64]]:
+    """Cut all rows, heaviest first: a slice weighs ``first``, the next one twice as much, and so on."""
+    ordered = np.argsort(-weights, kind="stable")
+    before = np.cumsum(weights[ordered]) - weights[ordered]
+    number = np.log2(before // first + 1).astype(np.int64)
+    return np.split(ordered, np.flatnonzero(np.diff(number)) + 1)

@@ -25,10 +25,11 @@ IN_FLIGHT = 2
 """Batches that a worker has at once: one that the device computes, and one that a thread of the worker prepares."""
 
 SLICE_BYTES = 16_000_000
-"""Bytes of text of a slice: 4 to 5 million tokens, which take one core six to eight seconds.
+"""Bytes of text of the first slice: 4 to 5 million tokens, which take one core six to eight seconds.
 
-A worker that was started ahead imports its libraries meanwhile, so smaller slices would let few begin sooner. At the
-end of each one devices wait for each other."""
+A worker that was started ahead imports its libraries meanwhile, so a smaller one would let few begin sooner. At the end
+of each slice devices wait for each other, and rows that are not finite are redone in fp32, for which two models are
+loaded. So each is twice as large as the one before."""
 
 
 def cpu_batches(batch_tokens: int = BATCH_TOKENS) -> PlannerSettings:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.running.equal_rows import shards
+from ensemble_assets.compute.running.equal_rows import growing_slices
 from ensemble_assets.compute.running.run_table import TableSlice
 from ensemble_assets.compute.running.worker_settings import SLICE_BYTES
 from ensemble_assets.compute.tokens.token_cache import TokenCache
@@ -80,7 +80,7 @@ class EncoderTexts:
         Chunks go longest first, by bytes, so that a slice's rows are of similar length. Where rows begin depends on all
         texts before them if a chunk may have windows, or on the model's own preprocessing: then there is one table.
         """
-        slices = _slices(self.chunks, SLICE_BYTES)
+        slices = growing_slices(self.chunks.str.len_bytes().cast(pl.Int64).to_numpy(), SLICE_BYTES)
         one_row_each = self.factory.spec.windows == 1 and self.factory.traits.tokens == "fast"
         if not (streamed and one_row_each and len(slices) > 1):
             yield self.input.table
@@ -97,12 +97,6 @@ class EncoderTexts:
             last = at == len(slices) - 1  # queries are short, and come with the shortest chunks
             table = _joined_rows(bodies, asked if last else none, self.factory, vocabulary.template).table
             yield np.append(rows, np.arange(len(table) - len(rows)) + len(self.chunks)), table
-
-
-def _slices(texts: pl.Series, slice_bytes: int) -> list[NDArray[np.int64]]:
-    """Cut all rows, longest first, after the text that brings a slice to so many bytes."""
-    sizes = texts.str.len_bytes().cast(pl.Int64).to_numpy()
-    return list(shards(sizes, np.arange(len(sizes)), slice_bytes))
 
 
 def _one_ahead(thread: ThreadPoolExecutor, items: Iterator[TableSlice]) -> Iterator[TableSlice]:

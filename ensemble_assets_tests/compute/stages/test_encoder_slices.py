@@ -17,6 +17,7 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.devices.leases import lease_devices
+from ensemble_assets.compute.running.equal_rows import growing_slices
 from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -77,6 +78,23 @@ def test_the_slices_are_the_rows_of_the_table_each_once(spec, chunks, queries, s
     with texts.tables(streamed=False) as table:  # the column was kept as if it had been tokenised at once
         np.testing.assert_array_equal(table.ids, whole.ids)
         np.testing.assert_array_equal(table.offsets, whole.offsets)
+
+
+@given(weights=st.lists(st.integers(0, 20), max_size=60), first=st.integers(1, 60))
+def test_slices_grow_and_hold_every_row_once_heaviest_first(weights, first):
+    slices = growing_slices(np.array(weights, np.int64), first)
+    rows = [row for some in slices for row in some.tolist()]
+    assert sorted(rows) == list(range(len(weights)))
+    assert [weights[row] for row in rows] == sorted(weights, reverse=True)
+    begun = 0
+    for some in slices:
+        of_slice = [weights[row] for row in some]
+        assert sum(of_slice[:-1]) < begun + first, "without its last row, no heavier than all before it and the first"
+        begun += sum(of_slice)
+
+
+def test_slices_of_equal_rows_double():
+    assert [len(rows) for rows in growing_slices(np.ones(40, np.int64), 4)] == [4, 8, 16, 12]
 
 
 @given(chunks=TEXTS, queries=TEXTS, slice_bytes=st.integers(1, 60), stored=st.booleans())

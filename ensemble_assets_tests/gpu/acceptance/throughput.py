@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.running.equal_rows import shards
+from ensemble_assets.compute.running.equal_rows import growing_slices, shards
 from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, SLICE_BYTES, WorkerSettings
 from ensemble_assets_tests.gpu.acceptance.bench import GB, Bench, Log, random_table
 from ensemble_assets_tests.simulated.device import SimulatedDevice
@@ -73,7 +73,7 @@ def _throughput_simulated() -> dict[str, Any]:
         lengths = np.clip(random.lognormal(5.2, 0.6, chunks), 5, 2_000).astype(np.int64)
         text_bytes = (lengths * _TOKEN_BYTES * random.lognormal(0.0, _SPREAD, chunks)).astype(np.int64)
         for card, (count, speed, seconds) in cards.items():
-            slices = [lengths[part] for part in shards(text_bytes, np.arange(chunks), SLICE_BYTES)]
+            slices = [lengths[part] for part in growing_slices(text_bytes, SLICE_BYTES)]
             parts = [lengths[part] for part in shards(lengths, np.arange(chunks), _SHARD_TOKENS)]
             sliced, whole = _run(slices, count, speed, seconds), _run(parts, count, speed, seconds)
             streamed = _streamed(slices, sliced.seconds, seconds)
