@@ -5,7 +5,7 @@ set -eu
 ENSEMBLE=${ENSEMBLE:-ensemble-assets}
 PYTHON=${PYTHON:-python3}
 WORK=${1:-demo}
-RUN="--chunked-dir $WORK/corpora --output-dir $WORK/output ${OPTIONS:---set models.rerank=minilm-late-interaction}"
+RUN="--chunked-dir $WORK/corpora --output-dir $WORK/output ${OPTIONS:---set rerank.late_interaction=true}"
 
 say() { printf '\n== %s\n' "$1"; }
 

@@ -25,6 +25,7 @@ _BINS, _SMALL_BINS = 24, 18
 _POINTS, _SMALL_POINTS = 600, 40  # about one a pixel; few enough for the event of a materialisation
 _SMALLEST = 1e-9  # an axis that reaches less than this shows nothing and becomes an axis to 1
 _LEFT, _RIGHT, _ROW, _ABOVE_BARS = 130, 90, 26, 34
+_CHARACTER = 6.5  # mean width of a character of 12 pixels, in sans-serif fonts
 _IMAGE_STYLE = (
     "<style>text{font:11px sans-serif;fill:#7d8590}.bar{fill:#3f83d6}"
     ".limit,.curve{fill:none;stroke:#3f83d6;stroke-width:1.5}.limit{stroke:#c8661b;stroke-dasharray:4}</style>"
@@ -91,7 +92,8 @@ def bars(title: str, rows: Sequence[Bar], limits: Sequence[Limit], unit: str, wi
     for number, limit in enumerate(limits):
         x, y = _LEFT + limit.at * scale, 12 + 12 * (number % 2)  # two lines of labels, so that neighbours stay apart
         parts.append(
-            _line("limit", (x, y + 3), (x, bottom)) + _text(x, y, limit.label, _anchor(x, width), "small halo")
+            _line("limit", (x, y + 3), (x, bottom))
+            + _text(x, y, limit.label, _anchor(x, width, limit.label), "small halo")
         )
     for number, bar in enumerate(rows):
         x, y = _LEFT + bar.start * scale, top + _ROW * number
@@ -124,9 +126,10 @@ def histogram(title: str, values: NDArray[np.float64], unit: str, width: float =
         f"{len(values):,} values from {shown(values.min())} to {shown(values.max())} {unit}, median {shown(middle)}, "
         f"tallest bar {tallest:,}"
     )
+    median = f"median {shown(middle)}"
     labels = (
         _line("limit", (x, 18), (x, base))
-        + _text(x, 12, f"median {shown(middle)}", _anchor(x, width), "small")
+        + _text(x, 12, median, _anchor(x, width, median), "small")
         + _text(20, base + 16, shown(edges[0] + inset), "start", "small")
         + _text(width - 20, base + 16, f"{shown(edges[-1] - inset)} {unit}", "end", "small")
     )
@@ -224,9 +227,9 @@ def _text(x: float, y: float, text: str, anchor: str = "start", classes: str = "
     return f'<text{named} x="{x:.4g}" y="{y:.4g}"{where}>{escape(text)}</text>'
 
 
-def _anchor(x: float, width: float) -> str:
+def _anchor(x: float, width: float, label: str) -> str:
     """Choose on which side of ``x`` a label goes, so that it stays inside the drawing."""
-    return "end" if x > width * 0.6 else "start"
+    return "end" if x + _CHARACTER * len(label) > width and x > width / 2 else "start"
 
 
 def _line(name: str, start: tuple[float, float], end: tuple[float, float]) -> str:

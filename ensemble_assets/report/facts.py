@@ -115,11 +115,12 @@ class Facts:
     def limit(self) -> tuple[str, float] | None:
         """Name and seconds of the most that the run may take; None without a reference."""
         seconds, name = self.reference
-        return (
-            (f"the limit of {100 * (self.limit_ratio - 1):.0f} % over {name}", seconds * self.limit_ratio)
-            if seconds
-            else None
-        )
+        return (f"{self.limit_name} over {name}", seconds * self.limit_ratio) if seconds else None
+
+    @property
+    def limit_name(self) -> str:
+        """The limit's name without the time that it is a share of."""
+        return f"the limit of {100 * (self.limit_ratio - 1):.0f} %"
 
     def ceiling(self, device: str) -> float | None:
         """Find the memory ceiling of a device in bytes. GPUs without a recorded one have the default."""

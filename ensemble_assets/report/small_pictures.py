@@ -34,7 +34,7 @@ def small_pictures(facts: Facts) -> dict[str, Chart]:
 
 
 def _times(facts: Facts) -> Chart | None:
-    limits = [Limit(*facts.limit)] if facts.limit else []
+    limits = [Limit(facts.limit_name, facts.limit[1])] if facts.limit else []
     rows = [Bar(*times) for times in facts.times]
     return bars("Seconds per stage", rows, limits, "s", SMALL_WIDTH) if rows else None
 

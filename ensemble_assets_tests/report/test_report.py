@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common import stages
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.report.charts import Bar, Limit, bars, curve, histogram, thinned
+from ensemble_assets.report.charts import SMALL_WIDTH, Bar, Limit, bars, curve, histogram, thinned
 from ensemble_assets.report.facts import Facts, Memory, Stage
 from ensemble_assets.report.page import page_of
 from ensemble_assets.report.read_facts import read_facts
@@ -473,3 +473,13 @@ def test_names_cannot_become_markup(whole):
     page = page_of(dataclasses.replace(facts, collection=hostile, memory=memory, toggles=toggles))
     assert "<script" not in page
     assert html.escape(hostile) in page
+
+
+@pytest.mark.parametrize("times", [(36.4, 16.1, 32.6), (36.4, 1.0, 0.5), (0.1, 50.0, 60.0)])
+def test_the_names_of_limits_stay_inside_the_small_picture(times):
+    """A character of these labels is at most 6.5 pixels wide."""
+    rows = [Bar(str(number), sum(times[:number]), length) for number, length in enumerate(times)]
+    drawn = bars("Seconds", rows, [Limit("the limit of 10 %", 1.1 * times[0])], "s", SMALL_WIDTH)
+    ((x, anchor),) = re.findall(r'<text class="small halo" x="([0-9.]+)" y="[0-9.]+"( text-anchor="end")?>', drawn.body)
+    length = 6.5 * len("the limit of 10 %")
+    assert float(x) - length >= 0 if anchor else float(x) + length <= SMALL_WIDTH
