@@ -1,7 +1,8 @@
 #!/bin/sh
 # Two minutes: a run, one changed chunk, a question, what reranking did, a new folder.
-# Usage: docs/demo.sh [WORK]   needs ensemble-assets on the PATH, or ENSEMBLE=.venv/bin/ensemble-assets
+# Usage: docs/demo.sh [WORK]   takes ensemble-assets from .venv, if make install made that, else from the PATH
 set -eu
+[ ! -x .venv/bin/ensemble-assets ] || PATH=$PWD/.venv/bin:$PATH
 ENSEMBLE=${ENSEMBLE:-ensemble-assets}
 PYTHON=${PYTHON:-python3}
 WORK=${1:-demo}

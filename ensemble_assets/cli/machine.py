@@ -219,10 +219,19 @@ def clean(names: tuple[str, ...], output_dir: str | None, yes: bool, assignments
             click.echo(f"{place.name:10}{'-':>10}  {place.path}")
             continue
         click.echo(f"{place.name:10}{place.size() / 1e6:>7.1f} MB  {place.path}\n{'':22}{place.meaning}")
-        if names and (yes or click.confirm(f"Remove {place.path}?")):
+        if names and (yes or _confirmed(place.path)):
             place.remove()
             click.echo(f"{'':22}removed")
     return 0
+
+
+def _confirmed(path: Path) -> bool:
+    try:
+        return click.confirm(f"Remove {path}?")
+    except click.Abort as abort:
+        if isinstance(abort.__context__, EOFError):
+            raise click.UsageError("nobody is there to answer. Give --yes to remove without a question") from None
+        raise
 
 
 def _places(settings: Settings) -> Iterator[Place]:

@@ -81,7 +81,8 @@ def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[Evaluatio
     for name, means in record.means.items():
         click.echo(f"  {name:10}" + "".join(f"{means[measure]:12.4f}" for measure in MEASURES))
     for check in outcome.checks:
-        state = "ok" if check["passed"] else check["severity"].lower()
+        passed = "ok" if check["compared"] else "skipped"
+        state = passed if check["passed"] else check["severity"].lower()
         click.echo(f"  {state:8}{check['check']}: {check['description']}")
 
 

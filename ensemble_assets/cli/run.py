@@ -225,6 +225,8 @@ def _outcome(
                 "passed": check.passed,
                 "severity": check.severity.value,
                 "description": check.description,
+                # a quality gate without figures had nothing to compare with
+                "compared": bool(set(check.metadata) - {"judgements"}),
             }
             for check in result.get_asset_check_evaluations()
         ],

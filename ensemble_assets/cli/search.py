@@ -14,6 +14,7 @@ import click
 
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.stages import LISTS
+from ensemble_assets.common.stopping import STOPPED
 from ensemble_assets.settings import resolve
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def search(
 
     Uses the models that made the bundle. Nothing of a question is written anywhere.
     """
+    if question is not None and not question.strip():
+        raise click.UsageError("the question is empty. Give some words, or none for a prompt")
     from ensemble_assets.export.read.bundle_reader import open_bundle
     from ensemble_assets.export.write.names import collection_folder
 
@@ -61,6 +64,9 @@ def search(
             _answer(console, searcher, asked, top, explain, json_output)
             if question is None and number == 0:  # more questions may follow, and their answer is read first
                 Thread(target=searcher.prepare, daemon=True).start()
+    except KeyboardInterrupt:  # there is no work to go on with, so nothing is said of it
+        click.echo(err=True)
+        return STOPPED
     finally:
         searcher.close()
     return 0

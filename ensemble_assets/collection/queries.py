@@ -196,8 +196,8 @@ def _rows(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
         header: list[str] = []
         for fields, number in line_fields(file, _LIMITS, 2):
             where = f"{file.source}, line {number + 1}"
-            if not header and len(places_of(fields, _NAMES)) == len(_NAMES):
-                header = fields
+            if not header and _is_header(fields):
+                header = fields if "text" in places_of(fields, _NAMES) else ["id", "text"]
             elif not header and len(fields) != 2:
                 raise InputError(where, "is not an id, a comma and a text", "Name the columns in the first line")
             else:
@@ -215,13 +215,20 @@ def _named_row(row: Mapping[str, Any], where: str, number: int) -> tuple[str, st
     return replace_surrogates(query_id.strip())[0], text_value(as_id(text), "text", where), number
 
 
+def _is_header(fields: list[str]) -> bool:
+    """Whether a file's first line names the columns: id and text, or an id before a text of any name."""
+    places = places_of(fields, _NAMES)
+    return len(places) == len(_NAMES) or (len(fields) == 2 and places.get("id") == 0)
+
+
 def _tsv(file: InputFile) -> Iterator[tuple[str, str, int]]:
     """Yield the id and all that follows, or the columns that the first line calls so."""
     at, text = 0, slice(1, None)
     for place, (number, line) in enumerate(read_lines(file, _LIMITS)):
         fields = unquoted([field.strip() for field in line.split("\t")])
-        if not place and len(places := places_of(fields, _NAMES)) == len(_NAMES):
-            at, first = places["id"], places["text"]
+        if not place and _is_header(fields):
+            places = places_of(fields, _NAMES)
+            at, first = places["id"], places.get("text", 1)
             text = slice(first, None if first == len(fields) - 1 else first + 1)  # a text may have tabs in it
             continue
         if not fields[at : at + 1] or not fields[at] or len(fields) == 1:

@@ -85,7 +85,8 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
 
     hook = sys.unraisablehook
     sys.unraisablehook = _without_interrupts(hook)
-    threading.Thread(target=watch, daemon=True).start()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
     try:
         yield
     finally:
@@ -93,6 +94,7 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
         over.set()
         signal.set_wakeup_fd(wakeup)
         os.close(writing)
+        watching.join()  # a signal may have ended the block before the thread has read it
         for number, handler in before.items():
             signal.signal(number, handler)
         if wakeup >= 0 and _stop.deadline is not None:

@@ -113,9 +113,10 @@ class Facts:
 
     @property
     def limit(self) -> tuple[str, float] | None:
-        """Name and seconds of the most that the run may take; None without a reference."""
-        seconds, name = self.reference
-        return (f"{self.limit_name} over {name}", seconds * self.limit_ratio) if seconds else None
+        """Name and seconds of the most that the run may take; None without a stored baseline, which the limit is of."""
+        if self.baseline_seconds is None:
+            return None
+        return f"{self.limit_name} over {self.reference[1]}", self.baseline_seconds * self.limit_ratio
 
     @property
     def limit_name(self) -> str:

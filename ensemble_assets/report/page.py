@@ -99,11 +99,14 @@ def _time(facts: Facts) -> Section | None:
     reused = any(stage.reused for stage in facts.stages)
     if reused:
         text.append("Rows of an earlier run were taken over, so these seconds are compared with nothing.")
-    elif baseline and facts.limit:
-        limits = [Limit(baseline_name, baseline), Limit(*facts.limit)]
-        text.append(f"Total {total / baseline:.2f} times {baseline_name}; the limit is {facts.limit_ratio:.2f}.")
+    elif baseline:
+        limits = [Limit(baseline_name, baseline), *([Limit(*facts.limit)] if facts.limit else [])]
+        limit = f"; the limit is {facts.limit_ratio:.2f}" if facts.limit else ""
+        text.append(f"Total {total / baseline:.2f} times {baseline_name}{limit}.")
     if facts.baseline_seconds is None and not reused:
-        text.append("No stored baseline of the plain engine: compared with the dense stage of the same run.")
+        text.append(
+            "There is no limit without a stored baseline of the plain script: ensemble-assets baseline sla takes one."
+        )
     text += [f"{_RATIOS[name]}: {value:.2f}." for name, value in facts.ratios.items() if not reused]
     if any((stage.wait_seconds or 0) >= 0.1 for stage in facts.stages):
         text.append("Time in which another run had the device is not counted; it is under waited.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_clean_removes_what_is_named(written: Path, capsys: pytest.CaptureFixtur
     code, out, _ = clean(capsys, "cache", "artifacts", "--yes", "--output-dir", str(written / "out"))
     assert (code, out.count("removed")) == (0, 2)
     assert files(written) == {"out/guide/x_texts.json", "out/guide.report.html", "key"}
+
+
+def test_clean_without_a_terminal_says_how_to_confirm(
+    written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, _, errors = clean(capsys, "cache", "--output-dir", str(written / "out"))
+    assert (code, "Give --yes" in errors, (written / "cache").exists()) == (2, True, True)
 
 
 @pytest.mark.parametrize("home", ["", ".dagster_home"])

@@ -46,6 +46,9 @@ def test_evaluate_by_bundle_and_by_name_prints_the_measures_and_the_verdicts(
     assert {check["check"] for check in printed["checks"]} == {
         "quality_regression", "rerank_not_worse", "fusion_not_worse",
     }  # fmt: skip
+    assert {check["check"] for check in printed["checks"] if not check["compared"]} == {"quality_regression"}
+    assert call("evaluate", *target) == 0
+    assert "skipped quality_regression: no baseline is accepted" in capsys.readouterr().out
 
 
 def test_accept_then_evaluate_is_equal_and_a_worse_run_fails_where_it_should(

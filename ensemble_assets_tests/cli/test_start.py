@@ -87,6 +87,7 @@ def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
         ("chunk", "nowhere", "--into", "notes"),
         ("doctor", "--profile", "nope"),
         ("search", "nowhere", "a question"),
+        ("search", "nowhere", " "),
         ("validate", "nowhere"),
         ("report", "nowhere"),
         ("upload", "nowhere"),

@@ -49,7 +49,7 @@ def test_the_three_names_of_a_query_id_are_read(tmp_path: Path) -> None:
     assert read(tmp_path / "q.jsonl")[0] == [("a", "x"), ("2", "y"), ("c", "z")]
 
 
-@pytest.mark.parametrize("header", ["", "query_id\ttext\n", "qid\tquery\n", "_id\tText\n"])
+@pytest.mark.parametrize("header", ["", "query_id\ttext\n", "qid\tquery\n", "_id\tText\n", "qid\tquery text\n"])
 def test_a_tsv_line_is_id_tab_text_with_or_without_a_header(tmp_path: Path, header: str) -> None:
     write(tmp_path, {"q.tsv": f'{header}1\twhat is "x"\r\n\r\n2\twith\ta tab\n'})
     assert read(tmp_path / "q.tsv")[0] == [("1", 'what is "x"'), ("2", "with\ta tab")]

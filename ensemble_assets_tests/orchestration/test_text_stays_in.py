@@ -125,6 +125,7 @@ def test_a_tokenizer_that_quotes_its_input_gets_nothing_out(
 ) -> None:
     load = tokenizer._load_tokenizer
     monkeypatch.setattr(tokenizer, "_load_tokenizer", lambda files: QuotingTokenizer(load(files)))
+    monkeypatch.setattr(tokenizer, "_BY_CONTENT", {})
     tokenizer.load_vocabulary.cache_clear()
     with everything_of(pipeline) as (result, places):
         assert not result.success

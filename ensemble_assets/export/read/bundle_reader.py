@@ -81,11 +81,16 @@ class Point:
 
 def open_bundle(folder: Path) -> Bundle:
     """Open the bundle in ``folder``; ``ArtefactError`` if it is none, or its manifest cannot be read."""
-    matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder.name}: there is no such bundle. Name its folder, or a collection that was run")
+    matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}"))
     if len(matches) != 1:
+        within = next((file.parent.name for file in sorted(folder.glob(f"*/*_{_POINTS}"))), "")
+        remedy = (
+            f"Name a folder in it, such as {within}" if within else "Run a folder of chunks first, and name its bundle"
+        )
         raise ArtefactError(
-            f"{folder.name}: expected a bundle folder with one *_{_POINTS}, found {len(matches)}. "
-            "Name the folder of a collection"
+            f"{folder.name}: expected a bundle folder with one *_{_POINTS}, found {len(matches)}. {remedy}"
         )
     names = BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
     manifest = next((name for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)) if (folder / name).is_file()), None)

@@ -17,9 +17,14 @@ from ensemble_assets_tests.export.strategies import values
 
 
 def test_a_folder_without_a_bundle_is_an_error(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ArtefactError, match="expected a bundle folder"):
-            open_bundle(folder)
+    with pytest.raises(ArtefactError, match="missing: there is no such bundle"):
+        open_bundle(tmp_path / "missing")
+    with pytest.raises(ArtefactError, match="Run a folder of chunks first"):
+        open_bundle(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "x_qdrant.jsonl").touch()
+    with pytest.raises(ArtefactError, match="Name a folder in it, such as notes"):
+        open_bundle(tmp_path)
 
 
 @given(values)
