@@ -261,7 +261,7 @@ def test_rows_that_are_not_finite_are_done_again_in_full_precision(tmp_path, tog
     assert [event.facts for event in log.named("mitigation.precision")] == [{"rows": 4, "precision": "fp32"}]
     assert rows_run(tmp_path) == Counter(range(len(TABLE))) + Counter(bad)
     assert len(log.named("worker.started")) == 2  # they load the second model where the first one was
-    assert len(log.named("worker.ready")) == 4
+    assert len(log.named("worker.ready")) in (3, 4)  # one may have done all four rows before the other has loaded
 
 
 def test_a_batch_that_does_not_fit_is_split_and_finished_rows_stay(tmp_path, together):
