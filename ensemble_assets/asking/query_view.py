@@ -32,6 +32,7 @@ class Candidate:
     score: float
     rerank_score: float | None
     relevance: int | None
+    late_score: float | None = None
 
     @property
     def moved(self) -> int:
@@ -81,7 +82,7 @@ class QueryViews:
         return [
             Candidate(
                 row["rank"], row["fused_rank"], row["chunk_id"], by_row[row["row"]], row["score"], row["rerank_score"],
-                judged.get(row["chunk_id"]),
+                judged.get(row["chunk_id"]), row.get("late_score"),
             )
             for row in shown.iter_rows(named=True)
         ]  # fmt: skip

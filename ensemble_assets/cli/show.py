@@ -90,7 +90,8 @@ def _print(console: Console, candidate: Candidate) -> None:
     from rich.text import Text
 
     mark = "=" if not candidate.moved else f"{'▲' if candidate.moved > 0 else '▼'}{abs(candidate.moved)}"
-    scored = "" if candidate.rerank_score is None else f"  reranker {candidate.rerank_score:.2f}"
+    scores = {"late interaction": candidate.late_score, "reranker": candidate.rerank_score}
+    scored = "".join(f"  {name} {score:.2f}" for name, score in scores.items() if score is not None)
     judged = "" if candidate.relevance is None else f"  relevance {candidate.relevance}"
     head = Text(f"{candidate.rank:>3}  was {candidate.fused_rank:<4}", "green" if candidate.moved > 0 else "")
     head.append(f"{mark:<5}{candidate.chunk_id}", "bold")

@@ -6,9 +6,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from rich.console import Console
 
-from ensemble_assets.asking.query_view import QueryChange, QueryViews
+from ensemble_assets.asking.query_view import Candidate, QueryChange, QueryViews
 from ensemble_assets.cli.main import main
+from ensemble_assets.cli.show import _print
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeline, write_collection
 
 
@@ -128,3 +130,8 @@ def test_a_run_file_with_the_queries_own_ids_lies_outside_the_bundle(
         code, _, problem = say(capsys, "show", outcome.bundle, "--run-file", place)
         assert (code, "--run-file" in problem) == (2, True)
         assert not place.exists()
+
+
+def test_both_scores_that_order_a_candidate_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    _print(Console(width=100), Candidate(1, 4, "c1", "a text", 0.9, 0.73, 2, 0.518))
+    assert capsys.readouterr().out.startswith("  1  was 4   ▲3   c1  late interaction 0.52  reranker 0.73  relevance 2")

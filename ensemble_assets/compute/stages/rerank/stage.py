@@ -224,7 +224,9 @@ def _record(
     status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
     allowance = options.allowance
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
-    parts = [part for part in (scored.record if scored else None, late.record) if part]
+    # states that this run's dense stage kept are no work of an earlier run; late's own facts count them
+    of_late = replace(late.record, reused=0) if late.record else None
+    parts = [part for part in (scored.record if scored else None, of_late) if part]
     own = (
         merge_records("rerank", status, parts) if late.record else parts[0] if parts else StageRecord("rerank", status)
     )
