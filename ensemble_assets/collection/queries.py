@@ -216,7 +216,7 @@ def _named_row(row: Mapping[str, Any], where: str, number: int) -> tuple[str, st
 
 
 def _is_header(fields: list[str]) -> bool:
-    """Whether a file's first line names the columns: id and text, or an id before a text of any name."""
+    """Tell whether a file's first line names the columns: id and text, or an id before a text of any name."""
     places = places_of(fields, _NAMES)
     return len(places) == len(_NAMES) or (len(fields) == 2 and places.get("id") == 0)
 

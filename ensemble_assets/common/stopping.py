@@ -28,6 +28,7 @@ _LAST_WORDS_SECONDS = 0.6
 """Time for what is said at the end, such as a line in Dagster's database, which may be locked."""
 
 _ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OVER = b"\0"  # ends the thread; no signal has this number
 
 
 @dataclass
@@ -38,7 +39,7 @@ class _Stop:
     was_said: bool = False
 
     def seconds_left(self) -> float:
-        """Seconds until the end, from the first question on."""
+        """Count the seconds until the end, from the first signal on."""
         if self.deadline is None:
             self.deadline = time.monotonic() + _UNWINDING_SECONDS
         return max(0.0, self.deadline - time.monotonic())
@@ -75,7 +76,7 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while received := os.read(reading, 1):
+        while (received := os.read(reading, 1)) and received != _OVER:
             if received[0] in _ASKED and not over.wait(_stop.seconds_left()):
                 last_words = threading.Thread(target=at_the_end, daemon=True)
                 last_words.start()
@@ -93,6 +94,8 @@ def stop_when_asked(at_the_end: Callable[[], None]) -> Iterator[None]:
         sys.unraisablehook = hook
         over.set()
         signal.set_wakeup_fd(wakeup)
+        with suppress(BlockingIOError):  # full of signals; closing says it too, unless a forked child has the pipe
+            os.write(writing, _OVER)
         os.close(writing)
         watching.join()  # a signal may have ended the block before the thread has read it
         for number, handler in before.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -135,3 +136,13 @@ def test_a_run_file_with_the_queries_own_ids_lies_outside_the_bundle(
 def test_both_scores_that_order_a_candidate_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     _print(Console(width=100), Candidate(1, 4, "c1", "a text", 0.9, 0.73, 2, 0.518))
     assert capsys.readouterr().out.startswith("  1  was 4   ▲3   c1  late interaction 0.52  reranker 0.73  relevance 2")
+
+
+def test_leaving_the_prompt_of_search_says_nothing(
+    outcome: Outcome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, readline=interrupted))
+    assert say(capsys, "search", outcome.bundle) == (130, "", "\n")

@@ -201,3 +201,22 @@ def test_what_follows_a_stopped_block_and_the_end_of_the_process_take_no_longer(
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (finished.returncode, finished.stdout) == (130, said), finished.stderr
     assert time.monotonic() - begun < SECONDS
+
+
+FORKING = """
+import os, time
+from ensemble_assets.common.stopping import stop_when_asked
+with stop_when_asked(lambda: None):
+    child = os.fork()
+    if not child:
+        time.sleep(3)
+        print("the child is over", flush=True)
+        os._exit(0)
+print("the block is over", flush=True)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_block_does_not_wait_for_a_forked_child_that_has_its_pipe() -> None:
+    finished = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines() == ["the block is over", "the child is over"]
