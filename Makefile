@@ -50,6 +50,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy ensemble_assets_tests/benchmarks
 	$(BIN)/lint-imports
 
 test: lint  ## linters, types, import contracts and the test suite

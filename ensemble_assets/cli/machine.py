@@ -68,7 +68,7 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     discovery = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"))
     forecast = _Forecast(settings, discovery.chosen)
     sections: dict[str, list[str]] = {
-        "Devices": list(discovery.sentences),
+        "Devices": [*discovery.sentences, *_processor(settings, forecast)],
         "Memory": [
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
             f"Batches are planned to {soft} of that (device.soft_fraction).",
@@ -91,6 +91,20 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     return 1 if cannot_run else 0
 
 
+def _processor(settings: Settings, forecast: _Forecast) -> list[str]:
+    """Say how fast the CPU multiplies, where stages compute on it; it is measured if it was not yet."""
+    import importlib.util
+
+    if forecast.has_gpu or importlib.util.find_spec("openvino") is None:
+        return []
+    from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
+
+    folder = cache_folder(settings.paths)
+    products, precision = cpu_products(folder), settled_precision(settings.device.precision, folder)
+    half = f"{products.bf16:,.0f} in bf16" if products.bf16 else "bf16 not in hardware"
+    return [f"OpenVINO multiplies {products.fp32:,.0f} GFLOP/s in fp32, {half}: networks compute in {precision}."]
+
+
 def _switch(on: bool) -> str:
     return "on" if on else "off"
 
@@ -110,6 +124,10 @@ class _Forecast:
         self._tightest = min(
             (facts for _, facts in self._gpus), key=lambda facts: room(facts, self._ceiling), default=None
         )
+
+    @property
+    def has_gpu(self) -> bool:
+        return self._tightest is not None
 
     def memory(self) -> list[str]:
         from ensemble_assets.compute.backends.gpu_forecast import about_memory

@@ -94,10 +94,12 @@ def run_collections(
     overrides: Mapping[str, Any],
     sources: Mapping[str, str],
     assets: tuple[str, ...] = (),
+    progress: ConsoleProgress | None = None,
 ) -> list[CollectionOutcome]:
     """Run the pipeline for each collection, one after the other. A failed one does not stop the others.
 
     No ``names`` mean all collections. ``assets`` are materialised alone, of collections that were run before.
+    ``progress`` is told of every stage; the console is unless it is given.
     """
     resolved = resolve(overrides, override_sources=sources)
     choose_models(resolved.settings.models)
@@ -115,7 +117,7 @@ def run_collections(
         from ensemble_assets.orchestration.partitions import COLLECTIONS as PARTITIONS
         from ensemble_assets.orchestration.resources import settings_run_config
 
-    outcomes, progress = _left_out(resolved.settings) if whole else [], ConsoleProgress()
+    outcomes, progress = _left_out(resolved.settings) if whole else [], progress or ConsoleProgress()
     with ExitStack() as stack:
         with args.importing():  # Dagster imports its storage when an instance is opened
             instance = stack.enter_context(_dagster_instance(resolved.environment.get("DAGSTER_HOME")))

@@ -5,8 +5,8 @@ The inputs of both come from the stages' records and from the stored baseline.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
@@ -28,7 +28,7 @@ from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.default_paths import baselines_folder
+from ensemble_assets.settings.default_paths import baselines_folder, cache_folder
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.stages.rerank.depth import Allowance
@@ -112,6 +112,7 @@ class LatencyBudget:
             **_without_none(vs_sla=ratios.vs_sla, vs_own_dense=ratios.vs_own_dense),
             "stage_seconds": {stage: round(getattr(seconds, stage), _PLACES) for stage in TIMED_STAGES},
             "precision": {stage: record.precision for stage, record in ranking.items()},
+            **_cpu_products(self.run.settings, ranking.values()),
             "reused": {stage: record.reused for stage, record in ranking.items()},
             "one_run": len({record.run_id for record in records.values()}) == 1,
             "budget": {"against": settings.rerank.budget, **_without_none(**budget)},
@@ -134,6 +135,16 @@ class LatencyBudget:
             vs_own_dense=None if vs_own_dense is None else round(vs_own_dense, 6),
             prediction=self.predicted(self.run.settings, self.upstream.chunks.record.content, seconds),
         )
+
+
+def _cpu_products(settings: Settings, records: Iterable[StageRecord]) -> dict[str, Any]:
+    """Give the rates that the precision on a CPU was chosen by, in 10^9 operations a second."""
+    if all(record.backend != "openvino" for record in records):
+        return {}
+    from ensemble_assets.compute.backends.cpu_products import stored_products
+
+    products = stored_products(cache_folder(settings.paths))
+    return {"cpu_products": asdict(products)} if products else {}
 
 
 def report_ratios(run: StageRun, ratios: Ratios) -> None:

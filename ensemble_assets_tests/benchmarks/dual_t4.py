@@ -29,6 +29,7 @@ from ensemble_assets_tests.benchmarks.t4_estimates import (
     chunk_lengths,
     t4,
 )
+from ensemble_assets_tests.simulated.model import SimulatedModel
 from ensemble_assets_tests.simulated.simulation import SimulationReport, simulate
 
 PROFILE = "kaggle-t4x2"
@@ -77,7 +78,7 @@ class Job:
         seconds = float((model.speed.overhead + tokens / model.speed.tokens_per_second).sum())
         return FixedBatches(int(tokens.max()), peaks, seconds)
 
-    def _model(self):
+    def _model(self) -> SimulatedModel:
         return ARCHITECTURES[self.spec.slug].simulated()
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,14 +50,14 @@ def main() -> None:
         part = _write(options.folder) if options.part == "write" else _judge(options.folder, options.queries)
         print(json.dumps(part))
         return
-    figures = {"points": options.points, "dim": options.dim, "sparse_terms": options.sparse_terms}
+    figures: dict[str, Any] = {"points": options.points, "dim": options.dim, "sparse_terms": options.sparse_terms}
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         _make_inputs(Path(scratch), options.points, options.dim, options.sparse_terms)
-        for part in ("write", "judge"):
-            command = [sys.executable, "-m", __spec__.name, "--folder", scratch, "--part", part]
+        for name in ("write", "judge"):
+            command = [sys.executable, "-m", __spec__.name, "--folder", scratch, "--part", name]
             command += ["--queries", str(options.queries)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            figures[part] = json.loads(done.stdout)
+            figures[name] = json.loads(done.stdout)
             print(json.dumps(figures), flush=True)
 
 
@@ -175,7 +176,7 @@ def _live(folder: Path, points: int) -> LiveSparse | None:
 
 
 def _manifest(bundle: BundleInputs) -> ManifestInputs:
-    sparse = bundle.sparse and SparseRun(
+    sparse = SparseRun(
         executed=True,
         models=("splade-tiny",),
         vectors_total=bundle.count,
@@ -185,8 +186,9 @@ def _manifest(bundle: BundleInputs) -> ManifestInputs:
         latency_ms=0.0,
         success=True,
     )
-    toggles = FeatureToggles(enable_rerank=False, enable_sparse=sparse is not None)
-    return ManifestInputs(_CLOCK, bundle.collection, bundle.count, toggles, dense_run={}, sparse_run=sparse)
+    sparse_run = sparse if bundle.sparse else None
+    toggles = FeatureToggles(enable_rerank=False, enable_sparse=sparse_run is not None)
+    return ManifestInputs(_CLOCK, bundle.collection, bundle.count, toggles, dense_run={}, sparse_run=sparse_run)
 
 
 def _peak_mb() -> float:

@@ -82,7 +82,7 @@ def _on(batches: int, batch_seconds: float, work: Callable[[], None], folder: Pa
             _stage(CurrentSpanSink(run, EventLog()), batches, batch_seconds, work)
 
 
-def _timed(action: Callable[[], None]) -> tuple[float, float]:
+def _timed(action: Callable[[], object]) -> tuple[float, float]:
     wall, processor = time.perf_counter(), time.process_time()
     action()
     return time.perf_counter() - wall, time.process_time() - processor

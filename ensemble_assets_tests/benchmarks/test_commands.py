@@ -18,7 +18,9 @@ COMMANDS = [name for name in NAMES if hasattr(importlib.import_module(f"{benchma
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_says_how_it_is_used(name: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_benchmark_says_how_it_is_used(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = importlib.import_module(f"{benchmarks.__name__}.{name}")
     monkeypatch.setattr("sys.argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:

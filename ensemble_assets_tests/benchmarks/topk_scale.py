@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -54,7 +55,7 @@ def main() -> None:
     if options.search:
         print(json.dumps(measured(options.search, options.folder, options.repeats)))
         return
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for size in options.sizes:
             folder = Path(scratch) / str(size)
@@ -89,7 +90,7 @@ def chosen(options: argparse.Namespace) -> list[str]:
     return [search for search in SEARCHES if not (options.without_plain and search.endswith("_plain"))]
 
 
-def growth(figures: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[float]]:
+def growth(figures: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     """CPU seconds per row relative to the size before: 1 is linear."""
     sizes = [(int(size), found) for size, found in figures.items()]
     return {
@@ -244,7 +245,8 @@ def write_collection(
 
 def mapped(folder: Path, name: str) -> np.ndarray:
     """An array of the collection, memory-mapped."""
-    return np.load(folder / f"{name}.npy", mmap_mode="r")
+    array: np.ndarray = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return array
 
 
 def sparse_rows(folder: Path, side: str) -> SparseRows:

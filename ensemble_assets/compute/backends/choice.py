@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
-from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime
+from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
+from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.backends.late_interaction import refuse_unsuitable
 from ensemble_assets.compute.backends.library.describe import (
     DIFFERS,
@@ -23,7 +23,6 @@ from ensemble_assets.compute.backends.library.describe import (
     refusal,
 )
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
-from ensemble_assets.compute.backends.openvino_graph import has_bf16
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec
 
@@ -110,10 +109,5 @@ def _obstacle(runtime: Runtime) -> str:
     if importlib.util.find_spec("openvino") is None:
         return NOT_INSTALLED
     precision = runtime.precision
-    lacks = precision == "fp16" or (precision == "bf16" and not has_bf16(runtime.cache_folder))
+    lacks = precision == "fp16" or (precision == "bf16" and not cpu_products(runtime.cache_folder).bf16)
     return PRECISION if lacks else ""
-
-
-def settled_precision(precision: Precision, cache_folder: Path | None) -> Literal["fp32", "bf16"]:
-    """Return the precision that OpenVINO computes in: ``auto`` becomes bf16 if the CPU has it, else fp32."""
-    return "bf16" if precision == "bf16" or (precision == "auto" and has_bf16(cache_folder)) else "fp32"

@@ -12,7 +12,6 @@ import importlib
 import sys
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +23,6 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.common.errors import ModelUnavailableError
-from ensemble_assets.common.json_cache import JsonCache
-from ensemble_assets.common.machine import digest, instruction_sets
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.model_files import ModelFiles
@@ -36,9 +33,6 @@ _FORMAT = 2
 
 ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs that a graph may have."""
-
-_MOST_PROCESSORS = 20
-"""Kinds of processors that share a cache folder, as in a cluster with one home."""
 
 _TOLERANCE = 2e-3
 """Largest difference of float32 states from torch's, relative to the largest. A wrong graph differs by far more."""
@@ -218,19 +212,3 @@ def import_openvino(part: str = "openvino") -> ModuleType:
         del sys.modules[_CONVERTER]
         if before is not None:
             sys.modules[_CONVERTER] = before
-
-
-@lru_cache(maxsize=8)
-def has_bf16(cache_folder: Path | None = None) -> bool:
-    """Return whether this CPU multiplies bfloat16 in hardware, according to OpenVINO.
-
-    It is asked once per kind of processor if there is a cache folder: loading its CPU library takes a quarter second,
-    which a run that computes nothing can do without.
-    """
-    cache = JsonCache(None if cache_folder is None else cache_folder / "processors.json", _MOST_PROCESSORS)
-    key = digest([metadata.version("openvino"), instruction_sets()])
-    stored = cache.read().get(key)
-    if not isinstance(stored, bool):
-        stored = "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        cache.put({key: stored})
-    return stored

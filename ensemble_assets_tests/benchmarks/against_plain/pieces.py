@@ -243,7 +243,7 @@ def _plain_seconds(started: float, loaded: float, ended: float, items: int) -> d
 
 def _save(work: Path, name: str, **arrays: np.ndarray) -> None:
     (work / "made").mkdir(exist_ok=True)
-    np.savez(work / "made" / f"{name}.npz", **arrays)
+    np.savez(work / "made" / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 def _load(work: Path, name: str) -> dict[str, np.ndarray]:

@@ -128,7 +128,8 @@ def traced_run(work: Path, output: str) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", __package__, "--traced", str(marks), repr(time.perf_counter()), *arguments]
     finished = subprocess.run(command, cwd=work, env=environment(work), capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    return json.loads(marks.read_text())
+    events: list[dict[str, Any]] = json.loads(marks.read_text())
+    return events
 
 
 def traced(path: Path, begun: float, arguments: Sequence[str]) -> None:
@@ -150,7 +151,7 @@ def traced(path: Path, begun: float, arguments: Sequence[str]) -> None:
         importlib.import_module("ensemble_assets.cli.console")
         from ensemble_assets.orchestration import asset_frame
     mark("imported")
-    usual, handle = asset_frame.stage_step, dg.DagsterInstance.handle_new_event
+    usual, handle = vars(asset_frame)["stage_step"], dg.DagsterInstance.handle_new_event
 
     @contextmanager
     def marked(context: Any, form: Any, progress: Any, stage: str) -> Iterator[Any]:
@@ -164,7 +165,7 @@ def traced(path: Path, begun: float, arguments: Sequence[str]) -> None:
             mark(event.dagster_event.event_type_value, event.dagster_event.step_key or "")
         return handle(self, event, **words)
 
-    asset_frame.stage_step = marked  # type: ignore[assignment]
+    vars(asset_frame)["stage_step"] = marked
     dg.DagsterInstance.handle_new_event = heard  # type: ignore[method-assign]
     try:
         command_line(list(arguments))

@@ -85,7 +85,7 @@ def measured_run(folder: Path, assignments: list[str], assets: tuple[str, ...] =
         **given,
     }
     began, used, measuring = time.perf_counter(), processor_seconds(), Measuring()
-    outcomes = run_collections([COLLECTION], overrides, {}, measuring, assets)
+    outcomes = run_collections([COLLECTION], overrides, {}, assets, measuring)
     measuring.note(CHECKS)
     if not all(outcome.succeeded for outcome in outcomes):
         raise RuntimeError([outcome.error for outcome in outcomes] + [outcome.checks for outcome in outcomes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from ensemble_assets_tests.benchmarks.scale.picture import draw
 from ensemble_assets_tests.benchmarks.scale.texts import add_chunks, change_collection, write_collection
 
 
-def records(folder: Path) -> list[dict]:
+def records(folder: Path) -> list[dict[str, Any]]:
     return [record for path in sorted(folder.glob("*_chunks.json")) for record in json.loads(path.read_text())]
 
 
@@ -35,7 +36,7 @@ def test_chunks_are_distinct_and_a_change_is_a_change(tmp_path: Path) -> None:
 
 
 def test_the_picture_has_a_line_for_every_stage_in_both_panels() -> None:
-    def result(chunks: int) -> dict:
+    def result(chunks: int) -> dict[str, Any]:
         stages = {name: {"processor_seconds": chunks / 100, "peak_mb": 300.0} for name in ("dense", "export")}
         return {"chunks": chunks, "stages": stages}
 

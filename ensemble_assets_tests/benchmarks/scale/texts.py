@@ -71,7 +71,8 @@ def add_chunks(folder: Path, count: int) -> int:
 def _chunks() -> Iterator[dict[str, Any]]:
     seen: set[int] = set()
     for path, name in _files():
-        texts = [text for text in _runs(path) if (key := hash(text)) not in seen and not seen.add(key)]
+        texts = [text for text in dict.fromkeys(_runs(path)) if hash(text) not in seen]
+        seen.update(map(hash, texts))
         for number, text in enumerate(texts):
             heading = f"{path.stem}, part {number + 1} of {len(texts)}"
             yield {

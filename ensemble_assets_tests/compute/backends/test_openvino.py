@@ -17,6 +17,7 @@ import pytest
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, SettingsError
 from ensemble_assets.compute.backends import choice as backends
+from ensemble_assets.compute.backends import cpu_products as rates
 from ensemble_assets.compute.backends import openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime
@@ -82,9 +83,9 @@ def test_dense_vectors_are_those_of_torch(openvino_runtime):
     table = tokenise([*TEXTS, *QUERIES], complete("all-minilm-l6-v2")[1], 256)
     expected, got = both("all-minilm-l6-v2", dense_factory, openvino_runtime, table)
     np.testing.assert_allclose(got["vector"], expected["vector"], atol=1e-5)
-    if not backends.has_bf16():
+    if not rates.cpu_products().bf16:
         pytest.skip("this CPU has no bfloat16 products")
-    _, got = both("all-minilm-l6-v2", dense_factory, replace(openvino_runtime, precision="auto"), table)
+    _, got = both("all-minilm-l6-v2", dense_factory, replace(openvino_runtime, precision="bf16"), table)
     assert (got["vector"] * expected["vector"]).sum(axis=1).min() >= 0.9999
     np.testing.assert_allclose(np.linalg.norm(got["vector"], axis=1), 1.0, atol=1e-5)
 
@@ -105,7 +106,7 @@ def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtim
     table = pair_table(*bodies, np.stack([numbers, numbers], axis=1), known.template, spec.max_tokens)
     expected, got = both("ensemble-reranker-tiny", rerank_factory, openvino_runtime, table)
     np.testing.assert_allclose(got["logit"], expected["logit"], atol=1e-4)
-    if backends.has_bf16():
+    if rates.cpu_products().bf16:
         _, half = both("ensemble-reranker-tiny", rerank_factory, replace(openvino_runtime, precision="bf16"), table)
         np.testing.assert_allclose(half["logit"], expected["logit"], atol=0.25)
         assert len(np.unique(half["logit"])) == len(np.unique(expected["logit"]))
@@ -137,7 +138,7 @@ def test_every_embedded_model_takes_openvino_by_default(slug, cache):
     spec, files = complete(slug)
     factory = MAKERS[spec.kind](spec, files, runtime)
     assert (factory.backend, factory.reason) == ("openvino", "fastest_on_this_cpu")
-    assert factory.load("cpu").precision == backends.settled_precision("auto", cache)
+    assert factory.load("cpu").precision == rates.cpu_products(cache).faster
 
 
 def test_a_precision_that_openvino_lacks_is_computed_by_torch(openvino_runtime):
@@ -151,7 +152,7 @@ def test_without_openvino_torch_computes(monkeypatch, openvino_runtime):
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     factory = dense_factory(spec, files, replace(openvino_runtime, backend="auto"))
     assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
-    monkeypatch.setattr(backends, "has_bf16", None)  # asks the library that is not there
+    monkeypatch.setattr(backends, "cpu_products", None)  # asks the library that is not there
     factory = dense_factory(spec, files, replace(openvino_runtime, backend="auto", precision="auto"))
     assert (factory.backend, factory.reason) == ("torch", "openvino_not_installed")
     with pytest.raises(SettingsError, match=r"encoding.backend is openvino.*openvino_not_installed.*=auto"):
