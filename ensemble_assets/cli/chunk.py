@@ -30,7 +30,8 @@ def chunk(
     """Cut the Markdown, HTML, CSV and text files of FOLDER into chunks.
 
     They are cut at headings, and where a section is longer than the primary dense model reads, between paragraphs or
-    sentences. A row of a CSV file is a chunk. Running it again replaces the chunks.
+    sentences. A row of a CSV file is a chunk. Running it again replaces the chunks. A document that cannot be read is
+    left out and named, and the exit code is then 1.
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder}: there is no such folder")
@@ -57,10 +58,14 @@ def chunk(
         written = cut_folder(
             folder, into, Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")
         )
-    click.echo(f"{written.documents} documents, {written.chunks} chunks of at most {limit} tokens: {written.file}")
+    left_out = f", {len(written.unread)} left out" if written.unread else ""
+    counted = f"{written.documents} documents{left_out}, {written.chunks} chunks of at most {limit} tokens"
+    click.echo(f"{counted}: {written.file}")
+    for error in written.unread:
+        click.echo(f"Left out: {error}", err=True)
     if written.empty:
         click.echo(f"Without any text: {', '.join(written.empty)}", err=True)
     if left := documents_in(folder, without=READERS):
         click.echo(f"Not read: {left}. Save them as Markdown, HTML or text first", err=True)
     click.echo(f"Next: ensemble-assets run --chunked-dir {into.parent} --collections {into.name}")
-    return 0
+    return 1 if written.unread else 0

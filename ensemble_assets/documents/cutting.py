@@ -10,6 +10,7 @@ from typing import Any
 
 from ensemble_assets.collection.chunk_text import CHARACTERS_PER_TOKEN
 from ensemble_assets.collection.readers.formats import documents_below
+from ensemble_assets.collection.readers.input_files import cannot_read
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import InputError, SettingsError
 from ensemble_assets.documents.sections import READERS, Section
@@ -20,6 +21,8 @@ except ImportError:
     raise SettingsError("cutting documents needs more packages: pip install 'ensemble-assets[documents]'") from None
 
 FILE_NAME = "documents.jsonl"
+_NAMED_FAULTS = 5
+"""Documents that are named where none can be read: mostly all have the same fault."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,20 @@ class Cutting:
 
 @dataclass
 class Written:
-    """The result: documents and chunks in numbers, and documents without any text by name."""
+    """The result: documents and chunks in numbers, documents without any text by name, and faults of the unread."""
 
     file: Path
     documents: int = 0
     chunks: int = 0
     empty: list[str] = field(default_factory=list)
+    unread: list[InputError] = field(default_factory=list)
 
 
 def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
     """Write the chunks of all documents below ``folder`` to ``documents.jsonl`` in the collection's folder ``into``.
 
-    The file is replaced as a whole. A document that cannot be read, and none at all, are an ``InputError``.
+    The file is replaced as a whole. A document that cannot be read does not stop the others. If none can be read, or
+    none is there, that is an ``InputError``, and the file stays as it was.
     """
     paths = sorted((relative, path) for relative, path in documents_below(folder) if path.suffix.lower() in READERS)
     if not paths:
@@ -76,12 +81,18 @@ def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
     written = Written(into / FILE_NAME)
     with atomic_write(written.file) as file:
         for relative, path in paths:
-            before = written.chunks
-            for record in _records(relative, path, cutting):
-                file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                written.chunks += 1
+            try:
+                records = list(_records(relative, path, cutting))
+            except InputError as error:
+                written.unread.append(error)
+                continue
+            file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+            written.chunks += len(records)
             written.documents += 1
-            written.empty += [relative] if written.chunks == before else []
+            written.empty += [] if records else [relative]
+        if not written.documents:
+            named = " ".join(f"{error}." for error in written.unread[:_NAMED_FAULTS])
+            raise InputError(folder.name, f"has {len(written.unread)} document(s), and none can be read", named)
         if not written.chunks:
             raise InputError(folder.name, "has documents without any text", "Give another folder")
     return written
@@ -89,7 +100,11 @@ def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
 
 def _records(relative: str, path: Path, cutting: Cutting) -> Iterator[dict[str, Any]]:
     number = 0
-    for section in READERS[path.suffix.lower()](path.read_bytes(), relative):
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise cannot_read(relative, error) from None
+    for section in READERS[path.suffix.lower()](raw, relative):
         for place, text in enumerate(cutting.parts(section)):
             own = section.given_id + (f":{place}" if place else "")
             yield {

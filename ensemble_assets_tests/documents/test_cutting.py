@@ -93,6 +93,39 @@ def test_a_folder_becomes_a_collection(folder: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.models
+def test_documents_that_cannot_be_read_are_left_out_named_and_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "deep" / "old.txt").write_bytes("Käse".encode("latin-1"))
+    (folder / "broken.csv").write_text('id,text\n1,"never ends\n2,b,c,d\n')
+    code, out, err = cut(capsys, str(folder), "--into", str(tmp_path / "notes"))
+    assert code == 1
+    assert out.startswith("4 documents, 2 left out, ")
+    assert "Next: ensemble-assets run" in out
+    assert "Left out: deep/old.txt, byte 1: is not UTF-8. Save the document as UTF-8" in err
+    assert "Left out: broken.csv: is no table that can be read" in err
+    records = [json.loads(line) for line in (tmp_path / "notes" / "documents.jsonl").read_text().splitlines()]
+    assert {record["source_file"] for record in records} == {"guide.md", "deep/shop.html", "prices.csv"}
+
+
+@pytest.mark.models
+def test_documents_of_which_none_can_be_read_leave_the_chunks_as_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in ("a.txt", "b.md"):
+        (tmp_path / "docs" / name).write_bytes(b"\xe4")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "documents.jsonl").write_text("{}\n")
+    code, _, err = cut(capsys, str(tmp_path / "docs"), "--into", str(tmp_path / "notes"))
+    assert code == 2
+    assert all(
+        part in err for part in ("docs: has 2 document(s), and none can be read", "a.txt, byte 0", "b.md, byte 0")
+    )
+    assert (tmp_path / "notes" / "documents.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.models
 def test_room_is_left_for_headings(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     into = tmp_path / "notes"
     assert cut(capsys, str(folder), "--into", str(into), "--set", "chunks.headings=prepend")[0] == 0
