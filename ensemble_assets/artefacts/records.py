@@ -10,7 +10,7 @@ from typing import Any
 from ensemble_assets.artefacts.stage_record import Record, Scalar, StageRecord
 from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.common.stages import LISTS
+from ensemble_assets.common.stages import list_title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,10 +223,7 @@ class EvaluationRecord(Record):
 
     def in_words(self) -> str:
         """Describe amount and time, and the nDCG@10 of every list."""
-        titles = {ranked.name: ranked.title for ranked in LISTS}
-        measured = {
-            titles.get(name, name): means["nDCG@10"] for name, means in self.means.items() if "nDCG@10" in means
-        }
+        measured = {list_title(name): means["nDCG@10"] for name, means in self.means.items() if "nDCG@10" in means}
         figures = [f"{title} {mean:.3f}" for title, mean in measured.items()]
         by = f"nDCG@10{'' if self.judged else ' of derived probes'}: {', '.join(figures)}"
         return f"{super().in_words()}, {by}" if figures else super().in_words()

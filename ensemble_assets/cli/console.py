@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ensemble_assets.artefacts.records import EvaluationRecord, FailedStage
+from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import LISTS, STAGE
 from ensemble_assets.pipeline import stage_run
@@ -202,23 +203,12 @@ def _cells(record: Record) -> list[str]:
 def _to_know(outcome: CollectionOutcome) -> Iterator[str]:
     """Give sentences on texts that were cut, fallbacks, waits and stages that are off, with remedies."""
     for record in outcome.stages:
-        yield from record.warnings
-        if isinstance(record, StageRecord):
-            yield from _of_models(record)
+        yield from remarks(record)
         if record.waited_for:
             yield f"{record.stage} waited {record.waited_seconds:.0f} s, not counted above: {record.waited_for}"
     for row in outcome.provenance:
         if row["value"] is False:
             yield f"{row['key'].removeprefix('enable_')} is off ({row['source']})"
-
-
-def _of_models(record: StageRecord) -> Iterator[str]:
-    if record.fallback_count:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in record.fallback_reasons.items())
-        yield f"{record.stage}: {record.fallback_count} fallbacks ({reasons}); the report says more"
-    if record.truncated:
-        remedy = "" if record.stage == "sparse" else "; --set models.windows=2 reads twice as much"
-        yield f"{record.stage}: {record.truncated:,} texts have more tokens than the model reads{remedy}"
 
 
 def _results(outcome: CollectionOutcome) -> Iterator[str]:

@@ -13,6 +13,7 @@ import click
 
 from ensemble_assets.cli import arguments as args
 from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.stages import list_title
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import baselines_folder, lock_folder
 
@@ -79,7 +80,7 @@ def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[Evaluatio
     if record.means:
         click.echo(f"  {'':10}" + "".join(f"{measure:>12}" for measure in MEASURES))
     for name, means in record.means.items():
-        click.echo(f"  {name:10}" + "".join(f"{means[measure]:12.4f}" for measure in MEASURES))
+        click.echo(f"  {list_title(name):10}" + "".join(f"{means[measure]:12.4f}" for measure in MEASURES))
     for check in outcome.checks:
         passed = "ok" if check["compared"] else "skipped"
         state = passed if check["passed"] else check["severity"].lower()
@@ -146,7 +147,9 @@ def fit_fusion(
     path = output or Path("fusion") / f"{collection}.json"
     write_weights(path, weights)
     click.echo(
-        f"{path}: {chosen} with " + ", ".join(f"{name} {w:g}" for name, w in fit.weights.items()) + "; nDCG@10 "
+        f"{path}: {chosen} with "
+        + ", ".join(f"{list_title(name)} {w:g}" for name, w in fit.weights.items())
+        + "; nDCG@10 "
         f"{weights.quality:.4f} on {weights.training_queries} training queries, equal weights "
         f"{weights.equal_quality:.4f}; of the final score {share:g} for {weights.reranker or 'no reranker'}. "
         f"Use it with: --set fusion.weights_file={path}"
@@ -277,6 +280,6 @@ def accept(target: str, output_dir: str | None, assignments: tuple[str, ...]) ->
     accepted_at = datetime.now().astimezone().isoformat(timespec="seconds")
     quality = accepted_baseline(open_store(settings), collection, accepted_at)
     path = write_quality_baseline(Path(settings.checks.baselines_dir), quality)
-    means = ", ".join(f"{run} {values[quality.measure]:.4f}" for run, values in quality.means.items())
+    means = ", ".join(f"{list_title(run)} {values[quality.measure]:.4f}" for run, values in quality.means.items())
     click.echo(f"{path}: {quality.measure} {means} over {len(next(iter(quality.per_query.values())))} queries")
     return 0

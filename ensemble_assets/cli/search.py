@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble_assets.cli import arguments as args
-from ensemble_assets.common.stages import LISTS
+from ensemble_assets.common.stages import list_title
 from ensemble_assets.common.stopping import STOPPED
 from ensemble_assets.settings import resolve
 
@@ -107,8 +107,7 @@ def _print_hit(console: Console, hit: Hit, question: str, explain: bool) -> None
     head.append(f"  {hit.source}", "dim")
     console.print(head)
     if explain:
-        titles = {ranked.name: ranked.title for ranked in LISTS}
-        ranks = ", ".join(f"{titles.get(name, name)} {rank or '-'}" for name, rank in hit.ranks.items())
+        ranks = ", ".join(f"{list_title(name)} {rank or '-'}" for name, rank in hit.ranks.items())
         scored = "" if hit.rerank_score is None else f", reranker {hit.rerank_score:.2f}"
         console.print(Text(f"     {ranks}{scored}", "cyan"))
     shown = passage(hit.text, question, _PASSAGE_LINES * max(40, console.width - 6))

@@ -119,6 +119,11 @@ def list_names() -> tuple[str, ...]:
     return tuple(ranked.name for ranked in LISTS)
 
 
+def list_title(name: str) -> str:
+    """Give the word for people of a list, and any other name as it is."""
+    return next((ranked.title for ranked in LISTS if ranked.name == name), name)
+
+
 def first_stage_lists() -> tuple[str, ...]:
     """Names of the lists that are fused, in order."""
     return tuple(ranked.name for ranked in LISTS if ranked.first_stage)

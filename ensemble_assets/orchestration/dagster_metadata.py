@@ -94,7 +94,10 @@ def described(record: Record, rows: int, pictures: Mapping[str, Any]) -> dict[st
     facts = {name: round(value, 4) if isinstance(value, float) else value for name, value in facts.items()}
     passed = admitted_metadata(facts, pictures)
     start = PROBES if isinstance(record, EvaluationRecord) and not record.judged else ""
-    gated = {f"{ranked} {GATED_MEASURE}": f"{start}{ranked} {GATED_MEASURE}" for ranked in stages.list_names()}
+    gated = {
+        f"{ranked} {GATED_MEASURE}": f"{start}{stages.list_title(ranked)} {GATED_MEASURE}"
+        for ranked in stages.list_names()
+    }
     names = {name: gated.get(name, name) for name in (*_PLOTTED, *gated, *pictures, DROPPED) if name in passed}
     rest = [{"fact": name, "value": str(value)} for name, value in passed.items() if name not in names]
     return {**{shown: passed[name] for name, shown in names.items()}, "facts": table(rest, len(rest))}
@@ -160,9 +163,8 @@ def table(rows: Sequence[Mapping[str, Cell]], limit: int = 20) -> dg.MetadataVal
 
 def lists_by_measures(means: Mapping[str, Mapping[str, float]]) -> list[dict[str, Cell]]:
     """Give one row per ranked list, under the title that people know it by, and one column per measure."""
-    titles = {ranked.name: ranked.title for ranked in stages.LISTS}
     return [
-        {"list": titles.get(name, name), **{measure: round(mean, 4) for measure, mean in measures.items()}}
+        {"list": stages.list_title(name), **{measure: round(mean, 4) for measure, mean in measures.items()}}
         for name, measures in means.items()
     ]
 

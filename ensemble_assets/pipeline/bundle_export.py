@@ -6,7 +6,7 @@ The report lies beside the bundle's folder, never in it: the folder's files are 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.report.facts import Facts, quality_figures
 from ensemble_assets.report.page import Section, page_of
 from ensemble_assets.report.read_facts import read_facts
+from ensemble_assets.retrieval.quality_verdicts import losses
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.options import Qdrant
 
@@ -212,8 +213,27 @@ def with_own_facts(facts: Facts, bundle: Path, record: ExportRecord, settings: S
         previous=record.previous,
         accepted=accepted_figures(settings, str(manifest["collection"])),
         made_with=record.made_with,
-        warning_texts=tuple(manifest.get("warnings", ())),
+        warning_texts=tuple(_warning_texts(facts, manifest, record)),
     )
+
+
+_WAITED_SECONDS = 0.5
+"""A wait that rounds to a second; a free device is had in milliseconds."""
+
+
+def _warning_texts(facts: Facts, manifest: Mapping[str, Any], record: ExportRecord) -> Iterator[str]:
+    """Give what the console says of the run in yellow: of its stages, the bundle's gates, its lists, and waiting."""
+    yield from manifest.get("warnings", ())
+    for result in ExportResults.from_json(record.gates).results if record.gates else ():
+        if not result.passed:
+            yield f"{result.severity.lower()}: {result.name}: {result.problems[0]}"
+    yield from losses(facts.quality)
+    for stage in facts.stages:
+        if (stage.wait_seconds or 0) >= _WAITED_SECONDS:
+            yield f"{stage.name} waited {stage.wait_seconds:.0f} s for a device, not counted as its time"
+    for option, value, _, source in facts.toggles:
+        if value == "off":
+            yield f"{option.removeprefix('enable_')} is off ({source})"
 
 
 def _artefacts(manifest: Mapping[str, Any], collection: str, settings: Settings) -> dict[str, Artefact]:

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.artefacts.records import DenseRecord, SparseRecord
+from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
@@ -190,16 +191,8 @@ def _main_reason(record: StageRecord) -> str | None:
 
 
 def _warnings(upstream: Upstream, written: Written) -> Iterator[str]:
-    """Give the warnings of the stages, their fallbacks, cut texts, and files that were not written."""
-    records = {stage: artefact.record for stage, artefact in upstream.by_stage().items()}
-    for record in records.values():
-        yield from record.warnings
-    for stage, record in records.items():
-        if isinstance(record, StageRecord):
-            for reason, count in record.fallback_reasons.items():
-                yield f"{stage}: {count} fallbacks ({reason})"
-    truncated = upstream.dense.record.truncated
-    if truncated:
-        yield f"dense: {truncated} texts exceeded the model's token limit and were truncated"
+    """Give what a person should know of the stages, and files that were not written."""
+    for artefact in upstream.by_stage().values():
+        yield from remarks(artefact.record)
     for name, reason in written.skipped.items():
         yield f"{name}: not written ({reason})"

@@ -83,7 +83,7 @@ def _figures(facts: Facts) -> dict[str, str]:
         "chunks": shown(facts.chunks) if facts.chunks is not None else "not recorded",
         "stages, total": f"{shown(seconds)} s" if facts.times else "not recorded",
         "fallbacks": shown(sum(count for *_, count in facts.fallbacks)),
-        "warnings": shown(facts.warnings),
+        "warnings": shown(max(facts.warnings, len(facts.warning_texts))),
     }
 
 
@@ -156,20 +156,17 @@ def _quality(facts: Facts) -> Section | None:
     measures = list(dict.fromkeys(name for means in facts.quality.values() for name in means))
     if not measures:
         return None
-    titles = _titles()
     rows: list[list[Cell]] = [
-        [titles[name], *(f"{means[measure]:.4f}" if measure in means else None for measure in measures)]
+        [stages.list_title(name), *(f"{means[measure]:.4f}" if measure in means else None for measure in measures)]
         for name, means in facts.quality.items()
     ]
     first = measures[0]
-    lengths = [Bar(titles[name], 0.0, means[first]) for name, means in facts.quality.items() if first in means]
+    lengths = [
+        Bar(stages.list_title(name), 0.0, means[first]) for name, means in facts.quality.items() if first in means
+    ]
     chart = bars(f"{first} per list", lengths, (), "")
     text = _QUERIES[facts.derived] + (f" Judged by {facts.judged_by}." if facts.judged_by else "")
     return Section("Quality", text, [chart], [Table("Quality", ("list", *measures), rows)])
-
-
-def _titles() -> dict[str, str]:
-    return {ranked.name: ranked.title for ranked in stages.LISTS}
 
 
 _QUERIES = {
@@ -215,7 +212,7 @@ def _fallbacks(facts: Facts) -> Section | None:
 
 def _warnings(facts: Facts) -> Section | None:
     rows = [(str(number), warning) for number, warning in enumerate(facts.warning_texts, start=1)]
-    return Section("Warnings", "", (), [Table("As in the manifest", ("", "warning"), rows)]) if rows else None
+    return Section("Warnings", "", (), [Table("As on the console", ("", "warning"), rows)]) if rows else None
 
 
 def _language(facts: Facts) -> Section | None:
@@ -237,7 +234,7 @@ def _comparison(facts: Facts) -> Section | None:
             digits = 4 if "@" in name else 0 if name == "chunks" else 2
             change = None if before is None else f"{now - before:+.{digits}f}"
             ranked, _, figure = name.partition(", ")
-            title = _titles().get(ranked, ranked) if "@" in name else ranked
+            title = stages.list_title(ranked) if "@" in name else ranked
             numbers = (None if v is None else f"{v:.{digits}f}" for v in (now, before))
             rows.append([f"{title}, {figure}" if figure else name, *numbers, change])
             rows[-1].append(None if accepted is None else f"{accepted:.{digits}f}")
@@ -266,7 +263,10 @@ def _models(facts: Facts) -> Section | None:
     return Section("Models", _TRUNCATED, (), [Table("Models", ("stage", "model", "number format"), facts.models)])
 
 
-_TRUNCATED = "A truncated text has more tokens than its model reads; models.windows=2 reads twice as much of a chunk."
+_TRUNCATED = (
+    "A truncated text has more tokens than its model reads; models.windows=2 reads twice as much of a chunk. "
+    "The default reranker was trained and measured with pairs cut to 160 tokens, so for it that is usual."
+)
 
 _SECTIONS: tuple[Callable[[Facts], Section | None], ...] = (
     _time, _quality, _warnings, _comparison, _models, _memory, _scores, _moves, _fallbacks, _language, _settings,

@@ -6,7 +6,7 @@ Frames that are not over the same queries, or over none, are an ``ArtefactError`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.stages import first_stage_lists, list_title
 
 COMMON_SHARE = 0.8
 """Share of the queries that two evaluations must have in common to be compared."""
@@ -233,20 +234,34 @@ def fusion_not_worse(fused: pl.DataFrame, singles: Mapping[str, pl.DataFrame]) -
     strongest = max(means, key=lambda name: (means[name], name))
     passed = _mean(fused) >= means[strongest] - FUSION_EPSILON - _ROUNDING
     broken = _mean(fused) < means[weakest] - _ROUNDING
-    parts = ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+    parts = ", ".join(f"{list_title(name)} {mean:.4f}" for name, mean in means.items())
     if passed:
-        outcome = f"within the tolerated loss of {FUSION_EPSILON} of the best, {strongest}"
+        outcome = f"within the tolerated loss of {FUSION_EPSILON} of the best, {list_title(strongest)}"
     elif broken:
-        outcome = f"below the weakest, {weakest}. Check that all lists are over the same chunks and queries; {_BETTER}"
+        outcome = f"below the weakest, {list_title(weakest)}. {_SAME}; {_BETTER}"
     else:
-        outcome = f"below the best, {strongest}, by more than {FUSION_EPSILON}; {_BETTER}"
+        outcome = f"below the best, {list_title(strongest)}, by more than {FUSION_EPSILON}; {_BETTER}"
     extremes = {"weakest": means[weakest], "strongest": means[strongest]}
     numbers = {"fused": _mean(fused), **extremes, "epsilon": FUSION_EPSILON}
-    message = f"{GATED_MEASURE} fused {_mean(fused):.4f} of {parts}: {outcome.format(strongest=strongest)}"
+    message = f"{GATED_MEASURE} fused {_mean(fused):.4f} of {parts}: {outcome.format(strongest=list_title(strongest))}"
     return QualityVerdict("fusion_not_worse", passed, numbers, message, only_warns=not broken)
 
 
+_SAME = "Check that all lists are over the same chunks and queries"
 _BETTER = "choose another fusion method, fit weights on training judgements, or use {strongest} alone"
+
+
+def losses(means: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Say by the means alone what the two gates of lists say: ``means`` is list -> measure -> mean."""
+    gated = {name: by_measure[GATED_MEASURE] for name, by_measure in means.items() if GATED_MEASURE in by_measure}
+    singles = {name: gated[name] for name in first_stage_lists() if name in gated}
+    if {"fused", "reranked"} <= gated.keys() and gated["reranked"] < gated["fused"] - RERANK_EPSILON - _ROUNDING:
+        yield f"reranking loses {gated['fused'] - gated['reranked']:.4f} {GATED_MEASURE} against the fused list"
+    if singles and "fused" in gated:
+        best = max(singles, key=lambda name: (singles[name], name))
+        if gated["fused"] < singles[best] - FUSION_EPSILON - _ROUNDING:
+            lost = singles[best] - gated["fused"]
+            yield f"the fused list loses {lost:.4f} {GATED_MEASURE} against {list_title(best)} alone"
 
 
 def _mean(values: pl.DataFrame) -> float:

@@ -48,14 +48,19 @@ def test_evaluate_by_bundle_and_by_name_prints_the_measures_and_the_verdicts(
     }  # fmt: skip
     assert {check["check"] for check in printed["checks"] if not check["compared"]} == {"quality_regression"}
     assert call("evaluate", *target) == 0
-    assert "skipped quality_regression: no baseline is accepted" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "skipped quality_regression: no baseline is accepted" in said
+    assert "BM25 " in said
+    assert "lexical" not in said
 
 
 def test_accept_then_evaluate_is_equal_and_a_worse_run_fails_where_it_should(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("baseline", "accept", "output/notes") == 0
-    assert "nDCG@10" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "BM25 " in said
+    assert "lexical" not in said
     path = root / "baselines" / "notes.quality.json"
     stored = json.loads(path.read_text())
     assert stored["provenance"]["stages"]["fusion"]["method"]

@@ -118,7 +118,14 @@ def test_manifests_that_lack_sections_are_read(tmp_path: Path, capsys: pytest.Ca
         (folder / "processing_summary.json").write_text(manifest, encoding="utf-8")
         assert run(capsys, folder)[0] == 0
     (folder / "processing_summary.json").unlink()
-    assert run(capsys, folder)[0] == 0
+    assert run(capsys, folder)[0] == 0, "the other name of the manifest"
+    for path in folder.glob("*_processing_summary.json"):
+        path.unlink()
+    code, out, _ = run(capsys, folder)
+    assert code == 0
+    assert "stage was off" not in out
+    assert "(without processing_summary.json nothing says whether the rerank stage was on)" in out
+    assert "no stage used a GPU" not in out
     (folder / "processing_summary.json").write_text("[", encoding="utf-8")
     assert run(capsys, folder)[0] == 2
 

@@ -13,6 +13,7 @@ import pytest
 
 from ensemble_assets.artefacts.quality_baseline import QualityBaseline, read_quality_baseline, write_quality_baseline
 from ensemble_assets.artefacts.records import EvaluationRecord
+from ensemble_assets.common.stages import list_title
 from ensemble_assets.orchestration.checks.quality import QUALITY_DESCRIPTIONS
 from ensemble_assets.orchestration.dagster_metadata import described
 from ensemble_assets.retrieval.evaluation import MEASURES, evaluate
@@ -77,7 +78,7 @@ def test_the_ui_plots_the_gated_measure_of_every_list_and_has_one_table_of_all(
 ) -> None:
     metadata = dict(finished[1].result.asset_materializations_for_node("evaluation")[0].metadata)
     plotted = {name for name, value in metadata.items() if isinstance(value, dg.FloatMetadataValue)}
-    assert plotted == {"wall_seconds", *(f"{run} {GATED_MEASURE}" for run in RUNS)}
+    assert plotted == {"wall_seconds", *(f"{list_title(run)} {GATED_MEASURE}" for run in RUNS)}
     rows = [record.data for record in metadata["quality"].records]
     assert [row["list"] for row in rows] == ["Dense", "Sparse", "BM25", "Fused", "Reranked"]
     assert all(set(MEASURES) < set(row) for row in rows)
@@ -89,8 +90,8 @@ def test_figures_of_derived_probes_are_plotted_under_a_name_of_their_own() -> No
         described(EvaluationRecord("evaluation", "completed", means=means, judged=judged), 1, {})
         for judged in (False, True)
     )
-    assert by_probes[f"probes fused {GATED_MEASURE}"] == judged[f"fused {GATED_MEASURE}"] == 1.0
-    assert f"fused {GATED_MEASURE}" not in by_probes
+    assert by_probes[f"probes Fused {GATED_MEASURE}"] == judged[f"Fused {GATED_MEASURE}"] == 1.0
+    assert f"Fused {GATED_MEASURE}" not in by_probes
 
 
 def test_without_a_baseline_the_gate_passes_and_says_how_to_accept_one(finished: tuple[Pipeline, Outcome]) -> None:

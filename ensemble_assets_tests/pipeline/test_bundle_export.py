@@ -17,7 +17,9 @@ import pytest
 
 from ensemble_assets.artefacts.quality_baseline import write_quality_baseline
 from ensemble_assets.artefacts.store import artefact_store
+from ensemble_assets.cli.console import CollectionOutcome, _to_know
 from ensemble_assets.cli.main import main
+from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places
@@ -128,6 +130,29 @@ def test_a_second_run_is_compared_with_the_first_and_with_the_accepted_baseline(
         assert float(before) == float(accepted) == pytest.approx(made.figures["fused, nDCG@10"], abs=1e-4)
         assert "Fused, MAP</th>" not in page, "one measure is enough here; the others are under Quality"
         assert float(change) == pytest.approx(float(now) - float(before), abs=2e-4)
+
+
+def test_the_report_lists_all_that_the_console_warns_of(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    file = pipeline.root / "corpora" / "notes" / "notes_chunks.json"
+    chunks = json.loads(file.read_text())
+    chunks[0]["text"] = "a b c d e f g h " * 200
+    file.write_text(json.dumps(chunks))
+    outcome = pipeline.run({"rerank.cross_encoder": True, "export.faiss_index": "flat"})
+    assets = (stage.asset for stage in PIPELINE)
+    stages = [outcome.artefact(asset).record for asset in assets]
+    rerank = next(record for record in stages if record.stage == "rerank")
+    assert rerank.truncated, "the pairs are too long too, which is as the reranker was chosen"
+    warned = list(_to_know(CollectionOutcome("notes", True, outcome.bundle, stages)))
+    started = [sentence.partition(":")[0] for sentence in warned]
+    assert {"dense", "sparse"} <= set(started)
+    assert "rerank" not in started
+    for page in (report_path(outcome.bundle).read_text(encoding="utf-8"), _again(outcome, capsys)):
+        listed = re.findall(
+            r'<td data-name="warning"[^>]*>([^<]+)</td>',
+            html.unescape(page.partition('id="warnings"')[2].partition("</section>")[0]),
+        )
+        assert set(warned) <= set(listed), page.partition('id="warnings"')[2][:2000]
+        assert re.search(rf">{len(listed)}<", page)
 
 
 def _again(outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> str:

@@ -13,6 +13,7 @@ from ensemble_assets.common.stages import MODEL_STAGES, TIMED_STAGES
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult, shown
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, read_object, records
+from ensemble_assets.export.write.names import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class SparseCoverage:
         share = available / total if total else 1.0
         covered = f"{available} of {total} chunks have a sparse vector ({share:.3f}), under"
         if not bundle.is_on("sparse"):
-            findings.skip("the sparse stage was off: the metadata echo of v4.0 has no limit of coverage")
+            findings.skip(f"{_why_off(bundle, 'sparse')}: the metadata echo of v4.0 has no limit of coverage")
         elif share < self._error_below:
             findings.add(f"{covered} {self._error_below:g} (checks.sparse_coverage_error). {_SPARSE}")
         elif share < self._warn_below:
@@ -84,6 +85,16 @@ class SparseCoverage:
 
 
 _SPARSE = "See sparse_run in the manifest for the reason, then materialise sparse_vectors again"
+
+
+_NO_COSTS = "there is no record of the stages' memory"
+
+
+def _why_off(bundle: Bundle, stage: str) -> str:
+    """Say why a stage's results are not judged: it was off, or nothing says whether it was."""
+    if bundle.manifest:
+        return f"the {stage} stage was off"
+    return f"without {MANIFEST_NAME} nothing says whether the {stage} stage was on"
 
 
 def _stated_coverage(bundle: Bundle) -> Iterator[tuple[str, Any]]:
@@ -104,7 +115,7 @@ def rerank_fallbacks(bundle: Bundle) -> GateResult:
     run = _section(bundle.manifest, "rerank_run")
     stated = run.get("fallback_count", 0)
     if not bundle.is_on("rerank"):
-        findings.skip("the rerank stage was off")
+        findings.skip(_why_off(bundle, "rerank"))
         return findings.result(queries=0, fallbacks=0)
     path = bundle.path("rerank.jsonl")
     if not path.is_file():
@@ -137,7 +148,8 @@ def memory_ceiling(costs: Mapping[str, StageCost], ceiling_bytes: int) -> GateRe
     """Expect no more device memory than the ceiling in every stage. Host memory is reported, without a limit."""
     findings = Findings("memory_ceiling")
     if not any(cost.devices.on_gpu for cost in costs.values()):
-        findings.skip("no stage used a GPU; peaks are host memory and have no ceiling here")
+        why = "no stage used a GPU; peaks are host memory and have no ceiling here" if costs else _NO_COSTS
+        findings.skip(why)
     for stage, cost in costs.items():
         if cost.devices.on_gpu and cost.peak_bytes > ceiling_bytes:
             findings.add(
