@@ -12,6 +12,7 @@ from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.retrieval import quality_verdicts
 from ensemble_assets.retrieval.quality_verdicts import (
     fusion_not_worse,
+    losses,
     quality_regression,
     rerank_not_worse,
 )
@@ -135,7 +136,7 @@ def test_fused_must_reach_the_best_single_list_and_may_never_be_below_the_weakes
     assert result.name == "fusion_not_worse"
     assert (result.passed, result.only_warns) == (passed, only_warns)
     assert result.numbers == pytest.approx({"fused": fused, "weakest": 0.5, "strongest": 0.65, "epsilon": 0.005})
-    assert ("use lexical alone" in result.message) is not passed
+    assert ("use BM25 alone" in result.message) is not passed
 
 
 def test_fusion_cannot_be_judged_without_single_lists_or_on_other_queries():
@@ -156,3 +157,15 @@ def test_too_few_common_queries_are_not_compared():
     for baseline, current in ((frame(BASELINE), frame(BASELINE).head(150)), (frame(BASELINE).head(0), frame(BASELINE))):
         with pytest.raises(ArtefactError, match="too few to compare"):
             compare_common(baseline, current)
+
+
+def test_losses_are_said_by_the_means_alone_as_the_gates_judge_them():
+    def said(**means):
+        return list(losses({name: {"nDCG@10": mean} for name, mean in means.items()}))
+
+    assert said(dense=0.6, lexical=0.65, fused=0.645, reranked=0.64) == [], "all within the tolerated loss"
+    assert said(dense=0.6, lexical=0.65, fused=0.64, reranked=0.63) == [
+        "reranking loses 0.0100 nDCG@10 against the fused list",
+        "the fused list loses 0.0100 nDCG@10 against BM25 alone",
+    ]
+    assert said(dense=0.6) == []

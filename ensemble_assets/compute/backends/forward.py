@@ -37,8 +37,8 @@ class Runtime:
     Attributes:
         precision: ``auto`` is the fastest that keeps half a percent of a vector's direction: on CUDA fp16
             for encoders that are safe in it, else bf16 where the device has it in hardware and fp16 where not; on a CPU
-            with OpenVINO whichever of bf16 and fp32 was measured to be faster (``cpu_products``), else fp32. Pooling, norms and final
-            logits are fp32 always.
+            with OpenVINO whichever of bf16 and fp32 was measured to be faster (``cpu_products``), else fp32. Pooling,
+            norms and final logits are fp32 always.
         threads: CPU threads of one forward; 0 leaves the backend's own choice.
         backend: ``torch`` is the reference; ``auto`` takes OpenVINO on a CPU where it is installed.
         cache_folder: converted models are kept below it; None keeps none, so that only torch can be used.
