@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from ensemble_assets.collection.folders import Collection, choose, discover
 from ensemble_assets.collection.queries import QuerySet, load_queries
 from ensemble_assets.collection.query_privacy import load_or_create_key
 from ensemble_assets.collection.readers.fields import Fields
-from ensemble_assets.collection.readers.input_files import ReadLimits
+from ensemble_assets.collection.readers.input_files import ReadLimits, printable
 from ensemble_assets.collection.readers.read_report import ReadReport
+from ensemble_assets.common.errors import InputError
 from ensemble_assets.models.model_files import ModelFiles, locate
 from ensemble_assets.models.spec import ModelSpec
 from ensemble_assets.settings import Settings
@@ -99,40 +101,59 @@ def files_of(spec: ModelSpec, settings: Settings) -> ModelFiles:
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:
     """Read a collection's ``CHUNKS`` frame with the texts that a run takes, and a report of the reading."""
     options = settings.chunks
-    return read_chunks(
-        collection.folder,
-        tokens_of_chunks(settings),
-        options.min_tokens,
-        keep_rest=options.searched == "whole",
-        format_name=options.format or None,
-        follow_links=options.follow_links,
-        skip_broken=options.on_error == "skip",
-        limits=ReadLimits(
-            record_bytes=options.max_record_mb * 1_000_000,
-            fields=Fields(
-                text=options.text_field,
-                id=options.id_field,
-                title=options.title_field,
-                metadata=options.metadata_fields,
-                keep_flat=options.flat_records == "keep",
-            ),
-            refuse_repeated_ids=options.repeated_ids == "refuse",
-            prepend_headings=options.headings == "prepend",
+    limits = ReadLimits(
+        record_bytes=options.max_record_mb * 1_000_000,
+        fields=Fields(
+            text=options.text_field,
+            id=options.id_field,
+            title=options.title_field,
+            metadata=options.metadata_fields,
+            keep_flat=options.flat_records == "keep",
         ),
+        refuse_repeated_ids=options.repeated_ids == "refuse",
+        prepend_headings=options.headings == "prepend",
     )
+    with _naming(collection):
+        return read_chunks(
+            collection.folder,
+            tokens_of_chunks(settings),
+            options.min_tokens,
+            keep_rest=options.searched == "whole",
+            format_name=options.format or None,
+            follow_links=options.follow_links,
+            skip_broken=options.on_error == "skip",
+            limits=limits,
+        )
+
+
+@contextmanager
+def _naming(collection: Collection, *given: str) -> Iterator[None]:
+    """Name the collection's folder in an error, which knows the file's place within it: there may be many folders.
+
+    Files that were ``given`` by a path are not in the folder.
+    """
+    try:
+        yield
+    except InputError as error:
+        folder, file = printable(collection.alias), error.where.partition(",")[0]
+        if file == folder:
+            raise
+        inside = (collection.folder / file).exists() and file not in (Path(path).name for path in given)
+        raise InputError(f"{folder}{'/' if inside else ': '}{error.where}", error.problem, error.remedy) from None
 
 
 def collection_queries(settings: Settings, collection: Collection, chunks: pl.DataFrame) -> QuerySet:
     """Load a collection's queries and judgements; they are derived from ``chunks`` (``CHUNKS``) if there is no file."""
     options = settings.queries
-    return load_queries(
-        collection.folder,
-        chunks,
-        load_or_create_key(key_file(settings.paths)),
-        queries_file=Path(options.file) if options.file else None,
-        qrels_file=Path(options.qrels) if options.qrels else None,
-        judged_only=options.judged_only,
-        derived_limit=options.derived_limit,
-        ids_are_public=options.ids_are_public,
-        split=options.split,
-    )
+    with _naming(collection, options.file, options.qrels):
+        return load_queries(
+            collection.folder,
+            chunks,
+            load_or_create_key(key_file(settings.paths)),
+            queries_file=Path(options.file) if options.file else None,
+            qrels_file=Path(options.qrels) if options.qrels else None,
+            judged_only=options.judged_only,
+            derived_limit=options.derived_limit,
+            ids_are_public=options.ids_are_public,
+            split=options.split,
+        )
