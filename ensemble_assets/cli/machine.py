@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_assets.cli import arguments as args
-from ensemble_assets.common.errors import EnsembleError, ModelUnavailableError, SettingsError
+from ensemble_assets.common.errors import DeviceError, EnsembleError, ModelUnavailableError, SettingsError
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets.settings.default_paths import (
     artefact_base,
@@ -115,12 +115,19 @@ class _Forecast:
     def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
         from ensemble_assets.compute.backends.gpu_forecast import room
         from ensemble_assets.compute.devices.ceiling import Ceiling
-        from ensemble_assets.compute.devices.cuda import CudaDevice
+        from ensemble_assets.compute.devices.cuda import CudaDevice, GpuFacts
 
         options = settings.device
         self._ceiling = Ceiling(options.ceiling_bytes, options.soft_fraction)
         self._precision = options.precision
-        self._gpus = [(gpu, gpu.facts()) for gpu in devices if isinstance(gpu, CudaDevice)]
+        self._gpus: list[tuple[CudaDevice, GpuFacts]] = []
+        self._silent: list[str] = []
+        for gpu in devices:
+            if isinstance(gpu, CudaDevice):
+                try:
+                    self._gpus.append((gpu, gpu.facts()))
+                except DeviceError as error:
+                    self._silent.append(f"{gpu.name}: {error}.")
         self._tightest = min(
             (facts for _, facts in self._gpus), key=lambda facts: room(facts, self._ceiling), default=None
         )
@@ -132,7 +139,7 @@ class _Forecast:
     def memory(self) -> list[str]:
         from ensemble_assets.compute.backends.gpu_forecast import about_memory
 
-        return [about_memory(gpu, facts, self._ceiling) for gpu, facts in self._gpus]
+        return [*(about_memory(gpu, facts, self._ceiling) for gpu, facts in self._gpus), *self._silent]
 
     def model(self, spec: ModelSpec, files: ModelFiles | None = None) -> str:
         """Describe a model by its files, or by what the hub says of them."""

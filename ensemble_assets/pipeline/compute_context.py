@@ -61,7 +61,7 @@ class Computing:
         from ensemble_assets.compute.stages.context import ComputeContext
 
         options = run.settings.device
-        runtime = Runtime(precision=options.precision, threads=options.threads, backend="torch")
+        runtime = Runtime(options.precision, options.threads, "torch", packed=options.packed_rows)
         if run.settings.cluster.engine == "ray":
             from ensemble_assets.compute.ray.cluster import cluster_lease
 
@@ -88,8 +88,8 @@ class Computing:
             )
             runner = LocalRunner(settings_of(run.settings, on_cpu=on_cpu), tuple(devices))
             backend = run.settings.encoding.backend if on_cpu else "torch"
-            runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths))
-            runtime = replace(runtime, packed=options.packed_rows and not on_cpu)
+            packed = options.packed_rows and not on_cpu
+            runtime = replace(runtime, backend=backend, cache_folder=cache_folder(run.settings.paths), packed=packed)
         return ComputeContext(
             lease=partial(_without_waiting, run.clock, lease),
             runner=_reusing(run, runner, on_cpu=on_cpu),

@@ -104,6 +104,14 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
     assert all(line.rstrip().endswith((".", ")")) for line in text.splitlines() if line.startswith(" "))
 
 
+def test_doctor_goes_on_where_a_gpu_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia = install(monkeypatch, two_t4s())
+    nvidia.silent = "GPU-aaaa1111"
+    text = printed(doctor)
+    assert "Tesla T4: the GPU GPU-aaaa1111 does not answer (NVML: GPU is lost). Check nvidia-smi." in text
+    assert "Tesla T4 (GPU-bbbb2222): driver 560.35.03" in text
+
+
 def test_doctor_follows_the_settings(monkeypatch: pytest.MonkeyPatch, own_places: Path) -> None:
     monkeypatch.setenv(options()["device.ceiling_gb"].variable, "6.5")
     monkeypatch.setenv("EMBEDDER_ENABLE_RERANK", "off")

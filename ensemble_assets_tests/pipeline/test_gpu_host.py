@@ -71,3 +71,5 @@ def test_rows_are_packed_on_gpus_only_and_only_if_asked_for(tmp_path: Path, aske
     run = ComputeRun(settings, "run", EventLog())
     for device, packed in ((SimulatedDevice(UUID), asked), (CpuDevice(), False)):
         assert Computing(devices=[device]).context(run).runtime.packed is packed
+    cluster = Settings(device={"packed_rows": asked}, cluster={"engine": "ray"}, paths={"cache_dir": str(tmp_path)})
+    assert Computing().context(ComputeRun(cluster, "run", EventLog())).runtime.packed is asked, "its nodes know devices"

@@ -44,6 +44,13 @@ def with_states(factory: ForwardFactory, states: States) -> ForwardFactory | Non
     return replace(factory, states=states) if fits and isinstance(factory, ModelFactory) else None
 
 
+def without_packing(factory: ForwardFactory) -> ForwardFactory:
+    """Make a factory of the same model that computes padded rows."""
+    if not isinstance(factory, ModelFactory) or not factory.runtime.packed:
+        return factory
+    return replace(factory, runtime=replace(factory.runtime, packed=False))
+
+
 @dataclass(frozen=True)
 class ModelFactory:
     """Picklable: names and paths only.

@@ -32,6 +32,18 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
+@contextmanager
+def _found(uuid: str) -> Iterator[tuple[Any, Any]]:
+    """Yield NVML and its handle of a device; what NVML refuses meanwhile is a ``DeviceError``."""
+    import pynvml
+
+    try:
+        with _nvml() as nvml:
+            yield nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except pynvml.NVMLError as error:
+        raise DeviceError(f"the GPU {uuid} does not answer (NVML: {error}). Check nvidia-smi") from error
+
+
 def _memory(nvml: Any, handle: Any) -> MemoryReading:
     """Read a device's memory, without the part that the driver reserves: that is never free, and no program holds it.
 
@@ -96,13 +108,12 @@ class CudaDevice:
 
     def memory(self) -> MemoryReading:
         """Read the memory in use by all processes from NVML."""
-        with _nvml() as nvml:
-            return _memory(nvml, nvml.nvmlDeviceGetHandleByUUID(self.uuid))
+        with _found(self.uuid) as (nvml, handle):
+            return _memory(nvml, handle)
 
     def facts(self) -> GpuFacts:
         """Ask NVML for the facts that ``doctor`` shows about this GPU."""
-        with _nvml() as nvml:
-            handle = nvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        with _found(self.uuid) as (nvml, handle):
             major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
             memory = _memory(nvml, handle)
             kept = self.total_bytes - memory.used - memory.free
@@ -110,9 +121,8 @@ class CudaDevice:
 
     def holders(self) -> tuple[int, ...]:
         """List the compute processes that NVML knows on this GPU; in a container, ids may be the host's."""
-        with _nvml() as nvml, suppress(nvml.NVMLError):
-            running = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(self.uuid))
-            return tuple(int(process.pid) for process in running)
+        with suppress(DeviceError), _found(self.uuid) as (nvml, handle):
+            return tuple(int(process.pid) for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         return ()
 
     def environment(self) -> Mapping[str, str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from ensemble_assets.common.errors import EnsembleError, failure_word
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.compute.backends.forward import ForwardFactory
+from ensemble_assets.compute.backends.model_factory import without_packing
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
-from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.discovery import discover_devices
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.compute.running.local_runner import LocalRunner
@@ -124,13 +124,11 @@ class Node:
                 gate=MemoryGate(ceiling_bytes=options.ceiling_bytes),
             )
         )
-        runner = keep(LocalRunner(_settings(options, devices)).holding(lease, self._log))
-        model = keep(runner.loaded(factory))
+        on_cpu = all(device.torch_device == "cpu" for device in devices)
+        settings = options.on_cpu if on_cpu else options.on_gpu
+        runner = keep(LocalRunner(settings).holding(lease, self._log))
+        # a driver without devices asks for packed rows, but a CPU's are slower than padded ones
+        model = keep(runner.loaded(without_packing(factory) if on_cpu else factory))
         self._identity = factory.identity
         self._run = partial(runner, factory=model, lease=lease, events=self._log)
         return self._run
-
-
-def _settings(options: NodeOptions, devices: tuple[Device, ...]) -> WorkerSettings:
-    on_cpu = all(device.torch_device == "cpu" for device in devices)
-    return options.on_cpu if on_cpu else options.on_gpu

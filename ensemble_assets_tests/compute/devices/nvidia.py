@@ -32,6 +32,7 @@ class Nvidia:
         bad_readings: readings of the memory that fail before one works.
         divided: instances (UUID, name, total bytes) of GPUs in MIG mode, by UUID.
         capability: compute capability of every GPU.
+        silent: UUID of a GPU that was listed and does not answer any more.
     """
 
     gpus: list[tuple[str, str, int]]
@@ -45,6 +46,7 @@ class Nvidia:
     bad_readings: int = 0
     divided: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     capability: tuple[int, int] = (7, 5)
+    silent: str = ""
 
     class NVMLError(Exception):
         """As pynvml has it."""
@@ -100,6 +102,8 @@ class Nvidia:
     def _by_uuid(self, uuid: str) -> tuple[str, str, int]:
         assert self.users > 0, "NVML is asked before it was initialised"
         every = [*self.gpus, *(instance for instances in self.divided.values() for instance in instances)]
+        if uuid == self.silent:
+            raise self.NVMLError("GPU is lost")
         return next(handle for handle in every if handle[0] == uuid)
 
     def _memory(self, handle: tuple[str, str, int], version: int | None = None) -> SimpleNamespace:

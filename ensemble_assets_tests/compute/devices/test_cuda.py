@@ -90,6 +90,19 @@ def test_a_reading_that_fails_is_tried_again_and_then_an_error(session: CudaSess
         session.memory()
 
 
+def test_a_gpu_that_is_gone_is_told_in_words_and_names_no_holders(nvidia: Nvidia) -> None:
+    first, _ = list_cuda_devices()
+    nvidia.silent = first.uuid
+    with pytest.raises(DeviceError, match=r"the GPU GPU-aaaa1111 does not answer \(NVML: GPU is lost\)"):
+        first.memory()
+    with pytest.raises(DeviceError, match="Check nvidia-smi"):
+        first.facts()
+    assert first.holders() == ()
+    nvidia.fails = nvidia.NVMLError("Driver/library version mismatch")
+    assert first.holders() == ()
+    assert nvidia.users == 0
+
+
 def test_a_divided_gpu_is_its_instances(nvidia: Nvidia) -> None:
     nvidia.divided = {
         "GPU-aaaa1111": [("MIG-1", "Tesla T4 MIG 1g", 5 * GB), ("MIG-2", "Tesla T4 MIG 2g", 10 * GB)],

@@ -24,6 +24,8 @@ from ensemble_assets.common.errors import DeviceError, LeaseTimeoutError, StageE
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.batching.table_result import TableResult
+from ensemble_assets.compute.devices.cpu import CpuDevice
+from ensemble_assets.compute.devices.discovery import Discovery
 from ensemble_assets.compute.devices.lease import unlocked_lease
 from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
@@ -36,6 +38,8 @@ from ensemble_assets.compute.tokens.token_tables import TokenTable
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.settings.sources import process_environment
 from ensemble_assets_tests.compute.running.doubles import VECTOR, DoubleFactory
+from ensemble_assets_tests.gpu.acceptance.bench import random_table
+from ensemble_assets_tests.gpu.acceptance.models import factory, model
 from ensemble_assets_tests.orchestration.doubles import Double, OutputSpec, _dense
 
 OUTPUTS = {"vector": OutputSpec((64,), np.float32)}
@@ -126,6 +130,37 @@ def test_a_node_loads_a_model_once_for_all_its_shards(
     assert len(list(tmp_path.glob("loaded-*"))) == 2, "the last shard was of another model"
     assert [names.count(name) for name in ("lease.acquired", "lease.released")] == [2, 2]
     assert names.count("worker.started") == 2 * workers
+
+
+@dataclass(frozen=True)
+class StandInGpu(CpuDevice):
+    """A processor that does not go by the name of one, so that rows are packed as on a GPU, behind a mask."""
+
+    @property
+    def torch_device(self) -> str:
+        """Torch takes a processor's number too."""
+        return "cpu:0"
+
+
+@pytest.mark.timeout(300)
+def test_a_node_packs_rows_on_a_gpu_and_pads_them_on_a_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = random_table(np.array([5, 9, 33, 64, 17]), seed=4)
+    files = model("minilm", tmp_path, small=True)
+    with unlocked_lease(model="minilm", stage="dense") as lease:
+        padded = in_process_runner(64)(table, factory(*files, "fp32"), lease=lease, events=EventLog())
+    settings = WorkerSettings(cpu_batches(1024), workers_per_device=1)
+    order = Order("minilm", "dense", dataclasses.replace(options_in(tmp_path), on_cpu=settings, on_gpu=settings))
+    for device, packing in ((StandInGpu(1), "packed"), (CpuDevice(1), "off")):
+        chosen = Discovery((device,), ())
+        monkeypatch.setattr("ensemble_assets.compute.ray.node.discover_devices", lambda *_, chosen=chosen, **__: chosen)
+        node = Node()
+        report = node.compute(table, factory(*files, "fp32", packed=True), order)
+        assert report.result is not None, (report.error, report.word)
+        assert [event.facts["packing"] for event in report.events if event.name == "worker.ready"] == [packing]
+        np.testing.assert_allclose(report.result.outputs["vector"], padded.outputs["vector"], rtol=0, atol=2e-5)
+        node.close()
 
 
 def test_the_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
