@@ -30,6 +30,9 @@ _CAP_STEP = 16 << 20
 _READINGS = 3
 """Most readings of a device whose allocator grows meanwhile. Growth is rare, so the second one nearly always agrees."""
 
+SAMPLER = "memory-sampler"
+"""Name of the thread that measures all the time."""
+
 _TIMELINE = 240
 """Points of the memory timeline: as many as a picture of the report can show."""
 
@@ -170,7 +173,7 @@ class PeakSampler:
         self._guard = guard
         self._period = period_seconds
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory-sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=SAMPLER, daemon=True)
         self.timeline = Timeline()
         self.failures = 0
 

@@ -143,6 +143,11 @@ class CudaDevice:
         """Make the CUDA context and load cuBLAS, so that their memory is measured before the first batch."""
         import torch
 
+        if (allocator := torch.cuda.get_allocator_backend()) != "native":  # in a process that got no ``environment``
+            raise DeviceError(
+                f"PYTORCH_CUDA_ALLOC_CONF or PYTORCH_ALLOC_CONF chooses the allocator {allocator}, which keeps memory "
+                "beyond the ceiling. Unset it"
+            )
         try:
             torch.cuda.set_device(self.torch_device)
             side = torch.ones((256, 256), device=self.torch_device, dtype=torch.float16)
@@ -212,7 +217,13 @@ def list_cuda_devices() -> tuple[CudaDevice, ...]:
     try:
         with _nvml() as nvml:
             handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-            return tuple(_describe(nvml, part) for handle in handles for part in _instances(nvml, handle))
+            parts = [part for handle in handles for part in _instances(nvml, handle)]
+            try:
+                return tuple(_describe(nvml, part) for part in parts)
+            except nvml.NVMLError as error:  # as where GPU and host share their memory
+                raise DeviceError(
+                    f"the memory of a GPU cannot be read (NVML: {error}), so no ceiling could be kept"
+                ) from error
     except pynvml.NVMLError as error:
         raise DeviceError(f"no NVIDIA driver answers (NVML: {error})") from error
 

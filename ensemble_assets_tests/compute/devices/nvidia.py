@@ -33,6 +33,7 @@ class Nvidia:
         divided: instances (UUID, name, total bytes) of GPUs in MIG mode, by UUID.
         capability: compute capability of every GPU.
         silent: UUID of a GPU that was listed and does not answer any more.
+        allocator: the one that torch uses.
     """
 
     gpus: list[tuple[str, str, int]]
@@ -47,6 +48,7 @@ class Nvidia:
     divided: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
     capability: tuple[int, int] = (7, 5)
     silent: str = ""
+    allocator: str = "native"
 
     class NVMLError(Exception):
         """As pynvml has it."""
@@ -80,6 +82,7 @@ class Nvidia:
             **{name: self._recorder(name) for name in names},
             set_device=self._set_device,
             get_device_properties=lambda index: SimpleNamespace(total_memory=self.gpus[index][2]),
+            get_allocator_backend=lambda: self.allocator,
             memory_reserved=lambda: 700,
             max_memory_allocated=lambda: 600,
         )

@@ -56,6 +56,14 @@ def test_no_driver_is_told_in_words(nvidia: Nvidia) -> None:
         list_cuda_devices()
 
 
+def test_a_gpu_whose_memory_cannot_be_read_is_refused_in_nvmls_words(nvidia: Nvidia) -> None:
+    """As where GPU and host share their memory: a driver answers, but without that reading there is no ceiling."""
+    nvidia.bad_readings = 10
+    with pytest.raises(DeviceError, match=r"cannot be read \(NVML: Unknown Error\), so no ceiling could be kept"):
+        list_cuda_devices()
+    assert nvidia.users == 0
+
+
 def test_a_missing_package_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(DeviceError, match="nvidia-ml-py is not installed"):
@@ -133,6 +141,12 @@ def test_a_device_that_cannot_be_opened_says_what_to_check(nvidia: Nvidia) -> No
     with pytest.raises(DeviceError, match="nvidia-smi") as caught:
         list_cuda_devices()[0].open()
     assert "RuntimeError" in str(caught.value)
+
+
+def test_an_allocator_that_would_not_keep_to_the_cap_is_refused(nvidia: Nvidia) -> None:
+    nvidia.allocator = "cudaMallocAsync"
+    with pytest.raises(DeviceError, match="PYTORCH_ALLOC_CONF chooses the allocator cudaMallocAsync"):
+        list_cuda_devices()[0].open()
 
 
 def test_the_cap_is_a_fraction_of_the_memory_that_torch_sees(session: CudaSession, nvidia: Nvidia) -> None:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.common.errors import DeviceError
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.batching.planner import PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.batching.table_result import TableResult
-from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets.compute.devices.ceiling import SAMPLER, Ceiling
 from ensemble_assets.compute.devices.cuda import CudaDevice, list_cuda_devices
+from ensemble_assets.compute.devices.device import MemoryReading
 from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
@@ -85,6 +89,12 @@ class Bench:
         with self.lease(log) as lease:
             return LocalRunner(replace(workers, **settings))(table, model, lease=lease, events=log)
 
+    def unreadable(self) -> Bench:
+        """This bench, with a device of which some readings fail."""
+        kind = UnreadableCard if self.simulated else UnreadableGpu
+        facts = {each.name: getattr(self.device, each.name) for each in fields(self.device)}
+        return replace(self, device=kind(**facts))
+
     def lease(self, log: EventLog, timeout: float = 60.0) -> Any:
         """Lease the device with locks of this run."""
         locks = self.folder / "locks"
@@ -134,6 +144,34 @@ def simulated_card(uuid: str = "SIM-0", total_bytes: int = 16 * GB) -> Simulated
         raw_errors=True,
         lingers=1.0,
     )
+
+
+class _Unreadable:
+    """A device whose sampler cannot read the memory three times in a row, from its second reading on."""
+
+    def open(self) -> Any:
+        session: Any = super().open()  # type: ignore[misc]
+        usual, readings = session.memory, count()
+
+        def memory() -> MemoryReading:
+            if threading.current_thread().name == SAMPLER and next(readings) in UNREADABLE:
+                raise DeviceError("a reading that fails")
+            return cast("MemoryReading", usual())
+
+        session.memory = memory
+        return session
+
+
+class UnreadableGpu(_Unreadable, CudaDevice):
+    """A GPU of that kind."""
+
+
+class UnreadableCard(_Unreadable, SimulatedDevice):
+    """A simulated one."""
+
+
+UNREADABLE = range(1, 4)
+"""Numbers of the readings that fail."""
 
 
 def answer(process: subprocess.Popen[str], seconds: float = 120.0) -> Any:

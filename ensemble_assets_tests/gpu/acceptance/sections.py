@@ -19,7 +19,16 @@ from ensemble_assets.compute.batching.size_limits import SizeSettings
 from ensemble_assets.compute.devices.ceiling import Ceiling
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets_tests.gpu.acceptance import numerics
-from ensemble_assets_tests.gpu.acceptance.bench import GB, Bench, Log, Section, answer, random_table, wrong_rows
+from ensemble_assets_tests.gpu.acceptance.bench import (
+    GB,
+    UNREADABLE,
+    Bench,
+    Log,
+    Section,
+    answer,
+    random_table,
+    wrong_rows,
+)
 from ensemble_assets_tests.gpu.acceptance.throughput import throughput
 from ensemble_assets_tests.simulated.device import OtherProcesses, SimulatedDevice
 from ensemble_assets_tests.simulated.model import MemoryNeeds, SimulatedModel, Speed
@@ -146,7 +155,7 @@ def leases(bench: Bench) -> dict[str, Any]:
 
 
 def recovery(bench: Bench) -> dict[str, Any]:
-    """A worker is killed, and a row makes an assertion in a kernel fail: that row alone fails."""
+    """A worker is killed, a row makes an assertion in a kernel fail, readings of memory fail: that row alone fails."""
 
     def act(log: Log, name: str, facts: Mapping[str, Any]) -> None:
         if name == "batch.done" and len(log.named(name)) == 3:
@@ -156,12 +165,24 @@ def recovery(bench: Bench) -> dict[str, Any]:
     batches = PlannerSettings(SizeSettings(initial_tokens=400, max_tokens=400))
     model = bench.hungry(10_000, poison=frozenset({60}))
     result = bench.run(table, model, bench.used_before + 4 * GB, log, batches=batches)
+    readings, unread = _with_bad_readings(bench.unreadable())
     return {
-        "passed": result.failed_rows == {60: "device_failed"} and not wrong_rows(result, table),
+        "passed": result.failed_rows == {60: "device_failed"} and not wrong_rows(result, table) and unread,
         "failed_rows": result.failed_rows,
+        "readings_after_some_that_failed": readings,
         "worker_starts": len(log.named("worker.started")),
         "losses": [event.facts["reason"] for event in log.named("worker.lost")],
     }
+
+
+def _with_bad_readings(bench: Bench) -> tuple[int, bool]:
+    """Run a table while readings of the sampler fail; returns those that came after, and whether all went well."""
+    table, log = random_table(np.full(200, 20)), Log()
+    batches = PlannerSettings(SizeSettings(initial_tokens=100, max_tokens=100))
+    result = bench.run(table, bench.hungry(10_000, seconds=0.03), bench.used_before + 4 * GB, log, batches=batches)
+    readings = len(log.named("device.memory")) - UNREADABLE.start
+    lost = bool(log.named("worker.lost"))
+    return readings, readings > 5 and not (lost or result.failed_rows or wrong_rows(result, table))
 
 
 def end(bench: Bench) -> dict[str, Any]:
