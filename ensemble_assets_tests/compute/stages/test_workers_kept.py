@@ -15,6 +15,7 @@ from ensemble_assets.compute.devices.leases import lease_devices
 from ensemble_assets.compute.running.local_runner import LocalRunner
 from ensemble_assets.compute.running.run_table import TableRunner
 from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets.compute.stages import encoder_input
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.stages.rerank.depth import Allowance
@@ -106,6 +107,22 @@ def test_sparse_keeps_its_workers_for_queries_that_are_run_again(tmp_path, conte
     assert (result.record.status, result.record.queries_pruned) == ("completed", 0)
     assert max(result.queries.counts) > 2
     assert starts(context.events) == once("sparse")
+
+
+@pytest.mark.parametrize("slice_bytes", [10, 10**9])
+def test_a_worker_starts_once_for_each_stage_and_model_however_many_slices_of_texts(
+    tmp_path, context, monkeypatch, slice_bytes
+):
+    """A slice is a table of its own; each is served by the workers of the first."""
+    monkeypatch.setattr(encoder_input, "SLICE_BYTES", slice_bytes)
+    dense = [model_folder(tmp_path / name) for name in ("first", "second")]
+    sparse = model_folder(tmp_path / "sparse", "sparse")
+    context = replace(context, runner=TableRunner(context.runner.runner))  # no shards beside them
+    encode_dense(CHUNKS, QUERIES["text"], dense, context, make_factory=dense_maker())
+    encode_sparse(CHUNKS, METADATA, QUERIES["text"], [sparse], context, top_k=9, make_factory=sparse_maker())
+    tables = len(context.events.named("batch.planned"))
+    assert tables > 6 if slice_bytes == 10 else tables == 3
+    assert starts(context.events) == once("first", "second", "sparse")
 
 
 def test_rerank_keeps_its_workers_for_all_slices(tmp_path, context):
