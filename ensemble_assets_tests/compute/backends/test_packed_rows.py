@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +13,7 @@ import torch
 
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import Runtime, packing_of
+from ensemble_assets.compute.backends.library import packed_rows
 from ensemble_assets.compute.backends.library.packed_rows import Packing, pack_rows
 from ensemble_assets.compute.batching.planner import BatchPlanner, PlannerSettings
 from ensemble_assets.compute.batching.size_limits import SizeSettings
@@ -73,6 +76,46 @@ def test_a_card_without_the_kernel_computes_padded_rows(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert pack_rows(loaded, "cuda:0") == why
     assert all(network.config._attn_implementation == "sdpa" for network in [loaded.model[0].model])
+
+
+def test_heads_that_the_kernel_does_not_take_are_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = factory(*model("minilm", tmp_path, small=True), "fp16").load("cpu")._model  # type: ignore[attr-defined]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    network = loaded.model[0].model
+    monkeypatch.setattr(network.config, "num_attention_heads", network.config.hidden_size // 12)
+    assert pack_rows(loaded, "cuda:0") == "architecture"
+
+
+def test_the_kernel_is_called_as_torch_has_it_since_2_10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a card: a stand-in with the first signature attends text by text, and gives what padded rows give."""
+    calls: list[int] = []
+
+    def varlen_attn(
+        query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
+        is_causal: bool = False, return_aux: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        calls.append(len(cu_seq_q) - 1)
+        assert cu_seq_q.dtype == torch.int32
+        assert not is_causal
+        parts = []
+        for begin, end in pairwise(cu_seq_q.tolist()):
+            assert end - begin <= max_q == max_k
+            one = (tensor[begin:end].transpose(0, 1) for tensor in (query, key, value))
+            parts.append(torch.nn.functional.scaled_dot_product_attention(*one).transpose(0, 1))
+        return torch.cat(parts)
+
+    def by_kernel(module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: float, **words: Any) -> Any:
+        starts, longest = words["starts"], words["longest"]
+        return packed_rows._by_kernel(query, key, value, starts, longest, scaling)[None], None
+
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch has it since 2.10")
+    inspect.signature(varlen.varlen_attn).bind(*range(7))
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(packed_rows, "_attention", by_kernel)
+    batch = Batch(np.array([7, 5, 3, 0]), 128)
+    padded, packed = (forward("minilm", tmp_path, packed=on)(TABLE, batch) for on in (False, True))
+    np.testing.assert_allclose(packed["vector"], padded["vector"], rtol=0, atol=2e-5)
+    assert set(calls) == {4}
 
 
 def test_packed_rows_have_an_identity_of_their_own(tmp_path: Path) -> None:

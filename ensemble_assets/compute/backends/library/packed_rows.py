@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,6 +27,10 @@ _FLASH = (8, 0)
 """Compute capability of the kernel behind ``varlen_attn``, which takes half precisions only."""
 
 
+_HEAD_STEP, _WIDEST_HEAD = 8, 256
+"""Widths of a head that this kernel takes: multiples of the first, up to the second."""
+
+
 def pack_rows(model: LibraryModel, device: str) -> Packing:
     """Make a loaded model compute without padding; return ``packed``, or why it goes on as it is."""
     names = {type(module).__name__: module for module in model.model.modules()}
@@ -38,6 +42,9 @@ def pack_rows(model: LibraryModel, device: str) -> Packing:
     if device.startswith("cuda"):
         if next(encoder.parameters()).dtype not in (torch.float16, torch.bfloat16):
             return "precision"
+        head = networks[0].config.hidden_size // networks[0].config.num_attention_heads
+        if head % _HEAD_STEP or head > _WIDEST_HEAD:
+            return "architecture"
         if torch.cuda.get_device_capability(device) < _FLASH:
             return "capability"
         if find_spec("torch.nn.attention.varlen") is None:  # since torch 2.10
@@ -89,8 +96,21 @@ def _attention(
         within = text[:, None] == text[None, :]
         made = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=within, scale=scaling)
         return made.transpose(1, 2), None
+    return _by_kernel(query, key, value, starts, longest, scaling)[None], None
+
+
+def _by_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend as a GPU does, to ``[tokens, heads, width]``. The kernel's own scale is not named: torch 2.10 cannot."""
     from torch.nn.attention.varlen import varlen_attn
 
     queries, keys, values = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    result: Any = varlen_attn(queries, keys, values, starts, starts, longest, longest, scale=scaling)
-    return result[None], None
+    other: dict[str, Any] = {} if scaling in (None, query.shape[3] ** -0.5) else {"scale": scaling}
+    result: Any = varlen_attn(queries, keys, values, starts, starts, longest, longest, **other)
+    return cast("torch.Tensor", result)
