@@ -7,9 +7,10 @@ wait for a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
@@ -102,11 +103,13 @@ class Searcher:
         self._settings = settings
         self._models = HeldModels(settings, factories)
         self._turn, self._waits, self._closed = Lock(), Event(), Event()
+        self._threads, self._loaded = ThreadPoolExecutor(len(first_stage_lists())), False
 
     def close(self) -> None:
         """Free the models, and end ``prepare``."""
         self._closed.set()
         with self._turn:
+            self._threads.shutdown()
             self._models.close()
 
     def ask(self, question: str, top: int = 10) -> list[Hit]:
@@ -147,7 +150,7 @@ class Searcher:
 
     def _ask(self, question: str, top: int) -> list[Hit]:
         queries = pl.Series([question])
-        runs = {name: run for name in first_stage_lists() if (run := self._search(name, queries)) is not None}
+        runs = self._first_stage(queries)
         ids = self.corpus.chunks["chunk_id"]
         rule = self._rule
         lists = [RankedList(name, run, rule.weight(name) if len(runs) > 1 else 1.0) for name, run in runs.items()]
@@ -167,21 +170,29 @@ class Searcher:
             next((model.tokens.of_query(0).tolist() for model in dense if model.tokens is not None), None),
         )
 
+    def _first_stage(self, queries: pl.Series) -> dict[str, pl.DataFrame]:
+        """Search every list of the bundle: the first time one after the other, for that loads the models."""
+        names, search = first_stage_lists(), partial(self._search, queries=queries)
+        found = list((self._threads.map if self._loaded else map)(search, names))
+        self._loaded = True
+        return {name: run for name, run in zip(names, found, strict=True) if run is not None}
+
     def _search(self, name: str, queries: pl.Series) -> pl.DataFrame | None:
         return {"dense": self._dense, "sparse": self._sparse, "lexical": self._lexical}[name](queries)
 
     def _dense(self, queries: pl.Series) -> pl.DataFrame | None:
         models = []
-        for model in self._encode_dense(queries):
+        late = self._late  # the runner remembers the question's states
+        for model in self._encode_dense(queries, states_of=late.spec.slug if late else ""):
             array = self._arrays[model.spec.slug]
             models.append(DenseModel(model.spec.slug, array.vectors, model.queries, array.norms, model.spec.weight))
         return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
 
-    def _encode_dense(self, queries: pl.Series, token_vectors: str = "") -> Sequence[DenseVectors]:
+    def _encode_dense(self, queries: pl.Series, token_vectors: str = "", states_of: str = "") -> Sequence[DenseVectors]:
         plain, beside = self._models.factory("dense"), self._models.factory("dense", _with_tokens)
 
         def make(spec: ModelSpec, *rest: Any) -> ForwardFactory:
-            return (beside if spec.slug == token_vectors else plain)(spec, *rest)
+            return (beside if spec.slug in (token_vectors, states_of) else plain)(spec, *rest)
 
         context = self._models.context
         return encode_dense(
@@ -223,7 +234,7 @@ class Searcher:
             return None
         run = self.corpus.section("rerank_run", "payload")
         depth = int(run.get("rerank_top_k") or self._settings.rerank.depth)
-        late = self._late(run.get("late_interaction") or {})
+        late = self._late
         options = RerankOptions(
             depth=depth,
             weight=run.get("interpolation_weight"),
@@ -242,11 +253,12 @@ class Searcher:
     @property
     def _compares_states(self) -> bool:
         spec = self._rerank_spec
-        late = self._late(self.corpus.section("rerank_run", "payload").get("late_interaction") or {})
-        return late is not None or (spec is not None and spec.pooling == "late_interaction")
+        return self._late is not None or (spec is not None and spec.pooling == "late_interaction")
 
-    def _late(self, run: Mapping[str, Any]) -> LateInteraction | None:
+    @cached_property
+    def _late(self) -> LateInteraction | None:
         """Set up late interaction as the bundle's run had it; None where it took no part."""
+        run = self.corpus.section("rerank_run", "payload", "late_interaction")
         spec = next((spec for spec in self._dense_specs if spec.slug == run.get("model")), None)
         if spec is None or not run.get("queries"):
             return None
@@ -306,9 +318,8 @@ class Searcher:
         run = self.corpus.section("rerank_run")
         if not run.get("executed") or not run.get("model_name"):
             return None
-        late = self._late(self.corpus.section("rerank_run", "payload").get("late_interaction") or {})
-        if late and late.spec.slug == run["model_name"]:  # alone
-            return late.spec
+        if self._late and self._late.spec.slug == run["model_name"]:  # alone
+            return self._late.spec
         return self._optional(run["model_name"], "rerank")
 
     def _optional(self, slug: str, kind: ModelKind) -> ModelSpec | None:

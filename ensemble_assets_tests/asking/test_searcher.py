@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ensemble_assets.asking.at_once import AtOnceRunner
 from ensemble_assets.asking.marking import passage, word_places
 from ensemble_assets.asking.searcher import Searcher
 from ensemble_assets.compute.backends.choice import dense_factory
@@ -59,7 +60,9 @@ def test_a_question_gets_the_ranking_of_the_run(pipeline: Pipeline, options: dic
 
 @pytest.mark.models
 @pytest.mark.parametrize("cross_encoder", [True, False])
-def test_late_interaction_is_exported_and_asked_as_in_the_run(tmp_path: Path, cross_encoder: bool) -> None:
+def test_late_interaction_is_exported_and_asked_as_in_the_run(
+    tmp_path: Path, cross_encoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     pipeline = Pipeline(tmp_path, Computing({"sparse": sparse_double(), "rerank": rerank_double()}))
     plain = pipeline.run({"encoding.reuse": False})
@@ -85,6 +88,35 @@ def test_late_interaction_is_exported_and_asked_as_in_the_run(tmp_path: Path, cr
         assert [hit.chunk_id for hit in hits] == wanted["chunk_id"].to_list()
         assert [hit.score for hit in hits] == pytest.approx(wanted["score"].to_list(), abs=0.01)
     assert asked.notes == []
+    computed: list[int] = []
+    at_once = AtOnceRunner._at_once
+
+    def counted(runner: AtOnceRunner, table: Any, factory: Any, lease: Any) -> Any:
+        result = at_once(runner, table, factory, lease)
+        if result is not None and factory.spec.slug == "all-minilm-l6-v2":
+            computed.append(result.distinct_rows)
+        return result
+
+    monkeypatch.setattr(AtOnceRunner, "_at_once", counted)
+    asked.prepare()
+    computed.clear()
+    assert asked.ask("who mended the lantern")
+    assert sum(computed) == 1, "the question went through the encoder once, for its vector and its states"
+
+
+def test_later_questions_search_their_lists_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = searcher(pipeline.run(), pipeline.root)
+    first = asked.ask("where is the river")
+    together = Barrier(3, timeout=20)
+    search = Searcher._search
+
+    def meeting(self: Searcher, name: str, queries: Any) -> Any:
+        together.wait()
+        return search(self, name, queries)
+
+    monkeypatch.setattr(Searcher, "_search", meeting)
+    assert asked.ask("where is the river") == first
+    asked.close()
 
 
 def test_a_reranker_that_fails_leaves_the_fused_order_and_says_so(pipeline: Pipeline) -> None:

@@ -61,6 +61,8 @@ class PairRows:
 
 def number_queries(head: pl.DataFrame, queries: pl.DataFrame) -> tuple[pl.Series, NDArray[np.int64]]:
     """Return the texts of the queries that have pairs in ``head``, and each pair's place among them."""
+    if queries.height == 1 and (head["public_id"] == queries["public_id"][0]).all():  # a question, which cannot wait
+        return queries["text"].head(head.height), np.zeros(head.height, np.int64)
     asked = queries.join(head.select("public_id").unique(), on="public_id", how="semi", maintain_order="left")
     numbers = pl.DataFrame({"public_id": asked["public_id"], "_query": np.arange(asked.height)})
     numbered = head.join(numbers, on="public_id", how="left", maintain_order="left", validate="m:1")
