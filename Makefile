@@ -40,11 +40,12 @@ run: install $(HOME_DIR)/dagster.yaml  ## the demo collection through every stag
 	DAGSTER_HOME=$(HOME_DIR) $(BIN)/ensemble-assets demo --output-dir $(OUTPUT_DIR)
 	@echo "The bundle is in $(OUTPUT_DIR)/pydoc. To look at the run in the browser: make ui, then http://127.0.0.1:$(PORT)"
 
-# Dagster says several lines a second, among them its own deprecations; what is worth knowing stands in the UI.
+# Dagster says several lines a second, and warns of the dagster.yaml here, which is only the one to copy; what is worth
+# knowing stands in the UI.
 ui: install $(HOME_DIR)/dagster.yaml  ## the Dagster UI on 127.0.0.1
-	@echo "Dagster starts on http://127.0.0.1:$(PORT) and shows warnings only here; Ctrl-C stops it"
+	@echo "Dagster starts on http://127.0.0.1:$(PORT) and shows errors only here; Ctrl-C stops it"
 	@DAGSTER_HOME=$(HOME_DIR) EMBEDDER_CHUNKED_DIR=$(abspath $(CHUNKED_DIR)) EMBEDDER_OUTPUT_DIR=$(abspath $(OUTPUT_DIR)) \
-		PYTHONWARNINGS=ignore $(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml --log-level warning
+		PYTHONWARNINGS=ignore $(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml --log-level error
 
 lint: install
 	$(BIN)/ruff check .

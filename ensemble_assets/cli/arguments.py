@@ -51,6 +51,20 @@ TARGET = click.argument("target")
 TARGET_OUTPUT = click.option("--output-dir", metavar="DIR", help="Folder of TARGET's bundle, if TARGET is a name.")
 
 
+_WHOLE_SENTENCE = 200
+"""Characters of the longest sentence on a command; lines are broken and not cut off."""
+
+
+class Commands(click.Group):
+    """Commands that ``--help`` lists with whole sentences."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List every command with the whole first sentence of its help."""
+        rows = [(name, self.commands[name].get_short_help_str(_WHOLE_SENTENCE)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 def with_options(*decorators: Decorator) -> Decorator:
     """Add options to a command; help lists them in this order."""
 

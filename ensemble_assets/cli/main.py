@@ -13,6 +13,7 @@ import sys
 
 import click
 
+from ensemble_assets.cli import arguments as args
 from ensemble_assets.cli.bundle import report, upload, validate
 from ensemble_assets.cli.chunk import chunk
 from ensemble_assets.cli.machine import clean, doctor, leases
@@ -26,7 +27,7 @@ from ensemble_assets.common.stopping import STOPPED, say_stopped, stop_when_aske
 from ensemble_assets.common.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=args.Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def commands() -> None:
     """Turn chunked documents and queries into retrieval artifacts."""

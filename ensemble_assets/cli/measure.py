@@ -182,7 +182,7 @@ def _read_training_qrels(path: Path, queries: Artefact, chunks: pl.DataFrame, ju
     return training
 
 
-@click.group()
+@click.group(cls=args.Commands)
 def baseline() -> None:
     """Measure or accept what later runs are compared with."""
 

@@ -33,7 +33,7 @@ from ensemble_assets.export.write.ranked_list_files import RUN_TAGS
 from ensemble_assets.export.write.v40_files import upload_script
 
 DESCRIPTIONS: Mapping[str, str] = {
-    "bundle_format": "Programs that read bundles of v4.0 find every key where and as it was; new keys come after them.",
+    "bundle_format": "Every record has the keys that programs expect which load bundles, in order; others come last.",
     "row_alignment": "Texts, vectors, points and ranked lists are about the same chunks in the same order.",
     "vectors_finite_and_unit": "Every dense vector has length 1, and every number is a number.",
     "sparse_coverage": "Nearly every chunk has a sparse vector: a warning below one limit, an error below another.",

@@ -161,6 +161,12 @@ def table(rows: Sequence[Mapping[str, Cell]], limit: int = 20) -> dg.MetadataVal
     return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows[:limit]])
 
 
+def figures(numbers: Mapping[str, object]) -> dict[str, dg.MetadataValue]:
+    """Give the figures of a check as one table: Dagster plots single numbers, and joins those of all collections."""
+    rows = [{"figure": name, "value": str(value)} for name, value in admitted_metadata(numbers, {}).items()]
+    return {"figures": table(rows, len(rows))} if rows else {}
+
+
 def lists_by_measures(means: Mapping[str, Mapping[str, float]]) -> list[dict[str, Cell]]:
     """Give one row per ranked list, under the title that people know it by, and one column per measure."""
     return [

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.records import ExportRecord
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.pipeline.from_settings import open_store
@@ -22,7 +23,9 @@ class ArtefactIOManager(dg.IOManager):
             )
         store = open_store(self.settings.resolved().settings)
         store.publish(_collection(context), context.asset_key.path[-1], obj)
-        context.add_output_metadata({"dagster/size_bytes": obj.size_bytes, "artefact_version": obj.version})
+        beside = obj.record.bytes if isinstance(obj.record, ExportRecord) else 0  # the bundle lies in the output folder
+        size = obj.size_bytes + beside
+        context.add_output_metadata({"dagster/size_bytes": size, "artefact_version": obj.version})
 
     def load_input(self, context: dg.InputContext) -> Artefact:
         """Load the current version of the upstream asset, verified."""

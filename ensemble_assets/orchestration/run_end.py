@@ -15,7 +15,7 @@ from ensemble_assets.pipeline.from_settings import run_telemetry
 from ensemble_assets.settings import Resolved, resolve
 
 PARTITION_TAG = "dagster/partition"
-BY_COMMAND_LINE = {"ensemble_assets/traced_by": "command line"}
+BY_COMMAND_LINE = {"ensemble/by": "cli"}  # short: the list of runs draws longer tags beyond their column
 """Tags of runs that end their own trace: the daemon may resolve their relative paths otherwise."""
 
 _OVER = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]

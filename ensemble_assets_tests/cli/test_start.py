@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ensemble_assets.cli.main import main
 from ensemble_assets_tests.export.checks.bundles import plain
 from ensemble_assets_tests.orchestration.pipeline import write_collection
 
@@ -114,3 +115,17 @@ def test_a_default_run_with_converted_models_imports_no_library_of_networks(tmp_
     run("first")  # converts the models, where this machine has not
     assert not run("second") & set(NETWORKS)
     assert not run("second") & {*NETWORKS, "openvino", "numba"}, "nothing is new, so nothing is computed"
+
+
+def test_help_has_whole_sentences_at_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for group in ((), ("baseline",)):
+        with pytest.raises(SystemExit):
+            main([*group, "--help"])
+        said = capsys.readouterr().out
+        listed = said.partition("Commands:")[2]
+        assert listed
+        assert "..." not in listed
+        assert max(map(len, said.splitlines())) <= 80

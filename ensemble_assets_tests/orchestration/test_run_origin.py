@@ -9,6 +9,7 @@ import yaml
 
 from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.jobs import LOCATION, MODULE, NOT_AGAIN, RETRIEVAL_BUNDLE, name_origin
+from ensemble_assets.orchestration.run_end import BY_COMMAND_LINE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +52,13 @@ def test_the_daemon_does_not_start_it_again(tmp_path: Path) -> None:
             ended = instance.get_run_by_id(run.run_id)
             assert ended is not None
             assert ended.tags.get("dagster/will_retry", "false") == again
+
+
+def test_the_list_of_runs_has_room_for_the_tags_of_the_command_line() -> None:
+    """It shows every tag that is not Dagster's own, and one of 40 letters stood out of its column."""
+    shown = {key: value for key, value in (BY_COMMAND_LINE | NOT_AGAIN).items() if not key.startswith("dagster/")}
+    assert shown
+    assert max(len(f"{key}: {value}") for key, value in shown.items()) <= 20
 
 
 def test_the_names_are_those_of_the_workspace_file() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def dagster_ui(home: Path, corpora: Path, output: Path, wait_seconds: float = 180.0) -> Iterator[str]:
+def dagster_ui(
+    home: Path, corpora: Path, output: Path, wait_seconds: float = 180.0, options: Sequence[str] = ()
+) -> Iterator[str]:
     """The base URL of ``dagster dev`` on an instance in ``home``.
 
     Raises:
@@ -36,6 +38,7 @@ def dagster_ui(home: Path, corpora: Path, output: Path, wait_seconds: float = 18
         "EMBEDDER_OUTPUT_DIR": str(output),
     }
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), "-w", "workspace.yaml"]
+    command += options
     with (home / "ui.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

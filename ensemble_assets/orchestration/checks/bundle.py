@@ -12,7 +12,7 @@ from ensemble_assets.export.checks.result import GateResult
 from ensemble_assets.export.suite import DESCRIPTIONS
 from ensemble_assets.orchestration.asset_frame import collection_checks
 from ensemble_assets.orchestration.checks.check_inputs import bundle_results
-from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, figures
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.orchestration.stage_step import failure_words
 
@@ -42,5 +42,5 @@ def check_result(result: GateResult) -> dg.AssetCheckResult:
         passed=result.passed,
         severity=dg.AssetCheckSeverity(result.severity),
         description=result.problems[0] if result.problems else None,
-        metadata=admitted_metadata(result.numbers, {**shown, **noted}),
+        metadata=admitted_metadata({}, {**figures(result.numbers), **shown, **noted}),
     )

@@ -14,7 +14,7 @@ from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
 from ensemble_assets.common.errors import ArtefactError, EnsembleError
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.orchestration.asset_frame import collection_checks
-from ensemble_assets.orchestration.dagster_metadata import admitted_metadata
+from ensemble_assets.orchestration.dagster_metadata import admitted_metadata, figures
 from ensemble_assets.orchestration.resources import SettingsForm
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import FINAL_RUN
@@ -100,7 +100,7 @@ def _check_result(
         passed=result.passed,
         severity=severity(judged and not result.only_warns, settings),
         description=result.message,
-        metadata=admitted_metadata({**result.numbers, "judgements": "file" if judged else "derived probes"}, {}),
+        metadata=admitted_metadata({"judgements": "file" if judged else "derived probes"}, figures(result.numbers)),
     )
 
 
