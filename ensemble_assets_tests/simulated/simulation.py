@@ -224,8 +224,9 @@ class _Simulation:
     def _open(self, device: SimulatedDevice) -> None:
         session = device.open()
         session.together = self._sessions[device.uuid]
+        taken = device.memory().used + sum(other.held + other.outside for other in session.together)
         session.together.append(session)
-        guard = MemoryGuard(session, self._settings.ceiling.within(device.total_bytes))
+        guard = MemoryGuard(session, self._settings.ceiling.within(device.total_bytes), taken)
         guard.measure()
         try:
             forward = self._model.place(session)

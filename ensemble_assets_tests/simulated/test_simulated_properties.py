@@ -14,8 +14,19 @@ from hypothesis import given, settings
 
 from ensemble_assets.compute.batching.dispatcher import DEVICE_BUSY, DEVICE_FAILED, NO_ANSWER
 from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
+from ensemble_assets.compute.devices.ceiling import Ceiling
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
+from ensemble_assets_tests.simulated.device import SimulatedDevice
+from ensemble_assets_tests.simulated.model import MemoryNeeds, SimulatedModel
 from ensemble_assets_tests.simulated.simulation import SimulationReport, simulate
-from ensemble_assets_tests.simulated.worlds import World, steady_worlds, troubled_steady_worlds, unequal_worlds, worlds
+from ensemble_assets_tests.simulated.worlds import (
+    MB,
+    World,
+    steady_worlds,
+    troubled_steady_worlds,
+    unequal_worlds,
+    worlds,
+)
 
 nightly = pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="thousands of runs: set HYPOTHESIS_PROFILE=nightly"
@@ -85,7 +96,7 @@ def errors_are_justified(world: World, report: SimulationReport) -> None:
     assert set(ends) == {device.uuid for device in world.devices}
     for name, reasons in ends.items():
         (device,) = (device for device in world.devices if device.uuid == name)
-        others = device.others.changes
+        others = device.others.changes or ((0.0, 0),)
         faults = world.model.faults
         if reasons[-1] == DEVICE_BUSY:
             assert device.reserved_bytes or others[-1][1] > 0 or others[-1][0] > event_time_floor(report)
@@ -175,6 +186,18 @@ def check_unequal_world(world: World) -> None:
     report = check_any_world(world)
     most = max(map(world.room_on, world.devices))
     assert all(world.needs_alone(row) > 0.97 * most for row in report.failed)
+
+
+def test_a_device_that_is_too_small_for_the_model_waits_for_nobody() -> None:
+    """The nightly worlds found it: two minutes were waited for memory that the worker itself held."""
+    device = SimulatedDevice(total_bytes=2_597 * MB, context_bytes=146 * MB, lazy_bytes=46 * MB)
+    model = SimulatedModel(MemoryNeeds(2_329 * MB, 3.6 * MB))
+    report = simulate(
+        np.array([16, 16, 8]), model, [device], WorkerSettings(ceiling=Ceiling(4_963 * MB, 0.95, 121 * MB))
+    )
+    assert (report.error, report.failed) == (None, dict.fromkeys(range(3), OUT_OF_MEMORY))
+    assert report.seconds < 1
+    assert not report.events.named("mitigation.back_off")
 
 
 @settings(max_examples=60)

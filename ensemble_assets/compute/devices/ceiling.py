@@ -95,12 +95,15 @@ class Headroom:
 class MemoryGuard:
     """Keeps one worker under the ceiling. Thread-safe: the sampler and the batch loop both call ``measure``.
 
-    ``peak_used`` is the most memory in use on the device at any measurement, in bytes, by all processes.
+    ``peak_used`` is the most memory in use on the device at any measurement, in bytes, by all processes. ``taken`` is
+    what was in use before this process opened the device; None if that cannot be told from its own.
     """
 
-    def __init__(self, session: DeviceSession, ceiling: Ceiling) -> None:
+    def __init__(self, session: DeviceSession, ceiling: Ceiling, taken: int | None = None) -> None:
         self._session = session
         self._ceiling = ceiling
+        self._taken = taken
+        self._opened: int | None = None
         self._lock = threading.Lock()
         self._cap: int | None = None
         self.peak_used = 0
@@ -110,12 +113,17 @@ class MemoryGuard:
     def settle(self) -> int:
         """Count all memory that is taken now as permanent; returns the bytes of it outside the allocator.
 
-        To be called again when the model is loaded. If nothing is left to compute with, all of it is waited for.
+        To be called again when the model is loaded. If nothing is left to compute with, what others hold is waited
+        for, unless that would not be enough either: then the device is too small for the model.
         """
         with self._lock:
             outside, held, _, free = self._outside()
-            room = self._room_for(outside, held, free)
-            self._room = room if room - self._ceiling.margin_bytes > held else self._ceiling.hard_bytes
+            self._opened = outside if self._opened is None else self._opened
+            room, needed = self._room_for(outside, held, free), held + self._ceiling.margin_bytes
+            without_others = self._ceiling.hard_bytes
+            if self._taken is not None:
+                without_others = min(without_others, room + self._taken + max(0, outside - self._opened))
+            self._room = without_others if room <= needed < without_others else room
         return outside
 
     def measure(self) -> Headroom:

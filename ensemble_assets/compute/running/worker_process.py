@@ -163,8 +163,9 @@ def _serve(connection: Connection[Any, Any]) -> None:
     order: Order = request
     for _ in range(order.locks):
         recv_handle(connection)  # open for as long as this process lives
+    taken = order.device.memory().used if order.device.frees_late else None  # of a host it is this process's own
     session = order.device.open()
-    guard = MemoryGuard(session, order.ceiling)
+    guard = MemoryGuard(session, order.ceiling, taken)
     with PeakSampler(guard, order.sampler_seconds) as sampler:
         guard.measure()
         model = _LoadedModel(order, session)

@@ -70,6 +70,33 @@ def test_what_is_in_use_when_the_model_is_loaded_is_never_waited_for() -> None:
     assert guard.measure().cap == 12 * GB - 1 * GB - 700 * MB - 256 * MB
 
 
+@pytest.mark.parametrize(("taken", "waited_for"), [(0, 0), (1 * GB, 1 * GB), (None, 6_600 * MB)])
+def test_only_what_others_hold_is_waited_for_where_the_model_leaves_no_room(taken: int | None, waited_for: int) -> None:
+    """Waiting helps if others' memory would make room; a device that is too small stays too small."""
+    others = OtherProcesses(((0.0, taken or 0),))
+    total = 6 * GB + (taken or 0)
+    session = SimulatedDevice(total_bytes=total, context_bytes=600 * MB, others=others, block_bytes=1).open()
+    guard = MemoryGuard(session, CEILING, taken)
+    session.allocate(5_300 * MB)
+    guard.settle()
+    headroom = guard.measure()
+    assert headroom.cap < session.reserved_bytes()
+    assert headroom.others == waited_for
+
+
+def test_what_came_while_the_model_loaded_is_waited_for() -> None:
+    clock = VirtualClock()
+    others = OtherProcesses(((5.0, 3 * GB),))
+    session = SimulatedDevice(
+        total_bytes=8 * GB, context_bytes=600 * MB, others=others, block_bytes=1, clock=clock
+    ).open()
+    guard = MemoryGuard(session, CEILING, 0)
+    session.allocate(4_300 * MB)
+    clock.now = 6.0
+    guard.settle()
+    assert guard.measure().others == 3 * GB
+
+
 class RacingSession:
     """A session whose allocator grows between the guard's reading of the allocator and that of the device."""
 
