@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.events import EventSink
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
-from ensemble_assets.compute.backends.late_interaction import CACHE_BYTES, StateCache
 from ensemble_assets.compute.batching.table_result import TableResult, TokenOutputs
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
@@ -19,6 +19,34 @@ from ensemble_assets.compute.running.run_batch import OutputArrays
 from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+
+CACHE_BYTES = 768 * 2**20
+"""Most bytes of states kept for later questions: about 8,000 passages of 240 tokens with states of width 384."""
+
+
+class StateCache:
+    """The states of the most recently used texts, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._states: OrderedDict[bytes, _TokensOfRow] = OrderedDict()
+
+    def lookup(self, keys: Iterable[bytes]) -> dict[bytes, _TokensOfRow]:
+        """Return the states that are here, and mark them as just used."""
+        cached = {key: self._states[key] for key in keys if key in self._states}
+        for key in cached:
+            self._states.move_to_end(key)
+        return cached
+
+    def add(self, states: Mapping[bytes, _TokensOfRow]) -> None:
+        """Add states, and drop the least recently used where there are too many bytes."""
+        for key, value in states.items():
+            self._states[key] = value
+            self._bytes += value.nbytes
+        while self._bytes > self._limit:
+            _, dropped = self._states.popitem(last=False)
+            self._bytes -= dropped.nbytes
 
 
 @dataclass(frozen=True)

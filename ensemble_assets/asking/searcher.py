@@ -22,8 +22,7 @@ from ensemble_assets.asking.held_models import Factory, HeldModels
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.model_factory import with_states
+from ensemble_assets.compute.backends.forward import ForwardFactory, with_states
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
 from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
@@ -45,7 +44,7 @@ _QUESTION = "question"
 _NO_TEXTS = pl.Series([], dtype=pl.String)
 
 _MOST_PREPARED = 4_000
-"""Passages whose states are made ahead: about as many as are kept (``backends.late_interaction.CACHE_BYTES``)."""
+"""Passages whose states are made ahead: as many as are surely kept (``at_once.CACHE_BYTES``)."""
 
 _PREPARED_AT_ONCE = 2
 _TURN_SECONDS = 0.005

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ensemble_assets.asking.at_once import AtOnceRunner
+from ensemble_assets.asking.at_once import AtOnceRunner, StateCache
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.devices.cpu import CpuDevice
@@ -77,3 +79,28 @@ def test_states_of_tokens_are_computed_once_for_all_questions(runner):
     assert result.by_token.lengths.tolist() == usual.by_token.lengths.tolist()
     for name in (STATE, SCALE):
         np.testing.assert_array_equal(result.by_token.read(name, order), usual.by_token.read(name, order))
+
+
+class Bytes(bytes):
+    """States of as many bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=30), st.integers(0, 60))
+def test_kept_states_stay_below_their_limit_and_the_oldest_go_first(uses, limit):
+    kept, order = StateCache(limit), []
+    for name, rows in uses:
+        key = bytes([name, rows])
+        if kept.lookup([key]):
+            order.remove(key)
+        else:
+            kept.add({key: Bytes(rows * 8)})
+        order.append(key)
+        while sum(one[1] * 8 for one in order) > limit:
+            order.pop(0)
+        found = [bytes([n, r]) for n in range(6) for r in range(1, 7) if kept._states.get(bytes([n, r])) is not None]
+        assert sorted(found) == sorted(order)
+        assert kept._bytes == sum(one[1] * 8 for one in order) <= limit

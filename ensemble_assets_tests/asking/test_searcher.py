@@ -14,7 +14,7 @@ from ensemble_assets.asking.at_once import AtOnceRunner
 from ensemble_assets.asking.marking import passage, word_places
 from ensemble_assets.asking.searcher import Searcher
 from ensemble_assets.compute.backends.choice import dense_factory
-from ensemble_assets.compute.backends.late_interaction import LateInteractionForward
+from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
@@ -168,13 +168,14 @@ def test_passages_are_prepared_while_one_reads(tmp_path: Path, monkeypatch: pyte
     del factories["rerank"]
     asked = Searcher(outcome.bundle, resolve({"paths.cache_dir": str(tmp_path / "cache")}).settings, factories)
     encoded: list[int] = []
-    encode = LateInteractionForward._encoded
+    encode = OpenVinoForward.__call__
 
-    def counted(self: LateInteractionForward, texts: Any) -> Any:
-        encoded.append(len(texts))
-        return encode(self, texts)
+    def counted(self: OpenVinoForward, table: Any, batch: Any) -> Any:
+        made = encode(self, table, batch)
+        encoded.append(batch.size * ("state" in made))
+        return made
 
-    monkeypatch.setattr(LateInteractionForward, "_encoded", counted)
+    monkeypatch.setattr(OpenVinoForward, "__call__", counted)
     asked.ask("where is the river")
     thread = Thread(target=asked.prepare)
     thread.start()

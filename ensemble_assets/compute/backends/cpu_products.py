@@ -34,7 +34,7 @@ _REPEATS = 3
 _WORTH_ROUNDING = 1.2
 """bfloat16 moves vectors (least cosine 0.9999 to float32), so it must be faster by more than a measurement errs."""
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _key() -> str:
 def _measured() -> CpuProducts:
     core = import_openvino().Core()
     names = ["fp32", *(["bf16"] if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else [])]
-    requests = {name: _request(core, _HINTS[name]) for name in names}
+    requests = {name: _request(core, HINTS[name]) for name in names}
     batch = np.ones((_ROWS, _WIDTH), np.float32)
     for request in requests.values():
         request.infer([batch])
@@ -100,7 +100,7 @@ def _measured() -> CpuProducts:
             request.infer([batch])
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     work = 4 * _ROWS * _WIDTH * _INNER / 1e9
-    return CpuProducts(**{name: round(work / seconds[name], 1) if name in seconds else 0.0 for name in _HINTS})
+    return CpuProducts(**{name: round(work / seconds[name], 1) if name in seconds else 0.0 for name in HINTS})
 
 
 def _request(core: Any, hint: str) -> Any:

@@ -1,22 +1,30 @@
-"""How a model is run, and what its forward takes and gives: the data types and protocols of all backends."""
+"""How a model is run, what makes its forward, and what that takes and gives: the base of all backends."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ensemble_assets.common.errors import ModelUnavailableError, failure_word
 from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.token_states import SCALE, STATE
+from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
-from ensemble_assets.models.spec import ModelSpec
+from ensemble_assets.models.model_files import ModelFiles, weight_files
+from ensemble_assets.models.spec import POOLINGS, ModelSpec
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 BackendName = Literal["auto", "torch", "openvino"]
+States = Literal["", "beside", "alone"]
 
+SMALLEST_NORM = 1e-12
+"""A vector is divided by no less; the value of ``torch.nn.functional.normalize``."""
 
 _SAFE_IN_FP16 = {
     *("albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert"),
@@ -72,10 +80,12 @@ class OutputSpec:
         return table.token_numbers(rows) if self.per_token else rows
 
 
-def vector_outputs(dimension: int, traits: ModelTraits) -> Mapping[str, OutputSpec]:
-    """Outputs of an encoder: ``vector`` of length 1, and ``norm``, the length it had, where dot products rank."""
-    vector = {"vector": OutputSpec((dimension,), "float32")}
-    return vector | {"norm": OutputSpec((), "float32")} if traits.similarity == "dot" else vector
+def state_outputs(width: int) -> Mapping[str, OutputSpec]:
+    """Describe the outputs: ``state`` ``[width] int8`` and ``state_scale`` ``float32`` for every token of a text."""
+    return {
+        STATE: OutputSpec((width,), "int8", per_token=True),
+        SCALE: OutputSpec((), "float32", per_token=True),
+    }
 
 
 def sparse_outputs(dimension: int, top_k: int) -> dict[str, OutputSpec]:
@@ -118,79 +128,129 @@ def packing_of(forward: Forward) -> str:
     return str(getattr(forward, "packing", "off"))
 
 
-class Launched(Protocol):
-    """A batch that a device computes."""
-
-    def done(self) -> bool:
-        """Whether ``result`` would return at once."""
-        ...
-
-    def wait(self) -> None:
-        """Wait until it would, in any thread; an error of the device may be raised."""
-        ...
-
-    def result(self) -> Mapping[str, NDArray[np.generic]]:
-        """Wait for the outputs; errors are those of a forward's call."""
-        ...
-
-
 @runtime_checkable
 class StagedForward(Protocol):
     """A forward whose call can be made in parts, so that a device need not wait for the host between two batches."""
 
     def stage(self, table: TokenTable, batch: Batch) -> Any:
         """Make the batch's inputs on the host, in any thread."""
-        ...
 
-    def launch(self, staged: Any) -> Launched:
-        """Have the device compute, without waiting for it; errors are those of a forward's call."""
-        ...
+    def launch(self, staged: Any) -> Any:
+        """Have the device compute, without waiting for it.
+
+        Return what has ``done``, whether ``result`` would return at once, ``wait``, which waits until it would, in any
+        thread, and ``result``, the outputs. Errors are those of a forward's call.
+        """
 
 
-class ForwardFactory(Protocol):
-    """Loads a model onto a device, in the process that calls it. Picklable, so that workers can be handed one."""
+@dataclass(frozen=True)
+class ForwardFactory:
+    """Loads a model onto a device, in the process that calls it. Picklable, so that workers can be handed one.
 
-    @property
-    def outputs(self) -> Mapping[str, OutputSpec]:
-        """Known before loading, so that the caller can allocate the result arrays."""
+    Attributes:
+        spec: a complete spec (see ``library.describe``).
+        files: where its weights are.
+        runtime: how to run it.
+        reason: why this backend runs it, one of ``choice.REASONS``.
+        traits: how its rows are made and what its modules are.
+        top_k: entries kept of a sparse vector; 0 keeps all.
+        states: whether an encoder gives the states of its tokens, ``beside`` its vectors or ``alone``.
+    """
+
+    backend: ClassVar[str]
+    """``torch`` or ``openvino``."""
+
+    spec: ModelSpec
+    files: ModelFiles
+    runtime: Runtime = field(default_factory=Runtime)
+    reason: str = "reference"
+    traits: ModelTraits = field(default_factory=ModelTraits)
+    top_k: int = 0
+    states: States = field(default="", kw_only=True)
 
     @property
     def identity(self) -> str:
-        """Name of everything that outputs depend on; working batch sizes and rows are remembered under it."""
+        """Name everything that outputs depend on; working batch sizes and rows are remembered under it."""
+        spec = self.spec
+        parts = (spec.slug, self.files.fingerprint, spec.pooling, self.backend, self.runtime.precision)
+        packed = ("packed",) if self.runtime.packed else ()
+        return ":".join(map(str, (*parts, spec.dimension, self.top_k, *packed)))
+
+    @property
+    def outputs(self) -> Mapping[str, OutputSpec]:
+        """Outputs by kind of model, known before loading, so that the caller can allocate the result arrays.
+
+        Of an encoder: ``vector`` of length 1, and ``norm``, the length it had, where dot products rank.
+        """
+        spec = self.spec
+        if spec.kind == "rerank":
+            return {"logit": OutputSpec((), "float32")}
+        if spec.kind == "sparse":
+            return sparse_outputs(spec.dimension, self.top_k)
+        made = state_outputs(self.width) if self.states else {}
+        if self.states == "alone":
+            return made
+        norm = {"norm": OutputSpec((), "float32")} if self.traits.similarity == "dot" else {}
+        return {"vector": OutputSpec((spec.dimension,), "float32"), **norm, **made}
 
     @property
     def width(self) -> int:
-        """Numbers per token state; 0 if it is unknown."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model, completed from its files."""
-
-    @property
-    def traits(self) -> ModelTraits:
-        """How its rows are made and what its modules are."""
-
-    @property
-    def backend(self) -> str:
-        """``torch`` or ``openvino``."""
-
-    @property
-    def reason(self) -> str:
-        """Why this backend runs the model, one of ``choice.REASONS``."""
+        """Width of the token states; 0 where the model's files do not say."""
+        return self.traits.width
 
     def prepare(self) -> None:
-        """Import what ``load`` needs and have the kernel read the weights ahead, without touching a device."""
-        ...
+        """Have the kernel read the weights into its cache; whoever unpickled this has imported its backend."""
+        if not hasattr(os, "posix_fadvise"):
+            return  # as on macOS, where loading is as slow as it is
+        for path in weight_files(self.files.folder):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def load(self, device: str) -> Forward:
-        """Load onto ``device`` (``"cpu"``, ``"cuda:0"``).
-
-        Raises:
-            ModelUnavailableError: if files or libraries are missing or do not fit together.
-        """
+        """Load onto ``device`` (``"cpu"``, ``"cuda:0"``); ``ModelUnavailableError`` if something is missing for it."""
+        raise NotImplementedError
 
     def unload(self, forward: Forward) -> None:
         """Take back a forward that ``load`` made: release it, unless the factory keeps it for the next run."""
+        forward.release()
 
-    def full_precision(self) -> ForwardFactory | None:
+    def full_precision(self) -> Self | None:
         """Make a factory of the same model in fp32; None if there is none."""
+        return replace(self, runtime=replace(self.runtime, precision="fp32"))
+
+
+def with_states(factory: ForwardFactory, states: States) -> ForwardFactory | None:
+    """Make a factory of the same encoder that gives its token states; None where they cannot be compared by token.
+
+    They can for one transformer of known width whose texts the shared tokeniser takes apart.
+    """
+    wanted, given = state_outputs(0).keys(), factory.outputs.keys()
+    if given == wanted if states == "alone" else given > wanted:
+        return factory
+    traits = factory.traits
+    fits = traits.body in POOLINGS["dense"] and traits.tokens == "fast" and traits.width > 0
+    return replace(factory, states=states) if fits and isinstance(factory, ForwardFactory) else None
+
+
+def states_alone(factory: ForwardFactory) -> ForwardFactory:
+    """Make a factory that gives nothing but token states; ``ModelUnavailableError`` where they cannot be compared."""
+    encoder = with_states(factory, "alone")
+    if encoder is None:
+        raise ModelUnavailableError(
+            f"{factory.spec.slug}: late interaction needs an encoder that is one transformer. Choose another model"
+        )
+    return encoder
+
+
+def without_packing(factory: ForwardFactory) -> ForwardFactory:
+    """Make a factory of the same model that computes padded rows."""
+    if not isinstance(factory, ForwardFactory) or not factory.runtime.packed:
+        return factory
+    return replace(factory, runtime=replace(factory.runtime, packed=False))
+
+
+def failure_of_batch(slug: str, error: Exception, batch: Batch, *, out_of_memory: bool) -> Exception:
+    """Make the error that a forward raises instead of a backend's own, whose message may quote its input."""
+    if out_of_memory:
+        return DeviceOutOfMemoryError(f"{slug}: {batch.size} rows of up to {batch.longest} tokens do not fit")
+    return ModelFailedError(slug, failure_word(error), batch.size, batch.longest)

@@ -6,13 +6,11 @@ Traits are read once per model and library version and kept as JSON, so that a r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.spec import Pooling
-
-TokenPath = Literal["fast", "library"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class ModelTraits:
     prompts: Mapping[str, str] = field(default_factory=dict)
     width: int = 0
     similarity: str = "cosine"
-    tokens: TokenPath = "library"
+    tokens: Literal["fast", "library"] = "library"
     body: Pooling | None = None
     layouts: Mapping[str, FeatureLayout] = field(default_factory=dict)
     largest_difference: float = 0.0
@@ -48,12 +46,8 @@ class ModelTraits:
         """Whether queries and documents may differ in more than their tokens: networks, or constants of pooling."""
         return self.body is None
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ModelTraits:
-        """Read ``as_json``."""
+        """Read what ``asdict`` gave."""
         layouts = {task: FeatureLayout(**layout) for task, layout in stored["layouts"].items()}
         return cls(**{**stored, "layouts": layouts})

@@ -7,12 +7,8 @@ one, which moves a cosine by 0.001 on average (``docs/decisions/0025``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
-
-from ensemble_assets.compute.backends.forward import OutputSpec
 
 STATE, SCALE = "state", "state_scale"
 
@@ -20,14 +16,6 @@ SCALE_BYTES = 4
 
 _TOKENS_AT_ONCE = 256
 """Tokens turned at once: their intermediate arrays stay in a core's cache, which halves the time."""
-
-
-def state_outputs(width: int) -> Mapping[str, OutputSpec]:
-    """Describe the outputs: ``state`` ``[width] int8`` and ``state_scale`` ``float32`` for every token of a text."""
-    return {
-        STATE: OutputSpec((width,), "int8", per_token=True),
-        SCALE: OutputSpec((), "float32", per_token=True),
-    }
 
 
 def quantise(states: NDArray[np.float32], used: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:

@@ -63,23 +63,18 @@ def exact_medium() -> bool:
     """Return whether float32 matmul precision ``medium`` still computes in float32 on this CPU.
 
     It uses oneDNN, which is faster than the default BLAS on some CPUs and rounds to bfloat16 on CPUs with matrix units.
-    Two products are computed to find out, and eight rows of each once more in double.
+    A product is computed to find out, and eight rows of it once more in double.
     """
     generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(rows, 384, generator=generator) for rows in (512, 1536))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        for rows, inner, columns in ((512, 384, 1536), (512, 128, 2048)):
-            left = torch.randn(rows, inner, generator=generator)
-            right = torch.randn(columns, inner, generator=generator)
-            exact = left[::64].double() @ right.double().T
-            got = torch.nn.functional.linear(left, right)[::64]
-            # float32 rounds at 6e-8 per operation; bfloat16 inputs would be off by 4e-3
-            if not torch.allclose(got.double(), exact, rtol=0.0, atol=1e-5 * inner**0.5):
-                return False
+        got = torch.nn.functional.linear(left, right)[::64]
     finally:
         torch.set_float32_matmul_precision(before)
-    return True
+    # float32 rounds at 6e-8 per operation; bfloat16 inputs would be off by 4e-3
+    return torch.allclose(got.double(), left[::64].double() @ right.double().T, rtol=0.0, atol=2e-4)
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
 from ensemble_assets.common.events import Event, EventLog
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.model_factory import without_packing
+from ensemble_assets.compute.backends.forward import ForwardFactory, without_packing
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.discovery import discover_devices

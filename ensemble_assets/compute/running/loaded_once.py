@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ def loaded_once(factory: ForwardFactory) -> Iterator[ForwardFactory]:
 
     The model is freed when the block ends. Only for use in this process: workers load their own.
     """
-    once = _LoadedOnce(factory)
+    once: Any = _LoadedOnce(factory)
     try:
         yield once
     finally:

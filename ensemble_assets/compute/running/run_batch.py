@@ -49,7 +49,7 @@ class RunningBatch:
     """A batch on its way. A step runs in its ``with`` block, which keeps a failure of the batch and ends the step.
 
     Attributes:
-        made: of the last step: inputs, then outputs or ``Launched``; nothing after a failure, so that memory is free.
+        made: of the last step: inputs, then outputs or their source; nothing after a failure, so that memory is free.
         failed: whether there will be no outputs.
         reason: why the model failed; None if the batch did not fit.
         started: when it was launched, a ``perf_counter``.

@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
-from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, Launched, OutputSpec, packing_of
+from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec, packing_of
 from ensemble_assets.compute.batching.assignment import Assignment
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.devices.ceiling import Ceiling, Headroom, MemoryGuard, PeakSampler
@@ -248,7 +248,7 @@ class _Desk:
         else:
             self._waiter.submit(self._wait, launched, launched.made)
 
-    def _wait(self, batch: RunningBatch, made: Launched) -> None:
+    def _wait(self, batch: RunningBatch, made: Any) -> None:
         with suppress(Exception):  # the same error comes when the results are fetched
             made.wait()
         self._inbox.put(_Computed(batch))

@@ -16,8 +16,7 @@ from ensemble_assets.artefacts.records import DenseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, extend_record, merge_records
 from ensemble_assets.common.errors import EnsembleError, MemoryBudgetError, ModelUnavailableError, StageError
 from ensemble_assets.compute.backends.choice import dense_factory
-from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.model_factory import with_states
+from ensemble_assets.compute.backends.forward import ForwardFactory, with_states
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.batching.table_result import TableResult, merge_results
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of

@@ -17,10 +17,11 @@ from ensemble_assets.compute.tokens.windows import Windows
 class KeptStates:
     """The states of one encoder's input: a row per window of every chunk, then a row per query (``EncoderInput``).
 
-    For every query there is one product with all its chunks' tokens. The score is that of
-    ``backends.late_interaction``: for every token of the query the largest cosine with a token of the chunk, negative
-    ones as 0, squared, and averaged. Special tokens do not count. A chunk that was encoded in windows has the tokens of
-    all of them.
+    For every query there is one product with all its chunks' tokens. For every token of the query, the largest cosine
+    with a token of the chunk is taken, a negative one as 0, and squared. The score is the average over the query's
+    tokens: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean of squares in place of the sum.
+    ``docs/decisions/0013`` has the reason for squares. Special tokens do not count. A chunk that was encoded in windows
+    has the tokens of all of them.
     """
 
     states: TokenOutputs

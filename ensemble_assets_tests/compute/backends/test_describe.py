@@ -41,7 +41,7 @@ def test_the_shipped_description_is_what_the_probe_says(slug, monkeypatch):
     assert probed.spec == shipped.spec
 
 
-def test_late_interaction_has_its_own_limit_of_a_pair():
+def test_late_interaction_has_its_own_limit():
     spec = MODELS["minilm-late-interaction"]
     described = describe(spec, locate(spec), None)
     shipped = SHIPPED[(locate(spec).fingerprint, "mean")]
@@ -62,7 +62,7 @@ def test_a_smaller_limit_counts_and_a_larger_one_does_not(tmp_path, asked, limit
 
 def test_a_smaller_dimension_cuts_and_a_larger_one_is_refused(tmp_path):
     cut = described(tmp_path, dimension=8)
-    assert (cut.spec.dimension, cut.is_cut) == (8, True)
+    assert cut.spec.dimension == 8 < cut.traits.dimension
     with pytest.raises(ModelUnavailableError, match=f"dimension {WIDTH + 1}, but its files say {WIDTH}"):
         described(tmp_path, dimension=WIDTH + 1)
 
@@ -112,7 +112,7 @@ def test_a_fast_path_that_differs_from_the_library_is_not_taken(tmp_path, monkey
     spec = checkpoint(tmp_path / "model", "sparse")
     model = describe(spec, locate(spec), None)
     monkeypatch.setattr(Probe, "judge", lambda self, forward: (agrees, 0.0))
-    assert refusal(model, locate(spec), "tiled", None) == ("" if agrees else "differs_from_library")
+    assert refusal(model.asked, locate(spec), "tiled", None) == ("" if agrees else "differs_from_library")
     factory = sparse_factory(spec, locate(spec), Runtime("fp32"))
     assert factory.tiled == agrees
 
@@ -120,10 +120,10 @@ def test_a_fast_path_that_differs_from_the_library_is_not_taken(tmp_path, monkey
 def test_a_verdict_on_a_fast_path_is_kept(tmp_path, monkeypatch):
     spec, caches = checkpoint(tmp_path / "model", "sparse"), tmp_path / "cache"
     model = describe(spec, locate(spec), caches)
-    first = refusal(model, locate(spec), "tiled", caches)
-    describing._refusal.cache_clear()
+    first = refusal(model.asked, locate(spec), "tiled", caches)
+    describing.refusal.cache_clear()
     monkeypatch.setattr(probing, "probe_model", None)  # would fail
-    assert refusal(model, locate(spec), "tiled", caches) == first
+    assert refusal(model.asked, locate(spec), "tiled", caches) == first
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "rerank"])

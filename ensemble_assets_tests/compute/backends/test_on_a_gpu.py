@@ -1,4 +1,4 @@
-"""What a GPU computes in place of a CPU, on a CPU: the sparse head in half precision, states compared on the device."""
+"""What a GPU computes in place of a CPU, on a CPU: the sparse head in half precision."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble_assets.compute.backends.choice import rerank_factory
-from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.late_interaction import similarity
 from ensemble_assets.compute.backends.library.forward import largest_weights
-from ensemble_assets.compute.backends.library.late_states import DeviceLateInteraction, similarities
 from ensemble_assets.compute.backends.library.tiled_splade import largest_logits
-from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.compute.splade_head.head import SparseHead
-from ensemble_assets.compute.tokens.token_tables import Batch
-from ensemble_assets.models.model_files import locate
-from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, one_batch
-from ensemble_assets_tests.compute.backends.test_late_interaction import as_reranker, pairs_table, random_pairs
 
 TOP_K = 256
 
@@ -77,53 +68,3 @@ def test_of_equal_weights_those_with_the_lowest_index_are_kept(rows, top_k):
 def test_a_weight_that_is_not_a_number_is_kept():
     weights = torch.tensor([[1.0, float("nan"), -float("nan"), 2.0, float("inf")]])
     assert set(largest_weights(weights, 3)["index"][0].tolist()) == {1, 2, 4}
-
-
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
-def test_pairs_compared_together_get_the_scores_that_they_get_alone(seed, count):
-    random = np.random.default_rng(seed)
-
-    def states() -> np.ndarray:
-        made = random.normal(size=(random.integers(1, 9), 5))
-        return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16)
-
-    pairs = [(states(), states()) for _ in range(count)]
-    got = similarities([(torch.from_numpy(query), torch.from_numpy(chunk)) for query, chunk in pairs])
-    np.testing.assert_allclose(got.numpy(), [similarity(*pair) for pair in pairs], atol=2e-6)
-
-
-def test_a_state_that_is_not_finite_makes_its_own_pair_not_finite_only():
-    good, bad = torch.eye(4).half(), torch.eye(4).half()
-    bad[1] = float("nan")
-    scores = similarities([(good, good), (good, bad), (bad, good)])
-    assert scores.isnan().tolist() == [False, True, True]
-
-
-def test_states_that_stay_on_the_device_give_the_scores_of_the_host(tmp_path):
-    spec = as_reranker(checkpoint(tmp_path / "encoder", "dense", pooling="late_interaction"))
-    factory = rerank_factory(spec, locate(spec), Runtime("fp32", threads=1))
-    host = factory.load("cpu")
-    device = DeviceLateInteraction(factory.load("cpu")._encoder)
-    table = pairs_table(random_pairs(3, 4, 5))
-    batch = one_batch(table)
-    expected = host(table, batch)["logit"]
-    for _ in range(2):  # the second time from cached states
-        np.testing.assert_allclose(device(table, batch)["logit"], expected, atol=2e-6)
-    alone = [device(table, Batch(np.array([row]), int(table.lengths[row])))["logit"][0] for row in range(len(table))]
-    np.testing.assert_allclose(alone, expected, atol=2e-6)
-
-
-def test_a_batch_that_does_not_fit_gives_the_memory_of_cached_states_back(tmp_path, monkeypatch):
-    spec = as_reranker(checkpoint(tmp_path / "encoder", "dense", pooling="late_interaction"))
-    device = DeviceLateInteraction(rerank_factory(spec, locate(spec), Runtime("fp32")).load("cpu")._encoder)
-    table = pairs_table(random_pairs(3, 2, 2))
-    device(table, one_batch(table))
-    assert device._cache._bytes > 0
-
-    def full(*_):
-        raise DeviceOutOfMemoryError("full")
-
-    monkeypatch.setattr(device, "_scores", full)
-    with pytest.raises(DeviceOutOfMemoryError):
-        device(table, one_batch(table))
-    assert device._cache._bytes == 0

@@ -15,16 +15,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, SettingsError
+from ensemble_assets.common.errors import DeviceError, SettingsError
 from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import cpu_products as rates
 from ensemble_assets.compute.backends import openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
-from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.library import describe as describing
+from ensemble_assets.compute.backends.forward import Runtime, with_states
 from ensemble_assets.compute.backends.library.describe import describe
-from ensemble_assets.compute.backends.library.shipped import SHIPPED
-from ensemble_assets.compute.backends.model_factory import with_states
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
@@ -64,7 +61,7 @@ def complete(slug: str) -> tuple[ModelSpec, object]:
     return MODELS[slug], locate(MODELS[slug])
 
 
-LAYOUT = SHIPPED[(complete("ensemble-reranker-tiny")[1].fingerprint, "cross_encoder")].layouts["document"]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def both(slug: str, maker, runtime: Runtime, table, *more) -> tuple[dict, dict]:
@@ -76,7 +73,7 @@ def both(slug: str, maker, runtime: Runtime, table, *more) -> tuple[dict, dict]:
 def test_a_network_of_fewer_than_a_hundred_words_is_converted(tmp_path, monkeypatch):
     monkeypatch.setitem(CONFIGS["bert"], "vocab_size", 40)
     spec = checkpoint(tmp_path / "model", "dense")
-    assert graph_for(spec, locate(spec), LAYOUT, tmp_path).path.is_file()
+    assert (graph_for(spec, locate(spec), INPUTS, tmp_path) / "graph.xml").is_file()
 
 
 def test_dense_vectors_are_those_of_torch(openvino_runtime):
@@ -169,13 +166,13 @@ def test_late_interaction_over_another_model_does_not_take_a_graph_that_the_prob
 ):
     encoder = checkpoint(tmp_path / "model", "dense")
     spec = replace(encoder, kind="rerank", pooling="late_interaction", dimension=1)
-    monkeypatch.setattr(describing, "_refusal", lambda *asked: "differs_from_library")
+    monkeypatch.setattr(backends, "refusal", lambda *asked: "differs_from_library")
     factory = rerank_factory(spec, locate(spec), replace(openvino_runtime, backend="auto"))
     assert (factory.backend, factory.reason) == ("torch", "differs_from_library")
 
 
 def test_a_model_that_cannot_be_converted_is_run_by_torch(monkeypatch, tmp_path, openvino_runtime):
-    def fails(network, graph):
+    def fails(network, inputs):
         raise RuntimeError("the secret text")
 
     monkeypatch.setattr(openvino_graph, "_traced", fails)
@@ -183,26 +180,29 @@ def test_a_model_that_cannot_be_converted_is_run_by_torch(monkeypatch, tmp_path,
     runtime = replace(openvino_runtime, cache_folder=tmp_path, backend="auto")
     factory = rerank_factory(spec, files, runtime)
     assert (factory.backend, factory.reason) == ("torch", "model_not_convertible")
-    with pytest.raises(SettingsError, match=r"cannot be converted for OpenVINO \(RuntimeError\)") as caught:
+    with pytest.raises(
+        SettingsError, match=r"cannot run ensemble-reranker-tiny \(model_not_convertible\). Set"
+    ) as caught:
         rerank_factory(spec, files, replace(runtime, backend="openvino"))
     assert "secret" not in str(caught.value)
     assert not list(tmp_path.rglob("graph.xml"))
 
 
-def test_a_graph_that_computes_something_else_is_refused(monkeypatch, tmp_path):
+def test_a_graph_that_computes_something_else_is_not_run(monkeypatch, tmp_path, openvino_runtime):
+    """Also one of a model whose traits ship."""
     traced = openvino_graph._traced
 
-    def other(network, graph):
+    def other(network, inputs):
         forward = network.forward
         network.forward = lambda **inputs: (1.05 * forward(**inputs)[0],)
-        model = traced(network, graph)
+        model = traced(network, inputs)
         network.forward = forward
         return model
 
     monkeypatch.setattr(openvino_graph, "_traced", other)
-    with pytest.raises(ModelUnavailableError, match="does not compute what torch computes"):
-        graph_for(*complete("ensemble-reranker-tiny"), LAYOUT, tmp_path)
-    assert not list(tmp_path.rglob("graph.xml"))
+    runtime = replace(openvino_runtime, cache_folder=tmp_path, backend="auto")
+    factory = rerank_factory(*complete("ensemble-reranker-tiny"), runtime)
+    assert (factory.backend, factory.reason) == ("torch", "differs_from_library")
 
 
 def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_path):
@@ -211,11 +211,11 @@ def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_p
     monkeypatch.setattr(openvino_graph, "_convert", lambda *args: (conversions.append(1), convert(*args)))
     spec, files = complete("ensemble-reranker-tiny")
     with ThreadPoolExecutor(4) as pool:
-        graphs = list(pool.map(lambda _: graph_for(spec, files, LAYOUT, tmp_path), range(4)))
+        graphs = list(pool.map(lambda _: graph_for(spec, files, INPUTS, tmp_path), range(4)))
     assert conversions == [1]
-    assert len({graph.folder for graph in graphs}) == 1
+    assert len(set(graphs)) == 1
     other = replace(files, fingerprint="0123456789abcdef")
-    assert graph_for(spec, other, LAYOUT, tmp_path).folder != graphs[0].folder
+    assert graph_for(spec, other, INPUTS, tmp_path) != graphs[0]
 
 
 class Failing:
@@ -260,14 +260,14 @@ try:
 except ImportError:
     pass
 from ensemble_assets.compute.backends.library.shipped import SHIPPED
-from ensemble_assets.compute.backends.model_factory import with_states
+from ensemble_assets.compute.backends.forward import with_states
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS, PROFILES
 spec = MODELS["ensemble-reranker-tiny"]
 files = locate(spec)
-layout = SHIPPED[(files.fingerprint, spec.pooling)].layouts["document"]
-print(graph_for(spec, files, layout, Path(sys.argv[1])).path.is_file())
+inputs = SHIPPED[(files.fingerprint, spec.pooling)].layouts["document"].arrays
+print((graph_for(spec, files, list(inputs), Path(sys.argv[1])) / "graph.xml").is_file())
 """
 
 

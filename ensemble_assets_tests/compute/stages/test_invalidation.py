@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -11,11 +10,9 @@ import pytest
 from ensemble_assets.compute.backends.forward import OutputSpec, Runtime
 from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
-from ensemble_assets.compute.backends.openvino_graph import Graph
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets_tests.compute.running.doubles import DIMENSION, DoubleFactory, model_folder
 
@@ -75,15 +72,14 @@ def test_factories_are_told_apart_by_weights_pooling_precision_and_backend(tmp_p
     spec = model_folder(tmp_path / "model")
     files = ModelFiles(tmp_path, "local", "0123456789abcdef")
     other_files = ModelFiles(tmp_path, "local", "fedcba9876543210")
-    graph = Graph(Path("graph"), FeatureLayout({}, {}))
     fp32, bf16 = Runtime(precision="fp32"), Runtime(precision="bf16")
     factories = [
         LibraryFactory(spec, files, fp32),
         LibraryFactory(spec, other_files, fp32),
         LibraryFactory(replace(spec, pooling="cls"), files, fp32),
         LibraryFactory(spec, files, bf16),
-        OpenVinoFactory(spec, files, fp32, "asked_for", graph=graph),
-        OpenVinoFactory(spec, files, bf16, "asked_for", graph=graph),
+        OpenVinoFactory(spec, files, fp32, "asked_for"),
+        OpenVinoFactory(spec, files, bf16, "asked_for"),
     ]
     assert len({factory.identity for factory in factories}) == len(factories)
     assert LibraryFactory(spec, files, replace(fp32, threads=2), "other").identity == factories[0].identity

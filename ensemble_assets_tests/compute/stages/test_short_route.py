@@ -88,6 +88,7 @@ def test_the_real_embedded_model_is_reached_by_the_same_route(tmp_path, context,
     monkeypatch.setattr(openvino_forwards, "padded_arrays", counted)
     runtime = Runtime(precision="fp32", threads=1, backend="openvino", cache_folder=tmp_path / "cache")
     encode_dense(CHUNKS, QUERIES, [MODELS["all-minilm-l6-v2"]], replace(context, runtime=runtime))
+    seen = [route for route in seen if "refusal" not in route]  # the probe, on a machine's first use
     assert seen
     assert seen[0][-1] == "__call__", "the forward's own call"
     assert len(seen[0]) <= MOST_FRAMES, seen[0]

@@ -38,42 +38,30 @@ class Described:
     Attributes:
         spec: completed from the model's files.
         traits: how its rows are made and what its modules are.
-        asked: what was probed; None for a model whose description ships.
+        asked: what is probed.
+        ships: whether its traits come with this program.
     """
 
     spec: ModelSpec
     traits: ModelTraits
-    asked: ModelSpec | None = None
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether its vectors are cut to fewer components than the model gives (Matryoshka); a score is no vector."""
-        vectors = self.spec.kind == "dense" and self.spec.pooling != "late_interaction"
-        return vectors and self.spec.dimension < self.traits.dimension
+    asked: ModelSpec
+    ships: bool
 
 
 def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> Described:
-    """Complete a model's spec and find out how it must be run.
+    """Complete the spec of a registered model, a custom one or a user's, and find out how it must be run.
 
-    Args:
-        spec: a registered or custom model, or one that a user named by its id.
-        files: where the model's files are.
-        cache_folder: descriptions are kept below it; None keeps them in memory.
-
-    Raises:
-        ModelUnavailableError: if sentence-transformers cannot load the model, if its batches differ from its own call,
-            or if the files contradict the spec.
+    Descriptions are kept below ``cache_folder``; None keeps them in memory. ``ModelUnavailableError`` if
+    sentence-transformers cannot load the model, if its batches differ from its own call, or if the files contradict
+    the spec.
     """
     if spec.pooling == "late_interaction":
         spec = replace(spec, kind="dense", dimension=0)  # it runs an encoder
-    shipped = SHIPPED if isinstance(spec.source, PackageSource) else {}
-    traits = shipped.get((files.fingerprint, spec.pooling))
-    if traits is not None:
-        return Described(_complete(spec, traits), traits)
     asked = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
     asked = replace(asked, share_beside_late=None, late_share=0.0)
-    traits = _described(asked, files, cache_folder)
-    return Described(_complete(spec, traits), traits, asked)
+    shipped = SHIPPED.get((files.fingerprint, spec.pooling)) if isinstance(spec.source, PackageSource) else None
+    traits = shipped or _described(asked, files, cache_folder)
+    return Described(_complete(spec, traits), traits, asked, shipped is not None)
 
 
 def _complete(spec: ModelSpec, traits: ModelTraits) -> ModelSpec:
@@ -102,25 +90,22 @@ def _described(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) ->
     def probed() -> dict[str, Any]:
         from ensemble_assets.compute.backends.library.probe import probe_model
 
-        return probe_model(spec, files)[0].as_json()
+        return asdict(probe_model(spec, files)[0])
 
     return ModelTraits.from_json(_once(cache_folder, _key(spec, files), probed))
 
 
-def refusal(model: Described, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
-    """Run the probe through a fast path, once per machine; return why it is refused, a fixed word, or ``""``."""
-    return "" if model.asked is None else _refusal(model.asked, files, path, cache_folder)
-
-
 @lru_cache(maxsize=32)
-def _refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
+def refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: Path | None) -> str:
+    """Run the probe through a fast path, once per machine; return why it is refused, a fixed word, or ``""``."""
+
     def judged() -> str:
         from ensemble_assets.compute.backends.library.forward import LibraryFactory
         from ensemble_assets.compute.backends.library.probe import probe_model
 
         traits, probe = probe_model(asked, files)
         runtime = Runtime(probe.precision if path == "tiled" else path, cache_folder=cache_folder)
-        make = partial(LibraryFactory, tiled=True) if path == "tiled" else OpenVinoFactory.converted
+        make = partial(LibraryFactory, tiled=True) if path == "tiled" else OpenVinoFactory
         try:
             forward = make(_complete(asked, traits), files, runtime, "", traits).load("cpu")
             return "" if probe.judge(forward)[0] else DIFFERS

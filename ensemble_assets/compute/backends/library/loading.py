@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.compute.backends.library.model import Features, LibraryModel
+from ensemble_assets.compute.backends.library.model import LibraryModel
 from ensemble_assets.compute.backends.torch_runtime import (
     DTYPES,
     is_out_of_memory,
@@ -38,30 +38,24 @@ def load_library_model(
 ) -> LibraryModel:
     """Load a model in evaluation mode on ``device``.
 
-    Args:
-        spec: decides the class, the length limit, and whether the model's own code may run.
-        files: the folder of its files.
-        runtime: its precision becomes the weights' dtype.
-        device: ``"cpu"``, ``"cuda:0"``.
-        empty: whether networks are left without weights, for preprocessing only.
+    The spec decides the class, the length limit, and whether the model's own code may run. The runtime's precision
+    becomes the weights' dtype. With ``empty`` networks are left without weights, for preprocessing only.
 
     Raises:
         ModelUnavailableError: if sentence-transformers cannot load it, if its files lack weights, which would be
             random, or if it has another number of labels than one.
         DeviceOutOfMemoryError: if the weights do not fit.
     """
-    precision = resolve_precision(runtime.precision, device, files.folder)
-    options: dict[str, Any] = {
-        "device": "meta" if empty else device,
-        "local_files_only": True,
-        "trust_remote_code": may_run_code(spec),
-        "model_kwargs": {"dtype": DTYPES[precision]},
-    }
     import sentence_transformers
 
+    precision, may_run = resolve_precision(runtime.precision, device, files.folder), may_run_code(spec)
+    make = getattr(sentence_transformers, _CLASSES[spec.kind])
     try:
         with quiet_transformers(), _networks_loaded(empty) as missing:
-            model: Any = getattr(sentence_transformers, _CLASSES[spec.kind])(str(files.folder), **options)
+            model: Any = make(
+                str(files.folder), device="meta" if empty else device, local_files_only=True,
+                trust_remote_code=may_run, model_kwargs={"dtype": DTYPES[precision]},
+            )  # fmt: skip
     except Exception as error:
         # the files of a user's choice decide which classes of three libraries are made, and these raise what they like
         if is_out_of_memory(error):
@@ -80,9 +74,7 @@ def load_library_model(
         raise ModelUnavailableError(f"{spec.slug}: {problem}")
     if spec.max_tokens and (model.max_seq_length is None or spec.max_tokens < model.max_seq_length):
         model.max_seq_length = spec.max_tokens
-    model.eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.eval().requires_grad_(False)
     _finish_in_fp32(model, precision)
     return LibraryModel(model, spec)
 
@@ -146,25 +138,17 @@ def load_row_maker(spec: ModelSpec, files: ModelFiles) -> LibraryModel:
 
 def _finish_in_fp32(model: Any, precision: str) -> None:
     """Run pooling, projections, norms and classification heads in fp32, whatever the network's dtype is."""
-    modules = list(model.children())
     if precision == "fp32":
         model.float()
         return
-    for module in modules[1:]:
+    first, *rest = model.children()
+    for module in rest:
         module.float()
-    modules[0].register_forward_hook(_outputs_to_fp32)
-    network = getattr(modules[0], "model", None)
-    for head in (getattr(network, name, None) for name in _HEADS):
+    first.register_forward_hook(lambda _, __, features: {name: _wide(value) for name, value in features.items()})
+    for head in (getattr(getattr(first, "model", None), name, None) for name in _HEADS):
         if isinstance(head, torch.nn.Module):
-            head.float().register_forward_pre_hook(_inputs_to_fp32)
+            head.float().register_forward_pre_hook(lambda _, arguments: tuple(map(_wide, arguments)))
 
 
-def _outputs_to_fp32(module: torch.nn.Module, arguments: tuple[Any, ...], features: Features) -> Features:
-    return {
-        name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in features.items()
-    }
-
-
-def _inputs_to_fp32(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in arguments)
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError, StageError, failure_word
 from ensemble_assets.compute.backends.torch_runtime import quiet_transformers
-from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
+from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable, join_tables, with_task
 from ensemble_assets.models.spec import ModelSpec
 
@@ -64,21 +64,13 @@ class LibraryModel:
             return own or None
         prompts: Mapping[str, str] = self.model.prompts
         names = () if self.spec.kind == "rerank" else _PROMPT_NAMES[task]
-        for name in (*names, self.model.default_prompt_name):
-            if name is not None and name in prompts:
-                return prompts[name]
-        return None
+        return next((prompts[name] for name in (*names, self.model.default_prompt_name) if name in prompts), None)
 
     def rows(self, texts: Sequence[Any], task: Task) -> TokenTable:
-        """Rows of texts, or of (query, chunk) pairs, as the model reads them.
+        """Rows of texts, or of (query, chunk) pairs for a CrossEncoder, as the model reads them.
 
-        Args:
-            texts: ``n`` strings, or ``n`` pairs of strings for a CrossEncoder.
-            task: which prompt, length limit and network apply.
-
-        Raises:
-            ModelUnavailableError: if the model's features are not token-aligned.
-            StageError: if its preprocessing fails on a text; carries no text.
+        ``task`` says which prompt, length limit and network apply. ``ModelUnavailableError`` if the model's features
+        are not token-aligned; a ``StageError`` without any text if its preprocessing fails on one.
         """
         blocks: list[TokenTable] = []
         for at in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -93,16 +85,6 @@ class LibraryModel:
             # outside the handler, so that the original exception is not even attached as context
             raise StageError(f"{self.spec.slug}: its own preprocessing fails on one of {len(texts)} texts ({name})")
         return with_task(join_tables(*blocks), task)
-
-    def inputs(self, table: TokenTable, batch: Batch, task: Task) -> dict[str, torch.Tensor]:
-        """Pad the batch's rows, which are all of one task, on the host."""
-        arrays = padded_arrays(table, batch, self.layouts[task])
-        return {name: torch.from_numpy(values) for name, values in arrays.items()}
-
-    def features(self, inputs: Mapping[str, torch.Tensor], task: Task, device: str) -> Features:
-        """Move inputs to the device, without waiting where they are pinned, beside what is the same for every batch."""
-        tensors = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-        return {**tensors, **self.layouts[task].constants}
 
     def run(self, features: Features, task: Task) -> Features:
         """Run the modules; returns the features with ``sentence_embedding`` or ``scores`` among them."""
@@ -125,7 +107,7 @@ class LibraryModel:
     def _block(self, texts: Sequence[Any], task: Task) -> TokenTable:
         features = self._preprocess(texts, task)
         bag = "offsets" in features
-        arrays, lengths = _bag_rows(features) if bag else _padded_rows(self.spec.slug, features)
+        arrays, lengths = _flat_rows(self.spec.slug, features)
         if task not in self.layouts:
             self.layouts[task] = self._layout(features, task)
         lost = np.zeros(len(texts), np.int64)
@@ -157,8 +139,11 @@ class LibraryModel:
         return FeatureLayout(pads, constants, left=not mask.all() and not bool(mask[0]))
 
 
-def _padded_rows(slug: str, features: Features) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
+def _flat_rows(slug: str, features: Features) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
     """Flatten token-aligned features by name, without padding; return them and the tokens of each row."""
+    if "offsets" in features:  # a bag
+        ids = features["input_ids"].numpy().astype(np.int32)
+        return {"input_ids": ids}, np.diff(features["offsets"].numpy(), append=len(ids))
     mask = features.get("attention_mask")
     tensors = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
     if mask is not None:
@@ -174,11 +159,6 @@ def _padded_rows(slug: str, features: Features) -> tuple[dict[str, NDArray[np.in
     columns = np.arange(used.shape[1])
     inside = (columns >= first[:, None]) & (columns < last[:, None]) & used.any(axis=1)[:, None]
     return {name: value.numpy()[inside].astype(np.int32) for name, value in tensors.items()}, inside.sum(axis=1)
-
-
-def _bag_rows(features: Features) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
-    ids = features["input_ids"].numpy().astype(np.int32)
-    return {"input_ids": ids}, np.diff(features["offsets"].numpy(), append=len(ids))
 
 
 def split_by_task(table: TokenTable, batch: Batch) -> Iterator[tuple[Task, NDArray[np.int64]]]:

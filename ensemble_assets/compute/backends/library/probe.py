@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
-from ensemble_assets.compute.backends.forward import Forward, Precision, Runtime
+from ensemble_assets.compute.backends.forward import SMALLEST_NORM, Forward, Precision, Runtime
 from ensemble_assets.compute.backends.library.bodies import body_of
 from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import LibraryModel
-from ensemble_assets.compute.backends.model_factory import SMALLEST_NORM
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import (

@@ -24,7 +24,7 @@ _RERANKER = ModelTraits(1, 160, width=128, tokens="fast", body="cross_encoder", 
 SHIPPED: Mapping[tuple[str, Pooling], ModelTraits] = MappingProxyType(
     {
         ("142aee0e6b88c219", "mean"): _MINILM,
-        # of a pair, whose texts are encoded apart; the network has 512 positions
+        # the network has 512 positions, and only token states are taken
         ("142aee0e6b88c219", "late_interaction"): replace(_MINILM, max_tokens=320),
         ("25dc403c72f65c0d", "splade_max"): _SPLADE,
         ("08fda6dc6a7036aa", "cross_encoder"): _RERANKER,

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.library.forward import (
+    LibraryBatch,
     LibraryFactory,
     LibraryForward,
-    StagedInputs,
     largest_weights,
 )
 from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task
@@ -36,9 +38,12 @@ class TiledSparseForward(LibraryForward):
         self._top_k = factory.top_k
         self._transformer: Any = next(model.model.children())
         self._decoder = detach_decoder(self._transformer.model, factory.spec.slug)
-        self._head = None if device.startswith("cuda") else self._host_head(factory)
+        self._head: SparseHead | None = None
+        if not device.startswith("cuda"):
+            layer = output_layer(self._decoder)
+            self._head = SparseHead(*layer, factory.top_k, factory.runtime.threads, factory.runtime.cache_folder)
 
-    def stage(self, table: TokenTable, batch: Batch) -> StagedInputs:
+    def stage(self, table: TokenTable, batch: Batch) -> LibraryBatch:
         """Make the inputs of one batch of a table; see ``LibraryForward``."""
         if self._head is not None:
             self._head.expect_tokens(int(table.offsets[-1]))
@@ -62,10 +67,12 @@ class TiledSparseForward(LibraryForward):
         self._head = None
         self._decoder.to(device="meta")
 
-    def _host_head(self, factory: LibraryFactory) -> SparseHead:
-        matrix = self._decoder.weight.float().numpy()
-        bias = None if self._decoder.bias is None else self._decoder.bias.float().numpy()
-        return SparseHead(matrix, bias, factory.top_k, factory.runtime.threads, factory.runtime.cache_folder)
+
+def output_layer(linear: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give matrix ``[out, hidden]`` and bias ``[out]`` of a layer on the host, zeros where it has no bias."""
+    matrix: NDArray[np.float32] = linear.weight.float().numpy()
+    bias = np.zeros(len(matrix), np.float32) if linear.bias is None else linear.bias.float().numpy()
+    return matrix, bias
 
 
 def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -83,28 +90,21 @@ def largest_logits(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tenso
     for row in range(0, batch, step):
         some = states[row : row + step].flatten(0, 1)
         for left in range(0, len(matrix), width):
-            logits = _products(some, matrix[left : left + width])
+            part = matrix[left : left + width]
+            if some.is_cuda and some.dtype != torch.float32:
+                # rounded to half, logits tie by the dozen, and a text's largest weights are others than on a CPU
+                logits = torch.mm(some, part.T, out_dtype=torch.float32)
+            else:
+                logits = torch.nn.functional.linear(some.float(), part.float())
             largest[row : row + step, left : left + width] = logits.view(-1, longest, logits.shape[1]).amax(dim=1)
     return largest if bias is None else largest.add_(bias.float())
-
-
-def _products(states: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Multiply ``[tokens, hidden]`` by ``[entries, hidden]``, to ``[tokens, entries] float32`` that was never rounded.
-
-    Rounded to half, logits tie by the dozen, and a text's largest weights are others than on a CPU.
-    """
-    if states.is_cuda and states.dtype != torch.float32:
-        return torch.mm(states, matrix.T, out_dtype=torch.float32)
-    return torch.nn.functional.linear(states.float(), matrix.float())
 
 
 def detach_decoder(network: torch.nn.Module, slug: str) -> torch.nn.Linear:
     """Take the output layer out of the network, which then returns that layer's inputs as its logits.
 
-    The probe shows whether the architecture does more after it, such as scaling.
-
-    Raises:
-        ModelUnavailableError: if there is no linear output layer.
+    The probe shows whether the architecture does more after it, such as scaling. ``ModelUnavailableError`` if there is
+    no linear output layer.
     """
     any_network: Any = network
     decoder = any_network.get_output_embeddings()

@@ -80,7 +80,7 @@ class SliceResults:
     """Results of all slices, down to depth ``reached``.
 
     ``logits`` are ``[n] float32`` by window, NaN where it was not scored; ``failed`` has the reasons. ``truncated``
-    rows of windows lost ``tokens_dropped``.
+    rows (late interaction: texts) lost ``tokens_dropped``.
     """
 
     logits: NDArray[np.float32]
@@ -110,15 +110,14 @@ def score_slices(work: PairRows, held: HeldModel, limit: TimeLimit) -> SliceResu
     slices = SliceResults(np.full(len(work.ranks), np.nan, np.float32), {}, [])
     while (depth := governor.next_depth()) > governor.reached:
         chosen = np.flatnonzero((work.ranks > governor.reached) & (work.ranks <= depth))
-        table = work.table(chosen)
         begun = clock()
-        result = held.run(table, rows=chosen)
-        governor.record_slice(depth, clock() - begun, result.tokens)
-        slices.logits[chosen] = result.outputs["logit"]
-        slices.failed |= {int(chosen[row]): reason for row, reason in result.failed_rows.items()}
-        slices.truncated += int(table.truncated.sum())
-        slices.tokens_dropped += work.uncut_tokens(chosen) - int(table.offsets[-1])
-        slices.results.append(result)
+        made = work.run(held, chosen)
+        governor.record_slice(depth, clock() - begun, made.result.tokens)
+        slices.logits[chosen] = made.logits
+        slices.failed |= {int(chosen[row]): reason for row, reason in made.failed.items()}
+        slices.truncated += made.truncated
+        slices.tokens_dropped += made.tokens_dropped
+        slices.results.append(made.result)
     slices.reached = governor.reached
     if allowance.seconds is not None:
         events.emit(

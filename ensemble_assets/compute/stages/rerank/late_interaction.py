@@ -15,16 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.stage_record import StageRecord
-from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.choice import dense_factory
-from ensemble_assets.compute.backends.model_factory import with_states
-from ensemble_assets.compute.batching.table_result import NOT_FINITE
-from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.stages.encoder_input import encoder_input
-from ensemble_assets.compute.stages.held_model import hold
-from ensemble_assets.compute.stages.kept_states import KeptStates
-from ensemble_assets.compute.stages.rerank.pairs import number_queries
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+from ensemble_assets.compute.backends.forward import states_alone
+from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of
+from ensemble_assets.compute.stages.rerank.depth import NO_LIMIT, TimeLimit
+from ensemble_assets.compute.stages.rerank.pairs import Pairs
+from ensemble_assets.compute.stages.rerank.scored_pairs import score_pairs
 from ensemble_assets.models.spec import ModelSpec
 
 
@@ -98,39 +94,9 @@ def try_late_scores(
         return LateScores(reason=late.off)
     started = context.clock()
     try:
-        scores = late_scores(head, queries, late, context)
+        pairs, limit = Pairs(head, late.chunks, queries), TimeLimit(NO_LIMIT, started, context.clock)
+        scored = score_pairs(pairs, late.spec, context, lambda *model: states_alone(late.make_factory(*model)), limit)
     except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
         return LateScores(reason=reason_of(error), seconds=context.clock() - started)
-    return replace(scores, seconds=context.clock() - started)
-
-
-def late_scores(
-    head: pl.DataFrame, queries: pl.DataFrame, late: LateInteraction, context: ComputeContext
-) -> LateScores:
-    """Score every pair of ``head``: ``public_id`` of a query and ``row`` of a chunk.
-
-    Raises:
-        ModelUnavailableError: if the model has no token states that can be compared.
-    """
-    files = context.locate(late.spec)
-    factory = with_states(late.make_factory(late.spec, files, context.runtime), "alone")
-    if factory is None:
-        raise ModelUnavailableError(
-            f"{late.spec.slug}: late interaction needs an encoder that is one transformer. Choose another model"
-        )
-    chunk_rows, chunk_of = np.unique(head["row"].to_numpy().astype(np.int64), return_inverse=True)
-    texts, query_of = number_queries(head, queries)
-    work = encoder_input(late.chunks, texts, factory, files, context.tokens, rows=chunk_rows)
-    with hold(context, "rerank", factory.spec, factory) as model:
-        result = model.run(work.table)
-    assert result.by_token is not None
-    states = KeptStates(result.by_token, work.windows, load_vocabulary(files).template)
-    scores = states.scores(query_of, chunk_of.astype(np.int64))
-    failed: dict[str, str] = {}
-    for pair in np.flatnonzero(~np.isfinite(scores)).tolist():
-        rows = [*range(*work.rows_of(int(chunk_of[pair]))), len(work.windows) + int(query_of[pair])]
-        reason = next((result.failed_rows[row] for row in rows if row in result.failed_rows), NOT_FINITE)
-        failed.setdefault(head["public_id"][pair], reason)
-    scores[head["public_id"].is_in(list(failed)).to_numpy()] = np.nan
-    record = work.add_counts(record_of("rerank", "completed", factory.spec, files, factory, result))
-    return LateScores(scores, failed, record=replace(record, items=int(np.isfinite(scores).sum())))
+    record = replace(scored.record, items=int(np.isfinite(scored.logits).sum()))
+    return LateScores(scored.logits, scored.failed, record=record, seconds=context.clock() - started)

@@ -25,21 +25,12 @@ from ensemble_assets.common.defaults import RERANK_DEPTH
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
-from ensemble_assets.compute.batching.table_result import merge_results
-from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of, record_of
-from ensemble_assets.compute.stages.held_model import hold
-from ensemble_assets.compute.stages.rerank.depth import (
-    NO_LIMIT,
-    Allowance,
-    SliceResults,
-    TimeLimit,
-    score_slices,
-)
+from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of
+from ensemble_assets.compute.stages.rerank.depth import NO_LIMIT, Allowance, TimeLimit
 from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, LateScores, try_late_scores
-from ensemble_assets.compute.stages.rerank.pairs import PairRows, Pairs, own_rows, tokenised_rows
+from ensemble_assets.compute.stages.rerank.pairs import Pairs
+from ensemble_assets.compute.stages.rerank.scored_pairs import Scored, score_pairs
 from ensemble_assets.compute.stages.rerank.scores import final_order
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
-from ensemble_assets.compute.tokens.windows import failed_texts, largest_logits
 from ensemble_assets.models.spec import ModelSpec
 
 FEATURE_DISABLED = "feature_disabled"
@@ -85,20 +76,6 @@ class RerankResult:
     record: RerankRecord
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Scores of pairs: ``logits`` ``[n_pairs] float32``, NaN where there is none, down to rank ``reached``.
-
-    ``failed`` says why a query is not reranked; ``largest_batch`` is in tokens.
-    """
-
-    logits: NDArray[np.float32]
-    failed: dict[str, str]
-    reached: int
-    record: StageRecord
-    largest_batch: int
-
-
 def rerank_candidates(
     candidates: pl.DataFrame,
     chunks: pl.Series,
@@ -125,12 +102,12 @@ def rerank_candidates(
     late = LateScores()
     if options.late is not None and options.enabled:
         late = try_late_scores(head, queries, options.late, context)
-    scored: _Scored | None = None
+    scored: Scored | None = None
     if not reason and head.height:
         try:
             limit = TimeLimit(options.allowance, started, clock)
             with context.expecting(1) as expecting:
-                scored = _score(Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
+                scored = score_pairs(Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
         except SettingsError:
             raise
         except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
@@ -159,44 +136,6 @@ def _at_candidates(name: str, values: NDArray[np.float32] | None, places: pl.Ser
     return pl.Series(name, column, pl.Float32).fill_nan(None)
 
 
-def _score(
-    pairs: Pairs, spec: ModelSpec, context: ComputeContext, make_factory: FactoryMaker, limit: TimeLimit
-) -> _Scored:
-    files = context.locate(spec)
-    factory = make_factory(spec, files, context.runtime)
-    spec = factory.spec
-    context.start_workers(factory)
-    if factory.traits.tokens == "library":
-        work = own_rows(pairs, spec, files)
-    else:
-        work = tokenised_rows(pairs, load_vocabulary(files), spec, context)
-    with hold(context, "rerank", spec, factory) as held:
-        slices = score_slices(work, held, limit)
-    result = merge_results(slices.results)
-    record = record_of("rerank", "completed", spec, files, factory, result)
-    return _by_pair(pairs.head, work, slices, record, result.largest_batch)
-
-
-def _by_pair(
-    head: pl.DataFrame, work: PairRows, slices: SliceResults, record: StageRecord, largest_batch: int
-) -> _Scored:
-    """Turn results of windows into results of pairs, and failed pairs into failed queries."""
-    failed: dict[str, str] = {}  # of a query, the reason of its best-ranked failed pair
-    for pair, reason in sorted(failed_texts(slices.failed, work.windows).items()):
-        failed.setdefault(head["public_id"][pair], reason)
-    without = head["public_id"].is_in(list(failed)).to_numpy()
-    logits = np.where(without, np.float32(np.nan), largest_logits(slices.logits, work.windows))
-    scored = head["rank"].to_numpy() <= slices.reached
-    lost = work.windows.dropped[scored]
-    record = replace(
-        record,
-        items=int(scored.sum()),
-        truncated=slices.truncated + int((lost > 0).sum()),
-        tokens_dropped=slices.tokens_dropped + int(lost.sum()),
-    )
-    return _Scored(logits, failed, slices.reached, record, largest_batch)
-
-
 # --- the stage's record ---
 
 
@@ -216,7 +155,7 @@ def _outcome_by_query(with_scores: pl.DataFrame, failed: dict[str, str], whole_r
 
 
 def _record(
-    outcome: pl.DataFrame, scored: _Scored | None, late: LateScores, options: RerankOptions, spec: ModelSpec
+    outcome: pl.DataFrame, scored: Scored | None, late: LateScores, options: RerankOptions, spec: ModelSpec
 ) -> RerankRecord:
     done = int(outcome["reranked"].sum())
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
@@ -256,7 +195,7 @@ def _record(
     )
 
 
-def _depth_of_all_queries(outcome: pl.DataFrame, scored: _Scored | None, options: RerankOptions) -> int:
+def _depth_of_all_queries(outcome: pl.DataFrame, scored: Scored | None, options: RerankOptions) -> int:
     """Return the depth down to which every query's candidates were scored; 0 if a query fell back."""
     if not outcome["reranked"].all():
         return 0

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.common.events import EventLog
-from ensemble_assets.compute.backends.forward import OutputSpec
-from ensemble_assets.compute.backends.token_states import SCALE, STATE, quantise, restored, state_outputs
+from ensemble_assets.compute.backends.forward import OutputSpec, state_outputs
+from ensemble_assets.compute.backends.token_states import SCALE, STATE, quantise, restored
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
