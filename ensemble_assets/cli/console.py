@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble_assets.artefacts.records import EvaluationRecord, FailedStage
+from ensemble_assets.artefacts.records import EvaluationRecord, FailedStage, RerankRecord
 from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import LISTS, STAGE
@@ -228,7 +228,9 @@ def _results(outcome: CollectionOutcome) -> Iterator[str]:
         if measured.judged and measured.files:
             yield f"Judged by {measured.files[-1]}"
         if {"Fused", "Reranked"} <= means.keys():
-            yield f"Reranking: {means['Reranked'] - means['Fused']:+.3f}"
+            late = any(isinstance(record, RerankRecord) and record.late for record in outcome.stages)
+            how = ", with late interaction" if late else ""  # the demo and an own run may differ in it
+            yield f"Reranking: {means['Reranked'] - means['Fused']:+.3f}{how}"
     models = {
         model.slug: f"{record.device.label}, {record.precision}" if record.tokens else "reused"
         for record in outcome.stages

@@ -62,6 +62,16 @@ def test_the_summary_has_results_warnings_and_the_next_command(
     assert "…" not in "".join(table)
 
 
+def test_a_gain_with_late_interaction_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for late, said in (
+        (None, "Reranking: +0.043\n"),
+        ({"model": "mini"}, "Reranking: +0.043, with late interaction\n"),
+    ):
+        reranked = RerankRecord("rerank", "completed", late=late)
+        print_summary([CollectionOutcome("guide", True, Path("g"), [*STAGES, reranked])])
+        assert said in capsys.readouterr().out
+
+
 def test_derived_probes_are_called_so(capsys: pytest.CaptureFixture[str]) -> None:
     measured = EvaluationRecord("evaluation", "completed", items=30, means={"dense": {"nDCG@10": 1.0}})
     print_summary([CollectionOutcome("guide", True, Path("g"), [measured])])
