@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,8 @@ def run_collections(
             instance = stack.enter_context(_dagster_instance(resolved.environment.get("DAGSTER_HOME")))
             definitions = build_definitions(progress=progress)
         instance.add_dynamic_partitions(str(PARTITIONS.name), list(names))
+        # A run asks the database 150 times for the partition that was just added.
+        instance.has_dynamic_partition = cache(instance.has_dynamic_partition)  # type: ignore[method-assign]
         name_origin(instance, RETRIEVAL_BUNDLE)
         leave_output_on_terminal(instance)
         typed = flatten(resolved.settings)

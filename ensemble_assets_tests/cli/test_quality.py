@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from ensemble_assets.cli.main import commands
@@ -84,3 +85,16 @@ def test_a_collection_that_was_not_run_is_said_to_be_so() -> None:
         call("evaluate", "elsewhere")
     with pytest.raises(SettingsError, match="run it first"):
         call("baseline", "accept", "elsewhere")
+
+
+def test_the_database_is_asked_for_the_collection_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = dg.DagsterInstance.has_dynamic_partition
+
+    def counted(instance: dg.DagsterInstance, partitions_def_name: str, partition_key: str) -> bool:
+        asked.append(partition_key)
+        return ask(instance, partitions_def_name, partition_key)
+
+    monkeypatch.setattr(dg.DagsterInstance, "has_dynamic_partition", counted)
+    assert call("evaluate", "output/notes") == 0
+    assert asked == ["notes"]
