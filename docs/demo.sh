@@ -6,7 +6,7 @@ set -eu
 ENSEMBLE=${ENSEMBLE:-ensemble-assets}
 PYTHON=${PYTHON:-python3}
 WORK=${1:-demo}
-RUN="--chunked-dir $WORK/corpora --output-dir $WORK/output ${OPTIONS:---set rerank.late_interaction=true}"
+RUN="--chunked-dir $WORK/corpora --output-dir $WORK/output ${OPTIONS:-}"
 
 say() { printf '\n== %s\n' "$1"; }
 

@@ -24,7 +24,7 @@ from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.compute.backends.forward import ForwardFactory, with_states
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
-from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, with_weights
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
@@ -261,9 +261,11 @@ class Searcher:
         spec = next((spec for spec in self._dense_specs if spec.slug == run.get("model")), None)
         if spec is None or not run.get("queries"):
             return None
-        return LateInteraction(
-            spec, self.corpus.chunks["text"], run["share"], make_factory=self._models.factory("dense", _states)
-        )
+        late = LateInteraction(
+            spec, self.corpus.chunks["text"], run["share"],
+            weighed_by=run.get("weighed_by", ""), make_factory=self._models.factory("dense", _states),
+        )  # fmt: skip
+        return with_weights(late, self._models.context)
 
     def _hits(self, fused: pl.DataFrame, reranked: pl.DataFrame | None, lists: tuple[str, ...], top: int) -> list[Hit]:
         ranks = fused.select("row", pl.col("rank").alias("fused"), *(pl.col(f"{n}_rank").alias(n) for n in lists))

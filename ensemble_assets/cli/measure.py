@@ -127,11 +127,12 @@ def fit_fusion(
     reranked, share = store.load(collection, "reranked_candidates"), 0.0
     if reranked.record.pairs_scored:
         weighted = [replace(each, weight=fit.weights[each.name]) for each in lists]
-        scores = reranked.frame("reranked", columns=["public_id", "row", "rerank_score"])
+        scores = reranked.frame("reranked", columns=["public_id", "row", "rerank_score", "late_score"])
         candidates = fuse(weighted, chunks["chunk_id"], METHODS[chosen]()).join(
             scores, on=["public_id", "row"], how="left", maintain_order="left"
         )
-        share = fit_share(lambda share: final_order(candidates, share), training)
+        late_share = (reranked.record.late or {}).get("share", 0.0)
+        share = fit_share(lambda share: final_order(candidates, share, late_share), training)
     weights = FusionWeights(
         collection=collection,
         method=chosen,

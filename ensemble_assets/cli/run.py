@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 _PRIVATE_INSTANCE = {"telemetry": {"enabled": False}, "nux": {"enabled": False}}
 """Dagster reports nothing to its makers and shows no invitation to its newsletter."""
 
-_DEMO_RERANKER = "rerank.late_interaction=true"
-"""Late interaction makes the sample's lists better (docs/models.md) for little time; a later ``--set`` wins."""
-
 _run_options = args.with_options(
     args.PROFILE,
     args.DENSE_MODELS,
@@ -71,9 +68,9 @@ def run(
 @click.option("--output-dir", metavar="DIR", default="output", show_default=True, help="Write the bundle below DIR.")
 @_run_options
 def demo(json_output: bool, assignments: tuple[str, ...], **flags: Any) -> int:
-    """Run the pipeline on the sample collection that ships with the package, with late interaction too."""
+    """Run the pipeline on the sample collection that ships with the package."""
     flags["chunked_dir"] = str(SAMPLE_FOLDER)
-    return _run_and_show((DEMO_COLLECTION,), flags, (_DEMO_RERANKER, *assignments), json_output)
+    return _run_and_show((DEMO_COLLECTION,), flags, assignments, json_output)
 
 
 def _run_and_show(

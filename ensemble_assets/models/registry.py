@@ -46,7 +46,7 @@ _SPECS = (
         pooling="mean",
         licence="Apache-2.0",
         english_only=True,
-        late_share=0.35,
+        late_share=0.5,
     ),
     ModelSpec(
         slug="splade-tiny",

@@ -242,6 +242,15 @@ def rerank_fused(
     return result.record
 
 
+def share_read(exported: pl.Series, whole: pl.Series) -> float:
+    """Compute the mean share of a chunk's text that dense models read, by characters; 1 for no chunks.
+
+    Late interaction has that much less to say about a chunk (``docs/decisions/0031``).
+    """
+    shares = (exported.str.len_chars() / whole.str.len_chars()).clip(upper_bound=1.0)
+    return round(float(shares.mean() or 1.0), 4)  # type: ignore[arg-type]
+
+
 def _late_interaction(
     run: StageRun, computing: Computing, chunks: Artefact[ChunksRecord], fused: Artefact[FusionRecord]
 ) -> LateInteraction | None:
@@ -253,10 +262,11 @@ def _late_interaction(
         return None
     upstream = fused.record.upstream
     plan = (upstream.states if upstream else None) or {"states": "again", "reason": ""}
+    texts, fixed = chunks.frame("chunks", columns=["text"])["text"], run.settings.rerank.late_weight >= 0
     return LateInteraction(
         model,
-        chunks.frame("chunks", columns=["text"])["text"],
-        model.late_share,
+        texts,
+        model.late_share * (1.0 if fixed else share_read(texts, searched_texts(chunks))),
         plan["states"],
         plan["reason"] if plan["states"] == "off" else "",
         **computing.factory("dense"),

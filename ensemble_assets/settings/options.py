@@ -81,12 +81,12 @@ class Rerank(Section):
     )
     cross_encoder: bool = option(True, "The reranker of models.rerank takes part.")
     late_interaction: bool = option(
-        False, "Late interaction over the primary dense model's token states takes part, if its share is known."
+        True, "Late interaction over the primary dense model's token states takes part, if its share is known."
     )
     late_weight: float = option(
         -1.0,
         "Share of late interaction in the part of the final score that the reranker leaves, 0 to 1. Negative: that of "
-        "the dense model's definition.",
+        "the dense model's definition, times the share of the texts that the model reads.",
         ge=-1.0,
         le=1.0,
     )

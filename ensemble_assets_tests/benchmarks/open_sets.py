@@ -35,6 +35,7 @@ from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_ca
 from ensemble_assets.compute.stages.sparse import encode_sparse
 from ensemble_assets.compute.stages.states_plan import StatesWanted
 from ensemble_assets.models.registry import MODELS
+from ensemble_assets.pipeline.stages import share_read
 from ensemble_assets.retrieval.bm25_topk import lexical_topk
 from ensemble_assets.retrieval.dense_run import dense_run
 from ensemble_assets.retrieval.dense_topk import DenseModel
@@ -50,10 +51,10 @@ PASSAGES, QUESTIONS = 3000, 400
 DENSE, SPARSE, RERANK = (MODELS[slug] for slug in ("all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"))
 SHARES = (
     *((0.0, cross) for cross in (0.0, 0.05, 1.0)),
-    *((0.35, cross) for cross in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)),
-    *((late, 0.0) for late in (0.2, 0.5, 1.0)),
+    *((0.5, cross) for cross in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)),
+    *((late, 0.0) for late in (0.2, 0.35, 0.65, 1.0)),
 )
-"""Shares that are measured: of late interaction, and of the CrossEncoder."""
+"""Shares that are measured: of late interaction, times the part of the texts that it reads; of the CrossEncoder."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,12 @@ def drawn(collection: Collection, *, trained_on: bool) -> Asked:
     return Asked(whole, sampled, frozenset(numbers[key] for key in chosen))
 
 
-def scored(collection: Collection, work: Path) -> pl.DataFrame:
-    """Run a set through the stages: fused candidates with the scores of both rerankers, a ``RERANKED`` frame."""
+def scored(collection: Collection, work: Path) -> tuple[pl.DataFrame, float]:
+    """Run a set through the stages.
+
+    Returns the fused candidates with the scores of both rerankers, a ``RERANKED`` frame, and the share of the texts
+    that the dense model reads.
+    """
     runner = TableRunner(in_process_runner().runner, work / collection.name, 1 << 18)
     context = ComputeContext(
         runner=runner, runtime=Runtime(backend="auto", precision="auto", cache_folder=work / "cache")
@@ -120,10 +125,10 @@ def scored(collection: Collection, work: Path) -> pl.DataFrame:
     late = result.record.late or {}
     if result.record.status != "completed" or late.get("fallback_reasons"):
         raise StageError(f"{collection.name}: {result.record.fallback_reasons} {late}. Correct the model")
-    return result.reranked
+    return result.reranked, share_read(chunks, whole)
 
 
-def measured(asked: Asked, reranked: pl.DataFrame) -> dict[str, Any]:
+def measured(asked: Asked, reranked: pl.DataFrame, read: float) -> dict[str, Any]:
     """Measure nDCG@10 at all shares for the sample and for held-out questions, with intervals of the differences."""
     ids = asked.collection.passage_ids
     judged = [(str(query), ids[row], 1) for query, rows in enumerate(asked.collection.relevant) for row in sorted(rows)]
@@ -132,10 +137,11 @@ def measured(asked: Asked, reranked: pl.DataFrame) -> dict[str, Any]:
         "public_id", pl.col("fused_rank").alias("rank"), "row", "chunk_id", pl.col("fused_score").alias("score"),
         "rerank_score", "late_score",
     ).sort("public_id", "rank")  # fmt: skip
-    lists = {_name(late, cross): final_order(candidates, cross, late) for late, cross in SHARES}
+    lists = {_name(late, cross): final_order(candidates, cross, late * read) for late, cross in SHARES}
     parts = {"sample": asked.sampled, "held_out": asked.held_out}
     return {
         "passages": len(ids),
+        "share_read": read,
         **{name: dict(_figures(lists, qrels, questions)) for name, questions in parts.items() if questions},
     }
 
@@ -175,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for folder in options.folders:
             asked = drawn(read_collection(folder, options.split), trained_on=folder.name not in options.untrained)
-            figures[folder.name] = measured(asked, scored(asked.collection, options.work))
+            figures[folder.name] = measured(asked, *scored(asked.collection, options.work))
             text = json.dumps(figures, indent=2) + "\n"
             if output:
                 output.write_text(text, encoding="utf-8")

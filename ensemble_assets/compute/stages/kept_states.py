@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ class KeptStates:
 
     For every query there is one product with all its chunks' tokens. For every token of the query, the largest cosine
     with a token of the chunk is taken, a negative one as 0, and squared. The score is the average over the query's
-    tokens: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean of squares in place of the sum.
+    tokens, with weights if there are any: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean of squares in place of the sum.
     ``docs/decisions/0013`` has the reason for squares. Special tokens do not count. A chunk that was encoded in windows
     has the tokens of all of them.
     """
@@ -28,19 +29,28 @@ class KeptStates:
     windows: Windows
     template: Template
 
-    def scores(self, queries: NDArray[np.int64], chunks: NDArray[np.int64]) -> NDArray[np.float32]:
+    def scores(
+        self,
+        queries: NDArray[np.int64],
+        chunks: NDArray[np.int64],
+        weights: Sequence[NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
         """Compute the scores of pairs, ``[n_pairs] float32``; NaN where a text has no states, or some are not finite.
 
-        ``queries`` and ``chunks`` are numbers in the encoder's input, ``[n_pairs]`` each.
+        ``queries`` and ``chunks`` are numbers in the encoder's input, ``[n_pairs]`` each. ``weights`` has those of each
+        query's tokens, ``[tokens]``, above 0; without it all count alike.
         """
         scores = np.full(len(queries), np.nan, np.float32)
         order = np.argsort(queries, kind="stable")
         starts = np.flatnonzero(np.diff(queries[order], prepend=-1))
         for pairs in np.split(order, starts[1:]) if len(order) else ():
-            scores[pairs] = self._of_query(int(queries[pairs[0]]), chunks[pairs])
+            query = int(queries[pairs[0]])
+            scores[pairs] = self._of_query(query, chunks[pairs], None if weights is None else weights[query])
         return scores
 
-    def _of_query(self, query: int, chunks: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _of_query(
+        self, query: int, chunks: NDArray[np.int64], weights: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
         """Compare one query with some chunks, ``[n_chunks] float32``."""
         counts = self.windows.counts[chunks]
         rows = numbers_of_pieces(self.windows.first[chunks], counts)
@@ -61,7 +71,7 @@ class KeptStates:
             # scaling the products takes one pass less than scaling the states
             cosines = (asked @ codes.astype(np.float32).T) * scales
             best = np.maximum(np.maximum.reduceat(cosines, starts, axis=1), 0.0)
-            scores[filled] = np.mean(best * best, axis=0, dtype=np.float32)
+            scores[filled] = np.average(best * best, axis=0, weights=weights)
         result = np.full(len(chunks), np.nan, np.float32)
         result[whole] = scores
         return result

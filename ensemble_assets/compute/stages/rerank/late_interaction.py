@@ -21,6 +21,8 @@ from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker,
 from ensemble_assets.compute.stages.rerank.depth import NO_LIMIT, TimeLimit
 from ensemble_assets.compute.stages.rerank.pairs import Pairs
 from ensemble_assets.compute.stages.rerank.scored_pairs import score_pairs
+from ensemble_assets.compute.stages.rerank.token_weights import COLLECTION_FREQUENCY, token_weights
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.spec import ModelSpec
 
 
@@ -34,6 +36,8 @@ class LateInteraction:
         share: of its scores in the final score.
         states: the plan for them, ``kept``, ``again`` or ``off``; empty without one.
         off: why it was planned away, a fixed word; empty where it was not.
+        weighed_by: what the weights of a query's tokens are, ``collection_frequency`` or empty for equal ones.
+        weights: of all tokens of the vocabulary, ``[size] float32``; made of ``chunks`` where they are not given.
     """
 
     spec: ModelSpec
@@ -41,6 +45,8 @@ class LateInteraction:
     share: float
     states: str = ""
     off: str = ""
+    weighed_by: str = COLLECTION_FREQUENCY
+    weights: NDArray[np.float32] | None = None
     make_factory: FactoryMaker = dense_factory
 
 
@@ -76,6 +82,7 @@ class LateScores:
             "model": late.spec.slug,
             "share": late.share,
             "states": late.states,
+            "weighed_by": late.weighed_by,
             "queries": queries - sum(reasons.values()),
             "fallback_reasons": reasons,
             "pairs_scored": record.items if record else 0,
@@ -86,6 +93,20 @@ class LateScores:
         }
 
 
+def with_weights(late: LateInteraction, context: ComputeContext) -> LateInteraction:
+    """Make the weights of queries' tokens, once for all questions.
+
+    Raises:
+        ModelUnavailableError: if the model cannot be found.
+    """
+    if late.weights is not None or not late.weighed_by:
+        return late
+    files = context.locate(late.spec)
+    spec, vocabulary = late.make_factory(late.spec, files, context.runtime).spec, load_vocabulary(files)
+    bodies = context.tokens.bodies(late.chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
+    return replace(late, weights=token_weights(bodies, spec.chunk_tokens, vocabulary.size))
+
+
 def try_late_scores(
     head: pl.DataFrame, queries: pl.DataFrame, late: LateInteraction, context: ComputeContext
 ) -> LateScores:
@@ -94,7 +115,8 @@ def try_late_scores(
         return LateScores(reason=late.off)
     started = context.clock()
     try:
-        pairs, limit = Pairs(head, late.chunks, queries), TimeLimit(NO_LIMIT, started, context.clock)
+        weights = with_weights(late, context).weights
+        pairs, limit = Pairs(head, late.chunks, queries, weights), TimeLimit(NO_LIMIT, started, context.clock)
         scored = score_pairs(pairs, late.spec, context, lambda *model: states_alone(late.make_factory(*model)), limit)
     except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
         return LateScores(reason=reason_of(error), seconds=context.clock() - started)

@@ -27,6 +27,7 @@ from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.encoder_input import encoder_input
 from ensemble_assets.compute.stages.held_model import HeldModel
 from ensemble_assets.compute.stages.kept_states import KeptStates
+from ensemble_assets.compute.stages.rerank.token_weights import weights_of_queries
 from ensemble_assets.compute.tokens.token_tables import (
     TokenBodies,
     TokenTable,
@@ -42,11 +43,15 @@ from ensemble_assets.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Pairs:
-    """Candidates to be scored: a row of ``head`` per pair, with ``_at``, its place among all candidates."""
+    """Candidates to be scored: a row of ``head`` per pair, with ``_at``, its place among all candidates.
+
+    ``weights`` of all tokens of a vocabulary, ``[size] float32``, weigh those of queries in late interaction.
+    """
 
     head: pl.DataFrame
     chunks: pl.Series
     queries: pl.DataFrame
+    weights: NDArray[np.float32] | None = None
 
 
 _STATES_AT_ONCE = 768 * 2**20
@@ -201,8 +206,10 @@ def _scored_apart(
     work = encoder_input(pairs.chunks, texts, factory, files, context.tokens, rows=chunk_rows)
     result = held.run(work.table)
     assert result.by_token is not None
-    states = KeptStates(result.by_token, work.windows, load_vocabulary(files).template)
-    scores = states.scores(query_of, chunk_of.astype(np.int64))
+    template = load_vocabulary(files).template
+    weights = None if pairs.weights is None else weights_of_queries(pairs.weights, work, template)
+    states = KeptStates(result.by_token, work.windows, template)
+    scores = states.scores(query_of, chunk_of.astype(np.int64), weights)
     failed: dict[int, str] = {}
     for pair in np.flatnonzero(~np.isfinite(scores)).tolist():
         rows = [*range(*work.rows_of(int(chunk_of[pair]))), len(work.windows) + int(query_of[pair])]

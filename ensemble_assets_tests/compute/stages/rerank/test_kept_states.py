@@ -76,18 +76,18 @@ def kept(result: TableResult, counts: list[int]) -> KeptStates:
     return KeptStates(result.by_token, Windows(bodies, first, np.zeros(len(counts), np.int64)), BERT)
 
 
-def definition(query: list[int], chunk: list[int]) -> float:
+def definition(query: list[int], chunk: list[int], weights: list[float] | None = None) -> float:
     """Pair by pair and token by token, in float64."""
     if not query or not chunk:
         return 0.0
-    total = 0.0
-    for mine in query:
+    total, shares = 0.0, weights or [1.0] * len(query)
+    for mine, share in zip(query, shares, strict=True):
         best = 0.0
         for theirs in chunk:
             a, b = VECTORS[mine].astype(np.float64), VECTORS[theirs].astype(np.float64)
             best = max(best, float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
-        total += best**2
-    return total / len(query)
+        total += share * best**2
+    return total / sum(shares)
 
 
 texts = st.lists(st.integers(5, len(IDS) - 1), max_size=9)
@@ -107,8 +107,13 @@ def test_scores_in_blocks_are_those_of_loops_over_all_pairs(tmp_path_factory, ch
     folder = tmp_path_factory.mktemp("rows") if data.draw(st.booleans()) else None
     rows = enclosed([window for chunk in chunks for window in chunk] + queries)
     result = run(rows, StatesOfIds(), folder, shard_tokens)
-    scores = kept(result, [len(chunk) for chunk in chunks]).scores(pairs[:, 0], pairs[:, 1])
-    expected = [definition(queries[q], [token for window in chunks[c] for token in window]) for q, c in pairs]
+    weights = None
+    if data.draw(st.booleans()):
+        weights = [data.draw(st.lists(st.floats(0.5, 20), min_size=len(q), max_size=len(q))) for q in queries]
+    arrays = weights and [np.array(each, np.float32) for each in weights]
+    scores = kept(result, [len(chunk) for chunk in chunks]).scores(pairs[:, 0], pairs[:, 1], arrays)
+    words = [[token for window in chunk for token in window] for chunk in chunks]
+    expected = [definition(queries[q], words[c], weights and weights[q]) for q, c in pairs]
     # a component is rounded by at most 1/254 of the largest one: 16 components move a cosine by less than 0.016
     np.testing.assert_allclose(scores, expected, atol=0.032)
     assert np.abs(scores - expected).mean() < 0.006

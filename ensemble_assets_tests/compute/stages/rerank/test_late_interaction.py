@@ -18,10 +18,12 @@ from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, with_weights
 from ensemble_assets.compute.stages.rerank.scores import final_order
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
+from ensemble_assets.compute.stages.rerank.token_weights import token_weights
 from ensemble_assets.compute.stages.states_plan import StatesWanted, expected_candidates
+from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
 from ensemble_assets.models.model_files import locate
 from ensemble_assets_tests.compute.backends.checkpoints import checkpoint, plain
@@ -67,7 +69,7 @@ def rerank(encoder, reranker, context=None, planted=None, late=None, **options):
 
 
 def definition(encoder, query: str, chunk: str) -> float:
-    """The mean over query tokens of the square of the best cosine with any chunk token, each text encoded alone."""
+    """The weighted mean over query tokens of the square of the best cosine with any chunk token, each encoded alone."""
     network, tokenizer = plain(locate(encoder).folder, "dense"), load_vocabulary(locate(encoder)).tokenizer
     room = encoder.max_tokens - 2
 
@@ -82,7 +84,9 @@ def definition(encoder, query: str, chunk: str) -> float:
     cuts = [at * len(body) // pieces for at in range(pieces + 1)]
     tokens = np.concatenate([states(body[cuts[at] : cuts[at + 1]]) for at in range(pieces)])
     best = np.maximum((states(asked[:room]) @ tokens.T).max(axis=1), 0.0)
-    return float(np.mean(best**2))
+    everything = [token for text in CHUNKS for token in tokenizer.encode(text, add_special_tokens=False).ids]
+    weights = [np.log(1 + len(everything) / (everything.count(token) + 0.5)) for token in asked[:room]]
+    return float(np.average(best**2, weights=weights))
 
 
 def text_of(query: str) -> str:
@@ -244,3 +248,24 @@ def test_expected_candidates_are_those_of_random_lists(chunks, queries, depth, s
         lists = [[random.permutation(chunks)[:depth] for _ in range(queries)] for _ in range(400)]
         draws = [len({row for of_query in each for row in of_query.tolist()}) for each in lists]
         assert np.mean(draws) == pytest.approx(expected, abs=5 * (np.std(draws) / 20 + 0.01))
+
+
+def test_weights_follow_the_words_of_a_collection_and_not_its_length_or_the_cache():
+    ids, starts = np.array([5, 6, 9, 9, 6, 6, 7], np.int32), np.array([0, 4, 2], np.int64)
+    bodies = TokenBodies(ids, starts, np.array([2, 3, 1], np.int64), cap=3)  # between them ids of a dropped text
+    weights = token_weights(bodies, 3, 12)
+    assert weights[6] == pytest.approx(np.log(1 + 6 / 3.5))
+    assert weights[11] == pytest.approx(np.log(1 + 6 / 0.5)), "a token that no chunk has counts most"
+    assert weights[6] < weights[5] == weights[9] == weights[7] < weights[11]
+    shorter = token_weights(bodies, 2, 12)
+    assert shorter[7] == shorter[11], "what the encoder does not read is not counted"
+
+
+def test_runs_without_weights_stay_as_they_were_and_weights_made_ahead_are_those_of_the_run(encoder, reranker):
+    late, context = LateInteraction(encoder, CHUNKS, SHARE), context_of()
+    equal = rerank(encoder, reranker, late=replace(late, weighed_by=""))
+    weighed = rerank(encoder, reranker, late=late)
+    assert (equal.record.late["weighed_by"], weighed.record.late["weighed_by"]) == ("", "collection_frequency")
+    assert equal.reranked["late_score"].to_list() != weighed.reranked["late_score"].to_list()
+    ahead = rerank(encoder, reranker, context, late=with_weights(late, context))
+    assert ahead.reranked["late_score"].to_list() == weighed.reranked["late_score"].to_list()
