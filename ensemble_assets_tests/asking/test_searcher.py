@@ -79,7 +79,7 @@ def test_late_interaction_is_exported_and_asked_as_in_the_run(
         assert all(0 <= score <= 1.01 for score in line["late_scores"])
         assert all((score is not None) == cross_encoder for score in line["rerank_scores"])
     manifest = json.loads((outcome.bundle / "processing_summary.json").read_text())
-    assert manifest["rerank_run"]["payload"]["late_interaction"]["share"] == 0.35
+    assert manifest["rerank_run"]["payload"]["late_interaction"]["share"] == 0.5
     asked = searcher(outcome, pipeline.root, dense=dense_factory)
     reranked = outcome.artefact("reranked_candidates").frame("reranked")
     for public_id, text in outcome.artefact("queries").frame("queries").select("public_id", "text").iter_rows():

@@ -72,10 +72,10 @@ def expected_rows(figures: dict[str, Any]) -> Iterator[str]:
 def open_set_rows(rows: dict[str, Any]) -> Iterator[str]:
     """The rows of the sets on which late interaction was measured beside the CrossEncoder."""
     for name, asked in rows.items():
-        passages, queries, fused, *differences = asked.values()
+        passages, queries, read, fused, *differences = asked.values()
         bounds = [(each["mean"], *each["interval95"]) for each in differences]
         yield row(
-            name, passages, queries, fused, *(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in bounds)
+            name, passages, queries, read, fused, *(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in bounds)
         )
 
 
