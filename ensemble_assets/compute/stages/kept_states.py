@@ -20,9 +20,9 @@ class KeptStates:
 
     For every query there is one product with all its chunks' tokens. For every token of the query, the largest cosine
     with a token of the chunk is taken, a negative one as 0, and squared. The score is the average over the query's
-    tokens, with weights if there are any: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean of squares in place of the sum.
-    ``docs/decisions/0013`` has the reason for squares. Special tokens do not count. A chunk that was encoded in windows
-    has the tokens of all of them.
+    tokens, with weights if there are any: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean
+    of squares in place of the sum. ``docs/decisions/0013`` has the reason for squares. Special tokens do not count. A
+    chunk that was encoded in windows has the tokens of all of them.
     """
 
     states: TokenOutputs
