@@ -74,9 +74,8 @@ def open_set_rows(rows: dict[str, Any]) -> Iterator[str]:
     for name, asked in rows.items():
         passages, queries, read, fused, *differences = asked.values()
         bounds = [(each["mean"], *each["interval95"]) for each in differences]
-        yield row(
-            name, passages, queries, read, fused, *(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in bounds)
-        )
+        gains = [f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in bounds]
+        yield row(name, passages, queries, read, fused, *gains)
 
 
 def rows_of(page: str) -> list[str]:
