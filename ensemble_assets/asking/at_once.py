@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.table_result import TableResult, TokenOutputs
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.row_store import RowStore, find_tokens
 from ensemble_assets.compute.running.run_batch import OutputArrays
 from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
-from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
+from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable, take_rows
 
 CACHE_BYTES = 768 * 2**20
 """Most bytes of states kept for later questions: about 8,000 passages of 240 tokens with states of width 384."""
@@ -59,10 +61,13 @@ class AtOnceRunner(TableRunner):
     Attributes:
         loaded: models that have run once, by identity and outputs.
         states: outputs per token of recent rows, which are candidates of one question after another.
+        rows: the row stores of the bundle's runs, which are read and not changed; None without them.
     """
 
     loaded: set[tuple[str, ...]] = field(default_factory=set)
     states: StateCache = field(default_factory=lambda: StateCache(CACHE_BYTES))
+    rows: Path | None = None
+    stores: dict[Path, RowStore] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -77,40 +82,48 @@ class AtOnceRunner(TableRunner):
         if not isinstance(table, TokenTable):
             return super().__call__(table, factory, lease=lease, events=events, rows=rows)
         model = (factory.identity, *factory.outputs)
-        result = self._at_once(table, factory, lease) if model in self.loaded and table.lengths.all() else None
+        result = self._at_once(table, factory, lease) if table.lengths.all() else None
         if result is None:
             result = super().__call__(table, factory, lease=lease, events=events, rows=rows)
             self.loaded.add(model)
-        if result.by_token is not None:
-            self._remember(table, factory, result.by_token)
+            if result.by_token is not None:
+                self._remember(table, factory, result.by_token, np.arange(len(table)))
         return result
 
     def _at_once(self, table: TokenTable, factory: ForwardFactory, lease: Lease) -> TableResult | None:
-        """Run the rows; None where the usual way has to say what is wrong with them."""
+        """Run the rows; None where the model was not loaded, or the usual way has to say what is wrong with them."""
         arrays = OutputArrays(
             factory.outputs, {name: np.zeros(spec.size(table), spec.dtype) for name, spec in factory.outputs.items()}
         )
-        forward = factory.load(lease.devices[0].torch_device)
-        missing = self._recall(table, factory, arrays)
+        missing = self._recall(table, factory, lease, arrays)
+        if len(missing) and (factory.identity, *factory.outputs) not in self.loaded:
+            return None
+        forward = factory.load(lease.devices[0].torch_device) if len(missing) else None
         try:
             for batch in _batches(table.lengths, missing, factory.width):
+                assert forward is not None
                 if arrays.store(table, batch.rows, forward(table, batch)):
                     return None
         except Exception:  # noqa: BLE001  # the usual way tells a lack of memory from a failure, and finds the row
             return None
         by_token = {name: arrays.arrays[name] for name in _per_token(factory.outputs)}
+        tokens = _TokensInMemory(table, by_token) if by_token else None
+        if tokens is not None:
+            self._remember(table, factory, tokens, missing)
         return TableResult(
             outputs={name: values for name, values in arrays.arrays.items() if name not in by_token},
             tokens=int(table.lengths[missing].sum()),
             distinct_rows=len(missing),
             device=used_devices(lease.devices),
-            precision=forward.precision,
+            precision=forward.precision if forward else "none",
             reused_rows=len(table) - len(missing),
-            by_token=_TokensInMemory(table, by_token) if by_token else None,
+            by_token=tokens,
         )
 
-    def _recall(self, table: TokenTable, factory: ForwardFactory, arrays: OutputArrays) -> NDArray[np.int64]:
-        """Write what is remembered of the rows, and return the numbers of the others."""
+    def _recall(
+        self, table: TokenTable, factory: ForwardFactory, lease: Lease, arrays: OutputArrays
+    ) -> NDArray[np.int64]:
+        """Write what is remembered or stored of the rows, and return the numbers of the others."""
         every = np.arange(len(table))
         if len(_per_token(factory.outputs)) < len(factory.outputs):  # a vector would be missing beside the states
             return every
@@ -119,11 +132,22 @@ class AtOnceRunner(TableRunner):
         for row, key in enumerate(keys):
             for name, values in states[key].outputs.items() if key in states else ():
                 arrays.arrays[name][_span(table, row)] = values
-        return every[[key not in states for key in keys]]
+        missing: NDArray[np.int64] = every[[key not in states for key in keys]]
+        find = find_tokens(self.rows, factory, lease, self.stores) if self.rows and len(missing) else None
+        if find is None:
+            return missing
+        stored = find(take_rows(table, missing))
+        here = np.flatnonzero(stored.lengths)
+        for name in _per_token(factory.outputs) if len(here) else ():
+            arrays.arrays[name][table.token_numbers(missing[here])] = stored.read(name, here)
+        return np.delete(missing, here)
 
-    def _remember(self, table: TokenTable, factory: ForwardFactory, by_token: TokenOutputs) -> None:
+    def _remember(
+        self, table: TokenTable, factory: ForwardFactory, by_token: TokenOutputs, rows: NDArray[np.int64]
+    ) -> None:
         keys, names = _keys(table, factory), _per_token(factory.outputs)
-        new = set(keys) - self.states.lookup(keys).keys()
+        chosen = {keys[row] for row in rows.tolist()}
+        new = chosen - self.states.lookup(chosen).keys()
         self.states.add(
             {
                 key: _TokensOfRow({name: by_token.read(name, np.array([row])).copy() for name in names})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ensemble_assets.asking.at_once import AtOnceRunner
@@ -18,25 +19,36 @@ from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.tokens.passage_tokens import PassageTokens
 from ensemble_assets.models.spec import ModelKind, ModelSpec
 from ensemble_assets.pipeline.compute_context import Computing
+from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.settings import Settings
 
 Factory = Callable[..., ForwardFactory]
 
 
+def rows_of(bundle: Path, settings: Settings) -> Path | None:
+    """Find the row stores of the runs that made a bundle; None where they are not here."""
+    paths = settings.paths.model_copy(update={"output_dir": str(bundle.parent)})
+    rows = open_store(settings.model_copy(update={"paths": paths})).working_folder(bundle.name) / "rows"
+    return rows if rows.is_dir() else None
+
+
 class HeldModels:
     """Models on the CPU, each loaded for the first question and kept until ``close``.
 
-    ``context`` runs the rows of a question without the plans, measurements and stores of a run. It writes nothing.
+    ``context`` runs the rows of a question without the plans, measurements and stores of a run. It writes nothing, and
+    reads the states of tokens that the bundle's runs have stored in ``rows``.
     """
 
-    def __init__(self, settings: Settings, factories: Mapping[ModelKind, Factory] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, factories: Mapping[ModelKind, Factory] | None = None, rows: Path | None = None
+    ) -> None:
         cluster = settings.cluster.model_copy(update={"engine": "local"})
         run = ComputeRun(settings.model_copy(update={"cluster": cluster}), "", _NoEvents())
         usual = Computing(devices=[CpuDevice(threads=settings.device.threads)]).context(run)
         self.context: ComputeContext = replace(
             usual,
-            runner=AtOnceRunner(usual.runner.runner),
+            runner=AtOnceRunner(usual.runner.runner, rows=rows),
             tokens=PassageTokens(),
             locate=lru_cache(usual.locate),
         )

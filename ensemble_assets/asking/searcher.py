@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.asking.corpus import Corpus, read_corpus
-from ensemble_assets.asking.held_models import Factory, HeldModels
+from ensemble_assets.asking.held_models import Factory, HeldModels, rows_of
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
@@ -100,7 +100,7 @@ class Searcher:
         self.corpus: Corpus = read_corpus(open_bundle(bundle))
         self.notes: list[str] = []
         self._settings = settings
-        self._models = HeldModels(settings, factories)
+        self._models = HeldModels(settings, factories, rows_of(bundle, settings))
         self._turn, self._waits, self._closed = Lock(), Event(), Event()
         self._threads, self._loaded = ThreadPoolExecutor(len(first_stage_lists())), False
 
@@ -233,13 +233,9 @@ class Searcher:
             return None
         run = self.corpus.section("rerank_run", "payload")
         depth = int(run.get("rerank_top_k") or self._settings.rerank.depth)
-        late = self._late
-        options = RerankOptions(
-            depth=depth,
-            weight=run.get("interpolation_weight"),
-            late=late,
-            cross_encoder=late is None or late.spec.slug != spec.slug,
-        )
+        late, weight = self._late, run.get("interpolation_weight")
+        orders = late is None or (late.spec.slug != spec.slug and weight != 0)  # else it would only take time
+        options = RerankOptions(depth=depth, weight=weight, late=late, cross_encoder=orders)
         asked = pl.DataFrame({"public_id": [_QUESTION], "text": [question]})
         result = rerank_candidates(
             fused, self.corpus.chunks["text"], asked, spec, self._models.context, options,

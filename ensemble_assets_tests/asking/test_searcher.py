@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
@@ -98,10 +99,18 @@ def test_late_interaction_is_exported_and_asked_as_in_the_run(
         return result
 
     monkeypatch.setattr(AtOnceRunner, "_at_once", counted)
-    asked.prepare()
-    computed.clear()
     assert asked.ask("who mended the lantern")
-    assert sum(computed) == 1, "the question went through the encoder once, for its vector and its states"
+    assert sum(computed) == 1, "only the question went through the encoder: the run has stored the passages' states"
+    hits = asked.ask("who mended the lantern")
+    shutil.rmtree(pipeline.root / "output" / ".artifacts" / "notes" / ".working")
+    elsewhere = searcher(outcome, pipeline.root, dense=dense_factory)
+    elsewhere.ask("where is the river")
+    elsewhere.prepare()
+    computed.clear()
+    again = elsewhere.ask("who mended the lantern")
+    assert sum(computed) == 1, "states that were made ahead are as good"
+    assert [hit.chunk_id for hit in again] == [hit.chunk_id for hit in hits]
+    assert [hit.score for hit in again] == pytest.approx([hit.score for hit in hits], abs=0.01)
 
 
 def test_later_questions_search_their_lists_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +168,12 @@ def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path) -> None
 
 @pytest.mark.models
 def test_passages_are_prepared_while_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The larger embedded reranker then encodes nothing but the next question."""
+    """The larger embedded reranker then encodes nothing but the next question, also where no run's states are here."""
     write_collection(tmp_path / "corpora" / "notes")
     pipeline = Pipeline(tmp_path, Computing({"dense": fast_factories()["dense"], "sparse": sparse_double()}))
     outcome = pipeline.run({"models.rerank": "minilm-late-interaction", "rerank.depth": 3})
     assert outcome.succeeded, outcome.error
+    shutil.rmtree(tmp_path / "output" / ".artifacts" / "notes" / ".working")
     factories = fast_factories()
     del factories["rerank"]
     asked = Searcher(outcome.bundle, resolve({"paths.cache_dir": str(tmp_path / "cache")}).settings, factories)

@@ -34,7 +34,8 @@ def quantise(states: NDArray[np.float32], used: NDArray[np.bool_]) -> dict[str, 
             some *= (np.float32(127) / largest)[:, None]
             np.rint(some, out=some)
             length = np.sqrt(np.einsum("ij,ij->i", some, some))
-            codes[part] = np.nan_to_num(some, copy=False)
+            usual = np.isfinite(largest).all() and largest.all()  # NaN shows in the largest component
+            codes[part] = some if usual else np.nan_to_num(some)
             scales[part] = np.where(largest == 0, np.float32(0), np.float32(1) / length)
     return {STATE: codes, SCALE: scales}
 

@@ -11,7 +11,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,8 +27,8 @@ from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.equal_rows import Keys
-from ensemble_assets.compute.tokens.token_tables import numbers_of_pieces
+from ensemble_assets.compute.running.equal_rows import Keys, row_keys
+from ensemble_assets.compute.tokens.token_tables import TokenTable, numbers_of_pieces
 
 FORWARD_VERSION = 2
 """Goes up when the forwards compute something else from the same weights and tokens."""
@@ -106,6 +106,21 @@ def store_name(factory: ForwardFactory, lease: Lease, *, per_token: bool = False
     outputs = {name: (spec.shape, np.dtype(spec.dtype).str) for name, spec in chosen.items()}
     identity = repr((FORWARD_VERSION, factory.identity, kinds, outputs))
     return per_token * _TOKENS_STORE + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def find_tokens(
+    rows: Path, factory: ForwardFactory, lease: Lease, opened: dict[Path, RowStore]
+) -> Callable[[TokenTable], TokenRows] | None:
+    """Make a search in the outputs per token that runs have stored below ``rows``; None where there are none.
+
+    Nothing is locked or computed. ``opened`` keeps the store for the next search: sealed shards do not change.
+    """
+    outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token}
+    folder = rows / store_name(factory, lease, per_token=True)
+    if not folder.is_dir():
+        return None
+    store, secret = opened.get(folder) or opened.setdefault(folder, RowStore(folder, outputs)), secret_of(rows)
+    return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, secret)))
 
 
 def drop_others(folder: Path) -> None:
