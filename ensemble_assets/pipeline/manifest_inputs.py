@@ -139,7 +139,7 @@ def _rerank_run(upstream: Upstream, run: StageRun) -> RerankRun:
         executed=record.pairs_scored > 0,
         status=record.status,
         model_name=record.model,
-        loaded=bool(record.models),
+        loaded=any(model.slug == record.model for model in record.models),
         device=record.device.label,
         run_id=record.run_id,
         latency_ms=round(1000 * record.seconds, 3),

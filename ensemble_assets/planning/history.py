@@ -77,7 +77,8 @@ def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> No
     costs = {"fusion": (fusion.queries * chunks, fusion.wall_seconds), "export": (chunks, export_seconds)}
     for stage in MODEL_STAGES:
         record: StageRecord = upstream.by_stage()[stage].record
-        as_asked = [model.slug for model in record.models] == [spec.slug for spec in models_of(run.settings, stage)]
+        asked = [spec.slug for spec in models_of(run.settings, stage)]
+        as_asked = [model.slug for model in record.models][: len(asked)] == asked  # late interaction comes after them
         if as_asked and record.status == "completed" and record.run_id == run.run_id and not record.reused:
             costs[stage] = (float(record.tokens), record.wall_seconds)
     remember(run.settings, {stage: [Observation(*cost, "run")] for stage, cost in costs.items() if min(cost) > 0})

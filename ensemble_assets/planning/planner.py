@@ -23,7 +23,7 @@ from ensemble_assets.pipeline.from_settings import files_of, require_model
 from ensemble_assets.planning.calibration import Sample, calibrate, read_sample
 from ensemble_assets.planning.history import Observation, models_of, recall, remember, rounded
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.chosen_models import choose_models
+from ensemble_assets.settings.chosen_models import choose_models, late_model
 from ensemble_assets.settings.default_paths import baselines_folder
 from ensemble_assets.settings.options import Rerank
 
@@ -37,6 +37,8 @@ _WITHOUT = {
     "rerank": "A run keeps the fused order",
 }
 """The way in which a run does without a model that nobody named."""
+
+_LATE_ALONE = "A run reranks by late interaction alone"
 
 _NO_LIMIT = 8192
 """Tokens that a plan counts of a text whose limit only the model's files know."""
@@ -176,7 +178,8 @@ def models_that_run(settings: Settings) -> tuple[Models, dict[str, str]]:
         try:
             require_model(spec, settings)
         except ModelUnavailableError as error:
-            without[spec.slug] = f"{error}. {_WITHOUT[spec.kind]}"
+            alone = spec.kind == "rerank" and late_model(settings)
+            without[spec.slug] = f"{error}. {_LATE_ALONE if alone else _WITHOUT[spec.kind]}"
         return spec.slug not in without
 
     sparse = filter(runs, choice.sparse if settings.enable_sparse else ())

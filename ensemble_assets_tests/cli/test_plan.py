@@ -82,7 +82,8 @@ def test_a_plan_does_without_the_models_that_a_run_does_without_and_says_so(tmp_
     assert planned.returncode == 0, planned.stderr
     (said,) = json.loads(planned.stdout)
     assert set(said["without"]) == {"lost-splade", "lost-reranker", "lost-companion"}
-    gone = "lost-reranker: the folder nowhere/reranker does not exist. Correct the path. A run keeps the fused order"
+    late = "A run reranks by late interaction alone"
+    gone = f"lost-reranker: the folder nowhere/reranker does not exist. Correct the path. {late}"
     assert said["without"]["lost-reranker"] == gone
     assert (said["work"]["sparse"], said["work"]["rerank"], said["depth"]) == (0.0, 0.0, 0)
     assert (said["basis"]["sparse"], said["basis"]["dense"]) == ("does not run", "calibration")
@@ -90,5 +91,10 @@ def test_a_plan_does_without_the_models_that_a_run_does_without_and_says_so(tmp_
     assert finished.returncode == 0, finished.stderr
     manifest = json.loads((tmp_path / "output" / "notes" / "processing_summary.json").read_text())
     assert manifest["sparse_run"]["fallback_count"] == manifest["chunk_count"] == 8
-    assert manifest["rerank_run"]["fallback_source"] == "load"
+    reranked = manifest["rerank_run"]
+    assert (reranked["outcome"], reranked["fallback_count"], reranked["loaded"]) == ("partial", 0, False)
+    assert reranked["payload"]["late_interaction"]["queries"] == 3
+    lost = "rerank: lost-reranker gave no scores for 3 queries (3 model_unavailable), which late interaction ordered"
+    assert f"{lost} by itself" in manifest["warnings"]
+    assert lost in finished.stderr or lost in finished.stdout
     assert manifest["ensemble_state"]["dropped_models"] == ["lost-companion"]

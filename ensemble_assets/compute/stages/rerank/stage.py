@@ -119,9 +119,12 @@ def rerank_candidates(
     failed = (scored.failed if scored else {}) | late.failed
     outcome = _outcome_by_query(with_scores, failed, late.reason or reason, options.depth)
     weight = options.weight_for(spec, beside_late=late.scores is not None)
-    record = replace(_record(outcome, scored, late, options, spec), weight=weight)
-    for why, count in record.fallback_reasons.items():
-        context.events.emit("fallback.rerank", model=record.model, reason=why, source="fused_order", count=count)
+    asked = options.enabled and options.cross_encoder
+    lost = _left_to_late(with_scores, outcome, scored.failed if scored else {}, reason) if asked else Counter[str]()
+    record = replace(_record(outcome, scored, late, options, spec, lost), weight=weight)
+    for source, reasons in (("fused_order", record.fallback_reasons), ("other_reranker", lost)):
+        for why, count in reasons.items():
+            context.events.emit("fallback.rerank", model=record.model, reason=why, source=source, count=count)
     late.report(context, options.late, outcome)
     share = options.late.share if options.late and late.scores is not None else 0.0
     reranked = final_order(with_scores, weight, share)
@@ -154,13 +157,30 @@ def _outcome_by_query(with_scores: pl.DataFrame, failed: dict[str, str], whole_r
     return counted.with_columns(reason.is_null().alias("reranked"), reason)
 
 
+def _left_to_late(
+    with_scores: pl.DataFrame, outcome: pl.DataFrame, failed: dict[str, str], whole_reason: str
+) -> Counter[str]:
+    """Count the queries that late interaction orders alone because the reranker failed, by reason."""
+    has_logits = pl.col("rerank_score").is_not_null().any()
+    without = with_scores.group_by("public_id").agg(has_logits.alias("scored")).filter(~pl.col("scored"))
+    left = outcome.filter("reranked", pl.col("requested_depth") > 0).join(without, on="public_id", how="semi")
+    return Counter(failed.get(query, whole_reason) for query in left["public_id"])
+
+
 def _record(
-    outcome: pl.DataFrame, scored: Scored | None, late: LateScores, options: RerankOptions, spec: ModelSpec
+    outcome: pl.DataFrame,
+    scored: Scored | None,
+    late: LateScores,
+    options: RerankOptions,
+    spec: ModelSpec,
+    lost: Counter[str],
 ) -> RerankRecord:
     done = int(outcome["reranked"].sum())
     reasons: dict[str, int] = dict(Counter(outcome["reason"].drop_nulls().to_list())) if options.enabled else {}
     fell_back = sum(reasons.values())
-    status: StageStatus = "completed" if not fell_back else "partial" if done else "fallback"
+    status: StageStatus = "completed" if not (fell_back or lost) else "partial" if done else "fallback"
+    causes = ", ".join(f"{count} {why}" for why, count in lost.items())
+    alone = f"rerank: {spec.slug} gave no scores for {sum(lost.values())} queries ({causes})"
     allowance = options.allowance
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
     # states that this run's dense stage kept are no work of an earlier run; late's own facts count them
@@ -191,6 +211,7 @@ def _record(
         budget_seconds=None if allowance.seconds is None else round(allowance.seconds, 4),
         budget_reason=allowance.reason or None,
         fallback_source=("runtime" if scored or late.record else "load") if fell_back else None,
+        warnings=(*own.warnings, f"{alone}, which late interaction ordered by itself") if lost else own.warnings,
         late=late.facts(options.late, outcome.height) if options.late and options.enabled else None,
     )
 

@@ -146,8 +146,24 @@ def test_a_failing_reranker_leaves_its_queries_to_late_interaction(encoder, rera
     fused = 1.0 / (part["fused_rank"].to_numpy() + 1.0)
     scaled = [(each - each.min()) / (each.max() - each.min()) for each in (fused, part["late_score"].to_numpy())]
     np.testing.assert_allclose(part["score"], (1 - SHARE) * scaled[0] + SHARE * scaled[1], atol=1e-6)
-    assert (result.record.status, result.record.fallback_count) == ("completed", 0)
-    assert not events.named("fallback.rerank")
+    assert (result.record.status, result.record.fallback_count) == ("partial", 0)
+    assert result.record.queries_reranked == 3
+    (lost,) = events.named("fallback.rerank")
+    assert (lost.facts["model"], lost.facts["source"], lost.facts["count"]) == (reranker.slug, "other_reranker", 1)
+
+
+def test_a_reranker_that_cannot_be_loaded_is_counted_though_late_interaction_orders_the_queries(encoder, reranker):
+    events = EventLog()
+    broken = replace(reranker, source=replace(reranker.source, path="/nowhere"))
+    result = rerank(encoder, broken, context_of(events=events))
+    assert result.reranked["reranked"].all()
+    assert (result.record.status, result.record.fallback_count) == ("partial", 0), "no query kept its fused order"
+    assert [line.partition(" gave")[2] for line in result.record.warnings] == [
+        " no scores for 3 queries (3 model_unavailable), which late interaction ordered by itself"
+    ]
+    assert [event.facts for event in events.named("fallback.rerank")] == [
+        {"model": broken.slug, "reason": "model_unavailable", "source": "other_reranker", "count": 3}
+    ]
 
 
 def test_without_late_interaction_the_reranker_has_its_own_share(encoder, reranker):
