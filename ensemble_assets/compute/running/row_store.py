@@ -113,13 +113,16 @@ def find_tokens(
 ) -> Callable[[TokenTable], TokenRows] | None:
     """Make a search in the outputs per token that runs have stored below ``rows``; None where there are none.
 
-    Nothing is locked or computed. ``opened`` keeps the store for the next search: sealed shards do not change.
+    Nothing is locked, computed or removed. ``opened`` keeps the store for the next search: sealed shards do not change.
     """
     outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token}
     folder = rows / store_name(factory, lease, per_token=True)
     if not folder.is_dir():
         return None
-    store, secret = opened.get(folder) or opened.setdefault(folder, RowStore(folder, outputs)), secret_of(rows)
+    store, secret = (
+        opened.get(folder) or opened.setdefault(folder, RowStore(folder, outputs, own=False)),
+        secret_of(rows),
+    )
     return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, secret)))
 
 
@@ -186,10 +189,10 @@ class TokenRows:
 
 
 class RowStore:
-    """Outputs by key, those of ``outputs``; made by ``open_store``."""
+    """Outputs by key, those of ``outputs``; made by ``open_store``. One that is not ``own`` is only read."""
 
-    def __init__(self, folder: Path | None, outputs: Mapping[str, OutputSpec]) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None, outputs: Mapping[str, OutputSpec], *, own: bool = True) -> None:
+        self._folder, self._own = folder, own
         self.outputs = outputs
         self._shards: list[_Shard] = []
         for path in sorted(folder.glob("shard-*")) if folder is not None else []:
@@ -274,7 +277,7 @@ class RowStore:
         return ",".join(sorted({self._shards[number].precision for number in used})) or "none"
 
     def _open_shard(self, path: Path) -> None:
-        """Add a sealed shard. One that does not hold the store's outputs is removed."""
+        """Add a sealed shard. One that does not hold the store's outputs is removed, or left out if it is not ours."""
         try:
             keys = np.load(path / "keys.npy", allow_pickle=False)
             arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.outputs}
@@ -288,7 +291,8 @@ class RowStore:
         except (OSError, ValueError):
             sound = False
         if not sound:
-            shutil.rmtree(path, ignore_errors=True)
+            if self._own:
+                shutil.rmtree(path, ignore_errors=True)
             return
         self._add_shard(keys, arrays, str(facts["precision"]), path, offsets)
 

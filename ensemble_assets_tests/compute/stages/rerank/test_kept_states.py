@@ -15,6 +15,7 @@ from ensemble_assets.compute.backends.token_states import SCALE, STATE, quantise
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.row_store import find_tokens
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
@@ -193,6 +194,24 @@ def test_a_damaged_shard_of_states_is_computed_again(tmp_path):
     again = StatesOfIds()
     assert run(rows, again, tmp_path).by_token.lengths.tolist() == [4, 3]
     assert again.rows == 2
+
+
+def test_a_search_reads_what_runs_have_stored_and_leaves_damaged_shards_to_them(tmp_path):
+    rows = enclosed([[7, 8], [9]])
+    stored, factory, lease = run(rows, StatesOfIds(), tmp_path, shard_tokens=1), StatesOfIds(), Lease((CpuDevice(),))
+    find = find_tokens(tmp_path, factory, lease, {})
+    found = find(table_of(enclosed([[9], [10], [7, 8]])))
+    assert found.lengths.tolist() == [3, 0, 4]
+    np.testing.assert_array_equal(found.read(STATE, np.array([2])), stored.by_token.read(STATE, np.array([0])))
+    damaged = sorted(tmp_path.glob("tokens-*/shard-*"))
+    assert len(damaged) == 2
+    np.save(damaged[0] / "offsets.npy", np.array([0, 1]))
+    lengths = find_tokens(tmp_path, factory, lease, {})(table_of(rows)).lengths.tolist()
+    assert sorted(lengths) in ([0, 3], [0, 4])
+    assert sorted(tmp_path.glob("tokens-*/shard-*")) == damaged
+    other = StatesOfIds()
+    other.identity = "other weights"
+    assert find_tokens(tmp_path, other, lease, {}) is None
 
 
 def test_states_come_out_of_a_worker_process_as_they_do_here(tmp_path):
