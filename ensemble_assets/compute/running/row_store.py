@@ -119,10 +119,9 @@ def find_tokens(
     folder = rows / store_name(factory, lease, per_token=True)
     if not folder.is_dir():
         return None
-    store, secret = (
-        opened.get(folder) or opened.setdefault(folder, RowStore(folder, outputs, own=False)),
-        secret_of(rows),
-    )
+    if folder not in opened:
+        opened[folder] = RowStore(folder, outputs, own=False)
+    store, secret = opened[folder], secret_of(rows)
     return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, secret)))
 
 
