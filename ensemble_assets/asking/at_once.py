@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.table_result import TableResult, TokenOutputs
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.row_store import RowStore, find_tokens
+from ensemble_assets.compute.running.row_store import TokenRows, find_tokens
 from ensemble_assets.compute.running.run_batch import OutputArrays
 from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
@@ -62,12 +62,13 @@ class AtOnceRunner(TableRunner):
         loaded: models that have run once, by identity and outputs.
         states: outputs per token of recent rows, which are candidates of one question after another.
         rows: the row stores of the bundle's runs, which are read and not changed; None without them.
+        searches: in these stores, by identity and outputs of the model; None where they have nothing of it.
     """
 
     loaded: set[tuple[str, ...]] = field(default_factory=set)
     states: StateCache = field(default_factory=lambda: StateCache(CACHE_BYTES))
     rows: Path | None = None
-    stores: dict[Path, RowStore] = field(default_factory=dict)
+    searches: dict[tuple[str, ...], Callable[[TokenTable], TokenRows] | None] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -133,8 +134,11 @@ class AtOnceRunner(TableRunner):
             for name, values in states[key].outputs.items() if key in states else ():
                 arrays.arrays[name][_span(table, row)] = values
         missing: NDArray[np.int64] = every[[key not in states for key in keys]]
-        find = find_tokens(self.rows, factory, lease, self.stores) if self.rows and len(missing) else None
-        if find is None:
+        model = (factory.identity, *factory.outputs)
+        if self.rows is not None and model not in self.searches:
+            self.searches[model] = find_tokens(self.rows, factory, lease)
+        find = self.searches.get(model)
+        if find is None or not len(missing):
             return missing
         stored = find(take_rows(table, missing))
         here = np.flatnonzero(stored.lengths)

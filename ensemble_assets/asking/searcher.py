@@ -55,7 +55,8 @@ _TURN_SECONDS = 0.005
 class Hit:
     """One passage.
 
-    ``ranks`` has its place in every list that was searched, from 1; None where the list lacks it.
+    ``ranks`` has its place in every list that was searched, from 1; None where the list lacks it. ``rerank_score`` is
+    None where the reranker has no share in the order.
     """
 
     rank: int

@@ -95,7 +95,8 @@ def _processor(settings: Settings, forecast: _Forecast) -> list[str]:
     """Say how fast the CPU multiplies, where stages compute on it; it is measured if it was not yet."""
     import importlib.util
 
-    if forecast.has_gpu or importlib.util.find_spec("openvino") is None:
+    elsewhere = forecast.has_gpu or settings.encoding.backend == "torch" or settings.device.precision == "fp16"
+    if elsewhere or importlib.util.find_spec("openvino") is None:
         return []
     from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
 

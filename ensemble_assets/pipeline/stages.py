@@ -243,12 +243,14 @@ def rerank_fused(
 
 
 def share_read(exported: pl.Series, whole: pl.Series) -> float:
-    """Compute the mean share of a chunk's text that dense models read, by characters; 1 for no chunks.
+    """Compute the mean share of a chunk's text that dense models read, by characters.
 
-    Late interaction has that much less to say about a chunk (``docs/decisions/0031``).
+    Blank chunks do not count; without any other the share is 1. Late interaction has that much less to say
+    (``docs/decisions/0031``).
     """
-    shares = (exported.str.len_chars() / whole.str.len_chars()).clip(upper_bound=1.0)
-    return round(float(shares.mean() or 1.0), 4)  # type: ignore[arg-type]
+    read, there = (texts.str.len_chars().cast(pl.Int64).to_numpy() for texts in (exported, whole))
+    shares = np.minimum(read, there) / np.maximum(there, 1)
+    return round(float(shares[there > 0].mean()), 4) if (there > 0).any() else 1.0
 
 
 def _late_interaction(

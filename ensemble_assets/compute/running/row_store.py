@@ -36,7 +36,7 @@ FORWARD_VERSION = 2
 _IN_MEMORY_BYTES = 64 << 20
 """Larger outputs are read into a mapped file, whose pages the kernel can take back."""
 
-_SECRET_BYTES = 32
+_SECRET, _SECRET_BYTES = "secret", 32
 _TOKENS_STORE = "tokens-"
 _OFFSETS = "offsets.npy"
 _FACTS = "shard.json"
@@ -89,7 +89,7 @@ def _forget_unused(parent: Path) -> None:
 
 def secret_of(folder: Path) -> bytes:
     """Return the secret of the stores below ``folder``, made on first use."""
-    path = folder / "secret"
+    path = folder / _SECRET
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".secret.lock"):
         if not path.is_file() or path.stat().st_size != _SECRET_BYTES:
@@ -108,21 +108,17 @@ def store_name(factory: ForwardFactory, lease: Lease, *, per_token: bool = False
     return per_token * _TOKENS_STORE + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
-def find_tokens(
-    rows: Path, factory: ForwardFactory, lease: Lease, opened: dict[Path, RowStore]
-) -> Callable[[TokenTable], TokenRows] | None:
+def find_tokens(rows: Path, factory: ForwardFactory, lease: Lease) -> Callable[[TokenTable], TokenRows] | None:
     """Make a search in the outputs per token that runs have stored below ``rows``; None where there are none.
 
-    Nothing is locked, computed or removed. ``opened`` keeps the store for the next search: sealed shards do not change.
+    Nothing is locked, written or removed: the folder may be read-only.
     """
     outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token}
-    folder = rows / store_name(factory, lease, per_token=True)
-    if not folder.is_dir():
+    folder, secret = rows / store_name(factory, lease, per_token=True), rows / _SECRET
+    if not (outputs and folder.is_dir() and secret.is_file()):
         return None
-    if folder not in opened:
-        opened[folder] = RowStore(folder, outputs, own=False)
-    store, secret = opened[folder], secret_of(rows)
-    return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, secret)))
+    store, key = RowStore(folder, outputs, own=False), secret.read_bytes()
+    return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, key)))
 
 
 def drop_others(folder: Path) -> None:

@@ -199,19 +199,25 @@ def test_a_damaged_shard_of_states_is_computed_again(tmp_path):
 def test_a_search_reads_what_runs_have_stored_and_leaves_damaged_shards_to_them(tmp_path):
     rows = enclosed([[7, 8], [9]])
     stored, factory, lease = run(rows, StatesOfIds(), tmp_path, shard_tokens=1), StatesOfIds(), Lease((CpuDevice(),))
-    find = find_tokens(tmp_path, factory, lease, {})
+    find = find_tokens(tmp_path, factory, lease)
     found = find(table_of(enclosed([[9], [10], [7, 8]])))
     assert found.lengths.tolist() == [3, 0, 4]
     np.testing.assert_array_equal(found.read(STATE, np.array([2])), stored.by_token.read(STATE, np.array([0])))
     damaged = sorted(tmp_path.glob("tokens-*/shard-*"))
     assert len(damaged) == 2
     np.save(damaged[0] / "offsets.npy", np.array([0, 1]))
-    lengths = find_tokens(tmp_path, factory, lease, {})(table_of(rows)).lengths.tolist()
+    lengths = find_tokens(tmp_path, factory, lease)(table_of(rows)).lengths.tolist()
     assert sorted(lengths) in ([0, 3], [0, 4])
     assert sorted(tmp_path.glob("tokens-*/shard-*")) == damaged
     other = StatesOfIds()
     other.identity = "other weights"
-    assert find_tokens(tmp_path, other, lease, {}) is None
+    assert find_tokens(tmp_path, other, lease) is None
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert find_tokens(tmp_path, factory, lease)(table_of(rows)).lengths.any()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, "a search writes nothing"
+    (tmp_path / "secret").unlink()
+    assert find_tokens(tmp_path, factory, lease) is None
+    assert not (tmp_path / "secret").exists()
 
 
 def test_states_come_out_of_a_worker_process_as_they_do_here(tmp_path):
