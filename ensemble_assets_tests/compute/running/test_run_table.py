@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
 from ensemble_assets_tests.compute.running.doubles import IDS, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
-from ensemble_assets_tests.compute.running.worker_cases import AsksItself, fixed_batches, random_table, run_on
+from ensemble_assets_tests.compute.running.worker_cases import AsksItself, fixed_batches, meet, random_table, run_on
 
 CPUS = tuple(CpuDevice(1, f"cpu-{number:016x}") for number in range(2))
 RNG = np.random.default_rng(5)
@@ -52,9 +51,7 @@ class AllThree(PlainFactory):
         forwards = [factory.load(device) for factory in self.factories]
 
         def forward(table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
-            (self.meeting / f"{os.getpid()}.begun").touch()
-            while len(list(self.meeting.glob("*.begun"))) < self.parties:
-                time.sleep(0.005)
+            meet(self.meeting, self.parties)
             return {name: values for one in forwards for name, values in one(table, batch).items()}
 
         forward.precision = "fp32"
@@ -64,9 +61,10 @@ class AllThree(PlainFactory):
 def test_workers_of_one_cpu_share_its_cores_and_their_memory_adds_up(tmp_path):
     table, log = random_table(), EventLog()
     settings = WorkerSettings(fixed_batches(), workers_per_device=2, work_folder=tmp_path / "work")
-    result = LocalRunner(settings)(table, AsksItself(), lease=Lease((CpuDevice(),)), events=log)
+    result = LocalRunner(settings)(table, AsksItself(tmp_path, 2), lease=Lease((CpuDevice(),)), events=log)
     processes, threads = (set(column.tolist()) for column in result.outputs["process"].T)
     assert os.getpid() not in processes
+    assert len(processes) == 2
     assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
     peaks = [event.facts["used_bytes"] for event in log.named("device.peak")]
     assert max(peaks) < result.peak_bytes <= sum(peaks)

@@ -228,10 +228,24 @@ class _OverlappingBatch:
         return self.future.result()
 
 
+def meet(folder: Path, parties: int) -> None:
+    """Wait until so many processes have come here."""
+    (folder / f"{os.getpid()}.begun").touch()
+    while len(list(folder.glob("*.begun"))) < parties:
+        time.sleep(0.005)
+
+
 @dataclass(frozen=True)
 class AsksItself(PlainFactory):
-    """Answers for every row in which process it was computed and how many threads that process was given."""
+    """Answers for every row in which process it was computed and how many threads that process was given.
 
+    Attributes:
+        meeting: where the first batch of each of ``parties`` processes waits for those of the others. Without it the
+            first process that is ready may compute all rows before another one has started.
+    """
+
+    meeting: Path
+    parties: int
     outputs: Mapping[str, OutputSpec] = field(default_factory=lambda: {"process": OutputSpec((2,), "int64")})
     identity: str = "asks-itself"
 
@@ -239,7 +253,7 @@ class AsksItself(PlainFactory):
         return self
 
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
-        time.sleep(0.01)
+        meet(self.meeting, self.parties)
         threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
         return {"process": np.tile(np.array([os.getpid(), threads]), (batch.size, 1))}
 
