@@ -46,6 +46,9 @@ _NO_TEXTS = pl.Series([], dtype=pl.String)
 _MOST_PREPARED = 4_000
 """Passages whose states are made ahead: as many as are surely kept (``at_once.CACHE_BYTES``)."""
 
+_SCORES = ("rerank_score", "late_score")
+"""Scores of the rerank stage that a hit has, as columns of a ``RERANKED`` frame."""
+
 _PREPARED_AT_ONCE = 2
 _TURN_SECONDS = 0.005
 """Passages that a question waits for at most, and how often the thread looks whether it is over."""
@@ -55,8 +58,8 @@ _TURN_SECONDS = 0.005
 class Hit:
     """One passage.
 
-    ``ranks`` has its place in every list that was searched, from 1; None where the list lacks it. ``rerank_score`` is
-    None where the reranker has no share in the order.
+    ``ranks`` has its place in every list that was searched, from 1; None where the list lacks it. ``rerank_score`` and
+    ``late_score`` are None where the reranker, or late interaction, has no share in the order.
     """
 
     rank: int
@@ -67,6 +70,7 @@ class Hit:
     text: str
     ranks: Mapping[str, int | None]
     rerank_score: float | None = None
+    late_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -266,17 +270,18 @@ class Searcher:
 
     def _hits(self, fused: pl.DataFrame, reranked: pl.DataFrame | None, lists: tuple[str, ...], top: int) -> list[Hit]:
         ranks = fused.select("row", pl.col("rank").alias("fused"), *(pl.col(f"{n}_rank").alias(n) for n in lists))
-        final = fused.with_columns(rerank_score=pl.lit(None)) if reranked is None else reranked
+        final = fused.with_columns(pl.lit(None).alias(name) for name in _SCORES) if reranked is None else reranked
         best = (
             final.head(top)
-            .select("row", "rank", "score", "rerank_score")
+            .select("row", "rank", "score", *_SCORES)
             .join(ranks, on="row", how="left", maintain_order="left")
         )
         hits = []
         for row in best.iter_rows(named=True):
             chunk = self.corpus.chunks.row(row["row"], named=True)
             places = {name: row[name] for name in (*lists, "fused")}
-            hits.append(Hit(row["rank"], row["score"], **chunk, ranks=places, rerank_score=row["rerank_score"]))
+            scores = {name: row[name] for name in _SCORES}
+            hits.append(Hit(row["rank"], row["score"], **chunk, ranks=places, **scores))
         return hits
 
     def _note(self, sentence: str) -> None:

@@ -108,8 +108,9 @@ def _print_hit(console: Console, hit: Hit, question: str, explain: bool) -> None
     console.print(head)
     if explain:
         ranks = ", ".join(f"{list_title(name)} {rank or '-'}" for name, rank in hit.ranks.items())
-        scored = "" if hit.rerank_score is None else f", reranker {hit.rerank_score:.2f}"
-        console.print(Text(f"     {ranks}{scored}", "cyan"))
+        scores = {"late interaction": hit.late_score, "reranker": hit.rerank_score}
+        scored = (f"{name} {score:.2f}" for name, score in scores.items() if score is not None)
+        console.print(Text(f"     {', '.join((ranks, *scored))}", "cyan"))
     shown = passage(hit.text, question, _PASSAGE_LINES * max(40, console.width - 6))
     text = Text(shown)
     for start, end in word_places(shown, question):

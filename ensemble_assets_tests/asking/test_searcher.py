@@ -166,6 +166,10 @@ def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path, late: b
         orders = outcome.artefact("reranked_candidates").record.weight > 0
         told = [hit.rerank_score for hit in hits if hit.rerank_score is not None]
         assert told == (pytest.approx(scores, abs=1e-3) if orders else []), "what orders nothing is not asked"
+        scores = [score for score in wanted["late_score"] if score is not None]
+        assert bool(scores) == late
+        told = [hit.late_score for hit in hits if hit.late_score is not None]
+        assert told == pytest.approx(scores, abs=1e-3)
     asked.close()
 
 

@@ -37,6 +37,9 @@ def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
     question = "where is the violin number 3"
     asked = run("search", "out/notes", question, "--top", "3", "--json", cwd=tmp_path)
     assert json.loads(asked.stdout)[0]["chunk_id"] == "c3", asked.stderr
+    explained = run("search", "out/notes", question, "--top", "1", "--explain", cwd=tmp_path).stdout
+    assert "Dense 1, Sparse 1, BM25 1, Fused 1, late interaction 0." in explained
+    assert "reranker" not in explained, "it orders nothing beside late interaction, so it is not asked"
     assert run("search", "out/notes", " ", cwd=tmp_path).stderr.endswith("Give some words, or none for a prompt\n")
     code = f"import ensemble_assets; print(ensemble_assets.search('out/notes', {question!r})[0].heading)"
     finished_python = subprocess.run(
