@@ -226,17 +226,28 @@ class BatchPlanner:
         return True
 
     def _fail(self, part: Part, reason: str, *, last: bool = False) -> None:
-        """Record that a row has failed. If it is the ``last`` that was tried, all waiting rows are given up with it."""
+        """Record that a row has failed. If it is the ``last`` that was tried, waiting rows are given up with it.
+
+        Want of memory says nothing of shorter rows, which may wait because a device was lost with them.
+        """
         row = int(part.rows[0])
         self._events.emit("mitigation.row_failed", row=row, longest=int(self._lengths[row]), reason=reason)
-        given_up = self._waiting() if last else []
+        least = int(self._lengths[row]) if reason == OUT_OF_MEMORY else 0
+        given_up = self._give_up(least) if last else []
         if given_up:
-            self._events.emit("mitigation.gave_up", rows=self.waiting_rows, reason=reason)
-            self._parts.clear()
-            self._fresh = self._fresh[:0]
+            self._events.emit("mitigation.gave_up", rows=sum(len(each.rows) for each in given_up), reason=reason)
         for failed in (part, *given_up):
             self._left -= len(failed.rows)
             self.failed.update(dict.fromkeys(failed.rows.tolist(), reason))
+
+    def _give_up(self, least: int) -> list[Part]:
+        """Take the waiting rows of at least so many tokens away."""
+        waiting = self._waiting()
+        counts = [int((self._lengths[part.rows] >= least).sum()) for part in waiting]  # they come longest first
+        shorter = [part.cut(count)[1] if count else part for part, count in zip(waiting, counts, strict=True)]
+        self._fresh = shorter.pop().rows if len(self._fresh) else self._fresh
+        self._parts = deque(part for part in shorter if len(part.rows))
+        return [part.cut(count)[0] for part, count in zip(waiting, counts, strict=True) if count]
 
     def _take_shortest(self, headroom: Headroom) -> Part | Hold:
         """Take the shortest waiting row, to see whether any works, unless others must free memory for it first."""

@@ -247,6 +247,26 @@ def test_a_row_that_may_cost_a_device_is_not_the_one_that_shows_whether_any_fits
     assert plan.plan(SQUEEZED) is Hold.MEMORY
 
 
+def test_long_rows_that_never_fit_do_not_condemn_a_short_one_that_may_cost_a_device() -> None:
+    """The nightly worlds found it."""
+    plan = planner(np.append(np.full(20, 500), [2, 1]), max_rows=2)
+    *long, short = [planned(plan) for _ in range(11)]
+    plan.returned(short.number, WORKER_LOST)
+    plan.returned(planned(plan).number, WORKER_LOST)
+    for assignment in long:
+        plan.out_of_memory(assignment.number, replace(SQUEEZED, others=0))
+    finished = []
+    while not plan.done:
+        assignment = planned(plan, replace(SQUEEZED, others=0))
+        if assignment.batch.longest == 500:
+            plan.out_of_memory(assignment.number, replace(SQUEEZED, others=0))
+        else:
+            plan.finished(assignment.number, 1_000_000_000)
+            finished += assignment.batch.rows.tolist()
+    assert sorted(finished) == [20, 21]
+    assert plan.failed == dict.fromkeys(range(20), OUT_OF_MEMORY)
+
+
 def test_a_run_in_which_nothing_fits_beside_others_ends_with_one_error_and_few_attempts() -> None:
     """Others leave as much as the weights take, and loading takes the rest."""
     device = SimulatedDevice(lazy_bytes=150_000_000, others=OtherProcesses(((0.0, 10_230_000_000),)))
