@@ -152,10 +152,8 @@ def check_steady_world(world: World) -> None:
     """Every batch that memory limits uses 85 % of the soft limit, unless one row more would not fit.
 
     Batches are whole rows: where rows are large, 85 % may lie between two of them. "Would not fit" leaves the 10 % by
-    which the memory model may be off, after sizes were refused, and what the allocator rounds up; and 2 % since only one
-    batch in four may have a row more than has worked, and rows get shorter meanwhile. In one kind of world batches of
-    80 to 84 % were seen beside which a row would have made 90.4 to 94.5 %; their mean was 90 %. In one of 2,000 worlds a
-    batch of seven rows had 80.7 % where eight would have had 89.8 %.
+    which the memory model may be off, after sizes were refused, and what the allocator rounds up. In one kind of world
+    batches of 80 to 84 % were seen beside which a row would have made 90.4 to 94.5 %; their mean was 90 %.
     """
     report = run(world)
     assert report.error is None
@@ -168,7 +166,7 @@ def check_steady_world(world: World) -> None:
     assert len(limited_by_memory) > 20
     for batch in limited_by_memory:
         one_more_row = world.model.needs.batch_bytes(batch.longest, batch.longest)
-        whole_row_short = batch.peak_used + one_more_row > world.ceiling.soft_bytes * 0.88
+        whole_row_short = batch.peak_used + one_more_row > world.ceiling.soft_bytes * 0.90
         assert batch.peak_used >= 0.85 * world.ceiling.soft_bytes or whole_row_short
     used = np.array([batch.peak_used for batch in limited_by_memory]) / world.ceiling.soft_bytes
     assert used.mean() >= 0.85

@@ -168,15 +168,25 @@ class SizeLimits:
         """
         settings = self._settings
         tokens = max(float(settings.saturation_tokens), settings.share * self._total)
-        worked = max(
-            min(self._worked_tokens, self._worked_square / longest), min(settings.initial_tokens, tokens / _FIRST_PART)
-        )
+        worked = max(self._has_worked(longest), min(settings.initial_tokens, tokens / _FIRST_PART))
         if settings.max_tokens is not None:
             tokens = min(tokens, settings.max_tokens)
         tokens = min(tokens, worked * self._growth(worked, redone_tokens, probe))
         if self.model.fitted:
             tokens = min(tokens, self.model.tokens_within(available_bytes, longest))
         return min(tokens, self._failed.bound(self.model, self._worked_tokens, self._affordable(redone_tokens, probe)))
+
+    def _has_worked(self, longest: int) -> float:
+        """Return the padded tokens that have worked with rows this long, by their number or by the memory they took.
+
+        Rows get shorter, and as many tokens of shorter rows take less. A failure may not be one of memory alone, so
+        from the first one on only the number counts.
+        """
+        by_number = min(self._worked_tokens, self._worked_square / longest)
+        if not self.model.fitted or self._failed.failures:
+            return by_number
+        largest = max(observation.peak_bytes for observation in self.model.observations)
+        return max(by_number, self.model.tokens_within(largest, longest))
 
     def _growth(self, worked: float, redone_tokens: int, probe: bool) -> float:
         """The factor by which a batch may exceed the ``worked`` tokens."""
