@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
+from ensemble_assets.artefacts.array_files import map_new_array, save_array
 from ensemble_assets.artefacts.records import read_record
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.atomic_files import file_hash
@@ -157,15 +158,15 @@ class ArtefactWriter:
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Store an array as ``<name>.npy``; object arrays are refused."""
-        np.save(self.folder / f"{name}.npy", np.ascontiguousarray(values), allow_pickle=False)
+        save_array(self.folder / f"{name}.npy", np.ascontiguousarray(values))
 
     def new_array(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Make ``<name>.npy`` and map it, to be filled piece by piece."""
         path = self.folder / f"{name}.npy"
         if 0 in shape:  # nothing to map
-            np.save(path, np.empty(shape, dtype))
+            save_array(path, np.empty(shape, dtype))
             return np.empty(shape, dtype)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        return map_new_array(path, dtype, shape)
 
     def frame(self, name: str, values: pl.DataFrame) -> None:
         """Store a frame as ``<name>.parquet``."""

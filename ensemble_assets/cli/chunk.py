@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def chunk(
             folder, into, Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")
         )
     left_out = f", {len(written.unread)} left out" if written.unread else ""
-    counted = f"{written.documents} documents{left_out}, {written.chunks} chunks of at most {limit} tokens"
+    documents = "document" if written.documents == 1 else "documents"
+    counted = f"{written.documents} {documents}{left_out}, {written.chunks} chunks of at most {limit} tokens"
     click.echo(f"{counted}: {written.file}")
     for error in written.unread:
         click.echo(f"Left out: {error}", err=True)
@@ -67,5 +69,6 @@ def chunk(
         click.echo(f"Without any text: {', '.join(written.empty)}", err=True)
     if left := documents_in(folder, without=READERS):
         click.echo(f"Not read: {left}. Save them as Markdown, HTML or text first", err=True)
-    click.echo(f"Next: ensemble-assets run --chunked-dir {into.parent} --collections {into.name}")
+    folder_of_all, own = (shlex.quote(str(part)) for part in (into.parent, into.name))
+    click.echo(f"Next: ensemble-assets run --chunked-dir {folder_of_all} --collections {own}")
     return 1 if written.unread else 0

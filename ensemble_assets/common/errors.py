@@ -7,6 +7,7 @@ carry chunk or query text.
 from __future__ import annotations
 
 import builtins
+import errno
 
 
 class EnsembleError(Exception):
@@ -65,6 +66,11 @@ class LeaseTimeoutError(EnsembleError):
 
 class DeviceError(EnsembleError):
     """A compute device is missing, was lost, or cannot be used safely."""
+
+
+def says_disk_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk or a quota is full, which no fallback mends."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def failure_word(error: BaseException) -> str:

@@ -42,8 +42,13 @@ class Cutting:
     room_for_headings: bool = False
 
     def size(self, text: str) -> int:
-        """Measure a text in tokens, of which each has at most four characters."""
-        return max(self.count(text), -(-len(text) // CHARACTERS_PER_TOKEN))
+        """Measure a text in tokens, of which each has at most four characters.
+
+        Tokens of a text that is too long by its characters are not counted: the splitter measures the whole rest of a
+        document over and over.
+        """
+        by_characters = -(-len(text) // CHARACTERS_PER_TOKEN)
+        return by_characters if by_characters > self.tokens else max(self.count(text), by_characters)
 
     def parts(self, section: Section) -> list[str]:
         """Cut a section between paragraphs, rows, sentences or words, whichever are the largest that fit.

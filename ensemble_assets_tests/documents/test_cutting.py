@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,18 @@ def test_neighbours_share_words_and_leave_room_for_headings() -> None:
     assert max(map(words, roomy)) <= 20 - 4
 
 
+def test_tokens_of_a_long_text_without_a_paragraph_are_counted_in_short_pieces_only() -> None:
+    counted: list[int] = []
+
+    def count(text: str) -> int:
+        counted.append(len(text))
+        return words(text)
+
+    parts = Cutting(count, 64, 8).parts(Section("word " * 5_000))
+    assert " ".join(parts).split() == ["word"] * sum(map(words, parts))
+    assert max(counted) <= 4 * 64
+
+
 def cut(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(["chunk", *arguments])
@@ -60,6 +73,14 @@ def folder(tmp_path: Path) -> Path:
     (documents / "paper.pdf").write_bytes(b"%PDF")
     (documents / "queries.tsv").write_text("query_id\ttext\n1\twhen\n")
     return documents
+
+
+@pytest.mark.models
+def test_the_next_command_can_be_pasted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    into = tmp_path / "all mine" / "my notes"
+    _, out, _ = cut(capsys, str(folder), "--into", str(into))
+    following = out.splitlines()[-1].removeprefix("Next: ")
+    assert shlex.split(following)[2:] == ["--chunked-dir", str(into.parent), "--collections", into.name]
 
 
 @pytest.mark.models

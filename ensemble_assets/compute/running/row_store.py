@@ -23,6 +23,7 @@ import polars as pl
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.array_files import map_new_array, save_array
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
@@ -224,11 +225,11 @@ class RowStore:
             return
         path = self._folder / f"shard-{len(self._shards):06d}-{secrets.token_hex(4)}"
         with atomic_folder(path) as made:
-            np.save(made / "keys.npy", keys)
+            save_array(made / "keys.npy", keys)
             for name in self.outputs:
-                np.save(made / f"{name}.npy", outputs[name])
+                save_array(made / f"{name}.npy", outputs[name])
             if lengths is not None:
-                np.save(made / _OFFSETS, offsets)
+                save_array(made / _OFFSETS, offsets)
             (made / _FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
         self._open_shard(path)
 
@@ -309,7 +310,7 @@ class RowStore:
             return np.zeros(shape, dtype)
         path = self._folder / f".reading-{secrets.token_hex(4)}.npy"
         try:
-            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            return map_new_array(path, dtype, shape)
         finally:
             path.unlink(missing_ok=True)
 

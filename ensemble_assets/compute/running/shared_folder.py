@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.common.atomic_files import clear_leftovers, locked_partial
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.tokens.token_tables import TokenTable
@@ -49,9 +50,9 @@ def save_table(folder: Path, table: TokenTable) -> None:
     for name in _TABLE:
         values = getattr(table, name)
         if values is not None:
-            np.save(folder / f"table-{name}.npy", values)
+            save_array(folder / f"table-{name}.npy", values)
     for name, values in table.arrays.items():
-        np.save(folder / f"input-{name}.npy", values)
+        save_array(folder / f"input-{name}.npy", values)
 
 
 def load_table(folder: Path) -> TokenTable:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.records import SparseRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record
 from ensemble_assets.common.defaults import TOP_K
-from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.common.errors import EnsembleError, SettingsError, says_disk_full
 from ensemble_assets.compute.backends.choice import sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory, Runtime
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
@@ -175,7 +175,9 @@ def _first_that_runs(
             return _run_model(chunks, queries, spec, context, top_k, make_factory), unusable
         except SettingsError:
             raise
-        except Exception as error:  # noqa: BLE001  # the stage boundary: every chunk falls back, with the reason recorded
+        except Exception as error:  # the stage boundary: every chunk falls back, with the reason recorded
+            if says_disk_full(error):
+                raise
             unusable[spec.slug] = reason_of(error)
     return None, unusable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import contextmanager
 
@@ -163,6 +164,17 @@ def test_a_lease_that_is_not_granted_is_a_fallback(tmp_path):
     spec = model_folder(tmp_path / "m", "sparse")
     result = encode_sparse(CHUNKS, METADATA, QUERIES, [spec], ComputeContext(lease=never), make_factory=sparse_maker())
     assert result.record.fallback_reasons == {"lease_timeout": 4}
+
+
+def test_a_full_disk_is_an_error_and_no_fallback(tmp_path):
+    @contextmanager
+    def full(*, model, stage):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    spec = model_folder(tmp_path / "m", "sparse")
+    with pytest.raises(OSError, match="No space left"):
+        encode_sparse(CHUNKS, METADATA, QUERIES, [spec], ComputeContext(lease=full), make_factory=sparse_maker())
 
 
 def test_chunks_are_pruned_and_queries_are_not(tmp_path):
