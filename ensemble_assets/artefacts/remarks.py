@@ -21,9 +21,11 @@ def remarks(record: Record) -> Iterator[str]:
     if isinstance(record, StageRecord):
         if record.fallback_count:
             reasons = ", ".join(f"{count} {reason}" for reason, count in record.fallback_reasons.items())
-            yield f"{record.stage}: {record.fallback_count} fallbacks ({reasons})"
+            fallbacks = "fallback" if record.fallback_count == 1 else "fallbacks"
+            yield f"{record.stage}: {record.fallback_count} {fallbacks} ({reasons})"
         if record.truncated and record.stage in _CUT:
-            yield f"{record.stage}: {record.truncated:,} texts have more tokens than {_CUT[record.stage]}"
+            texts = "1 text has" if record.truncated == 1 else f"{record.truncated:,} texts have"
+            yield f"{record.stage}: {texts} more tokens than {_CUT[record.stage]}"
     if isinstance(record, ExportRecord):
         for name, reason in record.skipped_files.items():
             yield f"{name}: not written ({reason})"

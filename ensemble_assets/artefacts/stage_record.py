@@ -55,7 +55,9 @@ class Record:
 
     def in_words(self) -> str:
         """Describe amount and time for people, in numbers and fixed words only."""
-        return f"{self.items:,} {self.unit}, {self.wall_seconds:.1f} s" if self.items else f"{self.wall_seconds:.1f} s"
+        seconds = f"{self.wall_seconds:.1f} s"
+        unit = _ONE.get(self.unit, self.unit) if self.items == 1 else self.unit
+        return f"{self.items:,} {unit}, {seconds}" if self.items and self.enabled else seconds
 
     def as_json(self) -> dict[str, Any]:
         """Give JSON types, without the facts that have no value."""
@@ -67,6 +69,7 @@ class Record:
         return {name: value for name, value in values.items() if isinstance(value, Scalar)}
 
 
+_ONE = {"chunks": "chunk", "queries": "query", "judged queries": "judged query", "pairs": "pair", "points": "point"}
 _OF_THE_STEP = ("stage", "run_id", "code_version", "waited_for")
 
 

@@ -51,7 +51,10 @@ class QueryChange:
 
 
 class QueryViews:
-    """The queries of a collection's last run; a collection that was not run is an ``ArtefactError``."""
+    """The queries of a collection's last run; a collection that was not run is an ``ArtefactError``.
+
+    ``reranked`` says whether reranking was on.
+    """
 
     def __init__(self, store: ArtefactStore, collection: str) -> None:
         queries = store.load(collection, "queries")
@@ -59,7 +62,9 @@ class QueryViews:
         self._queries = queries.frame("queries", columns=["public_id", "text"])
         self._own_ids = queries.frame("queries", columns=["public_id", "query_id"])
         self._qrels = queries.frame("qrels") if queries.has("qrels") else None
-        self._reranked = store.load(collection, "reranked_candidates").frame("reranked")
+        reranked = store.load(collection, "reranked_candidates")
+        self.reranked = reranked.record.enabled
+        self._reranked = reranked.frame("reranked")
         self._chunks = store.load(collection, "chunks").scan("chunks", columns=[*WHOLE_TEXT_COLUMNS])
         evaluation = store.peek(collection, "evaluation")
         self._per_query = evaluation.frame("per_query") if evaluation is not None else pl.DataFrame()

@@ -19,6 +19,7 @@ import polars as pl
 
 from ensemble_assets.asking.corpus import Corpus, read_corpus
 from ensemble_assets.asking.held_models import Factory, HeldModels, rows_of
+from ensemble_assets.collection.readers.json_values import replace_surrogates
 from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
@@ -120,6 +121,7 @@ class Searcher:
         """Find the ``top`` best passages for a question; none for a blank one."""
         if not question.strip() or self.corpus.chunks.is_empty():
             return []
+        question = replace_surrogates(question)[0]  # of a terminal that does not write UTF-8; queries of a run as well
         self._waits.set()
         with self._turn:
             self._waits.clear()
@@ -163,7 +165,7 @@ class Searcher:
 
     def encode(self, question: str) -> QueryVectors:
         """Encode a question as ``ask`` does."""
-        queries = pl.Series([question])
+        queries = pl.Series([replace_surrogates(question)[0]])
         sparse = self._encode_sparse(queries)
         row = None if sparse is None else sparse.queries.row(0)
         of_tokens = str(self.corpus.section("dense_run", "token_vectors").get("model", ""))

@@ -38,6 +38,8 @@ Decorator = Callable[[Any], Any]
 
 SET = click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any option by its dotted key.")
 JSON = click.option("--json", "json_output", is_flag=True, help="Print JSON on standard output.")
+FOLDER = click.argument("folder", required=False)
+"""The folder of the collections, as with ``--chunked-dir``; see ``one_folder``."""
 CHUNKED_DIR = click.option(
     "--chunked-dir", metavar="DIR", help="Folder with one sub-folder of chunk files per collection."
 )
@@ -110,6 +112,13 @@ def resolve_flags(flags: dict[str, Any], assignments: tuple[str, ...], *, sample
         {**flags, "chunked_dir": str(SAMPLE_FOLDER)} if sample else flags, assignments
     )
     return resolve(overrides, override_sources=sources).settings
+
+
+def one_folder(folder: str | None, chunked_dir: str | None) -> str | None:
+    """Give the folder of the collections, which may be named as an argument or by ``--chunked-dir``, but not both."""
+    if folder and chunked_dir:
+        raise SettingsError(f"FOLDER and --chunked-dir are the same; give {folder} or {chunked_dir}")
+    return folder or chunked_dir
 
 
 def split_names(names: str | None) -> tuple[str, ...]:

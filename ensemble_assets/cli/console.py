@@ -9,10 +9,10 @@ from __future__ import annotations
 import shlex
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -24,6 +24,8 @@ from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import LISTS, STAGE
 from ensemble_assets.pipeline import stage_run
 from ensemble_assets.pipeline.bundle_export import report_path
+
+R = TypeVar("R", bound=Record)
 
 _MEASURE = "nDCG@10"
 _PLAIN_WIDTH = 140
@@ -102,7 +104,8 @@ class ConsoleProgress(stage_run.Progress):
         self.close()
         self.records.setdefault(collection, []).append(record)
         mark = _MARKS.get(record.status, f"[green]{record.status}[/green]")
-        self._console.print(f"  {collection}  {record.stage}: {mark}  {record.in_words()}", soft_wrap=True)
+        said = _without_stages_off(record, self.records[collection]).in_words()
+        self._console.print(f"  {collection}  {record.stage}: {mark}  {said}", soft_wrap=True)
         if isinstance(record, FailedStage):
             self._console.print(f"    {record.reason}", markup=False)
 
@@ -214,13 +217,8 @@ def _to_know(outcome: CollectionOutcome) -> Iterator[str]:
 def _results(outcome: CollectionOutcome) -> Iterator[str]:
     """Give quality, models, places and the next command."""
     measured = next((record for record in outcome.stages if isinstance(record, EvaluationRecord)), None)
-    by_list = measured.means if measured else {}
-    off = {record.stage for record in outcome.stages if record.status == "feature_disabled"}
-    means = {
-        ranked.title: by_list[ranked.name][_MEASURE]
-        for ranked in LISTS
-        if ranked.name in by_list and ranked.stage not in off
-    }
+    by_list = _without_stages_off(measured, outcome.stages).means if measured else {}
+    means = {ranked.title: by_list[ranked.name][_MEASURE] for ranked in LISTS if ranked.name in by_list}
     if measured and means:
         by = "judged queries" if measured.judged else "derived probes, which are easier than questions"
         figures = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
@@ -241,6 +239,15 @@ def _results(outcome: CollectionOutcome) -> Iterator[str]:
     yield f"Bundle: {outcome.bundle}"
     yield f"Report: {outcome.bundle}.report.html"
     yield f'Next:   ensemble-assets search {shlex.quote(str(outcome.bundle))} "your question"'
+
+
+def _without_stages_off(record: R, others: Sequence[Record]) -> R:
+    """Leave out of an evaluation the lists of stages that were off: the reranked list is the fused one then."""
+    if not isinstance(record, EvaluationRecord):
+        return record
+    off = {other.stage for other in others if other.status == "feature_disabled"}
+    left = {ranked.name for ranked in LISTS if ranked.stage in off}
+    return replace(record, means={name: means for name, means in record.means.items() if name not in left})
 
 
 def _stage_json(record: Record) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     discovery = discover_devices(environment.get("CUDA_VISIBLE_DEVICES"))
     forecast = _Forecast(settings, discovery.chosen)
     sections: dict[str, list[str]] = {
+        "Versions": _versions(),
         "Devices": [*discovery.sentences, *_processor(settings, forecast)],
         "Memory": [
             f"No device goes above {ceiling} (device.ceiling_gb): on a GPU all processes count, on a CPU this run.",
@@ -81,6 +82,8 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
         "Places": [
             f"Chunks are read from {settings.paths.chunked_dir}.",
             f"Bundles are written to {settings.paths.output_dir}, stage artefacts to {artefact_base(settings.paths)}.",
+            *_room(settings),
+            f"The cache of compiled models and measurements is {cache_folder(settings.paths)}.",
             f"Device locks are in {lock_folder(settings.paths)}.",
             f"The key of query hashes is {key_file(settings.paths)}.",
             f"Dagster's instance is {environment.get('DAGSTER_HOME') or 'private to each run (no DAGSTER_HOME)'}.",
@@ -89,6 +92,26 @@ def doctor(assignments: tuple[str, ...], **flags: Any) -> int:
     for title, lines in sections.items():
         click.echo(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
     return 1 if cannot_run else 0
+
+
+def _versions() -> list[str]:
+    import platform
+
+    from ensemble_assets.common.machine import library_versions
+    from ensemble_assets.common.version import __version__
+
+    libraries = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    return [f"ensemble-assets {__version__} on Python {platform.python_version()}.", f"{libraries}."]
+
+
+def _room(settings: Settings) -> list[str]:
+    """Say how much room there is for results: in the output folder, or the nearest above it that is there."""
+    folder = Path(settings.paths.output_dir).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        return [f"There is room for {shutil.disk_usage(there).free / 1e9:,.1f} GB."]
+    except OSError:
+        return []
 
 
 def _processor(settings: Settings, forecast: _Forecast) -> list[str]:

@@ -75,8 +75,11 @@ def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[Evaluatio
         click.echo(f"{outcome.collection}: {outcome.error}", err=True)
         return
     record = evaluation.record
-    kind = "judgements from a file" if record.judged else "pseudo-judgements of derived probes"
-    click.echo(f"{outcome.collection}: {record.items} judged queries ({kind})")
+    if record.status == "no_judgements":
+        click.echo(f"{outcome.collection}: no judgements for its queries. Add qrels, see docs/inputs.md")
+    else:
+        kind = "judgements from a file" if record.judged else "pseudo-judgements of derived probes"
+        click.echo(f"{outcome.collection}: {record.items} judged queries ({kind})")
     if record.means:
         click.echo(f"  {'':10}" + "".join(f"{measure:>12}" for measure in MEASURES))
     for name, means in record.means.items():

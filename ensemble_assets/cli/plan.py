@@ -23,11 +23,13 @@ _UNITS = {"dense": "tokens", "sparse": "tokens", "fusion": "pairs", "rerank": "t
 
 @click.command()
 @args.with_options(
-    args.COLLECTIONS, args.CHUNKED_DIR, args.SAMPLE, args.PROFILE, args.DENSE_MODELS, args.SPARSE_MODELS, args.SET
-)
+    args.FOLDER, args.COLLECTIONS, args.CHUNKED_DIR, args.SAMPLE, args.PROFILE, args.DENSE_MODELS,
+    args.SPARSE_MODELS, args.SET,
+)  # fmt: skip
 @click.option("--recalibrate", is_flag=True, help="Measure this machine again, even if its costs are known.")
 @args.JSON
 def plan(
+    folder: str | None,
     collections: str | None,
     sample: bool,
     assignments: tuple[str, ...],
@@ -35,12 +37,13 @@ def plan(
     json_output: bool,
     **flags: Any,
 ) -> int:
-    """Predict the seconds of every stage, and whether the latency ratios hold.
+    """Predict the seconds of every stage of a run of FOLDER, and whether the latency ratios hold.
 
     Costs come from earlier runs on this machine, else from a calibration of a few seconds. The next run of the same
     content and settings records how far the prediction was off. A named model that cannot run is the error that it is
     in a run. Where a run does without one of a profile's models, so does the plan, and says why.
     """
+    flags["chunked_dir"] = args.one_folder(folder, flags["chunked_dir"])
     settings = args.resolve_flags(flags, assignments, sample=sample)
     choose_models(settings.models)
     chosen = args.choose_collections(settings, args.split_names(collections))

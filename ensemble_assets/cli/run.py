@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble_assets.cli import arguments as args
-from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
@@ -46,7 +45,7 @@ _run_options = args.with_options(
 
 
 @click.command(epilog="Example: ensemble-assets run corpora --collections notes --disable-rerank")
-@click.argument("folder", required=False)
+@args.FOLDER
 @args.CHUNKED_DIR
 @click.option("--output-dir", metavar="DIR", help="Write bundles to DIR/<collection>/; output if not given.")
 @args.COLLECTIONS
@@ -58,9 +57,7 @@ def run(
     folder: str | None, json_output: bool, collections: str | None, assignments: tuple[str, ...], **flags: Any
 ) -> int:
     """Run the whole pipeline for the collections in FOLDER, which has one sub-folder for each; corpora if not given."""
-    if folder and flags["chunked_dir"]:
-        raise SettingsError(f"FOLDER and --chunked-dir are the same; give {folder} or {flags['chunked_dir']}")
-    flags["chunked_dir"] = folder or flags["chunked_dir"]
+    flags["chunked_dir"] = args.one_folder(folder, flags["chunked_dir"])
     return _run_and_show(args.split_names(collections), flags, assignments, json_output)
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble_assets.cli import arguments as args
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.stages import list_title
-from ensemble_assets.common.stopping import STOPPED
-from ensemble_assets.settings import resolve
+from ensemble_assets.common.stopping import STOPPED, stop_when_asked
+from ensemble_assets.settings import Settings, resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _PASSAGE_LINES = 4
 _PROMPT = "question> "
+_HOW_TO_LEAVE = "An empty line ends it."
 
 
 @click.command()
@@ -51,8 +54,21 @@ def search(
     settings = resolve(overrides, override_sources=sources).settings
     named = Path(target)
     folder = named if named.is_dir() else Path(settings.paths.output_dir) / collection_folder(collection)
+    if not folder.is_dir():  # the path's own name, such as output_x of output/x, was never typed
+        raise SettingsError(f"{target}: there is no such bundle. Name its folder, or a collection that was run")
     with args.wrong_name_is_usage_error():
         open_bundle(folder)  # a mistake is said before a second of imports
+    # there is no work to go on with after a stop, so nothing is said of it; models may take longer than a stop may
+    with stop_when_asked(partial(click.echo, err=True)):
+        try:
+            return _search(folder, settings, question, top, explain, json_output)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            return STOPPED
+
+
+def _search(folder: Path, settings: Settings, question: str | None, top: int, explain: bool, json_output: bool) -> int:
+    with args.wrong_name_is_usage_error():
         with args.importing():
             from rich.console import Console
 
@@ -64,9 +80,6 @@ def search(
             _answer(console, searcher, asked, top, explain, json_output)
             if question is None and number == 0:  # more questions may follow, and their answer is read first
                 Thread(target=searcher.prepare, daemon=True).start()
-    except KeyboardInterrupt:  # there is no work to go on with, so nothing is said of it
-        click.echo(err=True)
-        return STOPPED
     finally:
         searcher.close()
     return 0
@@ -74,6 +87,8 @@ def search(
 
 def _asked() -> Iterator[str]:
     """Read questions until an empty line or the end of the input. They go into no history file."""
+    if sys.stdin.isatty():
+        click.echo(_HOW_TO_LEAVE, err=True)
     while True:
         if sys.stdin.isatty():
             click.echo(_PROMPT, nl=False)

@@ -76,7 +76,8 @@ def _write_run(views: QueryViews, path: Path, output_dir: Path) -> None:
 def _list_changes(console: Console, views: QueryViews) -> None:
     changes = views.changes()
     if not any(each.change for each in changes):
-        console.print(f"No query gained or lost by reranking ({changes[0].measure if changes else 'no queries'})")
+        none = f"No query gained or lost by reranking ({changes[0].measure if changes else 'no queries'})"
+        console.print(none if views.reranked else "Reranking was off in the run, so no list was changed by it")
         return
     for title, chosen in (("Gained most", changes[:_LISTED]), ("Lost most", changes[::-1][:_LISTED])):
         wanted = [each for each in chosen if (each.change > 0) == (title == "Gained most") and each.change]

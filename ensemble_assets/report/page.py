@@ -20,7 +20,7 @@ Cell = str | float | None
 
 _RATIOS = {
     "vs_sla": "Whole run over the plain engine's dense stage",
-    "vs_own_dense": "All stages over this run's dense stage",
+    "vs_own_dense": "Without the export: dense, sparse, fusion and rerank over this run's dense stage",
 }
 _PHONE_COLUMNS = 3
 """Columns that fit into 390 pixels, whatever is in them."""

@@ -59,6 +59,13 @@ def test_a_question_gets_the_ranking_of_the_run(pipeline: Pipeline, options: dic
     assert asked.ask("  ") == []
 
 
+def test_a_question_in_another_encoding_is_asked_as_a_runs_query_would_be(pipeline: Pipeline) -> None:
+    """Python gives bytes of an argument that are not UTF-8 as lone surrogates."""
+    asked = searcher(pipeline.run(), pipeline.root)
+    assert asked.ask("river \udce9") == asked.ask("river \ufffd") != []
+    assert asked.encode("river \udce9").dense == asked.encode("river \ufffd").dense
+
+
 @pytest.mark.models
 @pytest.mark.parametrize("cross_encoder", [True, False])
 def test_late_interaction_is_exported_and_asked_as_in_the_run(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from ensemble_assets.artefacts.artefact import ArtefactWriter
 from ensemble_assets.artefacts.records import ChunksRecord, DenseRecord, EvaluationRecord, FailedStage, RerankRecord
+from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import ModelFacts
 from ensemble_assets.cli import console as run_console
 from ensemble_assets.cli.console import CollectionOutcome, ConsoleProgress, print_summary
+from ensemble_assets.cli.measure import _print_evaluation
 from ensemble_assets.common.compute_devices import UsedDevices
 
 MODEL = ModelFacts("mini", "org/mini", "1", "f")
-CUT = "14 times: the text is longer than the contract allows and was cut"
+CUT = "14 times: the text is longer than what a bundle keeps and was cut"
 MEANS = {name: {"nDCG@10": mean} for name, mean in (
     ("dense", 0.618), ("lexical", 0.6), ("fused", 0.6466), ("reranked", 0.69)
 )}  # fmt: skip
@@ -124,6 +128,28 @@ def test_the_end_of_a_stage_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     said = stream.getvalue()
     assert "guide  dense: completed  35 chunks and queries, 44.8 s, bf16, 12 reused, 15 cut\n" in said
     assert "60 judged queries, 0.0 s, nDCG@10: Dense 0.618, BM25 0.600, Fused 0.647, Reranked 0.690\n" in said
+
+
+def test_counts_of_one_are_no_plurals_and_lists_of_a_stage_that_was_off_are_not_measured() -> None:
+    stream = io.StringIO()
+    progress = ConsoleProgress(Console(file=stream, width=140))
+    one = replace(STAGES[1], truncated=1, fallback_count=1, fallback_reasons={"not_finite": 1})
+    assert list(remarks(one)) == [
+        "dense: 1 fallback (1 not_finite)",
+        "dense: 1 text has more tokens than the model reads; --set models.windows=2 reads twice as much",
+    ]
+    progress.stage_finished("guide", RerankRecord("rerank", "feature_disabled", items=3))
+    progress.stage_finished("guide", replace(STAGES[2], items=1))
+    said = stream.getvalue()
+    assert "guide  rerank: off  0.0 s\n" in said
+    assert "1 judged query, 0.0 s, nDCG@10: Dense 0.618, BM25 0.600, Fused 0.647\n" in said
+
+
+def test_an_evaluation_without_judgements_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    writer = ArtefactWriter(tmp_path)
+    evaluation = writer.seal(EvaluationRecord("evaluation", "no_judgements"))
+    _print_evaluation(CollectionOutcome("guide", True, Path("output/guide")), evaluation)
+    assert capsys.readouterr().out == "guide: no judgements for its queries. Add qrels, see docs/inputs.md\n"
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:

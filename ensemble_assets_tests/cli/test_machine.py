@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from ensemble_assets.cli.machine import doctor, leases
 from ensemble_assets.cli.main import main
 from ensemble_assets.common.events import EventLog
+from ensemble_assets.common.version import __version__
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.models import model_files
 from ensemble_assets.models.spec import HubSource
@@ -61,6 +64,14 @@ def test_doctor_on_a_dual_t4_host_names_both_and_says_they_are_used(monkeypatch:
     assert "Tesla T4 (GPU-bbbb2222): driver 560.35.03, compute capability 7.5. 0.0 GB in use by 11, 22" in text
 
 
+def test_doctor_names_versions_room_and_cache(own_places: Path) -> None:
+    text = printed(doctor)
+    assert f"ensemble-assets {__version__} on Python {platform.python_version()}." in text
+    assert re.search(r"numpy [0-9.]+", text)
+    assert re.search(r"There is room for [0-9,.]+ GB\.", text)
+    assert "The cache of compiled models and measurements is " in text
+
+
 def test_doctor_says_where_the_files_of_every_model_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_places: Path
 ) -> None:
@@ -100,7 +111,7 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
     assert "No GPU is used: no NVIDIA driver answers (NVML: Driver Not Loaded)." in text
     assert "Stages compute on the CPU." in text
     sections = [line for line in text.splitlines() if line and not line.startswith(" ")]
-    assert sections == ["Devices", "Memory", "Models", "Stages", "Places"]
+    assert sections == ["Versions", "Devices", "Memory", "Models", "Stages", "Places"]
     assert all(line.rstrip().endswith((".", ")")) for line in text.splitlines() if line.startswith(" "))
 
 

@@ -57,6 +57,10 @@ def test_a_plan_is_shown_as_a_table_with_the_depth_and_both_ratios(tmp_path: Pat
 
 def test_where_there_is_nothing_to_plan_it_says_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "corpora").mkdir()
+    given = run("plan", "corpora", cwd=tmp_path)
+    assert (given.returncode, "corpora: has no folder with chunk files" in given.stderr) == (2, True)
+    both = run("plan", "corpora", "--chunked-dir", "other", cwd=tmp_path)
+    assert (both.returncode, "FOLDER and --chunked-dir are the same" in both.stderr) == (2, True)
     empty = run("plan", cwd=tmp_path)
     assert (empty.returncode, "--sample" in empty.stderr) == (2, True)
 

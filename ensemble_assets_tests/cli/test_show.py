@@ -71,6 +71,12 @@ def test_show_lists_queries_and_shows_one(outcome: Outcome, capsys: pytest.Captu
     assert "nowhere: was not run into" in problem
 
 
+@pytest.mark.parametrize(("command", "named"), [("search", "output/nope"), ("report", "nope")])
+def test_a_bundle_that_is_not_there_is_named(command: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, problem = say(capsys, command, "output/nope", *(["where"] if command == "search" else []))
+    assert (code, problem.startswith(f"Error: {named}: there is no such bundle.")) == (2, True)
+
+
 def test_show_lists_gains_and_losses_apart(
     outcome: Outcome, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,12 +91,10 @@ def test_show_lists_gains_and_losses_apart(
     ]  # fmt: skip
 
 
-def test_show_says_that_nothing_changed_where_reranking_is_off(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_says_that_reranking_was_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     code, said, _ = say(capsys, "show", Pipeline(tmp_path).run({"enable_rerank": False}).bundle)
-    assert (code, said) == (0, "No query gained or lost by reranking (nDCG@10)\n")
+    assert (code, said) == (0, "Reranking was off in the run, so no list was changed by it\n")
 
 
 def test_query_texts_are_on_a_page_of_their_own(

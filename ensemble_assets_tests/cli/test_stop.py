@@ -220,3 +220,32 @@ os.waitpid(child, 0)
 def test_a_block_does_not_wait_for_a_forked_child_that_has_its_pipe() -> None:
     finished = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines() == ["the block is over", "the child is over"]
+
+
+def test_a_search_that_is_stopped_promises_nothing(tmp_path: Path) -> None:
+    """Models that load do not hear an interrupt, and there is no work to go on with."""
+    bundle = tmp_path / "output" / "notes"
+    bundle.mkdir(parents=True)
+    (bundle / "x_qdrant.jsonl").touch()
+    program = (
+        "import os, signal, time\n"
+        "from ensemble_assets.asking import searcher\n"
+        "class Loading:\n"
+        "    def __init__(self, *_):\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
+        "        except KeyboardInterrupt:\n"
+        "            time.sleep(9)\n"
+        "searcher.Searcher = Loading\n"
+        "from ensemble_assets.cli.main import main\n"
+        "main(['search', 'output/notes', 'where'])\n"
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (stopped.returncode, stopped.stderr.strip()) == (130, "")

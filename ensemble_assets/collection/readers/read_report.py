@@ -56,7 +56,7 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         # The inner one was put there as metadata on purpose.
         "metadata_conflict": Reason("changed", "a key is beside and inside 'metadata'; the one inside was used"),
         # The contract asks for it.
-        "text_cut": Reason("changed", "the text is longer than the contract allows and was cut"),
+        "text_cut": Reason("changed", "the text is longer than what a bundle keeps and was cut"),
         # A file in one line, an image as text: tokenizers would take minutes.
         "rest_cut": Reason("changed", "the text is longer than a million characters; what follows is not searched"),
         # Run and qrels files are separated by blanks.
@@ -161,7 +161,7 @@ class ReadReport:
     def warnings(self) -> list[str]:
         """Return one sentence per reason with its count and first place, fit for a manifest."""
         return [
-            f"{count} times: {REASONS[code].words} ({REASONS[code].effect}), first in {_words(self.places[code][0])}"
+            f"{_times(count)}: {REASONS[code].words} ({REASONS[code].effect}), first in {_words(self.places[code][0])}"
             for code, count in self.counts.items()
         ]
 
@@ -204,6 +204,10 @@ def all_usable(items: Iterable[_Item], make: Callable[[_Item], _Made]) -> Iterat
 def record_place(source: str, position: int) -> str:
     """Name a record in errors and reports, which count from 1."""
     return f"{source}, record {position + 1}"
+
+
+def _times(count: int) -> str:
+    return "1 time" if count == 1 else f"{count} times"
 
 
 def _words(place: Place) -> str:

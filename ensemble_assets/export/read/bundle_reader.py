@@ -103,6 +103,8 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, Any]:
     ``schema_version`` is ``v4.0`` where it is missing. A file that is no JSON object is an ``ArtefactError``.
     """
     path = folder / name
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder.name}: there is no such bundle. Name its folder, or a collection that was run")
     if not path.is_file():
         raise ArtefactError(f"{folder.name}: there is no {name} in it. Name a bundle folder that has one")
     content = read_object(path)

@@ -152,8 +152,10 @@ def ports_of(url: str, port: int) -> tuple[int, ...]:
 
 def _client(url: str, port: int, api_key: str | None, patience: Patience) -> PatientClient:
     parts = urlsplit(url if "://" in url else f"//{url}")
+    # a server that is away is said in one sentence, when it is asked; the client's thread may warn of it at any time
+    warnings.filterwarnings("ignore", "Failed to obtain server version", UserWarning)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a server that is away is said below, in one sentence
+        warnings.simplefilter("ignore", UserWarning)
         try:
             client = QdrantClient(url=url, port=port, api_key=api_key, timeout=patience.timeout)
         except ValueError as error:

@@ -230,4 +230,4 @@ def test_the_report_is_plain_json_without_text(tmp_path: Path) -> None:
     )
     shown = json.dumps(report.as_json()) + " ".join(report.warnings())
     assert SECRET not in shown
-    assert "1 times: the text is empty or blank (skipped), first in a_chunks.json, record 2" in report.warnings()
+    assert "1 time: the text is empty or blank (skipped), first in a_chunks.json, record 2" in report.warnings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_1(
     said = capsys.readouterr().err
     assert said.startswith("Error: the Qdrant server at 127.0.0.1:9 does not answer (")
     assert len(said.splitlines()) == 1
+
+
+def test_the_clients_thread_does_not_warn_beside_that_sentence() -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        connect("http://127.0.0.1:9", "", None, patience=AT_ONCE)
+        warnings.warn("Failed to obtain server version. Unable to check", UserWarning, stacklevel=1)
+    assert not warned
 
 
 @pytest.mark.parametrize("body", ["<html>hello</html>", '{"result": ', "{}"])
