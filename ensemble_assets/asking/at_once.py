@@ -16,6 +16,7 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.batching.table_result import TableResult, TokenOutputs
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
+from ensemble_assets.compute.running.equal_rows import row_keys
 from ensemble_assets.compute.running.row_store import TokenRows, find_tokens
 from ensemble_assets.compute.running.run_batch import OutputArrays
 from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
@@ -195,9 +196,9 @@ def _span(table: TokenTable, row: int) -> slice:
 
 
 def _keys(table: TokenTable, factory: ForwardFactory) -> list[bytes]:
-    """Give a key of every row's ids; only models whose rows are ids alone give outputs per token."""
+    """Give a key of every row."""
     model = factory.identity.encode() + b"\0"
-    return [model + table.ids[_span(table, row)].tobytes() for row in range(len(table))]
+    return [model + key.tobytes() for key in row_keys(table)]
 
 
 def _batches(lengths: NDArray[np.int64], rows: NDArray[np.int64], width: int) -> Iterator[Batch]:

@@ -24,6 +24,7 @@ from ensemble_assets.common.errors import EnsembleError, SettingsError
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.compute.backends.forward import ForwardFactory, with_states
+from ensemble_assets.compute.backends.token_states import STATE
 from ensemble_assets.compute.stages.dense import DenseVectors, encode_dense
 from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, with_weights
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
@@ -40,6 +41,7 @@ from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
 from ensemble_assets.retrieval.ranked_lists import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseIndex, SparseRows
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import named_models
 
 _QUESTION = "question"
 _NO_TEXTS = pl.Series([], dtype=pl.String)
@@ -254,8 +256,12 @@ class Searcher:
 
     @property
     def _compares_states(self) -> bool:
-        spec = self._rerank_spec
-        return self._late is not None or (spec is not None and spec.pooling == "late_interaction")
+        spec, context = self._rerank_spec, self._models.context
+        if self._late is not None or spec is None:
+            return self._late is not None
+        with suppress(EnsembleError):  # a question tells what is wrong
+            return STATE in self._models.factory("rerank")(spec, context.locate(spec), context.runtime).outputs
+        return False
 
     @cached_property
     def _late(self) -> LateInteraction | None:
@@ -335,13 +341,19 @@ class Searcher:
             return None
 
     def _spec_of(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
-        """Find the model in the registry or the models file, with the prefix and the limit that the run had."""
+        """Find the model among those that the options name, in the registry or the models file.
+
+        It has the prefix and the limit that the run had.
+        """
         file = self._settings.models.file
         catalogue = read_catalogue(Path(file)) if file else ModelCatalogue({}, PROFILES["embedded"])
         names = [str(model[name]) for name in ("slug", "hf_model_id") if model.get(name)]
+        named = [spec for spec in named_models(self._settings) if (spec.kind, spec.slug) == (kind, model.get("slug"))]
+        told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
+        if named:
+            return replace(named[0], **told)
         for name in names:
             with suppress(SettingsError):
                 spec = catalogue.spec(name, kind)
-                told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
                 return replace(spec, **told)
-        raise SettingsError(f"the bundle's model {' or '.join(names)} is not known here. Name its models.file")
+        raise SettingsError(f"the bundle's model {' or '.join(names)} is not known here. Name it as its run did")

@@ -36,23 +36,38 @@ def refuse_layout(spec: ModelSpec, folder: Path) -> None:
         ModelUnavailableError: with what it is.
     """
     asked = _CLASSES["dense" if spec.pooling == "late_interaction" else spec.kind]
-    modules = read_json(folder / "modules.json")
-    first = str(modules[0].get("path", "")) if isinstance(modules, list) and modules else ""
-    config, adapter = (json_fields(folder / first / name) for name in ("config.json", "adapter_config.json"))
-    own = json_fields(folder / "config_sentence_transformers.json")
-    says = own.get("model_type") or asked
+    first = _first_module(folder)
+    config, adapter = (json_fields(first / name) for name in ("config.json", "adapter_config.json"))
+    says = json_fields(folder / "config_sentence_transformers.json").get("model_type") or asked
     if adapter:
         base = adapter.get("base_model_name_or_path") or "another model"
         what = f"is a PEFT adapter of {base} and no whole model. Merge the two, and choose the folder of the result"
-    elif says in _MANY_VECTORS or "skiplist_words" in own or "colbert" in str(config.get("architectures")).lower():
-        what = "is a multi-vector model (ColBERT): a vector per token. Choose a model with one vector per text"
-    elif says != asked:
-        what = f"is a {says} by its files, which a {spec.kind} model is not. Choose it for its own stage"
     elif "vision_config" in config or "image_size" in config:
         what = "reads images (CLIP and the like), which are not supported. Choose a model of texts alone"
+    elif has_many_vectors(folder):
+        if spec.kind == "rerank":
+            return
+        what = (
+            "is a multi-vector model (ColBERT): a vector per token. Choose a model with one vector per text, and name "
+            "this one as models.rerank, which compares its vectors"
+        )
+    elif says != asked:
+        what = f"is a {says} by its files, which a {spec.kind} model is not. Choose it for its own stage"
     else:
         return
     raise ModelUnavailableError(f"{spec.slug}: {what}")
+
+
+def has_many_vectors(folder: Path) -> bool:
+    """Whether a folder's files say that the model makes a vector for each token, as ColBERT does."""
+    own = json_fields(folder / "config_sentence_transformers.json")
+    architectures = json_fields(_first_module(folder) / "config.json").get("architectures")
+    return own.get("model_type") in _MANY_VECTORS or "skiplist_words" in own or "colbert" in str(architectures).lower()
+
+
+def _first_module(folder: Path) -> Path:
+    modules = read_json(folder / "modules.json")
+    return folder / str(modules[0].get("path", "")) if isinstance(modules, list) and modules else folder
 
 
 def without_weights(spec: ModelSpec, names: Iterable[str]) -> ModelUnavailableError:

@@ -10,7 +10,7 @@ from typing import Literal
 from ensemble_assets.common.errors import ModelUnavailableError
 
 ModelKind = Literal["dense", "sparse", "rerank"]
-Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction"]
+Pooling = Literal["mean", "cls", "last_token", "splade_max", "cross_encoder", "late_interaction", "multi_vector"]
 
 POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
     {
@@ -19,7 +19,10 @@ POOLINGS: MappingProxyType[ModelKind, tuple[Pooling, ...]] = MappingProxyType(
         "rerank": ("cross_encoder", "late_interaction"),
     }
 )
-"""Accepted ways from token states to an output, by kind of model."""
+"""Accepted ways from token states to an output, by kind of model.
+
+``multi_vector``, a ColBERT model's own head, is nobody's choice: a reranker's files say so (``backends.describe``).
+"""
 
 _UNPACKING = 1
 """Goes up when ``packed_encoder`` writes another folder; packed models are then taken apart again."""

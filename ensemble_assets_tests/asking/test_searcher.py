@@ -18,6 +18,7 @@ from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.settings import resolve
+from ensemble_assets_tests.model_zoo.families.multi_vector import MARKS, multi_vector
 from ensemble_assets_tests.orchestration.doubles import always, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, fast_factories, write_collection
 
@@ -64,6 +65,30 @@ def test_a_question_in_another_encoding_is_asked_as_a_runs_query_would_be(pipeli
     asked = searcher(pipeline.run(), pipeline.root)
     assert asked.ask("river \udce9") == asked.ask("river \ufffd") != []
     assert asked.encode("river \udce9").dense == asked.encode("river \ufffd").dense
+
+
+@pytest.mark.models
+def test_a_colbert_model_that_the_options_name_reranks_a_question_as_in_the_run(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    folder = tmp_path / "my-colbert"
+    folder.mkdir()
+    multi_vector(prompts=MARKS)(folder)
+    doubles = {name: make for name, make in fast_factories().items() if name != "rerank"}
+    outcome = Pipeline(tmp_path, Computing(doubles)).run({"models.rerank": str(folder)})
+    record = outcome.artefact("reranked_candidates").record
+    assert (record.model, record.status, record.weight) == ("my-colbert", "completed", 0.3)
+    settings = resolve({"paths.cache_dir": str(tmp_path / "cache"), "models.rerank": str(folder)}).settings
+    asked = Searcher(outcome.bundle, settings, doubles)
+    reranked = outcome.artefact("reranked_candidates").frame("reranked")
+    for public_id, text in outcome.artefact("queries").frame("queries").select("public_id", "text").iter_rows():
+        wanted = reranked.filter(reranked["public_id"] == public_id).head(10)
+        hits = asked.ask(text, top=10)
+        assert [hit.rerank_score for hit in hits] == pytest.approx(wanted["rerank_score"].to_list(), abs=0.02)
+    asked.prepare()
+    assert asked.notes == []
+    other = searcher(outcome, tmp_path)
+    other.ask("where is the river")
+    assert other.notes == ["rerank: the bundle's model my-colbert is not known here. Name it as its run did; left out"]
 
 
 @pytest.mark.models

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 from torch.nn import Identity, Tanh
 
 from ensemble_assets_tests.model_zoo import dense_layouts
 from ensemble_assets_tests.model_zoo.families import saving
 from ensemble_assets_tests.model_zoo.families.dense import dense
 from ensemble_assets_tests.model_zoo.families.layout import Layout
+from ensemble_assets_tests.model_zoo.families.multi_vector import (
+    EXPANSION,
+    MARKS,
+    as_pylate,
+    multi_vector,
+    stanford,
+)
 from ensemble_assets_tests.model_zoo.families.refused import (
     adapter,
     code_of_its_own,
@@ -186,6 +194,30 @@ RERANK = (
 )  # fmt: skip
 """All rerankers."""
 
+LATE = (
+    _rerank("colbert", build=multi_vector(prompts=MARKS), note="ColBERT in files of 6.2: expanded queries, skip list"),
+    _rerank("colbert-plain", build=multi_vector(expansion=None, skiplist=()), note="no expansion, no skip list"),
+    _rerank(
+        "colbert-attended",
+        build=multi_vector(expansion={**EXPANSION, "attend": True}, similarity_fn_name="meanmaxsim"),
+        note="expansion that is attended to; the mean over a query's tokens",
+    ),
+    _rerank(
+        "colbert-min", build=multi_vector("modernbert", expansion={**EXPANSION, "strategy": "min"}),
+        note="long queries are not cut (GTE-ModernColBERT)",
+    ),
+    _rerank("colbert-raw", build=multi_vector("xlmr", normalize=False), note="vectors of any length"),
+    _rerank(
+        "colbert-pooled", build=multi_vector(last=[HierarchicalTokenPooling(pool_factor=2)]),
+        note="half as many vectors as tokens",
+    ),
+    _rerank("colbert-decoder", build=multi_vector("qwen3", expansion=None), note="a decoder, which pads on the left"),
+    _rerank("colbert-pylate", build=multi_vector(edits=[as_pylate]), note="as PyLate saves it"),
+    _rerank("colbertv2", build=stanford, note="as Stanford's code saves it (colbertv2.0)"),
+    _rerank("colbert-local", build=multi_vector(), local=True, note="by the path of its folder"),
+)  # fmt: skip
+"""ColBERT models as rerankers."""
+
 _refused = partial(Layout, kind="dense", expected="refused")
 
 REFUSED = (
@@ -205,11 +237,11 @@ REFUSED = (
     _refused("without-tokenizer", build=without_tokenizer(), note="the library makes one without words"),
     _refused("without-words", build=without_tokenizer(settings=True), note="tokenizer_config.json alone"),
     _refused("encoder-as-sparse", kind="sparse", build=dense("bert"), note="a dense model in the sparse stage"),
-    _refused("colbert-as-reranker", kind="rerank", build=colbert("ColBERT"), note="late interaction"),
+    _refused("colbert-without-head", kind="rerank", build=colbert(), note="no projection of token vectors"),
 )  # fmt: skip
 """What is none of the three kinds, or cannot be loaded."""
 
-LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK, *REGISTERED, *REFUSED)
+LAYOUTS: tuple[Layout, ...] = (*dense_layouts.TABLE, *SPARSE, *RERANK, *LATE, *REGISTERED, *REFUSED)
 """Every layout."""
 
 BY_KEY: Mapping[str, Layout] = {layout.key: layout for layout in LAYOUTS}

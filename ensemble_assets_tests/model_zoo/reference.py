@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer, SparseEncoder
 
+from ensemble_assets.models.refused_layouts import has_many_vectors
 from ensemble_assets.models.spec import ModelSpec
 
 _FP32 = {"dtype": torch.float32}
 """Weights that are stored in half precision are computed with in fp32: the truth has no rounding of its own."""
+
+HALF = 0.0005
+"""How far half precision may move the product of two token vectors of length 1, on average over a query's tokens."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def truth_of(folder: Path, spec: ModelSpec, chunks: Sequence[str], queries: Sequ
         chunks: as the product's stage read them.
         queries: as the product's stage read them.
     """
+    if spec.kind == "rerank" and has_many_vectors(folder):
+        return _late_scores(MultiVectorEncoder(str(folder), device="cpu", model_kwargs=_FP32).float(), chunks, queries)
     kind = {"dense": SentenceTransformer, "sparse": SparseEncoder, "rerank": CrossEncoder}[spec.kind]
     model: Any = kind(str(folder), device="cpu", model_kwargs=_FP32).float()
     if spec.max_tokens and spec.max_tokens < (model.max_seq_length or np.inf):
@@ -66,6 +72,14 @@ def _vectors(model: Any, spec: ModelSpec, chunks: Sequence[str], queries: Sequen
     of_queries = model.encode_query(list(queries), convert_to_tensor=True, **options, **asked["query"])
     ranked = np.argsort(-np.asarray(model.similarity(of_queries, of_chunks)), axis=1, kind="stable").tolist()
     return Truth(of_chunks.numpy(), of_queries.numpy(), ranked if spec.kind == "dense" else [])
+
+
+def _late_scores(model: MultiVectorEncoder, chunks: Sequence[str], queries: Sequence[str]) -> Truth:
+    of_chunks, of_queries = model.encode_document(list(chunks)), model.encode_query(list(queries))
+    scores = model.similarity(of_queries, of_chunks).numpy()
+    compared = 1 if model.similarity_fn_name == "meanmaxsim" else max(map(len, of_queries))
+    longest = max(float(vectors.norm(dim=1).max()) for vectors in of_chunks + of_queries)
+    return Truth(logits=scores, scores=lambda: scores, noise=lambda: HALF * compared * longest**2)
 
 
 def _scores(model: Any, chunks: Sequence[str], queries: Sequence[str]) -> Truth:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
-from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime, states_alone
+from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime, States, states_alone
 from ensemble_assets.compute.backends.library.describe import (
     DIFFERS,
     NOT_CONVERTIBLE,
@@ -61,14 +61,15 @@ def choose_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
     splade = model.traits.body == "splade_max"
     tiled = splade and (model.ships or not refusal(model.asked, files, "tiled", runtime.cache_folder))
-    return LibraryFactory(model.spec, files, runtime, obstacle, model.traits, top_k, tiled=tiled)
+    states: States = "alone" if model.spec.pooling == "multi_vector" else ""
+    return LibraryFactory(model.spec, files, runtime, obstacle, model.traits, top_k, states=states, tiled=tiled)
 
 
 dense_factory = sparse_factory = choose_factory
 
 
 def rerank_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime) -> ForwardFactory:
-    """Make a factory for a reranker: a CrossEncoder, or the encoder whose token states are compared."""
+    """Make a factory for a reranker: a CrossEncoder, or an encoder whose token vectors or states are compared."""
     factory = choose_factory(spec, files, runtime)
     return states_alone(factory) if spec.pooling == "late_interaction" else factory
 

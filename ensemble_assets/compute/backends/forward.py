@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ensemble_assets.common.errors import ModelUnavailableError, failure_word
-from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.model_traits import MAXSIM, ModelTraits
 from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable
@@ -80,10 +80,10 @@ class OutputSpec:
         return table.token_numbers(rows) if self.per_token else rows
 
 
-def state_outputs(width: int) -> Mapping[str, OutputSpec]:
-    """Describe the outputs: ``state`` ``[width] int8`` and ``state_scale`` ``float32`` for every token of a text."""
+def state_outputs(width: int, kind: DTypeLike = "int8") -> Mapping[str, OutputSpec]:
+    """Describe the outputs: ``state`` ``[width]`` of ``kind`` and ``state_scale`` ``float32`` for every token."""
     return {
-        STATE: OutputSpec((width,), "int8", per_token=True),
+        STATE: OutputSpec((width,), kind, per_token=True),
         SCALE: OutputSpec((), "float32", per_token=True),
     }
 
@@ -187,7 +187,8 @@ class ForwardFactory:
             return {"logit": OutputSpec((), "float32")}
         if spec.kind == "sparse":
             return sparse_outputs(spec.dimension, self.top_k)
-        made = state_outputs(self.width) if self.states else {}
+        kind = "float16" if self.traits.similarity in MAXSIM else "int8"
+        made = state_outputs(self.width, kind) if self.states else {}
         if self.states == "alone":
             return made
         norm = {"norm": OutputSpec((), "float32")} if self.traits.similarity == "dot" else {}

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout
 from ensemble_assets.models.spec import Pooling
 
+MAXSIM = ("maxsim", "meanmaxsim")
+"""How ColBERT models compare the vectors of two texts' tokens: sum or mean of each query token's largest product."""
+
 
 @dataclass(frozen=True)
 class ModelTraits:
@@ -21,8 +24,9 @@ class ModelTraits:
         dimension: width of its vectors; for sparse models of its index space; 1 for rerankers.
         max_tokens: tokens that it reads of a text or pair; 0 without a limit.
         prompts: text in front of a query or document, by task; absent where there is none.
-        width: of the token states; 0 where its configuration does not say.
-        similarity: ``cosine``, ``dot``, ``euclidean`` or ``manhattan``: how its vectors are meant to be compared.
+        width: of the token states, or of a ColBERT model's vectors; 0 where its configuration does not say.
+        similarity: ``cosine``, ``dot``, ``euclidean``, ``manhattan`` or one of ``MAXSIM``: how its vectors are meant to
+            be compared.
         tokens: ``fast`` where the shared tokeniser gives the same rows as the model's own preprocessing.
         body: pooling word where the model is one transformer with that pooling (``mean``, ``cls``, ``last_token``), a
             masked language model with maximum pooling (``splade_max``), or a classifier with a linear head

@@ -3,6 +3,9 @@
 A state is divided by its length, since only directions are compared, and its largest component becomes 127. Multiplied
 by its scale, a token's bytes are a vector of length 1 again. Components are rounded to within 1/254 of the largest
 one, which moves a cosine by 0.001 on average (``docs/decisions/0025``).
+
+The vectors of ColBERT models are narrow, and made to be compared: they are kept in half precision, with the largest
+component as the scale (``docs/decisions/0032``).
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ from numpy.typing import NDArray
 STATE, SCALE = "state", "state_scale"
 
 SCALE_BYTES = 4
+
+LEFT_OUT = -1.0
+"""The scale of a token that is not compared, such as the punctuation of a document in ColBERT models."""
 
 _TOKENS_AT_ONCE = 256
 """Tokens turned at once: their intermediate arrays stay in a core's cache, which halves the time."""
@@ -40,7 +46,7 @@ def quantise(states: NDArray[np.float32], used: NDArray[np.bool_]) -> dict[str, 
     return {STATE: codes, SCALE: scales}
 
 
-def restored(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the vectors of length 1 that the bytes stand for, ``[tokens, width] float32``."""
+def restored(codes: NDArray[np.int8 | np.float16], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the vectors that these stand for, ``[tokens, width] float32``; those of bytes have length 1."""
     vectors: NDArray[np.float32] = codes.astype(np.float32) * scales[:, None]
     return vectors

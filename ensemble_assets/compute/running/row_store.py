@@ -27,6 +27,7 @@ from ensemble_assets.artefacts.array_files import map_new_array, save_array
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
+from ensemble_assets.compute.backends.model_traits import MAXSIM
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import Keys, row_keys
 from ensemble_assets.compute.tokens.token_tables import TokenTable, numbers_of_pieces
@@ -38,7 +39,7 @@ _IN_MEMORY_BYTES = 64 << 20
 """Larger outputs are read into a mapped file, whose pages the kernel can take back."""
 
 _SECRET, _SECRET_BYTES = "secret", 32
-_TOKENS_STORE = "tokens-"
+_TOKENS_STORE, _HEADS_STORE = "tokens-", "heads-"
 _OFFSETS = "offsets.npy"
 _FACTS = "shard.json"
 
@@ -106,7 +107,8 @@ def store_name(factory: ForwardFactory, lease: Lease, *, per_token: bool = False
     chosen = {name: spec for name, spec in factory.outputs.items() if spec.per_token == per_token}
     outputs = {name: (spec.shape, np.dtype(spec.dtype).str) for name, spec in chosen.items()}
     identity = repr((FORWARD_VERSION, factory.identity, kinds, outputs))
-    return per_token * _TOKENS_STORE + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    kind = _HEADS_STORE if factory.traits.similarity in MAXSIM else _TOKENS_STORE
+    return per_token * kind + hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
 def find_tokens(rows: Path, factory: ForwardFactory, lease: Lease) -> Callable[[TokenTable], TokenRows] | None:
@@ -123,8 +125,11 @@ def find_tokens(rows: Path, factory: ForwardFactory, lease: Lease) -> Callable[[
 
 
 def drop_others(folder: Path) -> None:
-    """Remove the stores of outputs per token beside ``folder``: another model or way of computing made them."""
-    for store in folder.parent.glob(f"{_TOKENS_STORE}*/.lock"):
+    """Remove the stores of outputs per token beside ``folder``: another model or way of computing made them.
+
+    Those of encoders and those of ColBERT models are apart, since a run may compare both.
+    """
+    for store in folder.parent.glob(f"{folder.name.partition('-')[0]}-*/.lock"):
         if store.parent != folder:
             with suppress(OSError, Timeout), FileLock(store, timeout=0):
                 shutil.rmtree(store.parent, ignore_errors=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.backends.model_traits import MAXSIM
 from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.batching.table_result import TokenOutputs
 from ensemble_assets.compute.tokens.token_tables import Template, numbers_of_pieces
@@ -23,11 +24,15 @@ class KeptStates:
     tokens, with weights if there are any: ColBERT's (Khattab and Zaharia, SIGIR 2020, arXiv 2004.12832) with the mean
     of squares in place of the sum. ``docs/decisions/0013`` has the reason for squares. Special tokens do not count. A
     chunk that was encoded in windows has the tokens of all of them.
+
+    A ColBERT model says itself how its vectors are compared: ``similarity`` is one of ``MAXSIM``, without squares and
+    weights, and all tokens count but those that are ``LEFT_OUT``.
     """
 
     states: TokenOutputs
     windows: Windows
     template: Template
+    similarity: str = "cosine"
 
     def scores(
         self,
@@ -59,7 +64,8 @@ class KeptStates:
         whole = np.minimum.reduceat(lengths, np.cumsum(counts) - counts) > 0
         if not whole.any() or not self.states.lengths[query_rows[0]]:
             return np.full(len(chunks), np.nan, np.float32)
-        asked = restored(*self._inner(query_rows))
+        codes, scales = self._inner(query_rows)
+        asked = restored(codes, scales)[~(scales < 0)]
         codes, scales = self._inner(rows[np.repeat(whole, counts)])
         # tokens of every chunk, without special ones
         inner = np.maximum(lengths - self.template.single_specials, 0)
@@ -70,8 +76,12 @@ class KeptStates:
             starts = (np.cumsum(sizes) - sizes)[filled]
             # scaling the products takes one pass less than scaling the states
             cosines = (asked @ codes.astype(np.float32).T) * scales
-            best = np.maximum(np.maximum.reduceat(cosines, starts, axis=1), 0.0)
-            scores[filled] = np.average(best * best, axis=0, weights=weights)
+            cosines[:, scales < 0] = -np.inf
+            best = np.maximum.reduceat(cosines, starts, axis=1)
+            if self.similarity not in MAXSIM:
+                best = np.square(np.maximum(best, 0.0))
+            made = np.average(best, axis=0, weights=weights) * (len(asked) if self.similarity == "maxsim" else 1)
+            scores[filled] = np.where(np.isneginf(made), 0.0, made)
         result = np.full(len(chunks), np.nan, np.float32)
         result[whole] = scores
         return result

@@ -143,6 +143,9 @@ class Template:
         return len(self.pair_before) + len(self.pair_between) + len(self.pair_after)
 
 
+NO_SPECIALS = Template((), (), (), (), (), second_segment=False)
+
+
 def single_table(bodies: TokenBodies, template: Template, max_tokens: int) -> TokenTable:
     """Put special tokens around every text and cut it on the right to ``max_tokens``.
 

@@ -16,6 +16,7 @@ from ensemble_assets.compute.backends.library.shipped import SHIPPED
 from ensemble_assets.compute.backends.model_traits import ModelTraits
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.refused_layouts import has_many_vectors
 from ensemble_assets.models.spec import POOLINGS, ModelSpec, PackageSource
 
 _FORMAT = 4
@@ -55,9 +56,11 @@ def describe(spec: ModelSpec, files: ModelFiles, cache_folder: Path | None) -> D
     sentence-transformers cannot load the model, if its batches differ from its own call, or if the files contradict
     the spec.
     """
-    if spec.pooling == "late_interaction":
-        spec = replace(spec, kind="dense", dimension=0)  # it runs an encoder
-    asked = replace(spec, dimension=0, pooling=POOLINGS[spec.kind][0], weight=1.0, share=0.0, windows=1)
+    own_head = spec.kind == "rerank" and has_many_vectors(files.folder)
+    if own_head or spec.pooling == "late_interaction":  # it runs an encoder
+        spec = replace(spec, kind="dense", dimension=0, pooling="multi_vector" if own_head else spec.pooling)
+    pooling = spec.pooling if own_head else POOLINGS[spec.kind][0]
+    asked = replace(spec, dimension=0, pooling=pooling, weight=1.0, share=0.0, windows=1)
     asked = replace(asked, share_beside_late=None, late_share=0.0)
     shipped = SHIPPED.get((files.fingerprint, spec.pooling)) if isinstance(spec.source, PackageSource) else None
     traits = shipped or _described(asked, files, cache_folder)

@@ -50,13 +50,19 @@ class LibraryFactory(ForwardFactory):
             ModelUnavailableError: if sentence-transformers cannot load the model.
             DeviceOutOfMemoryError: if the weights do not fit.
         """
-        from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseForward  # it imports this module
-
-        model = load_library_model(self.spec, self.files, self.runtime, device)
-        forward = (TiledSparseForward if self.tiled else LibraryForward)(model, self, device)
+        forward = self.around(load_library_model(self.spec, self.files, self.runtime, device), device)
         if device.startswith("cuda"):
             forward.warm_up()
         return forward
+
+    def around(self, model: LibraryModel, device: str) -> LibraryForward:
+        """Make the forward of a loaded model."""
+        from ensemble_assets.compute.backends.library.multi_vectors import MultiVectorForward  # they import this module
+        from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseForward
+
+        many = self.spec.pooling == "multi_vector"
+        kind = TiledSparseForward if self.tiled else MultiVectorForward if many else LibraryForward
+        return kind(model, self, device)
 
 
 @dataclass

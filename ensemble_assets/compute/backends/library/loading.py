@@ -22,9 +22,11 @@ from ensemble_assets.compute.backends.torch_runtime import (
 )
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
 from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.refused_layouts import json_fields, read_json
 from ensemble_assets.models.spec import ModelSpec, may_run_code
 
 _CLASSES = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "rerank": "CrossEncoder"}
+_MANY_VECTORS = "MultiVectorEncoder"
 _HEADS = ("classifier", "score")
 """Names of the classification head in transformers' models; it runs in fp32, since half-precision logits tie."""
 
@@ -49,7 +51,8 @@ def load_library_model(
     import sentence_transformers
 
     precision, may_run = resolve_precision(runtime.precision, device, files.folder), may_run_code(spec)
-    make = getattr(sentence_transformers, _CLASSES[spec.kind])
+    many = spec.pooling == "multi_vector"
+    make = getattr(sentence_transformers, _MANY_VECTORS if many else _CLASSES[spec.kind])
     try:
         with quiet_transformers(), _networks_loaded(empty) as missing:
             model: Any = make(
@@ -67,12 +70,15 @@ def load_library_model(
             ) from error
         line = str(error).partition("\n")[0].replace(str(files.folder), files.folder.name)
         raise ModelUnavailableError(
-            f"{spec.slug}: sentence-transformers cannot load it as a {spec.kind} model "
+            f"{spec.slug}: sentence-transformers cannot load it as a {_MANY_VECTORS if many else spec.kind + ' model'} "
             f"({type(error).__name__}: {line}). Choose another model or revision"
         ) from error
     if problem := _problem(model, spec, files, missing):
         raise ModelUnavailableError(f"{spec.slug}: {problem}")
-    if spec.max_tokens and (model.max_seq_length is None or spec.max_tokens < model.max_seq_length):
+    if many:  # queries keep their own length
+        limits = (spec.max_tokens, getattr(model[0], "document_length", None))
+        model[0].document_length = min(filter(None, limits), default=None)
+    elif spec.max_tokens and (model.max_seq_length is None or spec.max_tokens < model.max_seq_length):
         model.max_seq_length = spec.max_tokens
     model.eval().requires_grad_(False)
     _finish_in_fp32(model, precision)
@@ -94,11 +100,17 @@ def _problem(model: Any, spec: ModelSpec, files: ModelFiles, missing: list[str])
             f"its weights lack {needed[0]} and {len(needed) - 1} more that a {spec.kind} model needs. Choose a "
             "checkpoint made for this"
         )
-    coded = any(type(module).__name__ == "SparseAutoEncoder" for module in model.children())
-    if coded and not (files.folder / "modules.json").is_file():
+    made, modules = {type(module).__name__ for module in model.children()}, files.folder / "modules.json"
+    if "SparseAutoEncoder" in made and not modules.is_file():
         return (
             "its weights lack a masked language model's output layer, for which sentence-transformers puts a random "
             "one. Choose a checkpoint made for sparse vectors"
+        )
+    stanford = "HF_ColBERT" in str(json_fields(files.folder / "config.json").get("architectures"))
+    if spec.pooling == "multi_vector" and "Dense" in made and "Dense" not in str(read_json(modules)) and not stanford:
+        return (
+            "its weights lack the projection of its token vectors, for which sentence-transformers puts a random one. "
+            "Choose a checkpoint made for late interaction"
         )
     if spec.kind == "rerank" and model.num_labels != 1:
         return f"has {model.num_labels} labels; a reranker has one. Choose another model"

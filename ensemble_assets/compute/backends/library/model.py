@@ -26,6 +26,9 @@ Features = dict[str, Any]
 _TEXTS_AT_ONCE = 256
 """Texts of one ``preprocess`` call: its padded arrays stay under a few megabytes at 512 tokens a text."""
 
+EXPANSION = "query_expansion_positions"
+"""The feature that marks tokens which expand a query; they may be masked and be compared nevertheless."""
+
 _PROMPT_NAMES: Mapping[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """Names under which ``encode_query`` and ``encode_document`` look for a prompt, in order."""
 
@@ -34,7 +37,7 @@ class LibraryModel:
     """A sentence-transformers model on a device.
 
     Attributes:
-        model: ``SentenceTransformer``, ``SparseEncoder`` or ``CrossEncoder``.
+        model: ``SentenceTransformer``, ``SparseEncoder``, ``CrossEncoder`` or ``MultiVectorEncoder``.
         spec: kind, limits and prompts that were asked for.
         layouts: by task, known once rows of the task were made.
     """
@@ -49,6 +52,13 @@ class LibraryModel:
         """Tokens that the model reads of a text, special tokens included; 0 without a limit."""
         limit = self.model.max_seq_length
         return int(limit) if limit is not None and np.isfinite(limit) else 0
+
+    def limit(self, task: str) -> int:
+        """Tokens that the model reads of a text of a task; 0 without a limit."""
+        first: Any = self.model[0]
+        expansion: Any = (getattr(first, "query_expansion", None) if task == "query" else None) or {}
+        own = expansion["length"] if expansion.get("strategy") == "fixed" else getattr(first, f"{task}_length", None)
+        return own or self.max_tokens
 
     def own_prompt(self, task: str) -> str | None:
         """The spec's text in front of a task's texts; None where the model's files decide."""
@@ -98,10 +108,10 @@ class LibraryModel:
             outputs["sentence_embedding"] = select_max_active_dims(outputs["sentence_embedding"], kept)
         return outputs
 
-    def _preprocess(self, texts: Sequence[Any], task: Task, **words: Any) -> Features:
+    def _preprocess(self, texts: Sequence[Any], task: Task | None, **words: Any) -> Features:
         if self.spec.kind != "rerank":
             words["task"] = task
-        features: Features = self.model.preprocess(list(texts), prompt=self.prompt(task), **words)
+        features: Features = self.model.preprocess(list(texts), prompt=self.prompt(task or "query"), **words)
         return features
 
     def _block(self, texts: Sequence[Any], task: Task) -> TokenTable:
@@ -110,17 +120,21 @@ class LibraryModel:
         arrays, lengths = _flat_rows(self.spec.slug, features)
         if task not in self.layouts:
             self.layouts[task] = self._layout(features, task)
-        lost = np.zeros(len(texts), np.int64)
-        full = np.flatnonzero((lengths >= self.max_tokens) & (bool(self.max_tokens) and not bag))
+        lost, read, limit = np.zeros(len(texts), np.int64), lengths, self.limit(task)
+        if (expansion := features.get(EXPANSION)) is not None:
+            read = lengths - expansion.sum(dim=1).numpy()
+        full = np.flatnonzero(read >= limit) if limit and not bag else np.empty(0, np.int64)
         if len(full):
             whole = [texts[row] for row in full.tolist()]
+            as_task = None if expansion is not None else task  # else all rows would be of a fixed width
+            options = {"truncation": False, **({} if limit == self.max_tokens else {"max_length": None})}
             with quiet_transformers():
-                uncut = self._preprocess(whole, task, processing_kwargs={"text": {"truncation": False}})
+                uncut = self._preprocess(whole, as_task, processing_kwargs={"text": options})
             if "attention_mask" in uncut:
-                lost[full] = np.maximum(uncut["attention_mask"].sum(dim=1).numpy() - lengths[full], 0)
+                lost[full] = np.maximum(uncut["attention_mask"].sum(dim=1).numpy() - read[full], 0)
         ids = arrays.pop("input_ids")
         # arrays that the rows' lengths say already are left out
-        plain = {"attention_mask": 1, "token_type_ids": 0}
+        plain = {"attention_mask": 1, "token_type_ids": 0, EXPANSION: 0}
         arrays = {name: values for name, values in arrays.items() if (values != plain.get(name)).any()}
         return TokenTable(ids, np.append(0, np.cumsum(lengths)), lost > 0, arrays=arrays, lost=lost)
 
@@ -132,10 +146,10 @@ class LibraryModel:
             return FeatureLayout({"input_ids": 0}, constants, bag=True)
         long = "a b c d e f g h"
         sample = self._preprocess([("a", "a"), ("a", long)] if self.spec.kind == "rerank" else ["a", long], task)
-        mask = sample["attention_mask"][0].bool()
+        mask = used_positions(sample)[0]
         aligned = [name for name in names if sample[name].shape == sample["attention_mask"].shape]
         pads = {name: int(sample[name][0][~mask][0]) if not mask.all() else 0 for name in aligned}
-        pads |= {name: 0 for name in names if name not in aligned}
+        pads |= {name: 0 for name in names if name not in aligned or name == EXPANSION}
         return FeatureLayout(pads, constants, left=not mask.all() and not bool(mask[0]))
 
 
@@ -153,12 +167,18 @@ def _flat_rows(slug: str, features: Features) -> tuple[dict[str, NDArray[np.int3
             f"{slug}: its inputs are not one number per token ({', '.join(tensors)}), which this program does not "
             "batch. Choose another model"
         )
-    used = mask.bool().numpy()
+    used: Any = used_positions(features).numpy()
     # a row runs from its first to its last real token; a model may mask tokens in between
     first, last = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
     columns = np.arange(used.shape[1])
     inside = (columns >= first[:, None]) & (columns < last[:, None]) & used.any(axis=1)[:, None]
     return {name: value.numpy()[inside].astype(np.int32) for name, value in tensors.items()}, inside.sum(axis=1)
+
+
+def used_positions(features: Features) -> torch.Tensor:
+    """Tell the places of a padded batch that have a vector: tokens, and those that expand a query (ColBERT)."""
+    mask: torch.Tensor = features["attention_mask"].bool()
+    return mask.logical_or(features[EXPANSION].bool()) if EXPANSION in features else mask
 
 
 def split_by_task(table: TokenTable, batch: Batch) -> Iterator[tuple[Task, NDArray[np.int64]]]:

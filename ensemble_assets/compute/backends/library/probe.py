@@ -6,6 +6,7 @@ other vectors or scores without a word.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import ModelUnavailableError, SettingsError, StageError
 from ensemble_assets.compute.backends.forward import SMALLEST_NORM, Forward, Precision, Runtime
 from ensemble_assets.compute.backends.library.bodies import body_of
-from ensemble_assets.compute.backends.library.forward import LibraryFactory, LibraryForward
+from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import LibraryModel
-from ensemble_assets.compute.backends.model_traits import ModelTraits
+from ensemble_assets.compute.backends.model_traits import MAXSIM, ModelTraits
+from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import (
     TASKS,
@@ -72,12 +74,13 @@ class Probe:
     Attributes:
         precision: number format of the library's results.
         table: rows of documents, then of queries; of every query with every document for a reranker.
-        expected: ``[n, dimension]`` vectors or weights, or ``[n]`` scores.
+        expected: ``[n, dimension]`` vectors or weights, or ``[n]`` scores; of a ColBERT model those of all tokens.
     """
 
     def __init__(self, model: LibraryModel, precision: Precision) -> None:
         self.spec = model.spec
         self.precision = precision
+        self.many = model.spec.pooling == "multi_vector"
         if self.spec.kind == "rerank":
             self.pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
             self.table = model.rows(self.pairs, "document")
@@ -97,19 +100,23 @@ class Probe:
             own = model.own_prompt(task)
             encode = getattr(model.model, f"encode_{task}")
             vectors = encode(list(texts), **({} if own is None else {"prompt": own}), **words)
-            made.append(torch.as_tensor(vectors).float().cpu().numpy())
+            joined = torch.cat(vectors) if self.many else torch.as_tensor(vectors)
+            made.append(joined.float().cpu().numpy())
         return np.concatenate(made)
 
     def judge(self, forward: Forward) -> tuple[bool, float]:
         """Run a forward in batches of mixed lengths; return whether it gives the library's results, and how far off.
 
         The distance is the largest difference of a component, of a weight by the largest one if that is above 1, or of
-        a score by the scores' spread.
+        a score by the scores' spread. What rounding to half precision does to token vectors does not count.
         """
         results, target = self._run(forward), self.expected
-        if self.spec.kind == "dense":
+        if len(results) != len(target):  # other tokens are compared
+            return False, float("inf")
+        if self.spec.kind == "dense" and not self.many:
             target = target / np.maximum(np.linalg.norm(target, axis=1, keepdims=True), SMALLEST_NORM)
-        off = float(np.abs(results - target).max())
+        rounding = np.abs(results) / 2048 if self.many else 0.0
+        off = max(0.0, float((np.abs(results - target) - rounding).max()))
         if self.spec.kind == "sparse":
             off /= max(1.0, float(target.max()))
         elif self.spec.kind == "rerank":
@@ -124,13 +131,19 @@ class Probe:
     def _run(self, forward: Forward) -> NDArray[np.float32]:
         table = self.table
         order = np.argsort(table.lengths, kind="stable")
-        name = {"dense": "vector", "sparse": "weight", "rerank": "logit"}[self.spec.kind]
         made: dict[int, NDArray[Any]] = {}
         # the shortest beside the longest, so that padding is heavy, and few rows as long as those
         for rows in (order[[0, -1]], order[[1, -2]], order[2:-2]):
             batch = Batch(rows, int(table.lengths[rows].max()))
-            made.update(zip(rows.tolist(), forward(table, batch)[name], strict=True))
-        return np.stack([made[row] for row in range(len(table))]).astype(np.float32)
+            made.update(zip(rows.tolist(), self._by_row(forward(table, batch), table.lengths[rows]), strict=True))
+        join = np.concatenate if self.many else np.stack
+        return join([made[row] for row in range(len(table))]).astype(np.float32)
+
+    def _by_row(self, outputs: Mapping[str, NDArray[Any]], lengths: NDArray[np.int64]) -> list[NDArray[Any]]:
+        if not self.many:
+            return list(outputs[{"dense": "vector", "sparse": "weight", "rerank": "logit"}[self.spec.kind]])
+        tokens = zip(*(np.split(outputs[name], np.cumsum(lengths)[:-1]) for name in (STATE, SCALE)), strict=True)
+        return [restored(codes, scales)[scales >= 0] for codes, scales in tokens]
 
 
 @lru_cache(maxsize=1)
@@ -158,16 +171,16 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
         ) from error
     traits = ModelTraits(
         dimension=probe.expected.shape[1] if probe.expected.ndim > 1 else 1,
-        max_tokens=model.max_tokens,
+        max_tokens=model.limit("document") if probe.many else model.max_tokens,
         prompts={task: prompt for task in TASKS if (prompt := model.prompt(task)) is not None},
-        width=_width(model),
+        width=probe.expected.shape[1] if probe.many else _width(model),
         similarity=_similarity(model, probe),
         body=body_of(model),
         layouts=dict(model.layouts),
-        tokens="fast" if _fast_tokens_agree(files, model) else "library",
+        tokens="fast" if not probe.many and _fast_tokens_agree(files, model) else "library",
     )
     factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, runtime, traits=traits)
-    forward = LibraryForward(model, factory, "cpu")
+    forward = factory.around(model, "cpu")
     otherwise = "Report this model, and choose another one meanwhile"
     try:
         agrees, difference = probe.judge(forward)
@@ -185,6 +198,8 @@ def _similarity(model: LibraryModel, probe: Probe) -> str:
     """The comparison that the model's files name; ``cosine`` where that puts vectors in the same order."""
     name = str(getattr(model.model, "similarity_fn_name", None) or "cosine")
     unit = np.allclose(np.linalg.norm(probe.expected, axis=-1), 1.0, atol=FP32_TOLERANCE)
+    if name in MAXSIM:
+        return name
     return "cosine" if unit and name != "manhattan" else "dot" if name == "dot_product" else name
 
 

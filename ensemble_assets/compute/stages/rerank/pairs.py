@@ -21,7 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.compute.backends.forward import ForwardFactory
-from ensemble_assets.compute.backends.token_states import SCALE_BYTES
+from ensemble_assets.compute.backends.model_traits import MAXSIM
+from ensemble_assets.compute.backends.token_states import SCALE_BYTES, STATE
 from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult, merge_results
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.encoder_input import encoder_input
@@ -29,6 +30,7 @@ from ensemble_assets.compute.stages.held_model import HeldModel
 from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.stages.rerank.token_weights import weights_of_queries
 from ensemble_assets.compute.tokens.token_tables import (
+    NO_SPECIALS,
     TokenBodies,
     TokenTable,
     pair_lengths,
@@ -53,6 +55,9 @@ class Pairs:
     queries: pl.DataFrame
     weights: NDArray[np.float32] | None = None
 
+
+_BYTES_A_TOKEN = 3
+"""Of a text, where only a model's own preprocessing makes tokens: few, so that too many states are expected."""
 
 _STATES_AT_ONCE = 768 * 2**20
 """Most bytes of token states that are made before they are compared: 8,000 chunks of 240 tokens of width 384."""
@@ -168,18 +173,24 @@ def late_rows(pairs: Pairs, factory: ForwardFactory, files: ModelFiles, context:
     A chunk adds its tokens to the work of the best-ranked pair that it is in. It is encoded again in a later slice only
     where rows are not stored.
     """
-    spec, vocabulary = factory.spec, load_vocabulary(files)
+    spec = factory.spec
     ranks, chunks = pairs.head["rank"].to_numpy(), pairs.head["row"].to_numpy().astype(np.int64)
-    prefix = spec.document_prefix or ""
-    bodies = context.tokens.bodies(pairs.chunks, vocabulary, spec.chunk_tokens, prefix, rows=chunks)
-    tokens = np.minimum(bodies.full_lengths, spec.chunk_tokens)
+    if factory.traits.tokens == "library":  # counted when they are encoded
+        tokens = pairs.chunks.gather(chunks).str.len_bytes().cast(pl.Int64).to_numpy() // _BYTES_A_TOKEN
+    else:
+        prefix = spec.document_prefix or ""
+        tokens = context.tokens.bodies(
+            pairs.chunks, load_vocabulary(files), spec.chunk_tokens, prefix, rows=chunks
+        ).full_lengths
+    tokens = np.minimum(tokens, spec.chunk_tokens or tokens)
     best_first = np.argsort(ranks, kind="stable")
     first = best_first[np.unique(chunks[best_first], return_index=True)[1]]
     every, none = np.arange(len(ranks)), np.zeros(len(ranks), np.int64)
 
     def run(held: HeldModel, chosen: NDArray[np.int64]) -> RowScores:
         queries = pairs.head["public_id"].gather(chosen).rle_id().to_numpy()  # pairs come query by query
-        group = np.cumsum(tokens[chosen] * (factory.width + SCALE_BYTES)) // _STATES_AT_ONCE
+        size = factory.width * np.dtype(factory.outputs[STATE].dtype).itemsize + SCALE_BYTES
+        group = np.cumsum(tokens[chosen] * size) // _STATES_AT_ONCE
         group = group[np.searchsorted(queries, queries)]  # a query's pairs together
         parts = np.split(chosen, np.flatnonzero(np.diff(group)) + 1)
         made = [_scored_apart(replace(pairs, head=pairs.head[part]), factory, files, context, held) for part in parts]
@@ -194,7 +205,7 @@ def late_rows(pairs: Pairs, factory: ForwardFactory, files: ModelFiles, context:
 
     lengths = none.copy()
     lengths[first] = tokens[first]
-    return PairRows(ranks, Windows(TokenBodies(bodies.ids, none, none, 1), every, none), lengths, run)
+    return PairRows(ranks, Windows(TokenBodies(np.empty(0, np.int32), none, none, 1), every, none), lengths, run)
 
 
 def _scored_apart(
@@ -206,9 +217,10 @@ def _scored_apart(
     work = encoder_input(pairs.chunks, texts, factory, files, context.tokens, rows=chunk_rows)
     result = held.run(work.table)
     assert result.by_token is not None
-    template = load_vocabulary(files).template
+    similarity = factory.traits.similarity
+    template = NO_SPECIALS if similarity in MAXSIM else load_vocabulary(files).template
     weights = None if pairs.weights is None else weights_of_queries(pairs.weights, work, template)
-    states = KeptStates(result.by_token, work.windows, template)
+    states = KeptStates(result.by_token, work.windows, template, similarity)
     scores = states.scores(query_of, chunk_of.astype(np.int64), weights)
     failed: dict[int, str] = {}
     for pair in np.flatnonzero(~np.isfinite(scores)).tolist():

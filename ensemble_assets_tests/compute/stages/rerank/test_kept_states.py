@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec, state_outputs
-from ensemble_assets.compute.backends.token_states import SCALE, STATE, quantise, restored
+from ensemble_assets.compute.backends.model_traits import MAXSIM, ModelTraits
+from ensemble_assets.compute.backends.token_states import LEFT_OUT, SCALE, STATE, quantise, restored
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.row_store import find_tokens
 from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.kept_states import KeptStates
-from ensemble_assets.compute.tokens.token_tables import Template, TokenBodies
+from ensemble_assets.compute.tokens.token_tables import NO_SPECIALS, Template, TokenBodies
 from ensemble_assets.compute.tokens.windows import Windows
 from ensemble_assets_tests.compute.running.doubles import IDS, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
@@ -35,7 +36,8 @@ class StatesOfIds(PlainFactory):
 
     identity = "states of ids"
 
-    def __init__(self, *, vectors: bool = False, bad: int = -1, broken: int = -1) -> None:
+    def __init__(self, *, vectors: bool = False, bad: int = -1, broken: int = -1, left_out: int = -1) -> None:
+        self.left_out = left_out
         self.outputs = dict(state_outputs(WIDTH)) | ({"vector": OutputSpec((2,), "float32")} if vectors else {})
         self.bad, self.broken = bad, broken
         self.rows = 0
@@ -55,6 +57,7 @@ class StatesOfIds(PlainFactory):
         states[ids == self.bad] = np.nan
         used = np.arange(batch.longest) < table.lengths[batch.rows][:, None]
         made = quantise(states, used)
+        made[SCALE][ids[used] == self.left_out] = LEFT_OUT
         if "vector" in self.outputs:
             made["vector"] = np.stack([ids.sum(axis=1), table.lengths[batch.rows]], axis=1).astype(np.float32)
         return {name: made[name] for name in self.outputs}
@@ -69,12 +72,12 @@ def enclosed(texts: list[list[int]]) -> list[list[int]]:
     return [[OPEN, *text, CLOSE] for text in texts]
 
 
-def kept(result: TableResult, counts: list[int]) -> KeptStates:
+def kept(result: TableResult, counts: list[int], template: Template = BERT, similarity: str = "cosine") -> KeptStates:
     """States of chunks that have ``counts`` windows each, and of queries in the rest of the table."""
     windows = int(sum(counts))
     first = (np.cumsum(counts) - counts).astype(np.int64)
     bodies = TokenBodies(np.zeros(0, np.int32), np.zeros(windows, np.int64), np.zeros(windows, np.int64), 1)
-    return KeptStates(result.by_token, Windows(bodies, first, np.zeros(len(counts), np.int64)), BERT)
+    return KeptStates(result.by_token, Windows(bodies, first, np.zeros(len(counts), np.int64)), template, similarity)
 
 
 def definition(query: list[int], chunk: list[int], weights: list[float] | None = None) -> float:
@@ -118,6 +121,32 @@ def test_scores_in_blocks_are_those_of_loops_over_all_pairs(tmp_path_factory, ch
     # a component is rounded by at most 1/254 of the largest one: 16 components move a cosine by less than 0.016
     np.testing.assert_allclose(scores, expected, atol=0.032)
     assert np.abs(scores - expected).mean() < 0.006
+
+
+@pytest.mark.parametrize("similarity", MAXSIM)
+def test_a_colbert_model_has_no_squares_and_compares_special_tokens_but_none_that_are_left_out(similarity):
+    left_out = 9
+    texts = [[7, 8, 9], [20, 21], [9, 9], [10, 9, 11], [30]]
+    result = run(texts, StatesOfIds(left_out=left_out))
+    found = kept(result, [2, 1], NO_SPECIALS, similarity).scores(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    units = VECTORS.astype(np.float64) / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    chunk, queries = [7, 8, 20, 21], [[10, 11], [30]]
+    expected = [(units[query] @ units[chunk].T).max(axis=1).sum() for query in queries]
+    if similarity == "meanmaxsim":
+        expected[0] /= 2
+    np.testing.assert_allclose(found, [expected[0], 0.0, expected[1], 0.0], atol=0.02)  # nothing is left of a chunk
+
+
+def test_states_of_an_encoder_and_of_a_colbert_model_stay_side_by_side(tmp_path):
+    rows, encoder, colbert = enclosed([[7, 8], [9]]), StatesOfIds(), StatesOfIds()
+    colbert.identity, colbert.traits = "vectors of ids", ModelTraits(similarity="maxsim")
+    for factory in (encoder, colbert, encoder, colbert):
+        run(rows, factory, tmp_path)
+    assert (encoder.rows, colbert.rows) == (2, 2)
+    other = StatesOfIds()
+    other.identity, other.traits = "another head", colbert.traits
+    run(rows, other, tmp_path)
+    assert len(list(tmp_path.glob("heads-*"))) == len(list(tmp_path.glob("tokens-*"))) == 1
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 700), st.integers(2, 20))
