@@ -28,7 +28,10 @@ WeightsFormat = Literal["safetensors", "pickle"]
 _READ_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.py")
 """Files that sentence-transformers and transformers read, in any folder of a repository; ``*`` matches ``/`` too."""
 
-_PICKLED = ("pytorch_model*.bin", "*/pytorch_model*.bin")
+HEAD = "colbert_linear.pt"
+"""A linear layer over an encoder's token states, for late interaction (bge-m3); pickled, too."""
+
+_PICKLED = ("pytorch_model*.bin", "*/pytorch_model*.bin", HEAD)
 """Older weights. ``torch.load(weights_only=True)`` reads them, which runs no code of the file."""
 
 _OTHER_BACKENDS = ("onnx", "openvino")
@@ -56,12 +59,14 @@ class ModelFiles:
         revision: commit hash, package version, or ``"local"``.
         fingerprint: 16 hex digits over every file that the libraries read; changes when the output could change.
         weights: ``safetensors``, or ``pickle`` where the model is published in nothing else.
+        head: whether ``HEAD`` is there and may be read.
     """
 
     folder: Path
     revision: str
     fingerprint: str
     weights: WeightsFormat = "safetensors"
+    head: bool = False
 
 
 def locate(spec: ModelSpec, cache_folder: Path | None = None, *, safetensors_only: bool = False) -> ModelFiles:
@@ -89,7 +94,8 @@ def locate(spec: ModelSpec, cache_folder: Path | None = None, *, safetensors_onl
         raise ModelUnavailableError(
             f"{spec.slug}: has no tokenizer among its files here. Fetch the model again, or add them"
         )
-    return ModelFiles(folder, revision, _fingerprint(folder), weights)
+    head = (folder / HEAD).is_file() and not safetensors_only
+    return ModelFiles(folder, revision, _fingerprint(folder, head), weights, head)
 
 
 def _packed(spec: ModelSpec, source: PackedSource, cache_folder: Path | None) -> ModelFiles:
@@ -161,7 +167,7 @@ def _from_hub(spec: ModelSpec, pickled: tuple[str, ...]) -> tuple[Path, str]:
         if _weights_format(cached) is None and (other := other_weights(_names(cached))):
             state = f"is in the local Hugging Face cache with weights as {other} only"
     try:
-        folder = _snapshot(source, list(_READ_PATTERNS), local_files_only=False)
+        folder = _snapshot(source, [*_READ_PATTERNS, *(pickled and [HEAD])], local_files_only=False)
         if _weights_format(folder) is None:
             if not pickled:
                 return folder, folder.name  # refused where it is asked for
@@ -299,15 +305,15 @@ def _files(folder: Path) -> Iterator[Path]:
     """Yield the files of a model that the libraries read, sorted, and pickled weights."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        read = any(inside.match(pattern) for pattern in (*_READ_PATTERNS, "pytorch_model*.bin"))
+        read = any(inside.match(pattern) for pattern in (*_READ_PATTERNS, *_PICKLED))
         if read and inside.parts[0] not in (*_OTHER_BACKENDS, *_OWN_RECORDS) and path.is_file():
             yield path
 
 
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(folder: Path, head: bool) -> str:
     """Hash names and contents. Pickled weights beside safetensors are not read, so they do not count."""
     pickled = _weights_format(folder) == "pickle"
-    read = [path for path in _files(folder) if pickled or path.suffix != ".bin"]
+    read = [path for path in _files(folder) if (pickled or path.suffix != ".bin") and (head or path.name != HEAD)]
     return _hashed(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in read))
 
 

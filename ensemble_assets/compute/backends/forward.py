@@ -197,7 +197,7 @@ class ForwardFactory:
     @property
     def width(self) -> int:
         """Width of the token states; 0 where the model's files do not say."""
-        return self.traits.width
+        return self.traits.head or self.traits.width
 
     def prepare(self) -> None:
         """Have the kernel read the weights into its cache; whoever unpickled this has imported its backend."""

@@ -32,6 +32,7 @@ class ModelTraits:
             masked language model with maximum pooling (``splade_max``), or a classifier with a linear head
             (``cross_encoder``); None where other modules take part. Only such a model has fast backends.
         layouts: features by task.
+        head: width of its token states after a linear layer that is theirs alone (bge-m3); 0 without one.
         largest_difference: of this program's batches from the library's own call, for the record.
     """
 
@@ -44,11 +45,17 @@ class ModelTraits:
     body: Pooling | None = None
     layouts: Mapping[str, FeatureLayout] = field(default_factory=dict)
     largest_difference: float = 0.0
+    head: int = 0
 
     @property
     def by_task(self) -> bool:
         """Whether queries and documents may differ in more than their tokens: networks, or constants of pooling."""
         return self.body is None
+
+    @property
+    def compared(self) -> str:
+        """How token vectors of two texts are compared: one of ``MAXSIM``, or another word without a head for that."""
+        return "meanmaxsim" if self.head else self.similarity
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ModelTraits:

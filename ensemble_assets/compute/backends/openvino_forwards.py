@@ -24,6 +24,7 @@ from ensemble_assets.compute.backends.forward import (
     failure_of_batch,
 )
 from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS, graph_for, import_openvino
+from ensemble_assets.compute.backends.token_head import load_head
 from ensemble_assets.compute.backends.token_states import quantise
 from ensemble_assets.compute.splade_head.head import SparseHead
 from ensemble_assets.compute.tokens.padded_arrays import padded_arrays
@@ -116,7 +117,8 @@ class OpenVinoForward:
             norms: Any = np.sqrt(np.einsum("ni,ni->n", vectors, vectors, dtype=np.float32))
             made = {"vector": vectors / np.maximum(norms, SMALLEST_NORM)[:, None], "norm": norms}
         if factory.states:
-            made |= quantise(states, mask > 0)
+            head = load_head(factory.files)
+            made |= quantise(states if head is None else states @ head[0].T + head[1], mask > 0)
         return {name: made[name] for name in factory.outputs}
 
 

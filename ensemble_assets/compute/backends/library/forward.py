@@ -17,6 +17,7 @@ from ensemble_assets.compute.backends.library.attention import fit_to_gpu
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import Features, LibraryModel, Task, split_by_task
 from ensemble_assets.compute.backends.library.packed_rows import Packing, pack_rows
+from ensemble_assets.compute.backends.token_head import load_head
 from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.backends.torch_runtime import is_out_of_memory, kernels, resolve_precision
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
@@ -119,6 +120,8 @@ class LibraryForward:
         self._model = model
         self._factory = factory
         self._device = device
+        head = load_head(factory.files) if factory.states else None
+        self._token_head = head and tuple(torch.from_numpy(values).to(device) for values in head)
         model.layouts.update(factory.traits.layouts)
         self.packing: Packing = pack_rows(model, device) if factory.runtime.packed else "off"
         if device.startswith("cuda"):
@@ -188,7 +191,7 @@ class LibraryForward:
             return {"logit": features["scores"].float().flatten()}
         if factory.spec.kind == "sparse":
             return largest_weights(features["sentence_embedding"].float(), factory.top_k)
-        return _encoded(features, factory)
+        return _encoded(features, factory, self._token_head)
 
     def warm_up(self) -> None:
         """Run a text alone, then two of different lengths, so that most kernels of a GPU are loaded."""
@@ -203,7 +206,9 @@ class LibraryForward:
         self._model.model.to(device="meta")
 
 
-def _encoded(features: Features, factory: LibraryFactory) -> dict[str, torch.Tensor]:
+def _encoded(
+    features: Features, factory: LibraryFactory, head: tuple[torch.Tensor, ...] | None = None
+) -> dict[str, torch.Tensor]:
     """Make vectors, cut to the wanted width and divided by their norm in fp32, bytes of token states, or both."""
     made: dict[str, torch.Tensor] = {}
     if factory.states != "alone":
@@ -212,6 +217,8 @@ def _encoded(features: Features, factory: LibraryFactory) -> dict[str, torch.Ten
         made = {"vector": vectors / norms.clamp(min=SMALLEST_NORM).unsqueeze(1), "norm": norms}
     if factory.states:  # as ``token_states.quantise`` makes them on the host
         states = features["token_embeddings"][features["attention_mask"].bool()].float()
+        if head is not None:
+            states = torch.nn.functional.linear(states, *head)
         largest = states.abs().amax(dim=1, keepdim=True)
         codes = (states * (127 / largest)).round()
         scales = torch.where(largest[:, 0] == 0, 0.0, 1 / codes.norm(dim=1))

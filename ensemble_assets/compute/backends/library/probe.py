@@ -22,6 +22,7 @@ from ensemble_assets.compute.backends.library.forward import LibraryFactory
 from ensemble_assets.compute.backends.library.loading import load_library_model
 from ensemble_assets.compute.backends.library.model import LibraryModel
 from ensemble_assets.compute.backends.model_traits import MAXSIM, ModelTraits
+from ensemble_assets.compute.backends.token_head import load_head
 from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
 from ensemble_assets.compute.tokens.token_tables import (
@@ -177,6 +178,7 @@ def probe_model(spec: ModelSpec, files: ModelFiles) -> tuple[ModelTraits, Probe]
         similarity=_similarity(model, probe),
         body=body_of(model),
         layouts=dict(model.layouts),
+        head=0 if (head := load_head(files)) is None else len(head[1]),
         tokens="fast" if not probe.many and _fast_tokens_agree(files, model) else "library",
     )
     factory = LibraryFactory(replace(spec, dimension=traits.dimension), files, runtime, traits=traits)

@@ -54,7 +54,8 @@ class LateInteraction:
 class LateScores:
     """Scores of pairs: ``[n_pairs] float32``, NaN for every pair of a query in ``failed``, which says why.
 
-    Without any scores ``reason`` says why, a fixed word. ``seconds`` are the whole part's.
+    Without any scores ``reason`` says why, a fixed word. ``seconds`` are the whole part's, ``weighed_by`` is what the
+    weights were.
     """
 
     scores: NDArray[np.float32] | None = None
@@ -62,6 +63,7 @@ class LateScores:
     reason: str = ""
     record: StageRecord | None = None
     seconds: float = 0.0
+    weighed_by: str = ""
 
     def report(self, context: ComputeContext, late: LateInteraction | None, outcome: pl.DataFrame) -> None:
         """Report queries that late interaction did not score but the reranker did; the others are reported anyway."""
@@ -82,7 +84,7 @@ class LateScores:
             "model": late.spec.slug,
             "share": late.share,
             "states": late.states,
-            "weighed_by": late.weighed_by,
+            "weighed_by": self.weighed_by,
             "queries": queries - sum(reasons.values()),
             "fallback_reasons": reasons,
             "pairs_scored": record.items if record else 0,
@@ -94,7 +96,7 @@ class LateScores:
 
 
 def with_weights(late: LateInteraction, context: ComputeContext) -> LateInteraction:
-    """Make the weights of queries' tokens, once for all questions.
+    """Make the weights of queries' tokens, once for all questions; a model's own head goes without.
 
     Raises:
         ModelUnavailableError: if the model cannot be found.
@@ -102,7 +104,10 @@ def with_weights(late: LateInteraction, context: ComputeContext) -> LateInteract
     if late.weights is not None or not late.weighed_by:
         return late
     files = context.locate(late.spec)
-    spec, vocabulary = late.make_factory(late.spec, files, context.runtime).spec, load_vocabulary(files)
+    factory = late.make_factory(late.spec, files, context.runtime)
+    if factory.traits.head:  # whose vectors are compared without weights
+        return replace(late, weighed_by="")
+    spec, vocabulary = factory.spec, load_vocabulary(files)
     bodies = context.tokens.bodies(late.chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "")
     return replace(late, weights=token_weights(bodies, spec.chunk_tokens, vocabulary.size))
 
@@ -115,10 +120,11 @@ def try_late_scores(
         return LateScores(reason=late.off)
     started = context.clock()
     try:
-        weights = with_weights(late, context).weights
-        pairs, limit = Pairs(head, late.chunks, queries, weights), TimeLimit(NO_LIMIT, started, context.clock)
+        late = with_weights(late, context)
+        pairs, limit = Pairs(head, late.chunks, queries, late.weights), TimeLimit(NO_LIMIT, started, context.clock)
         scored = score_pairs(pairs, late.spec, context, lambda *model: states_alone(late.make_factory(*model)), limit)
     except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
         return LateScores(reason=reason_of(error), seconds=context.clock() - started)
     record = replace(scored.record, items=int(np.isfinite(scored.logits).sum()))
-    return LateScores(scored.logits, scored.failed, record=record, seconds=context.clock() - started)
+    seconds = context.clock() - started
+    return LateScores(scored.logits, scored.failed, record=record, seconds=seconds, weighed_by=late.weighed_by)

@@ -217,10 +217,12 @@ def _scored_apart(
     work = encoder_input(pairs.chunks, texts, factory, files, context.tokens, rows=chunk_rows)
     result = held.run(work.table)
     assert result.by_token is not None
-    similarity = factory.traits.similarity
-    template = NO_SPECIALS if similarity in MAXSIM else load_vocabulary(files).template
+    traits = factory.traits
+    template = NO_SPECIALS if traits.similarity in MAXSIM else load_vocabulary(files).template
+    if traits.head:  # which is applied to all tokens but the first
+        template = replace(template, single_after=())
     weights = None if pairs.weights is None else weights_of_queries(pairs.weights, work, template)
-    states = KeptStates(result.by_token, work.windows, template, similarity)
+    states = KeptStates(result.by_token, work.windows, template, traits.compared)
     scores = states.scores(query_of, chunk_of.astype(np.int64), weights)
     failed: dict[int, str] = {}
     for pair in np.flatnonzero(~np.isfinite(scores)).tolist():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.frame_schemas import CANDIDATES
@@ -19,12 +21,13 @@ from ensemble_assets.compute.running.run_table import in_process_runner
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.rerank import pairs as pairs_of
 from ensemble_assets.compute.stages.rerank.depth import Allowance
+from ensemble_assets.compute.stages.rerank.late_interaction import LateInteraction, try_late_scores
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, RerankResult, rerank_candidates
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
-from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.model_files import HEAD, locate
 from ensemble_assets.models.registry import MODELS
 from ensemble_assets.models.spec import ModelSpec
-from ensemble_assets_tests.compute.backends.checkpoints import checkpoint
+from ensemble_assets_tests.compute.backends.checkpoints import WIDTH, checkpoint
 from ensemble_assets_tests.compute.stages.rerank.test_late_interaction import definition
 from ensemble_assets_tests.compute.stages.rerank.test_stage import SlowClock
 
@@ -71,6 +74,51 @@ def test_scores_are_those_of_the_definition(tmp_path, windows, model_type):
     np.testing.assert_allclose(scores(result), expected, atol=0.01)  # of bytes
     assert (result.record.status, result.record.pairs_scored) == ("completed", 12)
     assert result.record.truncated == (3 if windows == 1 else 1)  # two chunks, and a query
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_head_over_token_states_is_compared_as_its_authors_do_and_is_read_only_where_pickles_are(tmp_path, backend):
+    spec = reranker_of(tmp_path / "encoder", pooling="late_interaction")
+    plain = scores(rerank(spec))
+    torch.manual_seed(5)
+    linear = torch.nn.Linear(WIDTH, 24).requires_grad_(False)
+    torch.save(linear.state_dict(), tmp_path / "encoder" / HEAD)
+    runtime = Runtime("fp32", threads=1, backend=backend, cache_folder=tmp_path / "cache")
+    context = ComputeContext(runtime=runtime)
+    made = rerank(spec, context)
+    assert made.record.backend == ("openvino" if backend == "auto" else "torch")
+
+    def vectors(text: str) -> torch.Tensor:  # all tokens but the first, FlagEmbedding's ``m3.py``
+        library = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+        library.max_seq_length = spec.max_tokens
+        states = library.encode(text, output_value="token_embeddings")[1:]
+        return torch.nn.functional.normalize(linear(states), dim=1)
+
+    texts = {text: vectors(text) for text in [*QUERIES["text"], *CHUNKS]}
+    expected = [
+        float((texts[query] @ texts[chunk].T).amax(dim=1).mean()) for query in QUERIES["text"] for chunk in CHUNKS
+    ]
+    np.testing.assert_allclose(scores(made), expected, atol=0.01)  # of bytes
+    without = replace(context, locate=partial(locate, safetensors_only=True))
+    np.testing.assert_allclose(scores(rerank(spec, without)), plain, atol=0.01)
+
+
+def test_late_interaction_over_a_head_weighs_no_tokens(tmp_path):
+    spec = replace(reranker_of(tmp_path / "encoder"), kind="dense", dimension=0, pooling="mean")
+    late, context = LateInteraction(spec, CHUNKS, 0.5), ComputeContext(runtime=RUNTIME)
+    weighed = try_late_scores(PAIRS, QUERIES, late, context)
+    torch.save(torch.nn.Linear(WIDTH, WIDTH).state_dict(), tmp_path / "encoder" / HEAD)
+    made = try_late_scores(PAIRS, QUERIES, late, context)
+    assert (weighed.reason, weighed.weighed_by) == ("", "collection_frequency")
+    assert (made.reason, made.weighed_by) == ("", "")
+    assert made.scores is not None
+
+
+def test_a_file_that_is_no_head_is_told_of(tmp_path):
+    spec = reranker_of(tmp_path / "encoder")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "encoder" / HEAD)
+    with pytest.raises(ModelUnavailableError, match=r"colbert_linear\.pt is no linear layer"):
+        rerank_factory(spec, locate(spec), RUNTIME)
 
 
 def test_slices_and_groups_change_no_score(reranker, monkeypatch):
