@@ -129,6 +129,10 @@ class FailedSizes:
         self._bound = min(self._bound, least * _BELOW)
         return self._bound if self._bound <= affordable_tokens else min(self._bound, max(worked_tokens, least / 2))
 
+    def unexplained(self, model: PeakModel) -> bool:
+        """Whether a size failed that the model's memory does not explain."""
+        return math.isfinite(self._least(model))
+
     def _least(self, model: PeakModel) -> float:
         """The smallest size that failed without an explanation."""
         return min(
@@ -179,11 +183,11 @@ class SizeLimits:
     def _has_worked(self, longest: int) -> float:
         """Return the padded tokens that have worked with rows this long, by their number or by the memory they took.
 
-        Rows get shorter, and as many tokens of shorter rows take less. A failure may not be one of memory alone, so
-        from the first one on only the number counts.
+        Rows get shorter, and as many tokens of shorter rows take less. After a failure that memory does not explain
+        only the number counts.
         """
         by_number = min(self._worked_tokens, self._worked_square / longest)
-        if not self.model.fitted or self._failed.failures:
+        if not self.model.fitted or self._failed.unexplained(self.model):
             return by_number
         largest = max(observation.peak_bytes for observation in self.model.observations)
         return max(by_number, self.model.tokens_within(largest, longest))
