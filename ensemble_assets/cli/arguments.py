@@ -166,9 +166,15 @@ def locate_target(
 def require_run(settings: Settings, collection: str) -> None:
     """Refuse a collection that was not run, before anything heavy is imported."""
     from ensemble_assets.artefacts.published import may_be_published
+    from ensemble_assets.export.write.names import collection_folder
     from ensemble_assets.settings.default_paths import artefact_base
 
     if not may_be_published(artefact_base(settings.paths), collection, "reranked_candidates"):
+        if (Path(settings.paths.output_dir) / collection_folder(collection) / MANIFEST_NAME).is_file():
+            raise SettingsError(
+                f"{collection}: its artefacts are not in {artefact_base(settings.paths)}, and a bundle has no "
+                "texts of queries. Go to where it was run, or run it again"
+            )
         raise SettingsError(
             f"{collection}: was not run into {settings.paths.output_dir}. "
             "Give the folder of a bundle, or a collection's name and --output-dir, and run it first"

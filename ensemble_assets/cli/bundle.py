@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,4 +188,7 @@ def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
 
 
 def _show_progress(points: int) -> None:
-    click.echo(f"\r{points} points\r", nl=False, err=True)  # the next line on a terminal replaces it
+    if sys.stderr.isatty():
+        click.echo(f"\r{points} points\r", nl=False, err=True)  # the next line replaces it
+    else:
+        click.echo(f"{points} points", err=True)

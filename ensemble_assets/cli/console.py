@@ -209,7 +209,8 @@ def _to_know(outcome: CollectionOutcome) -> Iterator[str]:
         yield from remarks(record)
         if record.waited_for:
             yield f"{record.stage} waited {record.waited_seconds:.0f} s, not counted above: {record.waited_for}"
-    for row in outcome.provenance:
+    counting = {row["key"]: row for row in outcome.provenance}  # of several layers the last one counts
+    for row in counting.values():
         if row["value"] is False:
             yield f"{row['key'].removeprefix('enable_')} is off ({row['source']})"
 

@@ -91,6 +91,17 @@ def test_a_list_whose_stage_is_off_has_no_figures(capsys: pytest.CaptureFixture[
     assert "Reranking" not in said
 
 
+def test_a_switch_is_said_as_its_last_layer_left_it(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [{"key": "enable_rerank", "value": False, "source": ".env"},
+              {"key": "enable_rerank", "value": True, "source": "--enable-rerank"},
+              {"key": "enable_sparse", "value": True, "source": "default"},
+              {"key": "enable_sparse", "value": False, "source": ".env"}]  # fmt: skip
+    print_summary([CollectionOutcome("guide", True, Path("g"), STAGES, [], layers)])
+    said = capsys.readouterr().out
+    assert "rerank is off" not in said
+    assert "sparse is off (.env)" in said
+
+
 def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_console, "_LINE_SECONDS", 0.02)
     stream = io.StringIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -69,6 +70,14 @@ def test_show_lists_queries_and_shows_one(outcome: Outcome, capsys: pytest.Captu
     code, _, problem = say(capsys, "show", "nowhere", "--output-dir", outcome.bundle.parent)
     assert code == 2
     assert "nowhere: was not run into" in problem
+
+
+def test_a_copy_of_a_bundle_has_no_texts_of_queries_to_show(
+    outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(outcome.bundle, tmp_path / "copied")
+    code, _, problem = say(capsys, "show", tmp_path / "copied")
+    assert (code, problem.startswith("Error: copied: its artefacts are not in ")) == (2, True)
 
 
 @pytest.mark.parametrize(("command", "named"), [("search", "output/nope"), ("report", "nope")])

@@ -229,9 +229,11 @@ def test_the_command_uploads_into_a_folder(tmp_path: Path, capsys: pytest.Captur
     assert json.loads((storage / "meta.json").read_text())["collections"]
 
 
-def test_without_a_place_the_storage_lies_beside_the_bundle_and_the_count_leaves_the_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("terminal", "end"), [(True, "\r"), (False, "\n")])
+def test_without_a_place_the_storage_lies_beside_the_bundle_and_the_count_leaves_a_terminals_line(
+    terminal: bool, end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     folder = bundle(tmp_path / "out" / "notes")
@@ -240,7 +242,9 @@ def test_without_a_place_the_storage_lies_beside_the_bundle_and_the_count_leaves
     assert ended.value.code == 0
     assert (folder.parent / ".qdrant" / "meta.json").is_file()
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert capsys.readouterr().err.endswith(" points\r")
+    said = capsys.readouterr().err
+    assert said.endswith(f" points{end}")
+    assert ("\r" in said) is terminal
 
 
 def test_the_command_takes_the_layout(tmp_path: Path) -> None:
