@@ -25,7 +25,7 @@ from ensemble_assets.models.spec import FolderSource, HubSource, ModelSpec, Pack
 
 WeightsFormat = Literal["safetensors", "pickle"]
 
-_READ_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.py")
+_READ_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors", "*.py", "artifact.metadata")
 """Files that sentence-transformers and transformers read, in any folder of a repository; ``*`` matches ``/`` too."""
 
 HEAD = "colbert_linear.pt"

@@ -32,16 +32,18 @@ class Tolerances:
         component: largest difference of a component of a unit vector.
         weight: largest difference of a sparse weight, as a share of the largest weight where that is above 1.
         score: largest difference of a reranker's score, as a share of the scores' spread.
+        product: largest difference of the product of two token vectors, on average over a query's tokens.
     """
 
     cosine: float = 0.99999
     component: float = 1e-4
     weight: float = 1e-4
     score: float = 1e-5
+    product: float = 5e-4  # vectors are kept in half precision
 
 
 FP32 = Tolerances()
-HALF = Tolerances(cosine=0.999, component=2e-2, weight=3e-2, score=3e-2)
+HALF = Tolerances(cosine=0.999, component=2e-2, weight=3e-2, score=3e-2, product=2e-2)
 """For bf16 and fp16: eight bits of mantissa, two layers."""
 
 _SCORE_NOISE = 8e-6
@@ -149,7 +151,8 @@ def _scores(outputs: Outputs, truth: Truth, tolerances: Tolerances) -> tuple[Ver
     assert outputs.scores is not None
     assert truth.logits is not None
     assert truth.scores is not None
-    near, detail = _near(outputs.scores, truth.logits, "logits", tolerances, truth.noise)
+    noise = (lambda: tolerances.product * truth.compared) if truth.compared else truth.noise
+    near, detail = _near(outputs.scores, truth.logits, "logits", tolerances, noise)
     if near < outputs.scores.size:
         near, detail = max((near, detail), _near(outputs.scores, truth.scores(), "predict", tolerances, float))
     return "equal" if near == outputs.scores.size else "wrong", detail

@@ -18,9 +18,6 @@ from ensemble_assets.models.spec import ModelSpec
 _FP32 = {"dtype": torch.float32}
 """Weights that are stored in half precision are computed with in fp32: the truth has no rounding of its own."""
 
-HALF = 0.0005
-"""How far half precision may move the product of two token vectors of length 1, on average over a query's tokens."""
-
 
 @dataclass(frozen=True)
 class Truth:
@@ -36,6 +33,7 @@ class Truth:
         noise: gives twice the largest difference of the library's logits from those in fp64 and batches of 3: so far
             may two results in fp32 lie apart. Rotary positions move with the padding on the left. It takes as long as
             all else together, so it is asked for only where scores lie further apart than they usually do.
+        compared: products of token vectors in a score, times the largest one there can be; 0 for other models.
     """
 
     chunk_vectors: NDArray[np.float32] | None = None
@@ -44,6 +42,7 @@ class Truth:
     logits: NDArray[np.float32] | None = None
     scores: Callable[[], NDArray[np.float32]] | None = None
     noise: Callable[[], float] = float
+    compared: float = 0.0
 
 
 def truth_of(folder: Path, spec: ModelSpec, chunks: Sequence[str], queries: Sequence[str]) -> Truth:
@@ -79,7 +78,7 @@ def _late_scores(model: MultiVectorEncoder, chunks: Sequence[str], queries: Sequ
     scores = model.similarity(of_queries, of_chunks).numpy()
     compared = 1 if model.similarity_fn_name == "meanmaxsim" else max(map(len, of_queries))
     longest = max(float(vectors.norm(dim=1).max()) for vectors in of_chunks + of_queries)
-    return Truth(logits=scores, scores=lambda: scores, noise=lambda: HALF * compared * longest**2)
+    return Truth(logits=scores, scores=lambda: scores, compared=compared * longest**2)
 
 
 def _scores(model: Any, chunks: Sequence[str], queries: Sequence[str]) -> Truth:

@@ -269,7 +269,13 @@ def test_jina_is_asked_for_answers_among_documentation_with_the_prompts_that_its
     assert asked == (JINA_PROMPTS["qa_query"], JINA_PROMPTS["qa_document"])
 
 
-@pytest.mark.parametrize("name", ["config.json", "1_Pooling/config.json", "tokenizer_config.json", "template.jinja"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "1_Pooling/config.json", "tokenizer_config.json", "template.jinja"),
+        *("artifact.metadata", "colbert_linear.pt"),
+    ],
+)
 def test_the_fingerprint_changes_with_every_file_that_is_read(tmp_path: Path, name: str) -> None:
     write(tmp_path, **{"config.json": "{}", "model.safetensors": "w", name: "{}"})
     before = locate(model_spec(str(tmp_path), "dense")).fingerprint
