@@ -7,6 +7,7 @@ import re
 import polars as pl
 
 from ensemble_assets.collection.languages import FUNCTION_WORDS
+from ensemble_assets.collection.readers.json_values import replace_surrogates
 from ensemble_assets.retrieval.bm25_topk import words
 
 _WORD = re.compile("(?:[^\\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff])+")
@@ -18,7 +19,7 @@ def word_places(text: str, question: str) -> list[tuple[int, int]]:
 
     Single letters and function words, such as "the", count only where the question has no other words.
     """
-    every = set(words(pl.Series([question])).explode())
+    every = set(words(pl.Series([replace_surrogates(question)[0]])).explode())
     asked = {word for word in every if word not in FUNCTION_WORDS and (len(word) > 1 or not word.isascii())} or every
     places = [match.span() for match in _WORD.finditer(text)]
     alike = words(pl.Series([text[start:end] for start, end in places], dtype=pl.String))

@@ -295,6 +295,7 @@ def test_a_hit_has_the_heading_and_the_source_of_its_chunk(
 def test_words_of_the_question_are_marked_in_any_number() -> None:
     text = "Rivers run; the River ends."
     assert [text[start:end] for start, end in word_places(text, "which river ends?")] == ["Rivers", "River", "ends"]
+    assert word_places(text, "\udce9 run") == [(7, 10)]  # an argument that is not UTF-8
 
 
 def test_a_passage_is_the_part_with_most_of_the_question() -> None:
