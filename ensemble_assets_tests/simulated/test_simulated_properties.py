@@ -149,11 +149,12 @@ def devices_do_not_idle_beside_work(world: World, report: SimulationReport) -> N
 
 
 def check_steady_world(world: World) -> None:
-    """Every batch that memory limits uses 85 % of the soft limit, unless one row more would not fit.
+    """Every batch that memory limits uses 85 % of the soft limit, unless one row more would not fit, or is a new size.
 
     Batches are whole rows: where rows are large, 85 % may lie between two of them. "Would not fit" leaves the 10 % by
     which the memory model may be off, after sizes were refused, and what the allocator rounds up. In one kind of world
-    batches of 80 to 84 % were seen beside which a row would have made 90.4 to 94.5 %; their mean was 90 %.
+    batches of 80 to 84 % were seen beside which a row would have made 90.4 to 94.5 %; their mean was 90 %. A new size
+    takes more memory than any batch before, but for noise: only one batch in four may try that.
     """
     report = run(world)
     assert report.error is None
@@ -164,9 +165,11 @@ def check_steady_world(world: World) -> None:
     share_limit = world.settings.batches.sizes.share * world.lengths.sum()
     limited_by_memory = [batch for batch in steady if batch.tokens + 2 * batch.longest < share_limit]
     assert len(limited_by_memory) > 20
+    most = np.maximum.accumulate([batch.peak_used for batch in finished])
+    before = dict(zip((batch.number for batch in finished[1:]), most.tolist(), strict=False))
     for batch in limited_by_memory:
-        one_more_row = world.model.needs.batch_bytes(batch.longest, batch.longest)
-        whole_row_short = batch.peak_used + one_more_row > world.ceiling.soft_bytes * 0.90
+        with_a_row_more = batch.peak_used + world.model.needs.batch_bytes(batch.longest, batch.longest)
+        whole_row_short = with_a_row_more > min(world.ceiling.soft_bytes * 0.90, before[batch.number] * 0.95)
         assert batch.peak_used >= 0.85 * world.ceiling.soft_bytes or whole_row_short
     used = np.array([batch.peak_used for batch in limited_by_memory]) / world.ceiling.soft_bytes
     assert used.mean() >= 0.85

@@ -154,6 +154,7 @@ class SizeLimits:
         self._total = total_tokens
         self._worked_tokens = earlier.worked_tokens
         self._worked_square = earlier.worked_square
+        self._worked_bytes = max((observation.peak_bytes for observation in earlier.observations), default=0)
         self._failed = FailedSizes(earlier.failures)
         self._surprises = 0
 
@@ -189,8 +190,7 @@ class SizeLimits:
         by_number = min(self._worked_tokens, self._worked_square / longest)
         if not self.model.fitted or self._failed.unexplained(self.model):
             return by_number
-        largest = max(observation.peak_bytes for observation in self.model.observations)
-        return max(by_number, self.model.tokens_within(largest, longest))
+        return max(by_number, self.model.tokens_within(self._worked_bytes, longest))
 
     def _growth(self, worked: float, redone_tokens: int, probe: bool) -> float:
         """The factor by which a batch may exceed the ``worked`` tokens."""
@@ -210,6 +210,7 @@ class SizeLimits:
         self.model.observe(batch.tokens, batch.longest, peak_bytes)
         self._worked_tokens = max(self._worked_tokens, batch.tokens)
         self._worked_square = max(self._worked_square, batch.tokens * batch.longest)
+        self._worked_bytes = max(self._worked_bytes, peak_bytes)
         self._surprises = 0
         self._failed.succeeded(self.model)
 
