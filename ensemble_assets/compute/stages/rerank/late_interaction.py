@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.stage_record import StageRecord
+from ensemble_assets.common.errors import says_disk_full
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.forward import states_alone
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of
@@ -123,7 +124,9 @@ def try_late_scores(
         late = with_weights(late, context)
         pairs, limit = Pairs(head, late.chunks, queries, late.weights), TimeLimit(NO_LIMIT, started, context.clock)
         scored = score_pairs(pairs, late.spec, context, lambda *model: states_alone(late.make_factory(*model)), limit)
-    except Exception as error:  # noqa: BLE001  # the boundary of a part of the stage, recorded
+    except Exception as error:  # the boundary of a part of the stage, recorded
+        if says_disk_full(error):
+            raise
         return LateScores(reason=reason_of(error), seconds=context.clock() - started)
     record = replace(scored.record, items=int(np.isfinite(scored.logits).sum()))
     seconds = context.clock() - started

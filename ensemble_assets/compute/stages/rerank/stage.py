@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.records import RerankRecord
 from ensemble_assets.artefacts.stage_record import StageRecord, StageStatus, extend_record, merge_records
 from ensemble_assets.common.defaults import RERANK_DEPTH
-from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.errors import SettingsError, says_disk_full
 from ensemble_assets.common.frame_schemas import FUSED, conform
 from ensemble_assets.compute.backends.choice import rerank_factory
 from ensemble_assets.compute.stages.context import ComputeContext, FactoryMaker, reason_of
@@ -110,7 +110,9 @@ def rerank_candidates(
                 scored = score_pairs(Pairs(head, chunks, queries), spec, expecting, make_factory, limit)
         except SettingsError:
             raise
-        except Exception as error:  # noqa: BLE001  # the stage boundary: every query keeps its fused order, recorded
+        except Exception as error:  # the stage boundary: every query keeps its fused order, recorded
+            if says_disk_full(error):
+                raise
             reason = reason_of(error)
     columns = {"rerank_score": scored.logits if scored else None, "late_score": late.scores}
     with_scores = candidates.with_columns(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +204,26 @@ def test_without_either_a_query_keeps_its_fused_order(encoder, reranker):
     result = rerank(encoder, reranker, None, faults(raises_after=0), late=late)
     assert all(fused_order(result, query) for query in LISTS)
     assert (result.record.status, result.record.fallback_reasons) == ("fallback", {"ValueError": 3})
+
+
+@pytest.mark.parametrize("late_interaction", [True, False])
+def test_a_full_disk_is_an_error_and_no_fallback(encoder, reranker, late_interaction):
+    @contextmanager
+    def full(*, model, stage):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    late = LateInteraction(encoder, CHUNKS, 0.35) if late_interaction else None
+    with pytest.raises(OSError, match="No space left"):
+        rerank_candidates(
+            candidates(),
+            CHUNKS,
+            QUERIES,
+            reranker,
+            ComputeContext(runtime=FP32, lease=full),
+            RerankOptions(late=late, cross_encoder=not late_interaction),
+            make_factory=rerank_maker(),
+        )
 
 
 def test_late_interaction_alone(encoder, reranker):
