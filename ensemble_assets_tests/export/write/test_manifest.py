@@ -271,5 +271,8 @@ def test_a_manifest_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> 
     (tmp_path / MANIFEST_NAME).write_bytes(content)
     with pytest.raises(ArtefactError, match=rf"{MANIFEST_NAME}: expected a JSON object\. Export the bundle again"):
         read_manifest(tmp_path)
+    with pytest.raises(ArtefactError, match="other: there is no such bundle"):
+        read_manifest(tmp_path / "other")
+    (tmp_path / "other").mkdir()
     with pytest.raises(ArtefactError, match=f"there is no {MANIFEST_NAME} in it"):
         read_manifest(tmp_path / "other")
