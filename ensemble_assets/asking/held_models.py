@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ensemble_assets.asking.at_once import AtOnceRunner
+from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.events import Value
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import ForwardFactory
@@ -73,6 +74,12 @@ class HeldModels:
             return self._held[key]
 
         return held
+
+    def completed(self, spec: ModelSpec) -> ModelSpec:
+        """Complete a spec from the model's files; where the model cannot run it stays as it is."""
+        with suppress(EnsembleError):
+            return self._factories[spec.kind](spec, self.context.locate(spec), self.context.runtime).spec
+        return spec
 
 
 class _NoEvents:

@@ -343,17 +343,21 @@ class Searcher:
     def _spec_of(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
         """Find the model among those that the options name, in the registry or the models file.
 
-        It has the prefix and the limit that the run had.
+        It has the prefix and the limit that the run had. Where it has them anyway the spec stays as the run asked for
+        it, so that what this machine knows of the model holds: finding it out again takes seconds.
         """
+        told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
+        spec = self._known_spec(model, kind)
+        return spec if told.items() <= vars(self._models.completed(spec)).items() else replace(spec, **told)
+
+    def _known_spec(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
+        named = [spec for spec in named_models(self._settings) if (spec.kind, spec.slug) == (kind, model.get("slug"))]
+        if named:
+            return named[0]
         file = self._settings.models.file
         catalogue = read_catalogue(Path(file)) if file else ModelCatalogue({}, PROFILES["embedded"])
         names = [str(model[name]) for name in ("slug", "hf_model_id") if model.get(name)]
-        named = [spec for spec in named_models(self._settings) if (spec.kind, spec.slug) == (kind, model.get("slug"))]
-        told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
-        if named:
-            return replace(named[0], **told)
         for name in names:
             with suppress(SettingsError):
-                spec = catalogue.spec(name, kind)
-                return replace(spec, **told)
+                return catalogue.spec(name, kind)
         raise SettingsError(f"the bundle's model {' or '.join(names)} is not known here. Name it as its run did")

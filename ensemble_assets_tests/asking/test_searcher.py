@@ -187,6 +187,8 @@ def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path, late: b
     pipeline = Pipeline(tmp_path, Computing())
     outcome = pipeline.run({"rerank.late_interaction": late})
     assert outcome.succeeded, outcome.error
+    models = tmp_path / "cache" / "models.json"
+    tried = models.read_text()
     asked = Searcher(outcome.bundle, resolve({"paths.cache_dir": str(tmp_path / "cache")}).settings)
     reranked = outcome.artefact("reranked_candidates").frame("reranked")
     for public_id, text in outcome.artefact("queries").frame("queries").select("public_id", "text").iter_rows():
@@ -203,6 +205,7 @@ def test_real_models_rank_the_queries_of_a_run_as_it_did(tmp_path: Path, late: b
         told = [hit.late_score for hit in hits if hit.late_score is not None]
         assert told == pytest.approx(scores, abs=1e-3)
     asked.close()
+    assert models.read_text() == tried, "models were tried again, which takes seconds"
 
 
 @pytest.mark.models
