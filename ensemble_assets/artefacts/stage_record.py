@@ -70,6 +70,8 @@ class Record:
 
 
 _ONE = {"chunks": "chunk", "queries": "query", "judged queries": "judged query", "pairs": "pair", "points": "point"}
+"""Units of which a record may have a single one."""
+
 _OF_THE_STEP = ("stage", "run_id", "code_version", "waited_for")
 
 

@@ -49,6 +49,13 @@ def fixed_batches(tokens: int = 256) -> PlannerSettings:
     return PlannerSettings(SizeSettings(initial_tokens=tokens, max_tokens=tokens))
 
 
+def meet(folder: Path, parties: int, name: str = "") -> None:
+    """Wait until so many workers have come here; ``name`` tells this one from the others, else its process does."""
+    (folder / f"begun-{name or os.getpid()}").touch()
+    while len(list(folder.glob("begun-*"))) < parties:
+        time.sleep(0.002)
+
+
 @dataclass(frozen=True)
 class Together(SimulatedModel):
     """Every worker's first batch waits until each of ``parties`` workers has one: all of them take part.
@@ -84,9 +91,7 @@ class FitsOnOne(Together):
 class _TogetherForward(SimulatedForward):
     def __call__(self, table: TokenTable, batch: Batch) -> Mapping[str, np.ndarray]:
         model: Any = self._model
-        (model.folder / f"begun-{self._session.device.uuid}").touch()
-        while len(list(model.folder.glob("begun-*"))) < model.parties:
-            time.sleep(0.002)
+        meet(model.folder, model.parties, self._session.device.uuid)
         if self._session.device.uuid == model.slow:
             time.sleep(model.slow_seconds)
         return super().__call__(table, batch)
@@ -226,13 +231,6 @@ class _OverlappingBatch:
 
     def result(self) -> Mapping[str, np.ndarray]:
         return self.future.result()
-
-
-def meet(folder: Path, parties: int) -> None:
-    """Wait until so many processes have come here."""
-    (folder / f"{os.getpid()}.begun").touch()
-    while len(list(folder.glob("*.begun"))) < parties:
-        time.sleep(0.005)
 
 
 @dataclass(frozen=True)
