@@ -45,10 +45,11 @@ _LONGEST_LINE = 2000
 """Longer lines are JSON records, not sentences."""
 
 _JSON_STRING = re.compile(r'("(?:[^"\\\n]|\\.)*")')
-_JSON_REST = re.compile(
-    r"[\s\[\]{}:,]*(?:(?:-?\d{1,7}(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)\s*(?:[\]},][\s\[\]{}:,]*|$))*"
-)
+_JSON_NUMBER = r"-?\d{1,7}(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_JSON_REST = re.compile(rf"[\s\[\]{{}}:,]*(?:(?:{_JSON_NUMBER}|true|false|null)\s*(?:[\]}},][\s\[\]{{}}:,]*|$))*")
 """Text between two strings of JSON."""
+_NUMBER_LIST = re.compile(rf'(?<!\\)": \[(?:(?:{_JSON_NUMBER}|null)(?:, |(?=\])))+\](?=[,}}\n])'.encode())
+"""A list of numbers under a key. Inside a string, a quotation mark follows a backslash."""
 
 
 def without_fixed(text: str, is_fixed: Callable[[str], bool]) -> Iterator[str]:
@@ -62,6 +63,11 @@ def without_fixed(text: str, is_fixed: Callable[[str], bool]) -> Iterator[str]:
                 yield SEAM
             else:
                 yield from (SEAM if is_fixed(sentence) else sentence for sentence in _SENTENCE.split(part))
+
+
+def without_number_lists(lines: bytes) -> bytes:
+    """Leave out the lists of numbers in whole lines of JSON: scores and ranks are most of a ranked list's text."""
+    return _NUMBER_LIST.sub(b'": []', lines)
 
 
 def _is_json_structure(piece: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
+from ensemble_assets.export.query_leaks.fixed_text import without_number_lists
 from ensemble_assets.export.query_leaks.page_text import SEAM, Page
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.query_leaks.query_search import QuerySearch
@@ -68,11 +69,25 @@ def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: F
 
 
 def _read(path: Path, overlap: int) -> Iterator[bytes]:
+    """Read a file in blocks of whole lines: half a JSON string would turn the others inside out.
+
+    A line that is longer than a block is cut anywhere.
+    """
     with path.open("rb") as file:
-        rest = b""
+        rest, searched = b"", 0
         while block := file.read(_BLOCK_BYTES):
-            yield rest + block
-            rest = block[-overlap:]
+            block = rest + block
+            end = block.rfind(b"\n", searched) + 1
+            if not end and len(block) - searched > _BLOCK_BYTES:
+                end = len(block)
+            if end:
+                yield block[:end]
+                start = block.rfind(b"\n", 0, max(0, end - overlap)) + 1
+                start = start if end - start <= overlap + _BLOCK_BYTES else end - overlap
+                block, searched = block[start:], end - start
+            rest = block
+        if len(rest) > searched:
+            yield rest
 
 
 def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: PublicNames = tuple) -> GateResult:
@@ -149,14 +164,16 @@ class _Leaks:
         """Search every place from one end to the other."""
         for place in places if self.queries else ():
             for block in place.blocks(self._search.overlap):
-                self.search_block(place.name, block)
+                self._size += len(block)
+                text = without_number_lists(block) if place.structured else block
+                self._strong.setdefault(place.name, set()).update(self._search.leaks_in(text))
                 if place.structured:
-                    self._weak[place.name] |= self._search.weak_in(block)
+                    self._weak[place.name] |= self._search.weak_in(text)
 
     def search_block(self, name: str, block: bytes) -> None:
         """Search a block of a place."""
-        self._strong.setdefault(name, set()).update(self._search.leaks_in(block))
         self._size += len(block)
+        self._strong.setdefault(name, set()).update(self._search.leaks_in(block))
 
     def result(self) -> GateResult:
         """List the leaks, place by place."""

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ContractError
+from ensemble_assets.export.query_leaks import gate
+from ensemble_assets.export.query_leaks.fixed_text import without_number_lists
 from ensemble_assets.export.query_leaks.gate import file_place, folder_places, no_raw_queries, text_place
 from ensemble_assets.export.query_leaks.query_forms import GRAM_WORDS, Query, canonical
 from ensemble_assets.export.query_leaks.query_search import QuerySearch
@@ -201,3 +203,63 @@ def test_the_exporter_refuses_too_little_coverage(tmp_path: Path) -> None:
     assert made.inputs is not None
     with pytest.raises(ContractError, match="gate sparse_coverage"):
         require_gates(made.folder, made.inputs, replace(Limits(), sparse_coverage_error=1.01), ())
+
+
+def test_ranks_are_no_query_wherever_a_block_of_a_large_file_ends(tmp_path, monkeypatch):
+    """Found with 10,000 chunks: a block began inside a string, so the ranks after it stood where strings are."""
+    ids, ranks = [f"pip/AUTHORS.txt#{n}" for n in range(60)], list(range(1, 61))
+    line = json.dumps({"query_id": "q0", "chunk_ids": ids, "ranks": ranks, "fused_ranks": ranks})
+    path = tmp_path / "b_rerank.jsonl"
+    path.write_text(f"{line}\n" * 20)
+    query = Query("q1", "chapters 41: 42: 43: 44: 45: 46: 47:")
+    for block in range(5000, 7000, 7):
+        monkeypatch.setattr(gate, "_BLOCK_BYTES", block)
+        assert no_raw_queries([query], [file_place(path)], lambda: ids).passed, block
+
+
+@settings(max_examples=200)
+@given(
+    lines=st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b" ")), max_size=30),
+    block=st.integers(1, 60),
+    overlap=st.integers(1, 30),
+    ended=st.booleans(),
+)
+def test_no_text_is_cut_by_the_blocks_of_a_file(tmp_path_factory, lines, block, overlap, ended):
+    path = tmp_path_factory.mktemp("blocks") / "file.jsonl"
+    whole = b"\n".join(lines) + b"\n" * ended
+    path.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "_BLOCK_BYTES", block)
+        blocks = list(file_place(path).blocks(overlap))
+    pieces = [whole[start : start + overlap] for start in range(max(0, len(whole) - overlap) + 1)]
+    assert all(any(piece in one for one in blocks) for piece in pieces if piece)
+    longest = max(map(len, lines), default=0) + 1
+    if longest <= block:
+        assert all(one.endswith(b"\n") for one in blocks[:-1])
+
+
+@pytest.mark.parametrize("text", ['the key "a": [1, 2, 3], says what', '"a": [1, 2]}', "so [1, 2, 3] is sorted"])
+def test_a_list_of_numbers_inside_a_string_is_a_part_of_the_query(tmp_path: Path, text: str) -> None:
+    query = Query("q1", f"why does my program say {text} and then stop")
+    for levels in (1, 2, 3):
+        value = query.text
+        for _ in range(levels):
+            value = json.dumps({"note": value, "ranks": [1, 2, 3]})
+        path = tmp_path / "b_rerank.jsonl"
+        path.write_text(f"{value}\n")
+        assert not no_raw_queries([query], [file_place(path)]).passed, levels
+
+
+numbers = st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False), st.none())
+
+
+@settings(max_examples=200)
+@given(record=st.dictionaries(st.sampled_from(["ids", "ranks", "card"]), st.lists(numbers, max_size=9), min_size=1))
+def test_only_lists_of_small_numbers_are_left_out(record: dict[str, list[int | float | None]]) -> None:
+    line = json.dumps(record)
+    left = json.loads(without_number_lists(f"{line}\n".encode()))
+    for key, values in record.items():
+        large = [value for value in values if isinstance(value, int) and abs(value) >= 10**7]
+        if large:
+            assert left[key] == values
+        assert left[key] in (values, [])
