@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.events import Value
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelKind, ModelSpec
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.running.worker_settings import WorkerSettings
     from ensemble_assets.compute.stages.context import ComputeContext
     from ensemble_assets.compute.tokens.token_cache import TokenCache
+
+_ROWS = "rows"
 
 _CPU_SHARD_TOKENS = 1 << 18
 _GPU_SHARD_TOKENS = 1 << 24
@@ -156,14 +159,26 @@ def _cluster_runner(run: ComputeRun) -> Runner:
 
 
 def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:
-    """Store the rows of a run below its collection's working folder, if it has one."""
+    """Store the rows of a run below its collection's working folder, if it has one.
+
+    Raises:
+        SettingsError: if ``encoding.rows_from`` names a collection without stored rows.
+    """
+    from ensemble_assets.compute.running.row_store import stored_secret
     from ensemble_assets.compute.running.run_table import TableRunner
 
     if run.working_folder is None:
         return TableRunner(runner)
     shard_tokens = run.settings.encoding.shard_tokens or (_CPU_SHARD_TOKENS if on_cpu else _GPU_SHARD_TOKENS)
     most_token_bytes = int(run.settings.rerank.states_gb * 1e9)
-    return TableRunner(runner, run.working_folder / "rows", shard_tokens, most_token_bytes)
+    others = tuple(folder / _ROWS for folder in run.other_folders)
+    for folder in others:
+        if not stored_secret(folder):
+            raise SettingsError(
+                f"encoding.rows_from: no rows of {folder.parent.parent.name!r} are stored in {folder}. "
+                "Run that collection first, or copy this folder from the machine that ran it"
+            )
+    return TableRunner(runner, run.working_folder / _ROWS, shard_tokens, most_token_bytes, others)
 
 
 def settings_of(settings: Settings, *, on_cpu: bool) -> WorkerSettings:

@@ -59,8 +59,8 @@ class WorkClock:
 class ComputeRun:
     """The part of a run that a compute context is made from.
 
-    ``working_folder`` has the rows of earlier runs; None reuses and stores none. ``tell`` gets the holder of a device
-    that the stage waits for.
+    ``working_folder`` has the rows of earlier runs; None reuses and stores none. ``other_folders`` are those of the
+    collections whose rows are taken too. ``tell`` gets the holder of a device that the stage waits for.
     """
 
     settings: Settings
@@ -70,6 +70,7 @@ class ComputeRun:
     working_folder: Path | None = None
     clock: WorkClock = field(default_factory=WorkClock)
     tell: Callable[[str], None] = lambda holder: None
+    other_folders: tuple[Path, ...] = ()
 
     def waits_for(self, holder: str) -> None:
         """Note the holder of the device that the stage waits for, and hand the name on."""
@@ -106,9 +107,13 @@ class StageRun:
     @property
     def to_compute(self) -> ComputeRun:
         """The part for a compute context, with the collection's local folder unless ``encoding.reuse`` is off."""
-        reuse = self.settings.encoding.reuse
-        folder = open_store(self.settings).working_folder(self.collection) if reuse else None
-        return ComputeRun(self.settings, self.run_id, self.events, self.span, folder, self.clock, self.tell)
+        settings = self.settings
+        folder_of = open_store(settings).working_folder
+        own, others = None, list[Path]()
+        if settings.encoding.reuse:
+            own = folder_of(self.collection)
+            others = [folder_of(name) for name in settings.encoding.rows_from if name != self.collection]
+        return ComputeRun(settings, self.run_id, self.events, self.span, own, self.clock, self.tell, tuple(others))
 
     @property
     def settings(self) -> Settings:

@@ -136,6 +136,9 @@ class Encoding(Section):
         "auto", "Library that runs models. auto: OpenVINO on a CPU if it is installed, else torch."
     )
     reuse: bool = option(True, "Take rows that an earlier run computed with the same model and tokens.")
+    rows_from: Names = option(
+        (), "Collections whose stored rows are taken too, such as the shards of this one: docs/scaling.md."
+    )
     shard_tokens: int = option(
         0, "Most tokens that a killed run has to compute again. 0: 262,144 on a CPU, 16,777,216 on GPUs.", ge=0
     )

@@ -38,6 +38,9 @@ FORWARD_VERSION = 2
 _IN_MEMORY_BYTES = 64 << 20
 """Larger outputs are read into a mapped file, whose pages the kernel can take back."""
 
+_COPIED_BYTES = 256 << 20
+"""As many as a shard of a CPU has with the states of its tokens, or fewer: those of a GPU are larger than memory."""
+
 _SECRET, _SECRET_BYTES = "secret", 32
 _TOKENS_STORE, _HEADS_STORE = "tokens-", "heads-"
 _OFFSETS = "offsets.npy"
@@ -101,6 +104,12 @@ def secret_of(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def stored_secret(folder: Path) -> bytes:
+    """Return the secret of the stores below ``folder``; empty where no run has stored rows. Nothing is made."""
+    path = folder / _SECRET
+    return path.read_bytes() if path.is_file() else b""
+
+
 def store_name(factory: ForwardFactory, lease: Lease, *, per_token: bool = False) -> str:
     """Name the folder of the outputs that this factory computes on these devices, per token or not: 32 hex digits."""
     kinds = lease.kinds or ["ray"]  # the lease of a cluster names no devices
@@ -117,10 +126,10 @@ def find_tokens(rows: Path, factory: ForwardFactory, lease: Lease) -> Callable[[
     Nothing is locked, written or removed: the folder may be read-only.
     """
     outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token}
-    folder, secret = rows / store_name(factory, lease, per_token=True), rows / _SECRET
-    if not (outputs and folder.is_dir() and secret.is_file()):
+    folder, key = rows / store_name(factory, lease, per_token=True), stored_secret(rows)
+    if not (outputs and folder.is_dir() and key):
         return None
-    store, key = RowStore(folder, outputs, own=False), secret.read_bytes()
+    store = RowStore(folder, outputs, own=False)
     return lambda table: TokenRows(tuple(store._shards), store.find(row_keys(table, key)))
 
 
@@ -201,7 +210,7 @@ class RowStore:
 
     @property
     def shards(self) -> int:
-        """Shards so far: those that are added have higher numbers."""
+        """Shards so far; the next one that is added has this number."""
         return len(self._shards)
 
     def find(self, keys: Keys) -> Places:
@@ -237,6 +246,28 @@ class RowStore:
                 save_array(made / _OFFSETS, offsets)
             (made / _FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
         self._open_shard(path)
+
+    def take(self, keys: Keys, other: RowStore, theirs: Keys) -> None:
+        """Copy the rows that this store lacks from another one, at most ``_COPIED_BYTES`` in memory at once.
+
+        Their keys are ``[n, 2]`` each: ``keys`` in this store and ``theirs`` in the other.
+        """
+        missing = np.flatnonzero(~self.find(keys).stored)
+        places = other.find(theirs[missing])
+        by_token = any(spec.per_token for spec in self.outputs.values())
+        for number in np.unique(places.shard[places.stored]).tolist():
+            shard = other._shards[number]
+            shard.touch()
+            parts = 1 + sum(array.nbytes for array in shard.outputs.values()) // _COPIED_BYTES
+            for here in np.array_split(np.flatnonzero(places.shard == number), parts):
+                rows, lengths = places.row[here], None
+                if by_token:
+                    lengths = np.diff(shard.offsets)[rows]
+                    rows = numbers_of_pieces(shard.offsets[:-1][rows], lengths)
+                outputs = {name: values[rows] for name, values in shard.outputs.items()}
+                self.add(keys[missing[here]], outputs, shard.precision, lengths)
+            for values in shard.outputs.values():
+                drop_resident_pages(values)
 
     def read(self, places: Places) -> dict[str, NDArray[Any]]:
         """Return the rows' outputs, ``[n, *shape]`` each, with zeros for rows that are not stored.

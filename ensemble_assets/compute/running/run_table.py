@@ -23,7 +23,14 @@ from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import DistinctRows, Keys, row_keys, shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
-from ensemble_assets.compute.running.row_store import RowStore, drop_others, open_store, secret_of, store_name
+from ensemble_assets.compute.running.row_store import (
+    RowStore,
+    drop_others,
+    open_store,
+    secret_of,
+    store_name,
+    stored_secret,
+)
 from ensemble_assets.compute.running.worker_settings import WorkerSettings, cpu_batches
 from ensemble_assets.compute.tokens.token_tables import TokenTable, take_rows
 
@@ -38,13 +45,15 @@ class TableRunner:
     ``folder`` has the collection's row stores, one per model; None keeps nothing after a run. Rows are stored
     after every ``shard_tokens``, so a killed run loses at most this much; None runs all rows at once. A row with
     outputs of both kinds is computed where those per row are missing; those per token are kept beside them. Of outputs
-    per token at most ``most_token_bytes`` stay on disk, as long as the table's own are not more.
+    per token at most ``most_token_bytes`` stay on disk, as long as the table's own are not more. ``others`` are such
+    folders of other collections: rows that one of them has are copied, not computed.
     """
 
     runner: Runner
     folder: Path | None = None
     shard_tokens: int | None = None
     most_token_bytes: int = 4_000_000_000
+    others: tuple[Path, ...] = ()
 
     @contextmanager
     def expecting(self, models: int) -> Iterator[TableRunner]:
@@ -77,14 +86,18 @@ class TableRunner:
         events = events if rows is None else PartEvents(events, rows)
         slices = [(np.arange(len(table)), table)] if isinstance(table, TokenTable) else table
         secret = secret_of(self.folder) if self.folder is not None else b""
-        all_numbers, all_keys, failed, parts = [], [], _FailedRows(), []
+        all_numbers, all_keys, failed, parts, computed = [], [], _FailedRows(), [], list[int]()
         with self._stores(factory, lease) as (store, by_token):
             main = store if store.outputs else by_token
-            shards_before = main.shards
+            others = list(self._other_stores(factory, lease))
             for numbers, piece in slices:
                 distinct = DistinctRows.of(row_keys(piece, secret))
                 all_numbers.append(numbers)
                 all_keys.append(distinct.keys)
+                for key, *stores in others:
+                    theirs = row_keys(piece, key)[distinct.first]
+                    for own, other in zip((store, by_token), stores, strict=True):
+                        own.take(distinct.keys[distinct.first], other, theirs)
                 stored = main.find(distinct.keys[distinct.first]).stored
                 missing = failed.others(np.sort(distinct.first[~stored]), distinct.keys)
                 empty = missing[piece.lengths[missing] == 0]
@@ -105,6 +118,7 @@ class TableRunner:
                         places_of = {name: spec.places(shard_table, good) for name, spec in factory.outputs.items()}
                         outputs = {name: values[places_of[name]] for name, values in outputs.items()}
                     keys = distinct.keys[shard[good]]
+                    computed.append(main.shards)
                     if by_token.outputs:
                         by_token.add(keys, outputs, part.precision, shard_table.lengths[good])
                     if store.outputs:
@@ -123,7 +137,7 @@ class TableRunner:
                 seconds=time.perf_counter() - started,
                 distinct_rows=len(distinct.first),
                 precision=main.precision(places),
-                reused_rows=int((places.stored & (places.shard < shards_before)).sum()),
+                reused_rows=int((places.stored & ~np.isin(places.shard, computed)).sum()),
             )
 
     @contextmanager
@@ -140,6 +154,16 @@ class TableRunner:
                         drop_others(folder)
                 stores.append(stack.enter_context(open_store(folder, outputs)))
             yield stores[0], stores[1]
+
+    def _other_stores(self, factory: ForwardFactory, lease: Lease) -> Iterator[tuple[bytes, RowStore, RowStore]]:
+        """Give the secret and both stores of every further folder, to be read only; one without a store is empty."""
+        for folder in self.others if self.folder is not None else ():
+            stores = []
+            for per_token in (False, True):
+                outputs = {name: spec for name, spec in factory.outputs.items() if spec.per_token == per_token}
+                path = folder / store_name(factory, lease, per_token=per_token)
+                stores.append(RowStore(path if outputs else None, outputs, own=False))
+            yield stored_secret(folder), stores[0], stores[1]
 
 
 @dataclass
