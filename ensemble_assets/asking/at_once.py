@@ -17,9 +17,10 @@ from ensemble_assets.compute.batching.table_result import TableResult, TokenOutp
 from ensemble_assets.compute.devices.device import used_devices
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import row_keys
-from ensemble_assets.compute.running.row_store import TokenRows, find_tokens
 from ensemble_assets.compute.running.run_batch import OutputArrays
 from ensemble_assets.compute.running.run_table import TableRunner, TableSlice
+from ensemble_assets.compute.running.stored_rows.shards import TokenRows
+from ensemble_assets.compute.running.stored_rows.store import find_tokens
 from ensemble_assets.compute.running.worker_settings import cpu_batches, widen_batches
 from ensemble_assets.compute.tokens.token_tables import Batch, TokenTable, take_rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event, Lock
@@ -17,10 +17,11 @@ from typing import Any
 
 import polars as pl
 
+from ensemble_assets.asking.bundle_run import BundleRun
 from ensemble_assets.asking.corpus import Corpus, read_corpus
 from ensemble_assets.asking.held_models import Factory, HeldModels, rows_of
 from ensemble_assets.collection.readers.json_values import replace_surrogates
-from ensemble_assets.common.errors import EnsembleError, SettingsError
+from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.frame_schemas import FUSED
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.compute.backends.forward import ForwardFactory, with_states
@@ -30,18 +31,15 @@ from ensemble_assets.compute.stages.rerank.late_interaction import LateInteracti
 from ensemble_assets.compute.stages.rerank.stage import RerankOptions, rerank_candidates
 from ensemble_assets.compute.stages.sparse import SparseResult, encode_sparse
 from ensemble_assets.export.read.bundle_reader import open_bundle
-from ensemble_assets.models.custom_models import ModelCatalogue, read_catalogue
-from ensemble_assets.models.registry import PROFILES
 from ensemble_assets.models.spec import ModelKind, ModelSpec
-from ensemble_assets.pipeline.first_stage import TEXTS_IN_MEMORY, FusionRule
+from ensemble_assets.pipeline.first_stage import TEXTS_IN_MEMORY
 from ensemble_assets.retrieval.bm25_topk import LexicalIndex
 from ensemble_assets.retrieval.dense_run import dense_run
 from ensemble_assets.retrieval.dense_topk import DenseModel
-from ensemble_assets.retrieval.fusion import METHODS, RankedList, fuse
+from ensemble_assets.retrieval.fusion import RankedList, fuse
 from ensemble_assets.retrieval.ranked_lists import run_from_topk
 from ensemble_assets.retrieval.sparse_topk import SparseIndex, SparseRows
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.chosen_models import named_models
 
 _QUESTION = "question"
 _NO_TEXTS = pl.Series([], dtype=pl.String)
@@ -109,6 +107,7 @@ class Searcher:
         self.notes: list[str] = []
         self._settings = settings
         self._models = HeldModels(settings, factories, rows_of(bundle, settings))
+        self._run = BundleRun(self.corpus, settings, self._models.completed, self._note)
         self._turn, self._waits, self._closed = Lock(), Event(), Event()
         self._threads, self._loaded = ThreadPoolExecutor(len(first_stage_lists())), False
 
@@ -160,7 +159,7 @@ class Searcher:
         queries = pl.Series([question])
         runs = self._first_stage(queries)
         ids = self.corpus.chunks["chunk_id"]
-        rule = self._rule
+        rule = self._run.rule
         lists = [RankedList(name, run, rule.weight(name) if len(runs) > 1 else 1.0) for name, run in runs.items()]
         fused = fuse(lists, ids, rule.method, query_order=[_QUESTION])
         return self._hits(fused, self._reranked(fused, question), tuple(runs), top)
@@ -204,7 +203,7 @@ class Searcher:
 
         context = self._models.context
         return encode_dense(
-            _NO_TEXTS, queries, self._dense_specs, context, make_factory=make, token_vectors=token_vectors
+            _NO_TEXTS, queries, self._run.dense_specs, context, make_factory=make, token_vectors=token_vectors
         ).models
 
     def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
@@ -218,7 +217,7 @@ class Searcher:
         return run_from_topk(self._sparse_index.topk(of_question, self._depth), [_QUESTION])
 
     def _encode_sparse(self, queries: pl.Series) -> SparseResult | None:
-        spec, space = self._sparse_spec, self.corpus.section("sparse_run", "payload").get("index_space")
+        spec, space = self._run.sparse_spec, self.corpus.section("sparse_run", "payload").get("index_space")
         if spec is None:
             return None
         encoded = encode_sparse(
@@ -237,7 +236,7 @@ class Searcher:
         return run_from_topk(self._lexical_index.topk(queries, self._depth), [_QUESTION])
 
     def _reranked(self, fused: pl.DataFrame, question: str) -> pl.DataFrame | None:
-        spec = self._rerank_spec
+        spec = self._run.rerank_spec
         if spec is None or fused.is_empty():
             return None
         run = self.corpus.section("rerank_run", "payload")
@@ -256,7 +255,7 @@ class Searcher:
 
     @property
     def _compares_states(self) -> bool:
-        spec, context = self._rerank_spec, self._models.context
+        spec, context = self._run.rerank_spec, self._models.context
         if self._late is not None or spec is None:
             return self._late is not None
         with suppress(EnsembleError):  # a question tells what is wrong
@@ -266,9 +265,8 @@ class Searcher:
     @cached_property
     def _late(self) -> LateInteraction | None:
         """Set up late interaction as the bundle's run had it; None where it took no part."""
-        run = self.corpus.section("rerank_run", "payload", "late_interaction")
-        spec = next((spec for spec in self._dense_specs if spec.slug == run.get("model")), None)
-        if spec is None or not run.get("queries"):
+        spec, run = self._run.late_spec, self._run.late_interaction
+        if spec is None:
             return None
         late = LateInteraction(
             spec, self.corpus.chunks["text"], run["share"],
@@ -301,63 +299,9 @@ class Searcher:
         return min(self._settings.fusion.depth, self.corpus.chunks.height)
 
     @cached_property
-    def _rule(self) -> FusionRule:
-        run, options = self.corpus.section("fusion_run"), self._settings.fusion
-        method = METHODS.get(str(run.get("method")), METHODS[options.method])()
-        share, lexical = run.get("dense_share", options.dense_weight), run.get("lexical_share", 0.0)
-        return FusionRule(method, float(share), float(lexical), {})
-
-    @cached_property
     def _lexical_index(self) -> LexicalIndex:
         return LexicalIndex(some["text"] for some in self.corpus.chunks.iter_slices(TEXTS_IN_MEMORY))
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
-        return {spec.slug: self.corpus.dense(number) for number, spec in enumerate(self._dense_specs)}
-
-    @cached_property
-    def _dense_specs(self) -> tuple[ModelSpec, ...]:
-        return tuple(self._spec_of(model, "dense") for model in self.corpus.dense_models)
-
-    @cached_property
-    def _sparse_spec(self) -> ModelSpec | None:
-        models = self.corpus.section("sparse_run").get("models")
-        return self._optional(models[0], "sparse") if isinstance(models, list) and models else None
-
-    @cached_property
-    def _rerank_spec(self) -> ModelSpec | None:
-        run = self.corpus.section("rerank_run")
-        if not run.get("executed") or not run.get("model_name"):
-            return None
-        if self._late and self._late.spec.slug == run["model_name"]:  # alone
-            return self._late.spec
-        return self._optional(run["model_name"], "rerank")
-
-    def _optional(self, slug: str, kind: ModelKind) -> ModelSpec | None:
-        try:
-            return self._spec_of({"slug": slug}, kind)
-        except EnsembleError as error:
-            self._note(f"{kind}: {error}; left out")
-            return None
-
-    def _spec_of(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
-        """Find the model among those that the options name, in the registry or the models file.
-
-        It has the prefix and the limit that the run had. Where it has them anyway the spec stays as the run asked for
-        it, so that what this machine knows of the model holds: finding it out again takes seconds.
-        """
-        told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
-        spec = self._known_spec(model, kind)
-        return spec if told.items() <= vars(self._models.completed(spec)).items() else replace(spec, **told)
-
-    def _known_spec(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
-        named = [spec for spec in named_models(self._settings) if (spec.kind, spec.slug) == (kind, model.get("slug"))]
-        if named:
-            return named[0]
-        file = self._settings.models.file
-        catalogue = read_catalogue(Path(file)) if file else ModelCatalogue({}, PROFILES["embedded"])
-        names = [str(model[name]) for name in ("slug", "hf_model_id") if model.get(name)]
-        for name in names:
-            with suppress(SettingsError):
-                return catalogue.spec(name, kind)
-        raise SettingsError(f"the bundle's model {' or '.join(names)} is not known here. Name it as its run did")
+        return {spec.slug: self.corpus.dense(number) for number, spec in enumerate(self._run.dense_specs)}
