@@ -158,7 +158,7 @@ class ArtefactWriter:
 
     def array(self, name: str, values: NDArray[Any]) -> None:
         """Store an array as ``<name>.npy``; object arrays are refused."""
-        save_array(self.folder / f"{name}.npy", np.ascontiguousarray(values))
+        save_array(self.folder / f"{name}.npy", values)
 
     def new_array(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """Make ``<name>.npy`` and map it, to be filled piece by piece."""

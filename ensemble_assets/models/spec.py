@@ -148,6 +148,11 @@ class ModelSpec:
         """Most tokens of a chunk that are read, in all its windows."""
         return self.max_tokens * self.windows
 
+    @property
+    def is_colbert(self) -> bool:
+        """Whether the model has a head of its own that makes a vector for each token."""
+        return self.pooling == "multi_vector"
+
 
 def may_run_code(spec: ModelSpec) -> bool:
     """Whether the model's own code may run: only from a pinned revision.

@@ -164,8 +164,8 @@ def _reusing(run: ComputeRun, runner: Runner, *, on_cpu: bool) -> TableRunner:
     Raises:
         SettingsError: if ``encoding.rows_from`` names a collection without stored rows.
     """
-    from ensemble_assets.compute.running.row_store import stored_secret
     from ensemble_assets.compute.running.run_table import TableRunner
+    from ensemble_assets.compute.running.stored_rows.store import stored_secret
 
     if run.working_folder is None:
         return TableRunner(runner)

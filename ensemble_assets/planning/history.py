@@ -47,7 +47,7 @@ def models_of(settings: Settings, stage: str) -> tuple[ModelSpec, ...]:
 
 def stage_key(settings: Settings, stage: str) -> str:
     """Name all that a cost depends on: machine, libraries, stage, models, device and encoding options."""
-    options = {**settings.device.model_dump(), **settings.encoding.model_dump(), "reuse": False}
+    options = {**settings.device.model_dump(), **settings.encoding.model_dump(), "reuse": False, "rows_from": ()}
     slugs = [spec.slug for spec in models_of(settings, stage)]
     return f"{stage}-{digest([this_host().fingerprint, library_versions(), stage, slugs, options])}"
 

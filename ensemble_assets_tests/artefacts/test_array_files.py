@@ -22,7 +22,7 @@ def test_a_full_disk_is_called_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [np.arange(6.0).reshape(2, 3).T, np.float32(3), np.zeros((0, 4)), np.array(["a"])])
 def test_the_file_is_what_numpy_writes(tmp_path: Path, values: np.ndarray) -> None:
     save_array(tmp_path / "x.npy", values)
-    np.save(tmp_path / "numpy.npy", values)
+    np.save(tmp_path / "numpy.npy", np.require(values, requirements="C"))
     assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 

@@ -61,7 +61,7 @@ def choose_factory(spec: ModelSpec, files: ModelFiles, runtime: Runtime, top_k: 
 
     splade = model.traits.body == "splade_max"
     tiled = splade and (model.ships or not refusal(model.asked, files, "tiled", runtime.cache_folder))
-    states: States = "alone" if model.spec.pooling == "multi_vector" else ""
+    states: States = "alone" if model.spec.is_colbert else ""
     return LibraryFactory(model.spec, files, runtime, obstacle, model.traits, top_k, states=states, tiled=tiled)
 
 

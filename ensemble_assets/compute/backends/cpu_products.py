@@ -34,7 +34,16 @@ _REPEATS = 3
 _WORTH_ROUNDING = 1.2
 """bfloat16 moves vectors (least cosine 0.9999 to float32), so it must be faster by more than a measurement errs."""
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def compile_settings(precision: Precision, threads: int = 0) -> dict[str, Any]:
+    """Return the settings that graphs are compiled with for the CPU; no ``threads`` are all cores.
+
+    One batch at a time has all threads, and they are not pinned: several runs may share the machine.
+    """
+    chosen = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    return chosen | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,10 @@ def _key() -> str:
 
 def _measured() -> CpuProducts:
     core = import_openvino().Core()
-    names = ["fp32", *(["bf16"] if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else [])]
-    requests = {name: _request(core, HINTS[name]) for name in names}
+    names: list[Precision] = ["fp32"]
+    if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        names.append("bf16")
+    requests = {name: _request(core, compile_settings(name)) for name in names}
     batch = np.ones((_ROWS, _WIDTH), np.float32)
     for request in requests.values():
         request.infer([batch])
@@ -100,15 +111,14 @@ def _measured() -> CpuProducts:
             request.infer([batch])
             seconds[name] = min(seconds[name], time.perf_counter() - started)
     work = 4 * _ROWS * _WIDTH * _INNER / 1e9
-    return CpuProducts(**{name: round(work / seconds[name], 1) if name in seconds else 0.0 for name in HINTS})
+    return CpuProducts(**{name: round(work / seconds[name], 1) if name in seconds else 0.0 for name in _HINTS})
 
 
-def _request(core: Any, hint: str) -> Any:
-    """Compile two products, as a layer of an encoder has them, for one precision."""
+def _request(core: Any, settings: dict[str, Any]) -> Any:
+    """Compile two products, as a layer of an encoder has them."""
     operations = import_openvino("openvino.opset13")
     rows = operations.parameter([_ROWS, _WIDTH], np.float32)
     inner = operations.matmul(rows, np.full((_WIDTH, _INNER), 0.01, np.float32), False, False)
     outer = operations.matmul(operations.gelu(inner, "erf"), np.full((_INNER, _WIDTH), 0.01, np.float32), False, False)
     model = import_openvino().Model([outer], [rows])
-    settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     return core.compile_model(model, "CPU", settings).create_infer_request()

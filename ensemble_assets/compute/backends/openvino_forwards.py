@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
-from ensemble_assets.compute.backends.cpu_products import HINTS
+from ensemble_assets.compute.backends.cpu_products import compile_settings
 from ensemble_assets.compute.backends.forward import (
     SMALLEST_NORM,
     Forward,
@@ -123,13 +123,7 @@ class OpenVinoForward:
 
 
 def _compiled(factory: OpenVinoFactory, graph: Path) -> Any:
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": HINTS[factory.runtime.precision],
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # several runs may share the machine
-    }
-    if factory.runtime.threads:
-        settings["INFERENCE_NUM_THREADS"] = factory.runtime.threads
+    settings = compile_settings(factory.runtime.precision, factory.runtime.threads)
     try:
         return import_openvino().Core().compile_model(str(graph / "graph.xml"), "CPU", settings)
     except RuntimeError as error:

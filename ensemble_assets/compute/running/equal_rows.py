@@ -1,6 +1,6 @@
 """Find equal rows of a token table, and cut rows into shards and slices.
 
-Every row is hashed once. The digest is also the key under which ``row_store`` keeps the row's outputs.
+Every row is hashed once. The digest is also the key under which ``stored_rows`` keeps the row's outputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run a token table through a model: equal rows once, rows that an earlier run stored not at all.
 
 The outputs of a row depend on its token ids and on everything that decides what a model computes from them: weights,
-pooling, pruning, backend, precision and kind of device. ``row_store`` keeps them under a key of all that.
+pooling, pruning, backend, precision and kind of device. ``stored_rows`` keeps them under a key of all that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import DistinctRows, Keys, row_keys, shards
 from ensemble_assets.compute.running.loaded_once import PartEvents
 from ensemble_assets.compute.running.local_runner import LocalRunner, Runner
-from ensemble_assets.compute.running.row_store import (
+from ensemble_assets.compute.running.stored_rows.store import (
     RowStore,
     drop_others,
     open_store,

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
+
 _ROWS_AT_ONCE = 4096
 """Rows converted at once: it bounds the memory of sorting them, and outputs may be memory-mapped."""
 
@@ -74,6 +76,7 @@ def build_matrix(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int
     counts = np.zeros(len(index), np.int64)
     for start in range(0, len(index), _ROWS_AT_ONCE):
         counts[start : start + _ROWS_AT_ONCE] = (index[start : start + _ROWS_AT_ONCE] >= 0).sum(axis=1)
+        drop_resident_pages(index)
     for row, replacement in instead.items():
         counts[row] = len(replacement.indices)
     indptr = np.zeros(len(index) + 1, np.int64)
@@ -90,6 +93,8 @@ def build_matrix(index: NDArray[Any], weight: NDArray[Any], instead: Mapping[int
         places = _places(indptr[start:stop], used)
         indices[places] = ascending[used]
         values[places] = np.take_along_axis(weight[start:stop], order, axis=1)[used]
+        drop_resident_pages(index)
+        drop_resident_pages(weight)
     for row, replacement in instead.items():
         span = slice(int(indptr[row]), int(indptr[row + 1]))
         indices[span], values[span] = replacement

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
+from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
 from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_rerank_jsonl, write_trec_run
-from ensemble_assets.export.write.v40_files import Written, write_array, write_v40
+from ensemble_assets.export.write.v40_files import Written, write_v40
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def write_bundle(
     with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
         written = write_v40(folder, bundle)
         for name, array in bundle.token_arrays.items():
-            write_array(folder / name, array)
+            save_array(folder / name, array)
         if lists is not None:
             write_trec_run(folder / names.file("fused.trec"), lists.fused, RUN_TAGS[0])
             for name, norms in bundle.norms.items():
-                write_array(folder / name, norms)
+                save_array(folder / name, norms)
         if lists is not None and lists.reranked is not None:
             write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
             write_trec_run(folder / names.file("reranked.trec"), lists.reranked, RUN_TAGS[1])

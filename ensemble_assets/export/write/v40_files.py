@@ -6,7 +6,6 @@ With the sparse stage on, the same pass writes live vectors where v4.0 has its e
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import re
 import struct
@@ -19,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_assets.artefacts.array_files import save_array, write_numbers
 from ensemble_assets.artefacts.fast_json import compact
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.collection.legacy_metadata import ChunkRow, enrich
@@ -34,8 +34,6 @@ _INDEX_HEADER = struct.Struct("<4siqqq?iQ")
 _TEMPLATE = "upload_script.py.txt"
 _PLACEHOLDER = re.compile("@([A-Z_]+)@")
 _FOR_TOKENS = re.compile("@IF_TOKENS@\n(.*?)@END@\n", re.DOTALL)
-_COPY_BYTES = 8 << 20
-"""An array is copied in pieces of this size, so that a mapped one does not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
     names = bundle.names
     files = [names.vectors() if model is bundle.primary else names.vectors(model.slug) for model in bundle.dense]
     for name, model in zip(files, bundle.dense, strict=True):
-        write_array(folder / name, model.vectors)
+        save_array(folder / name, model.vectors)
     counts = _write_records(folder, bundle)
     files += [names.file(content) for content in ("qdrant.jsonl", "metadata.json", "texts.json", "stats.json")]
     if counts.echoed + counts.available:
@@ -78,23 +76,6 @@ def write_v40(folder: Path, bundle: BundleInputs) -> Written:
 def why_no_flat_index() -> str | None:
     """Say why no faiss index is written; None when one is."""
     return None if importlib.util.find_spec("faiss") else "faiss is not installed (pip install faiss-cpu)"
-
-
-def write_array(path: Path, array: NDArray[Any]) -> None:
-    """Write ``array`` as ``np.save`` does, in pieces."""
-    header = io.BytesIO()
-    facts = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_1_0(header, facts)
-    with path.open("wb") as file:
-        file.write(header.getvalue())
-        _copy(array, file)
-
-
-def _copy(array: NDArray[Any], file: IO[bytes]) -> None:
-    rows = max(1, _COPY_BYTES // max(1, array.itemsize * int(np.prod(array.shape[1:]))))
-    for start in range(0, len(array), rows):
-        file.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
-        drop_resident_pages(array)
 
 
 INDEXES = {"fp16": "SQfp16", "int8": "SQ8", "hnsw": "HNSW32,Flat", "hnsw_int8": "HNSW32_SQ8"}
@@ -141,7 +122,7 @@ def write_flat_index(path: Path, vectors: NDArray[np.float32]) -> None:
     kind, width, _, unused, unused_too, trained, metric, _ = _INDEX_HEADER.unpack(empty)
     with path.open("wb") as file:
         file.write(_INDEX_HEADER.pack(kind, width, len(vectors), unused, unused_too, trained, metric, vectors.size))
-        _copy(vectors, file)
+        write_numbers(file, vectors)
 
 
 def upload_script(bundle: BundleInputs) -> str:

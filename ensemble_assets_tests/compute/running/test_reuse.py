@@ -22,11 +22,11 @@ from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends.forward import OutputSpec
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running import row_store
 from ensemble_assets.compute.running.equal_rows import row_keys, shards
 from ensemble_assets.compute.running.loaded_once import loaded_once
-from ensemble_assets.compute.running.row_store import open_store, secret_of, store_name
 from ensemble_assets.compute.running.run_table import in_process_runner
+from ensemble_assets.compute.running.stored_rows import store
+from ensemble_assets.compute.running.stored_rows.store import open_store, secret_of, store_name
 from ensemble_assets_tests.compute.running.doubles import IDS, DoubleFactory, faults, run_here, table_of
 from ensemble_assets_tests.compute.running.plain_factory import PlainFactory
 
@@ -172,7 +172,7 @@ def test_what_nobody_reads_for_a_month_is_removed(tmp_path):
 
 
 def test_large_outputs_are_mapped_and_leave_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_store, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(store, "_IN_MEMORY_BYTES", 0)
     factory = DoubleFactory(VECTOR)
     result = reuse(tmp_path, table_of(ROWS), factory)
     assert isinstance(result.outputs["vector"], np.memmap)
@@ -242,9 +242,9 @@ def test_a_killed_run_loses_at_most_the_shard_it_was_at(tmp_path, after_shards):
 
 def test_two_runs_at_once_share_a_store(tmp_path):
     factory = DoubleFactory(VECTOR)
-    with open_store(tmp_path / store_name(factory, LEASE), VECTOR) as store:
-        store.add(np.ones((1, 2), np.uint64), {"vector": np.ones((1, 4), np.float32)}, "fp32")
-        with pytest.raises(row_store.Timeout), row_store.FileLock(tmp_path / store_name(factory, LEASE) / ".lock", 0):
+    with open_store(tmp_path / store_name(factory, LEASE), VECTOR) as opened:
+        opened.add(np.ones((1, 2), np.uint64), {"vector": np.ones((1, 4), np.float32)}, "fp32")
+        with pytest.raises(store.Timeout), store.FileLock(tmp_path / store_name(factory, LEASE) / ".lock", 0):
             pass
 
 

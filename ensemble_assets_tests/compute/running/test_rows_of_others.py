@@ -15,8 +15,8 @@ from ensemble_assets.compute.backends.token_states import SCALE, STATE
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running import row_store
 from ensemble_assets.compute.running.run_table import in_process_runner
+from ensemble_assets.compute.running.stored_rows import store
 from ensemble_assets_tests.compute.running.doubles import IDS, DoubleFactory, run_here, table_of
 from ensemble_assets_tests.compute.stages.rerank.test_kept_states import StatesOfIds
 
@@ -54,7 +54,7 @@ def test_the_rows_of_shards_are_not_computed_again(tmp_path_factory, first, seco
 
 
 def test_vectors_and_states_of_tokens_are_copied_part_by_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_store, "_COPIED_BYTES", 100)
+    monkeypatch.setattr(store, "_COPIED_BYTES", 100)
     rows = [[5, 6, 7, 8], [9, 10], [11], [12, 13, 14, 15, 16, 17], [18, 19]]
     run(rows[:3], StatesOfIds(vectors=True), tmp_path / "one", shard_tokens=100)
     run(rows[2:], StatesOfIds(vectors=True), tmp_path / "two", shard_tokens=100)

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.collection.legacy_metadata import ChunkRow
 from ensemble_assets.common.errors import ContractError, SettingsError
 from ensemble_assets.export.write.inputs import BundleInputs, DeviceFacts, chunk_rows
-from ensemble_assets.export.write.v40_files import write_array, write_v40
+from ensemble_assets.export.write.v40_files import write_v40
 from ensemble_assets_tests.export import reference
 from ensemble_assets_tests.export.bundles import CLOCK, PREFIX, Chunk, bundle_of, contents, dense, rows_of, unit_rows
 from ensemble_assets_tests.export.strategies import metadata, texts
@@ -90,7 +91,7 @@ def test_vectors_are_written_as_numpy_saves_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (100_000, 50)])
 def test_large_and_empty_arrays_are_written_as_numpy_saves_them(shape: tuple[int, int], tmp_path: Path) -> None:
     array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    write_array(tmp_path / "a.npy", array)
+    save_array(tmp_path / "a.npy", array)
     saved = io.BytesIO()
     np.save(saved, array)
     assert (tmp_path / "a.npy").read_bytes() == saved.getvalue()

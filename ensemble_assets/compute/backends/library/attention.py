@@ -23,7 +23,7 @@ _GROUPED_HEADS = (8, 0)
 
 def fit_to_gpu(model: LibraryModel, capability: tuple[int, int]) -> None:
     """Prepare a loaded model for batches on a GPU of a compute capability."""
-    if model.spec.pooling != "multi_vector" and needs_no_mask(model.model, model.spec.kind):
+    if not model.spec.is_colbert and needs_no_mask(model.model, model.spec.kind):
         leave_out_mask(model.model)
         model.layouts = {task: replace(layout, left=False) for task, layout in model.layouts.items()}
     repeat_keys(capability)

@@ -61,7 +61,7 @@ class LibraryFactory(ForwardFactory):
         from ensemble_assets.compute.backends.library.multi_vectors import MultiVectorForward  # they import this module
         from ensemble_assets.compute.backends.library.tiled_splade import TiledSparseForward
 
-        many = self.spec.pooling == "multi_vector"
+        many = self.spec.is_colbert
         kind = TiledSparseForward if self.tiled else MultiVectorForward if many else LibraryForward
         return kind(model, self, device)
 

@@ -51,7 +51,7 @@ def load_library_model(
     import sentence_transformers
 
     precision, may_run = resolve_precision(runtime.precision, device, files.folder), may_run_code(spec)
-    many = spec.pooling == "multi_vector"
+    many = spec.is_colbert
     make = getattr(sentence_transformers, _MANY_VECTORS if many else _CLASSES[spec.kind])
     try:
         with quiet_transformers(), _networks_loaded(empty) as missing:
@@ -107,7 +107,7 @@ def _problem(model: Any, spec: ModelSpec, files: ModelFiles, missing: list[str])
             "one. Choose a checkpoint made for sparse vectors"
         )
     stanford = "HF_ColBERT" in str(json_fields(files.folder / "config.json").get("architectures"))
-    if spec.pooling == "multi_vector" and "Dense" in made and "Dense" not in str(read_json(modules)) and not stanford:
+    if spec.is_colbert and "Dense" in made and "Dense" not in str(read_json(modules)) and not stanford:
         return (
             "its weights lack the projection of its token vectors, for which sentence-transformers puts a random one. "
             "Choose a checkpoint made for late interaction"

@@ -37,7 +37,7 @@ def pack_rows(model: LibraryModel, device: str) -> Packing:
     networks = [module for module in model.model.modules() if hasattr(module, "set_attn_implementation")]
     kind = networks[0].config.model_type if networks else ""
     encoder = names.get(_ENCODERS.get(kind, ""))
-    if encoder is None or model.spec.pooling == "multi_vector":  # whose masked tokens may have vectors, too
+    if encoder is None or model.spec.is_colbert:  # whose masked tokens may have vectors, too
         return "architecture"
     if device.startswith("cuda"):
         if next(encoder.parameters()).dtype not in (torch.float16, torch.bfloat16):

@@ -81,7 +81,7 @@ class Probe:
     def __init__(self, model: LibraryModel, precision: Precision) -> None:
         self.spec = model.spec
         self.precision = precision
-        self.many = model.spec.pooling == "multi_vector"
+        self.many = model.spec.is_colbert
         if self.spec.kind == "rerank":
             self.pairs = [(query, document) for query in QUERIES for document in DOCUMENTS]
             self.table = model.rows(self.pairs, "document")

@@ -16,8 +16,8 @@ from ensemble_assets.compute.backends.token_states import LEFT_OUT, SCALE, STATE
 from ensemble_assets.compute.batching.table_result import TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
-from ensemble_assets.compute.running.row_store import find_tokens
 from ensemble_assets.compute.running.run_table import in_process_runner
+from ensemble_assets.compute.running.stored_rows.store import find_tokens
 from ensemble_assets.compute.stages.kept_states import KeptStates
 from ensemble_assets.compute.tokens.token_tables import NO_SPECIALS, Template, TokenBodies
 from ensemble_assets.compute.tokens.windows import Windows

@@ -11,15 +11,13 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
@@ -30,6 +28,15 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.backends.model_traits import MAXSIM
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.equal_rows import Keys, row_keys
+from ensemble_assets.compute.running.stored_rows.shards import (
+    FACTS,
+    NO_KEYS,
+    NO_OFFSETS,
+    KeyIndex,
+    Places,
+    Shard,
+    TokenRows,
+)
 from ensemble_assets.compute.tokens.token_tables import TokenTable, numbers_of_pieces
 
 FORWARD_VERSION = 2
@@ -44,25 +51,9 @@ _COPIED_BYTES = 256 << 20
 _SECRET, _SECRET_BYTES = "secret", 32
 _TOKENS_STORE, _HEADS_STORE = "tokens-", "heads-"
 _OFFSETS = "offsets.npy"
-_FACTS = "shard.json"
-
-_NO_OFFSETS = np.zeros(1, np.int64)
 
 _UNUSED_SECONDS = 30 * 86_400.0
 """Shards that no run has read for this time are removed: their models or texts are gone."""
-
-
-@dataclass(frozen=True)
-class Places:
-    """The places of ``n`` rows: ``[n] int64`` number of the shard (-1: not stored) and of the row in it."""
-
-    shard: NDArray[np.int64]
-    row: NDArray[np.int64]
-
-    @property
-    def stored(self) -> NDArray[np.bool_]:
-        """Whether each row is stored, ``[n] bool``."""
-        return self.shard >= 0
 
 
 @contextmanager
@@ -85,7 +76,7 @@ def _forget_unused(parent: Path) -> None:
     expired = time.time() - _UNUSED_SECONDS
     for store in sorted(path.parent for path in parent.glob("*/.lock")):
         with suppress(OSError, Timeout), FileLock(store / ".lock", timeout=0):
-            for facts in store.glob(f"*/{_FACTS}"):
+            for facts in store.glob(f"*/{FACTS}"):
                 if facts.stat().st_mtime < expired:
                     shutil.rmtree(facts.parent, ignore_errors=True)
             if (store / ".lock").stat().st_mtime < expired and not list(store.glob("shard-*")):
@@ -144,67 +135,14 @@ def drop_others(folder: Path) -> None:
                 shutil.rmtree(store.parent, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """Rows that were stored together, in memory or mapped from the sealed folder ``path``.
-
-    ``index`` has their keys: columns ``a``, ``b``, ``shard``, ``row``. Outputs are ``[rows, *shape]`` each, and those
-    of row ``i`` per token from ``offsets[i]`` to ``offsets[i + 1]``.
-    """
-
-    index: pl.DataFrame
-    outputs: Mapping[str, NDArray[Any]]
-    precision: str
-    path: Path | None
-    offsets: NDArray[np.int64]
-
-    def touch(self) -> None:
-        """Note that the shard was read just now."""
-        if self.path is not None:
-            with suppress(OSError):
-                (self.path / _FACTS).touch()
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """The outputs per token of ``n`` rows, where they are stored. They stay readable when the store is closed."""
-
-    shards: Sequence[_Shard]
-    places: Places
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of every row, ``[n] int64``; 0 where it is not stored."""
-        lengths = np.zeros(len(self.places.shard), np.int64)
-        for here, shard in self._by_shard(self.places):
-            lengths[here] = np.diff(shard.offsets)[self.places.row[here]]
-        return lengths
-
-    def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read one output of some stored rows, ``[tokens of the rows, *shape]``, row after row."""
-        chosen = Places(self.places.shard[rows], self.places.row[rows])
-        lengths = self.lengths[rows]
-        starts = np.cumsum(lengths) - lengths
-        like = self.shards[int(chosen.shard[0])].outputs[name]
-        values = np.empty((int(lengths.sum()), *like.shape[1:]), like.dtype)
-        for here, shard in self._by_shard(chosen):
-            of_shard = numbers_of_pieces(shard.offsets[:-1][chosen.row[here]], lengths[here])
-            values[numbers_of_pieces(starts[here], lengths[here])] = shard.outputs[name][of_shard]
-            drop_resident_pages(shard.outputs[name])
-        return values
-
-    def _by_shard(self, places: Places) -> Iterator[tuple[NDArray[np.int64], _Shard]]:
-        for number in np.unique(places.shard[places.stored]).tolist():
-            yield np.flatnonzero(places.shard == number), self.shards[number]
-
-
 class RowStore:
     """Outputs by key, those of ``outputs``; made by ``open_store``. One that is not ``own`` is only read."""
 
     def __init__(self, folder: Path | None, outputs: Mapping[str, OutputSpec], *, own: bool = True) -> None:
         self._folder, self._own = folder, own
         self.outputs = outputs
-        self._shards: list[_Shard] = []
+        self._shards: list[Shard] = []
+        self._index: KeyIndex | None = None
         for path in sorted(folder.glob("shard-*")) if folder is not None else []:
             self._open_shard(path)
 
@@ -215,14 +153,9 @@ class RowStore:
 
     def find(self, keys: Keys) -> Places:
         """Look up the places of the rows with these keys."""
-        if not self._shards:
-            nowhere = np.full(len(keys), -1, np.int64)
-            return Places(nowhere, nowhere)
-        indexes = pl.concat([shard.index for shard in self._shards])
-        first = indexes.unique(subset=["a", "b"], keep="first", maintain_order=True)
-        matches = _frame(keys).join(first, on=["a", "b"], how="left", maintain_order="left")
-        shard, row = (matches[name].fill_null(-1).to_numpy() for name in ("shard", "row"))
-        return Places(shard, row)
+        if self._index is None:
+            self._index = KeyIndex.of(self._shards)
+        return self._index.find(keys)
 
     def add(
         self, keys: Keys, outputs: Mapping[str, NDArray[Any]], precision: str, lengths: NDArray[np.int64] | None = None
@@ -233,7 +166,7 @@ class RowStore:
         """
         if not len(keys):
             return
-        offsets = _NO_OFFSETS if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
+        offsets = NO_OFFSETS if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
         if self._folder is None:
             self._add_shard(keys, outputs, precision, None, offsets)
             return
@@ -244,7 +177,7 @@ class RowStore:
                 save_array(made / f"{name}.npy", outputs[name])
             if lengths is not None:
                 save_array(made / _OFFSETS, offsets)
-            (made / _FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
+            (made / FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
         self._open_shard(path)
 
     def take(self, keys: Keys, other: RowStore, theirs: Keys) -> None:
@@ -281,6 +214,8 @@ class RowStore:
             shard.touch()
             for name, values in arrays.items():
                 values[rows_here] = shard.outputs[name][places.row[rows_here]]
+                drop_resident_pages(shard.outputs[name])
+                drop_resident_pages(values)
         return arrays
 
     def tokens(self, places: Places) -> TokenRows:
@@ -295,13 +230,14 @@ class RowStore:
         sizes = {n: sum(array.nbytes for array in self._shards[n].outputs.values()) for n in stored}
         free = limit - size - sum(sizes.values())
         unused = stored.keys() - set(used.shard.tolist())
-        for number in sorted(unused, key=lambda n: (stored[n] / _FACTS).stat().st_mtime):
+        for number in sorted(unused, key=lambda n: (stored[n] / FACTS).stat().st_mtime):
             if free >= 0:
                 return
             free += sizes[number]
             shard = self._shards[number]
             shutil.rmtree(stored[number], ignore_errors=True)
-            self._shards[number] = replace(shard, index=shard.index.clear(), outputs={}, path=None)
+            self._shards[number] = replace(shard, keys=NO_KEYS, outputs={}, path=None)
+            self._index = None
 
     def precision(self, places: Places) -> str:
         """Name the number formats that the rows were computed in, joined by commas."""
@@ -313,9 +249,9 @@ class RowStore:
         try:
             keys = np.load(path / "keys.npy", allow_pickle=False)
             arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.outputs}
-            facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
             by_token = any(spec.per_token for spec in self.outputs.values())
-            offsets = np.load(path / _OFFSETS, allow_pickle=False) if by_token else _NO_OFFSETS
+            offsets = np.load(path / _OFFSETS, allow_pickle=False) if by_token else NO_OFFSETS
             sound = not by_token or len(offsets) == len(keys) + 1
             for name, spec in self.outputs.items():
                 rows = int(offsets[-1]) if spec.per_token else len(keys)
@@ -336,9 +272,8 @@ class RowStore:
         path: Path | None,
         offsets: NDArray[np.int64],
     ) -> None:
-        number = pl.lit(len(self._shards), pl.Int64).alias("shard")
-        index = _frame(keys).with_columns(number, pl.int_range(len(keys), dtype=pl.Int64).alias("row"))
-        self._shards.append(_Shard(index, outputs, precision, path, offsets))
+        self._shards.append(Shard(keys, outputs, precision, path, offsets))
+        self._index = None
 
     def _zeros(self, shape: tuple[int, ...], spec: OutputSpec) -> NDArray[Any]:
         dtype = np.dtype(spec.dtype)
@@ -349,7 +284,3 @@ class RowStore:
             return map_new_array(path, dtype, shape)
         finally:
             path.unlink(missing_ok=True)
-
-
-def _frame(keys: Keys) -> pl.DataFrame:
-    return pl.DataFrame({"a": np.ascontiguousarray(keys[:, 0]), "b": np.ascontiguousarray(keys[:, 1])})

@@ -1,0 +1,1 @@
+"""Store the outputs of rows on disk, and find them again."""
