@@ -5,7 +5,8 @@ own, and prints one JSON object: per stage, seconds by the clock and of the proc
 chunk, and the peak resident memory. With ``--changes`` it then runs again with nothing new, with 1 % of the chunks
 changed, and with 1,000 chunks added, and gives the processor's seconds of each as a share of the full run.
 
-``--picture FILE RESULT...`` draws results that were saved, in logarithmic scales.
+``--picture FILE RESULT...`` draws results that were saved, in logarithmic scales. ``--tables RESULT...`` writes them as
+Markdown. A file of results has one, or a list of them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets_tests.benchmarks.scale import measured_run
 from ensemble_assets_tests.benchmarks.scale.picture import draw
+from ensemble_assets_tests.benchmarks.scale.table import tables
 from ensemble_assets_tests.benchmarks.scale.texts import add_chunks, change_collection, write_collection
 
 _CHANGED = 0.01
@@ -38,13 +40,23 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder. It stays if named")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the run")
     parser.add_argument("--picture", nargs="+", type=Path, metavar="FILE", help="an SVG to write, and saved results")
+    parser.add_argument("--tables", nargs="+", type=Path, metavar="FILE", help="saved results")
     options = parser.parse_args()
+    if options.tables:
+        print(tables(saved(options.tables)), end="")
+        return
     if options.picture:
         page, *results = options.picture
-        page.write_text(draw([json.loads(path.read_text(encoding="utf-8")) for path in results]), encoding="utf-8")
+        page.write_text(draw(saved(results)), encoding="utf-8")
         return
     with tempfile.TemporaryDirectory() as scratch:
         print(json.dumps(measure(options.folder or Path(scratch), options), indent=1))
+
+
+def saved(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Read results, each file with one or with a list of them."""
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return [result for content in read for result in (content if isinstance(content, list) else [content])]
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from ensemble_assets_tests.benchmarks.scale.__main__ import saved
 from ensemble_assets_tests.benchmarks.scale.picture import draw
+from ensemble_assets_tests.benchmarks.scale.table import tables
 from ensemble_assets_tests.benchmarks.scale.texts import add_chunks, change_collection, write_collection
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -46,3 +50,14 @@ def test_the_picture_has_a_line_for_every_stage_in_both_panels() -> None:
     (x, y), (later_x, later_y) = (map(float, point.split(",")) for point in lines[0].attrib["points"].split(" "))
     assert later_x > x
     assert later_y < y, "ten times the chunks are higher up"
+
+
+def test_the_tables_of_the_page_are_those_of_the_saved_results() -> None:
+    page = (DOCS / "performance.md").read_text(encoding="utf-8")
+    for table in tables(saved([DOCS / "scale.json"])).strip().split("\n\n"):
+        assert table in page
+
+
+def test_the_picture_of_the_page_is_that_of_the_saved_results() -> None:
+    drawn = (DOCS / "pictures" / "scale.svg").read_text(encoding="utf-8")
+    assert drawn == draw(saved([DOCS / "scale.json"]))
