@@ -49,6 +49,7 @@ class HeldModels:
         usual = Computing(devices=[CpuDevice(threads=settings.device.threads)]).context(run)
         self.context: ComputeContext = replace(
             usual,
+            runtime=replace(usual.runtime, streams=1),  # a question is one row, which would have half of the cores
             runner=AtOnceRunner(usual.runner.runner, rows=rows),
             tokens=PassageTokens(),
             locate=lru_cache(usual.locate),

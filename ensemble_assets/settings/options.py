@@ -113,7 +113,8 @@ class Device(Section):
     lease_cpu: bool = option(False, "Whether runs of one user take turns on the CPU. GPUs are always leased.")
     batch_tokens: int = option(
         defaults.BATCH_TOKENS,
-        "Padded tokens of the first batch on a GPU. On a CPU: of every batch, and more for models narrower than 384.",
+        "Padded tokens of the first batch on a GPU. On a CPU: of each of the two parts of a batch, which are computed "
+        "side by side, and more for models narrower than 384.",
         ge=64,
     )
     threads: int = option(0, "CPU threads. 0: all cores that this process may use.", ge=0)

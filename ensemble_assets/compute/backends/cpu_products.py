@@ -37,12 +37,12 @@ _WORTH_ROUNDING = 1.2
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-def compile_settings(precision: Precision, threads: int = 0) -> dict[str, Any]:
+def compile_settings(precision: Precision, threads: int = 0, streams: int = 1) -> dict[str, Any]:
     """Return the settings that graphs are compiled with for the CPU; no ``threads`` are all cores.
 
-    One batch at a time has all threads, and they are not pinned: several runs may share the machine.
+    Streams share the threads. These are not pinned: several runs may share the machine.
     """
-    chosen = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    chosen = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
     return chosen | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 

@@ -50,6 +50,7 @@ class Runtime:
         threads: CPU threads of one forward; 0 leaves the backend's own choice.
         backend: ``torch`` is the reference; ``auto`` takes OpenVINO on a CPU where it is installed.
         cache_folder: converted models are kept below it; None keeps none, so that only torch can be used.
+        streams: parts of a batch that OpenVINO computes side by side; they share the threads.
         packed: whether torch computes rows without padding where it can; see ``library.packed_rows``.
     """
 
@@ -58,6 +59,7 @@ class Runtime:
     backend: BackendName = "torch"
     cache_folder: Path | None = None
     packed: bool = False
+    streams: int = 1
 
 
 @dataclass(frozen=True)

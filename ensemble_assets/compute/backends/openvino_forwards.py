@@ -77,7 +77,8 @@ class OpenVinoForward:
                 self._layer: tuple[Float, Float] = stored["matrix"], stored["bias"]
         if factory.spec.kind == "sparse":
             self._head = SparseHead(*self._layer, factory.top_k, runtime.threads, runtime.cache_folder)
-        self._request: Any = _compiled(factory, graph).create_infer_request()
+        network = _compiled(factory, graph)
+        self._requests: list[Any] = [network.create_infer_request() for _ in range(factory.runtime.streams)]
 
     def __call__(self, table: TokenTable, batch: Batch) -> Outputs:
         """Run one batch.
@@ -90,10 +91,7 @@ class OpenVinoForward:
             self._head.expect_tokens(int(table.offsets[-1]))
         arrays = padded_arrays(table, batch, self._factory.traits.layouts["document"])
         try:
-            states = self._request.infer(
-                dict(enumerate(arrays[name] for name in self._inputs)), share_inputs=True, share_outputs=True
-            )[0]
-            return self._outputs(np.asarray(states, np.float32), arrays["attention_mask"])
+            return self._outputs(self._states([arrays[name] for name in self._inputs]), arrays["attention_mask"])
         except Exception as error:  # noqa: BLE001  # a backend's message may quote its input
             full = isinstance(error, MemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)
             failure = failure_of_batch(self._factory.spec.slug, error, batch, out_of_memory=full)
@@ -101,7 +99,22 @@ class OpenVinoForward:
 
     def release(self) -> None:
         """Drop the compiled network; the forward is of no use afterwards."""
-        self._request = None
+        self._requests = []
+
+    def _states(self, inputs: list[NDArray[np.integer]]) -> Float:
+        """Compute the states of a batch, ``[batch, longest, width]``: every stream computes a part of the rows."""
+        parts = min(len(self._requests), len(inputs[0]))
+        split = [np.array_split(array, parts) for array in inputs]
+        requests = self._requests[:parts]
+        try:
+            for number, request in enumerate(requests):
+                request.start_async({at: pieces[number] for at, pieces in enumerate(split)}, share_inputs=True)
+        finally:  # a request that still runs would refuse the next batch
+            failures = [failure for failure in map(_ended, requests) if failure is not None]
+        if failures:
+            raise failures[0]
+        states = [np.asarray(request.get_output_tensor(0).data, np.float32) for request in requests]
+        return states[0] if parts == 1 else np.concatenate(states)
 
     def _outputs(self, states: Float, mask: Mask) -> Outputs:
         """Make a batch's outputs from the network's states ``[batch, longest, width]``, in float32."""
@@ -122,8 +135,17 @@ class OpenVinoForward:
         return {name: made[name] for name in factory.outputs}
 
 
+def _ended(request: Any) -> RuntimeError | None:
+    """Wait until a request has ended; return its error."""
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
+
+
 def _compiled(factory: OpenVinoFactory, graph: Path) -> Any:
-    settings = compile_settings(factory.runtime.precision, factory.runtime.threads)
+    settings = compile_settings(factory.runtime.precision, factory.runtime.threads, factory.runtime.streams)
     try:
         return import_openvino().Core().compile_model(str(graph / "graph.xml"), "CPU", settings)
     except RuntimeError as error:

@@ -219,27 +219,53 @@ def test_a_graph_is_converted_once_also_under_concurrent_runs(monkeypatch, tmp_p
 
 
 class Failing:
-    """An inference request that fails."""
+    """An inference request that fails, at once or while it is waited for."""
 
-    def __init__(self, message: str) -> None:
-        self.message = message
+    def __init__(self, message: str, *, at_once: bool) -> None:
+        self.message, self.at_once = message, at_once
 
-    def infer(self, *args, **kwargs):
-        raise RuntimeError(self.message)
+    def start_async(self, *args, **kwargs):
+        if self.at_once:
+            raise RuntimeError(self.message)
+
+    def wait(self):
+        if not self.at_once:
+            raise RuntimeError(self.message)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize(
     ("message", "error"), [("std::bad_alloc", DeviceOutOfMemoryError), ("the secret text", ModelFailedError)]
 )
-def test_failures_are_told_in_our_words(openvino_runtime, message, error):
-    forward = rerank_factory(*complete("ensemble-reranker-tiny"), openvino_runtime).load("cpu")
+def test_failures_are_told_in_our_words_and_the_other_half_is_waited_for(openvino_runtime, message, error, at_once):
+    runtime = replace(openvino_runtime, streams=2)
+    forward = rerank_factory(*complete("ensemble-reranker-tiny"), runtime).load("cpu")
     assert isinstance(forward, OpenVinoForward)
-    forward._request = Failing(message)
-    table = table_of([[5, 6], [7]], second_from=[1, 1])
-    with pytest.raises(error) as caught:
-        forward(table, Batch(np.arange(2), 2))
-    assert message not in str(caught.value)
-    assert caught.value.__context__ is None
+    table, batch = table_of([[5, 6], [7]], second_from=[1, 1]), Batch(np.arange(2), 2)
+    expected, sound = forward(table, batch)["logit"], list(forward._requests)
+    for place in (0, 1):
+        forward._requests = [*sound]
+        forward._requests[place] = Failing(message, at_once=at_once)
+        with pytest.raises(error) as caught:
+            forward(table, batch)
+        assert message not in str(caught.value)
+        assert caught.value.__context__ is None
+    forward._requests = sound
+    np.testing.assert_array_equal(forward(table, batch)["logit"], expected)
+
+
+@pytest.mark.parametrize("slug", ["all-minilm-l6-v2", "splade-tiny", "ensemble-reranker-tiny"])
+def test_halves_of_a_batch_side_by_side_give_the_results_of_the_whole(openvino_runtime, slug):
+    spec, files = complete(slug)
+    make = {"dense": dense_factory, "sparse": sparse_factory, "rerank": rerank_factory}[spec.kind]
+    one, two = (make(spec, files, replace(openvino_runtime, streams=n)).load("cpu") for n in (1, 2))
+    rows = [[101, *range(2000, 2000 + length), 102] for length in (1, 3, 9, 9, 30)]
+    table = table_of(rows, second_from=[1] * len(rows)) if spec.kind == "rerank" else table_of(rows)
+    for size in range(1, len(rows) + 1):
+        batch = Batch(np.arange(size), max(map(len, rows[:size])))
+        whole, halves = one(table, batch), two(table, batch)
+        for name, values in whole.items():
+            np.testing.assert_allclose(halves[name], values, rtol=1e-4, atol=1e-5, err_msg=f"{name} of {size} rows")
 
 
 def test_it_refuses_a_gpu(openvino_runtime):
