@@ -141,10 +141,10 @@ def one_run(root: Path, collection: Path, workers: int, options: Mapping[str, An
         def context(self, run: Any) -> Any:
             return starts.counted(super().context(run))
 
-    def settings_of(settings: Any, *, on_cpu: bool) -> Any:
-        return replace(usual(settings, on_cpu=on_cpu), workers_per_device=workers)
+    def settings_of(settings: Any, **facts: Any) -> Any:
+        return replace(usual(settings, **facts), workers_per_device=workers)
 
-    compute_context.settings_of = settings_of
+    compute_context.settings_of = settings_of  # type: ignore[assignment]  # a tree before it may take fewer facts
     (root / "corpora").mkdir()
     (root / "corpora" / collection.name).symlink_to(collection)
     pipeline = Pipeline(root, Computing())
