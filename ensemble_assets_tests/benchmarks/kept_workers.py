@@ -144,7 +144,7 @@ def one_run(root: Path, collection: Path, workers: int, options: Mapping[str, An
     def settings_of(settings: Any, **facts: Any) -> Any:
         return replace(usual(settings, **facts), workers_per_device=workers)
 
-    compute_context.settings_of = settings_of  # type: ignore[assignment]  # a tree before it may take fewer facts
+    compute_context.settings_of = settings_of
     (root / "corpora").mkdir()
     (root / "corpora" / collection.name).symlink_to(collection)
     pipeline = Pipeline(root, Computing())
