@@ -28,6 +28,7 @@ from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.discovery import Discovery
 from ensemble_assets.compute.devices.lease import unlocked_lease
 from ensemble_assets.compute.devices.leases import lease_devices
+from ensemble_assets.compute.ray import cluster as cluster_module
 from ensemble_assets.compute.ray.cluster import RayRunner, cluster_lease, split
 from ensemble_assets.compute.ray.node import Node, NodeOptions, Order
 from ensemble_assets.compute.running.run_table import TableRunner, in_process_runner
@@ -344,8 +345,15 @@ def test_two_nodes_encode_to_the_bytes_of_one(cluster: Nodes, tmp_path: Path, re
     record_property("seconds on one node over those on two", round(seconds_on_one / seconds_on_two, 2))
 
 
+@pytest.fixture
+def no_second_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no shard computed twice: the actor of a copy is killed, and with it the event of its lease's end."""
+    monkeypatch.setattr(cluster_module, "_SLOW", float("inf"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("no_second_copies")
 def test_two_nodes_give_what_this_machine_gives(cluster: Nodes, tmp_path: Path) -> None:
     factory, events = Double(_dense, OUTPUTS, "double"), EventLog()
     with unlocked_lease(model="double", stage="dense") as lease:
@@ -366,6 +374,7 @@ def test_two_nodes_give_what_this_machine_gives(cluster: Nodes, tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("no_second_copies")
 def test_nodes_load_a_model_once_for_all_runs_of_a_stage(cluster: Nodes, tmp_path: Path) -> None:
     runner = TableRunner(RayRunner(options_in(tmp_path), cluster.address, shard_rows=2), tmp_path / "rows", 60)
     events = EventLog()
