@@ -75,7 +75,11 @@ class KeyIndex:
         return cls(np.ascontiguousarray(keys[order, 0]), keys[order], places)
 
     def find(self, keys: Keys) -> Places:
-        """Look up keys. Of two that share their first half, which chance makes of none, the second is not found."""
+        """Look up keys by their first halves, of 64 bits, and compare both.
+
+        Of two keys with the same first half only one is found. Among 10 million rows the chance of such a pair is three in
+        a million (n * n / 2 / 2**64).
+        """
         if not len(self.keys):
             nowhere = np.full(len(keys), -1, np.int64)
             return Places(nowhere, nowhere)
