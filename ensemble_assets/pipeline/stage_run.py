@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ensemble_assets.artefacts.artefact import Artefact, ArtefactWriter
 from ensemble_assets.artefacts.stage_record import Record
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.common.events import EventLog, EventSink
 from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.pipeline.from_settings import open_store
@@ -106,13 +107,19 @@ class StageRun:
 
     @property
     def to_compute(self) -> ComputeRun:
-        """The part for a compute context, with the collection's local folder unless ``encoding.reuse`` is off."""
+        """The part for a compute context, with the collection's local folder unless ``encoding.reuse`` is off.
+
+        Raises:
+            SettingsError: if rows of other collections are wanted with ``encoding.reuse`` off.
+        """
         settings = self.settings
         folder_of = open_store(settings).working_folder
         own, others = None, list[Path]()
         if settings.encoding.reuse:
             own = folder_of(self.collection)
             others = [folder_of(name) for name in settings.encoding.rows_from if name != self.collection]
+        elif settings.encoding.rows_from:
+            raise SettingsError("encoding.rows_from takes rows, and encoding.reuse is off. Leave one of both out")
         return ComputeRun(settings, self.run_id, self.events, self.span, own, self.clock, self.tell, tuple(others))
 
     @property

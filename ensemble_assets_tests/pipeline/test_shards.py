@@ -61,3 +61,9 @@ def test_a_collection_without_stored_rows_is_named(sharded: Pipeline) -> None:
     assert not outcome.succeeded
     assert "encoding.rows_from: no rows of 'rihgt' are stored in" in outcome.error
     assert "Run that collection first" in outcome.error
+
+
+def test_rows_of_others_are_not_left_out_without_a_word(sharded: Pipeline) -> None:
+    outcome = sharded.run({"encoding.rows_from": ["right"], "encoding.reuse": False}, collection="left")
+    assert not outcome.succeeded
+    assert "encoding.rows_from takes rows, and encoding.reuse is off" in outcome.error

@@ -77,8 +77,8 @@ class KeyIndex:
     def find(self, keys: Keys) -> Places:
         """Look up keys by their first halves, of 64 bits, and compare both.
 
-        Of two keys with the same first half only one is found. Among 10 million rows the chance of such a pair is three in
-        a million (n * n / 2 / 2**64).
+        Of two keys with the same first half only one is found. Among 10 million rows the chance of such a pair is three
+        in a million (n * n / 2 / 2**64).
         """
         if not len(self.keys):
             nowhere = np.full(len(keys), -1, np.int64)
