@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from ensemble_assets.common.machine import this_host
+from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets_tests.benchmarks.peak_memory import forget_peak, peak_bytes
 
 VARIANTS = ("naive", "tiles fp32", "tiles bf16", "products", "screen")
@@ -33,36 +35,32 @@ TOP_K = 256
 
 
 def states_of(eval_dir: Path, documents: int, max_tokens: int, out: Path) -> None:
-    """Write ``states``, ``spans``, ``matrix`` and ``bias`` of documents, ordered by length as the engine does."""
-    import torch
+    """Write ``states``, ``spans``, ``matrix`` and ``bias`` of documents, ordered by length as the engine does.
 
-    from ensemble_assets.compute.backends.choice import sparse_factory
-    from ensemble_assets.compute.backends.forward import Runtime
-    from ensemble_assets.compute.tokens.token_tables import Batch
+    transformers computes the states.
+    """
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
     from ensemble_assets.models.model_files import locate
     from ensemble_assets.models.registry import MODELS
-    from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
     with (eval_dir / "scifact" / "corpus.jsonl").open() as lines:
         read = [json.loads(line) for line, _ in zip(lines, range(documents), strict=False)]
-    files = locate(MODELS["splade-tiny"])
-    table = tokenise([f"{document['title']} {document['text']}" for document in read], files, max_tokens)
-    order = np.argsort(-table.lengths, kind="stable")
-    forward: Any = sparse_factory(MODELS["splade-tiny"], files, Runtime()).load("cpu")
-    states = []
+    texts = [f"{document['title']} {document['text']}" for document in read]
+    folder = locate(MODELS["splade-tiny"]).folder
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    rows = AutoTokenizer.from_pretrained(folder)(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    rows.sort(key=len, reverse=True)
     with torch.inference_mode():
-        for row in order:
-            batch = Batch(np.array([row]), int(table.lengths[row]))
-            inputs = forward._model.inputs(table, batch, "document")
-            features = forward._model.features(inputs, "document", "cpu")
-            states.append(forward._transformer(features)["token_embeddings"][0].numpy())
-    lengths = table.lengths[order]
+        states = [model.cls.predictions.transform(model.bert(torch.tensor([row]))[0])[0].numpy() for row in rows]
+    lengths = np.array([len(row) for row in rows], np.int64)
     np.savez(
         out,
         states=np.concatenate(states),
         spans=np.stack([np.cumsum(lengths) - lengths, lengths], axis=1),
-        matrix=forward._decoder.weight.numpy(),
-        bias=forward._decoder.bias.numpy(),
+        matrix=model.cls.predictions.decoder.weight.detach().numpy(),
+        bias=model.cls.predictions.decoder.bias.detach().numpy(),
     )
 
 
@@ -106,8 +104,6 @@ def torch_pass(data: dict[str, Any], variant: str) -> Callable[[], Any]:
 
 def head_pass(data: dict[str, Any], variant: str, cache: Path) -> Callable[[], Any]:
     """One pass over all documents with our head, in calls of 32 documents."""
-    from ensemble_assets.compute.splade_head import head as sparse_head
-
     if variant == "screen":
         sparse_head._WORTH_COMPILING = 0
     else:
@@ -158,14 +154,19 @@ def compare(states: Path, repeats: int, cache: Path, variants: list[str]) -> dic
 def table(figures: dict[str, dict[str, float]], tokens: int, documents: int) -> str:
     """A Markdown table; ratios to the bf16 tiles."""
     base = figures["tiles bf16"]["seconds"] if "tiles bf16" in figures else 0.0
-    lines = [f"{documents} documents, {tokens} tokens", ""]
+    host = this_host()
+    lines = [
+        f"{documents} documents, {tokens} tokens, {host.cores} cores of {host.cpu} ({sparse_head.host_path().reason})",
+        "",
+    ]
     lines += ["| head | s | tokens/s | times the bf16 tiles | first pass s | memory MB | largest difference |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for variant, found in figures.items():
         seconds, difference = found["seconds"], found.get("difference")
+        times = f"{base / seconds:.2f}" if base else ""
         shown = "" if difference is None else f"{difference:.1e}"
         lines.append(
-            f"| {variant} | {seconds:.2f} | {tokens / seconds:,.0f} | {base / seconds:.2f} | {found['first']:.2f} "
+            f"| {variant} | {seconds:.2f} | {tokens / seconds:,.0f} | {times} | {found['first']:.2f} "
             f"| {found['peak_mb']:.0f} | {shown} |"
         )
     return "\n".join(lines)

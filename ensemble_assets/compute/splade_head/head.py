@@ -20,7 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
-from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
+from ensemble_assets.compute.splade_head.cpu_vectors import vector_unit
 from ensemble_assets.compute.splade_head.plain_products import positive_terms
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ _USUAL = 1e12
 class HeadPath:
     """The way in which a head computes, and the reason, a fixed word.
 
-    ``products`` is taken where ``screen`` cannot run or does not pay. Reasons are ``avx512_vnni``, ``avx_vnni``;
-    ``no_vector_instruction``, ``few_tokens``, ``not_compiled_yet``, ``unusual_numbers``.
+    ``products`` is taken where ``screen`` cannot run or does not pay. Reasons are ``avx512_vnni``, ``avx_vnni``,
+    ``avx2``; ``no_vector_instruction``, ``few_tokens``, ``not_compiled_yet``, ``unusual_numbers``.
     """
 
     name: Literal["screen", "products"]
@@ -187,9 +187,8 @@ class SparseHead:
 
 def host_path() -> HeadPath:
     """Return the path that ``SparseHead`` takes on this CPU in a run that is large enough. Imports numba."""
-    reasons = {16: "avx512_vnni", 8: "avx_vnni"}
-    lanes = dot_product_lanes()
-    return HeadPath("screen", reasons[lanes]) if lanes else HeadPath("products", "no_vector_instruction")
+    unit = vector_unit()
+    return HeadPath("screen", unit.name) if unit else HeadPath("products", "no_vector_instruction")
 
 
 @dataclass(frozen=True)

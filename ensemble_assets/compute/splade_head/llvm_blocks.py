@@ -1,8 +1,8 @@
 """Three small matrix products in LLVM code, callable from numba: ROWS rows by COLUMNS registers of running sums.
 
 The sums stay in the CPU's vector registers for a whole loop, where a matrix product of a library writes every sum to
-memory. Neither numba nor numpy offers the 8-bit dot-product instruction that two of the products use (VNNI). So their
-code is written as LLVM instructions, with llvmlite.
+memory. Neither numba nor numpy offers the 8-bit instructions that two of the products use. So their code is written as
+LLVM instructions, with llvmlite.
 
 All arguments of the three functions are 64-bit integers: addresses, strides in bytes, and counts. Nothing is checked.
 ``docs/sparse-head.md`` shows where each product is used.
@@ -22,9 +22,12 @@ from numba.core.base import BaseContext
 from numba.core.typing import BaseContext as TypingContext
 from numba.extending import intrinsic
 
-from ensemble_assets.compute.splade_head.cpu_vectors import dot_product_lanes
+from ensemble_assets.compute.splade_head.cpu_vectors import VectorUnit, vector_unit
 
-LANES = dot_product_lanes() or 8
+UNIT = vector_unit() or VectorUnit("avx_vnni", 8)
+"""The instructions that the code is made of; without any, the ones that tests emulate."""
+
+LANES = UNIT.lanes
 """32-bit numbers in a vector register of this CPU."""
 
 ROWS, COLUMNS = (6, 4) if LANES == 16 else (6, 2)
@@ -259,8 +262,18 @@ def _add_incoming(phis: _Sums, sums: _Sums, block: ir.Block) -> None:
 def dot_product(builder: ir.IRBuilder, total: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     """Add to every 32-bit lane of ``total`` the products of its four unsigned and four signed bytes.
 
-    This is the instruction ``vpdpbusd``, the form without saturation. Tests replace it on CPUs that lack it.
+    This is the instruction ``vpdpbusd`` of VNNI, the form without saturation. Without VNNI two products are added in 16
+    bits, which hold them if the unsigned byte has 7 bits, and the two sums in 32. Tests replace this function on CPUs
+    that have neither.
     """
+    if UNIT.name == "avx2":
+        unsigned, signed = (
+            builder.bitcast(value, ir.VectorType(ir.IntType(8), 4 * LANES)) for value in (unsigned, signed)
+        )
+        pairs = ir.VectorType(ir.IntType(16), 2 * LANES)
+        twos = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed, returns=pairs)
+        ones = ir.Constant(pairs, [1] * 2 * LANES)
+        return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", twos, ones, returns=total.type))
     return _call(builder, f"llvm.x86.avx512.vpdpbusd.{LANES * 32}", total, unsigned, signed)
 
 
@@ -276,9 +289,9 @@ def _add_float_product(builder: ir.IRBuilder, total: ir.Value, row: ir.Value, co
     return _call(builder, f"llvm.fma.v{LANES}f32", row, column, total)
 
 
-def _call(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> ir.Value:
-    """Call an LLVM intrinsic that returns a value of its first argument's type."""
-    kind = ir.FunctionType(arguments[0].type, [argument.type for argument in arguments])
+def _call(builder: ir.IRBuilder, name: str, *arguments: ir.Value, returns: ir.Type | None = None) -> ir.Value:
+    """Call an LLVM intrinsic; it returns a value of its first argument's type, unless it ``returns`` another."""
+    kind = ir.FunctionType(returns or arguments[0].type, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 

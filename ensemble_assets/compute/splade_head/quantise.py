@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.splade_head.llvm_blocks import GROUP, ROWS, compiled, rotate_block
+from ensemble_assets.compute.splade_head.llvm_blocks import GROUP, ROWS, UNIT, compiled, rotate_block
 
-OFFSET = 128
-"""Added to quantised states: the dot-product instruction takes one side unsigned."""
+OFFSET = 1 << (UNIT.state_bits - 1)
+"""Added to quantised states, 128 or 64: the instructions take one side unsigned."""
 
 _ROUNDED_UP = 1.0001
 """Factor on norms computed in float32. Sums of at most 16,000 squares are good to a relative error below this."""
@@ -75,7 +75,7 @@ class Screen(NamedTuple):
 
 
 class QuantisedText(NamedTuple):
-    """A text's states in 8 bits: ``T`` tokens, filled up to a multiple of ROWS by repeating the last.
+    """A text's states in 8 bits, or 7: ``T`` tokens, filled up to a multiple of ROWS by repeating the last.
 
     The tokens stand by falling norm: a bound shared by ROWS neighbours is then almost as tight as one per token.
 
@@ -98,11 +98,12 @@ class QuantisedText(NamedTuple):
 
 @compiled
 def quantised_text(states: NDArray[np.float32], rotated: NDArray[np.float32], screen: Screen) -> QuantisedText:
-    """Round a text's states (``[tokens, H] float32``) to 8 bits, given ``rotated_states``, ``[T, >= K] float32``."""
+    """Round a text's states to 8 or 7 bits: ``[tokens, H] float32``, and as ``rotated_states``, ``[T, >= K] float32``."""
     tokens, levels = len(rotated), screen.levels
     left_out = _left_out_norms(rotated, levels)
-    # a coordinate becomes -127 to 127; a tail norm, which is never negative, 0 to 255
-    step = max(_largest_size(rotated) / np.float32(127), _largest_size(left_out) / np.float32(254), np.float32(1e-30))
+    # a coordinate becomes less than OFFSET in size; a tail norm, which is never negative, less than twice of it
+    steps, tail_steps = np.float32(OFFSET - 1), np.float32(2 * OFFSET - 2)
+    step = max(_largest_size(rotated) / steps, _largest_size(left_out) / tail_steps, np.float32(1e-30))
     inverse = np.float32(1) / step
     numbers = np.empty((tokens, screen.packed.shape[1] * 4), np.uint8)
     tails = np.zeros((tokens // ROWS, len(levels), 4), np.uint8)

@@ -18,11 +18,12 @@ from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
 from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 
-if not cpu_vectors.dot_product_lanes():
+UNIT = cpu_vectors.vector_unit()
+if UNIT is None:
     emulate()
 
 PATHS = ["products", "screen"]
-SCREEN = HeadPath("screen", "avx_vnni")
+SCREEN = HeadPath("screen", UNIT.name if UNIT else "avx_vnni")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +38,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def screening_host(monkeypatch):
-    """A CPU that has the dot-product instruction, or emulates it."""
+    """A CPU that has the instructions of a vector unit, or emulates them."""
     monkeypatch.setattr(sparse_head, "host_path", lambda: SCREEN)
 
 
@@ -314,34 +315,59 @@ def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
 def test_numba_told_to_compile_for_another_cpu_is_not_given_this_ones_instructions(monkeypatch):
     from numba import config
 
-    before = cpu_vectors.dot_product_lanes()
     monkeypatch.setattr(config, "CPU_NAME", "generic")
-    cpu_vectors.dot_product_lanes.cache_clear()
+    cpu_vectors.vector_unit.cache_clear()
     try:
-        assert cpu_vectors.dot_product_lanes() == 0
+        assert cpu_vectors.vector_unit() is None
         assert host_path() == HeadPath("products", "no_vector_instruction")
     finally:
         monkeypatch.undo()
-        cpu_vectors.dot_product_lanes.cache_clear()
-    assert cpu_vectors.dot_product_lanes() == before
+        cpu_vectors.vector_unit.cache_clear()
+    assert cpu_vectors.vector_unit() == UNIT
 
 
-NARROW = """
+@pytest.mark.parametrize(
+    ("has", "name"),
+    [
+        ("avx512vnni avx512vl avx512bw avx2 fma", "avx512_vnni"),
+        ("avx512vnni avx512vl avx2 fma", "avx2"),
+        ("avxvnni avx2 fma", "avx_vnni"),
+        ("avx512vl avx512bw avx2 fma", "avx2"),
+        ("avx2 fma", "avx2"),
+        ("avx2", None),
+        ("neon", None),
+    ],
+)
+def test_the_fastest_unit_is_taken_whose_instructions_the_cpu_has(monkeypatch, has, name):
+    import llvmlite.binding as llvm
+
+    every = ("avx512vnni", "avx512vl", "avx512bw", "avxvnni", "avx2", "fma")
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: {feature: feature in has.split() for feature in every})
+    cpu_vectors.vector_unit.cache_clear()
+    unit = cpu_vectors.vector_unit()
+    cpu_vectors.vector_unit.cache_clear()
+    assert (unit and unit.name) == name
+
+
+ANOTHER_UNIT = """
 import json, sys
 from pathlib import Path
 from ensemble_assets.compute.splade_head import cpu_vectors
-lanes = cpu_vectors.dot_product_lanes()
-cpu_vectors.dot_product_lanes = lambda: 8
+of_this_cpu = cpu_vectors.vector_unit()
+name = sys.argv[2]
+cpu_vectors.vector_unit = lambda: cpu_vectors.VectorUnit(name, 8)
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head import kernels
 from ensemble_assets.compute.splade_head import llvm_blocks
+from ensemble_assets.compute.splade_head.quantise import OFFSET
 from ensemble_assets_tests.compute.splade_head.test_head import random_problem
 from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 assert llvm_blocks.GROUP == 16
-if not lanes:
+assert OFFSET == {"avx_vnni": 128, "avx2": 64}[name]
+if name == "avx_vnni" and (of_this_cpu is None or of_this_cpu.name == "avx2"):
     emulate()
 sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
-sparse_head.host_path = lambda: sparse_head.HeadPath("screen", "avx_vnni")
+sparse_head.host_path = lambda: sparse_head.HeadPath("screen", name)
 states, spans, matrix, bias = random_problem(11)
 head = sparse_head.SparseHead(matrix, bias, 50, 1, Path(sys.argv[1]))
 out = head(states, spans)
@@ -351,14 +377,18 @@ print(json.dumps({"hits": hits, **{name: values.tolist() for name, values in out
 
 
 @pytest.mark.slow
-def test_narrow_registers_give_the_same_and_a_second_process_need_not_compile(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["avx_vnni", "avx2"])
+def test_every_vector_unit_gives_the_same_and_a_second_process_need_not_compile(monkeypatch, tmp_path, name):
+    if name == "avx2" and UNIT is None:
+        pytest.skip("this CPU has no AVX2, and only the dot product of VNNI is emulated")
     expected = encoded(monkeypatch, "screen", random_problem(11), 50)
     for hits in (0, 1):
-        done = subprocess.run([sys.executable, "-c", NARROW, str(tmp_path)], capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", ANOTHER_UNIT, str(tmp_path), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         out = json.loads(done.stdout)
         assert out["hits"] == hits
-        for name, values in expected.items():
-            np.testing.assert_array_equal(np.array(out[name], values.dtype), values)
+        for field, values in expected.items():
+            np.testing.assert_array_equal(np.array(out[field], values.dtype), values)
     assert list(tmp_path.rglob("*.nbc"))
     assert not list(Path(sparse_head.__file__).parent.rglob("kernels*.nb?"))
 
