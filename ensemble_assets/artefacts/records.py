@@ -257,6 +257,10 @@ class ExportRecord(Record):
     ``skipped_files`` gives the reason for each optional file that was not written. ``performance`` counts all of the
     export. It and ``gates``, ``ExportResults`` in JSON types, are None in earlier versions. ``figures`` are those that
     the report compares, ``previous`` those of the export before, and ``made_with`` the processor and versions.
+
+    ``contents`` digests everything that the files are made of. Where it was that of the last export, the bundle stayed
+    ``unchanged`` apart from its manifest. ``records_written_at`` is the time of the export that wrote the records, ISO
+    8601, and ``writing_seconds`` are the seconds of it.
     """
 
     unit: str = "chunks"
@@ -270,6 +274,10 @@ class ExportRecord(Record):
     figures: dict[str, float] = field(default_factory=dict)
     previous: dict[str, float] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
+    contents: str = ""
+    unchanged: bool = False
+    records_written_at: str = ""
+    writing_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble_assets.artefacts.records import EvaluationRecord, FailedStage, RerankRecord
+from ensemble_assets.artefacts.records import EvaluationRecord, ExportRecord, FailedStage, RerankRecord
 from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import LISTS, STAGE
@@ -198,9 +198,14 @@ def _cells(record: Record) -> list[str]:
         "off" if record.status == "feature_disabled" else record.status,
         f"{record.items:,}" if record.items else "",
         f"{record.wall_seconds:.1f}",
-        f"{models.reused:,}" if models and models.reused else "",
+        f"{reused:,}" if (reused := models.reused if models else _records_kept(record)) else "",
         f"{models.peak_bytes / 1e6:,.0f} MB" if models and models.peak_bytes else "",
     ]
+
+
+def _records_kept(record: Record) -> int:
+    """Count the chunks whose records an export found in place, with the same contents."""
+    return record.items if isinstance(record, ExportRecord) and record.unchanged else 0
 
 
 def _to_know(outcome: CollectionOutcome) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ensemble_assets.common.defaults import CEILING_BYTES, COVERAGE_ERROR, COVER
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.common.stages import first_stage_lists
 from ensemble_assets.export.checks.bundle_walk import RowGate, Walk
-from ensemble_assets.export.checks.legacy_keys import LegacyKeys
+from ensemble_assets.export.checks.legacy_keys import LegacyKeys, judge_manifest_keys
 from ensemble_assets.export.checks.result import Findings, GateResult
 from ensemble_assets.export.checks.row_alignment import RowAlignment
 from ensemble_assets.export.checks.stage_limits import (
@@ -28,7 +29,9 @@ from ensemble_assets.export.checks.unit_vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicNames, no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle
+from ensemble_assets.export.write.bundle import manifest_names
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
+from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS
 from ensemble_assets.export.write.v40_files import upload_script
 
@@ -123,13 +126,17 @@ class ExportResults:
             dict(content["files"]), tuple(replace(each, name=_NOW.get(each.name, each.name)) for each in results)
         )
 
-    def reported(self, folder: Path) -> Iterator[GateResult]:
-        """Give the results; each as a failure if a file of the bundle is no longer the one that was judged."""
-        changed = [
+    def changed(self, folder: Path) -> list[str]:
+        """Name the files of the bundle that are missing or no longer those that were judged."""
+        return [
             name
             for name, content in self.files.items()
             if not (folder / name).is_file() or file_hash(folder / name) != content
         ]
+
+    def reported(self, folder: Path) -> Iterator[GateResult]:
+        """Give the results; each as a failure if a file of the bundle is no longer the one that was judged."""
+        changed = self.changed(folder)
         if not changed:
             yield from self.results
             return
@@ -151,13 +158,47 @@ def require_gates(
     as those of the bundle do.
     """
     results = judge_bundle(open_bundle(folder), limits, inputs, queries, public=lambda: (*names, *public_names(inputs)))
+    _require_sound(results)
+    return ExportResults({path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}, results)
+
+
+def require_manifest(
+    bundle: Bundle, text: str, earlier: ExportResults, queries: tuple[Query, ...], public: PublicNames
+) -> ExportResults:
+    """Judge a new manifest before it joins files that were judged already; ``ContractError`` as in ``require_gates``.
+
+    Args:
+        bundle: the bundle with its files as they are, and the new manifest.
+        text: the manifest as it will be written.
+        earlier: the results on the other files. Those of ``bundle_format`` and ``no_raw_queries`` have no problems.
+        queries: the queries that ``earlier`` looked for.
+        public: names that may stand anywhere.
+    """
+    keys = Findings("bundle_format")
+    judge_manifest_keys(bundle.manifest, keys)
+    place = Place(MANIFEST_NAME, lambda overlap: iter((text.encode(),)), structured=True)
+    leaks, before = no_raw_queries(queries, [place], public), {result.name: result for result in earlier.results}
+    anew = {
+        "bundle_format": keys.result(records=before["bundle_format"].numbers["records"]),
+        "no_raw_queries": replace(leaks, numbers={**before["no_raw_queries"].numbers, **_problems(leaks)}),
+        "rerank_fallbacks": rerank_fallbacks(bundle),
+    }
+    results = tuple(anew.get(result.name, result) for result in earlier.results)
+    _require_sound(results)
+    written = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return ExportResults(dict(earlier.files) | dict.fromkeys(manifest_names(bundle.names), written), results)
+
+
+def _problems(result: GateResult) -> dict[str, Any]:
+    return {"problems": result.numbers["problems"]}
+
+
+def _require_sound(results: Iterable[GateResult]) -> None:
     for result in results:
         if result.failed:
             count = int(result.numbers["problems"])
             more = f" ({count - 1} more)" if count > 1 else ""
             raise ContractError(f"gate {result.name}: {result.problems[0]}{more}. The bundle was not written")
-    files = {path.name: file_hash(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    return ExportResults(files, results)
 
 
 def with_places(

@@ -6,7 +6,7 @@ The report lies beside the bundle's folder, never in it: the folder's files are 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +20,11 @@ from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.common.version import __version__
-from ensemble_assets.export.read.bundle_reader import Bundle, open_bundle, read_manifest
-from ensemble_assets.export.suite import ExportResults, require_gates
-from ensemble_assets.export.write.bundle import write_bundle
+from ensemble_assets.export.read.bundle_reader import Bundle, open_bundle, read_manifest, with_all_sections
+from ensemble_assets.export.suite import ExportResults, public_names, require_gates, require_manifest
+from ensemble_assets.export.write.bundle import renew_manifest, write_bundle
+from ensemble_assets.export.write.inputs import BundleInputs
+from ensemble_assets.export.write.manifest import build_manifest, manifest_text
 from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.pipeline.bundle_inputs import (
     Upstream,
@@ -37,6 +39,7 @@ from ensemble_assets.pipeline.manifest_inputs import manifest_inputs
 from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.run_costs import LatencyBudget, Predicted, report_ratios
 from ensemble_assets.pipeline.stage_run import StageRun
+from ensemble_assets.pipeline.unchanged_bundle import contents_of, unchanged_export
 from ensemble_assets.report.facts import Facts, quality_figures
 from ensemble_assets.report.page import Section, page_of
 from ensemble_assets.report.read_facts import read_facts
@@ -52,8 +55,21 @@ def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -
     """Write ``<output_dir>/<collection>/``, whole or not at all; ``ContractError`` if the bundle fails a gate."""
     clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
     inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
-    limits, budget = limits_of(run.settings), LatencyBudget.of_export(upstream, run, predicted)
-    judged: list[ExportResults] = []
+    budget, contents = LatencyBudget.of_export(upstream, run, predicted), contents_of(upstream, run, inputs)
+    before = unchanged_export(run, contents)
+    record = (
+        _written(run, upstream, inputs, budget) if before is None else _renewed(run, upstream, inputs, budget, before)
+    )
+    ratios = budget.ratios()
+    report_ratios(run, ratios)
+    if run.span is not None:
+        run.span.set(items=inputs.count, outcome="completed")  # the report that follows shows the span
+    return replace(record, items=inputs.count, points=inputs.count, performance=ratios, contents=contents)
+
+
+def _written(run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: LatencyBudget) -> ExportRecord:
+    """Write all files of the bundle."""
+    limits, judged = limits_of(run.settings), list[ExportResults]()
 
     def judge(folder: Path) -> None:
         judged.append(require_gates(folder, inputs, limits, run_queries(upstream), own_names(run.settings)))
@@ -61,27 +77,51 @@ def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -
     bundle = write_bundle(
         Path(run.settings.paths.output_dir),
         inputs,
-        lambda written: manifest_inputs(upstream, run, clock, written, budget),
+        lambda written: manifest_inputs(upstream, run, inputs.clock, written.skipped, budget),
         ranked_lists(upstream),
         judge,
     )
-    ratios = budget.ratios()
-    report_ratios(run, ratios)
-    if run.span is not None:
-        run.span.set(items=inputs.count, outcome="completed")  # the report that follows shows the span
-    sizes = {name: (bundle.folder / name).stat().st_size for name in bundle.files}
     return ExportRecord(
         run.stage,
         "completed",
-        items=inputs.count,
-        points=inputs.count,
-        files=len(sizes),
-        bytes=sum(sizes.values()),
-        sizes=sizes,
+        **_sizes(bundle.folder, bundle.files),
         skipped_files=dict(bundle.written.skipped),
-        performance=ratios,
         gates=judged[0].as_json(),
+        records_written_at=inputs.clock,
+        writing_seconds=run.elapsed(),
     )
+
+
+def _renewed(
+    run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: LatencyBudget, before: ExportRecord
+) -> ExportRecord:
+    """Give the unchanged bundle of the last export the manifest of this run."""
+    made = manifest_inputs(upstream, run, inputs.clock, before.skipped_files, budget, before.records_written_at)
+    manifest = build_manifest(made)
+    text, folder = manifest_text(manifest), bundle_folder(run)
+    judged = require_manifest(
+        Bundle(folder, inputs.names, with_all_sections(manifest)),
+        text,
+        ExportResults.from_json(before.gates),
+        run_queries(upstream),
+        lambda: (*own_names(run.settings), *public_names(inputs)),
+    )
+    renew_manifest(folder, inputs.names, text)
+    return ExportRecord(
+        run.stage,
+        "completed",
+        **_sizes(folder, before.sizes),
+        skipped_files=before.skipped_files,
+        gates=judged.as_json(),
+        unchanged=True,
+        records_written_at=before.records_written_at,
+        writing_seconds=before.writing_seconds,
+    )
+
+
+def _sizes(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    return {"files": len(sizes), "bytes": sum(sizes.values()), "sizes": sizes}
 
 
 def bundle_folder(run: StageRun) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -13,7 +13,6 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
-from ensemble_assets.export.write.v40_files import Written
 from ensemble_assets.pipeline.bundle_inputs import Upstream
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
@@ -32,9 +31,18 @@ _FUSION_FACTS = (
 
 
 def manifest_inputs(
-    upstream: Upstream, run: StageRun, clock: str, written: Written, budget: LatencyBudget
+    upstream: Upstream,
+    run: StageRun,
+    clock: str,
+    skipped: Mapping[str, str],
+    budget: LatencyBudget,
+    records_written_at: str | None = None,
 ) -> ManifestInputs:
-    """Collect the contents of ``processing_summary.json``; ``clock`` is the time stamp of the bundle, ISO 8601."""
+    """Collect the contents of ``processing_summary.json``.
+
+    ``clock`` is its time stamp, ISO 8601. ``skipped`` has the reason for each file that was not written. Where the
+    records of an earlier export stayed, ``records_written_at`` is their time stamp.
+    """
     dense = {**upstream.dense.record.as_json(), **upstream.dense.record.scalars()}
     fusion, metrics = upstream.fusion.record.as_json(), run.settings.metrics
     records = [*run.telemetry.records(), *([run.span.record()] if run.span else [])]  # the export's is still open
@@ -54,7 +62,7 @@ def manifest_inputs(
         },
         rerank_run=_rerank_run(upstream, run) if upstream.rerank.record.enabled else None,
         sparse_run=_sparse_run(upstream.sparse.record) if upstream.sparse.record.enabled else None,
-        warnings=tuple(_warnings(upstream, written)),
+        warnings=tuple(_warnings(upstream, skipped)),
         more={
             "query_source": upstream.queries.record.query_source,
             **({"query_files": list(files)} if (files := upstream.queries.record.files) else {}),
@@ -65,6 +73,7 @@ def manifest_inputs(
                 if model.weights
             },
             "fusion_run": {name: fusion[name] for name in _FUSION_FACTS},
+            **({"records_written_at": records_written_at} if records_written_at else {}),
         },
     )
 
@@ -190,9 +199,9 @@ def _main_reason(record: StageRecord) -> str | None:
     return max(reasons, key=lambda reason: reasons[reason]) if reasons else None
 
 
-def _warnings(upstream: Upstream, written: Written) -> Iterator[str]:
+def _warnings(upstream: Upstream, skipped: Mapping[str, str]) -> Iterator[str]:
     """Give what a person should know of the stages, and files that were not written."""
     for artefact in upstream.by_stage().values():
         yield from remarks(artefact.record)
-    for name, reason in written.skipped.items():
+    for name, reason in skipped.items():
         yield f"{name}: not written ({reason})"

@@ -14,6 +14,7 @@ from ensemble_assets.artefacts.latency_baseline import SlaBaseline, baseline_key
 from ensemble_assets.artefacts.records import (
     ChunksRecord,
     DenseRecord,
+    ExportRecord,
     FusionRecord,
     Ratios,
     SparseRecord,
@@ -176,9 +177,12 @@ def _baseline(settings: Settings, content: str, models: tuple[str, ...], device:
 
 
 def _last_export(settings: Settings, collection: str) -> float:
-    """Seconds per chunk of the collection's last export; 0 where it has none."""
+    """Seconds per chunk of the collection's last export that wrote records; 0 where it has none."""
     export = open_store(settings).peek(collection, STAGE["export"].asset)
-    return float(export.record.wall_seconds) / max(1, int(export.record.items)) if export else 0.0
+    if export is None:
+        return 0.0
+    record: ExportRecord = export.record
+    return float(record.writing_seconds or record.wall_seconds) / max(1, record.items)
 
 
 def _provenance(baseline: SlaBaseline) -> dict[str, Any]:

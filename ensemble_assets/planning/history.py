@@ -72,7 +72,10 @@ def remember(settings: Settings, observations: Mapping[str, Sequence[Observation
 
 
 def remember_run(upstream: Upstream, run: StageRun, export_seconds: float) -> None:
-    """Store the cost of every stage of a finished run, except stages that were off, fell back or reused results."""
+    """Store the cost of every stage of a finished run, except stages that were off, fell back or reused results.
+
+    ``export_seconds`` are 0 where the bundle stayed as it was.
+    """
     chunks, fusion = float(upstream.chunks.record.items), upstream.fusion.record
     costs = {"fusion": (fusion.queries * chunks, fusion.wall_seconds), "export": (chunks, export_seconds)}
     for stage in MODEL_STAGES:

@@ -332,6 +332,7 @@ def _manifest_v41() -> Schema:
         Key("dense_run", OBJECT, inside=DENSE),
         optional("weights", each(word("safetensors", "pickle").schema)),
         Key("fusion_run", OBJECT, required=False, inside=(optional("lexical_words", TEXTS),)),
+        optional("records_written_at", TEXT),
         Key("compatibility", OBJECT),
         Key("telemetry", OBJECT, inside=TELEMETRY),
         Key("performance_baseline", OBJECT),

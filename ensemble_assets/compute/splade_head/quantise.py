@@ -98,7 +98,7 @@ class QuantisedText(NamedTuple):
 
 @compiled
 def quantised_text(states: NDArray[np.float32], rotated: NDArray[np.float32], screen: Screen) -> QuantisedText:
-    """Round a text's states to 8 or 7 bits: ``[tokens, H] float32``, and as ``rotated_states``, ``[T, >= K] float32``."""
+    """Round a text's states to 8 or 7 bits: ``[tokens, H] float32``, ``rotated`` to ``[T, >= K] float32``."""
     tokens, levels = len(rotated), screen.levels
     left_out = _left_out_norms(rotated, levels)
     # a coordinate becomes less than OFFSET in size; a tail norm, which is never negative, less than twice of it

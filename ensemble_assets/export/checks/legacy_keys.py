@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ensemble_assets.collection.legacy_metadata import LOADER_KEYS
@@ -19,6 +19,12 @@ _CONDITIONAL = {"sparse_vector", "modal_hint", "embedding_modal_hint", "document
 _REQUIRED = tuple(name for name in LOADER_KEYS if name not in _CONDITIONAL)
 _TAIL_NAMES = tuple(key.name for key in tables.PAYLOAD_TAIL)
 _ADDED_STATS = ("source", "model", "index_space")
+
+
+def judge_manifest_keys(manifest: Mapping[str, Any], findings: Findings) -> None:
+    """Judge the keys and types of the manifest; their order is free."""
+    for end in tables.mismatches(manifest, tables.MANIFEST, ordered=False):
+        findings.add(f"manifest{end}. {EXPORT_AGAIN}")
 
 
 class LegacyKeys:
@@ -61,7 +67,7 @@ class LegacyKeys:
         if again.is_file() and manifest.is_file() and again.read_bytes() != manifest.read_bytes():
             self._findings.add(f"{again.name}: has other bytes than {MANIFEST_NAME}. {EXPORT_AGAIN}", "WARN")
         if bundle.manifest:
-            self._add("manifest", tables.mismatches(bundle.manifest, tables.MANIFEST, ordered=False))
+            judge_manifest_keys(bundle.manifest, self._findings)
         return self._findings.result(records=self._walk.rows)
 
     def _add(self, where: str, ends: Iterable[str]) -> None:

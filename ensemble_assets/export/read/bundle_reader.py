@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +107,12 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, Any]:
         raise ArtefactError(f"{folder.name}: there is no such bundle. Name its folder, or a collection that was run")
     if not path.is_file():
         raise ArtefactError(f"{folder.name}: there is no {name} in it. Name a bundle folder that has one")
-    content = read_object(path)
+    return with_all_sections(read_object(path))
+
+
+def with_all_sections(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the manifest with empty sections where it has none, as every reader sees it."""
+    content = dict(manifest)
     content["schema_version"] = str(content.get("schema_version") or "v4.0")
     for section, kind in _EMPTY_SECTIONS.items():
         if not isinstance(content.get(section), kind):

@@ -12,7 +12,7 @@ from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
-from ensemble_assets.export.write.names import MANIFEST_NAME, collection_folder
+from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames, collection_folder
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_rerank_jsonl, write_trec_run
 from ensemble_assets.export.write.v40_files import Written, write_v40
 
@@ -64,9 +64,26 @@ def write_bundle(
         if lists is not None and lists.reranked is not None:
             write_rerank_jsonl(folder / names.file("rerank.jsonl"), lists.reranked, lists.queries)
             write_trec_run(folder / names.file("reranked.trec"), lists.reranked, RUN_TAGS[1])
-        text = manifest_text(build_manifest(manifest(written)))
-        for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)):
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        _write_manifest(folder, names, manifest_text(build_manifest(manifest(written))))
         judge(folder)
         files = tuple(sorted(file.name for file in folder.iterdir()))
     return ExportedBundle(target, files, written)
+
+
+def renew_manifest(target: Path, names: BundleNames, text: str) -> None:
+    """Replace the manifest of the bundle in ``target`` by ``text``; every other file stays.
+
+    The folder is replaced in one step, so that no reader sees two manifests.
+    """
+    with atomic_folder(target, keep=lambda name: True) as folder:
+        _write_manifest(folder, names, text)
+
+
+def _write_manifest(folder: Path, names: BundleNames, text: str) -> None:
+    for name in manifest_names(names):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def manifest_names(names: BundleNames) -> tuple[str, str]:
+    """Name the two files of the manifest."""
+    return MANIFEST_NAME, names.file(MANIFEST_NAME)

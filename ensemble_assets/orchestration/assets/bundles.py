@@ -25,7 +25,7 @@ def export_bundle(
     """The finished bundle in the output folder: vectors, texts, ranked lists and manifest, whole or not at all."""
     upstream = Upstream(chunks, queries, dense_embeddings, sparse_vectors, fused_candidates, reranked_candidates)
     record = export_collection(run, upstream, compare_with_plan)
-    remember_run(upstream, run, run.elapsed())
+    remember_run(upstream, run, 0.0 if record.unchanged else run.elapsed())
     bundle = bundle_folder(run).absolute()
     record, shown = report_metadata(run, bundle, upstream, record)
     pictures = {

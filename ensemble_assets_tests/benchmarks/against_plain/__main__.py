@@ -8,7 +8,7 @@ and the table is made from what is there. Loading models counts on both sides, i
     --documents 500    a part of the collection, with as many of its queries
     --repeats 3        medians
     --work DIR         keep and reuse results
-    --write            put the table into docs/performance.md
+    --write            put the table into docs/performance.md, in the place of this kind of processor
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets_tests.benchmarks.against_plain.pieces import PIECES, run_piece
-from ensemble_assets_tests.benchmarks.against_plain.table import markdown, write_between_markers
+from ensemble_assets_tests.benchmarks.against_plain.table import kind_of_processor, markdown, write_between_markers
 from ensemble_assets_tests.benchmarks.subset import SAMPLE, SCIFACT, write_subset
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "performance.md"
@@ -44,7 +44,7 @@ def main() -> None:
         print(json.dumps(found, indent=2), file=sys.stderr)
         print(table)
         if arguments.write:
-            write_between_markers(PAGE, "against_plain", table)
+            write_between_markers(PAGE, f"against_plain:{kind_of_processor()}", table)
 
 
 def parsed() -> argparse.Namespace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ensemble_assets.common.machine import library_versions, this_host
+from ensemble_assets.common.machine import instruction_sets, library_versions, this_host
 from ensemble_assets.common.stage_times import StageSeconds
 
 _ROWS = (
@@ -29,6 +29,13 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         plain_total, ours_total = (sum(one["seconds"] for one in part if one) for part in (stages[:3], stages[3:]))
         lines.append(f"| all three | {plain_total:.2f} | {ours_total:.2f} | {plain_total / ours_total:.2f} | | | |")
     return "\n".join([*lines, *_whole_run(found)]) + "\n"
+
+
+def kind_of_processor() -> str:
+    """Name the kind of this processor by the units that its speed depends on: every kind has a table of its own."""
+    flags = set(instruction_sets().replace("(", " ").split())
+    units = (("matrix-units", "amx_bf16"), ("avx512-bf16", "avx512_bf16"), ("avx512", "avx512f"), ("avx2", "avx2"))
+    return next((kind for kind, flag in units if flag in flags), "other")
 
 
 def _heading(found: dict[str, dict[str, Any]]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ensemble_assets_tests.benchmarks.against_plain.__main__ import prepare, results
+from ensemble_assets_tests.benchmarks.against_plain import table
+from ensemble_assets_tests.benchmarks.against_plain.__main__ import PAGE, prepare, results
 from ensemble_assets_tests.benchmarks.against_plain.pieces import PIECES
 from ensemble_assets_tests.benchmarks.against_plain.table import markdown, write_between_markers
 from ensemble_assets_tests.benchmarks.subset import SAMPLE, write_subset
@@ -31,12 +32,12 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_the_table_has_medians_and_ratios_of_every_stage_and_both_ratios_of_the_run(work: Path) -> None:
-    table = markdown(results(work))
-    assert "| dense | 15.00 | 1.50 (bf16) | 10.00 | 100 | 100 | least cosine 0.9999100 |" in table
-    assert "| sparse | 30.00 | 1.50 (bf16) | 20.00 |" in table
-    assert "| all three | 51.00 | 4.50 | 11.33 |" in table
-    assert "`vs_sla` 0.40, `vs_own_dense` 2.25" in table, "6 s over 15 s, and 4.5 s over 2 s"
-    assert "same length" not in table, "what was not measured is left out"
+    made = markdown(results(work))
+    assert "| dense | 15.00 | 1.50 (bf16) | 10.00 | 100 | 100 | least cosine 0.9999100 |" in made
+    assert "| sparse | 30.00 | 1.50 (bf16) | 20.00 |" in made
+    assert "| all three | 51.00 | 4.50 | 11.33 |" in made
+    assert "`vs_sla` 0.40, `vs_own_dense` 2.25" in made, "6 s over 15 s, and 4.5 s over 2 s"
+    assert "same length" not in made, "what was not measured is left out"
 
 
 def test_the_table_goes_between_its_markers_and_replaces_the_last_one(tmp_path: Path) -> None:
@@ -47,6 +48,28 @@ def test_the_table_goes_between_its_markers_and_replaces_the_last_one(tmp_path: 
     assert page.read_text() == "before\n<!-- t:begin -->\nnewer\n<!-- t:end -->\nafter\n"
     with pytest.raises(ValueError, match="expected one"):
         write_between_markers(page, "missing", "x")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("flags : fpu avx2 avx512f avx512_bf16 amx_bf16 AMD", "matrix-units"),
+        ("flags : fpu avx2 avx512f avx512_bf16 AMD", "avx512-bf16"),
+        ("flags : fpu avx2 avx512f AMD", "avx512"),
+        ("flags : fpu avx2 AMD", "avx2"),
+        ("Features : asimd", "other"),
+    ],
+)
+def test_every_kind_of_processor_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch, flags: str, kind: str) -> None:
+    monkeypatch.setattr(table, "instruction_sets", lambda: flags)
+    assert table.kind_of_processor() == kind
+
+
+def test_the_page_has_the_places_that_are_written() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for kind in ("avx512-bf16", "avx2"):
+        begin, end = (page.index(f"<!-- against_plain:{kind}:{side} -->") for side in ("begin", "end"))
+        assert "| dense |" in page[begin:end]
 
 
 def test_a_subset_keeps_judged_queries_and_all_their_documents(tmp_path: Path) -> None:
