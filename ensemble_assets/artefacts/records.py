@@ -250,6 +250,21 @@ class Ratios:
     prediction: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class WrittenRecords:
+    """The writing of a bundle's records.
+
+    Attributes:
+        contents: digest of everything that the files are made of, apart from the time.
+        at: time stamp in the records, ISO 8601, local time, no zone.
+        seconds: wall seconds of the export that wrote them.
+    """
+
+    contents: str
+    at: str
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(Record):
     """The bundle in its folder; ``bytes`` is the sum of ``sizes``.
@@ -258,9 +273,8 @@ class ExportRecord(Record):
     export. It and ``gates``, ``ExportResults`` in JSON types, are None in earlier versions. ``figures`` are those that
     the report compares, ``previous`` those of the export before, and ``made_with`` the processor and versions.
 
-    ``contents`` digests everything that the files are made of. Where it was that of the last export, the bundle stayed
-    ``unchanged`` apart from its manifest. ``records_written_at`` is the time of the export that wrote the records, ISO
-    8601, and ``writing_seconds`` are the seconds of it.
+    A bundle is ``unchanged``, apart from its manifest, where its contents are those of the last export. ``written`` is
+    then of the export that wrote its records; it is None in earlier versions.
     """
 
     unit: str = "chunks"
@@ -274,10 +288,8 @@ class ExportRecord(Record):
     figures: dict[str, float] = field(default_factory=dict)
     previous: dict[str, float] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)
-    contents: str = ""
     unchanged: bool = False
-    records_written_at: str = ""
-    writing_seconds: float = 0.0
+    written: WrittenRecords | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,11 +122,17 @@ def _processor(settings: Settings, forecast: _Forecast) -> list[str]:
     if elsewhere or importlib.util.find_spec("openvino") is None:
         return []
     from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
+    from ensemble_assets.compute.splade_head.head import host_path
 
     folder = cache_folder(settings.paths)
     products, precision = cpu_products(folder), settled_precision(settings.device.precision, folder)
     half = f"{products.bf16:,.0f} in bf16" if products.bf16 else "bf16 not in hardware"
-    return [f"OpenVINO multiplies {products.fp32:,.0f} GFLOP/s in fp32, {half}: networks compute in {precision}."]
+    head = host_path()
+    terms = f"screened by 8-bit products ({head.reason})" if head.name == "screen" else "computed by plain products"
+    return [
+        f"OpenVINO multiplies {products.fp32:,.0f} GFLOP/s in fp32, {half}: networks compute in {precision}.",
+        f"Sparse terms of large runs are {terms}.",
+    ]
 
 
 def _switch(on: bool) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.artefacts.quality_baseline import read_quality_baseline
-from ensemble_assets.artefacts.records import ExportRecord, QdrantRecord
+from ensemble_assets.artefacts.records import ExportRecord, QdrantRecord, WrittenRecords
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.common.machine import library_versions, this_host
@@ -57,17 +57,20 @@ def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -
     inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
     budget, contents = LatencyBudget.of_export(upstream, run, predicted), contents_of(upstream, run, inputs)
     before = unchanged_export(run, contents)
-    record = (
-        _written(run, upstream, inputs, budget) if before is None else _renewed(run, upstream, inputs, budget, before)
-    )
+    if before is None:
+        record = _written(run, upstream, inputs, budget, contents)
+    else:
+        record = _renewed(run, upstream, inputs, budget, before)
     ratios = budget.ratios()
     report_ratios(run, ratios)
     if run.span is not None:
         run.span.set(items=inputs.count, outcome="completed")  # the report that follows shows the span
-    return replace(record, items=inputs.count, points=inputs.count, performance=ratios, contents=contents)
+    return replace(record, items=inputs.count, points=inputs.count, performance=ratios)
 
 
-def _written(run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: LatencyBudget) -> ExportRecord:
+def _written(
+    run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: LatencyBudget, contents: str
+) -> ExportRecord:
     """Write all files of the bundle."""
     limits, judged = limits_of(run.settings), list[ExportResults]()
 
@@ -87,8 +90,7 @@ def _written(run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: La
         **_sizes(bundle.folder, bundle.files),
         skipped_files=dict(bundle.written.skipped),
         gates=judged[0].as_json(),
-        records_written_at=inputs.clock,
-        writing_seconds=run.elapsed(),
+        written=WrittenRecords(contents, inputs.clock, round(run.elapsed(), 4)),
     )
 
 
@@ -96,7 +98,7 @@ def _renewed(
     run: StageRun, upstream: Upstream, inputs: BundleInputs, budget: LatencyBudget, before: ExportRecord
 ) -> ExportRecord:
     """Give the unchanged bundle of the last export the manifest of this run."""
-    made = manifest_inputs(upstream, run, inputs.clock, before.skipped_files, budget, before.records_written_at)
+    made = manifest_inputs(upstream, run, inputs.clock, before.skipped_files, budget, before.written)
     manifest = build_manifest(made)
     text, folder = manifest_text(manifest), bundle_folder(run)
     judged = require_manifest(
@@ -114,8 +116,7 @@ def _renewed(
         skipped_files=before.skipped_files,
         gates=judged.as_json(),
         unchanged=True,
-        records_written_at=before.records_written_at,
-        writing_seconds=before.writing_seconds,
+        written=before.written,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from ensemble_assets.artefacts.records import DenseRecord, SparseRecord
+from ensemble_assets.artefacts.records import DenseRecord, SparseRecord, WrittenRecords
 from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
@@ -36,12 +36,12 @@ def manifest_inputs(
     clock: str,
     skipped: Mapping[str, str],
     budget: LatencyBudget,
-    records_written_at: str | None = None,
+    written: WrittenRecords | None = None,
 ) -> ManifestInputs:
     """Collect the contents of ``processing_summary.json``.
 
     ``clock`` is its time stamp, ISO 8601. ``skipped`` has the reason for each file that was not written. Where the
-    records of an earlier export stayed, ``records_written_at`` is their time stamp.
+    records of an earlier export stayed, ``written`` is its.
     """
     dense = {**upstream.dense.record.as_json(), **upstream.dense.record.scalars()}
     fusion, metrics = upstream.fusion.record.as_json(), run.settings.metrics
@@ -73,7 +73,7 @@ def manifest_inputs(
                 if model.weights
             },
             "fusion_run": {name: fusion[name] for name in _FUSION_FACTS},
-            **({"records_written_at": records_written_at} if records_written_at else {}),
+            **({"records_written_at": written.at} if written else {}),
         },
     )
 

@@ -182,7 +182,8 @@ def _last_export(settings: Settings, collection: str) -> float:
     if export is None:
         return 0.0
     record: ExportRecord = export.record
-    return float(record.writing_seconds or record.wall_seconds) / max(1, record.items)
+    seconds = record.written.seconds if record.unchanged and record.written else record.wall_seconds
+    return seconds / max(1, record.items)
 
 
 def _provenance(baseline: SlaBaseline) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def unchanged_export(run: StageRun, contents: str) -> ExportRecord | None:
     if before is None or not run.settings.encoding.reuse:
         return None
     record: ExportRecord = before.record
-    if record.contents != contents or record.gates is None or not record.records_written_at:
+    if record.written is None or record.written.contents != contents or record.gates is None:
         return None
     judged = ExportResults.from_json(record.gates)
     folder = Path(run.settings.paths.output_dir) / collection_folder(run.collection)

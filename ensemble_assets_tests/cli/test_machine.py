@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ensemble_assets.cli.machine import doctor, leases
+from ensemble_assets.cli.machine import _Forecast, _processor, doctor, leases
 from ensemble_assets.cli.main import main
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.common.version import __version__
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
+from ensemble_assets.compute.splade_head import head
+from ensemble_assets.compute.splade_head.head import HeadPath
 from ensemble_assets.models import model_files
 from ensemble_assets.models.spec import HubSource
 from ensemble_assets.pipeline.staleness import wanted_now
@@ -113,6 +115,19 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
     sections = [line for line in text.splitlines() if line and not line.startswith(" ")]
     assert sections == ["Versions", "Devices", "Memory", "Models", "Stages", "Places"]
     assert all(line.rstrip().endswith((".", ")")) for line in text.splitlines() if line.startswith(" "))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        (HeadPath("screen", "avx2"), "Sparse terms of large runs are screened by 8-bit products (avx2)."),
+        (HeadPath("products", "no_vector_instruction"), "Sparse terms of large runs are computed by plain products."),
+    ],
+)
+def test_doctor_says_how_sparse_terms_are_found(monkeypatch: pytest.MonkeyPatch, path: HeadPath, sentence: str) -> None:
+    monkeypatch.setattr(head, "host_path", lambda: path)
+    settings = resolve({}).settings
+    assert sentence in _processor(settings, _Forecast(settings, []))
 
 
 def test_doctor_goes_on_where_a_gpu_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

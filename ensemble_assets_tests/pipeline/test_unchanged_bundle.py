@@ -15,6 +15,9 @@ from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import Limits, judge_bundle
 from ensemble_assets.pipeline import unchanged_bundle
+from ensemble_assets.pipeline.run_costs import _last_export
+from ensemble_assets.planning.history import recall
+from ensemble_assets.settings import resolve
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeline
 
 MANIFESTS = {"processing_summary.json", f"{PREFIX}_processing_summary.json"}
@@ -46,9 +49,9 @@ def test_a_run_of_the_same_contents_writes_the_manifest_only(pipeline: Pipeline)
     assert {name for name in before if inodes(second)[name] != places[name]} == MANIFESTS
     assert after.keys() == before.keys()
     manifest = second.manifest()
-    assert manifest["records_written_at"] == written.records_written_at
-    assert manifest["generated_at"] > written.records_written_at
-    assert {point["payload"]["kaggle_export_timestamp"] for point in second.points()} == {written.records_written_at}
+    assert manifest["records_written_at"] == written.written.at
+    assert manifest["generated_at"] > written.written.at
+    assert {point["payload"]["kaggle_export_timestamp"] for point in second.points()} == {written.written.at}
     assert record.files == written.files
     assert record.sizes.keys() == written.sizes.keys()
     assert record.sizes["processing_summary.json"] == (second.bundle / "processing_summary.json").stat().st_size
@@ -132,9 +135,9 @@ def test_any_change_writes_the_whole_bundle_again(
     second = pipeline.run(options)
     record = exported(second)
     assert not record.unchanged
-    assert record.records_written_at > first.records_written_at
+    assert record.written.at > first.written.at
     assert "records_written_at" not in second.manifest()
-    assert {point["payload"]["kaggle_export_timestamp"] for point in second.points()} == {record.records_written_at}
+    assert {point["payload"]["kaggle_export_timestamp"] for point in second.points()} == {record.written.at}
     third = pipeline.run(options)
     assert exported(third).unchanged == (change is not nothing_reused)
 
@@ -164,3 +167,16 @@ def test_a_query_in_the_new_manifest_still_costs_the_run(pipeline: Pipeline, mon
     assert not second.succeeded
     assert "no_raw_queries" in second.error
     assert files(first) == before, "the old bundle stays"
+
+
+def test_the_next_predictions_are_of_an_export_that_writes(pipeline: Pipeline) -> None:
+    first = exported(pipeline.run())
+    settings = resolve(
+        {"paths.output_dir": str(pipeline.root / "output"), "paths.cache_dir": str(pipeline.root / "cache")}
+    ).settings
+    seen = recall(settings, "export")
+    second = exported(pipeline.run())
+    assert second.unchanged
+    assert recall(settings, "export") == seen != []
+    assert _last_export(settings, "notes") == pytest.approx(first.written.seconds / first.items)
+    assert first.written.seconds <= first.wall_seconds
