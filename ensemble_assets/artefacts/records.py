@@ -291,6 +291,10 @@ class ExportRecord(Record):
     unchanged: bool = False
     written: WrittenRecords | None = None
 
+    def in_words(self) -> str:
+        """Describe amount and time for people, and whether the files stayed."""
+        return f"{super().in_words()}{', bundle unchanged' if self.unchanged else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class QdrantRecord(Record):
