@@ -46,7 +46,7 @@ def validate(
     from ensemble_assets.export.checks.stage_limits import costs_of
     from ensemble_assets.export.checks.v40_parity import v40_parity
     from ensemble_assets.export.suite import judge_bundle, judge_costs, public_names_in
-    from ensemble_assets.pipeline.bundle_inputs import limits_of
+    from ensemble_assets.pipeline.bundle.inputs import limits_of
 
     limits = limits_of(settings)
     results = [
@@ -130,7 +130,7 @@ def report(bundle: Path, output: Path | None, with_queries: bool) -> int:
     settings, more = resolve().settings, []
     with wrong_name_is_usage_error():
         read_manifest(bundle)  # a mistake is said before a second of imports
-    from ensemble_assets.pipeline.bundle_export import facts_of_bundle, report_path, write_report
+    from ensemble_assets.pipeline.bundle.report import facts_of_bundle, report_path, write_report
     from ensemble_assets.pipeline.from_settings import open_store
 
     path = output or report_path(bundle)
@@ -175,14 +175,14 @@ def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
         raise SettingsError("--url and --path: give one of them, a server or a folder")
     opened, resolved = _open(bundle), resolve()
     from ensemble_assets.export.read.qdrant import describe
-    from ensemble_assets.pipeline import bundle_export
+    from ensemble_assets.pipeline.bundle.qdrant import upload
 
     options = resolved.settings.qdrant.model_copy(
         update={name: value for name, value in given.items() if value is not None}
         | ({"url": ""} if given["path"] else {})
     )
     key = api_key or resolved.environment.get("QDRANT_API_KEY")
-    uploaded = bundle_export.upload(opened, options, bundle.resolve().parent, key, _show_progress)
+    uploaded = upload(opened, options, bundle.resolve().parent, key, _show_progress)
     click.echo(describe(uploaded))
     return 0
 

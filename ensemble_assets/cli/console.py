@@ -23,7 +23,7 @@ from ensemble_assets.artefacts.remarks import remarks
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 from ensemble_assets.common.stages import LISTS, STAGE
 from ensemble_assets.pipeline import stage_run
-from ensemble_assets.pipeline.bundle_export import report_path
+from ensemble_assets.pipeline.bundle.report import report_path
 
 R = TypeVar("R", bound=Record)
 

@@ -25,7 +25,7 @@ from ensemble_assets.common.compute_devices import UsedDevices
 from ensemble_assets.common.machine import library_versions, this_host
 from ensemble_assets.common.stage_times import BUDGET_SHARE, LIMIT_RATIO, StageSeconds
 from ensemble_assets.common.stages import RANKING_STAGES, STAGE, TIMED_STAGES
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import Settings

@@ -16,7 +16,7 @@ from ensemble_assets.common.machine import digest, library_versions, this_host
 from ensemble_assets.common.stage_times import StageSeconds
 from ensemble_assets.common.stages import MODEL_STAGES
 from ensemble_assets.models.spec import ModelSpec
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.chosen_models import choose_models

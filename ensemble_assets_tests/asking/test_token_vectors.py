@@ -25,8 +25,8 @@ from ensemble_assets.export.read.bundle_reader import open_bundle, token_vectors
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.registry import MODELS
+from ensemble_assets.pipeline.bundle.manifest import dense_extras
 from ensemble_assets.pipeline.compute_context import Computing
-from ensemble_assets.pipeline.manifest_inputs import dense_extras
 from ensemble_assets.settings import resolve
 from ensemble_assets_tests.asking.test_qdrant_page import NAME, PAGE, upload
 from ensemble_assets_tests.export.checks.schemas import problems
@@ -143,7 +143,7 @@ def test_a_model_without_token_states_is_an_error_with_a_remedy(tmp_path: Path) 
 def test_vectors_of_a_run_that_did_not_ask_cannot_be_exported(tmp_path: Path) -> None:
     """The message names the remedy: materialise the dense vectors again."""
     from ensemble_assets.common.errors import ArtefactError
-    from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs
+    from ensemble_assets.pipeline.bundle.inputs import Upstream, bundle_inputs
 
     write_collection(tmp_path / "corpora" / "notes")
     outcome = Pipeline(tmp_path).run()

@@ -23,6 +23,9 @@ DESCRIPTIONS_FROM = 56
 """Column of the drawing where the words about a layer begin."""
 
 
+MOST_MODULES = 12
+
+
 def test_the_page_names_files() -> None:
     assert len(NAMED) > 30
 
@@ -38,6 +41,12 @@ def test_the_drawing_has_the_layers_that_are_held() -> None:
         assert all(found), names
         places.append(min(match.start() for match in found if match))
     assert places == sorted(places)
+
+
+def test_no_folder_has_more_modules_than_an_eye_takes_in() -> None:
+    folders = {path.parent for path in (ROOT / "ensemble_assets").rglob("*.py")}
+    counts = {folder: sum(path.stem != "__init__" for path in folder.glob("*.py")) for folder in folders}
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_MODULES} == {}
 
 
 def test_every_package_is_in_the_drawing() -> None:

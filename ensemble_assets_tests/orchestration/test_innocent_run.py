@@ -14,7 +14,7 @@ from ensemble_assets.export.query_leaks.query_forms import Query, canonical
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import Limits, judge_bundle, with_places
 from ensemble_assets.orchestration.checks import check_inputs
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs
+from ensemble_assets.pipeline.bundle.inputs import Upstream, bundle_inputs
 from ensemble_assets.settings import Settings, resolve
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, Outcome, Pipeline, write_collection
 

@@ -21,7 +21,7 @@ from ensemble_assets.build import build_definitions
 from ensemble_assets.orchestration.jobs import RETRIEVAL_BUNDLE
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.run_end import end_trace
-from ensemble_assets.pipeline.bundle_export import report_path
+from ensemble_assets.pipeline.bundle.report import report_path
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets_tests.orchestration.doubles import dense_double, rerank_double, sparse_double
 from ensemble_assets_tests.orchestration.pipeline import Pipeline, fast_factories

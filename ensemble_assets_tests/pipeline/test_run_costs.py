@@ -14,7 +14,7 @@ import pytest
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
 from ensemble_assets.artefacts.records import ExportRecord, RerankRecord
 from ensemble_assets.common.machine import library_versions, this_host
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.planning.history import compare_with_plan
 from ensemble_assets.settings import resolve

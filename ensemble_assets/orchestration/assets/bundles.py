@@ -6,8 +6,9 @@ from ensemble_assets.artefacts.artefact import Artefact
 from ensemble_assets.orchestration.asset_frame import Materialised, collection_asset
 from ensemble_assets.orchestration.dagster_metadata import report_metadata, table
 from ensemble_assets.orchestration.stage_step import finish
-from ensemble_assets.pipeline.bundle_export import bundle_folder, export_collection, upload_to_qdrant
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.export import bundle_folder, export_collection
+from ensemble_assets.pipeline.bundle.inputs import Upstream
+from ensemble_assets.pipeline.bundle.qdrant import upload_to_qdrant
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.planning.history import compare_with_plan, remember_run
 

@@ -21,8 +21,8 @@ from ensemble_assets.export.query_leaks.query_forms import canonical
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import ExportResults, judge_costs, public_names, with_places
 from ensemble_assets.export.write.names import collection_folder
-from ensemble_assets.pipeline.bundle_export import report_path
-from ensemble_assets.pipeline.bundle_inputs import Upstream, bundle_inputs, limits_of, own_names, run_queries
+from ensemble_assets.pipeline.bundle.inputs import Upstream, bundle_inputs, limits_of, own_names, run_queries
+from ensemble_assets.pipeline.bundle.report import report_path
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.default_paths import journal_folder

@@ -14,7 +14,7 @@ from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import Limits, judge_bundle
-from ensemble_assets.pipeline import unchanged_bundle
+from ensemble_assets.pipeline.bundle import unchanged
 from ensemble_assets.pipeline.run_costs import _last_export
 from ensemble_assets.planning.history import recall
 from ensemble_assets.settings import resolve
@@ -114,13 +114,17 @@ def file_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
 
 
 def another_program(root: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
-    monkeypatch.setattr(unchanged_bundle, "_sources", lambda: "another")
+    monkeypatch.setattr(unchanged, "_sources", lambda: "another")
     return {}
 
 
 def another_library(root: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
-    monkeypatch.setattr(unchanged_bundle, "library_versions", lambda: {"numpy": "0"})
+    monkeypatch.setattr(unchanged, "library_versions", lambda: {"numpy": "0"})
     return {}
+
+
+def test_the_sources_are_those_of_the_whole_program() -> None:
+    assert {"export", "collection", "artefacts", "pipeline"} <= {path.name for path in unchanged.PACKAGE.iterdir()}
 
 
 CHANGES = (chunk_changed, query_changed, option_set, sparse_off, nothing_reused, point_damaged, file_gone)
@@ -152,17 +156,17 @@ def test_files_of_other_people_stay_in_a_kept_bundle(pipeline: Pipeline) -> None
 
 
 def test_a_query_in_the_new_manifest_still_costs_the_run(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ensemble_assets.pipeline import bundle_export
+    from ensemble_assets.pipeline.bundle import export
 
     first = pipeline.run()
     before = files(first)
-    real = bundle_export.manifest_inputs
+    real = export.manifest_inputs
 
     def leaking(*arguments: Any) -> Any:
         made = real(*arguments)
         return made.__class__(**{**made.__dict__, "warnings": ("where is the engine number 1",)})
 
-    monkeypatch.setattr(bundle_export, "manifest_inputs", leaking)
+    monkeypatch.setattr(export, "manifest_inputs", leaking)
     second = pipeline.run()
     assert not second.succeeded
     assert "no_raw_queries" in second.error

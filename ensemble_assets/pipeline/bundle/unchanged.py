@@ -17,10 +17,13 @@ from ensemble_assets.export.suite import ExportResults
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.export.write.v40_files import why_no_flat_index
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.settings import flatten
+
+PACKAGE = Path(__file__).parents[2]
+"""Folder of this program's sources, of which bundles are made too."""
 
 _MADE_ANEW = ("bundle_format", "no_raw_queries")
 """Gates that judge the manifest too. A bundle of which they reported anything is written again."""
@@ -68,6 +71,5 @@ def unchanged_export(run: StageRun, contents: str) -> ExportRecord | None:
 @lru_cache(maxsize=1)
 def _sources() -> str:
     """Digest this program's own files."""
-    folder = Path(__file__).parents[1]
-    files = (path for pattern in ("*.py", "*.py.txt") for path in sorted(folder.rglob(pattern)))
-    return digest({str(path.relative_to(folder)): path.read_text("utf-8") for path in files})
+    files = (path for pattern in ("*.py", "*.py.txt") for path in sorted(PACKAGE.rglob(pattern)))
+    return digest({str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in files})

@@ -13,7 +13,7 @@ from ensemble_assets.artefacts.stage_record import StageRecord
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.write.manifest import FeatureToggles, ManifestInputs
 from ensemble_assets.export.write.manifest_stages import RerankRun, SparseRun
-from ensemble_assets.pipeline.bundle_inputs import Upstream
+from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.pipeline.stage_run import StageRun
 from ensemble_assets.retrieval.dense_run import COMBINATION

@@ -23,7 +23,7 @@ from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.export.query_leaks.gate import no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.orchestration.checks.check_inputs import _places
-from ensemble_assets.pipeline.bundle_export import report_path
+from ensemble_assets.pipeline.bundle.report import report_path
 from ensemble_assets.pipeline.quality_facts import accepted_baseline, measured_quality
 from ensemble_assets.retrieval.evaluation import evaluate
 from ensemble_assets_tests.orchestration.pipeline import Outcome, Pipeline, write_collection

@@ -1,0 +1,1 @@
+"""Test ensemble_assets.pipeline.bundle."""
