@@ -22,11 +22,12 @@ from ensemble_assets.compute.splade_head.quantise import Screen
 _SAMPLE_TOKENS = 8192
 """Most tokens that mean and covariance are computed from. It bounds the time that fitting takes."""
 
-_ORDER_TOKENS = 256
+_ORDER_TOKENS = 128
 """Most tokens that decide the order of the terms. Their products with all terms are held at once, in float32."""
 
-_TRIAL_TEXTS = 8
-"""Most texts on which every level is tried for every group. It bounds the time that fitting takes."""
+_TRIAL_TEXTS = 2
+"""Most texts on which every level is tried for every group. With 8 of them, and 256 tokens for the
+order, fitting takes 0.69 s in the place of 0.25 s, and blocks cost 0.9 % less (60 SciFact documents)."""
 
 _EIGHTHS = (1, 2, 3, 4, 5, 6)
 """A check is possible after so many eighths of the coordinates."""
