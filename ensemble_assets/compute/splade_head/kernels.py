@@ -58,11 +58,32 @@ class Outputs(NamedTuple):
     ends: NDArray[np.uint8]
 
 
-@compiled
 def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen, out: Outputs) -> None:
     """Compute the sparse vectors of some texts into ``out``.
 
     ``states`` are ``[tokens, H] float32``, ``spans`` ``[B, 2] int64``: first token and number of tokens of every text.
+    """
+    compute(states, spans, screen, out, np.empty(0, np.int64))
+
+
+def blocks_left(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64]:
+    """Count the blocks of ROWS tokens of a text that the first check of every group does not rule out: ``[P / GROUP]``.
+
+    ``states`` are ``[tokens, H] float32``: one text of usual numbers. Each of the screen's groups has one check.
+    """
+    nothing = np.empty((1, 0), np.int32), np.empty((1, 0), np.float32), np.zeros(1, np.int32), np.zeros(1, np.uint8)
+    left = np.zeros(len(screen.checks), np.int64)
+    compute(states, np.array([[0, len(states)]]), screen, Outputs(*nothing), left)
+    return left
+
+
+@compiled
+def compute(
+    states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen, out: Outputs, left: NDArray[np.int64]
+) -> None:
+    """Do the work of ``encode``, or of ``blocks_left`` where ``left`` has its groups.
+
+    Both are one function, since every function that Python calls is optimised by itself, with all that it calls.
     """
     bounds, places = np.empty(len(screen.term), np.float64), np.empty(len(screen.term), np.int64)
     terms, weights = np.empty(len(screen.term), np.int32), np.empty(len(screen.term), np.float32)
@@ -76,6 +97,9 @@ def encode(states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen
             out.ends[row] = NOT_FINITE if _reaches(own, np.inf) else TOO_MANY
             continue
         text = quantised_text(own, rotated, screen)
+        if len(left):
+            _count_blocks(text, screen, left)
+            continue
         _upper_bounds(text, screen, bounds)
         candidates = 0
         for place in range(len(bounds)):
@@ -275,14 +299,7 @@ def _logit(state: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
 
 
 @compiled
-def blocks_left(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64]:
-    """Count the blocks of ROWS tokens of a text that the first check of every group does not rule out: ``[P / GROUP]``.
-
-    ``states`` are ``[tokens, H] float32``: one text. Each of the screen's groups has one check.
-    """
-    own, rotated = longest_first(states, rotated_states(states, screen))
-    text = quantised_text(own, rotated, screen)
-    left = np.zeros(len(screen.checks), np.int64)
+def _count_blocks(text: QuantisedText, screen: Screen, left: NDArray[np.int64]) -> None:
     largest, limits = np.empty(GROUP, np.int32), np.empty((len(screen.levels), GROUP), np.int32)
     for group in range(len(left)):
         _limits(text, screen, screen.check_levels[group, 0], group, limits[0])
@@ -290,7 +307,6 @@ def blocks_left(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64
             largest[0] = _LOWEST
             _raise_largest(text, screen, group, token, limits, largest)
             left[group] += largest[0] > _LOWEST
-    return left
 
 
 # --- machine code on disk ---
@@ -305,7 +321,7 @@ def compiled_in(cache: Path) -> Path:
 
 def is_compiled(folder: Path | None) -> bool:
     """Return whether there is machine code already: in this process, or in ``folder``."""
-    return bool(cast("Any", encode).signatures) or (folder is not None and any(folder.rglob("*.nbi")))
+    return bool(cast("Any", compute).signatures) or (folder is not None and any(folder.rglob("*.nbi")))
 
 
 def keep_compiled(folder: Path | None) -> None:
@@ -313,12 +329,11 @@ def keep_compiled(folder: Path | None) -> None:
 
     numba tells CPUs and its own versions apart, and replaces files whole. So several processes may do this at once.
     """
-    if folder is None or cast("Any", encode).signatures:
+    if folder is None or cast("Any", compute).signatures:
         return
     config: Any = numba.config
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
-        for entry in (blocks_left, encode):
-            cast("Any", entry).enable_caching()
+        cast("Any", compute).enable_caching()
     finally:
         config.CACHE_DIR = before

@@ -169,12 +169,15 @@ def longest_first(
         # falling norm in the upper half of the key, the token's number in the lower
         keys[token] = (np.uint64(0xFFFFFFFF - bits[token]) << np.uint64(32)) | np.uint64(token)
     _sort(keys)
-    ordered, ordered_rotated = np.empty_like(states), np.empty_like(rotated)
+    ordered, ordered_rotated = np.empty(states.shape, np.float32), np.empty(rotated.shape, np.float32)
     for place in range(len(rotated)):
         token = keys[min(place, len(states) - 1)] & np.uint64(0xFFFFFFFF)
-        if place < len(states):
-            ordered[place] = states[token]
-        ordered_rotated[place] = rotated[token]
+        for at in range(
+            states.shape[1] if place < len(states) else 0
+        ):  # a copy of a whole row takes seconds to compile
+            ordered[place, at] = states[token, at]
+        for at in range(rotated.shape[1]):
+            ordered_rotated[place, at] = rotated[token, at]
     return ordered, ordered_rotated
 
 

@@ -371,7 +371,7 @@ sparse_head.host_path = lambda: sparse_head.HeadPath("screen", name)
 states, spans, matrix, bias = random_problem(11)
 head = sparse_head.SparseHead(matrix, bias, 50, 1, Path(sys.argv[1]))
 out = head(states, spans)
-hits = sum(kernels.encode.stats.cache_hits.values())
+hits = sum(kernels.compute.stats.cache_hits.values())
 print(json.dumps({"hits": hits, **{name: values.tolist() for name, values in out.items()}}))
 """
 
