@@ -52,9 +52,10 @@ def test_the_picture_has_a_line_for_every_stage_in_both_panels() -> None:
     assert later_y < y, "ten times the chunks are higher up"
 
 
-def test_the_tables_of_the_page_are_those_of_the_saved_results() -> None:
+@pytest.mark.parametrize("name", ["scale.json", "scale-avx2.json"])
+def test_the_tables_of_the_page_are_those_of_the_saved_results(name: str) -> None:
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
-    for table in tables(saved([DOCS / "scale.json"])).strip().split("\n\n"):
+    for table in tables(saved([DOCS / name])).strip().split("\n\n"):
         assert table in page
 
 
