@@ -140,6 +140,9 @@ def measure(batches: int, batch_seconds: float, repeats: int) -> dict[str, objec
     }
 
 
+_LEAST_REPEATS = 2
+
+
 def main() -> None:
     """Measures and prints JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +150,8 @@ def main() -> None:
     parser.add_argument("--batch-ms", type=float, default=50.0, help="milliseconds per batch")
     parser.add_argument("--repeats", type=int, default=9, help="pairs of turns")
     given = parser.parse_args()
+    if given.repeats < _LEAST_REPEATS:
+        parser.error(f"--repeats: expected at least {_LEAST_REPEATS}, for quartiles")
     print(json.dumps(measure(given.batches, given.batch_ms / 1000, given.repeats), indent=2))
 
 
