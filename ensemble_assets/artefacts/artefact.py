@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypeVar
 
 from ensemble_assets.artefacts.array_files import map_new_array, save_array
-from ensemble_assets.artefacts.records import read_record
+from ensemble_assets.artefacts.read_record import read_record
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError

@@ -175,14 +175,14 @@ def upload(bundle: Path, api_key: str | None, **given: Any) -> int:
         raise SettingsError("--url and --path: give one of them, a server or a folder")
     opened, resolved = _open(bundle), resolve()
     from ensemble_assets.export.read.qdrant import describe
-    from ensemble_assets.pipeline.bundle.qdrant import upload
+    from ensemble_assets.pipeline.bundle import qdrant
 
     options = resolved.settings.qdrant.model_copy(
         update={name: value for name, value in given.items() if value is not None}
         | ({"url": ""} if given["path"] else {})
     )
     key = api_key or resolved.environment.get("QDRANT_API_KEY")
-    uploaded = upload(opened, options, bundle.resolve().parent, key, _show_progress)
+    uploaded = qdrant.upload(opened, options, bundle.resolve().parent, key, _show_progress)
     click.echo(describe(uploaded))
     return 0
 

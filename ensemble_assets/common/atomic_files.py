@@ -195,6 +195,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def bytes_hash(content: bytes) -> str:
+    """Return the ``file_hash`` that a file of this content has."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """Return BLAKE2b-128 of a file's bytes, 32 hex digits."""
     with path.open("rb") as stream:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ensemble_assets.artefacts.fast_json import parse_object
-from ensemble_assets.common.atomic_files import file_hash
+from ensemble_assets.common.atomic_files import bytes_hash, file_hash
 from ensemble_assets.common.defaults import CEILING_BYTES, COVERAGE_ERROR, COVERAGE_WARN
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.common.stages import first_stage_lists
@@ -29,7 +28,6 @@ from ensemble_assets.export.checks.unit_vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicNames, no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, list_items, open_bundle
-from ensemble_assets.export.write.bundle import manifest_names
 from ensemble_assets.export.write.inputs import BundleInputs, own_metadata
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS
@@ -180,17 +178,15 @@ def require_manifest(
     leaks, before = no_raw_queries(queries, [place], public), {result.name: result for result in earlier.results}
     anew = {
         "bundle_format": keys.result(records=before["bundle_format"].numbers["records"]),
-        "no_raw_queries": replace(leaks, numbers={**before["no_raw_queries"].numbers, **_problems(leaks)}),
+        "no_raw_queries": replace(
+            leaks, numbers={**before["no_raw_queries"].numbers, "problems": leaks.numbers["problems"]}
+        ),
         "rerank_fallbacks": rerank_fallbacks(bundle),
     }
     results = tuple(anew.get(result.name, result) for result in earlier.results)
     _require_sound(results)
-    written = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    return ExportResults(dict(earlier.files) | dict.fromkeys(manifest_names(bundle.names), written), results)
-
-
-def _problems(result: GateResult) -> dict[str, Any]:
-    return {"problems": result.numbers["problems"]}
+    written = bytes_hash(text.encode())
+    return ExportResults(dict(earlier.files) | dict.fromkeys(bundle.names.manifests, written), results)
 
 
 def _require_sound(results: Iterable[GateResult]) -> None:

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
+from ensemble_assets.artefacts.read_record import RECORDS, read_record
 from ensemble_assets.artefacts.records import (
-    RECORDS,
     DenseRecord,
     EvaluationRecord,
     FusionRecord,
     Ratios,
     SparseRecord,
     UpstreamCosts,
-    read_record,
 )
 from ensemble_assets.artefacts.stage_record import ModelFacts, Record, StageRecord, extend_record, merge_records
 from ensemble_assets.common.compute_devices import UsedDevices

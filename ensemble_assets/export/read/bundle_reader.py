@@ -93,7 +93,7 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder.name}: expected a bundle folder with one *_{_POINTS}, found {len(matches)}. {remedy}"
         )
     names = BundleNames(matches[0].removesuffix(f"_{_POINTS}"))
-    manifest = next((name for name in (MANIFEST_NAME, names.file(MANIFEST_NAME)) if (folder / name).is_file()), None)
+    manifest = next((name for name in names.manifests if (folder / name).is_file()), None)
     return Bundle(folder, names, read_manifest(folder, manifest) if manifest else {})
 
 

@@ -12,7 +12,7 @@ from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
-from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames, collection_folder
+from ensemble_assets.export.write.names import BundleNames, collection_folder
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_rerank_jsonl, write_trec_run
 from ensemble_assets.export.write.v40_files import Written, write_v40
 
@@ -80,10 +80,5 @@ def renew_manifest(target: Path, names: BundleNames, text: str) -> None:
 
 
 def _write_manifest(folder: Path, names: BundleNames, text: str) -> None:
-    for name in manifest_names(names):
+    for name in names.manifests:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-
-
-def manifest_names(names: BundleNames) -> tuple[str, str]:
-    """Name the two files of the manifest."""
-    return MANIFEST_NAME, names.file(MANIFEST_NAME)

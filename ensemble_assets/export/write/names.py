@@ -80,6 +80,11 @@ class BundleNames:
             raise ValueError(f"bundles have no file {self.prefix}_{content}")
         return f"{self.prefix}_{content}"
 
+    @property
+    def manifests(self) -> tuple[str, str]:
+        """The names of both copies of the manifest."""
+        return MANIFEST_NAME, self.file(MANIFEST_NAME)
+
     def all(self) -> tuple[str, ...]:
         """Name every file of a bundle but the arrays of companions."""
         return (MANIFEST_NAME, *(f"{self.prefix}{ending}" for ending in _ENDINGS))

@@ -34,7 +34,7 @@ def export_collection(run: StageRun, upstream: Upstream, predicted: Predicted) -
     clock = datetime.now().isoformat()  # local time without a zone, as the contract has it
     inputs = bundle_inputs(upstream, run.collection, run.settings, clock)
     budget, contents = LatencyBudget.of_export(upstream, run, predicted), contents_of(upstream, run, inputs)
-    before = unchanged_export(run, contents)
+    before = unchanged_export(run, bundle_folder(run), contents)
     if before is None:
         record = _written(run, upstream, inputs, budget, contents)
     else:

@@ -15,7 +15,6 @@ from ensemble_assets.common.machine import digest, library_versions
 from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.suite import ExportResults
 from ensemble_assets.export.write.inputs import BundleInputs
-from ensemble_assets.export.write.names import collection_folder
 from ensemble_assets.export.write.v40_files import why_no_flat_index
 from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.from_settings import open_store
@@ -50,8 +49,8 @@ def contents_of(upstream: Upstream, run: StageRun, inputs: BundleInputs) -> str:
     return digest(facts)
 
 
-def unchanged_export(run: StageRun, contents: str) -> ExportRecord | None:
-    """Give the record of the last export if its bundle has these contents and is in place, byte by byte; else None.
+def unchanged_export(run: StageRun, folder: Path, contents: str) -> ExportRecord | None:
+    """Give the record of the last export if its bundle in ``folder`` has these contents, byte by byte; else None.
 
     With ``encoding.reuse`` off nothing of earlier runs is kept, bundles included.
     """
@@ -62,7 +61,6 @@ def unchanged_export(run: StageRun, contents: str) -> ExportRecord | None:
     if record.written is None or record.written.contents != contents or record.gates is None:
         return None
     judged = ExportResults.from_json(record.gates)
-    folder = Path(run.settings.paths.output_dir) / collection_folder(run.collection)
     if judged.changed(folder) or not all(each.passed for each in judged.results if each.name in _MADE_ANEW):
         return None
     return record
