@@ -230,8 +230,16 @@ def _outcome(
             for check in result.get_asset_check_evaluations()
         ],
         provenance=resolved.provenance(*toggles),
-        error=next((record.reason for record in stages if isinstance(record, FailedStage)), ""),
+        error=next((record.reason for record in stages if isinstance(record, FailedStage)), _failure(result)),
     )
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> str:
+    """Describe the first failure of a step, which may be one of the checks; empty where no step failed."""
+    from ensemble_assets.orchestration.incidents import failed_step
+
+    failed = next((failed_step(event) for event in result.all_events if event.is_step_failure), None)
+    return f"{failed['step']}: {failed['reason'] or failed['error']}" if failed else ""
 
 
 @contextmanager

@@ -43,14 +43,17 @@ def incident_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, A
 
 def _failed_steps(instance: dg.DagsterInstance, run_id: str) -> Iterator[dict[str, Any]]:
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        event = entry.dagster_event
-        if event is None:
-            continue
-        data = event.step_failure_data
-        ours = data.user_failure_data
-        error = data.error.cls_name if data.error else None
-        reason = ours.description if ours and ours.description else None
-        yield {"step": event.step_key, "error": error, "reason": reason[:_SHOWN_CHARACTERS] if reason else None}
+        if entry.dagster_event is not None:
+            yield failed_step(entry.dagster_event)
+
+
+def failed_step(event: dg.DagsterEvent) -> dict[str, Any]:
+    """Describe a step's failure: ``step``, the class of the ``error``, and this package's ``reason`` if it gave one."""
+    data = event.step_failure_data
+    ours = data.user_failure_data
+    error = data.error.cls_name if data.error else None
+    reason = ours.description if ours and ours.description else None
+    return {"step": event.step_key, "error": error, "reason": reason[:_SHOWN_CHARACTERS] if reason else None}
 
 
 def write_incident(folder: Path, incident: dict[str, Any]) -> Path:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ensemble_assets.cli.run import run_collections
+from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets_tests.orchestration.pipeline import PREFIX, write_collection
 
 
@@ -50,6 +52,22 @@ def test_a_default_run_on_the_embedded_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.models
+def test_a_step_that_fails_after_the_export_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ensemble_assets.orchestration.checks import bundle as checks
+
+    def unreadable(*_: object) -> object:
+        raise ArtefactError("notes: the bundle cannot be read")
+
+    monkeypatch.setattr(checks, "bundle_results", unreadable)
+    write_collection(tmp_path / "corpora" / "notes")
+    folders = {"chunked_dir": "corpora", "output_dir": "out", "cache_dir": "cache", "key_file": "key"}
+    overrides = {f"paths.{name}": str(tmp_path / folder) for name, folder in folders.items()}
+    (outcome,) = run_collections(["notes"], overrides | {"enable_sparse": "off", "enable_rerank": "off"}, {})
+    assert not outcome.succeeded
+    assert outcome.error == "bundle_gates: notes: the bundle cannot be read"
+
+
+@pytest.mark.models
 def test_flags_switch_stages_off_and_the_manifest_says_who_did(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     finished = run(
@@ -63,6 +81,12 @@ def test_flags_switch_stages_off_and_the_manifest_says_who_did(tmp_path: Path) -
     assert toggles["sources"]["enable_rerank"] == "--disable-rerank"
     assert toggles["sources"]["enable_sparse"] == "environment variable EMBEDDER_ENABLE_SPARSE"
     assert (toggles["enable_rerank"], toggles["enable_sparse"]) == (False, False)
+    renamed = run(
+        "run", "--chunked-dir", "corpora", "--output-dir", "out", "--disable-rerank", "--disable-sparse",
+        "--set", "export.prefix=other", cwd=tmp_path,
+    )  # fmt: skip
+    assert renamed.returncode == 0, renamed.stdout + renamed.stderr
+    assert [path.name for path in (tmp_path / "out" / "notes").glob("*_qdrant.jsonl")] == ["other_qdrant.jsonl"]
 
 
 def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> None:

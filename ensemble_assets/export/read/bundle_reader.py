@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.fast_json import FLOAT_BLOCK, compact, float_lists, parse_object
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames
+from ensemble_assets.export.write.names import MANIFEST_NAME, BundleNames, names_by_manifest
 from ensemble_assets.export.write.token_vectors import TOKEN_FILES, TokenVectors
 
 EXPORT_AGAIN = "Export the bundle again"
@@ -80,10 +80,15 @@ class Point:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Open the bundle in ``folder``; ``ArtefactError`` if it is none, or its manifest cannot be read."""
+    """Open the bundle in ``folder``; of several, the one that the manifest describes.
+
+    It is an ``ArtefactError`` if there is none, or the manifest cannot be read.
+    """
     if not folder.is_dir():
         raise ArtefactError(f"{folder.name}: there is no such bundle. Name its folder, or a collection that was run")
     matches = sorted(file.name for file in folder.glob(f"*_{_POINTS}"))
+    if len(matches) > 1 and (described := names_by_manifest(folder)) and described.file(_POINTS) in matches:
+        matches = [described.file(_POINTS)]
     if len(matches) != 1:
         within = next((file.parent.name for file in sorted(folder.glob(f"*/*_{_POINTS}"))), "")
         remedy = (

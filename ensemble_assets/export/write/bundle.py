@@ -12,7 +12,7 @@ from ensemble_assets.artefacts.array_files import save_array
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.export.write.inputs import BundleInputs
 from ensemble_assets.export.write.manifest import ManifestInputs, build_manifest, manifest_text
-from ensemble_assets.export.write.names import BundleNames, collection_folder
+from ensemble_assets.export.write.names import BundleNames, collection_folder, names_by_manifest
 from ensemble_assets.export.write.ranked_list_files import RUN_TAGS, write_rerank_jsonl, write_trec_run
 from ensemble_assets.export.write.v40_files import Written, write_v40
 
@@ -44,8 +44,9 @@ def write_bundle(
 ) -> ExportedBundle:
     """Write ``<output>/<collection>/``, replacing the bundle that is there in one step.
 
-    Files of other people in that folder stay. Files of an earlier bundle with the same prefix go, even if this bundle
-    lacks them: vectors of a companion that is gone, lists of a stage that is now off.
+    Files of other people in that folder stay. Files of an earlier bundle go, even if this bundle lacks them: vectors of
+    a companion that is gone, lists of a stage that is now off. An earlier bundle is one with the same prefix, or the
+    one that the folder's manifest describes.
 
     ``manifest`` makes the manifest's inputs from the result of writing. ``lists`` are None when both stages are off,
     whose bundle is a v4.0 one. ``judge`` sees the finished folder before the swap; its ``ContractError`` keeps the old
@@ -53,7 +54,8 @@ def write_bundle(
     """
     names = bundle.names
     target = output / collection_folder(bundle.collection)
-    with atomic_folder(target, keep=lambda name: not names.is_written(name)) as folder:
+    replaced = [names, former] if (former := names_by_manifest(target)) else [names]
+    with atomic_folder(target, keep=lambda name: not any(each.is_written(name) for each in replaced)) as folder:
         written = write_v40(folder, bundle)
         for name, array in bundle.token_arrays.items():
             save_array(folder / name, array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from ensemble_assets.common.errors import SettingsError
 
@@ -96,6 +97,19 @@ class BundleNames:
         """
         is_array = name.startswith(f"{self.prefix}_") and name.endswith(("_embeddings.npy", "_norms.npy"))
         return name in self.all() or is_array
+
+
+def names_by_manifest(folder: Path) -> BundleNames | None:
+    """Name the files of the bundle that the manifest in ``folder`` describes; None where it has no second copy there.
+
+    A folder may have bundles of several prefixes, such as one of version 4.0. The last export wrote the manifest twice.
+    """
+    manifest = folder / MANIFEST_NAME
+    for copy in sorted(folder.glob(f"*_{MANIFEST_NAME}")) if manifest.is_file() else ():
+        prefix = copy.name.removesuffix(f"_{MANIFEST_NAME}")
+        if _PREFIX.fullmatch(prefix) and copy.read_bytes() == manifest.read_bytes():
+            return BundleNames(prefix)
+    return None
 
 
 def trec_id(identifier: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble_assets.common.errors import ContractError
+from ensemble_assets.common.errors import ArtefactError, ContractError
+from ensemble_assets.export.read.bundle_reader import open_bundle
 from ensemble_assets.export.suite import Limits, require_gates
 from ensemble_assets.export.write.bundle import write_bundle
 from ensemble_assets.export.write.inputs import BundleInputs
@@ -95,6 +96,19 @@ def test_a_new_bundle_drops_our_old_files_and_keeps_everybody_elses(tmp_path: Pa
     left = set(contents(folder))
     assert {"notes.txt", "other_prefix_stats.json"} <= left
     assert not left & {f"{PREFIX}_gone_embeddings.npy", f"{PREFIX}_rerank.jsonl", f"{PREFIX}_fused.trec"}
+
+
+def test_a_bundle_with_another_prefix_takes_the_place_of_the_one_that_the_manifest_describes(tmp_path: Path) -> None:
+    first = write_bundle(tmp_path, on(), lambda written: everything_on(), lists())
+    old_program = first.folder / "v40_qdrant.jsonl"
+    old_program.write_text("mine")
+    again = write_bundle(tmp_path, replace(off(), prefix="other"), lambda written: everything_off())
+    assert {path.name for path in again.folder.iterdir()} == {"v40_qdrant.jsonl", *again.files}
+    assert not set(again.files) & set(first.files) - {"processing_summary.json"}
+    assert open_bundle(again.folder).names.prefix == "other"
+    (again.folder / "other_processing_summary.json").write_text("{}")
+    with pytest.raises(ArtefactError, match=r"expected a bundle folder with one \*_qdrant.jsonl, found 2"):
+        open_bundle(again.folder)
 
 
 def _broken() -> list[tuple[BundleInputs, Any]]:
