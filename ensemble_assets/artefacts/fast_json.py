@@ -43,15 +43,17 @@ def _spelled_otherwise(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def float_lists(rows: NDArray[np.float64]) -> list[bytes]:
     """Encode every row of ``[n, dim] float64``, finite, as ``json.dumps(row.tolist())``; neither n nor dim is 0."""
-    whole = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
-    texts = whole[2:-2].replace(b",", b", ").split(b"], [")
-    unequal = _spelled_otherwise(rows)
-    for row in np.flatnonzero(unequal.any(axis=1)).tolist():
-        text = b" " + texts[row] + b","
-        for number in set(rows[row, unequal[row]].tolist()):
-            text = text.replace(b" %b," % orjson.dumps(number), b" %b," % repr(number).encode())
-        texts[row] = text[1:-1]
-    return [b"[" + text + b"]" for text in texts]
+    whole = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    end, pieces = 0, list[bytes]()
+    for number in rows[_spelled_otherwise(rows)].tolist():
+        text = orjson.dumps(number)
+        place = whole.index(text, end)
+        while whole[place - 1] not in b"[,":  # inside another number, as 0.00001 is in 10.00001
+            place = whole.index(text, place + 1)
+        pieces += [whole[end:place], repr(number).encode()]
+        end = place + len(text)
+    whole = b"".join([*pieces, whole[end:]])
+    return [b"[" + text + b"]" for text in whole[1:-1].replace(b",", b", ").split(b"], [")]
 
 
 FLOAT_BLOCK = 512

@@ -23,7 +23,7 @@ from ensemble_assets.export.checks.stage_limits import (
     memory_ceiling,
     rerank_fallbacks,
 )
-from ensemble_assets.export.checks.stage_lists import StageLists
+from ensemble_assets.export.checks.stated_records import StatedRecords
 from ensemble_assets.export.checks.unit_vectors import VectorsFiniteAndUnit
 from ensemble_assets.export.query_leaks.gate import NoRawQueries, Place, PublicNames, no_raw_queries
 from ensemble_assets.export.query_leaks.query_forms import Query
@@ -85,8 +85,9 @@ def judge_bundle(
         SparseCoverage(walk, limits.sparse_coverage_warn, limits.sparse_coverage_error),
         NoRawQueries(walk, queries, places, public, script=upload_script(inputs) if inputs else ""),
     )
-    lists = StageLists(inputs.sparse) if inputs and inputs.sparse else None
-    for row in map(lists.shorten, walk) if lists else walk:
+    stated = StatedRecords(walk)
+    for row in walk:
+        row.stated = stated.metadata_of(row)
         for gate in gates:
             gate.see(row)
     return (*(gate.result() for gate in gates), rerank_fallbacks(bundle))

@@ -13,7 +13,7 @@ from ensemble_assets.artefacts.fast_json import parse_object, parse_value
 from ensemble_assets.collection.legacy_metadata import ChunkRow
 from ensemble_assets.common.errors import ArtefactError, ContractError
 from ensemble_assets.export.checks.result import GateResult
-from ensemble_assets.export.read.bundle_reader import Bundle, DenseArrays, Point, list_items, parse_point
+from ensemble_assets.export.read.bundle_reader import READ_BYTES, Bundle, DenseArrays, Point, list_items, parse_point
 from ensemble_assets.export.write.inputs import BundleInputs
 
 RECORD_FILES = ("qdrant.jsonl", "metadata.json", "texts.json", "sparse.jsonl")
@@ -35,7 +35,7 @@ class Row:
     """The records of a bundle about one chunk, one from each of its four files; a gate parses the ones it needs.
 
     A record is None where its file has ended; ``chunk`` is None where no chunks were given or they have ended.
-    ``has_stage_lists`` says that the lists of its sparse vectors are the sparse stage's, and are shortened here.
+    ``stated`` is the metadata of a row whose records are as the contract states them; see ``stated_records``.
     """
 
     number: int
@@ -45,7 +45,7 @@ class Row:
     sparse_line: bytes | None
     chunk: ChunkRow | None
     arrays: DenseArrays
-    has_stage_lists: bool = False
+    stated: dict[str, Any] | None = None
 
     @cached_property
     def point(self) -> Point | None:
@@ -117,7 +117,7 @@ class Walk:
         path = self.bundle.path(content)
         if content.endswith(".json"):
             return self._until_an_error(list_items(path))
-        return stack.enter_context(path.open("rb")) if path.is_file() else iter(())
+        return stack.enter_context(path.open("rb", buffering=READ_BYTES)) if path.is_file() else iter(())
 
     def _until_an_error(self, stream: Iterator[Any]) -> Iterator[Any]:
         try:

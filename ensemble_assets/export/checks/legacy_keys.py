@@ -43,6 +43,8 @@ class LegacyKeys:
 
     def see(self, row: Row) -> None:
         """Judge point, metadata, text and sparse record of a row."""
+        if row.stated is not None:
+            return
         file, item = self._names.file, f"item {row.number}"
         self._add(f"{file('qdrant.jsonl')}, line {row.number + 1}", self._point_problems(row))
         self._add(f"{file('metadata.json')}, {item}", self._loader_problems(row.metadata))

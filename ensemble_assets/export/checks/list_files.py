@@ -43,7 +43,7 @@ class ListFiles:
     def see(self, row: Row) -> None:
         """Compare the row's own id with the lists that name it; a repeated id has a number appended there."""
         self._rows = row.number + 1
-        own = own_id(row.metadata or {})
+        own = own_id(row.stated or row.metadata or {})
         self._all_have_ids &= own is not None
         if own is None:
             return

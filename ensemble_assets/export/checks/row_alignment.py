@@ -52,6 +52,9 @@ class RowAlignment:
         if self._cut_off:
             return
         self._rows = row.number + 1
+        if row.stated is not None:
+            self._vectors += "sparse_vector" in row.stated
+            return
         present = tuple(
             record is not None for record in (row.line, row.item, row.text_item, row.sparse_line, row.chunk)
         )
@@ -101,7 +104,7 @@ class RowAlignment:
         lists = [vector.get(name) for name in ("indices", "values", "tokens")] if isinstance(vector, dict) else []
         if len({len(entries) if isinstance(entries, list) else -1 for entries in lists}) > 1:
             yield "indices, values and tokens of its sparse_vector are not equally many"
-        if self._sparse is not None and not row.has_stage_lists:
+        if self._sparse is not None:
             yield from _stage_problems(row.number, point.payload, self._sparse)
 
     def _vector_problems(self, row: Row, point: Point) -> Iterator[str]:

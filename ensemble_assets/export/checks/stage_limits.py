@@ -60,7 +60,7 @@ class SparseCoverage:
 
     def see(self, row: Row) -> None:
         """Count the point, and its sparse vector if it has one."""
-        vector = row.payload.get("sparse_vector")
+        vector = (row.payload if row.stated is None else row.stated).get("sparse_vector")
         self._total += row.line is not None
         self._available += bool(isinstance(vector, dict) and vector.get("indices"))
 

@@ -38,6 +38,8 @@ class VectorsFiniteAndUnit:
     def see(self, row: Row) -> None:
         """Judge the vectors of the point and of the sparse record."""
         self._rows = row.number + 1
+        if row.stated is not None:
+            return
         points, sparse = self._bundle.names.file("qdrant.jsonl"), self._bundle.names.file("sparse.jsonl")
         if row.point is not None and not row.stored_vectors and not _finite_lists(row.point):
             self._add(f"{points}, line {row.number + 1}: a dense vector holds a number")

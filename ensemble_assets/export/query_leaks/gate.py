@@ -121,7 +121,7 @@ class NoRawQueries:
 
     def see(self, row: Row) -> None:
         """Gather the row's text to search."""
-        if not self._leaks.queries:
+        if not self._leaks.queries or row.stated is not None:
             return
         for content, piece in self._unexpected.pieces(row):
             if piece == self._last.get(content):  # most rows leave the same few words

@@ -24,8 +24,9 @@ EXPORT_AGAIN = "Export the bundle again"
 _POINTS = "qdrant.jsonl"
 _POINT_KEYS = ("id", "payload", "vectors")
 _VECTORS_KEY = b', "vectors": {'
-_BLOCK_BYTES = 1 << 18
-_ITEM_BORDER = re.compile(rb",\n  (?! )")
+READ_BYTES = 1 << 18
+"""Bytes read at once: with 8 kB, as Python has it, reading the lines of points takes seven times as long."""
+_ITEM_BORDER = re.compile(rb",\n  (?=[^ ])")
 
 _EMPTY_SECTIONS: dict[str, type[dict[str, Any]] | type[list[Any]]] = {
     "telemetry": dict,
@@ -150,7 +151,7 @@ def parse_point(line: bytes) -> Point | None:
 
 def records(path: Path) -> Iterator[dict[str, Any] | None]:
     """Read every line of a JSONL file; None for a line that is no object."""
-    with path.open("rb") as lines:
+    with path.open("rb", buffering=READ_BYTES) as lines:
         yield from map(parse_object, lines)
 
 
@@ -166,7 +167,7 @@ def list_items(path: Path) -> Iterator[bytes]:
         if opening.rstrip() == b"[]" and not file.read().strip():
             return
         if opening == b"[\n  ":
-            while block := file.read(_BLOCK_BYTES):
+            while block := file.read(READ_BYTES):
                 *whole, rest = _split_items(rest + block)
                 yield from whole
     rest = rest.rstrip()
@@ -178,16 +179,32 @@ def list_items(path: Path) -> Iterator[bytes]:
 def _split_items(text: bytes, *, complete: bool = False) -> list[bytes]:
     """Split ``text``, which begins with an item, into items; unless ``complete`` is set, the last may go on.
 
-    Items begin two blanks in, their content further in; strings hold no line end. Objects are told apart by a plain
-    search, because a bundle has gigabytes of them.
+    Items begin two blanks in, their content further in; strings hold no line end. Objects end at a brace two blanks in.
+    Braces are few, so that most of the gigabytes of a bundle are passed by at the speed of memory.
     """
-    if text[:1] != b"{":
-        return _ITEM_BORDER.split(text)
-    first, *others = text.split(b",\n  {")
-    parts = [first, *(b"{" + part for part in others)]
-    if all(part.find(b"\n  }") == len(part) - 4 for part in parts[: None if complete else -1]):
-        return parts
-    return _ITEM_BORDER.split(text)  # empty objects, or items of other types between
+    parts, start = list[bytes](), 0
+    for end in _ends_of_objects(text):
+        if text[start : start + 2] != b"{\n":
+            break
+        if text[end : end + 5] != b",\n  {":
+            if end == len(text) if complete else len(text) - end < 5:
+                return [*parts, text[start:]]
+            break
+        parts.append(text[start:end])
+        start = end + 4
+    else:
+        if text[start : start + 1] == b"{" and not complete:
+            return [*parts, text[start:]]
+    return _ITEM_BORDER.split(text)  # empty objects, or items of other types
+
+
+def _ends_of_objects(text: bytes) -> Iterator[int]:
+    """Find the places after a brace that stands two blanks in on its line."""
+    brace = text.find(b"}")
+    while brace >= 0:
+        if text[brace - 3 : brace] == b"\n  ":
+            yield brace + 1
+        brace = text.find(b"}", brace + 1)
 
 
 def open_vectors(path: Path) -> NDArray[Any]:

@@ -39,7 +39,8 @@ class StageEntries:
 
     def __init__(self, live: LiveSparse) -> None:
         self._live = live
-        self._quoted: dict[int, bytes] = {}
+        self._quoted = [b""] * len(live.vocabulary)
+        self._is_quoted = np.zeros(len(live.vocabulary), dtype=bool)
         self._start = self._first = 0
         self._ends: list[int] = []
         self._numbers: list[int] = []
@@ -73,9 +74,11 @@ class StageEntries:
         if live.unit:
             values = np.concatenate([_unit(part) for part in np.split(values, ends[1:-1] - self._first)])
         self._numbers = indices.tolist()
-        for number in set(self._numbers) - self._quoted.keys():
-            if 0 <= number < len(live.vocabulary):
-                self._quoted[number] = compact(live.vocabulary[number]).encode("utf-8", "surrogatepass")
+        used = np.zeros_like(self._is_quoted)
+        used[indices[(indices >= 0) & (indices < len(used))]] = True
+        for number in np.flatnonzero(used & ~self._is_quoted).tolist():
+            self._quoted[number] = compact(live.vocabulary[number]).encode("utf-8", "surrogatepass")
+        self._is_quoted |= used
         self._texts = number_texts(indices), number_texts(values.astype(np.float64))
         for array in (live.indptr, live.indices, live.values):
             drop_resident_pages(array)

@@ -12,6 +12,7 @@ from hypothesis import given
 
 from ensemble_assets.artefacts.fast_json import parse_value
 from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.export.read import bundle_reader
 from ensemble_assets.export.read.bundle_reader import list_items, open_bundle
 from ensemble_assets_tests.export.strategies import values
 
@@ -41,8 +42,11 @@ def test_list_items_are_found_in_what_the_library_writes(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list.json"
         path.write_bytes(text)
-        found = [json.loads(item) for item in list_items(path)]
-    assert json.dumps(found) == json.dumps(items)
+        for block in (1, 5, bundle_reader.READ_BYTES):  # items that end at any place of a block
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(bundle_reader, "READ_BYTES", block)
+                read = [json.loads(item) for item in list_items(path)]
+            assert json.dumps(read) == json.dumps(items)
 
 
 @pytest.mark.parametrize("text", [b"", b"[", b"[\n  1,\n", b"[\n  {\n    1\n", b"{}", b"[]x\n]", b'[\n  1\n]\n"more"'])
