@@ -222,6 +222,15 @@ def require_output(settings: Settings) -> None:
         raise SettingsError(f"paths.output_dir: {folder} is no folder for results ({reason}). Name another one")
 
 
+def require_dagster_home(home: str | None) -> None:
+    """Refuse a DAGSTER_HOME that is no folder: Dagster makes none."""
+    if home and not Path(home).is_dir():
+        raise SettingsError(
+            f"environment variable DAGSTER_HOME: {home} is no folder. Make it, or unset the variable: a run from the "
+            "command line then keeps no history"
+        )
+
+
 def require_files(settings: Settings) -> None:
     """Refuse a queries or qrels file that is not there, before anything is read."""
     for key, path in (("queries", settings.queries.file), ("qrels", settings.queries.qrels)):

@@ -98,6 +98,7 @@ def run_collections(
     """
     resolved = resolve(overrides, override_sources=sources)
     choose_models(resolved.settings.models)
+    args.require_dagster_home(resolved.environment.get("DAGSTER_HOME"))
     whole = not (names or assets)
     if not assets:
         args.require_files(resolved.settings)

@@ -59,6 +59,8 @@ class Option:
         """The accepted values, in words."""
         if self.choices:
             return "one of " + ", ".join(choice or "(empty)" for choice in self.choices)
+        if any(getattr(bound, "pattern", None) for bound in self.field.metadata):
+            return "letters, digits, '-', '_' and '.', not starting with '.'"
         low = [f"at least {bound.ge:,}" for bound in self.field.metadata if isinstance(bound, Ge)]
         high = [f"at most {bound.le:,}" for bound in self.field.metadata if isinstance(bound, Le)]
         return ", ".join([_TYPE_WORDS[self.field.annotation], *(words.removesuffix(".0") for words in (*low, *high))])

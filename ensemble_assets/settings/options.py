@@ -10,7 +10,7 @@ from typing import Literal
 
 from ensemble_assets.common import defaults
 from ensemble_assets.settings.input_options import Chunks, Collections, Queries
-from ensemble_assets.settings.section import Names, Section, Share, option
+from ensemble_assets.settings.section import FilePrefix, Names, Section, Share, option
 
 
 class Models(Section):
@@ -158,7 +158,7 @@ class Cluster(Section):
 class Export(Section):
     """The bundle."""
 
-    prefix: str = option("ultimate_embeddings_v4", "Start of every file name of the bundle.")
+    prefix: FilePrefix = option("ultimate_embeddings_v4", "Start of every file name of the bundle.")
     sparse_norm: Literal["as_inferred", "unit"] = option(
         "as_inferred", "Live sparse weights in the bundle: on the model's scale, or with L2 norm 1 like version 4.0's."
     )

@@ -12,6 +12,8 @@ Names: TypeAlias = tuple[str, ...]
 """A list of names. In text, commas separate them."""
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 """A part of a whole."""
+FilePrefix: TypeAlias = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+"""The start of a file name."""
 
 
 def option(default: object, description: str, ge: float | None = None, le: float | None = None) -> Any:

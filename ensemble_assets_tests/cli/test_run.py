@@ -97,6 +97,13 @@ def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> No
     assert "paths.output_dir: out/deep is no folder for results (Not a directory)" in finished.stderr
 
 
+def test_a_missing_folder_of_dagster_is_bad_usage(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    finished = run("run", "--chunked-dir", "corpora", cwd=tmp_path, DAGSTER_HOME=str(tmp_path / "home"))
+    assert finished.returncode == 2
+    assert f"DAGSTER_HOME: {tmp_path / 'home'} is no folder. Make it" in finished.stderr
+
+
 def test_broken_input_is_exit_code_1_and_names_file_and_place(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     (tmp_path / "corpora" / "notes" / "more_chunks.json").write_text('[{"text": "fine"},\n {"text": ]')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 _PHYSICAL = Path("/proc/meminfo")
@@ -59,8 +60,16 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
     return HostMemory(total, available, limited_by)
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
-    """Yield the folders of this process's memory control group and of all groups above it, up to the mount."""
+@lru_cache(maxsize=1)
+def _groups(root: Path) -> tuple[tuple[Path, _Files], ...]:
+    """Return the folders of this process's memory control group and of all groups above it, up to the mount.
+
+    They are looked up once: a process stays in its group, and the memory is read twenty times a second.
+    """
+    return tuple(_groups_of_mounts(root))
+
+
+def _groups_of_mounts(root: Path) -> Iterator[tuple[Path, _Files]]:
     for mount, mount_root, files in _mounts(root):
         path = _membership(root, files)
         if path is None:
