@@ -20,7 +20,7 @@ from upath import UPath
 from ensemble_assets.artefacts.artefact import INDEX_NAME, Artefact, ArtefactWriter, open_artefact
 from ensemble_assets.artefacts.published import CURRENT
 from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
-from ensemble_assets.common.errors import ArtefactError
+from ensemble_assets.common.errors import ArtefactError, SettingsError
 from ensemble_assets.common.machine import digest, process_began
 
 _PUBLISHED = ".published"
@@ -189,9 +189,17 @@ def artefact_store(
 ) -> ArtefactStore:
     """Open the store of a base: a path or an fsspec URL (``s3://bucket/prefix``, ``memory://x``).
 
-    ``cache`` is the local folder for copies of a remote base.
+    ``cache`` is the local folder for copies of a remote base. A URL of no known kind, or one whose package is not
+    installed, is a ``SettingsError``.
     """
-    place = UPath(base)
+    try:
+        place = UPath(base)
+        _ = place.fs  # imports the package of the URL's kind
+    except (ValueError, ImportError) as error:
+        raise SettingsError(
+            f"paths.artifacts_dir: {base} cannot be opened ({error}). Name a folder, or a URL of a kind that fsspec "
+            "knows, and install the package of that kind"
+        ) from None
     if place.protocol in ("", "file", "local"):
         return ArtefactStore(Path(place.path).absolute(), grace_seconds, budget_bytes)
     # Other machines publish too, so a listing from a moment ago may be wrong.

@@ -15,6 +15,7 @@ from ensemble_assets.common.errors import ArtefactError, InputError, SettingsErr
 from ensemble_assets.export.write.names import MANIFEST_NAME
 from ensemble_assets.sample import SAMPLE_FOLDER
 from ensemble_assets.settings import Settings, resolve
+from ensemble_assets.settings.default_paths import cache_folder
 
 if TYPE_CHECKING:
     from ensemble_assets.collection.folders import Collection
@@ -232,7 +233,18 @@ def require_dagster_home(home: str | None) -> None:
 
 
 def require_files(settings: Settings) -> None:
-    """Refuse a queries or qrels file that is not there, before anything is read."""
+    """Refuse a queries, qrels or weights file that is not there, before anything is read."""
     for key, path in (("queries", settings.queries.file), ("qrels", settings.queries.qrels)):
         if path and not Path(path).is_file():
             raise SettingsError(f"--{key} {path}: there is no such file")
+    weights = settings.fusion.weights_file
+    if weights and not Path(weights).is_file():
+        raise SettingsError(f"fusion.weights_file: {weights} is not a file. Make one with: ensemble-assets fit-fusion")
+
+
+def require_store(settings: Settings) -> None:
+    """Refuse a URL of artefacts that cannot be opened, before anything is read."""
+    if "://" in settings.paths.artifacts_dir:
+        from ensemble_assets.artefacts.store import artefact_store
+
+        artefact_store(settings.paths.artifacts_dir, cache_folder(settings.paths))

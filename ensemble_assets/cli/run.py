@@ -104,6 +104,7 @@ def run_collections(
         args.require_files(resolved.settings)
         chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
         args.require_output(resolved.settings)
+        args.require_store(resolved.settings)
         names = [collection.name for collection in chosen]
     # imported after the checks: a mistake is said before a second of imports
     with args.importing():

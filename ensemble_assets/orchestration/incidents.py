@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 
 import dagster as dg
 
+from ensemble_assets.common import errors
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.orchestration.jobs import REASON_TAG, TRIGGER_TAG
 
 _SHOWN_STEPS = 20
 _SHOWN_CHARACTERS = 500
+_AFTER_RETRIES = "RetryRequestedFromPolicy"
+"""Dagster's error of a step that was tried again in vain; the cause is the step's own."""
 
 
 def incident_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any]:
@@ -50,10 +53,20 @@ def _failed_steps(instance: dg.DagsterInstance, run_id: str) -> Iterator[dict[st
 def failed_step(event: dg.DagsterEvent) -> dict[str, Any]:
     """Describe a step's failure: ``step``, the class of the ``error``, and this package's ``reason`` if it gave one."""
     data = event.step_failure_data
-    ours = data.user_failure_data
-    error = data.error.cls_name if data.error else None
+    error, ours = data.error, data.user_failure_data
+    while error is not None and error.cls_name == _AFTER_RETRIES and error.cause is not None:
+        error = error.cause
+    name = error.cls_name if error else None
     reason = ours.description if ours and ours.description else None
-    return {"step": event.step_key, "error": error, "reason": reason[:_SHOWN_CHARACTERS] if reason else None}
+    if error is not None and reason is None and name is not None and issubclass(_class_of(name), errors.EnsembleError):
+        reason = error.message.partition(": ")[2].strip()
+    return {"step": event.step_key, "error": name, "reason": reason[:_SHOWN_CHARACTERS] if reason else None}
+
+
+def _class_of(name: str) -> type:
+    """Return this package's error class of a name; ``object`` for any other."""
+    named = getattr(errors, name, object)
+    return named if isinstance(named, type) else object
 
 
 def write_incident(folder: Path, incident: dict[str, Any]) -> Path:

@@ -97,6 +97,25 @@ def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> No
     assert "paths.output_dir: out/deep is no folder for results (Not a directory)" in finished.stderr
 
 
+@pytest.mark.parametrize(
+    ("assignment", "problem"),
+    [
+        ("export.prefix=a b", "'a b' is not accepted for export.prefix; expected letters, digits"),
+        ("fusion.weights_file=absent.json", "fusion.weights_file: absent.json is not a file"),
+        ("models.file=absent.yaml", "models.file is set, but the profile is embedded, which reads no file"),
+        ("paths.artifacts_dir=zz://x", "paths.artifacts_dir: zz://x cannot be opened (Unsupported filesystem: 'zz')"),
+    ],
+)
+def test_a_value_that_no_stage_could_use_is_refused_before_the_first(
+    assignment: str, problem: str, tmp_path: Path
+) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    finished = run("run", "--chunked-dir", "corpora", "--set", assignment, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert problem in finished.stderr
+    assert "chunks" not in finished.stdout + finished.stderr.replace(problem, "")
+
+
 def test_a_missing_folder_of_dagster_is_bad_usage(tmp_path: Path) -> None:
     write_collection(tmp_path / "corpora" / "notes")
     finished = run("run", "--chunked-dir", "corpora", cwd=tmp_path, DAGSTER_HOME=str(tmp_path / "home"))

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from ensemble_assets.build import build_definitions
-from ensemble_assets.orchestration.incidents import in_words, incident_of, post, write_incident
+from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.orchestration.incidents import failed_step, in_words, incident_of, post, write_incident
 from ensemble_assets.orchestration.jobs import DENSE_ONLY, REASON_TAG, RETRIEVAL_BUNDLE, TRIGGER_TAG, UPLOAD
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.schedules import NIGHTLY
@@ -216,6 +217,24 @@ def test_a_failed_run_becomes_a_record_that_names_file_and_line_and_holds_no_tex
     assert in_words(incident).startswith("retrieval_bundle of notes failed in chunks: ")
     lost = {**incident, "failed_steps": []}
     assert in_words(lost) == "retrieval_bundle of notes failed: its process was lost"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(SettingsError("paths: no such place"), "paths: no such place"), (KeyError("canary-4711"), None)],
+)
+def test_a_step_that_was_tried_again_in_vain_is_described_by_its_own_error(error: Exception, reason: str) -> None:
+    @dg.op(retry_policy=dg.RetryPolicy(max_retries=1))
+    def broken() -> None:
+        raise error
+
+    @dg.job
+    def job() -> None:
+        broken()
+
+    events = job.execute_in_process(raise_on_error=False).all_events
+    [failure] = [event for event in events if event.is_step_failure]
+    assert failed_step(failure) == {"step": "broken", "error": type(error).__name__, "reason": reason}
 
 
 class Receiver(BaseHTTPRequestHandler):
