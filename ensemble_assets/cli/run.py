@@ -236,11 +236,19 @@ def _outcome(
     )
 
 
+_CHECK_NOT_PASSED = "DagsterAssetCheckFailedError"
+"""Dagster's error of a step of checks of which one did not pass. It has no public name."""
+
+
 def _failure(result: dg.ExecuteInProcessResult) -> str:
-    """Describe the first failure of a step, which may be one of the checks; empty where no step failed."""
+    """Describe the first failure of a step, which may be one of the checks; empty where no step failed.
+
+    A check that ran and did not pass is no such failure: its result is shown.
+    """
     from ensemble_assets.orchestration.incidents import failed_step
 
-    failed = next((failed_step(event) for event in result.all_events if event.is_step_failure), None)
+    steps = map(failed_step, (event for event in result.all_events if event.is_step_failure))
+    failed = next((step for step in steps if step["error"] != _CHECK_NOT_PASSED), None)
     return f"{failed['step']}: {failed['reason'] or failed['error']}" if failed else ""
 
 
