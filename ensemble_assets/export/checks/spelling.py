@@ -50,4 +50,11 @@ def item_text(value: object) -> bytes:
         item = orjson.dumps(value, option=orjson.OPT_INDENT_2).replace(b"\n", b"\n  ")
     except orjson.JSONEncodeError:
         return reference.json_item(value)
-    return reference.json_item(value) if b"0.0000" in item or _EXPONENT.search(item) else item
+    differs = b"0.0000" in item or _EXPONENT.search(item) or (b"null" in item and _may_not_be_finite(value))
+    return reference.json_item(value) if differs else item
+
+
+def _may_not_be_finite(value: object) -> bool:
+    """Return whether a number of it may be not finite: the fast library writes null for it."""
+    line = reference.json_line(value)
+    return b"NaN" in line or b"Infinity" in line

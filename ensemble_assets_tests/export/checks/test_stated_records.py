@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ CASES = {
     "no sparse vector": bundle_of([Chunk("one"), Chunk("two")]),
     "the echo of version 4.0": bundle_of(TWICE),
     "two dense models": bundle_of(TWICE, dense("mini", unit_rows(2, 4)), dense("Ä-1.5", unit_rows(2, 3))),
+    "numbers that are not finite": bundle_of([Chunk(text, {"n": math.inf, "m": None}) for text in ("one", "two")]),
+    "numbers with exponents": bundle_of([Chunk(text, {"n": [1e-5, 1e16, 0.00001234]}) for text in ("one", "two")]),
     "live vectors": with_stage(TWICE, [VECTOR, {"beta": 0.5}], [1, 1]),
     "live vectors of length 1": with_stage(TWICE, [VECTOR, {"beta": 0.5}], [1, 1], unit=True),
     "live vectors without an echo": with_stage([Chunk("one"), Chunk("two")], [VECTOR, VECTOR], [1, 1]),
@@ -66,6 +69,18 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_all_but_the_first_row_of_a_kind_are_known(case: str, tmp_path: Path) -> None:
     assert [known for _, known in rows_with_verdicts(tmp_path, written(tmp_path, CASES[case]))] == [False, True]
+
+
+def test_null_is_not_taken_for_a_number_that_is_not_finite(tmp_path: Path) -> None:
+    inputs = written(tmp_path, CASES["numbers that are not finite"])
+    walk = Walk(open_bundle(tmp_path), inputs)
+    stated = StatedRecords(walk)
+    first, second = walk
+    assert stated.metadata_of(first) is None
+    assert second.item is not None
+    assert second.item.count(b"Infinity") == 1
+    assert stated.metadata_of(replace(second, item=second.item.replace(b"Infinity", b"null"))) is None
+    assert stated.metadata_of(second) is not None
 
 
 @pytest.mark.parametrize("case", ["the echo of version 4.0", "two dense models", "live vectors of length 1"])
