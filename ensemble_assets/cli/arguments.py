@@ -237,9 +237,10 @@ def require_files(settings: Settings) -> None:
     for key, path in (("queries", settings.queries.file), ("qrels", settings.queries.qrels)):
         if path and not Path(path).is_file():
             raise SettingsError(f"--{key} {path}: there is no such file")
-    weights = settings.fusion.weights_file
-    if weights and not Path(weights).is_file():
-        raise SettingsError(f"fusion.weights_file: {weights} is not a file. Make one with: ensemble-assets fit-fusion")
+    if settings.fusion.weights_file:
+        from ensemble_assets.retrieval.fitted_weights import require_weights_file
+
+        require_weights_file(Path(settings.fusion.weights_file))
 
 
 def require_store(settings: Settings) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+FILE_PREFIX = r"[\w-][\w.-]*"
+FILE_PREFIX_WORDS = "letters, digits, '-', '_' and '.', not starting with '.'"
+"""A plain start of a file name, as a regular expression and for people."""
+
 CEILING_BYTES = 12_000_000_000
 """Most memory in use on a device, all processes counted: a T4 of 16 GB stays usable for others."""
 

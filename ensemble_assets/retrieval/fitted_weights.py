@@ -152,13 +152,18 @@ def write_weights(path: Path, weights: FusionWeights) -> None:
         stream.write((json.dumps({"version": _VERSION, **asdict(weights)}, indent=1) + "\n").encode())
 
 
+def require_weights_file(path: Path) -> None:
+    """Refuse a path that is no file with a ``SettingsError``."""
+    if not path.is_file():
+        raise SettingsError(f"fusion.weights_file: {path} is not a file. Make one with: ensemble-assets fit-fusion")
+
+
 def read_weights(path: Path, collection: str) -> FusionWeights:
     """Read the weights that ``fit-fusion`` wrote for this collection.
 
     A missing file, or one of another collection, is a ``SettingsError``; any other content is an ``InputError``.
     """
-    if not path.is_file():
-        raise SettingsError(f"fusion.weights_file: {path} is not a file. Make one with: ensemble-assets fit-fusion")
+    require_weights_file(path)
     try:
         content = json.loads(path.read_bytes())
         if content.pop("version") != _VERSION:

@@ -32,11 +32,6 @@ def choose_models(models: Models) -> ModelChoice:
     An unknown model, a model of the wrong kind and one named twice are a ``SettingsError``.
     """
     if models.profile != "custom":
-        if models.file:
-            raise SettingsError(
-                f"models.file is set, but the profile is {models.profile}, which reads no file. "
-                "Set models.profile=custom"
-            )
         catalogue = ModelCatalogue({}, PROFILES[models.profile])
     elif models.file:
         catalogue = read_catalogue(Path(models.file))

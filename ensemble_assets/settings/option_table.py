@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
+from ensemble_assets.common.defaults import FILE_PREFIX_WORDS
 from ensemble_assets.settings.options import Settings
 from ensemble_assets.settings.section import Names, Section
 
@@ -60,7 +61,7 @@ class Option:
         if self.choices:
             return "one of " + ", ".join(choice or "(empty)" for choice in self.choices)
         if any(getattr(bound, "pattern", None) for bound in self.field.metadata):
-            return "letters, digits, '-', '_' and '.', not starting with '.'"
+            return FILE_PREFIX_WORDS
         low = [f"at least {bound.ge:,}" for bound in self.field.metadata if isinstance(bound, Ge)]
         high = [f"at most {bound.le:,}" for bound in self.field.metadata if isinstance(bound, Le)]
         return ", ".join([_TYPE_WORDS[self.field.annotation], *(words.removesuffix(".0") for words in (*low, *high))])

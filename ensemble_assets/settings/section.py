@@ -8,11 +8,13 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from ensemble_assets.common.defaults import FILE_PREFIX
+
 Names: TypeAlias = tuple[str, ...]
 """A list of names. In text, commas separate them."""
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 """A part of a whole."""
-FilePrefix: TypeAlias = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+FilePrefix: TypeAlias = Annotated[str, Field(pattern=f"^{FILE_PREFIX}$")]
 """The start of a file name."""
 
 

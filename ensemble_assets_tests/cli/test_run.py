@@ -102,7 +102,6 @@ def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> No
     [
         ("export.prefix=a b", "'a b' is not accepted for export.prefix; expected letters, digits"),
         ("fusion.weights_file=absent.json", "fusion.weights_file: absent.json is not a file"),
-        ("models.file=absent.yaml", "models.file is set, but the profile is embedded, which reads no file"),
         ("paths.artifacts_dir=zz://x", "paths.artifacts_dir: zz://x cannot be opened (Unsupported filesystem: 'zz')"),
     ],
 )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble_assets.common.defaults import FILE_PREFIX, FILE_PREFIX_WORDS
 from ensemble_assets.common.errors import SettingsError
 
 DEFAULT_PREFIX = "ultimate_embeddings_v4"
@@ -18,7 +19,7 @@ PREVIEW_CHARACTERS = 500
 UNIT_TOLERANCE = 1e-3
 """Largest difference between 1 and the L2 norm of an exported vector."""
 
-_PREFIX = re.compile(r"[\w-][\w.-]*")
+_PREFIX = re.compile(FILE_PREFIX)
 _OUTSIDE_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")
 _OUTSIDE_COLLECTION_NAME = re.compile(r"[\s-]")
 
@@ -61,9 +62,7 @@ class BundleNames:
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
-            raise SettingsError(
-                f"export prefix {self.prefix!r}: expected letters, digits, '-', '_' and '.', not starting with '.'"
-            )
+            raise SettingsError(f"export prefix {self.prefix!r}: expected {FILE_PREFIX_WORDS}")
 
     def vectors(self, companion: str | None = None) -> str:
         """Name the file of dense vectors of the primary model, or of a companion by its slug."""

@@ -118,7 +118,7 @@ def test_a_text_that_looks_like_the_place_of_a_list_is_judged_whole(tmp_path: Pa
     assert not any(result.failed for result in judge_bundle(open_bundle(tmp_path), Limits(), inputs))
 
 
-def test_every_kind_is_judged_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_is_judged_whole_once(tmp_path: Path) -> None:
     own: list[dict[str, Any]] = [{"page": 1}, {"page": 2}, {"page": "3"}, {"page": 4, "x": 1}, {"x": 1, "page": 5}, {}]
     inputs = written(tmp_path, bundle_of([Chunk(f"text {n}", metadata) for n, metadata in enumerate(own)]))
     known = [known for _, known in rows_with_verdicts(tmp_path, inputs)]
