@@ -14,6 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -201,6 +202,27 @@ def bytes_hash(content: bytes) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Return BLAKE2b-128 of a file's bytes, 32 hex digits."""
+    """Return BLAKE2b-128 of a file's bytes, 32 hex digits.
+
+    A process reads a file once, as long as its inode, its size and the time of its last change are the same: ``ctime``,
+    which programs cannot set back.
+    """
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        facts = os.fstat(stream.fileno())
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_ctime_ns)
+        if key in _HASHES:
+            return _HASHES[key]
+        began = time.time_ns()
+        content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if began - facts.st_ctime_ns > _SETTLED_NANOSECONDS:
+        if len(_HASHES) >= _MOST_HASHES:
+            _HASHES.clear()
+        _HASHES[key] = content
+    return content
+
+
+_MOST_HASHES = 4096
+_HASHES: dict[tuple[int, int, int, int], str] = {}
+_SETTLED_NANOSECONDS = 2_000_000_000
+"""A file that was changed less than 2 s ago is read again: a further change may leave it the same time, which file
+systems count in steps."""

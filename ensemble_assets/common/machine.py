@@ -41,8 +41,8 @@ def this_host(accelerators: tuple[str, ...] = ()) -> Host:
 
 def instruction_sets() -> str:
     """Name the processor with all its instruction sets; where the system does not list them, as far as Python knows."""
-    lines = _processor_lines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()) + _cpu_model()
+    sets = (line for line in _processor_lines() if line.startswith(("flags", "Features")))
+    return (next(sets, "") or platform.processor()) + _cpu_model()
 
 
 def usable_cores() -> int:

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble_assets.common.errors import SettingsError
+from ensemble_assets.common.errors import ModelUnavailableError, SettingsError
 from ensemble_assets.common.events import Value
 from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelKind, ModelSpec
-from ensemble_assets.pipeline.from_settings import files_of
+from ensemble_assets.pipeline.from_settings import files_of, local_files
 from ensemble_assets.pipeline.stage_run import ComputeRun, WorkClock
 from ensemble_assets.settings import Settings
+from ensemble_assets.settings.chosen_models import used_models
 from ensemble_assets.settings.default_paths import cache_folder, lock_folder
 from ensemble_assets.settings.sources import process_environment
 
 if TYPE_CHECKING:
+    from ensemble_assets.compute.backends.forward import Runtime
     from ensemble_assets.compute.devices.device import Device
     from ensemble_assets.compute.devices.lease import Lease, LeaseMaker
     from ensemble_assets.compute.running.local_runner import Runner
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from ensemble_assets.compute.stages.context import ComputeContext
     from ensemble_assets.compute.tokens.token_cache import TokenCache
 
-_ROWS = "rows"
+_ROWS, _TOKENS = "rows", "tokens"
 
 _CPU_SHARD_TOKENS = 1 << 18
 _GPU_SHARD_TOKENS = 1 << 24
@@ -50,12 +52,16 @@ class Computing:
 
     factories: Mapping[ModelKind, Callable[..., Any]] = field(default_factory=dict)
     devices: Sequence[Device] | None = None
+    _cache: TokenCache | None = None
 
-    @cached_property
-    def _tokens(self) -> TokenCache:
+    def _tokens(self, run: ComputeRun) -> TokenCache:
+        """Token ids of one collection at a time, which its stages share."""
         from ensemble_assets.compute.tokens.token_cache import TokenCache
 
-        return TokenCache()
+        folder = run.working_folder / _TOKENS if run.working_folder else None
+        if self._cache is None or self._cache.folder != folder:
+            self._cache = TokenCache(folder)
+        return self._cache
 
     def context(self, run: ComputeRun) -> ComputeContext:
         """Leases, memory limits, precision and the event sink of this stage; token ids shared within the process.
@@ -101,12 +107,14 @@ class Computing:
             runtime = replace(
                 runtime, backend=backend, cache_folder=cache_folder(run.settings.paths), packed=packed, streams=streams
             )
+            if not self.factories:
+                _prepare_models(run.settings, runtime)
         return ComputeContext(
             lease=partial(_without_waiting, run.clock, lease),
             runner=_reusing(run, runner, on_cpu=on_cpu),
             runtime=runtime,
             events=run.events,
-            tokens=self._tokens,
+            tokens=self._tokens(run),
             locate=partial(_located, run),
             clock=run.clock,
         )
@@ -138,6 +146,18 @@ class _TellHolder:
         if name == "lease.waiting":
             self.run.waits_for(f"{facts['device']} is leased by {holder_of(self.locks, str(facts['device']))}")
         self.run.events.emit(name, **facts)
+
+
+def _prepare_models(settings: Settings, runtime: Runtime) -> None:
+    """Prepare all models of a run whose files are on this machine, so that torch is imported once, and not here."""
+    from ensemble_assets.compute.backends.preparation import prepare_apart
+
+    models = []
+    for spec in used_models(settings):
+        with suppress(ModelUnavailableError):  # its stage says so, or falls back
+            if files := local_files(spec, settings):
+                models.append((spec, files))
+    prepare_apart(models, runtime)
 
 
 def _located(run: ComputeRun, spec: ModelSpec) -> ModelFiles:

@@ -18,8 +18,8 @@ from ensemble_assets.collection.readers.fields import Fields
 from ensemble_assets.collection.readers.input_files import ReadLimits, printable
 from ensemble_assets.collection.readers.read_report import ReadReport
 from ensemble_assets.common.errors import InputError
-from ensemble_assets.models.model_files import ModelFiles, locate
-from ensemble_assets.models.spec import ModelSpec
+from ensemble_assets.models.model_files import ModelFiles, cached_files, locate
+from ensemble_assets.models.spec import HubSource, ModelSpec
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.chosen_models import choose_models, named_models
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
@@ -96,6 +96,13 @@ def require_model(spec: ModelSpec, settings: Settings) -> None:
 def files_of(spec: ModelSpec, settings: Settings) -> ModelFiles:
     """Find a model's files as the settings allow; see ``locate``."""
     return locate(spec, cache_folder(settings.paths), safetensors_only=settings.models.safetensors_only)
+
+
+def local_files(spec: ModelSpec, settings: Settings) -> ModelFiles | None:
+    """Find a model's files where that asks nobody; None for a hub model that is not in the local cache."""
+    if isinstance(spec.source, HubSource) and not cached_files(spec):
+        return None
+    return files_of(spec, settings)
 
 
 def collection_chunks(settings: Settings, collection: Collection) -> tuple[pl.DataFrame, ReadReport]:

@@ -42,7 +42,7 @@ def bm25_rows(chunks: Iterable[pl.Series], queries: pl.Series) -> tuple[SparseRo
     ``idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean length))`` with
     ``idf = log(1 + (N - df + 0.5) / (df + 0.5))``; lengths in words; a query's word counts as often as it has it.
     """
-    query_words = _counted(words(queries))
+    query_words = _counted(_split(queries))
     terms = query_words.select(pl.col("word").unique().sort()).with_row_index("term")
     matches, length = _matches(chunks, terms)
     documents = _weighed(matches, length, len(terms))
@@ -65,7 +65,7 @@ class LexicalIndex:
 
     def topk(self, queries: pl.Series, k: int) -> TopK:
         """Find the k chunks with the highest BM25 score for every query; see ``lexical_topk``."""
-        asked = _counted(words(queries), self._terms)
+        asked = _counted(_split(queries), self._terms)
         query_terms = (asked[name].to_numpy() for name in ("row", "term", "count"))
         return self._index.topk(_rows(len(queries), len(self._terms), *query_terms), k)
 
@@ -78,12 +78,12 @@ def _matches(
     lengths: list[NDArray[np.float64]] = []
     first = 0
     for texts in chunks:
-        split = words(texts)
+        split = _split(texts)
         counts.append(_counted(split, terms, first))
         lengths.append(split.list.len().to_numpy().astype(np.float64))
         first += len(texts)
     if not counts:
-        return _counted(words(pl.Series([], dtype=pl.String)), terms), np.empty(0)
+        return _counted(_split(pl.Series([], dtype=pl.String)), terms), np.empty(0)
     return pl.concat(counts), np.concatenate(lengths)
 
 
@@ -103,15 +103,20 @@ def words(texts: pl.Series) -> pl.Series:
     In a script without blanks between words, every two neighbouring characters are one. Letters in other forms
     (decomposed, full width) are the same letters.
     """
+    return _split(texts).list.eval(_singular(pl.element()))
+
+
+def _split(texts: pl.Series) -> pl.Series:
+    """Split texts into lower-case words, see ``words``, with their plurals."""
     lowered = _one_form(texts).str.to_lowercase()
     split = lowered.str.extract_all(_WORD)
-    unspaced = lowered.str.contains(_UNSPACED.pattern).arg_true()
+    unspaced = lowered.str.contains(_UNSPACED.pattern).arg_true().to_numpy()
     if len(unspaced):
-        rows = split.to_list()
-        for row in unspaced:
-            rows[row] = [pair for run in rows[row] for pair in _pairs(run)]
-        split = pl.Series(rows, dtype=split.dtype)
-    return split.list.eval(_singular(pl.element()))
+        cut = [[pair for run in row for pair in _pairs(run)] for row in split.gather(unspaced).to_list()]
+        places = np.arange(len(split))
+        places[unspaced] = len(split) + np.arange(len(unspaced))
+        split = pl.concat([split, pl.Series(cut, dtype=split.dtype)]).gather(places)
+    return split
 
 
 def _one_form(texts: pl.Series) -> pl.Series:
@@ -139,12 +144,17 @@ def _singular(word: pl.Expr) -> pl.Expr:
 
 
 def _counted(split: pl.Series, terms: pl.DataFrame | None = None, first: int = 0) -> pl.DataFrame:
-    """Count words: ``row, word, count``, by row and word; with ``terms``, only these, by number."""
-    frame = pl.DataFrame({"word": split}, schema={"word": pl.List(pl.String)}).with_row_index("row", offset=first)
-    single = frame.explode("word").drop_nulls()
-    key = "word"
+    """Count split words by their singular: ``row, word, count``, by row and word.
+
+    With ``terms``, only these are counted, and ``term``, their number, is in the place of ``word``. Every distinct word
+    is reduced once: the texts have a hundred times as many.
+    """
+    frame = pl.DataFrame({"form": split}, schema={"form": pl.List(pl.String)}).with_row_index("row", offset=first)
+    single, key = frame.explode("form").drop_nulls(), "word"
+    forms = single.select(pl.col("form").unique()).with_columns(_singular(pl.col("form")).alias("word"))
     if terms is not None:
-        single, key = single.join(terms, on="word", how="inner"), "term"
+        forms, key = forms.join(terms, on="word", how="inner"), "term"
+    single = single.join(forms, on="form", how="inner")
     return single.group_by("row", key).agg(pl.len().alias("count")).sort("row", key)
 
 

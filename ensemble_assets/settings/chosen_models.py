@@ -68,6 +68,14 @@ def late_model(settings: Settings) -> ModelSpec | None:
     return replace(choice.primary, late_share=share) if on and share > 0 else None
 
 
+def used_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """List the models that a run with these settings may load: without those of stages that are off."""
+    choice = choose_models(settings.models)
+    sparse = choice.sparse if settings.enable_sparse else ()
+    reranks = settings.enable_rerank and settings.rerank.cross_encoder
+    return (*choice.dense, *sparse, *((choice.rerank,) if reranks else ()))
+
+
 def _refuse_equal_slugs(specs: tuple[ModelSpec, ...], kind: ModelKind) -> None:
     """Refuse one model named twice, and two models that would share files because they have one slug."""
     by_slug: dict[str, ModelSpec] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -19,8 +20,10 @@ from ensemble_assets.common import atomic_files as atomic
 from ensemble_assets.common.atomic_files import (
     atomic_folder,
     atomic_write,
+    bytes_hash,
     clear_leftovers,
     exchange_folders,
+    file_hash,
     put_in_place,
 )
 from ensemble_assets.common.errors import ArtefactError
@@ -279,3 +282,25 @@ def test_readers_see_whole_folders_while_writers_are_killed(tmp_path: Path) -> N
     assert {generation // 1_000_000 for generation in seen} == set(range(1, 13))
     write_generation(bundle, -1)
     assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_a_file_is_read_once_as_long_as_it_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_SETTLED_NANOSECONDS", 50_000_000)
+    path, read, digest = tmp_path / "file", [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: read.append(args) or digest(*args))
+    path.write_bytes(b"one")
+    state = path.stat()
+    time.sleep(0.1)
+    assert file_hash(path) == file_hash(path) == bytes_hash(b"one")
+    assert len(read) == 1
+    path.write_bytes(b"two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert file_hash(path) == bytes_hash(b"two"), "a date that was set back hides no change"
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path):
+    """Its time may stay the same in a further change, since the system counts in steps."""
+    path = tmp_path / "file"
+    for number in range(100):
+        path.write_bytes(b"%d" % number)
+        assert file_hash(path) == bytes_hash(b"%d" % number)

@@ -130,7 +130,9 @@ def encoder_input(
     if factory.traits.tokens == "library":
         return _own_rows(chunks if rows is None else chunks.gather(rows), queries, factory.spec, files)
     spec, vocabulary = factory.spec, load_vocabulary(files)
-    chunk_bodies = cache.bodies(chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", rows=rows)
+    chunk_bodies = cache.bodies(
+        chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", rows=rows, whole=rows is None
+    )
     query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix or "")
     return _joined_rows(chunk_bodies, query_bodies, factory, vocabulary.template)
 

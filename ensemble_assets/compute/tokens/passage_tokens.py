@@ -32,6 +32,7 @@ class PassageTokens(TokenCache):
         prefix: str = "",
         *,
         rows: NDArray[np.int64] | None = None,
+        whole: bool = False,
     ) -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, or for the passages at ``rows``."""
         if rows is None:

@@ -1,4 +1,7 @@
-"""Run the default pipeline in this process, and measure every stage: by the clock, of the processor, peak memory."""
+"""Run the default pipeline in this process, and measure every stage: by the clock, of the processor, peak memory.
+
+The memory is that of this process, or of it and the processes that it has started together, where those take more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +18,10 @@ from rich.console import Console
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.cli.console import ConsoleProgress
 from ensemble_assets.cli.run import run_collections
+from ensemble_assets.common.machine import process_family, resident_bytes
 from ensemble_assets_tests.benchmarks.peak_memory import forget_peak, peak_bytes
 
+_WATCH_SECONDS = 0.2
 COLLECTION = "scale"
 BETWEEN, CHECKS = "between", "checks"
 """Dagster and the opening of artefacts between stages; everything after the last one: the gates as asset checks."""
@@ -33,6 +39,8 @@ class Measuring(ConsoleProgress):
     def __init__(self) -> None:
         super().__init__(Console(stderr=True, highlight=False))
         self.figures: dict[str, dict[str, float]] = {}
+        self._family = 0
+        Thread(target=self._watch_family, daemon=True).start()
         self._begin(time.perf_counter(), processor_seconds())
 
     def stage_started(self, stage: str, collection: str) -> None:
@@ -50,13 +58,19 @@ class Measuring(ConsoleProgress):
         self.figures[name] = {
             "seconds": round(before["seconds"] + now - self._now, 3),
             "processor_seconds": round(before["processor_seconds"] + used - self._used, 3),
-            "peak_mb": max(before["peak_mb"], round(peak_bytes() / 1e6, 1)),
+            "peak_mb": max(before["peak_mb"], round(max(peak_bytes(), self._family) / 1e6, 1)),
         }
         self._begin(now, used)
 
     def _begin(self, now: float, used: float) -> None:
-        self._now, self._used = now, used
+        self._now, self._used, self._family = now, used, 0
         forget_peak()
+
+    def _watch_family(self) -> None:
+        """Note the most that this process and its children take together, a few times a second."""
+        while True:
+            self._family = max(self._family, sum(map(resident_bytes, process_family())))
+            time.sleep(_WATCH_SECONDS)
 
 
 def main() -> None:

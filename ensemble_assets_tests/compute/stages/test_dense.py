@@ -21,7 +21,8 @@ from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.stages.context import ComputeContext, reason_of
 from ensemble_assets.compute.stages.dense import encode_dense
-from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
+from ensemble_assets.compute.tokens import token_cache
+from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import locate
 from ensemble_assets.models.spec import FolderSource
 from ensemble_assets_tests.compute.running.doubles import (
@@ -78,11 +79,11 @@ def test_models_run_one_after_another_each_under_its_own_lease(tmp_path):
     assert {entry[2] for entry in log if entry[0] == "taken"} == {"dense"}
 
 
-def test_models_that_share_a_vocabulary_tokenise_once(tmp_path):
-    specs = [model_folder(tmp_path / name) for name in ("one", "two")]
-    context = ComputeContext()
-    encode_dense(CHUNKS, QUERIES, specs, context, make_factory=dense_maker())
-    assert len(context.tokens._columns) == 2  # the chunks and the queries
+def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
+    specs, made = [model_folder(tmp_path / name) for name in ("one", "two")], []
+    monkeypatch.setattr(token_cache, "tokenise_bodies", lambda *args: made.append([*args[0]]) or tokenise_bodies(*args))
+    encode_dense(CHUNKS, QUERIES, specs, ComputeContext(), make_factory=dense_maker())
+    assert made == [CHUNKS.to_list(), QUERIES.to_list()]
 
 
 def test_a_missing_primary_model_is_an_error(tmp_path):

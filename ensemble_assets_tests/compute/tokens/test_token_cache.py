@@ -21,32 +21,34 @@ def known(tmp_path_factory):
     return load_vocabulary(locate(model_folder(tmp_path_factory.mktemp("models") / "m")))
 
 
-def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, monkeypatch):
+@pytest.fixture
+def made(monkeypatch):
+    """The texts that were tokenised, call by call."""
+    made = []
+    monkeypatch.setattr(module, "tokenise_bodies", lambda *args: made.append(list(args[0])) or tokenise_bodies(*args))
+    return made
+
+
+def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, made):
     first, second = (load_vocabulary(locate(model_folder(tmp_path / name))) for name in ("one", "two"))
     cache, texts = TokenCache(), pl.Series(["alpha beta", "storm"])
-    made = []
-    monkeypatch.setattr(module, "tokenise_bodies", lambda *args: made.append(args) or tokenise_bodies(*args))
-    assert cache.bodies(texts, first, 16) is cache.bodies(texts, second, 8)
-    assert len(made) == 1
-    assert cache.cached_bodies(texts, second, 16) is not None
-    assert cache.cached_bodies(texts, second, 17) is None
-    assert cache.bodies(texts, first, 16, prefix="query ") is not cache.bodies(texts, first, 16)
-    assert cache.bodies(pl.Series(["alpha beta", "storms"]), first, 16) is not cache.bodies(texts, first, 16)
-    cache.bodies(texts, first, 20)
-    assert cache.bodies(texts, first, 20).cap == 20
+    cache.bodies(texts, first, 16)
+    cache.bodies(texts, second, 8)
+    assert made == [["alpha beta", "storm"]]
+    cache.bodies(texts, first, 16, prefix="query ")
+    cache.bodies(pl.Series(["storms", "alpha beta"]), first, 16)
+    assert made[1:] == [["alpha beta", "storm"], ["storms"]]
 
 
-def test_the_cache_lets_go_of_the_oldest_column(tmp_path):
-    known = load_vocabulary(locate(model_folder(tmp_path / "m")))
-    cache = TokenCache(most_ids=5)
-    first, second, third = (pl.Series([text]) for text in ("alpha beta", "storm flood wind", "a b c d e f"))
-    cache.bodies(first, known, 16)
-    cache.bodies(second, known, 16)
-    assert cache.cached_bodies(first, known, 16) is not None
-    cache.bodies(third, known, 16)
-    assert cache.cached_bodies(first, known, 16) is None
-    assert cache.cached_bodies(second, known, 16) is None
-    assert cache.cached_bodies(third, known, 16) is not None
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_more_ids_than_it_may_hold_the_cache_holds_those_asked_for(known, made, whole):
+    cache, texts = TokenCache(most_ids=5), pl.Series(["alpha beta", "storm flood wind", "a b c d e f"])
+    for at in (0, 1, 2):
+        cache.bodies(texts[at : at + 1], known, 16, whole=whole)
+    cache.bodies(texts[1:], known, 16, whole=whole)  # more than it may hold: the first one goes
+    assert len(made) == 3
+    cache.bodies(texts, known, 16, whole=whole)
+    assert made[3:] == [["alpha beta"]]
 
 
 def rows_of(bodies):
@@ -63,20 +65,19 @@ def test_a_column_that_shares_texts_with_another_is_as_if_made_anew(known, first
     cache.bodies(pl.Series(first), known, caps[0], before)
     found = cache.bodies(pl.Series(second), known, caps[1], before)
     expected = tokenise_bodies(second, known, caps[1], before)
-    assert [row[: caps[1]] for row in rows_of(found)] == rows_of(expected)
+    assert rows_of(found) == rows_of(expected)
     np.testing.assert_array_equal(found.full_lengths, expected.full_lengths)
-    assert found.cap >= caps[1]
+    assert found.cap == caps[1]
 
 
-def test_only_the_texts_that_differ_are_tokenised_again(known, monkeypatch):
-    cache, made = TokenCache(), []
-    monkeypatch.setattr(module, "tokenise_bodies", lambda *args: made.append(list(args[0])) or tokenise_bodies(*args))
-    cut, whole = pl.Series(["alpha", "storm...", "rain"]), pl.Series(["alpha", "storm and flood", "rain"])
-    cache.bodies(cut, known, 16)
-    cache.bodies(whole, known, 16)
-    assert made == [["alpha", "storm...", "rain"], ["storm and flood"]]
-    cache.bodies(whole, known, 17)  # what is here was cut shorter
-    assert made[2:] == [["alpha", "storm and flood", "rain"]]
+def test_only_the_texts_that_differ_are_tokenised_again(known, made):
+    cache = TokenCache()
+    cut, whole = pl.Series(["alpha", "storm...", "rain"]), pl.Series(["storm and flood", "alpha", "rain", "x y z"])
+    cache.bodies(cut, known, 2)
+    cache.bodies(whole, known, 2)
+    assert made == [["alpha", "storm...", "rain"], ["storm and flood", "x y z"]]
+    cache.bodies(whole, known, 3)
+    assert made[2:] == [["storm and flood", "x y z"]], "they were cut shorter"
 
 
 def test_a_text_that_fails_is_named_by_its_row_in_its_own_column(known, monkeypatch):

@@ -1,0 +1,161 @@
+"""Hold token ids by their text's digest, and keep those of whole collections in files between runs.
+
+A file has the ids of one column of texts. It lies in the working folder of its collection, where the texts are too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ensemble_assets.common.atomic_files import atomic_write
+from ensemble_assets.common.machine import digest
+from ensemble_assets.compute.tokens.token_tables import TokenBodies, numbers_of_pieces
+from ensemble_assets.compute.tokens.tokenizer import Vocabulary
+
+Digests = NDArray[np.uint64]
+"""``[n, 2] uint64``: BLAKE2b-128 of every text. Two texts with equal digests are equal texts."""
+
+_DIGEST = 16
+
+_WORTH_KEEPING = 1 << 20
+"""Token ids from which on a column is kept: tokenising so many takes about a second of a core."""
+
+_COLUMNS = 2
+"""Files that stay for a vocabulary and prefix: the texts that are embedded, and those that are searched."""
+
+_UNUSED_SECONDS = 30 * 86_400.0
+"""Files of columns that no run has had for this time are removed, as stored rows are."""
+
+
+@dataclass(frozen=True)
+class KnownTexts:
+    """Token ids of texts. Text ``i`` begins at ``ids[starts[i]]``, where ``lengths[i]`` of its ``full_lengths[i]`` are.
+
+    ``digests`` is ``[n, 2] uint64``, ``ids`` ``[total] int32``, the others ``[n] int64``.
+    """
+
+    digests: Digests
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, digests: Digests, bodies: TokenBodies) -> KnownTexts:
+        """Hold what a tokeniser gave for the texts with these digests."""
+        lengths = np.minimum(bodies.full_lengths, bodies.cap)
+        return cls(digests, bodies.ids, bodies.starts, lengths, bodies.full_lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def joined(self, other: KnownTexts) -> KnownTexts:
+        """Return the texts of both, those of ``other`` last."""
+        if not len(self):
+            return other
+        return KnownTexts(
+            np.concatenate([self.digests, other.digests]),
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.starts, len(self.ids) + other.starts]),
+            np.concatenate([self.lengths, other.lengths]),
+            np.concatenate([self.full_lengths, other.full_lengths]),
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> KnownTexts:
+        """Return some of the texts, with no other's ids."""
+        lengths = self.lengths[rows]
+        ids = self.ids[numbers_of_pieces(self.starts[rows], lengths)]
+        return KnownTexts(self.digests[rows], ids, np.cumsum(lengths) - lengths, lengths, self.full_lengths[rows])
+
+    def find(self, digests: Digests, max_tokens: int) -> NDArray[np.int64]:
+        """Look up texts by their digests ``[m, 2]``; -1 where one is not here, or lacks some of ``max_tokens`` ids."""
+        if not len(self):
+            return np.full(len(digests), -1)
+        order, first_words = self._index
+        at = np.minimum(np.searchsorted(first_words, digests[:, 0]), len(order) - 1)
+        rows = order[at]
+        here = (self.digests[rows] == digests).all(axis=1)
+        here &= self.lengths[rows] >= np.minimum(self.full_lengths[rows], max_tokens)
+        return np.where(here, rows, -1)
+
+    def bodies(self, rows: NDArray[np.int64], cap: int) -> TokenBodies:
+        """Return some texts, cut at ``cap``; no ids are copied."""
+        return TokenBodies(self.ids, self.starts[rows], self.full_lengths[rows], cap)
+
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], Digests]:
+        """The texts by digest, of equal ones the longest first, and the first words of their digests."""
+        order = np.lexsort((-self.lengths, self.digests[:, 0]))
+        return order, self.digests[order, 0]
+
+
+_NO_NUMBERS = np.empty(0, np.int64)
+NO_TEXTS = KnownTexts(
+    np.empty((0, 2), np.uint64), np.empty(0, np.int32), _NO_NUMBERS, _NO_NUMBERS.copy(), _NO_NUMBERS.copy()
+)
+
+
+def digests_of(texts: pl.Series) -> Digests:
+    """Hash every text: ``[n, 2] uint64``."""
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest() for text in texts)
+    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+
+
+def kept_columns(folder: Path, vocabulary: Vocabulary, prefix: str) -> KnownTexts:
+    """Read the columns that runs have kept for a vocabulary and prefix; a damaged file counts as none."""
+    known = NO_TEXTS
+    for path in folder.glob(f"{_name(vocabulary, prefix)}-*.npz"):
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path, allow_pickle=False) as stored:
+            lengths, full, digests = stored["lengths"], stored["full_lengths"], stored["digests"]
+            ids = stored["ids"].astype(np.int32)
+            if not len(lengths) == len(full) == len(digests) or len(ids) != lengths.sum():
+                continue
+            known = known.joined(KnownTexts(digests, ids, np.cumsum(lengths) - lengths, lengths, full))
+    return known
+
+
+def keep_column(folder: Path, vocabulary: Vocabulary, prefix: str, known: KnownTexts, rows: NDArray[np.int64]) -> None:
+    """Keep the ids of one column of texts, the known ones at ``rows``, unless they are few or a file has them.
+
+    Older columns go. A disk that is full or read-only costs the next run a second, and fails none.
+    """
+    if known.lengths[rows].sum() < _WORTH_KEEPING:
+        return
+    facts = known.digests[rows].tobytes() + known.lengths[rows].tobytes()
+    name = _name(vocabulary, prefix)
+    path = folder / f"{name}-{hashlib.blake2b(facts, digest_size=8).hexdigest()}.npz"
+    with suppress(OSError):
+        if path.exists():
+            path.touch()
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        column = known.take(rows)
+        with atomic_write(path) as file:
+            np.savez(
+                file, digests=column.digests, ids=column.ids.astype(np.min_scalar_type(vocabulary.size)),
+                lengths=column.lengths, full_lengths=column.full_lengths,
+            )  # fmt: skip
+        _remove_old(folder, name)
+
+
+def _remove_old(folder: Path, name: str) -> None:
+    changed = {path: path.stat().st_mtime for path in folder.glob("*.npz")}
+    own = sorted((path for path in changed if path.name.startswith(name)), key=changed.__getitem__)
+    expired = [path for path, at in changed.items() if at < time.time() - _UNUSED_SECONDS]
+    for path in {*own[:-_COLUMNS], *expired}:
+        path.unlink(missing_ok=True)
+
+
+def _name(vocabulary: Vocabulary, prefix: str) -> str:
+    return digest([vocabulary.fingerprint, metadata.version("tokenizers"), prefix])
