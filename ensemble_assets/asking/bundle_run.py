@@ -87,9 +87,9 @@ class BundleRun:
         It has the prefix and the limit that the run had. Where it has them anyway the spec stays as the run asked for
         it, so that what this machine knows of the model holds: finding it out again takes seconds.
         """
-        told = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
+        stated = {key: model[key] for key in ("query_prefix", "max_tokens") if model.get(key) is not None}
         spec = self._known_spec(model, kind)
-        return spec if told.items() <= vars(self.completed(spec)).items() else replace(spec, **told)
+        return spec if stated.items() <= vars(self.completed(spec)).items() else replace(spec, **stated)
 
     def _known_spec(self, model: Mapping[str, Any], kind: ModelKind) -> ModelSpec:
         named = [spec for spec in named_models(self.settings) if (spec.kind, spec.slug) == (kind, model.get("slug"))]

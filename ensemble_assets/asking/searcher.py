@@ -180,9 +180,9 @@ class Searcher:
     def _first_stage(self, queries: pl.Series) -> dict[str, pl.DataFrame]:
         """Search every list of the bundle: the first time one after the other, for that loads the models."""
         names, search = first_stage_lists(), partial(self._search, queries=queries)
-        found = list((self._threads.map if self._loaded else map)(search, names))
+        runs = list((self._threads.map if self._loaded else map)(search, names))
         self._loaded = True
-        return {name: run for name, run in zip(names, found, strict=True) if run is not None}
+        return {name: run for name, run in zip(names, runs, strict=True) if run is not None}
 
     def _search(self, name: str, queries: pl.Series) -> pl.DataFrame | None:
         return {"dense": self._dense, "sparse": self._sparse, "lexical": self._lexical}[name](queries)

@@ -97,17 +97,17 @@ def put_in_place(partial: Path, path: Path) -> None:
             aside.rename(partial)
 
 
-def exchange_folders(one: Path, other: Path) -> bool:
+def exchange_folders(folder: Path, other: Path) -> bool:
     """Swap two folders in one step. False if the system or the file system has no such call."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+    if renameat2(_AT_FDCWD, os.fsencode(folder), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
     if code in _NO_EXCHANGE:
         return False
-    raise OSError(code, os.strerror(code), str(one), None, str(other))
+    raise OSError(code, os.strerror(code), str(folder), None, str(other))
 
 
 def clear_leftovers(path: Path) -> None:

@@ -232,7 +232,7 @@ def _tokenizer(packed: _Packed) -> Any:
     """Make the tokenizer. Its characters are those of NFKC, and the file's where the two differ for a character."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    own = {one: other for one, other in packed.characters.items() if unicodedata.normalize("NFKC", one) != other}
+    own = {this: other for this, other in packed.characters.items() if unicodedata.normalize("NFKC", this) != other}
     by_text: dict[str, str] = {}
     for character, text in own.items():
         by_text[text] = by_text.get(text, "") + f"\\x{{{ord(character):x}}}"

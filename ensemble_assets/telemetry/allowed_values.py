@@ -74,18 +74,18 @@ def is_slug(text: object) -> bool:
 
 
 def admit(
-    facts: Mapping[str, object], names: frozenset[str], fields: Mapping[str, Field], known: Declared
+    facts: Mapping[str, object], names: frozenset[str], fields: Mapping[str, Field], allowed: Declared
 ) -> tuple[dict[str, Scalar], int]:
     """Let through the facts in ``names`` that their field's check accepts, and count the refused ones.
 
-    None means "no value": it is left out and not counted. ``known`` has the declared values per kind.
+    None means "no value": it is left out and not counted. ``allowed`` has the declared values per kind.
     """
     admitted: dict[str, Scalar] = {}
     dropped = 0
     for name, value in facts.items():
         if value is None:
             continue
-        plain = fields[name].check(value, known) if name in names else None
+        plain = fields[name].check(value, allowed) if name in names else None
         if plain is None:
             dropped += 1
         else:

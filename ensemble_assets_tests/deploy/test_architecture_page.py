@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -53,3 +54,17 @@ def test_every_package_is_in_the_drawing() -> None:
     packages = {path.parent.name for path in (ROOT / "ensemble_assets").glob("*/__init__.py")}
     drawing = PAGE.split("```")[1]
     assert {name for name in packages - {"training", "sample"} if name not in drawing} == set()
+
+
+SAY_NOTHING = {"found", "kept", "known", "told", "one"}
+"""Names that say how a value was come by, and not what it is."""
+
+
+def test_no_variable_has_a_name_that_says_nothing() -> None:
+    package, named = ROOT / "ensemble_assets", set()
+    for path in sorted(set(package.rglob("*.py")) - set((package / "training").rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else ""
+            if name in SAY_NOTHING:
+                named.add(f"{path.relative_to(package)}: {name}")
+    assert named == set()

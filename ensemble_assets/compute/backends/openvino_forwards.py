@@ -160,5 +160,5 @@ def _pooled(states: Float, mask: Mask, pooling: Pooling) -> Float:
         weights = mask.astype(np.float32)
         mean: Float = np.matmul(weights[:, None, :], states)[:, 0] / weights.sum(axis=1, keepdims=True)
         return mean
-    one: Float = states[np.arange(len(states)), 0 if pooling == "cls" else mask.sum(axis=1) - 1]
-    return one
+    at_place: Float = states[np.arange(len(states)), 0 if pooling == "cls" else mask.sum(axis=1) - 1]
+    return at_place

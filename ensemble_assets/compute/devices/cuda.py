@@ -116,8 +116,10 @@ class CudaDevice:
         with _found(self.uuid) as (nvml, handle):
             major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
             memory = _memory(nvml, handle)
-            kept = self.total_bytes - memory.used - memory.free
-            return GpuFacts(_text(nvml.nvmlSystemGetDriverVersion()), (major, minor), memory.used, memory.free, kept)
+            held_back = self.total_bytes - memory.used - memory.free
+            return GpuFacts(
+                _text(nvml.nvmlSystemGetDriverVersion()), (major, minor), memory.used, memory.free, held_back
+            )
 
     def holders(self) -> tuple[int, ...]:
         """List the compute processes that NVML knows on this GPU; in a container, ids may be the host's."""

@@ -39,7 +39,7 @@ _UNUSED_SECONDS = 30 * 86_400.0
 
 
 @dataclass(frozen=True)
-class KnownTexts:
+class TextTokens:
     """Token ids of texts. Text ``i`` begins at ``ids[starts[i]]``, where ``lengths[i]`` of its ``full_lengths[i]`` are.
 
     ``digests`` is ``[n, 2] uint64``, ``ids`` ``[total] int32``, the others ``[n] int64``.
@@ -52,7 +52,7 @@ class KnownTexts:
     full_lengths: NDArray[np.int64]
 
     @classmethod
-    def of(cls, digests: Digests, bodies: TokenBodies) -> KnownTexts:
+    def of(cls, digests: Digests, bodies: TokenBodies) -> TextTokens:
         """Hold what a tokeniser gave for the texts with these digests."""
         lengths = np.minimum(bodies.full_lengths, bodies.cap)
         return cls(digests, bodies.ids, bodies.starts, lengths, bodies.full_lengths)
@@ -60,11 +60,11 @@ class KnownTexts:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def joined(self, other: KnownTexts) -> KnownTexts:
+    def joined(self, other: TextTokens) -> TextTokens:
         """Return the texts of both, those of ``other`` last."""
         if not len(self):
             return other
-        return KnownTexts(
+        return TextTokens(
             np.concatenate([self.digests, other.digests]),
             np.concatenate([self.ids, other.ids]),
             np.concatenate([self.starts, len(self.ids) + other.starts]),
@@ -72,11 +72,11 @@ class KnownTexts:
             np.concatenate([self.full_lengths, other.full_lengths]),
         )
 
-    def take(self, rows: NDArray[np.int64]) -> KnownTexts:
+    def take(self, rows: NDArray[np.int64]) -> TextTokens:
         """Return some of the texts, with no other's ids."""
         lengths = self.lengths[rows]
         ids = self.ids[numbers_of_pieces(self.starts[rows], lengths)]
-        return KnownTexts(self.digests[rows], ids, np.cumsum(lengths) - lengths, lengths, self.full_lengths[rows])
+        return TextTokens(self.digests[rows], ids, np.cumsum(lengths) - lengths, lengths, self.full_lengths[rows])
 
     def find(self, digests: Digests, max_tokens: int) -> NDArray[np.int64]:
         """Look up texts by their digests ``[m, 2]``; -1 where one is not here, or lacks some of ``max_tokens`` ids."""
@@ -101,7 +101,7 @@ class KnownTexts:
 
 
 _NO_NUMBERS = np.empty(0, np.int64)
-NO_TEXTS = KnownTexts(
+NO_TEXTS = TextTokens(
     np.empty((0, 2), np.uint64), np.empty(0, np.int32), _NO_NUMBERS, _NO_NUMBERS.copy(), _NO_NUMBERS.copy()
 )
 
@@ -112,27 +112,29 @@ def digests_of(texts: pl.Series) -> Digests:
     return np.frombuffer(joined, np.uint64).reshape(-1, 2)
 
 
-def kept_columns(folder: Path, vocabulary: Vocabulary, prefix: str) -> KnownTexts:
+def kept_columns(folder: Path, vocabulary: Vocabulary, prefix: str) -> TextTokens:
     """Read the columns that runs have kept for a vocabulary and prefix; a damaged file counts as none."""
-    known = NO_TEXTS
+    held = NO_TEXTS
     for path in folder.glob(f"{_name(vocabulary, prefix)}-*.npz"):
         with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path, allow_pickle=False) as stored:
             lengths, full, digests = stored["lengths"], stored["full_lengths"], stored["digests"]
             ids = stored["ids"].astype(np.int32)
             if not len(lengths) == len(full) == len(digests) or len(ids) != lengths.sum():
                 continue
-            known = known.joined(KnownTexts(digests, ids, np.cumsum(lengths) - lengths, lengths, full))
-    return known
+            column = TextTokens(digests, ids, np.cumsum(lengths) - lengths, lengths, full)
+            new = held.find(digests, int(lengths.max(initial=0))) < 0  # most texts are in both columns
+            held = held.joined(column.take(np.flatnonzero(new)) if len(held) else column)
+    return held
 
 
-def keep_column(folder: Path, vocabulary: Vocabulary, prefix: str, known: KnownTexts, rows: NDArray[np.int64]) -> None:
-    """Keep the ids of one column of texts, the known ones at ``rows``, unless they are few or a file has them.
+def keep_column(folder: Path, vocabulary: Vocabulary, prefix: str, held: TextTokens, rows: NDArray[np.int64]) -> None:
+    """Keep the ids of one column of texts, those at ``rows``, unless they are few or a file has them.
 
     Older columns go. A disk that is full or read-only costs the next run a second, and fails none.
     """
-    if known.lengths[rows].sum() < _WORTH_KEEPING:
+    if held.lengths[rows].sum() < _WORTH_KEEPING:
         return
-    facts = known.digests[rows].tobytes() + known.lengths[rows].tobytes()
+    facts = held.digests[rows].tobytes() + held.lengths[rows].tobytes()
     name = _name(vocabulary, prefix)
     path = folder / f"{name}-{hashlib.blake2b(facts, digest_size=8).hexdigest()}.npz"
     with suppress(OSError):
@@ -140,7 +142,7 @@ def keep_column(folder: Path, vocabulary: Vocabulary, prefix: str, known: KnownT
             path.touch()
             return
         folder.mkdir(parents=True, exist_ok=True)
-        column = known.take(rows)
+        column = held.take(rows)
         with atomic_write(path) as file:
             np.savez(
                 file, digests=column.digests, ids=column.ids.astype(np.min_scalar_type(vocabulary.size)),

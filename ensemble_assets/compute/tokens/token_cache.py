@@ -18,7 +18,7 @@ from ensemble_assets.common.errors import StageError
 from ensemble_assets.compute.tokens.kept_tokens import (
     NO_TEXTS,
     Digests,
-    KnownTexts,
+    TextTokens,
     digests_of,
     keep_column,
     kept_columns,
@@ -47,7 +47,7 @@ class TokenCache:
 
     folder: Path | None = None
     most_ids: int = 64_000_000
-    _held: dict[_Key, KnownTexts] = field(default_factory=dict)
+    _held: dict[_Key, TextTokens] = field(default_factory=dict)
 
     def bodies(
         self,
@@ -61,7 +61,7 @@ class TokenCache:
     ) -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, or for the texts at ``rows``, at most ``max_tokens``.
 
-        Texts that are not known yet, or were cut shorter, are tokenised. ``whole`` says that the texts are all chunks
+        Texts that are not held yet, or were cut shorter, are tokenised. ``whole`` says that the texts are all chunks
         of the collection, whose ids the folder keeps.
 
         Raises:
@@ -72,16 +72,16 @@ class TokenCache:
             bodies = self.bodies(texts.gather(distinct), vocabulary, max_tokens, prefix)
             return select_bodies(bodies, places.astype(np.int64))
         digests, key = digests_of(texts), _Key(vocabulary, prefix, whole=True)
-        if not whole and (self._known(key).find(digests, max_tokens) < 0).any():
+        if not whole and (self._held_for(key).find(digests, max_tokens) < 0).any():
             key = _Key(vocabulary, prefix, whole=False)
-        if sum(len(held.ids) for held in self._held.values()) > self.most_ids:
-            known = self._known(key)
-            places = known.find(digests, max_tokens)
-            self._held = {key: known.take(places[places >= 0])}
-        known, places = self._with(key, texts, digests, max_tokens)
+        if sum(len(tokens.ids) for tokens in self._held.values()) > self.most_ids:
+            held = self._held_for(key)
+            places = held.find(digests, max_tokens)
+            self._held = {key: held.take(places[places >= 0])}
+        held, places = self._with(key, texts, digests, max_tokens)
         if whole and self.folder is not None:
-            keep_column(self.folder, vocabulary, prefix, known, places)
-        return known.bodies(places, max_tokens)
+            keep_column(self.folder, vocabulary, prefix, held, places)
+        return held.bodies(places, max_tokens)
 
     def slices(
         self,
@@ -95,15 +95,15 @@ class TokenCache:
         for rows in slices:
             part = texts.gather(rows)
             try:
-                known, places = self._with(_Key(vocabulary, prefix, whole=True), part, digests_of(part), max_tokens)
+                held, places = self._with(_Key(vocabulary, prefix, whole=True), part, digests_of(part), max_tokens)
             except StageError:
                 tokenise_bodies(texts, vocabulary, max_tokens, prefix)  # fails too, and names the row of the column
                 raise
-            yield known.bodies(places, max_tokens)
+            yield held.bodies(places, max_tokens)
         if self.folder is not None:
             self.bodies(texts, vocabulary, max_tokens, prefix, whole=True)
 
-    def _known(self, key: _Key) -> KnownTexts:
+    def _held_for(self, key: _Key) -> TextTokens:
         if key not in self._held:
             folder = self.folder if key.whole else None
             self._held[key] = NO_TEXTS if folder is None else kept_columns(folder, key.vocabulary, key.prefix)
@@ -111,10 +111,10 @@ class TokenCache:
 
     def _with(
         self, key: _Key, texts: pl.Series, digests: Digests, max_tokens: int
-    ) -> tuple[KnownTexts, NDArray[np.int64]]:
-        """Tokenise the texts that are not known; return the known ones with them, and the places of all ``texts``."""
-        known = self._known(key)
-        places = known.find(digests, max_tokens)
+    ) -> tuple[TextTokens, NDArray[np.int64]]:
+        """Tokenise the texts that are not held; return the held ones with them, and the places of all ``texts``."""
+        held = self._held_for(key)
+        places = held.find(digests, max_tokens)
         new = np.flatnonzero(places < 0)
         if len(new):
             try:
@@ -123,6 +123,6 @@ class TokenCache:
                 # the error names a row of the new texts; this fails too, and names the row of the column
                 tokenise_bodies(texts, key.vocabulary, max_tokens, key.prefix)
                 raise
-            places[new] = len(known) + np.arange(len(new))
-            known = self._held[key] = known.joined(KnownTexts.of(digests[new], fresh))
-        return known, places
+            places[new] = len(held) + np.arange(len(new))
+            held = self._held[key] = held.joined(TextTokens.of(digests[new], fresh))
+        return held, places

@@ -108,7 +108,7 @@ def _problems(
         "a value that is not finite": row_of[~np.isfinite(values)],
         "a vector, but no source for it": np.flatnonzero((source == NO_SOURCE) & (sizes > 0)),
     }
-    known = np.isin(source, (NO_SOURCE, LIVE, METADATA))
-    unknown = {row: f"unknown source code {source[row]}" for row in np.flatnonzero(~known).tolist()}
+    is_code = np.isin(source, (NO_SOURCE, LIVE, METADATA))
+    unknown = {row: f"unknown source code {source[row]}" for row in np.flatnonzero(~is_code).tolist()}
     named = {row: problem for problem, rows in faults.items() for row in rows.tolist()} | unknown
     return {first + row: problem for row, problem in named.items()}

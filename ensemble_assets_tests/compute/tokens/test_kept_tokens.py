@@ -99,6 +99,14 @@ def test_texts_that_are_gone_leave_with_the_second_column_after_theirs(tmp_path,
     assert not has_gone()
 
 
+def test_a_text_of_both_columns_is_held_once(tmp_path, known):
+    """Texts are cut before they are embedded, and whole where they are searched; most are the same."""
+    for texts in (["alpha...", *TEXTS[:3]], ["alpha beta gamma", *TEXTS[:3]]):
+        a_run(tmp_path, known, texts)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(kept_tokens.kept_columns(tmp_path, known, "")) == 5
+
+
 def test_queries_are_not_written(tmp_path, known):
     cache = TokenCache(tmp_path)
     cache.bodies(pl.Series(["storm"]), known, 16)

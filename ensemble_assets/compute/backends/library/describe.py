@@ -123,11 +123,11 @@ def refusal(asked: ModelSpec, files: ModelFiles, path: FastPath, cache_folder: P
 def _once(folder: Path | None, key: str, make: Callable[[], Any]) -> Any:
     """Return what the machine's cache has under a key; make it and keep it if there is nothing."""
     cache = JsonCache(None if folder is None else folder / "models.json", _MOST_ENTRIES)
-    kept = cache.read().get(key)
-    if kept is None:
-        kept = make()
-        cache.put({key: kept})
-    return kept
+    stored = cache.read().get(key)
+    if stored is None:
+        stored = make()
+        cache.put({key: stored})
+    return stored
 
 
 def _key(spec: ModelSpec, files: ModelFiles, path: str = "") -> str:

@@ -99,13 +99,13 @@ class LibraryModel:
     def run(self, features: Features, task: Task) -> Features:
         """Run the modules; returns the features with ``sentence_embedding`` or ``scores`` among them."""
         words = {} if self.spec.kind == "rerank" else {"task": task}
-        if (kept := getattr(self.model, "max_active_dims", None)) is not None:
-            words["max_active_dims"] = kept
+        if (most := getattr(self.model, "max_active_dims", None)) is not None:
+            words["max_active_dims"] = most
         outputs: Features = self.model(features, **words)
-        if kept is not None:
+        if most is not None:
             from sentence_transformers.util import select_max_active_dims
 
-            outputs["sentence_embedding"] = select_max_active_dims(outputs["sentence_embedding"], kept)
+            outputs["sentence_embedding"] = select_max_active_dims(outputs["sentence_embedding"], most)
         return outputs
 
     def _preprocess(self, texts: Sequence[Any], task: Task | None, **words: Any) -> Features:

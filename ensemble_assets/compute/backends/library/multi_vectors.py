@@ -26,10 +26,10 @@ class MultiVectorForward(LibraryForward):
         first, last = used.int().argmax(dim=1), (used * columns).amax(dim=1)
         places = columns <= torch.where(used.any(dim=1), last - first, -1)[:, None]
         made = self._model.run(features, task)
-        kept = made["attention_mask"].bool()
-        vectors = made["token_embeddings"][kept].float()
+        compared = made["attention_mask"].bool()
+        vectors = made["token_embeddings"][compared].float()
         largest = vectors.abs().amax(dim=1)
-        filled = (columns < kept.sum(dim=1, keepdim=True))[places]
+        filled = (columns < compared.sum(dim=1, keepdim=True))[places]
         states = torch.zeros(len(filled), vectors.shape[1], dtype=torch.float16, device=used.device)
         scales = torch.full((len(filled),), LEFT_OUT, device=used.device)
         states[filled] = (vectors / largest[:, None]).nan_to_num().half()
