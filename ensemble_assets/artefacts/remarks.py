@@ -8,7 +8,7 @@ from ensemble_assets.artefacts.records import ExportRecord
 from ensemble_assets.artefacts.stage_record import Record, StageRecord
 
 _CUT = {
-    "dense": "the model reads; --set models.windows=2 reads twice as much",
+    "dense": "the model reads; --set models.windows={twice} reads twice as much",
     "sparse": "the sparse model reads; BM25 searches all of them",
 }
 """What is said of stages whose texts were cut. Nothing for the reranker: its share was chosen with short pairs (160
@@ -25,7 +25,8 @@ def remarks(record: Record) -> Iterator[str]:
             yield f"{record.stage}: {record.fallback_count} {fallbacks} ({reasons})"
         if record.truncated and record.stage in _CUT:
             texts = "1 text has" if record.truncated == 1 else f"{record.truncated:,} texts have"
-            yield f"{record.stage}: {texts} more tokens than {_CUT[record.stage]}"
+            twice = 2 * max((model.windows or 1 for model in record.models), default=1)
+            yield f"{record.stage}: {texts} more tokens than {_CUT[record.stage].format(twice=twice)}"
     if isinstance(record, ExportRecord):
         for name, reason in record.skipped_files.items():
             yield f"{name}: not written ({reason})"

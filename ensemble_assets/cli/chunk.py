@@ -15,6 +15,7 @@ from ensemble_assets.settings.chosen_models import choose_models
 _PATH = click.Path(path_type=Path)
 _USUAL_TOKENS = 512
 """Most tokens of a chunk if the model would read more: vectors of longer texts say less of each part."""
+_MOST_NAMED = 5
 _USUAL_OVERLAP = 32
 """Tokens: a sentence or two."""
 
@@ -39,7 +40,7 @@ def chunk(
     settings = args.resolve_flags(flags, assignments)
     primary = choose_models(settings.models).primary
     # imported after the checks: a mistake is said before a second of imports
-    from ensemble_assets.collection.readers.formats import documents_in
+    from ensemble_assets.collection.readers.formats import files_left
     from ensemble_assets.compute.tokens.tokenizer import load_vocabulary
     from ensemble_assets.documents.cutting import Cutting, cut_folder
     from ensemble_assets.documents.sections import READERS
@@ -61,14 +62,19 @@ def chunk(
         )
     left_out = f", {len(written.unread)} left out" if written.unread else ""
     documents = "document" if written.documents == 1 else "documents"
-    counted = f"{written.documents} {documents}{left_out}, {written.chunks} chunks of at most {limit} tokens"
+    chunks = "chunk" if written.chunks == 1 else "chunks"
+    counted = f"{written.documents} {documents}{left_out}, {written.chunks} {chunks} of at most {limit} tokens"
     click.echo(f"{counted}: {written.file}")
     for error in written.unread:
         click.echo(f"Left out: {error}", err=True)
     if written.empty:
         click.echo(f"Without any text: {', '.join(written.empty)}", err=True)
-    if left := documents_in(folder, without=READERS):
-        click.echo(f"Not read: {left}. Save them as Markdown, HTML or text first", err=True)
+    left, judging = files_left(folder, READERS)
+    if left:
+        click.echo(f"Not read: {left}. Save documents among them as Markdown, HTML or text first", err=True)
+    if judging:
+        named = ", ".join(judging[:_MOST_NAMED]) + (", ..." if len(judging) > _MOST_NAMED else "")
+        click.echo(f"Not read: {named}, by name files of queries or judgements. Rename documents among them", err=True)
     folder_of_all, own = (shlex.quote(str(part)) for part in (into.parent, into.name))
     click.echo(f"Next: ensemble-assets run --chunked-dir {folder_of_all} --collections {own}")
     return 1 if written.unread else 0

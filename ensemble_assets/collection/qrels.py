@@ -145,7 +145,9 @@ def _form(given: str) -> str:
 def fit_qrels(
     judgements: pl.DataFrame, queries: pl.DataFrame, chunks: pl.DataFrame, source: str, tally: Tally
 ) -> pl.DataFrame:
-    """Keep the judgements of existing queries and chunks as ``QRELS``, in the order of the file; count the others.
+    """Keep the judgements of existing queries as ``QRELS``, in the order of the file; count those of others.
+
+    Judgements of chunks that are not here are counted too, and stay: no list can have these chunks, which are missed.
 
     ``judgements`` has the columns ``JUDGEMENTS``, ``queries`` has ``query_id`` and ``public_id``, ``chunks`` has
     ``chunk_id``.
@@ -161,4 +163,4 @@ def fit_qrels(
         for line in rows["line"]:
             tally.note(code, source, line)
     usable = matched.filter(pl.col("public_id").is_not_null())
-    return conform(usable if usable["present"].any() else usable.clear(), QRELS, "qrels")
+    return conform(usable, QRELS, "qrels")

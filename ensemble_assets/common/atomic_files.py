@@ -205,7 +205,7 @@ def file_hash(path: Path) -> str:
     """Return BLAKE2b-128 of a file's bytes, 32 hex digits.
 
     A process reads a file once, as long as its inode, its size and the time of its last change are the same: ``ctime``,
-    which programs cannot set back.
+    which programs cannot set back. Writing through a mapping may leave it as it is: nothing here does that twice.
     """
     with path.open("rb") as stream:
         facts = os.fstat(stream.fileno())

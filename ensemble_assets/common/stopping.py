@@ -1,4 +1,4 @@
-"""Stop this process soon after a person or the system asks for it, also in the middle of native code.
+"""Stop this process soon after a person, the system or its parent asks for it, also in the middle of native code.
 
 Python runs a signal's handler only between two of its own instructions, which a long call into a compute library puts
 off. The C part of the interpreter writes the signal's number into a pipe at once; a thread reads it there.
@@ -6,6 +6,7 @@ off. The C part of the interpreter writes the signal's number into a pipe at onc
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -126,3 +127,16 @@ def _without_interrupts(hook: Callable[[Any], object]) -> Callable[[Any], None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Hand the signal on as an interrupt, to whatever handles interrupts just now."""
     signal.raise_signal(signal.SIGINT)
+
+
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends (prctl(2), Linux)."""
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # the parent died before the call
+        os._exit(1)

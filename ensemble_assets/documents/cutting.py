@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_assets.collection.chunk_text import CHARACTERS_PER_TOKEN
-from ensemble_assets.collection.readers.formats import documents_below
+from ensemble_assets.collection.readers.formats import documents_below, files_left
 from ensemble_assets.collection.readers.input_files import cannot_read
 from ensemble_assets.common.atomic_files import atomic_write
 from ensemble_assets.common.errors import InputError, SettingsError
@@ -82,7 +82,9 @@ def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
     """
     paths = sorted((relative, path) for relative, path in documents_below(folder) if path.suffix.lower() in READERS)
     if not paths:
-        raise InputError(folder.name, f"has no document: none of {', '.join(READERS)}", "Give another folder")
+        there = files_left(folder, READERS)[0]
+        instead = f", but {there}" if there else ""
+        raise InputError(folder.name, f"has no document: none of {', '.join(READERS)}{instead}", "Give another folder")
     written = Written(into / FILE_NAME)
     with atomic_write(written.file) as file:
         for relative, path in paths:

@@ -23,7 +23,7 @@ from ensemble_assets.collection.folders import require_name
 from ensemble_assets.common.errors import EnsembleError, InputError
 from ensemble_assets.common.events import Event, EventLog
 from ensemble_assets.common.stages import TIMED_STAGES
-from ensemble_assets.common.stopping import stop_when_asked
+from ensemble_assets.common.stopping import die_with, stop_when_asked
 from ensemble_assets.orchestration.dagster_metadata import column_metadata, described
 from ensemble_assets.orchestration.failure_policy import tried_again
 from ensemble_assets.orchestration.resources import SettingsForm
@@ -177,7 +177,5 @@ def _end_with_the_run() -> AbstractContextManager[None]:
     """
     if multiprocessing.parent_process() is None:
         return nullcontext()
-    from ensemble_assets.compute.running.worker_process import die_with
-
     die_with(os.getppid())
     return stop_when_asked(lambda: None)

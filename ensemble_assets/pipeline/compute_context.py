@@ -154,7 +154,7 @@ def _prepare_models(settings: Settings, runtime: Runtime) -> None:
 
     models = []
     for spec in used_models(settings):
-        with suppress(ModelUnavailableError):  # its stage says so, or falls back
+        with suppress(ModelUnavailableError, OSError):  # its stage says so, or falls back
             if files := local_files(spec, settings):
                 models.append((spec, files))
     prepare_apart(models, runtime)

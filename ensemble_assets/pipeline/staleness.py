@@ -16,7 +16,7 @@ from ensemble_assets.common.stages import BUNDLE_ASSETS, PIPELINE, STAGE, assets
 from ensemble_assets.models.spec import HubSource, ModelSpec, PackageSource, PackedSource
 from ensemble_assets.pipeline.from_settings import files_of
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.chosen_models import choose_models
+from ensemble_assets.settings.chosen_models import choose_models, late_model
 from ensemble_assets.settings.default_paths import cache_folder
 
 _SWITCHES = {stage.asset: stage.toggle for stage in PIPELINE if stage.toggle}
@@ -68,9 +68,11 @@ def wanted_now(settings: Settings, code_versions: Mapping[str, str]) -> Wanted:
     chosen = choose_models(settings.models)
     by_stage = {"dense": chosen.dense, "sparse": chosen.sparse, "rerank": (chosen.rerank,)}
     specs = {STAGE[stage].asset: models for stage, models in by_stage.items()}
+    late, reranks = late_model(settings), STAGE["rerank"].asset
+    used = specs | ({reranks: (*specs[reranks], late)} if late else {})
     return Wanted(
         code_versions=code_versions,
-        models={asset: frozenset(_identity(spec, settings) for spec in wanted) for asset, wanted in specs.items()},
+        models={asset: frozenset(_identity(spec, settings) for spec in wanted) for asset, wanted in used.items()},
         switched_on={asset: bool(getattr(settings, switch)) for asset, switch in _SWITCHES.items()},
         prepared={
             asset: {spec.slug: _preparation(spec, settings) for spec in wanted} for asset, wanted in specs.items()

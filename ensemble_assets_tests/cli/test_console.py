@@ -149,6 +149,10 @@ def test_counts_of_one_are_no_plurals_and_lists_of_a_stage_that_was_off_are_not_
         "dense: 1 fallback (1 not_finite)",
         "dense: 1 text has more tokens than the model reads; --set models.windows=2 reads twice as much",
     ]
+    read_twice = replace(one, fallback_count=0, models=(replace(MODEL, windows=2),))
+    assert list(remarks(read_twice)) == [
+        "dense: 1 text has more tokens than the model reads; --set models.windows=4 reads twice as much"
+    ]
     progress.stage_finished("guide", RerankRecord("rerank", "feature_disabled", items=3))
     progress.stage_finished("guide", replace(STAGES[2], items=1))
     said = stream.getvalue()

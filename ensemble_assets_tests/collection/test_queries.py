@@ -169,6 +169,14 @@ def test_files_beside_the_chunks_are_found_and_only_judged_queries_kept(tmp_path
     assert found.qrels_report.counts == {"unknown_query": 1, "unknown_chunk": 1}
 
 
+def test_judgements_whose_chunks_are_all_gone_are_judgements(tmp_path: Path, chunks: pl.DataFrame) -> None:
+    """Ids of another kind are the usual mistake: a mean of 0 shows it, where no measure at all would hide it."""
+    found = load_queries(write(tmp_path, {**FILES, "qrels/test.tsv": HEADER + "1\tx\t1\n"}), chunks, KEY)
+    assert found.qrels.rows() == [("1", "x", 1)]
+    assert found.qrels_report is not None
+    assert found.qrels_report.counts == {"unknown_chunk": 1}
+
+
 def test_unjudged_queries_stay_where_they_are_asked_for(tmp_path: Path, chunks: pl.DataFrame) -> None:
     found = load_queries(write(tmp_path, FILES), chunks, KEY, judged_only=False)
     assert found.queries["query_id"].to_list() == ["1", "2", "3"]

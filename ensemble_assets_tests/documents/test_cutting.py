@@ -72,6 +72,8 @@ def folder(tmp_path: Path) -> Path:
     (documents / "blank.txt").write_text(" \n")
     (documents / "paper.pdf").write_bytes(b"%PDF")
     (documents / "queries.tsv").write_text("query_id\ttext\n1\twhen\n")
+    (documents / "deep" / "COPYING").write_text("All rights reserved.")
+    (documents / ".gitignore").write_text("of another program")
     return documents
 
 
@@ -90,7 +92,8 @@ def test_a_folder_becomes_a_collection(folder: Path, tmp_path: Path, capsys: pyt
     assert code == 0
     assert f"ensemble-assets run --chunked-dir {into.parent} --collections notes" in out
     assert "Without any text: blank.txt" in err
-    assert "Not read: 1 .pdf" in err
+    assert "Not read: 1 .pdf, 1 without an ending. Save documents among them as" in err
+    assert "Not read: queries.tsv, by name files of queries or judgements" in err
     records = [json.loads(line) for line in (into / "documents.jsonl").read_text().splitlines()]
     assert out.startswith(f"4 documents, {len(records)} chunks of at most 254 tokens")
     frame, _ = read_chunks(into, 256)

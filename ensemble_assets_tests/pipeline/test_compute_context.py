@@ -6,6 +6,7 @@ import pytest
 
 from ensemble_assets.common.events import EventLog
 from ensemble_assets.compute.backends import preparation
+from ensemble_assets.pipeline import compute_context, from_settings
 from ensemble_assets.pipeline.compute_context import Computing
 from ensemble_assets.pipeline.stage_run import ComputeRun
 from ensemble_assets.settings import resolve
@@ -41,6 +42,17 @@ def a_run(tmp_path, working=None, **options):
 def test_the_models_that_a_run_loads_and_finds_here_are_prepared_together(tmp_path, prepared, options, slugs):
     Computing().context(a_run(tmp_path, **options))
     assert prepared == [slugs]
+
+
+def test_a_model_that_cannot_be_read_is_left_to_its_stage(tmp_path, prepared, monkeypatch):
+    def files_of(spec, settings):
+        if spec.kind == "rerank":
+            raise OSError(5, "Input/output error")
+        return from_settings.files_of(spec, settings)
+
+    monkeypatch.setattr(compute_context, "local_files", files_of)
+    Computing().context(a_run(tmp_path))
+    assert prepared == [["all-minilm-l6-v2", "splade-tiny"]]
 
 
 def test_a_run_with_other_factories_prepares_nothing(tmp_path, prepared):

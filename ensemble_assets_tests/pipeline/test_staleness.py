@@ -15,7 +15,7 @@ from ensemble_assets.orchestration.failure_policy import TRIED_AGAIN, tried_agai
 from ensemble_assets.pipeline.staleness import Preparation, Wanted, stale_reasons, wanted_now
 from ensemble_assets.settings import resolve
 
-OTHERWISE = "texts_prepared_otherwise"
+RERANKED, OTHERWISE = "reranked_candidates", "texts_prepared_otherwise"
 MODEL = {"slug": "mini", "hf_model_id": "org/mini", "revision": "r1", "fingerprint": "f1"}
 WANTED = Wanted(
     code_versions=dict.fromkeys(BUNDLE_ASSETS, "1"),
@@ -106,6 +106,17 @@ def test_what_is_wanted_is_found_without_a_download(monkeypatch: pytest.MonkeyPa
     assert wanted_now(resolve({"chunks.searched": "exported"}).settings, {}).searched == "exported"
     embedded = wanted_now(resolve().settings, {})
     assert all("#" in name for names in embedded.models.values() for name in names)
+
+
+def test_the_states_that_the_reranker_compares_are_no_other_model() -> None:
+    """The record of reranking names the CrossEncoder and the dense model of late interaction."""
+    wanted = wanted_now(resolve().settings, dict.fromkeys(BUNDLE_ASSETS, "1"))
+    both = [dict(zip(("slug", "fingerprint"), name.split("#"), strict=True)) for name in wanted.models[RERANKED]]
+    assert {model["slug"] for model in both} == {"all-minilm-l6-v2", "ensemble-reranker-tiny"}
+    used = [MODEL | model | {"max_tokens": 0} for model in both]
+    assert f"model_changed:{RERANKED}" not in stale_reasons(None, fresh(reranked_candidates={"models": used}), wanted)
+    without = wanted_now(resolve({"rerank.late_interaction": False}).settings, {})
+    assert f"model_changed:{RERANKED}" in stale_reasons(None, fresh(reranked_candidates={"models": used}), without)
 
 
 def test_the_failure_policy_covers_every_error_and_the_first_rule_wins() -> None:

@@ -126,13 +126,25 @@ def documents_below(folder: Path) -> Iterator[tuple[str, Path]]:
             yield relative, path
 
 
-def documents_in(folder: Path, without: Container[str] = ()) -> str:
-    """Count these documents by ending, as in ``12 .md, 3 .txt``, except the endings ``without``. Empty if none are."""
-    return _by_ending(path for _, path in documents_below(folder) if path.suffix.lower() not in without)
+def documents_in(folder: Path) -> str:
+    """Count these documents by ending, as in ``12 .md, 3 .txt``. Empty if none are."""
+    return _by_ending(path for _, path in documents_below(folder))
+
+
+def files_left(folder: Path, taken: Container[str]) -> tuple[str, list[str]]:
+    """Count the files that are not cut into chunks, by ending, and name those that are taken for queries or judgements.
+
+    ``taken`` are the endings of documents that are cut.
+    """
+    cut = {relative for relative, path in documents_below(folder) if path.suffix.lower() in taken}
+    hidden = re.compile(r"(?:^|/)\.")
+    left = [each for each in files_below(folder) if each[0] not in cut and not hidden.search(each[0])]
+    named_so = [relative for relative, path in left if path.suffix.lower() in taken]
+    return _by_ending(path for _, path in left if path.suffix.lower() not in taken), named_so
 
 
 def _by_ending(paths: Iterable[Path]) -> str:
-    counted = Counter(path.suffix.lower() for path in paths)
+    counted = Counter(path.suffix.lower() or "without an ending" for path in paths)
     return ", ".join(f"{count} {ending}" for ending, count in counted.most_common())
 
 

@@ -6,7 +6,7 @@ A process of its own does it. Torch and sentence-transformers, which only prepar
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from dataclasses import replace
 from ensemble_assets.common.errors import EnsembleError
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, instruction_sets, library_versions
+from ensemble_assets.common.stopping import die_with
 from ensemble_assets.compute.backends.choice import choose_factory
 from ensemble_assets.compute.backends.forward import Runtime
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
@@ -27,9 +28,10 @@ _MOST_ENTRIES = 200
 """Sets of models on a machine that are known to be prepared."""
 
 _BOOTSTRAP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from ensemble_assets.compute.backends.preparation import main; main()"
 )
+"""The process's program. Its input has the path of modules first: without it nothing else can be read."""
 
 Models = Sequence[tuple[ModelSpec, ModelFiles]]
 
@@ -39,21 +41,24 @@ def prepare_apart(models: Models, runtime: Runtime) -> None:
 
     The stage that runs a model prepares it where this could not, and says why it cannot.
     """
-    if runtime.cache_folder is None or "torch" in sys.modules:
+    if runtime.cache_folder is None or "torch" in sys.modules or not sys.executable:
         return
     cache, key = JsonCache(runtime.cache_folder / "prepared.json", _MOST_ENTRIES), _key(models, runtime)
     if key in cache.read():
         return
-    program = [sys.executable, "-c", _BOOTSTRAP, json.dumps(sys.path)]
-    order = pickle.dumps((models, runtime))
-    ended = subprocess.run(program, input=order, capture_output=True, check=False)  # noqa: S603  # this interpreter
-    if not ended.returncode:
-        cache.put({key: True})
+    order = pickle.dumps(sys.path) + pickle.dumps((os.getpid(), models, runtime))
+    with suppress(OSError):  # a system without room for one more process has none for torch either
+        # -P: modules are not looked for in the working folder
+        program = [sys.executable, "-P", "-c", _BOOTSTRAP]
+        ended = subprocess.run(program, input=order, capture_output=True, check=False)  # noqa: S603  # this interpreter
+        if not ended.returncode:
+            cache.put({key: True})
 
 
 def main() -> None:
     """Prepare the models that the standard input has."""
-    models, runtime = pickle.loads(sys.stdin.buffer.read())  # noqa: S301  # from the parent process
+    parent, models, runtime = pickle.load(sys.stdin.buffer)  # noqa: S301  # from the parent process
+    die_with(parent)
     prepare(models, runtime)
 
 

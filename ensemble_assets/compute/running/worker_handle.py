@@ -23,7 +23,8 @@ _BOOTSTRAP = (
     "import json, os, sys; sys.path[:] = json.loads(sys.argv[1]); os.environ.update(json.loads(sys.argv[2])); "
     "from ensemble_assets.compute.running.worker_process import main; main(int(sys.argv[3]), int(sys.argv[4]))"
 )
-"""The worker's program. Compute libraries read the device's variables when they are imported, so they are set first."""
+"""The worker's program. Compute libraries read the device's variables when they are imported, so they are set first.
+With -P modules are not looked for in the working folder."""
 
 
 class WorkerHandle:
@@ -41,7 +42,9 @@ class WorkerHandle:
         arguments = [json.dumps(sys.path), json.dumps(dict(variables)), str(theirs.fileno()), str(os.getpid())]
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  # this interpreter and this package
-                [sys.executable, "-c", _BOOTSTRAP, *arguments], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                [sys.executable, "-P", "-c", _BOOTSTRAP, *arguments],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
             )
 
     @property

@@ -6,7 +6,6 @@ every table. A worker dies with its parent. Of an error it reports class and pla
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import signal
@@ -24,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ensemble_assets.common.errors import EnsembleError, failure_word
+from ensemble_assets.common.stopping import die_with
 from ensemble_assets.compute.backends.forward import Forward, ForwardFactory, OutputSpec, packing_of
 from ensemble_assets.compute.batching.assignment import Assignment
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError
@@ -34,9 +34,6 @@ from ensemble_assets.compute.running.shared_folder import load_table, open_outpu
 
 LOAD_AGAIN_SECONDS = 0.5
 """Pause before weights that did not fit are loaded again."""
-
-_PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,6 @@ class Ready:
 
     number: int
     loaded: bool
-
     base_bytes: int
     reserve_bytes: int
     headroom: Headroom
@@ -143,15 +139,6 @@ def main(descriptor: int, parent: int) -> None:
         _report(connection, error)
         os._exit(1)
     os._exit(0)  # exit handlers of compute libraries can hang, and nothing is left to save
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends (prctl(2), Linux)."""
-    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # the parent died before the call
-        os._exit(1)
 
 
 def _serve(connection: Connection[Any, Any]) -> None:

@@ -21,6 +21,7 @@ from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.running.equal_rows import growing_slices
 from ensemble_assets.compute.running.run_table import TableSlice
 from ensemble_assets.compute.running.worker_settings import SLICE_BYTES
+from ensemble_assets.compute.tokens.kept_tokens import Column
 from ensemble_assets.compute.tokens.token_cache import TokenCache
 from ensemble_assets.compute.tokens.token_tables import (
     Template,
@@ -92,7 +93,7 @@ class EncoderTexts:
         spec, vocabulary = self.factory.spec, load_vocabulary(self.files)
         asked = self.cache.bodies(self.queries, vocabulary, spec.max_tokens, spec.query_prefix or "")
         none, prefix = select_bodies(asked, np.empty(0, np.int64)), spec.document_prefix or ""
-        parts = self.cache.slices(self.chunks, vocabulary, spec.chunk_tokens, prefix, slices)
+        parts = self.cache.slices(self.chunks, vocabulary, spec.chunk_tokens, prefix, slices, _column(spec))
         for at, (rows, bodies) in enumerate(zip(slices, parts, strict=True)):
             last = at == len(slices) - 1  # queries are short, and come with the shortest chunks
             table = _joined_rows(bodies, asked if last else none, self.factory, vocabulary.template).table
@@ -131,7 +132,12 @@ def encoder_input(
         return _own_rows(chunks if rows is None else chunks.gather(rows), queries, factory.spec, files)
     spec, vocabulary = factory.spec, load_vocabulary(files)
     chunk_bodies = cache.bodies(
-        chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", rows=rows, whole=rows is None
+        chunks,
+        vocabulary,
+        spec.chunk_tokens,
+        spec.document_prefix or "",
+        rows=rows,
+        column=_column(spec) if rows is None else None,
     )
     query_bodies = cache.bodies(queries, vocabulary, spec.max_tokens, spec.query_prefix or "")
     return _joined_rows(chunk_bodies, query_bodies, factory, vocabulary.template)
@@ -150,6 +156,10 @@ def _joined_rows(
     dropped_of_queries = np.maximum(query_bodies.full_lengths - room, 0)
     dropped = np.concatenate([windows.dropped, dropped_of_queries])
     return EncoderInput(join_tables(chunk_table, query_table), windows, dropped)
+
+
+def _column(spec: ModelSpec) -> Column:
+    return "searched" if spec.kind == "sparse" else "embedded"
 
 
 def _own_rows(chunks: pl.Series, queries: pl.Series, spec: ModelSpec, files: ModelFiles) -> EncoderInput:

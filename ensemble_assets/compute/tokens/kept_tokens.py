@@ -1,17 +1,20 @@
 """Hold token ids by their text's digest, and keep those of whole collections in files between runs.
 
-A file has the ids of one column of texts. It lies in the working folder of its collection, where the texts are too.
+A file has the ids of one column of texts, those that the last run had. It lies in the working folder of its collection.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from lzma import LZMAError
 from pathlib import Path
+from typing import Literal, get_args
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,6 +26,9 @@ from ensemble_assets.common.machine import digest
 from ensemble_assets.compute.tokens.token_tables import TokenBodies, numbers_of_pieces
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary
 
+Column = Literal["embedded", "searched"]
+"""The columns of a collection's texts: cut as they are embedded and exported, and whole as they are searched."""
+
 Digests = NDArray[np.uint64]
 """``[n, 2] uint64``: BLAKE2b-128 of every text. Two texts with equal digests are equal texts."""
 
@@ -30,9 +36,6 @@ _DIGEST = 16
 
 _WORTH_KEEPING = 1 << 20
 """Token ids from which on a column is kept: tokenising so many takes about a second of a core."""
-
-_COLUMNS = 2
-"""Files that stay for a vocabulary and prefix: the texts that are embedded, and those that are searched."""
 
 _UNUSED_SECONDS = 30 * 86_400.0
 """Files of columns that no run has had for this time are removed, as stored rows are."""
@@ -113,51 +116,75 @@ def digests_of(texts: pl.Series) -> Digests:
 
 
 def kept_columns(folder: Path, vocabulary: Vocabulary, prefix: str) -> TextTokens:
-    """Read the columns that runs have kept for a vocabulary and prefix; a damaged file counts as none."""
+    """Read the columns that runs have kept for a vocabulary and prefix. A damaged file counts as none, and goes."""
     held = NO_TEXTS
-    for path in folder.glob(f"{_name(vocabulary, prefix)}-*.npz"):
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(path, allow_pickle=False) as stored:
-            lengths, full, digests = stored["lengths"], stored["full_lengths"], stored["digests"]
-            ids = stored["ids"].astype(np.int32)
-            if not len(lengths) == len(full) == len(digests) or len(ids) != lengths.sum():
-                continue
-            column = TextTokens(digests, ids, np.cumsum(lengths) - lengths, lengths, full)
-            new = held.find(digests, int(lengths.max(initial=0))) < 0  # most texts are in both columns
-            held = held.joined(column.take(np.flatnonzero(new)) if len(held) else column)
+    for name in get_args(Column):
+        path = _path(folder, vocabulary, prefix, name)
+        try:
+            column = _read(path)
+        except FileNotFoundError:
+            continue
+        except _DAMAGED:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            continue
+        new = held.find(column.digests, int(column.lengths.max(initial=0))) < 0  # most texts are in both columns
+        held = held.joined(column.take(np.flatnonzero(new)) if len(held) else column)
     return held
 
 
-def keep_column(folder: Path, vocabulary: Vocabulary, prefix: str, held: TextTokens, rows: NDArray[np.int64]) -> None:
-    """Keep the ids of one column of texts, those at ``rows``, unless they are few or a file has them.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, BadZipFile, LZMAError, zlib.error)
+"""What reading raises if any bit of the file is another; RuntimeError includes compressions that nobody knows."""
 
-    Older columns go. A disk that is full or read-only costs the next run a second, and fails none.
+
+def _read(path: Path) -> TextTokens:
+    with np.load(path, allow_pickle=False) as stored:
+        lengths, full, digests = stored["lengths"], stored["full_lengths"], stored["digests"]
+        ids = stored["ids"].astype(np.int32)
+    if not len(lengths) == len(full) == len(digests) or len(ids) != lengths.sum():
+        raise ValueError("its arrays are not of the same texts")
+    return TextTokens(digests, ids, np.cumsum(lengths) - lengths, lengths, full)
+
+
+def keep_column(
+    folder: Path, vocabulary: Vocabulary, prefix: str, name: Column, held: TextTokens, rows: NDArray[np.int64]
+) -> None:
+    """Keep the ids of one column of texts, those at ``rows``, in the place of the column that was kept before.
+
+    Few texts are not kept. A disk that is full or read-only costs the next run a second, and fails none.
     """
-    if held.lengths[rows].sum() < _WORTH_KEEPING:
-        return
-    facts = held.digests[rows].tobytes() + held.lengths[rows].tobytes()
-    name = _name(vocabulary, prefix)
-    path = folder / f"{name}-{hashlib.blake2b(facts, digest_size=8).hexdigest()}.npz"
+    path = _path(folder, vocabulary, prefix, name)
+    mark = np.frombuffer(
+        hashlib.blake2b(held.digests[rows].tobytes() + held.lengths[rows].tobytes()).digest(), np.uint8
+    )
     with suppress(OSError):
-        if path.exists():
+        _remove_unused(folder)
+        if held.lengths[rows].sum() < _WORTH_KEEPING:
+            path.unlink(missing_ok=True)
+        elif _has(path, mark):
             path.touch()
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        column = held.take(rows)
-        with atomic_write(path) as file:
-            np.savez(
-                file, digests=column.digests, ids=column.ids.astype(np.min_scalar_type(vocabulary.size)),
-                lengths=column.lengths, full_lengths=column.full_lengths,
-            )  # fmt: skip
-        _remove_old(folder, name)
+        else:
+            column = held.take(rows)
+            ids = column.ids.astype(np.min_scalar_type(vocabulary.size))
+            full = column.full_lengths
+            with atomic_write(path) as file:
+                np.savez(file, column=mark, digests=column.digests, ids=ids, lengths=column.lengths, full_lengths=full)
 
 
-def _remove_old(folder: Path, name: str) -> None:
-    changed = {path: path.stat().st_mtime for path in folder.glob("*.npz")}
-    own = sorted((path for path in changed if path.name.startswith(name)), key=changed.__getitem__)
-    expired = [path for path, at in changed.items() if at < time.time() - _UNUSED_SECONDS]
-    for path in {*own[:-_COLUMNS], *expired}:
-        path.unlink(missing_ok=True)
+def _has(path: Path, mark: NDArray[np.uint8]) -> bool:
+    """Whether the file is that of the column with this mark."""
+    with suppress(*_DAMAGED), np.load(path, allow_pickle=False) as stored:
+        return np.array_equal(stored["column"], mark)
+    return False
 
 
-def _name(vocabulary: Vocabulary, prefix: str) -> str:
-    return digest([vocabulary.fingerprint, metadata.version("tokenizers"), prefix])
+def _remove_unused(folder: Path) -> None:
+    expired = time.time() - _UNUSED_SECONDS
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.stat().st_mtime < expired:
+            path.unlink(missing_ok=True)
+
+
+def _path(folder: Path, vocabulary: Vocabulary, prefix: str, name: Column) -> Path:
+    kind = digest([vocabulary.fingerprint, metadata.version("tokenizers"), prefix])
+    return folder / f"{name}-{kind}.npz"

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ensemble_assets.compute.tokens.kept_tokens import Column
 from ensemble_assets.compute.tokens.token_cache import TokenCache
 from ensemble_assets.compute.tokens.token_tables import TokenBodies
 from ensemble_assets.compute.tokens.tokenizer import Vocabulary, tokenise_bodies
@@ -32,7 +33,7 @@ class PassageTokens(TokenCache):
         prefix: str = "",
         *,
         rows: NDArray[np.int64] | None = None,
-        whole: bool = False,
+        column: Column | None = None,
     ) -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, or for the passages at ``rows``."""
         if rows is None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import StageError
 from ensemble_assets.compute.tokens.kept_tokens import (
     NO_TEXTS,
+    Column,
     Digests,
     TextTokens,
     digests_of,
@@ -57,12 +58,12 @@ class TokenCache:
         prefix: str = "",
         *,
         rows: NDArray[np.int64] | None = None,
-        whole: bool = False,
+        column: Column | None = None,
     ) -> TokenBodies:
         """Return the bodies of ``prefix + text`` for every text, or for the texts at ``rows``, at most ``max_tokens``.
 
-        Texts that are not held yet, or were cut shorter, are tokenised. ``whole`` says that the texts are all chunks
-        of the collection, whose ids the folder keeps.
+        Texts that are not held yet, or were cut shorter, are tokenised. ``column`` says that the texts are those of
+        all chunks of the collection, whose ids the folder keeps.
 
         Raises:
             StageError: if the tokenizer fails on a text.
@@ -72,15 +73,15 @@ class TokenCache:
             bodies = self.bodies(texts.gather(distinct), vocabulary, max_tokens, prefix)
             return select_bodies(bodies, places.astype(np.int64))
         digests, key = digests_of(texts), _Key(vocabulary, prefix, whole=True)
-        if not whole and (self._held_for(key).find(digests, max_tokens) < 0).any():
+        if column is None and (self._held_for(key).find(digests, max_tokens) < 0).any():
             key = _Key(vocabulary, prefix, whole=False)
         if sum(len(tokens.ids) for tokens in self._held.values()) > self.most_ids:
             held = self._held_for(key)
             places = held.find(digests, max_tokens)
             self._held = {key: held.take(places[places >= 0])}
         held, places = self._with(key, texts, digests, max_tokens)
-        if whole and self.folder is not None:
-            keep_column(self.folder, vocabulary, prefix, held, places)
+        if column is not None and self.folder is not None:
+            keep_column(self.folder, vocabulary, prefix, column, held, places)
         return held.bodies(places, max_tokens)
 
     def slices(
@@ -90,6 +91,7 @@ class TokenCache:
         max_tokens: int,
         prefix: str,
         slices: Sequence[NDArray[np.int64]],
+        column: Column,
     ) -> Iterator[TokenBodies]:
         """Yield the bodies of some rows after another, as soon as they are tokenised; together all of a collection."""
         for rows in slices:
@@ -101,7 +103,7 @@ class TokenCache:
                 raise
             yield held.bodies(places, max_tokens)
         if self.folder is not None:
-            self.bodies(texts, vocabulary, max_tokens, prefix, whole=True)
+            self.bodies(texts, vocabulary, max_tokens, prefix, column=column)
 
     def _held_for(self, key: _Key) -> TextTokens:
         if key not in self._held:

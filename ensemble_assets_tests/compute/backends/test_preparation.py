@@ -40,6 +40,29 @@ def test_a_process_loads_models_that_were_never_run_here_and_imports_no_torch(tm
     assert json.loads(printed.splitlines()[-1]) == ["OpenVinoForward"] * len(SLUGS) + [False]
 
 
+def test_modules_of_the_working_folder_are_not_imported(tmp_path, models, without_torch, monkeypatch):
+    for name in ("json", "pickle", "random", "tempfile"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w'); raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    preparation.prepare_apart([], Runtime(backend="auto", cache_folder=tmp_path / "cache"))
+    assert (tmp_path / "cache" / "prepared.json").is_file()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("executable", [None, "", "/no/python/here"])
+def test_where_no_process_can_be_started_the_stage_prepares(tmp_path, models, without_torch, monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    preparation.prepare_apart(models, Runtime(backend="auto", cache_folder=tmp_path))
+    assert not (tmp_path / "prepared.json").exists()
+
+
+def test_a_path_of_modules_may_hold_anything(tmp_path, models, without_torch, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path, "x" * 300_000])
+    preparation.prepare_apart([], Runtime(backend="auto", cache_folder=tmp_path))
+    assert (tmp_path / "prepared.json").is_file()
+
+
 @pytest.fixture
 def models(tmp_path):
     return [(MODELS[slug], locate(MODELS[slug], tmp_path)) for slug in SLUGS[1:]]

@@ -41,9 +41,9 @@ def made(monkeypatch):
     return made
 
 
-def a_run(folder, known, texts, cap=16, prefix=""):
+def a_run(folder, known, texts, cap=16, prefix="", column="embedded"):
     """What a run in a new process gives for all chunks."""
-    return TokenCache(folder).bodies(pl.Series(texts, dtype=pl.String), known, cap, prefix, whole=True)
+    return TokenCache(folder).bodies(pl.Series(texts, dtype=pl.String), known, cap, prefix, column=column)
 
 
 def rows_of(bodies):
@@ -77,32 +77,38 @@ def test_whatever_ran_before_a_run_gets_what_it_would_make(tmp_path_factory, kno
         column, expected = pl.Series(texts, dtype=pl.String), tokenise_bodies(texts, known, cap, prefix)
         if sliced:
             places = np.array_split(np.arange(len(texts)), 2)
-            parts = TokenCache(folder).slices(column, known, cap, prefix, places)
+            parts = TokenCache(folder).slices(column, known, cap, prefix, places, "searched")
             rows = [row for part in parts for row in rows_of(part)]
         else:
             rows = rows_of(a_run(folder, known, texts, cap, prefix))
         assert rows == rows_of(expected)
 
 
-def test_texts_that_are_gone_leave_with_the_second_column_after_theirs(tmp_path, known):
-    """A run keeps two columns, since texts are cut before they are embedded and whole where they are searched."""
+@pytest.mark.parametrize("then", ["the same again", "another text", "few texts"])
+def test_the_ids_of_a_text_that_is_gone_leave_with_the_next_run(tmp_path, known, monkeypatch, then):
     gone, word = "engine piston valve", tokenise_bodies(["engine"], known, 4).ids[0]
+
+    def a_whole_run(texts):
+        for column in ("embedded", "searched"):
+            a_run(tmp_path, known, texts, column=column)
 
     def has_gone():
         return any(word in np.load(path)["ids"] for path in tmp_path.iterdir())
 
-    a_run(tmp_path, known, ["alpha", gone])
+    a_whole_run(["alpha", "storm"])
+    a_whole_run(["alpha", gone])
     assert has_gone()
-    for texts in (["alpha", "storm"], ["alpha", "storm flood"]):
-        a_run(tmp_path, known, texts)
-    assert len(list(tmp_path.iterdir())) == 2
+    if then == "few texts":
+        monkeypatch.setattr(kept_tokens, "_WORTH_KEEPING", 10)
+    a_whole_run(["alpha", "storm"] if then != "another text" else ["alpha", "rain"])
+    assert len(list(tmp_path.iterdir())) == (0 if then == "few texts" else 2)
     assert not has_gone()
 
 
 def test_a_text_of_both_columns_is_held_once(tmp_path, known):
     """Texts are cut before they are embedded, and whole where they are searched; most are the same."""
-    for texts in (["alpha...", *TEXTS[:3]], ["alpha beta gamma", *TEXTS[:3]]):
-        a_run(tmp_path, known, texts)
+    a_run(tmp_path, known, ["alpha...", *TEXTS[:3]])
+    a_run(tmp_path, known, ["alpha beta gamma", *TEXTS[:3]], column="searched")
     assert len(list(tmp_path.iterdir())) == 2
     assert len(kept_tokens.kept_columns(tmp_path, known, "")) == 5
 
@@ -111,7 +117,7 @@ def test_queries_are_not_written(tmp_path, known):
     cache = TokenCache(tmp_path)
     cache.bodies(pl.Series(["storm"]), known, 16)
     assert not list(tmp_path.iterdir())
-    cache.bodies(pl.Series(TEXTS), known, 16, whole=True)
+    cache.bodies(pl.Series(TEXTS), known, 16, column="embedded")
     cache.bodies(pl.Series(["flood piston"]), known, 16)
     (path,) = tmp_path.iterdir()
     np.testing.assert_array_equal(np.load(path)["digests"], digests_of(pl.Series(TEXTS)))
@@ -124,8 +130,8 @@ def test_a_candidate_is_taken_from_the_collection(tmp_path, known, made):
     assert made == [TEXTS]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "lengths", "bit"])
-def test_a_damaged_file_counts_as_none(tmp_path, known, damage):
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "lengths", "bit", "compression"])
+def test_a_damaged_file_counts_as_none_and_is_made_anew(tmp_path, known, made, damage):
     a_run(tmp_path, known, TEXTS)
     (path,) = tmp_path.iterdir()
     content, stored = bytearray(path.read_bytes()), dict(np.load(path))
@@ -138,10 +144,33 @@ def test_a_damaged_file_counts_as_none(tmp_path, known, damage):
     elif damage == "lengths":
         np.savez(path, **{**stored, "lengths": stored["lengths"] + 1})
     else:
-        at = bytes(content).index(stored["ids"].tobytes())
+        at = content.rindex(b"PK\x01\x02") + 10 if damage == "compression" else content.index(stored["ids"].tobytes())
         content[at] ^= 1
         path.write_bytes(content)
     assert rows_of(a_run(tmp_path, known, TEXTS)) == rows_of(tokenise_bodies(TEXTS, known, 16))
+    a_run(tmp_path, known, TEXTS)
+    assert made == [TEXTS, TEXTS]
+
+
+@pytest.mark.nightly
+def test_no_bit_that_is_another_fails_a_run(tmp_path, known):
+    a_run(tmp_path, known, TEXTS)
+    (path,) = tmp_path.iterdir()
+    content, expected = path.read_bytes(), rows_of(tokenise_bodies(TEXTS, known, 16))
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert rows_of(a_run(tmp_path, known, TEXTS)) == expected, place
+
+
+def test_the_unfinished_file_of_a_killed_run_goes(tmp_path, known):
+    a_run(tmp_path, known, TEXTS)
+    (path,) = tmp_path.iterdir()
+    unfinished = tmp_path / f".{path.name}.0123456789ab.partial"
+    unfinished.write_bytes(b"ids")
+    a_run(tmp_path, known, TEXTS[1:])
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_written_fails_no_run(tmp_path, known):

@@ -40,14 +40,14 @@ def test_models_that_share_a_vocabulary_tokenise_once(tmp_path, made):
     assert made[1:] == [["alpha beta", "storm"], ["storms"]]
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_of_more_ids_than_it_may_hold_the_cache_holds_those_asked_for(known, made, whole):
+@pytest.mark.parametrize("column", ["searched", None])
+def test_of_more_ids_than_it_may_hold_the_cache_holds_those_asked_for(known, made, column):
     cache, texts = TokenCache(most_ids=5), pl.Series(["alpha beta", "storm flood wind", "a b c d e f"])
     for at in (0, 1, 2):
-        cache.bodies(texts[at : at + 1], known, 16, whole=whole)
-    cache.bodies(texts[1:], known, 16, whole=whole)  # more than it may hold: the first one goes
+        cache.bodies(texts[at : at + 1], known, 16, column=column)
+    cache.bodies(texts[1:], known, 16, column=column)  # more than it may hold: the first one goes
     assert len(made) == 3
-    cache.bodies(texts, known, 16, whole=whole)
+    cache.bodies(texts, known, 16, column=column)
     assert made[3:] == [["alpha beta"]]
 
 

@@ -109,7 +109,9 @@ def with_weights(late: LateInteraction, context: ComputeContext) -> LateInteract
     if factory.traits.head:  # whose vectors are compared without weights
         return replace(late, weighed_by="")
     spec, vocabulary = factory.spec, load_vocabulary(files)
-    bodies = context.tokens.bodies(late.chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", whole=True)
+    bodies = context.tokens.bodies(
+        late.chunks, vocabulary, spec.chunk_tokens, spec.document_prefix or "", column="embedded"
+    )
     return replace(late, weights=token_weights(bodies, spec.chunk_tokens, vocabulary.size))
 
 

@@ -187,6 +187,8 @@ def _record(
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
     # states that this run's dense stage kept are no work of an earlier run; late's own facts count them
     of_late = replace(late.record, reused=0) if late.record else None
+    if scored and of_late:  # the same pairs, which are counted where the reranker cut them
+        of_late = replace(of_late, truncated=0, tokens_dropped=0)
     parts = [part for part in (scored.record if scored else None, of_late) if part]
     own = (
         merge_records("rerank", status, parts) if late.record else parts[0] if parts else StageRecord("rerank", status)

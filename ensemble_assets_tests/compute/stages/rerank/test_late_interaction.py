@@ -117,6 +117,18 @@ def test_both_score_every_candidate_and_mix_with_the_fused_order(encoder, rerank
     assert [model.slug for model in record.models] == [reranker.slug, encoder.slug]
 
 
+def test_a_pair_that_both_cut_is_counted_once(encoder, reranker):
+    """Both cut long texts: late interaction the chunk, the reranker the pair."""
+    short = replace(encoder, max_tokens=4, windows=1), replace(reranker, max_tokens=6)
+    both, late_alone = rerank(*short), rerank(*short, cross_encoder=False)
+    assert late_alone.record.truncated > 0
+    alone = rerank_candidates(
+        candidates(), CHUNKS, QUERIES, short[1], context_of(), RerankOptions(), make_factory=rerank_maker()
+    )
+    assert 0 < alone.record.truncated <= alone.record.pairs_scored
+    assert both.record.truncated == alone.record.truncated
+
+
 def test_kept_states_give_the_scores_of_encoding_again_and_no_model_is_loaded(encoder, reranker, tmp_path):
     again = rerank(encoder, reranker).reranked
     context = context_of(tmp_path / "rows")
