@@ -56,6 +56,8 @@ def chunk(
     if tokens and tokens > most:
         raise SettingsError(f"--tokens {tokens}: {primary.slug} reads at most {most} of a chunk. Give no more")
     limit = tokens or min(_USUAL_TOKENS, most)
+    if overlap >= limit:
+        raise SettingsError(f"--overlap {overlap}: a chunk has at most {limit} tokens. Give fewer")
     with args.wrong_name_is_usage_error():
         written = cut_folder(
             folder, into, Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")

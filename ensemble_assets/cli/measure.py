@@ -45,13 +45,13 @@ def evaluate(target: str, output_dir: str | None, assignments: tuple[str, ...], 
 
     store = open_store(settings)
     with args.wrong_name_is_usage_error():
-        store.load(collection, "reranked_candidates")
+        reranks = store.load(collection, "reranked_candidates").record.enabled
     (outcome,) = run_collections((collection,), overrides, sources, ("evaluation",))
     evaluation = store.load(collection, "evaluation") if not outcome.error else None
     if json_output:
         click.echo(json.dumps(_evaluation_json(outcome, evaluation), indent=2))
     else:
-        _print_evaluation(outcome, evaluation)
+        _print_evaluation(outcome, evaluation, reranks=reranks)
     return 0 if outcome.succeeded else 1
 
 
@@ -68,7 +68,11 @@ def _evaluation_json(outcome: CollectionOutcome, evaluation: Artefact[Evaluation
     }
 
 
-def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[EvaluationRecord] | None) -> None:
+def _print_evaluation(
+    outcome: CollectionOutcome, evaluation: Artefact[EvaluationRecord] | None, *, reranks: bool = True
+) -> None:
+    """Print the figures of every list; without reranking the final list is the fused one under another name."""
+    from ensemble_assets.pipeline.quality_facts import FINAL_RUN
     from ensemble_assets.retrieval.evaluation import MEASURES
 
     if evaluation is None:
@@ -83,6 +87,8 @@ def _print_evaluation(outcome: CollectionOutcome, evaluation: Artefact[Evaluatio
     if record.means:
         click.echo(f"  {'':10}" + "".join(f"{measure:>12}" for measure in MEASURES))
     for name, means in record.means.items():
+        if name == FINAL_RUN and not reranks:
+            continue
         click.echo(f"  {list_title(name):10}" + "".join(f"{means[measure]:12.4f}" for measure in MEASURES))
     for check in outcome.checks:
         passed = "ok" if check["compared"] else "skipped"

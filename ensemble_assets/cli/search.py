@@ -43,7 +43,8 @@ def search(
 ) -> int:  # fmt: skip
     """Search TARGET, a bundle or a collection that was run, for QUESTION; without one, ask for questions.
 
-    Uses the models that made the bundle. Nothing of a question is written anywhere.
+    Uses the models, shares and depth that made the bundle: of the options of --set only devices, paths, models.file and
+    fusion.depth act here. Nothing of a question is written anywhere.
     """
     if question is not None and not question.strip():
         raise click.UsageError("the question is empty. Give some words, or none for a prompt")

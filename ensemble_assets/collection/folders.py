@@ -97,8 +97,8 @@ def name_folders(aliases: Iterable[str]) -> tuple[dict[str, str], dict[str, Inpu
             if names.get(name) != alias:
                 other = next(each for each in (names.get(name, alias), *same) if each != alias)
                 refused[alias] = InputError(
-                    f"collections {printable(other)!r} and {printable(alias)!r}",
-                    f"both get the name {name!r}",
+                    f"collection {printable(alias)!r}",
+                    f"it and the folder {printable(other)!r} both get the name {name!r}",
                     "Rename one of the folders",
                 )
     return names, refused

@@ -18,6 +18,7 @@ from ensemble_assets.cli import console as run_console
 from ensemble_assets.cli.console import CollectionOutcome, ConsoleProgress, print_summary
 from ensemble_assets.cli.measure import _print_evaluation
 from ensemble_assets.common.compute_devices import UsedDevices
+from ensemble_assets.retrieval.evaluation import MEASURES
 
 MODEL = ModelFacts("mini", "org/mini", "1", "f")
 CUT = "14 times: the text is longer than what a bundle keeps and was cut"
@@ -165,6 +166,17 @@ def test_an_evaluation_without_judgements_says_so(capsys: pytest.CaptureFixture[
     evaluation = writer.seal(EvaluationRecord("evaluation", "no_judgements"))
     _print_evaluation(CollectionOutcome("guide", True, Path("output/guide")), evaluation)
     assert capsys.readouterr().out == "guide: no judgements for its queries. Add qrels, see docs/inputs.md\n"
+
+
+def test_a_final_list_without_reranking_is_not_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    means = {name: dict.fromkeys(MEASURES, 0.5) for name in ("dense", "fused", "reranked")}
+    evaluation = ArtefactWriter(tmp_path).seal(EvaluationRecord("evaluation", "completed", items=3, means=means))
+    outcome = CollectionOutcome("guide", True, Path("output/guide"))
+    shown = {}
+    for reranks in (True, False):
+        _print_evaluation(outcome, evaluation, reranks=reranks)
+        shown[reranks] = "Reranked" in capsys.readouterr().out
+    assert shown == {True: True, False: False}
 
 
 def test_a_terminal_gets_a_bar_and_its_cursor_back() -> None:

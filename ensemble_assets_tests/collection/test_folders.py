@@ -70,8 +70,8 @@ def test_folders_with_the_same_name_are_an_error_that_names_both() -> None:
     names, refused = name_folders(["a b", "c", "a.b"])
     assert names == {"c": "c"}
     assert {alias: str(error) for alias, error in refused.items()} == {
-        "a b": "collections 'a.b' and 'a b': both get the name 'a_b'. Rename one of the folders",
-        "a.b": "collections 'a b' and 'a.b': both get the name 'a_b'. Rename one of the folders",
+        "a b": "collection 'a b': it and the folder 'a.b' both get the name 'a_b'. Rename one of the folders",
+        "a.b": "collection 'a.b': it and the folder 'a b' both get the name 'a_b'. Rename one of the folders",
     }
 
 
@@ -79,7 +79,8 @@ def test_the_folder_that_is_called_so_has_the_name() -> None:
     names, refused = name_folders(["my docs", "my.docs", "my_docs"])
     assert names == {"my_docs": "my_docs"}
     assert {alias: str(error) for alias, error in refused.items()} == {
-        alias: f"collections 'my_docs' and {alias!r}: both get the name 'my_docs'. Rename one of the folders"
+        alias: f"collection {alias!r}: it and the folder 'my_docs' both get the name 'my_docs'. "
+        "Rename one of the folders"
         for alias in ("my docs", "my.docs")
     }
 

@@ -117,6 +117,15 @@ def test_a_folder_becomes_a_collection(folder: Path, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.models
+def test_chunks_cannot_share_more_than_they_have(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = cut(capsys, str(folder), "--into", str(tmp_path / "notes"), "--tokens", "64", "--overlap", "64")
+    assert code == 2
+    assert "--overlap 64: a chunk has at most 64 tokens" in err
+
+
+@pytest.mark.models
 def test_documents_that_cannot_be_read_are_left_out_named_and_counted(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ class Ticks:
 
 
 def test_the_sensor_adds_what_is_new_runs_what_changed_and_reports_what_is_gone(
-    configured: Pipeline, instance: dg.DagsterInstance
+    configured: Pipeline, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sensor, root = Ticks(instance), configured.root / "corpora"
     assert sensor.tick() == {"notes": "added"}
@@ -73,7 +73,12 @@ def test_the_sensor_adds_what_is_new_runs_what_changed_and_reports_what_is_gone(
 
     (root / "notes").rename(configured.root / "away")
     assert sensor.tick() == {}
-    assert "folder gone: notes" in sensor.said
+    assert "without a folder here: notes" in sensor.said
+    assert "Folders are gone, what was made of them stays: notes" in capfd.readouterr().err
+    instance.add_dynamic_partitions("collection", ["of another root"])
+    assert sensor.tick() == {}
+    assert "Folders are gone" not in capfd.readouterr().err, "it is said once, and of folders that were here"
+    instance.delete_dynamic_partition("collection", "of another root")
     assert set(instance.get_dynamic_partitions("collection")) == {"notes", "more"}, "nothing is deleted"
     (configured.root / "away").rename(root / "notes")
     assert sensor.tick() == {"notes": "added"}

@@ -39,8 +39,8 @@ def corpora(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRea
     diff = diff_corpora(seen, read_fingerprints(settings, unknown), requested, partitions)
     for problem in seen.refused:
         context.log.warning(problem)
-    if diff.removed:
-        context.log.warning(f"Folders are gone, what was made of them stays: {', '.join(diff.removed)}")
+    if gone := [name for name in diff.removed if name in requested]:  # said once; other partitions had no folder here
+        context.log.warning(f"Folders are gone, what was made of them stays: {', '.join(gone)}")
     cursor = json.dumps(dict(sorted(diff.requested.items())))
     if not (diff.new or diff.to_run):
         context.update_cursor(cursor)
@@ -54,7 +54,7 @@ def report(seen: Seen, diff: CorporaDiff) -> str:
     """Describe the tick in one line: the number of collections, and everything that needs a person."""
     parts = [f"{len(seen.fingerprints)} collections, nothing to run"]
     parts += [f"still being changed: {', '.join(seen.waiting)}"] if seen.waiting else []
-    parts += [f"folder gone: {', '.join(diff.removed)}"] if diff.removed else []
+    parts += [f"without a folder here: {', '.join(diff.removed)}"] if diff.removed else []
     return ". ".join([*parts, *seen.refused])
 
 
