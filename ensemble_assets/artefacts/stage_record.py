@@ -69,7 +69,10 @@ class Record:
         return {name: value for name, value in values.items() if isinstance(value, Scalar)}
 
 
-_ONE = {"chunks": "chunk", "queries": "query", "judged queries": "judged query", "pairs": "pair", "points": "point"}
+_ONE = {
+    "chunks": "chunk", "queries": "query", "pairs": "pair", "points": "point",
+    "judged queries": "judged query", "derived probes": "derived probe",
+}  # fmt: skip
 """Units of which a record may have a single one."""
 
 _OF_THE_STEP = ("stage", "run_id", "code_version", "waited_for")

@@ -54,6 +54,7 @@ def evaluate_lists(
         "completed" if result.queries else "no_judgements",
         items=result.queries,
         judged=queries.record.judged,
+        unit="judged queries" if queries.record.judged else "derived probes",
         query_source=queries.record.query_source,
         files=queries.record.files,
         without_relevant=result.without_relevant,

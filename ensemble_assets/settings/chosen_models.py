@@ -68,6 +68,18 @@ def late_model(settings: Settings) -> ModelSpec | None:
     return replace(choice.primary, late_share=share) if on and share > 0 else None
 
 
+def require_reranker(settings: Settings) -> None:
+    """Refuse a run that is to rerank and has nothing to rerank with."""
+    options = settings.rerank
+    if settings.enable_rerank and not options.cross_encoder and late_model(settings) is None:
+        beside = options.late_interaction and choose_models(settings.models).rerank.pooling != "late_interaction"
+        why = "has no share (rerank.late_weight)" if beside else "is off beside it"
+        raise SettingsError(
+            f"rerank.cross_encoder is off, and late interaction {why}, so nothing reranks. Switch one of them on, or "
+            "reranking off (enable_rerank=false, --disable-rerank)"
+        )
+
+
 def used_models(settings: Settings) -> tuple[ModelSpec, ...]:
     """List the models that a run with these settings may load: without those of stages that are off."""
     choice = choose_models(settings.models)

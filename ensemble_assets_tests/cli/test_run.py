@@ -101,6 +101,7 @@ def test_an_output_folder_that_cannot_be_made_is_bad_usage(tmp_path: Path) -> No
     ("assignment", "problem"),
     [
         ("export.prefix=a b", "'a b' is not accepted for export.prefix; expected letters, digits"),
+        ("rerank.cross_encoder=off", "late interaction has no share (rerank.late_weight), so nothing reranks. Switch"),
         ("fusion.weights_file=absent.json", "fusion.weights_file: absent.json is not a file"),
         ("paths.artifacts_dir=zz://x", "paths.artifacts_dir: zz://x cannot be opened (Unsupported filesystem: 'zz')"),
     ],
@@ -109,7 +110,8 @@ def test_a_value_that_no_stage_could_use_is_refused_before_the_first(
     assignment: str, problem: str, tmp_path: Path
 ) -> None:
     write_collection(tmp_path / "corpora" / "notes")
-    finished = run("run", "--chunked-dir", "corpora", "--set", assignment, cwd=tmp_path)
+    options = ["--set", assignment, "--set", "rerank.late_weight=0"]
+    finished = run("run", "--chunked-dir", "corpora", *options, cwd=tmp_path)
     assert finished.returncode == 2
     assert problem in finished.stderr
     assert "chunks" not in finished.stdout + finished.stderr.replace(problem, "")

@@ -147,6 +147,7 @@ def test_probes_are_marked_and_only_ever_warn(pipeline: Pipeline, tmp_path: Path
     outcome = pipeline.run(options)
     assert outcome.artefact("evaluation").record.judged is False
     assert outcome.artefact("evaluation").record.items > 0
+    assert outcome.artefact("evaluation").record.unit == "derived probes"
     accept(tmp_path / "baselines", outcome, shift=0.1, judged=False)
     again = pipeline.run(options)
     check = quality_checks(again)["quality_regression"]

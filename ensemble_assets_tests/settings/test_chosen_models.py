@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.models.registry import MODELS
-from ensemble_assets.settings.chosen_models import choose_models
+from ensemble_assets.settings import resolve
+from ensemble_assets.settings.chosen_models import choose_models, require_reranker
 from ensemble_assets.settings.options import Models
 
 
@@ -20,6 +24,17 @@ def test_the_pairs_length_can_be_set() -> None:
     rerank = MODELS["ensemble-reranker-tiny"]
     assert choose_models(Models(rerank_tokens=96)).rerank == dataclasses.replace(rerank, max_tokens=96)
     assert choose_models(Models(rerank_tokens=96)).primary == MODELS["all-minilm-l6-v2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rerank.late_interaction": False}, {"rerank.late_weight": 0}, {"models.rerank": "minilm-late-interaction"}],
+)
+def test_a_run_that_is_to_rerank_and_has_nothing_to_rerank_with_is_refused(options) -> None:
+    require_reranker(resolve(options).settings)
+    require_reranker(resolve({**options, "rerank.cross_encoder": False, "enable_rerank": False}).settings)
+    with pytest.raises(SettingsError, match="so nothing reranks"):
+        require_reranker(resolve({**options, "rerank.cross_encoder": False}).settings)
 
 
 def test_windows_are_set_for_every_model() -> None:
