@@ -61,11 +61,18 @@ def _markdown(raw: bytes, source: str) -> Iterator[Section]:
     return markdown_sections(_FRONT_MATTER.sub("", _decoded(raw, source)))
 
 
+_ON_THIS_PAGE, _PERMALINKS = re.compile("^#"), ("", "¶", "#", "§", "🔗")
+"""Links of a heading to itself, as Sphinx, MkDocs and GitHub add them: their sign is no part of its words."""
+
+
 def _html(raw: bytes, source: str) -> Iterator[Section]:
     page = BeautifulSoup(raw, "html.parser")
     title = page.title.get_text(" ", strip=True) if page.title else ""
     for element in page(_NO_CONTENT):
         element.decompose()
+    for link in page("a", href=_ON_THIS_PAGE):
+        if link.get_text(strip=True) in _PERMALINKS:
+            link.decompose()
     named = bool(page("h1"))
     text: str = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
     return markdown_sections(text if named or not title else f"# {title}\n\n{text}")

@@ -61,6 +61,13 @@ def test_no_text_below_headings_is_lost(lines: list[str]) -> None:
         assert words.count(word) == whole.count(word)
 
 
+def test_the_sign_of_a_headings_link_to_itself_is_no_part_of_it() -> None:
+    page = b"""<h2>Returns<a class="headerlink" href="#returns">\xc2\xb6</a></h2><p>See <a href="#x">below</a>.</p>"""
+    (section,) = read(".html", page)
+    assert section.path == ("Returns",)
+    assert section.text.strip() == "See below."
+
+
 def test_html_has_the_content_and_not_the_frame() -> None:
     page = (
         b"<html><head><title>Shop</title><style>b{}</style></head><body><nav>Home</nav><h2>Returns</h2>"

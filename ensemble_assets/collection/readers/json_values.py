@@ -41,7 +41,8 @@ class JsonReader:
         try:
             return self._decode(text)
         except json.JSONDecodeError as error:
-            line, column, problem = first_line + error.lineno - 1, error.colno, error.msg.split(":")[0].lower()
+            line, column = first_line + error.lineno - 1, error.colno
+            problem = error.msg.split(":")[0].lower().removesuffix(" at").removesuffix(" starting")
         except RecursionError:
             raise InputError(f"{source}, line {first_line}", _TOO_DEEP, _FLATTEN) from None
         except ValueError:

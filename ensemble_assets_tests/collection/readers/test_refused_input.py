@@ -34,6 +34,11 @@ ERRORS: list[tuple[str, dict[str, Any], list[str]]] = [
         {"a_chunks.json": '[{"text": "x"},\n  oops]'},
         ["a_chunks.json, line 2, column 3", "not valid JSON"],
     ),
+    (
+        "control character",
+        {"a_chunks.json": '[{"text": "a\nb"}]'},
+        ["line 1, column 13", "(invalid control character)"],
+    ),
     ("truncated JSON", {"a_chunks.json": f'[{{"text": "{SECRET}'}, ["a_chunks.json, line 1", "not valid JSON"]),
     ("two documents", {"a_chunks.json": "[] []"}, ["line 1, column 4", "extra data"]),
     ("raw control character", {"a_chunks.json": '["a\nb"]'}, ["line 1, column 4", "control character"]),
