@@ -41,9 +41,9 @@ run: install $(HOME_DIR)/dagster.yaml  ## the demo collection through every stag
 	@echo "The bundle is in $(OUTPUT_DIR)/pydoc. To look at the run in the browser: make ui, then http://127.0.0.1:$(PORT)"
 
 # Dagster says several lines a second, and warns of the dagster.yaml here, which is only the one to copy; what is worth
-# knowing stands in the UI.
+# knowing stands in the UI. The processes of runs say a line a stage all the same.
 ui: install $(HOME_DIR)/dagster.yaml  ## the Dagster UI on 127.0.0.1
-	@echo "Dagster starts on http://127.0.0.1:$(PORT) and shows errors only here; Ctrl-C stops it"
+	@echo "Dagster starts on http://127.0.0.1:$(PORT); what its runs say is shown here too. Ctrl-C stops it"
 	@DAGSTER_HOME=$(HOME_DIR) EMBEDDER_CHUNKED_DIR=$(abspath $(CHUNKED_DIR)) EMBEDDER_OUTPUT_DIR=$(abspath $(OUTPUT_DIR)) \
 		PYTHONWARNINGS=ignore $(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml --log-level error
 

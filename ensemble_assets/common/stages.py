@@ -36,7 +36,7 @@ class Stage:
 
 
 PIPELINE: tuple[Stage, ...] = (
-    Stage("chunks", "chunks", doing="reading files", main_frame="chunks", holds_text=True),
+    Stage("chunks", "chunks", doing="finding models, reading files", main_frame="chunks", holds_text=True),
     Stage("queries", "queries", ("chunks",), "reading queries", main_frame="queries", holds_text=True),
     Stage("dense", "dense_embeddings", ("chunks", "queries"), timed=True, uses_model=True),
     Stage("sparse", "sparse_vectors", ("chunks", "queries"), timed=True, uses_model=True, toggle="enable_sparse"),

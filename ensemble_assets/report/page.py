@@ -212,7 +212,7 @@ def _fallbacks(facts: Facts) -> Section | None:
 
 def _warnings(facts: Facts) -> Section | None:
     rows = [(str(number), warning) for number, warning in enumerate(facts.warning_texts, start=1)]
-    return Section("Warnings", "", (), [Table("As on the console", ("", "warning"), rows)]) if rows else None
+    return Section("Warnings", "", (), [Table("Warnings of the run", ("", "warning"), rows)]) if rows else None
 
 
 def _language(facts: Facts) -> Section | None:

@@ -121,7 +121,7 @@ def test_a_stage_prints_lines_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"), [("chunks", "reading files"), ("export", "writing and checking the bundle")]
+    ("stage", "words"), [("chunks", "finding models, reading files"), ("export", "writing and checking the bundle")]
 )
 def test_a_stage_that_counts_no_rows_says_what_it_does(monkeypatch: pytest.MonkeyPatch, stage: str, words: str) -> None:
     monkeypatch.setattr(run_console, "_LINE_SECONDS", 0.02)
