@@ -232,7 +232,8 @@ def _results(outcome: CollectionOutcome) -> Iterator[str]:
         if measured.judged and measured.files:
             yield f"Judged by {measured.files[-1]}"
         if {"Fused", "Reranked"} <= means.keys():
-            late = any(isinstance(record, RerankRecord) and record.late for record in outcome.stages)
+            reranked = (record.late for record in outcome.stages if isinstance(record, RerankRecord))
+            late = any(facts and facts["queries"] for facts in reranked)
             how = ", with late interaction" if late else ""  # the demo and an own run may differ in it
             yield f"Reranking: {means['Reranked'] - means['Fused']:+.3f}{how}"
     models = {

@@ -271,5 +271,6 @@ def _late_interaction(
         model.late_share * (1.0 if fixed else share_read(texts, searched_texts(chunks))),
         plan["states"],
         plan["reason"] if plan["states"] == "off" else "",
+        plan.get("bytes", 0),
         **computing.factory("dense"),
     )

@@ -70,7 +70,8 @@ def test_the_summary_has_results_warnings_and_the_next_command(
 def test_a_gain_with_late_interaction_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
     for late, said in (
         (None, "Reranking: +0.043\n"),
-        ({"model": "mini"}, "Reranking: +0.043, with late interaction\n"),
+        ({"model": "mini", "queries": 60}, "Reranking: +0.043, with late interaction\n"),
+        ({"model": "mini", "queries": 0}, "Reranking: +0.043\n"),
     ):
         reranked = RerankRecord("rerank", "completed", late=late)
         print_summary([CollectionOutcome("guide", True, Path("g"), [*STAGES, reranked])])

@@ -9,7 +9,10 @@ SEAM = "\n_____\n"
 
 
 class Page(HTMLParser):
-    """Gathers the words of a page: texts, tags and values of attributes. A match spans inline tags and no others."""
+    """Gathers the words of a page: texts, tags and values of attributes. A match spans inline tags and no others.
+
+    The description of a chart lists its values with semicolons between them, which a match does not span either.
+    """
 
     _INLINE = frozenset({"a", "abbr", "b", "code", "em", "i", "mark", "small", "span", "strong", "sub", "sup", "tspan"})
 
@@ -17,21 +20,24 @@ class Page(HTMLParser):
         super().__init__()
         self.texts: list[str] = []
         self.values: list[str] = []
+        self._in_list = False
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take the tag and the values, apart from the texts."""
         self.handle_endtag(tag)
+        self._in_list = tag == "desc"
         self.values += [tag, *(part for attribute in attrs for part in attribute if part)]
 
     def handle_endtag(self, tag: str) -> None:
         """Part the texts, unless the tag stands inside a line."""
+        self._in_list = False
         self.texts.append(" " if tag in self._INLINE else SEAM)
 
     def handle_data(self, data: str) -> None:
         """Take a text or a style."""
-        self.texts.append(data)
+        self.texts.append(data.replace("; ", SEAM) if self._in_list else data)
 
     def handle_comment(self, data: str) -> None:
         """Take a comment."""

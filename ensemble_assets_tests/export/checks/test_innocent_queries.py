@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ensemble_assets.export.query_leaks.fixed_text import is_fixed
 from ensemble_assets.export.query_leaks.gate import file_place, no_raw_queries, text_place
+from ensemble_assets.export.query_leaks.page_text import Page
 from ensemble_assets.export.query_leaks.query_forms import Query, canonical, is_strong
 from ensemble_assets.export.suite import Limits, public_names, require_gates
 from ensemble_assets_tests.export.checks.bundles import Made, everything
@@ -137,3 +138,10 @@ def test_headings_of_the_projects_own_pages_are_no_leak(made: Made) -> None:
     headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
     assert len(headings) > 100
     assert refused(made, *dict.fromkeys(headings)) == []
+
+
+def test_a_match_spans_no_two_values_of_a_charts_description() -> None:
+    page = Page("<desc>dense 0.0 s; export 0.4 s; asked: a b c</desc><p>one; two</p>")
+    assert canonical("s export 0") not in canonical("".join(page.texts))
+    assert canonical("asked a b c") in canonical("".join(page.texts))
+    assert canonical("one two") in canonical("".join(page.texts)), "other texts are whole"

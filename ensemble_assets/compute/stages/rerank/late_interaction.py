@@ -37,6 +37,7 @@ class LateInteraction:
         share: of its scores in the final score.
         states: the plan for them, ``kept``, ``again`` or ``off``; empty without one.
         off: why it was planned away, a fixed word; empty where it was not.
+        bytes: of the states of all tokens, by the plan.
         weighed_by: what the weights of a query's tokens are, ``collection_frequency`` or empty for equal ones.
         weights: of all tokens of the vocabulary, ``[size] float32``; made of ``chunks`` where they are not given.
     """
@@ -46,6 +47,7 @@ class LateInteraction:
     share: float
     states: str = ""
     off: str = ""
+    bytes: int = 0
     weighed_by: str = COLLECTION_FREQUENCY
     weights: NDArray[np.float32] | None = None
     make_factory: FactoryMaker = dense_factory
@@ -76,6 +78,17 @@ class LateScores:
             context.events.emit(
                 "fallback.rerank", model=late.spec.slug, reason=why, source="other_reranker", count=count
             )
+
+    def warning(self, late: LateInteraction | None) -> str:
+        """Say that late interaction ordered nothing, why, and the remedy; empty where it did, or was not asked to."""
+        if late is None or not self.reason:
+            return ""
+        remedies = {
+            "over_states_gb": f"states of all tokens take {late.bytes / 1e9:.1f} GB, more than rerank.states_gb, and "
+            "there are too many candidates to encode them again. Set rerank.states_gb higher, if the disk has room",
+            "no_reuse": "encoding.reuse is off, and there are too many candidates to encode them again",
+        }
+        return f"rerank: late interaction took no part: {remedies.get(self.reason, self.reason)}"
 
     def facts(self, late: LateInteraction, queries: int) -> dict[str, Any]:
         """Give the facts about late interaction that the stage's record has."""

@@ -183,6 +183,7 @@ def _record(
     status: StageStatus = "completed" if not (fell_back or lost) else "partial" if done else "fallback"
     causes = ", ".join(f"{count} {why}" for why, count in lost.items())
     alone = f"rerank: {spec.slug} gave no scores for {sum(lost.values())} queries ({causes})"
+    said = [f"{alone}, which late interaction ordered by itself" if lost else "", late.warning(options.late)]
     allowance = options.allowance
     cut_short = pl.col("reranked") & (pl.col("reached_depth") < pl.col("requested_depth"))
     # states that this run's dense stage kept are no work of an earlier run; late's own facts count them
@@ -215,7 +216,7 @@ def _record(
         budget_seconds=None if allowance.seconds is None else round(allowance.seconds, 4),
         budget_reason=allowance.reason or None,
         fallback_source=("runtime" if scored or late.record else "load") if fell_back else None,
-        warnings=(*own.warnings, f"{alone}, which late interaction ordered by itself") if lost else own.warnings,
+        warnings=(*own.warnings, *filter(None, said)),
         late=late.facts(options.late, outcome.height) if options.late and options.enabled else None,
     )
 

@@ -195,8 +195,13 @@ def test_without_late_interaction_the_reranker_has_its_own_share(encoder, rerank
 
 
 def test_what_was_planned_away_is_not_computed_and_said(encoder, reranker):
-    late = LateInteraction(encoder, CHUNKS, SHARE, "off", "over_states_gb", make_factory=pytest.fail)
+    late = LateInteraction(encoder, CHUNKS, SHARE, "off", "over_states_gb", 4_850_000_000, make_factory=pytest.fail)
     result = rerank(encoder, reranker, late=late)
+    (said,) = result.record.warnings
+    assert said.startswith(
+        "rerank: late interaction took no part: states of all tokens take 4.8 GB, more than rerank.s"
+    )
+    assert rerank(encoder, reranker).record.warnings == ()
     assert result.reranked["late_score"].null_count() == result.reranked.height
     assert result.record.late["fallback_reasons"] == {"over_states_gb": 3}
 
