@@ -80,15 +80,16 @@ class LateScores:
             )
 
     def warning(self, late: LateInteraction | None) -> str:
-        """Say that late interaction ordered nothing, why, and the remedy; empty where it did, or was not asked to."""
-        if late is None or not self.reason:
+        """Say why late interaction was planned away, and the remedy; empty where there is none, or it took part."""
+        if late is None:
             return ""
         remedies = {
             "over_states_gb": f"states of all tokens take {late.bytes / 1e9:.1f} GB, more than rerank.states_gb, and "
             "there are too many candidates to encode them again. Set rerank.states_gb higher, if the disk has room",
             "no_reuse": "encoding.reuse is off, and there are too many candidates to encode them again",
         }
-        return f"rerank: late interaction took no part: {remedies.get(self.reason, self.reason)}"
+        remedy = remedies.get(self.reason, "")
+        return f"rerank: late interaction took no part: {remedy}" if remedy else ""
 
     def facts(self, late: LateInteraction, queries: int) -> dict[str, Any]:
         """Give the facts about late interaction that the stage's record has."""
