@@ -16,6 +16,7 @@ _PATH = click.Path(path_type=Path)
 _USUAL_TOKENS = 512
 """Most tokens of a chunk if the model would read more: vectors of longer texts say less of each part."""
 _MOST_NAMED = 5
+"""Files that a message names, so that it stays a line or two."""
 _USUAL_OVERLAP = 32
 """Tokens: a sentence or two."""
 

@@ -222,6 +222,8 @@ def file_hash(path: Path) -> str:
 
 
 _MOST_HASHES = 4096
+"""Hashes that a process holds: some 600 kB, and more than a run has files to hash twice."""
+
 _HASHES: dict[tuple[int, int, int, int], str] = {}
 _SETTLED_NANOSECONDS = 2_000_000_000
 """A file that was changed less than 2 s ago is read again: a further change may leave it the same time, which file

@@ -137,8 +137,7 @@ def files_left(folder: Path, taken: Container[str]) -> tuple[str, list[str]]:
     ``taken`` are the endings of documents that are cut.
     """
     cut = {relative for relative, path in documents_below(folder) if path.suffix.lower() in taken}
-    hidden = re.compile(r"(?:^|/)\.")
-    left = [each for each in files_below(folder) if each[0] not in cut and not hidden.search(each[0])]
+    left = [each for each in files_below(folder) if each[0] not in cut and "/." not in f"/{each[0]}"]
     named_so = [relative for relative, path in left if path.suffix.lower() in taken]
     return _by_ending(path for _, path in left if path.suffix.lower() not in taken), named_so
 
