@@ -57,10 +57,11 @@ def test_the_drawn_p_value_is_close_to_scipys(shift):
 
 def test_drawn_and_exact_meet_where_one_replaces_the_other():
     differences = np.random.default_rng(6).normal(0.1, 0.2, 12)
-    exact, drawn = (randomisation_test(differences, resamples=resamples) for resamples in (2**12, 2**12 - 1))
+    exact = randomisation_test(differences, resamples=2**12)
+    drawn = [randomisation_test(differences, seed=seed, resamples=2**12 - 1) for seed in range(4)]
     assert exact == pytest.approx(brute_force(differences.tolist()))
-    assert drawn == pytest.approx(exact, abs=0.02)
-    assert drawn != exact
+    assert drawn == pytest.approx([exact] * 4, abs=0.02)
+    assert len(set(drawn)) > 1
 
 
 def test_the_drawn_p_value_is_never_zero_and_the_seed_fixes_it():
@@ -92,10 +93,9 @@ def test_the_interval_is_scipys_percentile_interval():
     values = np.random.default_rng(10).beta(2, 3, 150)
     low, high = bootstrap_interval(values)
     theirs = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(11)
+        (values,), np.mean, method="percentile", n_resamples=9_999, rng=np.random.default_rng(0)
     ).confidence_interval
-    assert low == pytest.approx(theirs.low, abs=0.003)
-    assert high == pytest.approx(theirs.high, abs=0.003)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
 def test_the_interval_covers_the_real_mean_about_as_often_as_it_says():
@@ -125,13 +125,13 @@ def test_memory_does_not_grow_with_the_number_of_queries_times_draws():
     assert peak < 999 * 20_000 * 8
 
 
-def test_where_nothing_differs_the_answer_is_scipys_without_its_import():
+def test_nothing_is_imported_for_it_and_where_nothing_differs_the_answer_is_scipys():
     zeros = np.zeros(7)
     scipys = scipy.stats.bootstrap((zeros,), np.mean, method="percentile", n_resamples=99, rng=0).confidence_interval
     assert bootstrap_interval(zeros) == (scipys.low, scipys.high) == (0.0, 0.0)
     program = (
         "import sys, numpy; from ensemble_assets.retrieval.quality_verdicts import *\n"
-        "assert (bootstrap_interval(numpy.zeros(7)), randomisation_test(numpy.zeros(7))) == ((0.0, 0.0), 1.0)\n"
-        "assert 'scipy.stats' not in sys.modules"
+        "bootstrap_interval(numpy.arange(7.0)), randomisation_test(numpy.arange(7.0))\n"
+        "assert 'scipy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
+from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.backends.cpu_products import compile_settings
 from ensemble_assets.compute.backends.forward import (
     SMALLEST_NORM,
@@ -23,6 +25,7 @@ from ensemble_assets.compute.backends.forward import (
     Precision,
     failure_of_batch,
 )
+from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS, graph_for, import_openvino
 from ensemble_assets.compute.backends.token_head import load_head
 from ensemble_assets.compute.backends.token_states import quantise
@@ -33,6 +36,11 @@ from ensemble_assets.models.spec import Pooling
 
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
 """Words in OpenVINO's messages when memory runs out: it raises a RuntimeError for everything."""
+
+_STEP = 16
+"""Widths of batches are multiples of this. OpenVINO prepares every shape that it meets, in some 35 ms for MiniLM and 10
+ms for the small models. Rows filled up take no longer: 144 tokens 4.40 ms and 140 tokens 4.61 ms, 256 tokens 8.34 ms
+and 250 tokens 8.61 ms (MiniLM in bf16, AMD EPYC). With steps of 32 they do."""
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.int64]
@@ -76,7 +84,9 @@ class OpenVinoForward:
             with np.load(graph / "head.npz", allow_pickle=False) as stored:
                 self._layer: tuple[Float, Float] = stored["matrix"], stored["bias"]
         if factory.spec.kind == "sparse":
-            self._head = SparseHead(*self._layer, factory.top_k, runtime.threads, runtime.cache_folder)
+            threads = runtime.threads or usable_cores()
+            products = partial(HeadProducts, self._layer[0], runtime.precision, threads)
+            self._head = SparseHead(*self._layer, factory.top_k, threads, runtime.cache_folder, products)
         network = _compiled(factory, graph)
         self._requests: list[Any] = [network.create_infer_request() for _ in range(factory.runtime.streams)]
 
@@ -89,7 +99,8 @@ class OpenVinoForward:
         """
         if self._head is not None:
             self._head.expect_tokens(int(table.offsets[-1]))
-        arrays = padded_arrays(table, batch, self._factory.traits.layouts["document"])
+        traits = self._factory.traits
+        arrays = padded_arrays(table, batch, traits.layouts["document"], _width(table, batch, traits.max_tokens))
         try:
             return self._outputs(self._states([arrays[name] for name in self._inputs]), arrays["attention_mask"])
         except Exception as error:  # noqa: BLE001  # a backend's message may quote its input
@@ -133,6 +144,13 @@ class OpenVinoForward:
             head = load_head(factory.files)
             made |= quantise(states if head is None else states @ head[0].T + head[1], mask > 0)
         return {name: made[name] for name in factory.outputs}
+
+
+def _width(table: TokenTable, batch: Batch, most: int) -> int:
+    """Return the longest row's tokens, filled up to a multiple of ``_STEP`` but not above ``most``; 0 is no limit."""
+    longest = int(table.lengths[batch.rows].max(initial=0))
+    filled = -(-longest // _STEP) * _STEP
+    return filled if not most or filled <= most else longest
 
 
 def _ended(request: Any) -> RuntimeError | None:

@@ -8,11 +8,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,32 +22,45 @@ from threadpoolctl import ThreadpoolController
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.splade_head.cpu_vectors import vector_unit
-from ensemble_assets.compute.splade_head.plain_products import positive_terms
+from ensemble_assets.compute.splade_head.plain_products import (
+    LargestProducts,
+    Layer,
+    positive_terms,
+)
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.splade_head.quantise import Screen
 
-_WORTH_FITTING = 16_384
-"""Tokens from which a run makes a screen. Loading the compiled code and fitting take a good second, which the screen
-then saves."""
+_Result = TypeVar("_Result")
 
-_WORTH_COMPILING = 65_536
-"""Tokens from which a run compiles code that is not in the cache. Compiling takes about ten seconds, once per machine;
-plain products of so many tokens take five, so the second such run has paid for it (``docs/decisions/0008``)."""
+_WORTH_MEASURING = 4096
+"""Tokens from which a run measures its products. Preparing those of a library and trying both takes some 60 ms."""
+
+_WORTH_FITTING = 1.0
+"""Seconds of products from which a run makes a screen. Loading the compiled code and fitting take 0.6 s, and the screen
+is three to ten times as fast as the products."""
+
+_WORTH_COMPILING = 3.0
+"""Seconds of products from which a run compiles code that is not in the cache. Compiling takes 5 s, once per machine
+(12 s with AVX2 alone), so that the third such run has paid for it (``docs/decisions/0008``)."""
 
 _USUAL = 1e12
 """A screen is not fitted to larger numbers: their squares would leave float32."""
+
+_TRIALS = 2
+"""A way is timed so often, and the best counts: the first call of compiled code prepares it."""
 
 
 @dataclass(frozen=True)
 class HeadPath:
     """The way in which a head computes, and the reason, a fixed word.
 
-    ``products`` is taken where ``screen`` cannot run or does not pay. Reasons are ``avx512_vnni``, ``avx_vnni``,
-    ``avx2``; ``no_vector_instruction``, ``few_tokens``, ``not_compiled_yet``, ``unusual_numbers``.
+    ``tiles`` are the products of the backend's library, ``products`` those of numpy. They are taken where ``screen``
+    cannot run or does not pay. Reasons are ``avx512_vnni``, ``avx_vnni``, ``avx2``; ``no_vector_instruction``,
+    ``few_tokens``, ``not_compiled_yet``, ``unusual_numbers``, ``faster``.
     """
 
-    name: Literal["screen", "products"]
+    name: Literal["screen", "tiles", "products"]
     reason: str
 
 
@@ -62,6 +76,7 @@ class SparseHead:
         top_k: entries kept per text; 0 keeps a weight for every vocabulary entry.
         threads: 0 for one per core that this process may use.
         cache_folder: compiled code is kept below it; None compiles in every process.
+        make_products: prepares the backend's own products of the layer's matrix; None leaves them to numpy.
     """
 
     def __init__(
@@ -71,18 +86,22 @@ class SparseHead:
         top_k: int,
         threads: int = 0,
         cache_folder: Path | None = None,
+        make_products: Callable[[], LargestProducts] | None = None,
     ) -> None:
         self._matrix = _plain(matrix)
         self._bias = _plain(np.zeros(len(matrix), np.float32) if bias is None else bias)
-        if not (np.isfinite(self._matrix).all() and np.isfinite(self._bias).all()):
+        self._largest = float(max(np.abs(self._matrix).max(initial=0), np.abs(self._bias).max(initial=0)))
+        if not np.isfinite(self._largest):  # a NaN is the largest of all
             raise ModelUnavailableError("an output layer has weights that are not finite. Choose another model")
-        self._wide_bias = self._bias.astype(np.float64)
-        self._norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
+        norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
+        self._layer = Layer(self._matrix, self._bias.astype(np.float64), norms)
         self._top_k = min(top_k, len(self._matrix))
         self._threads = threads or usable_cores()
         self._cache_folder = cache_folder
         self._blas = ThreadpoolController()
         self._tokens_seen = self._tokens_expected = 0
+        self._make_products, self._products = make_products, cast("LargestProducts | None", None)
+        self._seconds = 0.0  # of products, per token, on one thread; 0 until they are measured
         self.path = HeadPath("products", "few_tokens")
         self._screen: Screen | None = None
 
@@ -110,21 +129,15 @@ class SparseHead:
             ``[B, V] float32`` and ``active``. A text with a state that is not finite has NaN for all weights.
         """
         states, spans = _plain(states), np.ascontiguousarray(spans, np.int64)
-        width = self._top_k or len(self._matrix)
-        out = _Outputs(
-            np.full((len(spans), self._top_k), -1, np.int32),
-            np.zeros((len(spans), width), np.float32),
-            np.zeros(len(spans), np.int32),
-            np.zeros(len(spans), np.uint8),
-        )
+        out = _outputs(len(spans), self._top_k, len(self._matrix))
         rows = np.flatnonzero(spans[:, 1] > 0)
         self._tokens_seen += int(spans[:, 1].sum())
-        if self._screen is None:
+        if self._screen is None and self.path.reason != "faster":
             with self._blas.limit(limits=self._threads, user_api="blas"):
-                self._screen = self._make_screen(states, spans[rows])
+                self._choose_path(states, spans[rows])
         if self._screen is not None:
             self._encode_screened(self._screen, states, spans, out)
-            rows = np.flatnonzero(out.ends)  # the texts that the screen leaves to plain products
+            rows = np.flatnonzero(out.ends)  # the texts that the screen leaves to products
 
         def encode_text(row: int) -> None:
             first, count = spans[row].tolist()
@@ -136,28 +149,64 @@ class SparseHead:
         active = {"active": out.active}
         return {"index": out.index, "weight": out.weight, **active} if self._top_k else {"weight": out.weight, **active}
 
-    def _make_screen(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> Screen | None:
-        """Fit a screen to texts without empty ones, if that pays for itself; set ``path``."""
+    def _choose_path(self, states: NDArray[np.float32], spans: NDArray[np.int64]) -> None:
+        """Measure the ways on some texts, none empty; set ``path``, and the screen if it pays for itself."""
         tokens = max(self._tokens_seen, self._tokens_expected)
-        if tokens < _WORTH_FITTING:
-            return None
-        self.path = host_path()  # imports numba, which a small run can do without
-        if self.path.name != "screen":
-            return None
+        if tokens < _WORTH_MEASURING:
+            return
+        # a NaN is not smaller than anything, so that such texts are left out too
+        usual = spans[[np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]]
+        if not len(usual) or self._largest >= _USUAL:
+            self.path = HeadPath(self._of_products, "unusual_numbers")
+            return
+        first, count = usual[usual[:, 1].argmax()].tolist()
+        text = states[first : first + count]
+        if not self._seconds:
+            self._measure_products(text)
+        reason = self._reason_for_products(tokens * self._seconds / self._threads)
+        if reason is None:
+            from ensemble_assets.compute.splade_head.screen import prepare
+
+            self._screen = prepare(self._matrix, self._bias, states, usual, self._threads)
+            if self._seconds_of_screen(self._screen, text) > self._seconds:
+                self._screen, reason = None, "faster"
+        self.path = HeadPath(self._of_products, reason) if reason else host_path()
+
+    @property
+    def _of_products(self) -> Literal["tiles", "products"]:
+        return "tiles" if self._products else "products"
+
+    def _measure_products(self, text: NDArray[np.float32]) -> None:
+        """Choose between numpy's products and the backend's. Both must give the same on the text."""
+        with self._blas.limit(limits=1, user_api="blas"):
+            expected, seconds = _timed(lambda: positive_terms(text, self._layer))
+            self._seconds = seconds / len(text)
+            if self._make_products is None:
+                return
+            products = self._make_products()
+            result, seconds = _timed(lambda: positive_terms(text, self._layer, products))
+        if seconds / len(text) < self._seconds and all(map(np.array_equal, result, expected)):
+            self._products, self._seconds = products, seconds / len(text)
+
+    def _reason_for_products(self, seconds: float) -> str | None:
+        """Give the reason for which a run of so many seconds of products makes no screen, if it makes none."""
+        if seconds < _WORTH_FITTING:
+            return "few_tokens"
+        path = host_path()  # imports numba, which a small run can do without
+        if path.name != "screen":
+            return path.reason
         from ensemble_assets.compute.splade_head import kernels
-        from ensemble_assets.compute.splade_head.screen import prepare
 
         folder = kernels.compiled_in(self._cache_folder) if self._cache_folder else None
-        if not kernels.is_compiled(folder) and tokens < _WORTH_COMPILING:
-            self.path = HeadPath("products", "not_compiled_yet")
-            return None
-        # a NaN is not smaller than anything, so that such texts are left out too
-        usual = [np.abs(states[first : first + count]).max() < _USUAL for first, count in spans]
-        if not any(usual) or max(np.abs(self._matrix).max(), np.abs(self._bias).max()) >= _USUAL:
-            self.path = HeadPath("products", "unusual_numbers")
-            return None
+        if not kernels.is_compiled(folder) and seconds < _WORTH_COMPILING:
+            return "not_compiled_yet"
         kernels.keep_compiled(folder)
-        return prepare(self._matrix, self._bias, states, spans[np.array(usual)], self._threads)
+        return None
+
+    def _seconds_of_screen(self, screen: Screen, text: NDArray[np.float32]) -> float:
+        """Return the seconds that a text takes with the screen, per token, on one thread."""
+        spans, out = np.array([[0, len(text)]]), _outputs(1, self._top_k, len(self._matrix))
+        return _timed(lambda: self._encode_screened(screen, text, spans, out))[1] / len(text)
 
     def _encode_screened(
         self, screen: Screen, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs
@@ -176,7 +225,7 @@ class SparseHead:
         if not np.isfinite(states).all():
             out.weight[row], out.index[row] = np.nan, np.arange(self._top_k)
             return
-        terms, weights = positive_terms(states, self._matrix, self._wide_bias, self._norms)
+        terms, weights = positive_terms(states, self._layer, self._products)
         out.active[row] = len(terms)
         if not self._top_k:
             out.weight[row, terms] = weights
@@ -199,6 +248,25 @@ class _Outputs:
     weight: NDArray[np.float32]
     active: NDArray[np.int32]
     ends: NDArray[np.uint8]
+
+
+def _outputs(texts: int, top_k: int, terms: int) -> _Outputs:
+    return _Outputs(
+        np.full((texts, top_k), -1, np.int32),
+        np.zeros((texts, top_k or terms), np.float32),
+        np.zeros(texts, np.int32),
+        np.zeros(texts, np.uint8),
+    )
+
+
+def _timed(call: Callable[[], _Result]) -> tuple[_Result, float]:
+    """Return the result of a call and the best of the seconds that some take."""
+    least = float("inf")
+    for _ in range(_TRIALS):
+        started = time.perf_counter()
+        result = call()
+        least = min(least, time.perf_counter() - started)
+    return result, least
 
 
 def _plain(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -77,7 +78,7 @@ def blocks_left(states: NDArray[np.float32], screen: Screen) -> NDArray[np.int64
     return left
 
 
-@compiled
+@partial(compiled, no_cpython_wrapper=False)
 def compute(
     states: NDArray[np.float32], spans: NDArray[np.int64], screen: Screen, out: Outputs, left: NDArray[np.int64]
 ) -> None:
@@ -286,8 +287,7 @@ def _largest_logit(
     return best + screen.bias[term], computed
 
 
-# the sum may be computed in any order, so that it can use vectors
-@numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator, unused-ignore]
+@partial(compiled, fastmath={"reassoc", "contract"})  # the sum may be in any order, so that it can use vectors
 def _logit(state: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
     total = 0.0
     for at in range(len(state)):

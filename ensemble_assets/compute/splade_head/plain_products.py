@@ -1,11 +1,14 @@
-"""Compute the sparse head in plain numpy: exactly, on every CPU. Tests compare the compiled screen with it.
+"""Compute the sparse head by matrix products: exactly, on every CPU. Tests compare the compiled screen with it.
 
-A float32 matrix product gives every logit up to a rounding error whose bound is known. Only logits that may be positive
-and the largest of their term are computed again in float64. So both paths of the head give the same bits: the largest
-float64 logit, rounded.
+A float32 product in numpy gives every logit up to a rounding error whose bound is known. Only logits that may be
+positive and the largest of their term are computed again in float64. A faster product, such as one in bfloat16, may
+rule out most terms before. So all paths of the head give the same bits: the largest float64 logit, rounded.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +25,56 @@ _WITHIN_FLOAT32 = 1e30
 _EPSILON = 2.0**-24
 """Relative rounding error of a float32 operation."""
 
+_UNDERFLOW = 1e-30
+"""Added to bounds: a product unit may take numbers below 1e-38 for 0."""
+
+
+class LargestProducts(Protocol):
+    """Products of an output layer that another library computes.
+
+    ``error`` is the largest that a product has, as a part of the product of the two norms.
+    """
+
+    error: float
+
+    def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the largest product of every term with any state of a text ``[T, H]``: ``[V]``."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An output layer: ``matrix [V, H] float32``, ``bias [V] float64``, ``norms [V] float64`` of the matrix's rows."""
+
+    matrix: NDArray[np.float32]
+    bias: NDArray[np.float64]
+    norms: NDArray[np.float64]
+
+    def of(self, terms: NDArray[np.int64]) -> Layer:
+        """Return the layer of some terms."""
+        return Layer(self.matrix[terms], self.bias[terms], self.norms[terms])
+
 
 def positive_terms(
-    states: NDArray[np.float32], matrix: NDArray[np.float32], bias: NDArray[np.float64], norms: NDArray[np.float64]
+    states: NDArray[np.float32], layer: Layer, products: LargestProducts | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Compute the terms whose largest logit over a text's tokens is positive, and their weights log1p(logit).
 
-    ``states`` are ``[tokens, H] float32``, finite, at least one; ``matrix`` ``[V, H] float32``, ``bias`` ``[V]
-    float64``, ``norms`` ``[V] float64`` of the matrix's rows. Terms come out ascending, ``[n] int32``, weights ``[n]
-    float32``.
+    ``states`` are ``[tokens, H] float32``, finite, at least one. ``products`` rule terms out first. Terms come out
+    ascending, ``[n] int32``, weights ``[n] float32``.
     """
     longest = float(np.sqrt(np.square(states, dtype=np.float64).sum(axis=1).max()))
+    if products is None or longest * float(layer.norms.max(initial=0.0)) >= _WITHIN_FLOAT32:
+        return _positive(states, layer, longest)
+    error = products.error * longest * layer.norms + _UNDERFLOW * (1 + longest + layer.norms)
+    candidates = np.flatnonzero(products(states) + layer.bias + error > 0)
+    terms, weights = _positive(states, layer.of(candidates), longest)
+    return candidates[terms].astype(np.int32), weights
+
+
+def _positive(
+    states: NDArray[np.float32], layer: Layer, longest: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    matrix, bias, norms = layer.matrix, layer.bias, layer.norms
     # rounding error of an inner product, whatever the order of summation (Higham 2002, 3.5)
     slack = 1.01 * (len(states[0]) + 2) * _EPSILON * (longest * norms + np.abs(bias))
     dtype = np.float32 if longest * float(norms.max(initial=0.0)) < _WITHIN_FLOAT32 else np.float64

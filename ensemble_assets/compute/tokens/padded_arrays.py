@@ -29,12 +29,14 @@ class FeatureLayout:
     bag: bool = False
 
 
-def padded_arrays(table: TokenTable, batch: Batch, layout: FeatureLayout) -> dict[str, NDArray[np.int64]]:
-    """Pad the batch's rows to the longest of them: ``[batch, longest]`` by name; a bag is ``[tokens]``."""
+def padded_arrays(
+    table: TokenTable, batch: Batch, layout: FeatureLayout, least: int = 0
+) -> dict[str, NDArray[np.int64]]:
+    """Pad the batch's rows to the longest, or to ``least``: ``[batch, width]`` by name; a bag is ``[tokens]``."""
     starts, lengths = table.offsets[batch.rows], table.lengths[batch.rows]
     if layout.bag:
         return _laid_end_to_end(table, starts, lengths)
-    longest = int(lengths.max(initial=0))
+    longest = int(lengths.max(initial=least))
     columns = np.arange(longest)
     place = columns - (longest - lengths)[:, None] if layout.left else np.broadcast_to(columns, (len(starts), longest))
     mask = (place >= 0) & (place < lengths[:, None])

@@ -18,7 +18,7 @@ import pytest
 from ensemble_assets.common.errors import DeviceError, SettingsError
 from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import cpu_products as rates
-from ensemble_assets.compute.backends import openvino_graph
+from ensemble_assets.compute.backends import openvino_forwards, openvino_graph
 from ensemble_assets.compute.backends.choice import dense_factory, rerank_factory, sparse_factory
 from ensemble_assets.compute.backends.forward import Runtime, with_states
 from ensemble_assets.compute.backends.library.describe import describe
@@ -26,6 +26,7 @@ from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.compute.backends.openvino_graph import graph_for
 from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.batching.batch_outcome import DeviceOutOfMemoryError, ModelFailedError
+from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.stages.context import ComputeContext
 from ensemble_assets.compute.stages.dense import encode_dense
 from ensemble_assets.compute.tokens.token_tables import Batch, pair_table
@@ -37,6 +38,7 @@ from ensemble_assets.settings import Settings
 from ensemble_assets_tests.compute.backends.checkpoints import CONFIGS, checkpoint
 from ensemble_assets_tests.compute.backends.test_embedded_models import PAIRS, QUERIES, TEXTS
 from ensemble_assets_tests.compute.running.doubles import run_here, table_of
+from ensemble_assets_tests.compute.splade_head.forced_paths import forced
 from ensemble_assets_tests.compute.tokens.single_texts import tokenise
 
 if importlib.util.find_spec("openvino") is None:  # importing it here would report usage
@@ -92,6 +94,30 @@ def test_sparse_weights_are_those_of_torch(openvino_runtime):
     expected, got = both("splade-tiny", sparse_factory, openvino_runtime, table, 0)
     np.testing.assert_allclose(got["weight"], expected["weight"], atol=1e-4)
     np.testing.assert_array_equal(got["active"], expected["active"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sparse_weights_by_tiles_are_the_same_bits_as_by_plain_products(openvino_runtime, monkeypatch, precision):
+    table = tokenise([*TEXTS, *QUERIES], complete("splade-tiny")[1], 256)
+    factory = sparse_factory(*complete("splade-tiny"), replace(openvino_runtime, precision=precision), 256)
+    plain = run_here(table, factory, 700).outputs
+    for name, value in forced("tiles").items():
+        monkeypatch.setattr(sparse_head, name, value)
+    paths = []
+    inner = sparse_head.SparseHead._encode_by_products
+    monkeypatch.setattr(
+        sparse_head.SparseHead, "_encode_by_products", lambda self, *text: (paths.append(self.path), inner(self, *text))
+    )
+    tiles = run_here(table, factory, 700).outputs
+    assert {path.name for path in paths} == {"tiles"}
+    for name, values in plain.items():
+        np.testing.assert_array_equal(tiles[name], values)
+
+
+@pytest.mark.parametrize(("longest", "most", "width"), [(1, 0, 16), (16, 0, 16), (250, 0, 256), (250, 250, 250)])
+def test_batches_have_few_widths_and_none_that_the_model_cannot_read(longest, most, width):
+    table = table_of([list(range(1, longest + 1)), [1]])
+    assert openvino_forwards._width(table, Batch(np.array([1, 0]), longest), most) == width
 
 
 def test_rerank_logits_are_those_of_torch_and_do_not_tie_in_bf16(openvino_runtime):

@@ -7,23 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from ensemble_assets.common.errors import ModelUnavailableError
+from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.splade_head import cpu_vectors
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
 from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
+from ensemble_assets_tests.compute.splade_head.forced_paths import SCREEN, UNIT, forced
 
-UNIT = cpu_vectors.vector_unit()
 if UNIT is None:
     emulate()
 
-PATHS = ["products", "screen"]
-SCREEN = HeadPath("screen", UNIT.name if UNIT else "avx_vnni")
+PATHS = ["products", "tiles", "screen"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,17 +53,17 @@ def spans_of(lengths):
     return np.stack([np.cumsum([0, *lengths[:-1]]), lengths], axis=1).astype(np.int64)
 
 
-def encoded(monkeypatch, path, problem, top_k=0, threads=1):
+def encoded(monkeypatch, path, problem, top_k=0, threads=1, precision="bf16"):
     """The head's outputs on a path, however small the problem."""
     states, spans, matrix, bias = problem
     with monkeypatch.context() as patch:
-        patch.setattr(sparse_head, "host_path", lambda: HeadPath(path, "test"))
-        patch.setattr(sparse_head, "_WORTH_FITTING", 0)
-        patch.setattr(sparse_head, "_WORTH_COMPILING", 0)
-        head = SparseHead(matrix, bias, top_k, threads)
+        for name, value in forced(path).items():
+            patch.setattr(sparse_head, name, value)
+        made = (lambda: HeadProducts(matrix, precision, threads)) if path == "tiles" else None
+        head = SparseHead(matrix, bias, top_k, threads, None, made)
         out = head(states, spans)
         usual = [np.abs(states[at : at + n]).max(initial=0) < 1e12 for at, n in spans if n]
-        assert (head._screen is not None) == (path == "screen" and any(usual))
+        assert head.path.name == (path if any(usual) else "products")
     return out
 
 
@@ -82,9 +83,13 @@ def upper_bounds(states, screen):
     """What positive logits of every term over a text's tokens cannot exceed: ``[P]``."""
     from ensemble_assets.compute.splade_head import kernels
 
+    @numba.njit
+    def bound(states, screen, out):
+        text = kernels.quantised_text(*kernels.longest_first(states, kernels.rotated_states(states, screen)), screen)
+        kernels._upper_bounds(text, screen, out)
+
     out = np.empty(len(screen.term), np.float64)
-    text = kernels.quantised_text(*kernels.longest_first(states, kernels.rotated_states(states, screen)), screen)
-    kernels._upper_bounds(text, screen, out)
+    bound(states, screen, out)
     return out
 
 
@@ -127,10 +132,12 @@ def test_weights_equal_the_formula_whatever_the_numbers(monkeypatch, path, probl
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=problems(), top_k=st.integers(1, 40))
-def test_both_paths_give_the_same_bits(monkeypatch, problem, top_k):
-    outputs = [encoded(monkeypatch, path, problem, top_k) for path in ("products", "screen")]
+def test_all_paths_give_the_same_bits(monkeypatch, problem, top_k):
+    ways = [("products", "fp32"), ("tiles", "fp32"), ("tiles", "bf16"), ("screen", "fp32")]
+    outputs = [encoded(monkeypatch, path, problem, top_k, precision=precision) for path, precision in ways]
     for name, values in outputs[0].items():
-        np.testing.assert_array_equal(outputs[1][name], values)
+        for others in outputs[1:]:
+            np.testing.assert_array_equal(others[name], values)
 
 
 @settings(max_examples=100, deadline=None)
@@ -274,22 +281,69 @@ def test_a_small_run_is_not_made_to_wait_for_numba_or_its_compiler(tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def timed(*seconds):
+    """A clock under which the ways that are tried take so many seconds, in turn."""
+    left = iter(seconds)
+    return lambda call: (call(), next(left))
+
+
 @pytest.mark.usefixtures("screening_host")
 def test_the_path_taken_is_said_with_its_reason(monkeypatch, tmp_path):
     from ensemble_assets.compute.splade_head import kernels
 
     states, spans, matrix, bias = random_problem(13)
-    monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
+    monkeypatch.setattr(sparse_head, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(sparse_head, "_timed", timed(5000.0, 1.0))
     head = SparseHead(matrix, bias, 9, 1, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels, "is_compiled", lambda _: False)
-        head(states, spans)
-        assert head.path == HeadPath("products", "not_compiled_yet")
-    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
     head(states * np.float32(1e20), spans)
     assert head.path == HeadPath("products", "unusual_numbers")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "is_compiled", lambda _: False)
+        patch.setattr(sparse_head, "_WORTH_COMPILING", 1e9)
+        head(states, spans)
+        assert head.path == HeadPath("products", "not_compiled_yet")
+        patch.setattr(sparse_head, "_WORTH_FITTING", 1e9)
+        head(states, spans)
+        assert head.path == HeadPath("products", "few_tokens")
     head(states, spans)
     assert head.path == SCREEN
+
+
+@pytest.mark.usefixtures("screening_host")
+@pytest.mark.parametrize("products", [3.0, 0.5])
+def test_the_faster_of_products_and_screen_is_taken_and_tried_once(monkeypatch, tmp_path, products):
+    problem = random_problem(13)
+    states, spans, matrix, bias = problem
+    monkeypatch.setattr(sparse_head, "_WORTH_MEASURING", 0)
+    monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
+    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
+    monkeypatch.setattr(sparse_head, "_timed", timed(5.0, products, 1.0))
+    head = SparseHead(matrix, bias, 9, 1, tmp_path, lambda: HeadProducts(matrix, "bf16", 1))
+    out = [head(states, spans) for _ in range(2)]
+    assert head.path == (SCREEN if products > 1 else HeadPath("tiles", "faster"))
+    for name, values in encoded(monkeypatch, "products", problem, 9).items():
+        for mine in out:
+            np.testing.assert_array_equal(mine[name], values)
+
+
+def test_products_that_are_wrong_or_slower_are_not_taken(monkeypatch):
+    problem = random_problem(14)
+    states, spans, matrix, bias = problem
+    monkeypatch.setattr(sparse_head, "_WORTH_MEASURING", 0)
+    expected = encoded(monkeypatch, "products", problem, 9)
+
+    class Wrong(HeadProducts):
+        def __call__(self, states):
+            return super().__call__(states) - 1
+
+    for kind, seconds in ((Wrong, (1e-6, 1e-7)), (HeadProducts, (1e-6, 2e-6))):
+        with monkeypatch.context() as patch:
+            patch.setattr(sparse_head, "_timed", timed(*seconds))
+            head = SparseHead(matrix, bias, 9, 1, None, lambda kind=kind: kind(matrix, "fp32", 1))
+            out = head(states, spans)
+        assert head.path == HeadPath("products", "few_tokens")
+        for name, values in expected.items():
+            np.testing.assert_array_equal(out[name], values)
 
 
 @pytest.mark.usefixtures("screening_host")
@@ -297,13 +351,15 @@ def test_only_a_large_run_waits_for_the_compiler(monkeypatch, tmp_path):
     from ensemble_assets.compute.splade_head import kernels
 
     states, spans, matrix, bias = random_problem(13)
-    tokens = int(spans[:, 1].sum())
+    tokens, longest = int(spans[:, 1].sum()), int(spans[:, 1].max())
+    monkeypatch.setattr(sparse_head, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(sparse_head, "_WORTH_FITTING", 0)
     monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 3 * tokens)
     monkeypatch.setattr(kernels, "is_compiled", lambda _: False)
     results = []
     reasons = {tokens: "not_compiled_yet", 3 * tokens - 1: "not_compiled_yet", 3 * tokens: SCREEN.reason}
     for expected, reason in reasons.items():
+        monkeypatch.setattr(sparse_head, "_timed", timed(longest, 0.0))  # products take a second a token
         head = SparseHead(matrix, bias, 9, 1, tmp_path)
         head.expect_tokens(expected)
         results.append(head(states, spans))
@@ -360,14 +416,15 @@ from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head import kernels
 from ensemble_assets.compute.splade_head import llvm_blocks
 from ensemble_assets.compute.splade_head.quantise import OFFSET
+from ensemble_assets_tests.compute.splade_head.forced_paths import forced
 from ensemble_assets_tests.compute.splade_head.test_head import random_problem
 from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 assert llvm_blocks.GROUP == 16
 assert OFFSET == {"avx_vnni": 128, "avx2": 64}[name]
 if name == "avx_vnni" and (of_this_cpu is None or of_this_cpu.name == "avx2"):
     emulate()
-sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
-sparse_head.host_path = lambda: sparse_head.HeadPath("screen", name)
+for name, value in forced("screen").items():
+    setattr(sparse_head, name, value)
 states, spans, matrix, bias = random_problem(11)
 head = sparse_head.SparseHead(matrix, bias, 50, 1, Path(sys.argv[1]))
 out = head(states, spans)
@@ -397,14 +454,17 @@ PEAK = """
 import sys
 from pathlib import Path
 import numpy as np
+from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets_tests.benchmarks.peak_memory import forget_peak, peak_bytes
+from ensemble_assets_tests.compute.splade_head.forced_paths import forced
 from ensemble_assets_tests.compute.splade_head.test_head import random_problem
-sparse_head._WORTH_FITTING = sparse_head._WORTH_COMPILING = 0
 path = sys.argv[1]
-sparse_head.host_path = lambda: sparse_head.HeadPath(path, "test")
+for name, value in forced(path).items():
+    setattr(sparse_head, name, value)
 states, spans, matrix, bias = random_problem(12, size=30_000, lengths=[128] * 16)
-head = sparse_head.SparseHead(matrix, bias, 256, 1, Path(sys.argv[2]))
+made = (lambda: HeadProducts(matrix, "bf16", 1)) if path == "tiles" else None
+head = sparse_head.SparseHead(matrix, bias, 256, 1, Path(sys.argv[2]), made)
 if path == "every logit":
     head = lambda states, spans: states @ matrix.T
 head(states[:128], spans[:1])  # the compiler's own memory is not the head's
@@ -427,8 +487,8 @@ def test_memory_stays_at_a_fifth_of_every_logit_of_every_token(cache, path):
 
 @pytest.mark.usefixtures("screening_host")
 def test_a_large_run_is_screened_from_its_first_text_on(monkeypatch) -> None:
-    monkeypatch.setattr(sparse_head, "_WORTH_COMPILING", 0)
     states, spans, matrix, bias = random_problem(3)
+    monkeypatch.setattr(sparse_head, "_timed", timed(40.0, 0.0))
     head = SparseHead(matrix, bias, 5)
     head(states, spans)
     assert head.path.reason == "few_tokens"

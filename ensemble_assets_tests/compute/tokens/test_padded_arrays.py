@@ -35,6 +35,14 @@ def test_padding_goes_left_where_the_tokenizer_pads_there() -> None:
     }
 
 
+def test_rows_are_filled_up_to_a_width_that_is_asked_for() -> None:
+    assert padded_arrays(TABLE, BOTH, LAYOUT, 7)["input_ids"].tolist() == [
+        [2, 12, 3, 9, 9, 9, 9],
+        [2, 10, 3, 11, 3, 9, 9],
+    ]
+    assert padded_arrays(TABLE, BOTH, LAYOUT, 3)["input_ids"].shape == (2, 5)
+
+
 def test_rows_of_a_bag_lie_end_to_end() -> None:
     bag = replace(LAYOUT, bag=True)
     assert listed(bag) == {"input_ids": [2, 12, 3, 2, 10, 3, 11, 3], "offsets": [0, 3]}
