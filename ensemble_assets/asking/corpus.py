@@ -17,18 +17,14 @@ from numpy.typing import NDArray
 from ensemble_assets.artefacts.fast_json import parse_object, parse_value
 from ensemble_assets.collection.chunks import heading_of
 from ensemble_assets.common.errors import ArtefactError
-from ensemble_assets.export.read.bundle_reader import Bundle, list_items, open_vectors, read_object, records
+from ensemble_assets.export.read.bundle_reader import Bundle, list_items, open_array, open_vectors, read_object, records
 from ensemble_assets.retrieval.sparse_topk import SparseRows
 
 _SOURCES = ("source", "source_path", "source_file", "document_name")
 
 
-@dataclass(frozen=True)
-class DenseArray:
-    """The chunks' vectors of one model, ``[n, dim] float32``; ``norms`` for a model whose dot products rank."""
-
-    vectors: NDArray[np.float32]
-    norms: NDArray[np.float32] | None
+DenseArray = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+"""The chunks' vectors of one model, ``[n, dim]``, and their norms for a model whose dot products rank."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Corpus:
         vectors = open_vectors(folder / names.vectors(companion))
         if len(vectors) != self.chunks.height:
             raise ArtefactError(f"{folder.name}: {len(vectors)} vectors for {self.chunks.height} texts. Export again")
-        return DenseArray(vectors, np.load(norms, allow_pickle=False) if norms.is_file() else None)
+        return vectors, open_array(norms) if norms.is_file() else None
 
     def sparse(self, dimension: int) -> SparseRows:
         """Read the sparse vectors of all chunks."""

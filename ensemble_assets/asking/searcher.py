@@ -191,8 +191,8 @@ class Searcher:
         models = []
         late = self._late  # the runner remembers the question's states
         for model in self._encode_dense(queries, states_of=late.spec.slug if late else ""):
-            array = self._arrays[model.spec.slug]
-            models.append(DenseModel(model.spec.slug, array.vectors, model.queries, array.norms, model.spec.weight))
+            vectors, norms = self._arrays[model.spec.slug]
+            models.append(DenseModel(model.spec.slug, vectors, model.queries, norms, model.spec.weight))
         return dense_run(models, self.corpus.chunks["chunk_id"], [_QUESTION], self._depth)
 
     def _encode_dense(self, queries: pl.Series, token_vectors: str = "", states_of: str = "") -> Sequence[DenseVectors]:

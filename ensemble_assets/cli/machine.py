@@ -123,15 +123,18 @@ def _processor(settings: Settings, forecast: _Forecast) -> list[str]:
         return []
     from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
     from ensemble_assets.compute.splade_head.head import host_path
+    from ensemble_assets.compute.splade_head.measured_ways import stored_ways
 
     folder = cache_folder(settings.paths)
     products, precision = cpu_products(folder), settled_precision(settings.device.precision, folder)
     half = f"{products.bf16:,.0f} in bf16" if products.bf16 else "bf16 not in hardware"
-    head = host_path()
+    head, ways = host_path(), stored_ways(folder)
     terms = f"screened by 8-bit products ({head.reason})" if head.name == "screen" else "computed by plain products"
+    rates = ", ".join(f"{name} {rate:,}" for name, rate in ways.tokens_per_second.items()) if ways else ""
     return [
         f"OpenVINO multiplies {products.fp32:,.0f} GFLOP/s in fp32, {half}: networks compute in {precision}.",
         f"Sparse terms of large runs are {terms}.",
+        *([f"The last run took {ways.path} for them; tokens a second on one thread: {rates}."] if ways else []),
     ]
 
 

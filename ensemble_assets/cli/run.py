@@ -22,7 +22,7 @@ from ensemble_assets.common.stages import PIPELINE
 from ensemble_assets.common.stopping import say_stopped, stop_when_asked
 from ensemble_assets.sample import DEMO_COLLECTION, SAMPLE_FOLDER
 from ensemble_assets.settings import Resolved, Settings, flatten, resolve
-from ensemble_assets.settings.chosen_models import choose_models, require_reranker
+from ensemble_assets.settings.chosen_models import choose_models, require_consistent
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -101,7 +101,7 @@ def run_collections(
     args.require_dagster_home(resolved.environment.get("DAGSTER_HOME"))
     whole = not (names or assets)
     if not assets:
-        require_reranker(resolved.settings)
+        require_consistent(resolved.settings)
         args.require_files(resolved.settings)
         chosen = args.choose_collections(resolved.settings, tuple(names), has_sample=False)
         args.require_output(resolved.settings)

@@ -15,7 +15,7 @@ from ensemble_assets.collection.query_privacy import public_ids, query_hash
 from ensemble_assets.collection.readers.chunk_ids import as_id
 from ensemble_assets.collection.readers.file_text import read_lines
 from ensemble_assets.collection.readers.input_files import InputFile, ReadLimits
-from ensemble_assets.collection.readers.json_values import replace_surrogates, text_value
+from ensemble_assets.collection.readers.json_values import replace_surrogates, typed_value
 from ensemble_assets.collection.readers.layouts import Role
 from ensemble_assets.collection.readers.query_files import ChosenFiles, choose_files, given_file
 from ensemble_assets.collection.readers.read_report import ReadReport, Tally, usable_text
@@ -198,10 +198,14 @@ def _rows(file: InputFile, tally: Tally) -> Iterator[tuple[str, str, int]]:
             where = f"{file.source}, line {number + 1}"
             if not header and _is_header(fields):
                 header = fields if "text" in places_of(fields, _NAMES) else ["id", "text"]
-            elif not header and len(fields) != 2:
+                continue
+            if not header and len(fields) != 2:
                 raise InputError(where, "is not an id, a comma and a text", "Name the columns in the first line")
-            else:
-                yield _named_row(dict(zip(header or ["id", "text"], fields, strict=False)), where, number)
+            header = header or ["id", "text"]
+            if any(fields[len(header) :]):
+                problem = f"has {len(fields)} fields where {len(header)} are expected"
+                raise InputError(where, problem, "Put a text that holds the separator in quotes")
+            yield _named_row(dict(zip(header, fields, strict=False)), where, number)
     else:
         yield from _tsv(file)
 
@@ -212,7 +216,7 @@ def _named_row(row: Mapping[str, Any], where: str, number: int) -> tuple[str, st
         raise InputError(where, "has no usable id", "Give it a 'query_id' or '_id' that is text or a number")
     if text is None and not any(name in row for name in _NAMES["text"]):
         raise InputError(where, f"has no 'text' (it has {', '.join(map(repr, row))})", "Give every query a 'text'")
-    return replace_surrogates(query_id.strip())[0], text_value(as_id(text), "text", where), number
+    return replace_surrogates(query_id.strip())[0], typed_value(as_id(text), str, "text", where), number
 
 
 def _is_header(fields: list[str]) -> bool:

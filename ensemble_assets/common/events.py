@@ -30,7 +30,6 @@ class EventSink(Protocol):
 
     def emit(self, name: str, **facts: Value) -> None:
         """Record one event now."""
-        ...
 
 
 @dataclass

@@ -26,13 +26,7 @@ from ensemble_assets.collection.queries import QuerySource
 from ensemble_assets.common import stages
 from ensemble_assets.compute.backends.choice import REASONS as BACKEND_REASONS
 from ensemble_assets.pipeline.bundle.inputs import Upstream
-from ensemble_assets.pipeline.bundle.report import (
-    earlier_figures,
-    made_with,
-    report_path,
-    with_own_facts,
-    write_report,
-)
+from ensemble_assets.pipeline.bundle.report import earlier_figures, made_with, report_path, with_own_facts, write_report
 from ensemble_assets.pipeline.from_settings import open_store
 from ensemble_assets.pipeline.quality_facts import measured_quality
 from ensemble_assets.pipeline.stage_run import StageRun

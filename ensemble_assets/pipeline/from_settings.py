@@ -21,7 +21,7 @@ from ensemble_assets.common.errors import InputError
 from ensemble_assets.models.model_files import ModelFiles, cached_files, locate
 from ensemble_assets.models.spec import HubSource, ModelSpec
 from ensemble_assets.settings import Settings
-from ensemble_assets.settings.chosen_models import choose_models, named_models, require_reranker
+from ensemble_assets.settings.chosen_models import choose_models, named_models, require_consistent
 from ensemble_assets.settings.default_paths import artefact_base, cache_folder, journal_folder, key_file
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def tokens_of_chunks(settings: Settings) -> int:
 def require_named_models(settings: Settings) -> None:
     """Find and describe every model that the options name; ``ModelUnavailableError`` if one cannot run.
 
-    A profile's own models are left to their stages, which fall back and record it. Reranking without a reranker is a
-    ``SettingsError``.
+    A profile's own models are left to their stages, which fall back and record it. Options that contradict each
+    other are a ``SettingsError``.
     """
-    require_reranker(settings)
+    require_consistent(settings)
     for spec in named_models(settings):
         require_model(spec, settings)
 

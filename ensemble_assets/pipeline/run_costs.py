@@ -114,6 +114,7 @@ class LatencyBudget:
             "stage_seconds": {stage: round(getattr(seconds, stage), _PLACES) for stage in TIMED_STAGES},
             "precision": {stage: record.precision for stage, record in ranking.items()},
             **_cpu_products(self.run.settings, ranking.values()),
+            **_sparse_head(self.run.settings, upstream.sparse.record),
             "reused": {stage: record.reused for stage, record in ranking.items()},
             "one_run": len({record.run_id for record in records.values()}) == 1,
             "budget": {"against": settings.rerank.budget, **_without_none(**budget)},
@@ -146,6 +147,16 @@ def _cpu_products(settings: Settings, records: Iterable[StageRecord]) -> dict[st
 
     products = stored_products(cache_folder(settings.paths))
     return {"cpu_products": asdict(products)} if products else {}
+
+
+def _sparse_head(settings: Settings, record: StageRecord) -> dict[str, Any]:
+    """Give the way that sparse terms were computed on a CPU, and how fast the ways were that were tried."""
+    if not record.models or record.device.on_gpu:
+        return {}
+    from ensemble_assets.compute.splade_head.measured_ways import stored_ways
+
+    ways = stored_ways(cache_folder(settings.paths))
+    return {"sparse_head": asdict(ways)} if ways else {}
 
 
 def report_ratios(run: StageRun, ratios: Ratios) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ensemble_assets.common import stages
+from ensemble_assets.export.read.bundle_reader import records
 from ensemble_assets.telemetry.allowed_values import finite_number
 
 _COLUMNS = ("ranks", "fused_ranks", "fused_scores", "rerank_scores")
@@ -21,18 +21,12 @@ RankedList = Mapping[str, list[float | None]]
 def ranked_lists(bundle: Path) -> Iterator[RankedList]:
     """Read the numbers of ``<prefix>_rerank.jsonl``, a query at a time; lines of another form are left out."""
     for path in sorted(bundle.glob("*_rerank.jsonl"))[:1]:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict):
-                    columns = {name: record.get(name) for name in _COLUMNS}
-                    yield {
-                        name: [finite_number(value) for value in values] if isinstance(values, list) else []
-                        for name, values in columns.items()
-                    }
+        for record in filter(None, records(path)):
+            columns = {name: record.get(name) for name in _COLUMNS}
+            yield {
+                name: [finite_number(value) for value in values] if isinstance(values, list) else []
+                for name, values in columns.items()
+            }
 
 
 def rank_moves(lists: RankedList) -> list[float]:

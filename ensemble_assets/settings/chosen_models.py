@@ -68,9 +68,14 @@ def late_model(settings: Settings) -> ModelSpec | None:
     return replace(choice.primary, late_share=share) if on and share > 0 else None
 
 
-def require_reranker(settings: Settings) -> None:
-    """Refuse a run that is to rerank and has nothing to rerank with."""
-    options = settings.rerank
+def require_consistent(settings: Settings) -> None:
+    """Refuse a run that is to rerank and has nothing for it, and a models file that its profile does not read."""
+    models, options = settings.models, settings.rerank
+    if models.file and models.profile != "custom":
+        raise SettingsError(
+            f"models.file is set, and profile {models.profile} does not read it. Choose profile custom "
+            "(models.profile, --profile custom), or leave models.file unset"
+        )
     if settings.enable_rerank and not options.cross_encoder and late_model(settings) is None:
         beside = options.late_interaction and choose_models(settings.models).rerank.pooling != "late_interaction"
         why = "has no share (rerank.late_weight)" if beside else "is off beside it"

@@ -22,6 +22,7 @@ from ensemble_assets.common.version import __version__
 from ensemble_assets.compute.devices.leases import MemoryGate, lease_devices
 from ensemble_assets.compute.splade_head import head
 from ensemble_assets.compute.splade_head.head import HeadPath
+from ensemble_assets.compute.splade_head.measured_ways import MeasuredWays, keep_ways
 from ensemble_assets.models import model_files
 from ensemble_assets.models.spec import HubSource
 from ensemble_assets.pipeline.staleness import wanted_now
@@ -127,6 +128,14 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
 def test_doctor_says_how_sparse_terms_are_found(monkeypatch: pytest.MonkeyPatch, path: HeadPath, sentence: str) -> None:
     monkeypatch.setattr(head, "host_path", lambda: path)
     settings = resolve({}).settings
+    assert sentence in _processor(settings, _Forecast(settings, []))
+    assert not any("last run" in each for each in _processor(settings, _Forecast(settings, [])))
+
+
+def test_doctor_says_which_way_the_last_run_found_sparse_terms_and_how_fast_each_was(tmp_path: Path) -> None:
+    settings = resolve({"paths.cache_dir": str(tmp_path)}).settings
+    keep_ways(tmp_path, MeasuredWays("tiles", "few_tokens", {"products": 12000, "tiles": 31000}))
+    sentence = "The last run took tiles for them; tokens a second on one thread: products 12,000, tiles 31,000."
     assert sentence in _processor(settings, _Forecast(settings, []))
 
 

@@ -70,6 +70,13 @@ BAD: list[tuple[str, str, str, str]] = [
     ("huge line", "q.tsv", "1\t" + "x" * 1_000_000, "line 1: is a record of more than 1000000 bytes"),
     ("no query", "q.jsonl", "\n", "q.jsonl: holds no query"),
     ("other suffix", "q.xml", "1,x", "q.xml: is no table of queries or judgements. Accepted are .jsonl"),
+    ("CSV with a comma in a text", "q.csv", "id,text\n1,x\n2,x, y", "q.csv, line 3: has 3 fields where 2 are expected"),
+    (
+        "the same without names",
+        "q.csv",
+        "1,x\n2,x, y\n",
+        "q.csv, line 2: has 3 fields where 2 are expected. Put a text",
+    ),
     ("CSV without names", "q.csv", "1,x,y", "q.csv, line 1: is not an id, a comma and a text"),
 ]
 
@@ -120,6 +127,7 @@ def test_queries_that_are_written_are_read_back_equal(
         ("q.tsv", "\ufeff1\tfirst one\n\ufeff2\tsecond\n"),
         ("q.tsv", '"id"\t"text"\n"1"\t"first one"\n"2"\t"second"\n'),
         ("q.csv", "qid;query\n1;first one\n2;second\n"),
+        ("q.csv", "qid,query,\n1,first one,\n2,second,,\n"),
         ("q.csv", 'query,lang,qid\n"first\n\none",en,1\nsecond,en,2\n'),
     ],
 )
@@ -128,6 +136,12 @@ def test_tables_as_other_programs_write_them_say_the_same(tmp_path: Path, name: 
     rows, tally = read(tmp_path / name)
     assert [(row[0], " ".join(row[1].split())) for row in rows] == [("1", "first one"), ("2", "second")]
     assert dict(tally.counts) == {}
+
+
+@pytest.mark.parametrize("first", ["1;first, or not", '"1";"first, or not"'])
+def test_csv_is_split_at_the_separator_that_comes_first(tmp_path: Path, first: str) -> None:
+    (tmp_path / "q.csv").write_text(f"{first}\n2;second\n")
+    assert read(tmp_path / "q.csv")[0] == [("1", "first, or not"), ("2", "second")]
 
 
 def test_a_nul_near_the_beginning_makes_no_other_encoding_of_a_file(tmp_path: Path) -> None:

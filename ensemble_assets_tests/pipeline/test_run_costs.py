@@ -14,6 +14,7 @@ import pytest
 from ensemble_assets.artefacts.latency_baseline import ModelSeconds, SlaBaseline, store_baseline
 from ensemble_assets.artefacts.records import ExportRecord, RerankRecord
 from ensemble_assets.common.machine import library_versions, this_host
+from ensemble_assets.compute.splade_head.measured_ways import MeasuredWays, keep_ways
 from ensemble_assets.pipeline.bundle.inputs import Upstream
 from ensemble_assets.pipeline.run_costs import LatencyBudget
 from ensemble_assets.planning.history import compare_with_plan
@@ -40,6 +41,9 @@ def write_baseline(pipeline: Pipeline, seconds: float, first: Outcome) -> SlaBas
     )
     store_baseline(pipeline.root / "cache" / "baselines", made)
     return made
+
+
+WAYS = MeasuredWays("screen", "avx2", {"products": 12000, "screen": 90000})
 
 
 def check(outcome: Outcome) -> dg.AssetCheckEvaluation:
@@ -90,8 +94,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Said]:
     made["tight"] = taken_down(pipeline.run({"rerank.floor": 3}))
     made["off"] = taken_down(pipeline.run({"rerank.budget": "off"}))
     write_baseline(pipeline, 1e4, first)
+    keep_ways(pipeline.root / "cache", WAYS)
     made["easy"] = taken_down(pipeline.run())
     return made
+
+
+def test_the_way_that_sparse_terms_were_computed_is_in_the_manifest_with_its_rates(runs: dict[str, Said]) -> None:
+    assert "sparse_head" not in runs["none"].baseline, "so few tokens are not worth measuring"
+    rates = {"products": 12000, "screen": 90000}
+    expected = {"path": "screen", "reason": "avx2", "tokens_per_second": rates}
+    assert runs["easy"].baseline["sparse_head"] == expected
 
 
 def test_without_a_baseline_rerank_is_as_deep_as_asked_and_the_check_says_so(runs: dict[str, Said]) -> None:

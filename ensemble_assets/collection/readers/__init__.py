@@ -10,12 +10,14 @@ refused (``InputError`` with file and line, record or byte), for these reasons:
 
 ========================================  ========================================================================
 broken JSON or Parquet, not UTF-8         the rest of the file is unknown: skipping it would lose chunks uncounted
-empty ``*_chunks.json`` or ``*.parquet``  no valid file is empty; an interrupted copy may be wrong types, no text
-the name promises another format; guessing would embed something else over 4300 digits, over 100 levels         no
-reader of the bundle could take it a record over 64 MB, a file over 2 GB     it is a book or a wrong file, and it would
-exhaust memory cannot be opened, no regular file         its content is unknown a link out of the folder
-a corpus from elsewhere must not read this machine's other files a chunk file linked to nowhere            its chunks
-are missing several formats in one folder             usually the same documents twice; ``chunks.format`` chooses no
-chunk at all                           the path is usually wrong ========================================
-========================================================================
+empty ``*_chunks.json`` or ``*.parquet``  no valid file is empty; an interrupted copy may be
+wrong types, no text                      the name promises another format; guessing would embed something else
+over 4300 digits, over 100 levels         no reader of the bundle could take it
+a record over 64 MB, a file over 2 GB     it is a book or a wrong file, and it would exhaust memory
+cannot be opened, no regular file         its content is unknown
+a link out of the folder                  a corpus from elsewhere must not read this machine's other files
+a chunk file linked to nowhere            its chunks are missing
+several formats in one folder             usually the same documents twice; ``chunks.format`` chooses
+no chunk at all                           the path is usually wrong
+========================================  ========================================================================
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ensemble_assets.collection.readers.chunk_ids import as_id
-from ensemble_assets.collection.readers.json_values import JsonReader, json_type, object_value, text_value
+from ensemble_assets.collection.readers.json_values import JsonReader, json_type, typed_value
 from ensemble_assets.collection.readers.read_report import Tally
 from ensemble_assets.common.errors import InputError
 
@@ -64,7 +64,7 @@ class Fields:
 def _text(value: object, key: str, where: str, place: tuple[str, int], tally: Tally) -> str:
     number = as_id(value)
     tally.note("number_as_text", *place, int(number is not value and number is not None))
-    return text_value(number, key, where)
+    return typed_value(number, str, key, where)
 
 
 def metadata_of(value: object, where: str, place: tuple[str, int], tally: Tally) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def metadata_of(value: object, where: str, place: tuple[str, int], tally: Tally)
         reader = JsonReader()
         value = reader.parse(value, f"{where}, 'metadata'")
         tally.note("duplicate_json_key", *place, reader.duplicate_keys)
-    return object_value(None if value == "" else value, "metadata", where)
+    return typed_value(None if value == "" else value, dict, "metadata", where)
 
 
 def id_of(value: object, key: str, where: str) -> str:

@@ -6,12 +6,14 @@ import json
 import math
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, TypeVar
 
 from ensemble_assets.common.errors import InputError
 
 MAX_DEPTH = 100
 """Most levels of nesting: many more than real metadata has, and many fewer than exhaust the call stack."""
+
+_Kind = TypeVar("_Kind", str, dict[str, Any])
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -126,30 +128,17 @@ def _plain(value: Any, where: str, changes: Counter[str]) -> Any:
     return value
 
 
-def text_value(value: object, key: str, where: str) -> str:
-    """Check a text field. Null counts as empty.
+def typed_value(value: object, kind: type[_Kind], key: str, where: str) -> _Kind:
+    """Check a field that is text or an object, of ``kind``. Null and a missing field count as empty.
 
     Raises:
-        InputError: if it is neither text nor null.
+        InputError: if it is neither of that kind nor null.
     """
     if value is None:
-        return ""
-    if isinstance(value, str):
+        return kind()
+    if isinstance(value, kind):
         return value
-    raise InputError(where, f"has {json_type(value)} as '{key}'", f"'{key}' is text")
-
-
-def object_value(value: object, key: str, where: str) -> dict[str, Any]:
-    """Check an object field. Null and a missing field count as empty.
-
-    Raises:
-        InputError: if it is neither an object nor null.
-    """
-    if value is None:
-        return {}
-    if isinstance(value, dict):
-        return value
-    raise InputError(where, f"has {json_type(value)} as '{key}'", f"'{key}' is an object")
+    raise InputError(where, f"has {json_type(value)} as '{key}'", f"'{key}' is {_TYPE_WORDS[kind]}")
 
 
 def given_number(value: Any) -> int | float | None:

@@ -15,11 +15,7 @@ from typing import Any
 from ensemble_assets.collection.readers.chunk_ids import as_id, own_id, place_id
 from ensemble_assets.collection.readers.fields import Fields, metadata_of
 from ensemble_assets.collection.readers.file_text import read_text
-from ensemble_assets.collection.readers.input_files import (
-    CHUNK_FILE_ENDING,
-    InputFile,
-    ReadLimits,
-)
+from ensemble_assets.collection.readers.input_files import CHUNK_FILE_ENDING, InputFile, ReadLimits
 from ensemble_assets.collection.readers.json_values import JsonReader, json_type
 from ensemble_assets.collection.readers.keyed_records import ID_KEYS, keyed_record
 from ensemble_assets.collection.readers.layouts import plain_name

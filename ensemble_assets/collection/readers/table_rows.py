@@ -58,7 +58,7 @@ def line_fields(file: InputFile, limits: ReadLimits, columns: int) -> Iterator[t
 
 
 def _csv_fields(file: InputFile, limits: ReadLimits) -> Iterator[tuple[list[str], int]]:
-    """Split CSV at the commas, semicolons or tabs of its first line; a quoted field may go over several lines."""
+    """Split CSV at the first of commas, semicolons and tabs in its first line; a quoted field may go over lines."""
     taken: list[int] = []
 
     def lines() -> Iterator[str]:
@@ -70,7 +70,8 @@ def _csv_fields(file: InputFile, limits: ReadLimits) -> Iterator[tuple[list[str]
     first = next(rest, "")
     if not first:
         return
-    delimiter = next((each for each in _DELIMITERS if each in first), ",")
+    plain = _QUOTED.sub("", first)
+    delimiter = min(filter(plain.count, _DELIMITERS), key=plain.index, default=",")
     rows = csv.reader(chain([first], rest), delimiter=delimiter, strict=True)
     while True:
         try:

@@ -14,13 +14,7 @@ from ensemble_assets.common.defaults import TOP_K
 from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.compute.backends.cpu_products import cpu_products, settled_precision
 from ensemble_assets.compute.backends.forward import ForwardFactory, Precision, Runtime, States, states_alone
-from ensemble_assets.compute.backends.library.describe import (
-    DIFFERS,
-    NOT_CONVERTIBLE,
-    Described,
-    describe,
-    refusal,
-)
+from ensemble_assets.compute.backends.library.describe import DIFFERS, NOT_CONVERTIBLE, Described, describe, refusal
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoFactory
 from ensemble_assets.models.model_files import ModelFiles
 from ensemble_assets.models.spec import ModelSpec

@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.backends.cpu_products import compile_settings
-from ensemble_assets.compute.backends.forward import (
-    SMALLEST_NORM,
-    Forward,
-    ForwardFactory,
-    Precision,
-    failure_of_batch,
-)
+from ensemble_assets.compute.backends.forward import SMALLEST_NORM, Forward, ForwardFactory, Precision, failure_of_batch
 from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS, graph_for, import_openvino
 from ensemble_assets.compute.backends.token_head import load_head

@@ -22,11 +22,13 @@ from filelock import FileLock
 from ensemble_assets.common.atomic_files import atomic_folder
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.compute.backends.forward import Runtime
-from ensemble_assets.models.model_files import ModelFiles
+from ensemble_assets.models.model_files import ModelFiles, weight_bytes
 from ensemble_assets.models.spec import ModelSpec
 
 _FORMAT = 2
 """Raise it when the content of graphs changes: older graphs are then converted again."""
+
+_BLOCK = bytes(1 << 20)
 
 ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs that a graph may have."""
@@ -75,7 +77,13 @@ def _convert(spec: ModelSpec, files: ModelFiles, inputs: Sequence[str], folder: 
         raise ModelUnavailableError(
             f"{spec.slug}: cannot be converted for OpenVINO ({type(error).__name__})"
         ) from error
-    import_openvino().save_model(model, folder / "graph.xml", compress_to_fp16=False)
+    try:
+        import_openvino().save_model(model, folder / "graph.xml", compress_to_fp16=False)
+    except RuntimeError:  # says nothing of the system's reason, which the same number of bytes brings to light
+        with (folder / "graph.bin").open("wb") as stream:
+            for _ in range(0, weight_bytes(files.folder), len(_BLOCK)):
+                stream.write(_BLOCK)
+        raise
     if layer is not None:
         matrix, bias = output_layer(layer)
         np.savez(folder / "head.npz", matrix=matrix, bias=bias)

@@ -22,11 +22,9 @@ class TokenOutputs(Protocol):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of every row, ``[n] int64``; 0 where it failed, or has no outputs per token."""
-        ...
 
     def read(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Read one output of some rows, ``[tokens of the rows, *shape]``, row after row."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,6 @@ class LeaseMaker(Protocol):
 
     def __call__(self, *, model: str, stage: str) -> AbstractContextManager[Lease]:
         """Lease devices until the block ends."""
-        ...
 
 
 @contextmanager

@@ -73,7 +73,6 @@ class Runner(Protocol):
             DeviceError: if other programs keep the memory of every device.
             StageError: if no worker is left.
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import send_handle
-from typing import Any, NamedTuple
+from typing import Any
 
 from ensemble_assets.compute.backends.forward import ForwardFactory
 from ensemble_assets.compute.devices.device import Device
@@ -36,6 +36,7 @@ class WorkerHandle:
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.name = ""
+        self.variables = variables
         self.holds: ForwardFactory | None = None
         mine, theirs = Pipe()
         self.connection: Connection[Any, Any] = mine
@@ -90,13 +91,6 @@ class WorkerHandle:
         return self._process.returncode
 
 
-class _Spare(NamedTuple):
-    """A worker that was started ahead, with its environment variables."""
-
-    variables: Mapping[str, str]
-    worker: WorkerHandle
-
-
 class WorkerSupply:
     """Workers that are started ahead, one of each of ``devices``, for the ``models`` that a stage will still hold.
 
@@ -106,16 +100,16 @@ class WorkerSupply:
     def __init__(self, devices: Sequence[Device], models: int) -> None:
         self._devices = devices
         self._models = models
-        self._ready: list[_Spare] = []
+        self._ready: list[WorkerHandle] = []
 
     def __enter__(self) -> WorkerSupply:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for spare in self._ready:
-            spare.worker.kill()
-        for spare in self._ready:
-            spare.worker.end()
+        for worker in self._ready:
+            worker.kill()
+        for worker in self._ready:
+            worker.end()
         self._ready.clear()
 
     def start(self, factory: ForwardFactory) -> None:
@@ -124,15 +118,15 @@ class WorkerSupply:
             return
         self._models -= 1
         for device in self._devices:
-            spare = _Spare(device.environment(), WorkerHandle(device.environment()))
-            spare.worker.send(messages.Prepare(factory))
-            self._ready.append(spare)
+            worker = WorkerHandle(device.environment())
+            worker.send(messages.Prepare(factory))
+            self._ready.append(worker)
 
     def take(self, variables: Mapping[str, str]) -> WorkerHandle | None:
         """Hand out a living worker with these variables, if there is one."""
-        for spare in [spare for spare in self._ready if spare.variables == variables]:
-            self._ready.remove(spare)
-            if spare.worker.lives:
-                return spare.worker
-            spare.worker.end()
+        for worker in [worker for worker in self._ready if worker.variables == variables]:
+            self._ready.remove(worker)
+            if worker.lives:
+                return worker
+            worker.end()
         return None

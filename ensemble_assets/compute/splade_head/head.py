@@ -22,11 +22,8 @@ from threadpoolctl import ThreadpoolController
 from ensemble_assets.common.errors import ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.compute.splade_head.cpu_vectors import vector_unit
-from ensemble_assets.compute.splade_head.plain_products import (
-    LargestProducts,
-    Layer,
-    positive_terms,
-)
+from ensemble_assets.compute.splade_head.measured_ways import MeasuredWays, keep_ways
+from ensemble_assets.compute.splade_head.plain_products import LargestProducts, Layer, positive_terms
 
 if TYPE_CHECKING:
     from ensemble_assets.compute.splade_head.quantise import Screen
@@ -101,7 +98,7 @@ class SparseHead:
         self._blas = ThreadpoolController()
         self._tokens_seen = self._tokens_expected = 0
         self._make_products, self._products = make_products, cast("LargestProducts | None", None)
-        self._seconds = 0.0  # of products, per token, on one thread; 0 until they are measured
+        self._seconds: dict[str, float] = {}  # per token, on one thread, of each way that was tried
         self.path = HeadPath("products", "few_tokens")
         self._screen: Screen | None = None
 
@@ -163,14 +160,19 @@ class SparseHead:
         text = states[first : first + count]
         if not self._seconds:
             self._measure_products(text)
-        reason = self._reason_for_products(tokens * self._seconds / self._threads)
+        least = self._seconds[self._of_products]
+        reason = self._reason_for_products(tokens * least / self._threads)
         if reason is None:
             from ensemble_assets.compute.splade_head.screen import prepare
 
             self._screen = prepare(self._matrix, self._bias, states, usual, self._threads)
-            if self._seconds_of_screen(self._screen, text) > self._seconds:
+            self._measure_screen(self._screen, text)
+            if self._seconds["screen"] > least:
                 self._screen, reason = None, "faster"
-        self.path = HeadPath(self._of_products, reason) if reason else host_path()
+        before, self.path = self.path, HeadPath(self._of_products, reason) if reason else host_path()
+        if self.path != before:
+            rates = {name: round(1 / seconds) for name, seconds in self._seconds.items() if seconds}
+            keep_ways(self._cache_folder, MeasuredWays(self.path.name, self.path.reason, rates))
 
     @property
     def _of_products(self) -> Literal["tiles", "products"]:
@@ -179,14 +181,15 @@ class SparseHead:
     def _measure_products(self, text: NDArray[np.float32]) -> None:
         """Choose between numpy's products and the backend's. Both must give the same on the text."""
         with self._blas.limit(limits=1, user_api="blas"):
-            expected, seconds = _timed(lambda: positive_terms(text, self._layer))
-            self._seconds = seconds / len(text)
+            expected, plain = _timed(lambda: positive_terms(text, self._layer))
+            self._seconds["products"] = plain / len(text)
             if self._make_products is None:
                 return
             products = self._make_products()
-            result, seconds = _timed(lambda: positive_terms(text, self._layer, products))
-        if seconds / len(text) < self._seconds and all(map(np.array_equal, result, expected)):
-            self._products, self._seconds = products, seconds / len(text)
+            result, tiles = _timed(lambda: positive_terms(text, self._layer, products))
+        if all(map(np.array_equal, result, expected)):
+            self._seconds["tiles"] = tiles / len(text)
+            self._products = products if tiles < plain else None
 
     def _reason_for_products(self, seconds: float) -> str | None:
         """Give the reason for which a run of so many seconds of products makes no screen, if it makes none."""
@@ -203,10 +206,10 @@ class SparseHead:
         kernels.keep_compiled(folder)
         return None
 
-    def _seconds_of_screen(self, screen: Screen, text: NDArray[np.float32]) -> float:
-        """Return the seconds that a text takes with the screen, per token, on one thread."""
+    def _measure_screen(self, screen: Screen, text: NDArray[np.float32]) -> None:
         spans, out = np.array([[0, len(text)]]), _outputs(1, self._top_k, len(self._matrix))
-        return _timed(lambda: self._encode_screened(screen, text, spans, out))[1] / len(text)
+        seconds = _timed(lambda: self._encode_screened(screen, text, spans, out))[1]
+        self._seconds["screen"] = seconds / len(text)
 
     def _encode_screened(
         self, screen: Screen, states: NDArray[np.float32], spans: NDArray[np.int64], out: _Outputs

@@ -190,11 +190,7 @@ def _how_often_left(terms: _Terms, rotated: NDArray[np.float32]) -> NDArray[np.f
 
 
 def _shares_left(
-    fixed: dict[str, Any],
-    terms: _Terms,
-    order: NDArray[np.int64],
-    texts: list[NDArray[np.float32]],
-    threads: int,
+    fixed: dict[str, Any], terms: _Terms, order: NDArray[np.int64], texts: list[NDArray[np.float32]], threads: int
 ) -> NDArray[np.float64]:
     """Try a check at each level but the last: the share of blocks of tokens left to each group, ``[L - 1, groups]``."""
     groups = -(-len(order) // GROUP)

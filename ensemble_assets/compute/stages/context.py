@@ -76,12 +76,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def record_of(
-    stage: str,
-    status: StageStatus,
-    spec: ModelSpec,
-    files: ModelFiles,
-    factory: ForwardFactory,
-    result: TableResult,
+    stage: str, status: StageStatus, spec: ModelSpec, files: ModelFiles, factory: ForwardFactory, result: TableResult
 ) -> StageRecord:
     """Record a run of one model: the model, its devices and its costs."""
     return StageRecord(

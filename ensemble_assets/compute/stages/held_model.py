@@ -26,7 +26,6 @@ class _Run(Protocol):
         self, table: TokenTable | Iterable[TableSlice], *, rows: NDArray[np.int64] | None = None
     ) -> TableResult:
         """Run every row of ``table``; see ``TableRunner``."""
-        ...
 
 
 @dataclass(frozen=True)

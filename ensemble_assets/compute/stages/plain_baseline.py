@@ -33,7 +33,6 @@ class Encoder(Protocol):
 
     def encode(self, sentences: list[str]) -> object:
         """Compute the vectors of all texts."""
-        ...
 
 
 def load_plain(spec: ModelSpec, files: ModelFiles) -> Encoder:

@@ -13,15 +13,15 @@ from typing import Any
 import polars as pl
 
 from ensemble_assets.collection.readers.chunk_ids import own_id, plain_id
-from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks.bundle_walk import Row
 from ensemble_assets.export.checks.result import shown
 from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, records
 from ensemble_assets.export.write.names import trec_id
 
-_COLUMNS = {"query": pl.String, "Q0": pl.String, "chunk": pl.String, "rank": pl.Int64, "score": pl.Float64}
-_COLUMNS_OF_A_LINE = len(_COLUMNS) + 1
-"""The tag of the run is the last."""
+_COLUMNS = {
+    "query": pl.String, "Q0": pl.String, "chunk": pl.String, "rank": pl.Int64, "score": pl.Float64, "tag": pl.String
+}  # fmt: skip
+"""Columns of a TREC run file."""
 
 _LISTS = ("chunk_ids", "point_ids", "ranks", "fused_ranks")
 
@@ -103,29 +103,17 @@ class ListFiles:
         return pl.DataFrame(columns, schema=schema)
 
     def _read_trec(self, path: Path) -> pl.DataFrame | None:
+        """Read a TREC run file: columns ``query``, ``chunk``, ``rank`` and ``score`` in file order."""
         if not path.is_file():
             return None
         try:
-            return read_trec(path)
-        except ArtefactError as error:
-            self._problems.append(str(error))
+            frame = pl.read_csv(path, has_header=False, separator=" ", quote_char=None, schema=_COLUMNS)
+        except pl.exceptions.NoDataError:
+            frame = pl.DataFrame(schema=_COLUMNS)
+        except pl.exceptions.PolarsError:
+            self._problems.append(f"{path.name}: expected lines of {len(_COLUMNS)} columns, as TREC has them")
             return None
-
-
-def read_trec(path: Path) -> pl.DataFrame:
-    """Read a TREC run file: columns ``query``, ``chunk``, ``rank`` and ``score`` in file order.
-
-    A line of another form is an ``ArtefactError``.
-    """
-    try:
-        frame = pl.read_csv(
-            path, has_header=False, separator=" ", quote_char=None, schema={**_COLUMNS, "tag": pl.String}
-        )
-    except pl.exceptions.NoDataError:
-        frame = pl.DataFrame(schema={**_COLUMNS, "tag": pl.String})
-    except pl.exceptions.PolarsError:
-        raise ArtefactError(f"{path.name}: expected lines of {_COLUMNS_OF_A_LINE} columns, as TREC has them") from None
-    return frame.drop("Q0", "tag")
+        return frame.drop("Q0", "tag")
 
 
 def _form_problems(name: str, frame: pl.DataFrame) -> Iterator[str]:

@@ -15,7 +15,14 @@ from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
 from ensemble_assets.common.errors import ArtefactError
 from ensemble_assets.export.checks.bundle_walk import Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
-from ensemble_assets.export.read.bundle_reader import EXPORT_AGAIN, Bundle, Point, open_vectors, token_vectors
+from ensemble_assets.export.read.bundle_reader import (
+    EXPORT_AGAIN,
+    Bundle,
+    Point,
+    open_array,
+    open_vectors,
+    token_vectors,
+)
 from ensemble_assets.export.write.names import UNIT_TOLERANCE
 from ensemble_assets.export.write.token_vectors import TOKEN_FILES, token_problems
 
@@ -98,9 +105,9 @@ def _check_array(bundle: Bundle, name: str, findings: Findings) -> float:
 def _check_norms(path: Path, rows: int, findings: Findings) -> None:
     """Expect one finite norm of at least 0 for every row."""
     try:
-        norms = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        findings.add(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}")
+        norms = open_array(path)
+    except ArtefactError as error:
+        findings.add(str(error))
         return
     if norms.shape != (rows,) or norms.dtype != np.float32:
         findings.add(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,15 +208,19 @@ def _ends_of_objects(text: bytes) -> Iterator[int]:
         brace = text.find(b"}", brace + 1)
 
 
+def open_array(path: Path) -> NDArray[Any]:
+    """Map a ``.npy`` file; ``ArtefactError`` if it is no array."""
+    modes: tuple[Literal["r"] | None, ...] = ("r", None)  # an array without rows cannot be mapped
+    for mode in modes:
+        with suppress(OSError, ValueError, EOFError):
+            mapped: NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+            return mapped
+    raise ArtefactError(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}")
+
+
 def open_vectors(path: Path) -> NDArray[Any]:
     """Map a ``.npy`` file of dense vectors, ``[n, dim]``; ``ArtefactError`` if it is no array of two dimensions."""
-    try:
-        mapped: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        try:
-            mapped = np.load(path, allow_pickle=False)  # an array without rows cannot be mapped
-        except (OSError, ValueError):
-            raise ArtefactError(f"{path.name}: cannot be read as an array. {EXPORT_AGAIN}") from None
+    mapped = open_array(path)
     if mapped.ndim != 2:
         raise ArtefactError(f"{path.name}: expected two dimensions, found {mapped.ndim}. {EXPORT_AGAIN}")
     return mapped
@@ -226,11 +231,7 @@ def token_vectors(bundle: Bundle) -> TokenVectors | None:
     vectors, offsets = map(bundle.path, TOKEN_FILES)
     if not (vectors.is_file() or offsets.is_file()):
         return None
-    mapped = open_vectors(vectors)
-    try:
-        return TokenVectors(mapped, np.load(offsets, allow_pickle=False))
-    except (OSError, ValueError):
-        raise ArtefactError(f"{offsets.name}: cannot be read as an array. {EXPORT_AGAIN}") from None
+    return TokenVectors(open_vectors(vectors), open_array(offsets))
 
 
 class DenseArrays:

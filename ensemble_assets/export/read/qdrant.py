@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ensemble_assets.common.defaults import QDRANT_POINTS, QDRANT_REQUEST_MB
@@ -22,7 +23,7 @@ from ensemble_assets.export.write.names import target_collection
 try:
     from qdrant_client import models
 
-    from ensemble_assets.export.read.qdrant_ids import chunk_ids, require_own, row_ids
+    from ensemble_assets.export.read.qdrant_ids import chunk_ids, require_own
     from ensemble_assets.export.read.qdrant_layout import (
         DIGEST,
         ORIGIN_KEYS,
@@ -86,7 +87,7 @@ def upload_bundle(
     by_chunk = point_ids == "chunk" or (point_ids == "auto" and name != target_collection(own, primary))
 
     def ids_of() -> Callable[[Point], Any]:
-        return chunk_ids(own) if by_chunk else row_ids()
+        return chunk_ids(own) if by_chunk else attrgetter("row")
 
     sizes = {primary: widths[primary], **widths}
     layout = prepare(client, name, sizes, new or NewCollection(), token_vectors(bundle))

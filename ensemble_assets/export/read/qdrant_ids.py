@@ -24,11 +24,6 @@ _PAGE = 1000
 """Ids in one request: a few tens of kilobytes."""
 
 
-def row_ids() -> Callable[[Point], Any]:
-    """Give the bundle's own ids."""
-    return lambda point: point.row
-
-
 def chunk_ids(collection: str) -> Callable[[Point], str]:
     """Give ids that hang on the collection and the chunk's id, or on its file and content where it has no id.
 

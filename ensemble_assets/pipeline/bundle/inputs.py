@@ -21,13 +21,7 @@ from ensemble_assets.common.stages import STAGE
 from ensemble_assets.export.query_leaks.query_forms import Query
 from ensemble_assets.export.suite import Limits
 from ensemble_assets.export.write.bundle import RankedLists
-from ensemble_assets.export.write.inputs import (
-    BundleInputs,
-    DenseModel,
-    DeviceFacts,
-    LiveSparse,
-    chunk_rows,
-)
+from ensemble_assets.export.write.inputs import BundleInputs, DenseModel, DeviceFacts, LiveSparse, chunk_rows
 from ensemble_assets.export.write.token_vectors import TokenVectors
 from ensemble_assets.settings import Settings, flatten
 from ensemble_assets.telemetry.allowed_names import SPANS

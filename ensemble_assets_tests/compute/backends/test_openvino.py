@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -76,6 +77,27 @@ def test_a_network_of_fewer_than_a_hundred_words_is_converted(tmp_path, monkeypa
     monkeypatch.setitem(CONFIGS["bert"], "vocab_size", 40)
     spec = checkpoint(tmp_path / "model", "dense")
     assert (graph_for(spec, locate(spec), INPUTS, tmp_path) / "graph.xml").is_file()
+
+
+NO_ROOM = """
+import resource, sys, torch, transformers
+from pathlib import Path
+from ensemble_assets.compute.backends.openvino_graph import graph_for
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+spec = MODELS["ensemble-reranker-tiny"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    graph_for(spec, locate(spec), ("input_ids", "attention_mask", "token_type_ids"), Path(sys.argv[1]))
+except OSError as error:
+    print(error.errno)
+"""
+
+
+def test_a_graph_that_the_disk_refuses_is_said_with_the_systems_reason_and_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) == errno.EFBIG
+    assert [path.suffix for path in (tmp_path / "openvino").iterdir()] == [".lock"]
 
 
 def test_dense_vectors_are_those_of_torch(openvino_runtime):

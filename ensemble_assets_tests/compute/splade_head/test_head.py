@@ -18,6 +18,7 @@ from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.splade_head import cpu_vectors
 from ensemble_assets.compute.splade_head import head as sparse_head
 from ensemble_assets.compute.splade_head.head import HeadPath, SparseHead, host_path
+from ensemble_assets.compute.splade_head.measured_ways import MeasuredWays, stored_ways
 from ensemble_assets_tests.compute.splade_head.emulated_dot_product import emulate
 from ensemble_assets_tests.compute.splade_head.forced_paths import SCREEN, UNIT, forced
 
@@ -321,6 +322,8 @@ def test_the_faster_of_products_and_screen_is_taken_and_tried_once(monkeypatch, 
     head = SparseHead(matrix, bias, 9, 1, tmp_path, lambda: HeadProducts(matrix, "bf16", 1))
     out = [head(states, spans) for _ in range(2)]
     assert head.path == (SCREEN if products > 1 else HeadPath("tiles", "faster"))
+    rates = {name: round(40 / seconds) for name, seconds in (("products", 5.0), ("tiles", products), ("screen", 1.0))}
+    assert stored_ways(tmp_path) == MeasuredWays(head.path.name, head.path.reason, rates)
     for name, values in encoded(monkeypatch, "products", problem, 9).items():
         for mine in out:
             np.testing.assert_array_equal(mine[name], values)

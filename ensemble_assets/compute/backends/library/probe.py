@@ -25,14 +25,7 @@ from ensemble_assets.compute.backends.model_traits import MAXSIM, ModelTraits
 from ensemble_assets.compute.backends.token_head import load_head
 from ensemble_assets.compute.backends.token_states import SCALE, STATE, restored
 from ensemble_assets.compute.tokens.padded_arrays import FeatureLayout, padded_arrays
-from ensemble_assets.compute.tokens.token_tables import (
-    TASKS,
-    Batch,
-    TokenTable,
-    join_tables,
-    pair_table,
-    single_table,
-)
+from ensemble_assets.compute.tokens.token_tables import TASKS, Batch, TokenTable, join_tables, pair_table, single_table
 from ensemble_assets.compute.tokens.tokenizer import load_vocabulary, tokenise_bodies
 from ensemble_assets.models.model_files import ModelFiles, weight_bytes
 from ensemble_assets.models.spec import ModelSpec
