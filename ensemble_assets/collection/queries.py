@@ -227,14 +227,18 @@ def _is_header(fields: list[str]) -> bool:
 
 def _tsv(file: InputFile) -> Iterator[tuple[str, str, int]]:
     """Yield the id and all that follows, or the columns that the first line calls so."""
-    at, text = 0, slice(1, None)
+    at, text, most = 0, slice(1, None), 0  # most fields of a line where its text is not the last; 0: no limit
     for place, (number, line) in enumerate(read_lines(file, _LIMITS)):
         fields = unquoted([field.strip() for field in line.split("\t")])
         if not place and _is_header(fields):
             places = places_of(fields, _NAMES)
             at, first = places["id"], places.get("text", 1)
-            text = slice(first, None if first == len(fields) - 1 else first + 1)  # a text may have tabs in it
+            last = first == len(fields) - 1  # then a text may have tabs in it
+            text, most = slice(first, None if last else first + 1), 0 if last else len(fields)
             continue
+        if most and any(fields[most:]):
+            problem = f"has {len(fields)} fields where {most} are expected"
+            raise InputError(f"{file.source}, line {number + 1}", problem, "Take the tabs out of the text")
         if not fields[at : at + 1] or not fields[at] or len(fields) == 1:
             raise InputError(f"{file.source}, line {number + 1}", "is not an id, a tab and a text", "Correct the line")
         yield fields[at], "\t".join(fields[text]), number

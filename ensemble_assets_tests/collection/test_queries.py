@@ -70,6 +70,12 @@ BAD: list[tuple[str, str, str, str]] = [
     ("huge line", "q.tsv", "1\t" + "x" * 1_000_000, "line 1: is a record of more than 1000000 bytes"),
     ("no query", "q.jsonl", "\n", "q.jsonl: holds no query"),
     ("other suffix", "q.xml", "1,x", "q.xml: is no table of queries or judgements. Accepted are .jsonl"),
+    (
+        "a tab in a text that is not last",
+        "q.tsv",
+        "query\tqid\na\tb\t1",
+        "q.tsv, line 2: has 3 fields where 2 are expected",
+    ),
     ("CSV with a comma in a text", "q.csv", "id,text\n1,x\n2,x, y", "q.csv, line 3: has 3 fields where 2 are expected"),
     (
         "the same without names",
