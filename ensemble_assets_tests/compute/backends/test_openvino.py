@@ -118,6 +118,12 @@ def test_sparse_weights_are_those_of_torch(openvino_runtime):
     np.testing.assert_array_equal(got["active"], expected["active"])
 
 
+def test_an_output_layer_that_is_too_large_to_copy_is_left_to_plain_products(openvino_runtime, monkeypatch):
+    monkeypatch.setattr(openvino_forwards, "_MOST_COPIED", 0)
+    factory = sparse_factory(*complete("splade-tiny"), openvino_runtime, 256)
+    assert factory.load("cpu")._head._make_products is None
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sparse_weights_by_tiles_are_the_same_bits_as_by_plain_products(openvino_runtime, monkeypatch, precision):
     table = tokenise([*TEXTS, *QUERIES], complete("splade-tiny")[1], 256)
