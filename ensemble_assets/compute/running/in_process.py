@@ -12,10 +12,11 @@ from ensemble_assets.compute.backends.forward import ForwardFactory, packing_of
 from ensemble_assets.compute.batching.batch_outcome import Finished
 from ensemble_assets.compute.batching.dispatcher import Dispatcher, Measure, Run
 from ensemble_assets.compute.batching.planner import BatchPlanner
+from ensemble_assets.compute.batching.table_result import NOT_FINITE, TableResult
 from ensemble_assets.compute.devices.ceiling import MemoryGuard, PeakSampler
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running.run_batch import BatchRunner, OutputArrays
-from ensemble_assets.compute.running.worker_settings import PassResult, WorkerSettings
+from ensemble_assets.compute.running.worker_settings import WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 
@@ -26,10 +27,11 @@ def run_in_process(
     lease: Lease,
     settings: WorkerSettings,
     events: EventSink,
-) -> PassResult:
+) -> TableResult:
     """Run the planner's rows of a table on the lease's first device, which must be the CPU.
 
-    A GPU's memory would stay with this process, so it is a ``DeviceError``.
+    Rows that fail in the result are not finite. A GPU's memory would stay with this process, so it is a
+    ``DeviceError``.
     """
     device = lease.devices[0]
     if device.torch_device.startswith("cuda"):
@@ -64,7 +66,13 @@ def run_in_process(
         events.emit("device.peak", device=device.uuid, used_bytes=guard.peak_used)
         for at, used in sampler.timeline.points:
             events.emit("device.memory", device=device.uuid, sampled_at=at, used_bytes=used)
-    return PassResult(outputs, not_finite, guard.peak_used, forward.precision, dispatcher.largest_batch)
+    return TableResult(
+        outputs,
+        dict.fromkeys(not_finite, NOT_FINITE),
+        peak_bytes=guard.peak_used,
+        precision=forward.precision,
+        largest_batch=dispatcher.largest_batch,
+    )
 
 
 def _sleep_until(wakeup: float | None) -> None:

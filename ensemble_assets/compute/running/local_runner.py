@@ -154,24 +154,19 @@ class LocalRunner(Runner):
         else:
             done = run_in_process(table, planner, factory, lease, self.settings, events)
         history.keep(factory.identity, kinds, planner.sizes.learned())
-        failed = dict(planner.failed)
-        if again is not None:
-            failed |= dict.fromkeys(done.not_finite, NOT_FINITE)
+        failed = planner.failed | ({} if again is None else done.failed_rows)
         for name, values in done.outputs.items():
             values[factory.outputs[name].places(table, np.array(sorted(failed), np.int64))] = 0
-        result = TableResult(
-            outputs=done.outputs,
+        result = replace(
+            done,
             failed_rows=failed,
             seconds=time.perf_counter() - started,
             tokens=int(table.lengths[rows].sum()),
-            peak_bytes=done.peak_bytes,
             distinct_rows=len(rows),
             device=used_devices(lease.devices),
-            precision=done.precision,
-            largest_batch=done.largest_batch,
         )
-        if again is None and done.not_finite:
-            return self._redone(result, np.array(sorted(done.not_finite)), table, factory, lease, events)
+        if again is None and done.failed_rows:
+            return self._redone(result, np.array(sorted(done.failed_rows)), table, factory, lease, events)
         return result
 
     def _redone(
@@ -186,18 +181,17 @@ class LocalRunner(Runner):
         """Run rows that are not finite again in fp32, and put their outputs into the first pass's result."""
         events.emit("mitigation.precision", rows=len(rows), precision="fp32")
         full_precision = factory.full_precision()
-        second: TableResult | None = None
+        second = TableResult(failed_rows=dict.fromkeys(rows.tolist(), NOT_FINITE))
         if full_precision is not None:
             with suppress(ModelUnavailableError, DeviceOutOfMemoryError):
                 second = self(table, full_precision, lease=lease, events=events, again=rows)
         for name, values in first.outputs.items():
             places = factory.outputs[name].places(table, rows)
-            values[places] = 0 if second is None else second.outputs[name][places]
-        failed = dict.fromkeys(rows.tolist(), NOT_FINITE) if second is None else second.failed_rows
+            values[places] = second.outputs[name][places] if second.outputs else 0
         return replace(
             first,
-            failed_rows=first.failed_rows | failed,
-            seconds=first.seconds + (0.0 if second is None else second.seconds),
-            peak_bytes=first.peak_bytes if second is None else max(first.peak_bytes, second.peak_bytes),
+            failed_rows=first.failed_rows | second.failed_rows,
+            seconds=first.seconds + second.seconds,
+            peak_bytes=max(first.peak_bytes, second.peak_bytes),
             precision_redone=len(rows),
         )

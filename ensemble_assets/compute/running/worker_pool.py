@@ -29,14 +29,14 @@ from ensemble_assets.compute.batching.dispatcher import (
     Stop,
 )
 from ensemble_assets.compute.batching.planner import BatchPlanner
-from ensemble_assets.compute.batching.table_result import OUT_OF_MEMORY
+from ensemble_assets.compute.batching.table_result import NOT_FINITE, OUT_OF_MEMORY, TableResult
 from ensemble_assets.compute.devices.cpu import CpuDevice
 from ensemble_assets.compute.devices.device import Device
 from ensemble_assets.compute.devices.lease import Lease
 from ensemble_assets.compute.running import worker_process as messages
 from ensemble_assets.compute.running.shared_folder import create_outputs, save_table, work_folder
 from ensemble_assets.compute.running.worker_handle import WorkerHandle, WorkerSupply
-from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, PassResult, WorkerSettings
+from ensemble_assets.compute.running.worker_settings import IN_FLIGHT, WorkerSettings
 from ensemble_assets.compute.tokens.token_tables import TokenTable
 
 _FAREWELL_SECONDS = 5.0
@@ -84,8 +84,11 @@ class WorkerPool:
         finally:
             self._end_all()
 
-    def run(self, table: TokenTable, planner: BatchPlanner, factory: ForwardFactory, events: EventSink) -> PassResult:
-        """Run the planner's rows of a table on all devices of the lease; ``events`` know the rows by their numbers."""
+    def run(self, table: TokenTable, planner: BatchPlanner, factory: ForwardFactory, events: EventSink) -> TableResult:
+        """Run the planner's rows of a table on all devices of the lease; ``events`` know the rows by their numbers.
+
+        Rows that fail in the result are not finite.
+        """
         with work_folder(self._settings.work_folder) as folder:
             save_table(folder, table)
             outputs = create_outputs(folder, factory.outputs, table)
@@ -97,7 +100,13 @@ class WorkerPool:
             except BaseException:
                 self._end_all()
                 raise
-        return PassResult(outputs, current.not_finite, self._peak_bytes(), current.precision, dispatcher.largest_batch)
+        return TableResult(
+            outputs,
+            dict.fromkeys(current.not_finite, NOT_FINITE),
+            peak_bytes=self._peak_bytes(),
+            precision=current.precision,
+            largest_batch=dispatcher.largest_batch,
+        )
 
     def _run(self, current: _Pass) -> None:
         for name in self._orders:

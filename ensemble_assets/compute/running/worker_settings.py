@@ -1,12 +1,9 @@
-"""Settings of the devices of a machine, and the result of one pass of rows through a model."""
+"""Settings of the devices of a machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ensemble_assets.common.defaults import BATCH_TOKENS
 from ensemble_assets.compute.batching.dispatcher import Patience
@@ -81,18 +78,3 @@ class WorkerSettings:
     sampler_seconds: float = 0.05
     size_history: Path | None = None
     work_folder: Path | None = None
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """One pass of some rows of a table through a model; ``not_finite`` are rows with a NaN or an infinity.
-
-    ``outputs`` are ``[n, *shape]`` each, zero where a row was not run or failed. ``peak_bytes`` is the most memory in
-    use on any of the devices, all processes counted. ``largest_batch`` counts rows.
-    """
-
-    outputs: dict[str, NDArray[Any]]
-    not_finite: list[int]
-    peak_bytes: int
-    precision: str
-    largest_batch: int
