@@ -53,6 +53,12 @@ class Artefact(Generic[R]):
         """Content hash over arrays and frames, 32 hex digits: Dagster's data version."""
         return str(self.index["version"])
 
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Versions of the artefacts that its stage read, by asset; empty in those of older programs."""
+        inputs: Mapping[str, str] = self.index.get("inputs", {})
+        return inputs
+
     @cached_property
     def record(self) -> R:
         """The stage's record of its run; ``ArtefactError`` if this version of the program cannot read it."""
@@ -135,6 +141,29 @@ class Artefact(Generic[R]):
         return entry
 
 
+def require_one_origin(artefacts: Mapping[str, Artefact]) -> None:
+    """Require that no artefact was made of another version of one that is read with it; both are named by asset.
+
+    Raises:
+        ArtefactError: names the assets to materialise again.
+    """
+    older = {
+        asset: [
+            name
+            for name, version in artefact.inputs.items()
+            if name in artefacts and artefacts[name].version != version
+        ]
+        for asset, artefact in artefacts.items()
+    }
+    stale = [asset for asset, names in older.items() if names]
+    if stale:
+        names = sorted({name for names in older.values() for name in names})
+        raise ArtefactError(
+            f"{' and '.join(stale)} {'was' if len(stale) == 1 else 'were'} made of another version of "
+            f"{' and '.join(names)} than there is now. Materialise {' and '.join(stale)} again, then what follows"
+        )
+
+
 def open_artefact(folder: Path, budget_bytes: int | None = None) -> Artefact:
     """Open the sealed artefact in ``folder``; ``ArtefactError`` if it was never sealed or has another format."""
     try:
@@ -178,8 +207,8 @@ class ArtefactWriter:
         sizes = {column.name: int(column.estimated_size()) for column in values.get_columns()}
         self._column_bytes[f"{name}.parquet"] = sizes
 
-    def seal(self, record: Record) -> Artefact:
-        """Flush every file to disk and write the index with the stage's record."""
+    def seal(self, record: Record, inputs: Mapping[str, str] | None = None) -> Artefact:
+        """Flush every file to disk and write the index with the stage's record and the versions of its inputs."""
         files = {
             path.name: _describe(path, self._column_bytes.get(path.name))
             for path in sorted(self.folder.iterdir())
@@ -189,6 +218,7 @@ class ArtefactWriter:
         index = {
             "format": _FORMAT,
             "version": hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
+            "inputs": dict(inputs or {}),
             "files": files,
             "facts": record.as_json(),
         }

@@ -202,9 +202,18 @@ class Searcher:
             return (beside if spec.slug in (token_vectors, states_of) else plain)(spec, *rest)
 
         context = self._models.context
-        return encode_dense(
+        encoded = encode_dense(
             _NO_TEXTS, queries, self._run.dense_specs, context, make_factory=make, token_vectors=token_vectors
-        ).models
+        )
+        here = {model.slug: model.fingerprint for model in encoded.record.models}
+        for model in self.corpus.dense_models:
+            slug, fingerprint = model.get("slug"), model.get("fingerprint")
+            if fingerprint and here.get(str(slug), fingerprint) != fingerprint:
+                self._note(
+                    f"dense: the files of {slug} here are not those that made the bundle's vectors, so its ranks may "
+                    "mean nothing. Name the model as the run did, or run the collection again"
+                )
+        return encoded.models
 
     def _sparse(self, queries: pl.Series) -> pl.DataFrame | None:
         encoded = self._encode_sparse(queries)

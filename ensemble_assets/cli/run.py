@@ -259,12 +259,25 @@ def _dagster_instance(home: str | None) -> Iterator[dg.DagsterInstance]:
     import dagster as dg
 
     if home:
-        with dg.DagsterInstance.get() as instance:
+        with dg.DagsterInstance.get() as configured:
+            ref = configured.get_ref()
+        with dg.DagsterInstance.from_ref(ref._replace(settings=_without_slots(ref.settings))) as instance:
             yield instance
     else:
         # In memory: a database on disk takes most of a second of every run and is thrown away.
         with dg.DagsterInstance.ephemeral(settings=_PRIVATE_INSTANCE) as instance:
             yield instance
+
+
+def _without_slots(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Have Dagster take no slot of a pool in this process.
+
+    A run that is killed here would keep its slot until the daemon frees it, if there is one, and Dagster waits for a
+    slot in a busy loop. The device lease, which the kernel frees, keeps devices exclusive.
+    """
+    concurrency = dict(settings.get("concurrency") or {})
+    pools = {**(concurrency.get("pools") or {}), "granularity": "run"}
+    return {**settings, "concurrency": {**concurrency, "pools": pools}}
 
 
 @contextmanager

@@ -36,7 +36,7 @@ _REMEDY = (
 _NAMES = {
     "query": ("query_id", "qid", "query", "q_id", "topic", "topic_id"),
     "chunk": ("corpus_id", "doc_id", "docid", "chunk_id", "document_id", "passage_id", "pid", "docno", "document"),
-    "relevance": ("score", "relevance", "rating", "rel", "label", "grade", "judgement", "judgment", "relevance_score"),
+    "relevance": ("relevance", "rel", "rating", "label", "grade", "judgement", "judgment", "relevance_score", "score"),
 }
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,10}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?")
 

@@ -35,8 +35,8 @@ from ensemble_assets.common.frame_schemas import QRELS, QUERIES, conform
 QuerySource = Literal["file", "derived"]
 
 _NAMES = {
-    "id": ("query_id", "_id", "id", "qid", "topic", "number"),
-    "text": ("text", "query", "question", "title"),
+    "id": ("query_id", "_id", "id", "qid", "q_id", "queryid", "topic", "topic_id", "number", "query_number"),
+    "text": ("text", "query", "question", "title", "query_text", "querytext"),
 }
 """Columns of a table of queries, case and ``-`` for ``_`` aside; the first that is there counts."""
 

@@ -129,6 +129,27 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_SS_DISABLE = 2
+"""From linux/signal.h."""
+
+
+def use_own_signal_stack() -> None:
+    """Let handlers of signals run on this thread's own stack again, after a library set another (sigaltstack(2)).
+
+    On Linux OpenVINO gives the thread that compiles a network a stack for signals, and sets the one before when the
+    network goes. Networks that go in another order than the reverse leave a stack that is gone, and the next Ctrl-C is
+    a segmentation fault. Call it after every network that goes.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)
+
+
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 

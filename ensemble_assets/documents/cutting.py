@@ -93,6 +93,9 @@ def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
             except InputError as error:
                 written.unread.append(error)
                 continue
+            except RecursionError:
+                written.unread.append(InputError(relative, "is nested too deeply to be read", "Flatten it"))
+                continue
             file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
             written.chunks += len(records)
             written.documents += 1
@@ -115,11 +118,11 @@ def _records(relative: str, path: Path, cutting: Cutting) -> Iterator[dict[str, 
         for place, text in enumerate(cutting.parts(section)):
             own = section.given_id + (f":{place}" if place else "")
             yield {
+                **section.more,
                 "id": own if section.given_id else f"{relative}:{number}",
                 "text": text,
                 **({"heading_text": section.path[-1], "section_path": section.path} if section.path else {}),
                 "source_file": relative,
                 "token_count": cutting.count(text),
-                **section.more,
             }
             number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +15,27 @@ from ensemble_assets.common.errors import InputError, SettingsError
 
 try:
     from bs4 import BeautifulSoup
+    from bs4.dammit import EncodingDetector
+    from bs4.exceptions import ParserRejectedMarkup
     from markdown_it import MarkdownIt
     from markdownify import MarkdownConverter
 except ImportError:
     raise SettingsError("cutting documents needs more packages: pip install 'ensemble-assets[documents]'") from None
 
-_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_FRONT_MATTER = re.compile(r"""\A---[ \t]*\n(?=[\w"'-][^\n:]*:[ \t\n]).*?\n---[ \t]*\n""", re.DOTALL)
+"""YAML between two rules at the top. A rule with something else below it is a rule."""
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
+"""A line as Markdown has it: ``str.splitlines`` ends one at form feeds and Unicode's separators too."""
+
+_BLOCKS = ("header", "main", "footer", "aside", "address", "details", "summary", "legend", "fieldset", "form", "hgroup")
+"""Blocks of HTML that the converter takes for a part of a line."""
+
+_APART = ("label", "option", "button")
+"""Parts of a line whose words are apart from what follows."""
+
 _NO_CONTENT = ("script", "style", "nav", "noscript", "template", "head")
-_SEPARATORS = ",;\t|"
+_SEPARATORS, _QUOTED = ",;\t|", re.compile(r'"(?:[^"]|"")*"')
 _TEXT, _IDS, _TITLES = "text", ("chunk_id", "_id", "id"), ("heading", "title", "name")
 
 
@@ -48,7 +62,7 @@ class Section:
 
 def _decoded(raw: bytes, source: str) -> str:
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        return raw.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{source}, byte {error.start}", "is not UTF-8", "Save the document as UTF-8") from None
 
@@ -66,16 +80,36 @@ _ON_THIS_PAGE, _PERMALINKS = re.compile("^#"), ("", "¶", "#", "§", "🔗")
 
 
 def _html(raw: bytes, source: str) -> Iterator[Section]:
-    page = BeautifulSoup(raw, "html.parser")
+    try:
+        page = _page(raw, source)
+    except (ParserRejectedMarkup, AssertionError):
+        raise InputError(source, "is no HTML that can be read", "Correct its declarations, or save it again") from None
     title = page.title.get_text(" ", strip=True) if page.title else ""
     for element in page(_NO_CONTENT):
         element.decompose()
     for link in page("a", href=_ON_THIS_PAGE):
         if link.get_text(strip=True) in _PERMALINKS:
             link.decompose()
+    for element in page(_BLOCKS):
+        element.name = "div"
+    for element in page(_APART):
+        element.insert_after(" ")
     named = bool(page("h1"))
-    text: str = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page)
+    converter = MarkdownConverter(
+        heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
+    )  # without backslashes: texts are searched, not shown as Markdown
+    text: str = converter.convert_soup(page)
     return markdown_sections(text if named or not title else f"# {title}\n\n{text}")
+
+
+def _page(raw: bytes, source: str) -> BeautifulSoup:
+    """Parse a page in the encoding that it declares, else in UTF-8, and in no other that might fit."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return BeautifulSoup(raw, "html.parser")
+    declared = EncodingDetector.find_declared_encoding(raw, is_html=True)
+    if declared is None or declared.lower().replace("-", "") == "utf8":
+        return BeautifulSoup(_decoded(raw, source), "html.parser")
+    return BeautifulSoup(raw, "html.parser", from_encoding=declared)
 
 
 def markdown_sections(text: str) -> Iterator[Section]:
@@ -84,7 +118,8 @@ def markdown_sections(text: str) -> Iterator[Section]:
     Headings within quotations, lists and code do not count. A heading with nothing below it but deeper headings is no
     section: it is in their paths.
     """
-    lines = text.splitlines(keepends=True)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    lines = _LINE.findall(text)
     tokens = MarkdownIt("commonmark").parse(text)
     heads = [(0, 0, 0, "")]  # first line, line after the heading, depth, words
     for opening, inside in pairwise(tokens):
@@ -105,7 +140,7 @@ def _table(raw: bytes, source: str) -> Iterator[Section]:
     A column ``text`` is the text, and the others are metadata. Without one the text has a line for every column.
     """
     text = _decoded(raw, source)
-    names = text.partition("\n")[0]
+    names = _QUOTED.sub("", text.partition("\n")[0])
     try:
         frame = pl.read_csv(
             io.BytesIO(text.encode()), separator=max(_SEPARATORS, key=names.count), infer_schema=False

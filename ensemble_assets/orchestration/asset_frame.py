@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import dagster as dg
 
-from ensemble_assets.artefacts.artefact import Artefact
+from ensemble_assets.artefacts.artefact import Artefact, require_one_origin
 from ensemble_assets.orchestration.failure_policy import STEP_RETRY
 from ensemble_assets.orchestration.partitions import COLLECTIONS
 from ensemble_assets.orchestration.stage_step import stage_step
@@ -36,6 +36,8 @@ def collection_asset(
         def step(context: dg.AssetExecutionContext, **artefacts: Artefact) -> Materialised:
             resources = context.resources
             with stage_step(context, resources.settings, resources.progress, stage) as run:
+                require_one_origin(artefacts)
+                run.inputs = artefacts
                 return function(run, **{name: getattr(resources, name) for name in shared}, **artefacts)
 
         return dg.asset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -81,7 +81,7 @@ class ComputeRun:
 
 @dataclass
 class StageRun:
-    """One stage of one collection, while it runs. ``record`` is None until it is sealed."""
+    """One stage of one collection, while it runs. ``inputs`` are by asset; ``record`` is None until it is sealed."""
 
     stage: str
     collection: str
@@ -95,6 +95,7 @@ class StageRun:
     code_version: str | None = None
     tell: Callable[[str], None] = lambda holder: None
     clock: WorkClock = field(default_factory=WorkClock)
+    inputs: Mapping[str, Artefact] = field(default_factory=dict)
     record: Record | None = None
 
     def __post_init__(self) -> None:
@@ -149,4 +150,4 @@ class StageRun:
             events=tuple(event.as_json() for event in self.log.events if event.name not in _PROGRESS),
         )
         self.record = sealed
-        return self.writer.seal(sealed)
+        return self.writer.seal(sealed, {asset: artefact.version for asset, artefact in self.inputs.items()})

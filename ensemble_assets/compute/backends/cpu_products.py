@@ -19,6 +19,7 @@ import numpy as np
 
 from ensemble_assets.common.json_cache import JsonCache
 from ensemble_assets.common.machine import digest, instruction_sets, usable_cores
+from ensemble_assets.common.stopping import use_own_signal_stack
 from ensemble_assets.compute.backends.forward import Precision
 from ensemble_assets.compute.backends.openvino_graph import import_openvino
 
@@ -110,6 +111,9 @@ def _measured() -> CpuProducts:
             started = time.perf_counter()
             request.infer([batch])
             seconds[name] = min(seconds[name], time.perf_counter() - started)
+    requests.clear()
+    del request  # of the loop
+    use_own_signal_stack()
     work = 4 * _ROWS * _WIDTH * _INNER / 1e9
     return CpuProducts(**{name: round(work / seconds[name], 1) if name in seconds else 0.0 for name in _HINTS})
 

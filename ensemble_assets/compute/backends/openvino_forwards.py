@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
+from ensemble_assets.common.stopping import use_own_signal_stack
 from ensemble_assets.compute.backends.cpu_products import compile_settings
 from ensemble_assets.compute.backends.forward import SMALLEST_NORM, Forward, ForwardFactory, Precision, failure_of_batch
 from ensemble_assets.compute.backends.head_products import HeadProducts
@@ -108,8 +109,9 @@ class OpenVinoForward:
         raise failure  # outside the handler, so that the original exception is not attached
 
     def release(self) -> None:
-        """Drop the compiled network; the forward is of no use afterwards."""
-        self._requests = []
+        """Drop the compiled networks; the forward is of no use afterwards."""
+        self._head, self._requests = None, []
+        use_own_signal_stack()
 
     def _states(self, inputs: list[NDArray[np.integer]]) -> Float:
         """Compute the states of a batch, ``[batch, longest, width]``: every stream computes a part of the rows."""

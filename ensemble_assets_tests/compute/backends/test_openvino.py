@@ -100,6 +100,34 @@ def test_a_graph_that_the_disk_refuses_is_said_with_the_systems_reason_and_leave
     assert [path.suffix for path in (tmp_path / "openvino").iterdir()] == [".lock"]
 
 
+SIGNAL = """
+import os, signal, sys, time
+from pathlib import Path
+from ensemble_assets.compute.backends.choice import rerank_factory, sparse_factory
+from ensemble_assets.compute.backends.forward import Runtime
+from ensemble_assets.models.model_files import locate
+from ensemble_assets.models.registry import MODELS
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runtime = Runtime(precision="fp32", threads=1, backend="openvino", cache_folder=Path(sys.argv[1]))
+made = []
+for slug, maker, more in (("splade-tiny", sparse_factory, [9]), ("ensemble-reranker-tiny", rerank_factory, [])):
+    made.append(maker(MODELS[slug], locate(MODELS[slug]), runtime, *more).load("cpu"))
+while made:
+    made.pop(0).release()  # the first first
+blocks = [bytearray(1 << 16) for _ in range(1000)]  # what was freed is used again
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_after_networks_are_gone_in_any_order_is_no_segmentation_fault(cache):
+    done = subprocess.run([sys.executable, "-c", SIGNAL, str(cache)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_dense_vectors_are_those_of_torch(openvino_runtime):
     table = tokenise([*TEXTS, *QUERIES], complete("all-minilm-l6-v2")[1], 256)
     expected, got = both("all-minilm-l6-v2", dense_factory, openvino_runtime, table)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ensemble_assets.artefacts.array_files import map_new_array, save_array
 from ensemble_assets.artefacts.mapped_pages import drop_resident_pages
-from ensemble_assets.common.atomic_files import atomic_folder, atomic_write
+from ensemble_assets.common.atomic_files import atomic_folder, atomic_write, file_hash
 from ensemble_assets.compute.backends.forward import ForwardFactory, OutputSpec
 from ensemble_assets.compute.backends.model_traits import MAXSIM
 from ensemble_assets.compute.devices.lease import Lease
@@ -177,8 +177,10 @@ class RowStore:
                 save_array(made / f"{name}.npy", outputs[name])
             if lengths is not None:
                 save_array(made / _OFFSETS, offsets)
-            (made / FACTS).write_text(json.dumps({"precision": precision}), encoding="utf-8")
-        self._open_shard(path)
+            hashes = {file.name: file_hash(file) for file in sorted(made.iterdir())}
+            facts = {"precision": precision, "blake2b": hashes}
+            (made / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        self._open_shard(path, verify=False)
 
     def take(self, keys: Keys, other: RowStore, theirs: Keys) -> None:
         """Copy the rows that this store lacks from another one, at most ``_COPIED_BYTES`` in memory at once.
@@ -244,25 +246,31 @@ class RowStore:
         used = np.unique(places.shard[places.stored]).tolist()
         return ",".join(sorted({self._shards[number].precision for number in used})) or "none"
 
-    def _open_shard(self, path: Path) -> None:
-        """Add a sealed shard. One that does not hold the store's outputs is removed, or left out if it is not ours."""
+    def _open_shard(self, path: Path, *, verify: bool = True) -> None:
+        """Add a sealed shard. One that does not hold the store's outputs is removed, or left out if it is not ours.
+
+        So is one with a file that is not as it was written, so that its rows are computed again; older shards have no
+        hashes.
+        """
         try:
             keys = np.load(path / "keys.npy", allow_pickle=False)
             arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in self.outputs}
             facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+            precision, hashes = str(facts["precision"]), dict(facts.get("blake2b", {}))
             by_token = any(spec.per_token for spec in self.outputs.values())
             offsets = np.load(path / _OFFSETS, allow_pickle=False) if by_token else NO_OFFSETS
             sound = not by_token or len(offsets) == len(keys) + 1
+            sound &= not verify or all(file_hash(path / name) == digest for name, digest in hashes.items())
             for name, spec in self.outputs.items():
                 rows = int(offsets[-1]) if spec.per_token else len(keys)
                 sound &= arrays[name].shape == (rows, *spec.shape) and arrays[name].dtype == spec.dtype
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError, KeyError, TypeError):  # an empty file of an array is an EOFError
             sound = False
         if not sound:
             if self._own:
                 shutil.rmtree(path, ignore_errors=True)
             return
-        self._add_shard(keys, arrays, str(facts["precision"]), path, offsets)
+        self._add_shard(keys, arrays, precision, path, offsets)
 
     def _add_shard(
         self,
