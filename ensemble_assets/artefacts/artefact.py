@@ -27,6 +27,7 @@ from ensemble_assets.artefacts.read_record import read_record
 from ensemble_assets.artefacts.stage_record import Record
 from ensemble_assets.common.atomic_files import file_hash
 from ensemble_assets.common.errors import ArtefactError, MemoryBudgetError
+from ensemble_assets.common.stages import PIPELINE
 
 INDEX_NAME = "artefact.json"
 _FORMAT = 1
@@ -147,20 +148,19 @@ def require_one_origin(artefacts: Mapping[str, Artefact]) -> None:
     Raises:
         ArtefactError: names the assets to materialise again.
     """
-    older = {
-        asset: [
-            name
-            for name, version in artefact.inputs.items()
-            if name in artefacts and artefacts[name].version != version
-        ]
-        for asset, artefact in artefacts.items()
-    }
-    stale = [asset for asset, names in older.items() if names]
+    stale, changed = set[str](), set[str]()
+    for asset, artefact in artefacts.items():
+        read = artefact.inputs.items()
+        differ = {name for name, version in read if name in artefacts and artefacts[name].version != version}
+        stale |= {asset} if differ else set()
+        changed |= differ
     if stale:
-        names = sorted({name for names in older.values() for name in names})
+        made, inputs = (
+            ", ".join(stage.asset for stage in PIPELINE if stage.asset in names) for names in (stale, changed)
+        )
         raise ArtefactError(
-            f"{' and '.join(stale)} {'was' if len(stale) == 1 else 'were'} made of another version of "
-            f"{' and '.join(names)} than there is now. Materialise {' and '.join(stale)} again, then what follows"
+            f"{made}: made of another version of {inputs} than there is now. Materialise {made} again, then what "
+            "follows"
         )
 
 

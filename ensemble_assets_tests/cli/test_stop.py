@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ensemble_assets.common.stopping import _without_interrupts, stop_when_asked
 from ensemble_assets.compute.devices.lease_notes import list_leases
 from ensemble_assets_tests.orchestration.pipeline import TOPICS, write_collection
 
+ROOT = Path(__file__).parents[2]
 MESSAGE = "Stopped; finished work is kept, run the same command to go on"
 SECONDS = 20.0
 """The promise is two seconds; the rest is for a machine that is busy with other tests."""
@@ -186,6 +188,27 @@ def test_a_run_that_is_stopped_between_two_stages_is_canceled_in_dagster(tmp_pat
     assert (finished.returncode, finished.stderr.count(MESSAGE)) == (130, 1), finished.stderr
     with dg.DagsterInstance.from_config(str(home)) as instance:
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.CANCELED]
+
+
+def test_a_slot_that_a_killed_run_left_holds_no_run_of_the_command_line_up(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(ROOT / "dagster.yaml", home)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        storage = instance.event_log_storage
+        storage.initialize_concurrency_limit_to_default("device")
+        assert storage.claim_concurrency_slot("device", "a-run-that-was-killed", "dense_embeddings").is_claimed
+    command = [sys.executable, "-m", "ensemble_assets.cli", "run", "--chunked-dir", "corpora", "--output-dir", "out"]
+    finished = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "DAGSTER_HOME": str(home)}, capture_output=True, text=True,
+        check=False, timeout=240,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS]
+        steps = instance.event_log_storage.get_concurrency_info("device").pending_steps
+        assert {step.run_id for step in steps} == {"a-run-that-was-killed"}
 
 
 def test_a_command_that_is_stopped_while_it_starts_says_one_sentence(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ LAYOUTS = {
     "1\t0\td1\t1\n2 0 d2 0\n": "tabs and blanks mixed",
     "1   0\td1  1\r\n2 0 d2 0\r\n": "several blanks, line ends of Windows",
     "\ufeffquery-id\tcorpus-id\tscore\n1\td1\t1\n2\td2\t0\n": "a byte order mark",
+    "qid\tpid\tscore\tlabel\n1\td1\t0.2\t1\n2\td2\t0.9\t0\n": "a retrieval score beside the label",
     "1,d1,1\n2,d2,0\n": "commas without a header",
     "1 d1 1.0\n2 d2 0.4\n": "decimals",
     "topic iter docno rel\n1 0 d1 1\n2 0 d2 0\n": "a header of TREC",

@@ -55,6 +55,30 @@ def test_tokens_of_a_long_text_without_a_paragraph_are_counted_in_short_pieces_o
     assert max(counted) <= 4 * 64
 
 
+def test_one_page_that_cannot_be_read_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "deep.html").write_text("<div>" * 3000 + "deep" + "</div>" * 3000)
+    (tmp_path / "docs" / "fine.md").write_text("Fine.\n")
+    code, _, said = cut(capsys, str(tmp_path / "docs"), "--into", str(tmp_path / "corpora" / "docs"))
+    assert code == 1
+    assert "deep.html is nested too deeply to be read. Flatten it" in said.replace(": is", " is")
+    assert '"Fine."' in (tmp_path / "corpora" / "docs" / "documents.jsonl").read_text()
+
+
+def test_columns_of_a_table_do_not_replace_what_a_chunk_says_of_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "t.csv").write_text("chunk_id,id,text,token_count,place\na,7,one,99,x\nb,7,two,99,y\n")
+    cut(capsys, str(tmp_path / "docs"), "--into", str(tmp_path / "corpora" / "docs"))
+    lines = (tmp_path / "corpora" / "docs" / "documents.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [(each["id"], each["place"]) for each in records] == [("a", "x"), ("b", "y")]
+    assert all(each["token_count"] < 10 for each in records)
+
+
 def cut(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(["chunk", *arguments])

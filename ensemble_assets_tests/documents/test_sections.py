@@ -90,6 +90,63 @@ def test_a_row_of_a_table_is_a_section() -> None:
     assert (own.given_id, own.text, own.more) == ("007", "Lamps need oil.", {"page": "3"})
 
 
+@pytest.mark.parametrize("sign", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r", "\r\n"])
+def test_no_sign_that_python_takes_for_the_end_of_a_line_costs_text(sign: str) -> None:
+    text = f"Page one{sign}Page two\nIMPORTANT words.\n# Part {sign} here\n## Sub\n\nbody\n"
+    for name, page in (
+        (".md", text),
+        (".html", f"<p>Page one{sign}Page two</p><p>IMPORTANT words.</p><h1>Part</h1>body"),
+    ):
+        whole = " ".join(section.text for section in read(name, page.encode()))
+        assert all(word in whole for word in ("one", "two", "IMPORTANT", "words", "body")), name
+
+
+def test_only_yaml_at_the_top_is_front_matter() -> None:
+    assert [each.text.strip() for each in read(".md", b"---\n\n# Title\n\nKept.\n\n---\n\nRest.\n")][-1].startswith(
+        "Kept."
+    )
+    assert [each.text.strip() for each in read(".md", b"---\r\ntitle: gone\r\n---\r\nRest.\n")] == ["Rest."]
+
+
+def test_words_of_neighbouring_blocks_of_html_stay_apart() -> None:
+    tags = ("header", "main", "footer", "aside", "address", "summary", "legend", "label", "option", "button", "form")
+    page = "".join(f"<{tag}>word{number}</{tag}>" for number, tag in enumerate(tags))
+    (section,) = read(".html", page.encode())
+    assert section.text.split() == [f"word{number}" for number in range(len(tags))]
+
+
+def test_words_of_html_have_no_backslashes() -> None:
+    assert read(".html", b"<p>max_retry_count *x* [y]</p>")[0].text.strip() == "max_retry_count *x* [y]"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '<meta charset="latin-1"><p>caf\u00e9</p>'.encode("latin-1"),
+        "<p>caf\u00e9</p>".encode(),
+        "<p>caf\u00e9</p>".encode("utf-8-sig"),
+        "<p>caf\u00e9</p>".encode("utf-16"),
+    ],
+)
+def test_html_is_read_in_the_encoding_that_it_declares(raw: bytes) -> None:
+    assert read(".html", raw)[0].text.strip() == "caf\u00e9"
+
+
+def test_html_in_another_encoding_that_it_does_not_declare_is_named_and_not_guessed() -> None:
+    with pytest.raises(InputError, match=r"a\.html, byte 6: is not UTF-8"):
+        read(".html", "<p>caf\u00e9 na\u00efve</p>".encode("latin-1"))
+
+
+def test_a_page_that_the_parser_refuses_is_named() -> None:
+    with pytest.raises(InputError, match=r"a\.html: is no HTML that can be read"):
+        read(".html", b"<![if IE]>x<![endif]><![foo bar baz<p>ie text</p>")
+
+
+def test_a_tables_separator_is_not_looked_for_in_quotes_and_its_lines_may_end_as_they_like() -> None:
+    (section,) = read(".csv", b'"id";"a, b, c";"text"\r"1";"x";"body"\r')
+    assert (section.text, section.given_id, section.more) == ("body", "1", {"a, b, c": "x"})
+
+
 @pytest.mark.parametrize("name", [".md", ".txt", ".csv"])
 def test_other_encodings_are_named_with_their_place(name: str) -> None:
     with pytest.raises(InputError, match=rf"^a\{name}, byte 3: is not UTF-8"):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
 
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
@@ -49,7 +55,11 @@ def text_place(name: str, parts: Iterable[str]) -> Place:
 
 
 def file_place(path: Path, name: str = "") -> Place:
-    """Make a place of a file."""
+    """Make a place of a file: of what gzip and zstd packed, and of the texts in Parquet."""
+    if path.suffix == ".parquet":
+        with suppress(pl.exceptions.PolarsError):  # another file of that name: its bytes are searched
+            texts = pl.scan_parquet(path).select(pl.col(pl.String)).collect()
+            return text_place(name or path.name, [value for column in texts for value in column.unique().drop_nulls()])
     return Place(name or path.name, lambda overlap: _read(path, overlap), path.suffix in {".json", ".jsonl"})
 
 
@@ -57,6 +67,17 @@ def page_place(path: Path) -> Place:
     """Make a place of an HTML page."""
     page = Page(path.read_text(encoding="utf-8"))
     return text_place(path.name, ["".join(page.texts), *page.values])
+
+
+def unpacked(stream: BinaryIO) -> Any:
+    """Return a reader of what a file's bytes are packed from by gzip or zstd; None if they are not packed."""
+    first = stream.read(4)
+    stream.seek(0)
+    if first[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=stream)
+    if first == b"\x28\xb5\x2f\xfd" and importlib.util.find_spec("zstandard"):
+        return importlib.import_module("zstandard").ZstdDecompressor().stream_reader(stream)
+    return None
 
 
 def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: False) -> Iterator[Place]:
@@ -73,7 +94,8 @@ def _read(path: Path, overlap: int) -> Iterator[bytes]:
 
     A line that is longer than a block is cut anywhere.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as stream:
+        file: Any = unpacked(stream) or stream
         rest, searched = b"", 0
         while block := file.read(_BLOCK_BYTES):
             block = rest + block

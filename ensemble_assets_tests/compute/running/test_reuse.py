@@ -145,6 +145,25 @@ def test_a_damaged_shard_is_computed_again(tmp_path):
     assert_same(again.outputs, first.outputs)
 
 
+@pytest.mark.parametrize("name", ["keys.npy", "vector.npy", "shard.json"])
+@pytest.mark.parametrize("damage", ["empty", "gone", "one bit", "facts of another kind"])
+def test_whatever_happened_to_a_file_its_rows_are_computed_again(tmp_path, name, damage):
+    table, factory = table_of(ROWS), DoubleFactory(VECTOR)
+    first = reuse(tmp_path, table, factory)
+    path = sorted((tmp_path / store_name(factory, LEASE)).glob("shard-*"))[0] / name
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 0x40
+    damaged = {"empty": b"", "one bit": bytes(content), "facts of another kind": b"{}"}
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(damaged[damage])
+    for reused in (range(1, len(ROWS)), range(len(ROWS) - 1, len(ROWS) + 1)):  # computed again, and sound from then on
+        again = reuse(tmp_path, table, factory)
+        assert_same(again.outputs, first.outputs)
+        assert again.reused_rows in reused
+
+
 def test_rows_of_another_table_stay(tmp_path):
     factory = DoubleFactory(VECTOR)
     first, second = table_of(ROWS[:2]), table_of(ROWS[2:])

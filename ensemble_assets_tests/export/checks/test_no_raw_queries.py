@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -181,6 +183,20 @@ def test_queries_in_files_and_logs_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"\xff\xfe\x00" * 1000 + FORMS["JSON"](TEXT).encode())
     found = no_raw_queries([QUERY], folder_places(tmp_path))
     assert sorted(sentence.split(":")[0] for sentence in found.problems) == ["deep.log", "step.err", "telemetry.jsonl"]
+
+
+def test_queries_in_packed_files_and_in_parquet_are_found(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    lines = f'{{"_id": "q", "text": "{TEXT}"}}\n'.encode() * 3
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "b.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
+    texts = ["another", *[TEXT] * 50]
+    pl.DataFrame({"n": range(51), "text": texts}).write_parquet(tmp_path / "c.parquet", compression="zstd")
+    (tmp_path / "d.parquet").write_bytes(b"no table " + TEXT.encode())
+    found = no_raw_queries([QUERY], folder_places(tmp_path))
+    assert sorted(sentence.split(":")[0] for sentence in found.problems) == [
+        "a.jsonl.gz", "b.zst", "c.parquet", "d.parquet"
+    ]  # fmt: skip
 
 
 def test_a_query_across_two_blocks_of_a_large_file_is_found(tmp_path: Path) -> None:
