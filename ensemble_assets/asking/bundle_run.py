@@ -19,6 +19,12 @@ from ensemble_assets.retrieval.fusion import METHODS
 from ensemble_assets.settings import Settings
 from ensemble_assets.settings.chosen_models import named_models
 
+_OPTION_OF: Mapping[ModelKind, str] = {
+    "dense": "models.ensemble",
+    "sparse": "models.sparse",
+    "rerank": "models.rerank",
+}
+
 
 @dataclass(frozen=True)
 class BundleRun:
@@ -96,6 +102,11 @@ class BundleRun:
         if named:
             return named[0]
         file = self.settings.models.file
+        if model.get("revision") == "local" and not file:  # its id is that of no repository
+            raise SettingsError(
+                f"the bundle's model {model.get('slug')} was a folder. Name it as its run did, by --set "
+                f"{_OPTION_OF[kind]}=FOLDER or --set models.file=FILE"
+            )
         catalogue = read_catalogue(Path(file)) if file else ModelCatalogue({}, PROFILES["embedded"])
         names = [str(model[name]) for name in ("slug", "hf_model_id") if model.get(name)]
         for name in names:

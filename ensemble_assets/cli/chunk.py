@@ -60,9 +60,8 @@ def chunk(
     if overlap >= limit:
         raise SettingsError(f"--overlap {overlap}: a chunk has at most {limit} tokens. Give fewer")
     with args.wrong_name_is_usage_error():
-        written = cut_folder(
-            folder, into, Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")
-        )
+        cutting = Cutting(count, limit, overlap, room_for_headings=settings.chunks.headings == "prepend")
+        written = cut_folder(folder, into, cutting, follow_links=settings.chunks.follow_links)
     left_out = f", {len(written.unread)} left out" if written.unread else ""
     documents = "document" if written.documents == 1 else "documents"
     chunks = "chunk" if written.chunks == 1 else "chunks"

@@ -74,11 +74,12 @@ class Written:
     unread: list[InputError] = field(default_factory=list)
 
 
-def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
+def cut_folder(folder: Path, into: Path, cutting: Cutting, *, follow_links: bool = False) -> Written:
     """Write the chunks of all documents below ``folder`` to ``documents.jsonl`` in the collection's folder ``into``.
 
     The file is replaced as a whole. A document that cannot be read does not stop the others. If none can be read, or
-    none is there, that is an ``InputError``, and the file stays as it was.
+    none is there, that is an ``InputError``, and the file stays as it was. A link out of the folder is a document that
+    cannot be read, unless ``follow_links``: a corpus from elsewhere must not read this machine's other files.
     """
     paths = sorted((relative, path) for relative, path in documents_below(folder) if path.suffix.lower() in READERS)
     if not paths:
@@ -88,6 +89,10 @@ def cut_folder(folder: Path, into: Path, cutting: Cutting) -> Written:
     written = Written(into / FILE_NAME)
     with atomic_write(written.file) as file:
         for relative, path in paths:
+            if not (follow_links or path.resolve().is_relative_to(folder.resolve())):
+                remedy = "Copy the document, or set chunks.follow_links=on"
+                written.unread.append(InputError(relative, "is behind a link out of the folder", remedy))
+                continue
             try:
                 records = list(_records(relative, path, cutting))
             except InputError as error:

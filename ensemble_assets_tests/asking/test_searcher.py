@@ -14,6 +14,7 @@ import pytest
 from ensemble_assets.asking.at_once import AtOnceRunner
 from ensemble_assets.asking.marking import passage, word_places
 from ensemble_assets.asking.searcher import Searcher
+from ensemble_assets.common.errors import SettingsError
 from ensemble_assets.compute.backends.choice import dense_factory
 from ensemble_assets.compute.backends.openvino_forwards import OpenVinoForward
 from ensemble_assets.pipeline.compute_context import Computing
@@ -65,6 +66,24 @@ def test_a_question_in_another_encoding_is_asked_as_a_runs_query_would_be(pipeli
     asked = searcher(pipeline.run(), pipeline.root)
     assert asked.ask("river \udce9") == asked.ask("river \ufffd") != []
     assert asked.encode("river \udce9").dense == asked.encode("river \ufffd").dense
+
+
+def test_other_files_of_a_model_are_said_and_a_folder_is_asked_for(tmp_path: Path) -> None:
+    write_collection(tmp_path / "corpora" / "notes")
+    outcome = Pipeline(tmp_path).run()
+    path = outcome.bundle / "processing_summary.json"
+    manifest = outcome.manifest()
+    model = manifest["dense_run"]["models"][0]
+    model["fingerprint"] = "0" * 32
+    path.write_text(json.dumps(manifest))
+    asked = searcher(outcome, tmp_path)
+    assert asked.ask("where is the river")
+    (note,) = asked.notes
+    assert f"the files of {model['slug']} here are not those that made the bundle's vectors" in note
+    model["revision"] = "local"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(SettingsError, match=r"was a folder\. Name it as its run did, by --set models\.ensemble=FOLDER"):
+        searcher(outcome, tmp_path).ask("where is the river")
 
 
 @pytest.mark.models

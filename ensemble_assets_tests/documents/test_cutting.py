@@ -67,6 +67,23 @@ def test_one_page_that_cannot_be_read_does_not_stop_the_others(
     assert '"Fine."' in (tmp_path / "corpora" / "docs" / "documents.jsonl").read_text()
 
 
+def test_documents_behind_a_link_out_of_the_folder_are_named_and_read_only_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("docs", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.md").write_text(f"Text of {name}.\n")
+    (tmp_path / "docs" / "out").symlink_to(tmp_path / "elsewhere")
+    arguments = (str(tmp_path / "docs"), "--into", str(tmp_path / "corpora" / "docs"))
+    code, _, said = cut(capsys, *arguments)
+    written = tmp_path / "corpora" / "docs" / "documents.jsonl"
+    assert (code, "Text of elsewhere" in written.read_text()) == (1, False)
+    assert "out/elsewhere.md" in said
+    assert "link out of the folder" in said
+    assert cut(capsys, *arguments, "--set", "chunks.follow_links=on")[0] == 0
+    assert "Text of elsewhere" in written.read_text()
+
+
 def test_columns_of_a_table_do_not_replace_what_a_chunk_says_of_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
