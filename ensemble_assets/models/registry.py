@@ -231,9 +231,8 @@ def model_spec(name: str, kind: ModelKind) -> ModelSpec:
 _SHORT_NAMES = MappingProxyType({"all-minilm-l6": "all-minilm-l6-v2"})
 """Shorter names of registered models that operators of version 4.0 use."""
 
-_BY_HUB_ID = {
-    (spec.source.repository.lower(), spec.kind): spec for spec in _SPECS if isinstance(spec.source, HubSource)
-}
+_BY_HUB_ID = {(spec.hf_model_id.lower(), spec.kind): spec for spec in _SPECS if spec.pooling != "late_interaction"}
+"""Registered models by their full ids, also those that ship with a package."""
 
 
 def hub_spec(repository: str, kind: ModelKind) -> ModelSpec:

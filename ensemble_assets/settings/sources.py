@@ -97,4 +97,5 @@ def _config_layer(named: str | None, folder: Path) -> Layer:
         content = {}
     if not isinstance(content, dict):
         raise SettingsError(f"{path.name}: expected a mapping of options, found {type(content).__name__}")
-    return Layer("config file", dotted(content), lambda key: f"{path.name} {key}")
+    filled = {key: value for key, value in content.items() if value is not None}  # a section with nothing under it
+    return Layer("config file", dotted(filled), lambda key: f"{path.name} {key}")

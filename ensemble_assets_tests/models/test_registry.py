@@ -36,6 +36,13 @@ def test_a_hugging_face_id_is_a_model() -> None:
     assert (spec.slug, spec.source) == ("some-model", HubSource("Owner/Some-Model"))
 
 
+def test_the_full_id_of_a_registered_model_is_that_model_also_where_it_ships_with_a_package() -> None:
+    for spec in MODELS.values():
+        if spec.pooling != "late_interaction":
+            assert model_spec(spec.hf_model_id, spec.kind) is spec
+            assert model_spec(spec.hf_model_id.upper(), spec.kind) is spec
+
+
 def test_a_model_of_another_kind_is_refused_with_the_ones_that_fit() -> None:
     with pytest.raises(SettingsError, match=r"known dense models: all-minilm-l6-v2"):
         model_spec("splade-tiny", "dense")

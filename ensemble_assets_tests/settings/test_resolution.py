@@ -98,6 +98,11 @@ def test_nested_sections_of_the_config_file(tmp_path: Path) -> None:
     assert settings.models.ensemble == ("a", "b")
 
 
+def test_a_section_with_nothing_under_it_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ensemble.yaml").write_text("paths:\n  # output_dir: elsewhere\nrerank:\n  depth: 7\n")
+    assert resolve(environment={}, folder=tmp_path).settings.rerank.depth == 7
+
+
 def test_provenance_rows_have_the_contract_s_keys(tmp_path: Path) -> None:
     rows = resolve({"enable_rerank": "no"}, environment={}, folder=tmp_path).provenance(
         "enable_rerank", "models.sparse"

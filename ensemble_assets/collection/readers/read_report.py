@@ -94,7 +94,9 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         "repeated_link": Reason("noticed", "a symbolic link to a file or folder that is read under its own name"),
         "unjudged_query": Reason("skipped", "the query has no judgement in the qrels"),  # another split's query
         # ArguAna, Quora: BEIR leaves out such a hit, too.
-        "query_is_document": Reason("noticed", "a query has the id of a chunk; that chunk does not count in its lists"),
+        "query_is_document": Reason(
+            "noticed", "a query has a chunk's id; that chunk counts in its lists only if judged relevant"
+        ),
         # Some collections are judged in shares; measures want grades.
         "decimal_relevance": Reason("changed", "a decimal relevance was rounded to the nearest grade, halves upwards"),
         # File names of macOS, and numbers that a table made decimal.
