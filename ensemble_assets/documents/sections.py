@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -141,13 +142,14 @@ def _table(raw: bytes, source: str) -> Iterator[Section]:
     """
     text = _decoded(raw, source)
     names = _QUOTED.sub("", text.partition("\n")[0])
+    separator = max(_SEPARATORS, key=names.count)
     try:
-        frame = pl.read_csv(
-            io.BytesIO(text.encode()), separator=max(_SEPARATORS, key=names.count), infer_schema=False
-        )  # fmt: skip
-    except pl.exceptions.PolarsError as error:
-        kind = type(error).__name__
-        raise InputError(source, f"is no table that can be read ({kind})", "Save it as CSV with names") from None
+        frame = _frame(text, separator, '"')
+    except pl.exceptions.PolarsError:
+        try:
+            frame = _frame(text, separator, None)  # quotes within a text, as many programs write them
+        except pl.exceptions.PolarsError:
+            raise _odd_row(text, separator, source) from None
     for row in frame.iter_rows(named=True):
         filled = {name: value.strip() for name, value in row.items() if value and value.strip()}
         given_id = next((filled.pop(name) for name in _IDS if name in filled), "")
@@ -155,6 +157,23 @@ def _table(raw: bytes, source: str) -> Iterator[Section]:
         own = filled.pop(_TEXT, "")
         whole = own or "\n".join(f"{name}: {value}" for name, value in filled.items())
         yield Section(whole, path=(title,) if title else (), given_id=given_id, more=filled if own else {})
+
+
+def _frame(text: str, separator: str, quote: str | None) -> pl.DataFrame:
+    return pl.read_csv(io.BytesIO(text.encode()), separator=separator, quote_char=quote, infer_schema=False)
+
+
+def _odd_row(text: str, separator: str, source: str) -> InputError:
+    """Name the first line of a table with more fields than names, if that is its fault."""
+    rows = csv.reader(io.StringIO(text), delimiter=separator)
+    width = len(next(rows, []))
+    for row in rows:
+        if len(row) > width:
+            problem = f"has {len(row)} fields where the first line has {width}"
+            return InputError(
+                f"{source}, line {rows.line_num}", problem, "Put a text that holds the separator in quotes"
+            )
+    return InputError(source, "is no table that can be read", "Save it as CSV with names")
 
 
 READERS: Mapping[str, Callable[[bytes, str], Iterator[Section]]] = {

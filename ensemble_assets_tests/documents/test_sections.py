@@ -147,6 +147,16 @@ def test_a_tables_separator_is_not_looked_for_in_quotes_and_its_lines_may_end_as
     assert (section.text, section.given_id, section.more) == ("body", "1", {"a, b, c": "x"})
 
 
+def test_quotes_within_a_text_of_a_table_are_text() -> None:
+    sections = read(".tsv", b'id\ttext\nA\t5" pipe\nB\ta "quoted" word\n')
+    assert [section.text for section in sections] == ['5" pipe', 'a "quoted" word']
+
+
+def test_a_row_with_too_many_fields_is_named() -> None:
+    with pytest.raises(InputError, match=r"a\.csv, line 3: has 3 fields where the first line has 2\. Put a text"):
+        read(".csv", b"id,text\n1,one\n2,two, three\n")
+
+
 @pytest.mark.parametrize("name", [".md", ".txt", ".csv"])
 def test_other_encodings_are_named_with_their_place(name: str) -> None:
     with pytest.raises(InputError, match=rf"^a\{name}, byte 3: is not UTF-8"):
