@@ -125,9 +125,11 @@ def test_doctor_without_a_driver_says_so_and_what_is_used_instead(monkeypatch: p
         (HeadPath("products", "no_vector_instruction"), "Sparse terms of large runs are computed by plain products."),
     ],
 )
-def test_doctor_says_how_sparse_terms_are_found(monkeypatch: pytest.MonkeyPatch, path: HeadPath, sentence: str) -> None:
+def test_doctor_says_how_sparse_terms_are_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: HeadPath, sentence: str
+) -> None:
     monkeypatch.setattr(head, "host_path", lambda: path)
-    settings = resolve({}).settings
+    settings = resolve({"paths.cache_dir": str(tmp_path)}).settings
     assert sentence in _processor(settings, _Forecast(settings, []))
     assert not any("last run" in each for each in _processor(settings, _Forecast(settings, [])))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +81,7 @@ class OpenVinoForward:
         self._factory, self._inputs = factory, factory.inputs
         self._head: SparseHead | None = None
         if factory.spec.kind != "dense":
-            with np.load(graph / "head.npz", allow_pickle=False) as stored:
-                self._layer: tuple[Float, Float] = stored["matrix"], stored["bias"]
+            self._layer = _layer_of(factory.spec.slug, graph)
         if factory.spec.kind == "sparse":
             threads, matrix = runtime.threads or usable_cores(), self._layer[0]
             small = matrix.nbytes <= _MOST_COPIED
@@ -161,6 +161,16 @@ def _ended(request: Any) -> RuntimeError | None:
     except RuntimeError as error:
         return error
     return None
+
+
+def _layer_of(slug: str, graph: Path) -> tuple[Float, Float]:
+    """Read matrix ``[out, hidden]`` and bias ``[out]`` of the layer that a graph leaves out."""
+    try:
+        with np.load(graph / "head.npz", allow_pickle=False) as stored:
+            return stored["matrix"], stored["bias"]
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        message = f"{slug}: its output layer cannot be read. Remove {graph.name} from the cache folder"
+        raise ModelUnavailableError(message) from None
 
 
 def _compiled(factory: OpenVinoFactory, graph: Path) -> Any:

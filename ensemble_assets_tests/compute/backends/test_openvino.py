@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ensemble_assets.common.errors import DeviceError, SettingsError
+from ensemble_assets.common.errors import DeviceError, ModelUnavailableError, SettingsError
 from ensemble_assets.compute.backends import choice as backends
 from ensemble_assets.compute.backends import cpu_products as rates
 from ensemble_assets.compute.backends import openvino_forwards, openvino_graph
@@ -144,6 +144,15 @@ def test_sparse_weights_are_those_of_torch(openvino_runtime):
     expected, got = both("splade-tiny", sparse_factory, openvino_runtime, table, 0)
     np.testing.assert_allclose(got["weight"], expected["weight"], atol=1e-4)
     np.testing.assert_array_equal(got["active"], expected["active"])
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"none"])
+def test_a_damaged_output_layer_in_the_cache_is_named_with_its_remedy(openvino_runtime, tmp_path, content):
+    runtime = replace(openvino_runtime, cache_folder=tmp_path)
+    factory = rerank_factory(*complete("ensemble-reranker-tiny"), runtime)
+    (factory.graph / "head.npz").write_bytes(content)
+    with pytest.raises(ModelUnavailableError, match=r"output layer cannot be read\. Remove rerank-\S+ from the cache"):
+        factory.load("cpu")
 
 
 def test_an_output_layer_that_is_too_large_to_copy_is_left_to_plain_products(openvino_runtime, monkeypatch):
