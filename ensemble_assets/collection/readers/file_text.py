@@ -81,16 +81,12 @@ def open_input(file: InputFile) -> BinaryIO:
     except OSError as error:
         raise cannot_read(file.source, error) from None
     try:
-        head = _head(stream)
-        if head.startswith(_GZIP):
-            unpacked: Any = gzip.GzipFile(fileobj=stream)
-            unpacked.myfileobj = stream  # so that closing one closes the other
-            stream, head = io.BufferedReader(unpacked), b""
+        head, packed = _head(stream), unpacked(cast("BinaryIO", stream))
+        if packed is not None:
+            stream, head = cast("io.BufferedReader", packed), b""
         elif head.startswith(_ZSTD):
-            if zstandard is None:
-                remedy = "Install it (pip install 'ensemble-assets[zstd]'), or decompress the file"
-                raise InputError(file.source, "is compressed with zstd, and the package zstandard is missing", remedy)
-            stream, head = io.BufferedReader(_ZstdStream(cast("BinaryIO", stream))), b""
+            remedy = "Install it (pip install 'ensemble-assets[zstd]'), or decompress the file"
+            raise InputError(file.source, "is compressed with zstd, and the package zstandard is missing", remedy)
         elif file.path.suffix.lower() in _ENDINGS and head:
             problem = f"is not compressed with {_ENDINGS[file.path.suffix.lower()]}, as its name says"
             raise InputError(file.source, problem, "Rename it if it is plain, or copy it again")
@@ -102,6 +98,22 @@ def open_input(file: InputFile) -> BinaryIO:
         stream.close()
         raise
     return cast("BinaryIO", stream)
+
+
+def unpacked(stream: BinaryIO) -> BinaryIO | None:
+    """Give a reader of the bytes that gzip or zstd packed into a stream, whose closing closes both.
+
+    None if nothing is packed, or the package zstandard is missing. Reading raises one of ``UNREADABLE`` where the bytes
+    are damaged.
+    """
+    head = _head(stream)
+    if head.startswith(_GZIP):
+        file: Any = gzip.GzipFile(fileobj=stream)
+        file.myfileobj = stream  # so that closing one closes the other
+        return cast("BinaryIO", io.BufferedReader(file))
+    if head.startswith(_ZSTD) and zstandard is not None:
+        return cast("BinaryIO", io.BufferedReader(_ZstdStream(stream)))
+    return None
 
 
 _ENDINGS = {".gz": "gzip", ".zst": "zstd"}

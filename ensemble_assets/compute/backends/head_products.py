@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_assets.compute.backends.cpu_products import compile_settings
+from ensemble_assets.compute.backends.cpu_products import SHAPE_STEP, compile_settings
 from ensemble_assets.compute.backends.forward import Precision
 from ensemble_assets.compute.backends.openvino_graph import import_openvino
 
 _TILE = 2048
 """Terms of one product: with 256 tokens 1 MiB in bfloat16, which a core's own cache holds. 30,522 at once take 1.5
 times as long (AMD EPYC)."""
-
-_STEP = 16
-"""Numbers of tokens are filled up to multiples of this, since OpenVINO prepares every shape that it meets."""
 
 _BFLOAT16 = 2.0**-8
 """Relative error of a number cut to bfloat16. Rounding makes half of it; which one a processor does is left open."""
@@ -50,7 +47,7 @@ class HeadProducts:
 
     def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the largest product of every term with any of the states ``[T, H]``: ``[V]``."""
-        filled = np.concatenate([states, np.repeat(states[-1:], -len(states) % _STEP, axis=0)])
+        filled = np.concatenate([states, np.repeat(states[-1:], -len(states) % SHAPE_STEP, axis=0)])
         request = self._requests.get()
         try:
             request.infer([filled], share_inputs=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ensemble_assets.common.errors import DeviceError, ModelUnavailableError
 from ensemble_assets.common.machine import usable_cores
 from ensemble_assets.common.stopping import use_own_signal_stack
-from ensemble_assets.compute.backends.cpu_products import compile_settings
+from ensemble_assets.compute.backends.cpu_products import SHAPE_STEP, compile_settings
 from ensemble_assets.compute.backends.forward import SMALLEST_NORM, Forward, ForwardFactory, Precision, failure_of_batch
 from ensemble_assets.compute.backends.head_products import HeadProducts
 from ensemble_assets.compute.backends.openvino_graph import ARGUMENTS, graph_for, import_openvino
@@ -32,11 +32,6 @@ from ensemble_assets.models.spec import Pooling
 
 _OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Cannot allocate memory")
 """Words in OpenVINO's messages when memory runs out: it raises a RuntimeError for everything."""
-
-_STEP = 16
-"""Widths of batches are multiples of this. OpenVINO prepares every shape that it meets, in some 35 ms for MiniLM and 10
-ms for the small models. Rows filled up take no longer: 144 tokens 4.40 ms and 140 tokens 4.61 ms, 256 tokens 8.34 ms
-and 250 tokens 8.61 ms (MiniLM in bf16, AMD EPYC). With steps of 32 they do."""
 
 _MOST_COPIED = 150_000_000
 """Largest output layer that OpenVINO multiplies by: its copies take two and a half times these bytes (measured). BERT's
@@ -148,9 +143,9 @@ class OpenVinoForward:
 
 
 def _width(table: TokenTable, batch: Batch, most: int) -> int:
-    """Return the longest row's tokens, filled up to a multiple of ``_STEP`` but not above ``most``; 0 is no limit."""
+    """Return the longest row's tokens, filled up to ``SHAPE_STEP`` but not above ``most``; 0 is no limit."""
     longest = int(table.lengths[batch.rows].max(initial=0))
-    filled = -(-longest // _STEP) * _STEP
+    filled = -(-longest // SHAPE_STEP) * SHAPE_STEP
     return filled if not most or filled <= most else longest
 
 

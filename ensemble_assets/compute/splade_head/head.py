@@ -87,8 +87,9 @@ class SparseHead:
     ) -> None:
         self._matrix = _plain(matrix)
         self._bias = _plain(np.zeros(len(matrix), np.float32) if bias is None else bias)
-        self._largest = float(max(np.abs(self._matrix).max(initial=0), np.abs(self._bias).max(initial=0)))
-        if not np.isfinite(self._largest):  # a NaN is the largest of all
+        ends = [(values.min(initial=0), values.max(initial=0)) for values in (self._matrix, self._bias)]
+        self._largest = float(np.abs(ends).max())  # a NaN is the largest of all
+        if not np.isfinite(self._largest):
             raise ModelUnavailableError("an output layer has weights that are not finite. Choose another model")
         norms = np.sqrt(np.einsum("ij,ij->i", self._matrix, self._matrix, dtype=np.float64))
         self._layer = Layer(self._matrix, self._bias.astype(np.float64), norms)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import polars as pl
 
+from ensemble_assets.collection.readers.file_text import UNREADABLE, unpacked
 from ensemble_assets.export.checks.bundle_walk import RECORD_FILES, Row, Walk
 from ensemble_assets.export.checks.result import Findings, GateResult
 from ensemble_assets.export.query_leaks.fixed_text import without_number_lists
@@ -69,17 +68,6 @@ def page_place(path: Path) -> Place:
     return text_place(path.name, ["".join(page.texts), *page.values])
 
 
-def unpacked(stream: BinaryIO) -> Any:
-    """Return a reader of what a file's bytes are packed from by gzip or zstd; None if they are not packed."""
-    first = stream.read(4)
-    stream.seek(0)
-    if first[:2] == b"\x1f\x8b":
-        return gzip.GzipFile(fileobj=stream)
-    if first == b"\x28\xb5\x2f\xfd" and importlib.util.find_spec("zstandard"):
-        return importlib.import_module("zstandard").ZstdDecompressor().stream_reader(stream)
-    return None
-
-
 def folder_places(folder: Path, without: Callable[[Path], bool] = lambda path: False) -> Iterator[Place]:
     """Make places of the files below a folder, except the files that ``without`` accepts, and of all files' names."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -95,21 +83,30 @@ def _read(path: Path, overlap: int) -> Iterator[bytes]:
     A line that is longer than a block is cut anywhere.
     """
     with path.open("rb") as stream:
-        file: Any = unpacked(stream) or stream
-        rest, searched = b"", 0
-        while block := file.read(_BLOCK_BYTES):
-            block = rest + block
-            end = block.rfind(b"\n", searched) + 1
-            if not end and len(block) - searched > _BLOCK_BYTES:
-                end = len(block)
-            if end:
-                yield block[:end]
-                start = block.rfind(b"\n", 0, max(0, end - overlap)) + 1
-                start = start if end - start <= overlap + _BLOCK_BYTES else end - overlap
-                block, searched = block[start:], end - start
-            rest = block
-        if len(rest) > searched:
-            yield rest
+        packed = unpacked(stream)
+        if packed is not None:
+            with suppress(*UNREADABLE):  # damaged, or of another kind: its bytes are searched too
+                yield from _blocks(packed, overlap)
+                return
+            stream.seek(0)
+        yield from _blocks(stream, overlap)
+
+
+def _blocks(file: BinaryIO, overlap: int) -> Iterator[bytes]:
+    rest, searched = b"", 0
+    while block := file.read(_BLOCK_BYTES):
+        block = rest + block
+        end = block.rfind(b"\n", searched) + 1
+        if not end and len(block) - searched > _BLOCK_BYTES:
+            end = len(block)
+        if end:
+            yield block[:end]
+            start = block.rfind(b"\n", 0, max(0, end - overlap)) + 1
+            start = start if end - start <= overlap + _BLOCK_BYTES else end - overlap
+            block, searched = block[start:], end - start
+        rest = block
+    if len(rest) > searched:
+        yield rest
 
 
 def no_raw_queries(queries: Sequence[Query], places: Iterable[Place], public: PublicNames = tuple) -> GateResult:

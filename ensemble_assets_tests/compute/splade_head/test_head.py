@@ -254,6 +254,10 @@ def test_output_layers_without_a_bias_and_with_broken_weights():
     states, spans, matrix, _ = random_problem(8)
     out = SparseHead(matrix, None, 0)(states, spans)
     np.testing.assert_allclose(out["weight"], naive(states, spans, matrix, np.zeros(len(matrix))), atol=1e-6)
+    with pytest.raises(ModelUnavailableError, match="not finite"):
+        SparseHead(matrix, np.full(len(matrix), np.nan, np.float32), 0)
+    with pytest.raises(ModelUnavailableError, match="not finite"):
+        SparseHead(matrix, np.full(len(matrix), -np.inf, np.float32), 0)
     matrix[3, 3] = np.nan
     with pytest.raises(ModelUnavailableError, match="not finite"):
         SparseHead(matrix, None, 0)

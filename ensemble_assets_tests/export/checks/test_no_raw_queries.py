@@ -193,9 +193,13 @@ def test_queries_in_packed_files_and_in_parquet_are_found(tmp_path: Path) -> Non
     texts = ["another", *[TEXT] * 50]
     pl.DataFrame({"n": range(51), "text": texts}).write_parquet(tmp_path / "c.parquet", compression="zstd")
     (tmp_path / "d.parquet").write_bytes(b"no table " + TEXT.encode())
+    (tmp_path / "e.gz").write_bytes(b"\x1f\x8b" + TEXT.encode())
+    (tmp_path / "f.gz").write_bytes(gzip.compress(b"no query\n" * 9)[:-4])
+    frames = [zstandard.ZstdCompressor().compress(part) for part in (b"no query\n", lines)]
+    (tmp_path / "g.zst").write_bytes(b"".join(frames))
     found = no_raw_queries([QUERY], folder_places(tmp_path))
     assert sorted(sentence.split(":")[0] for sentence in found.problems) == [
-        "a.jsonl.gz", "b.zst", "c.parquet", "d.parquet"
+        "a.jsonl.gz", "b.zst", "c.parquet", "d.parquet", "e.gz", "g.zst"
     ]  # fmt: skip
 
 
